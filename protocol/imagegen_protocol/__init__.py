@@ -1,0 +1,60 @@
+"""The wire between clients, brokers and workers: messages, frames, limits, requests and errors.
+
+`docs/protocol.md` is the normative text; this package is its Python form and imports nothing of the roles.
+"""
+
+from imagegen_protocol.errors import (
+    BrokerUnreachableError,
+    CancelledError,
+    ClientClosedError,
+    DeadlineExceededError,
+    GenerationFailedError,
+    ImagegenError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    OverloadedError,
+    PoisonRequestError,
+    ProtocolError,
+    RequestError,
+    UnsupportedVersionError,
+    WorkerNameTakenError,
+    error_from_wire,
+)
+from imagegen_protocol.frames import (
+    decode_broker_to_client,
+    decode_broker_to_worker,
+    decode_from_client,
+    decode_from_worker,
+    encode,
+)
+from imagegen_protocol.limits import VERSION
+from imagegen_protocol.request import GenerationRequest, encode_request, parse_request
+
+__all__ = [
+    "VERSION",
+    "BrokerUnreachableError",
+    "CancelledError",
+    "ClientClosedError",
+    "DeadlineExceededError",
+    "GenerationFailedError",
+    "GenerationRequest",
+    "ImagegenError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "OverloadedError",
+    "PoisonRequestError",
+    "ProtocolError",
+    "RequestError",
+    "UnsupportedVersionError",
+    "WorkerNameTakenError",
+    "decode_broker_to_client",
+    "decode_broker_to_worker",
+    "decode_from_client",
+    "decode_from_worker",
+    "encode",
+    "encode_request",
+    "error_from_wire",
+    "parse_request",
+]

@@ -1,0 +1,82 @@
+"""The body of a request: what to draw. The broker passes it on unread; client and worker check it."""
+
+from typing import Annotated, Any
+
+import msgpack
+import msgspec
+from msgspec import Meta
+
+from imagegen_protocol.errors import InvalidRequestError
+from imagegen_protocol.limits import (
+    MAX_BODY_BYTES,
+    MAX_GUIDANCE_SCALE,
+    MAX_IMAGES_PER_REQUEST,
+    MAX_PROMPT_LENGTH,
+    MAX_SEED,
+    MAX_SIDE_PIXELS,
+    MAX_STEPS,
+)
+
+
+class GenerationRequest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What to draw. `None` means the model's own default. Sizes are in pixels.
+
+    Image `i` of `num_images` is made with the seed `(seed + i) % 2**63`, from a generator of its own.
+    """
+
+    prompt: Annotated[str, Meta(max_length=MAX_PROMPT_LENGTH)]
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
+    negative_prompt: Annotated[str, Meta(max_length=MAX_PROMPT_LENGTH)] | None = None
+    num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
+    width: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
+    height: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
+    num_images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
+
+    def seeds(self) -> list[int]:
+        """Return the seed of each image."""
+        return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images)]
+
+
+FIELDS: tuple[str, ...] = GenerationRequest.__struct_fields__
+
+
+def make_request(**fields: Any) -> GenerationRequest:
+    """Return a checked request. Raises `InvalidRequestError` that names the field, its value and the range."""
+    try:
+        return msgspec.convert(fields, GenerationRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(_explain(fields, str(error))) from error
+
+
+def encode_request(request: GenerationRequest) -> bytes:
+    """Return the body frame of a request."""
+    return msgspec.msgpack.encode(request)
+
+
+def parse_request(body: bytes) -> GenerationRequest:
+    """Decode and check a body frame. Raises `InvalidRequestError`, whatever the bytes are."""
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidRequestError(f"the body is {len(body)} bytes long, at most {MAX_BODY_BYTES} are allowed")
+    try:
+        fields = msgpack.unpackb(body, raw=False, strict_map_key=True)
+    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise InvalidRequestError(f"the body is not msgpack: {str(error) or type(error).__name__}") from error
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise InvalidRequestError("the body must be a msgpack map with string keys")
+    return make_request(**fields)
+
+
+def _explain(fields: dict[str, Any], problem: str) -> str:
+    """Turn a validation error into one that names the field, the value given and what is allowed."""
+    what, _, path = problem.partition(" - at `$.")
+    name = path.rstrip("`").partition("[")[0]
+    if name in fields:
+        given = repr(fields[name])
+        shown = given if len(given) <= 80 else given[:77] + "..."
+        return f"{name}: {what[0].lower()}{what[1:]}, got {shown}"
+    if "unknown field" in problem:
+        return f"{what[0].lower()}{what[1:]}; known are {', '.join(FIELDS)}"
+    return f"{what[0].lower()}{what[1:]}"
