@@ -1,4 +1,4 @@
-"""Headers to bytes and back. Decoding never trusts its input: whatever comes in, only `ProtocolError` comes out."""
+"""Headers to bytes and back. Whatever bytes are decoded, nothing but `ProtocolError` is raised."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +27,10 @@ class _Envelope(msgspec.Struct):
 
 
 _envelope = msgspec.msgpack.Decoder(_Envelope)
-_from_client = msgspec.msgpack.Decoder(ClientMessage)
-_from_worker = msgspec.msgpack.Decoder(WorkerMessage)
-_to_client = msgspec.msgpack.Decoder(BrokerToClient)
-_to_worker = msgspec.msgpack.Decoder(BrokerToWorker)
+_from_client: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
+_from_worker: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
+_to_client: msgspec.msgpack.Decoder[BrokerToClient] = msgspec.msgpack.Decoder(BrokerToClient)
+_to_worker: msgspec.msgpack.Decoder[BrokerToWorker] = msgspec.msgpack.Decoder(BrokerToWorker)
 
 
 def decode_from_client(header: bytes) -> ClientMessage:

@@ -32,7 +32,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
 
 
-# ---- client to broker ----------------------------------------------------------------------------------------
+# ---- client to broker ------------------------------------------------------------------------------------
 
 
 class Submit(Message, tag="submit", frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ class Goodbye(Message, tag="goodbye", frozen=True, kw_only=True):
 ClientMessage = Submit | Cancel | Ack | ClientHeartbeat | StatsQuery | Goodbye
 
 
-# ---- broker to client ----------------------------------------------------------------------------------------
+# ---- broker to client ------------------------------------------------------------------------------------
 
 
 class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
@@ -138,13 +138,13 @@ class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
 
 
 class Stats(Message, tag="stats", frozen=True, kw_only=True):
-    """The answer to a StatsQuery; frame: the statistics as a msgpack map, as HTTP `/stats` has them in JSON."""
+    """The answer to a StatsQuery; frame: what HTTP `/stats` has in JSON, as a msgpack map."""
 
 
 BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats
 
 
-# ---- worker to broker ----------------------------------------------------------------------------------------
+# ---- worker to broker ------------------------------------------------------------------------------------
 
 
 class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +202,7 @@ class WorkerHeartbeat(Holding, tag="heartbeat", frozen=True, kw_only=True):
 WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye
 
 
-# ---- broker to worker ----------------------------------------------------------------------------------------
+# ---- broker to worker ------------------------------------------------------------------------------------
 
 
 class Work(Message, tag="work", frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ FIELDS: tuple[str, ...] = GenerationRequest.__struct_fields__
 
 
 def make_request(**fields: Any) -> GenerationRequest:
-    """Return a checked request. Raises `InvalidRequestError` that names the field, its value and the range."""
+    """Return a checked request. Raises `InvalidRequestError` naming the field, its value and the range."""
     try:
         return msgspec.convert(fields, GenerationRequest)
     except msgspec.ValidationError as error:
