@@ -18,9 +18,7 @@ from imagegen_protocol.limits import (
 )
 
 
-class GenerationRequest(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What to draw. `None` means the model's own default. Sizes are in pixels.
 
     Image `i` of `num_images` is made with the seed `(seed + i) % 2**63`, from a generator of its own.

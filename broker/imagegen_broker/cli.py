@@ -1,0 +1,127 @@
+"""The command `imagegen-broker`."""
+
+import logging
+import os
+import signal
+import sys
+import time
+
+import click
+import zmq
+from imagegen_protocol.limits import ID_BYTES
+
+from imagegen_broker.config import ConfigError, check_endpoint, parse_address
+from imagegen_broker.core.records import Settings
+from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.server import Server
+
+log = logging.getLogger("imagegen.broker")
+
+
+@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_BROKER"})
+@click.option("--frontend", default="tcp://127.0.0.1:5555", help="Endpoint that clients dial; port 0 is any.")
+@click.option("--backend", default="tcp://127.0.0.1:5556", help="Endpoint that workers dial; port 0 is any.")
+@click.option(
+    "--http",
+    "http_address",
+    default="127.0.0.1:8080",
+    help="HOST:PORT of /stats, /metrics, /healthz and /readyz; 'off' for none.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default="round-robin",
+    envvar="GPU_LOAD_BALANCE_STRATEGY",
+    help="Which worker gets the next request.",
+)
+@click.option("--default-model", help="For requests that name none.  [default: the first that a worker serves]")
+@click.option(
+    "--heartbeat-interval", type=click.FloatRange(0.01, 60), default=1.0, help="Seconds between heartbeats."
+)
+@click.option(
+    "--liveness", type=click.IntRange(2, 100), default=3, help="Silent intervals after which a peer is dead."
+)
+@click.option(
+    "--max-attempts", type=click.IntRange(1, 100), default=3, help="Workers that one request may take down."
+)
+@click.option(
+    "--max-requests", type=click.IntRange(1), default=10_000, help="Requests held at a time; more are refused."
+)
+@click.option("--max-bytes", type=click.IntRange(1024), default=1024**3, help="Bytes of requests held at a time.")
+@click.option(
+    "--max-requests-per-client",
+    type=click.IntRange(1),
+    default=5_000,
+    help="Requests of one client held at a time.",
+)
+@click.option("--insecure", is_flag=True, help="Allow a bind that other machines can reach, without encryption.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.version_option(package_name="imagegen-fleet")
+def main(
+    frontend: str,
+    backend: str,
+    http_address: str,
+    strategy: str,
+    default_model: str | None,
+    heartbeat_interval: float,
+    liveness: int,
+    max_attempts: int,
+    max_requests: int,
+    max_bytes: int,
+    max_requests_per_client: int,
+    insecure: bool,
+    log_level: str,
+) -> None:
+    """Take requests from clients and hand them to GPU workers.
+
+    Prints one line with the bound addresses to stdout once it serves. It keeps nothing on disk, and may be killed
+    and started again at any time.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    settings = Settings(
+        epoch=os.urandom(ID_BYTES),
+        strategy=strategy,
+        interval=heartbeat_interval,
+        liveness=liveness,
+        max_attempts=max_attempts,
+        max_requests=max_requests,
+        max_bytes=max_bytes,
+        max_requests_per_client=max_requests_per_client,
+        default_model=default_model,
+    )
+    try:
+        check_endpoint("--frontend", frontend, insecure=insecure)
+        check_endpoint("--backend", backend, insecure=insecure)
+        address = None if http_address == "off" else parse_address("--http", http_address)
+        server = Server(settings, frontend, backend)
+    except (ConfigError, zmq.ZMQError) as error:
+        raise click.UsageError(str(error)) from error
+    _serve(server, address, strategy)
+
+
+def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> None:
+    signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    http = None
+    if address is not None:
+        try:
+            from imagegen_broker.http import HttpServer
+        except ModuleNotFoundError as error:
+            raise click.UsageError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
+        try:
+            http = HttpServer(*address, server.snapshot)
+        except OSError as error:
+            raise click.UsageError(f"--http: can't bind {address[0]}:{address[1]}: {error}") from error
+    web = f"http://{http.address}" if http else "off"
+    click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
+    log.info("serving strategy=%s frontend=%s", strategy, server.frontend_endpoint)
+    started = time.monotonic()
+    server.run()
+    signal.set_wakeup_fd(-1)
+    if http is not None:
+        http.close()
+    totals = server.core.ledger.counters
+    log.info("stopped after=%.0fs accepted=%d", time.monotonic() - started, totals.accepted)

@@ -1,0 +1,244 @@
+"""What the broker does with workers' messages, and with their silence."""
+
+from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
+from imagegen_protocol.messages import (
+    BrokerHeartbeat,
+    Error,
+    Goodbye,
+    Holding,
+    Progress,
+    Ready,
+    Result,
+    WorkerHeartbeat,
+    WorkerMessage,
+)
+
+from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
+
+
+class Backend:
+    """Workers: registration, holdings, answers, deaths."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._sessions = 0
+
+    def handle(
+        self, worker_id: bytes, message: WorkerMessage, header: bytes, payload: Payload, now: float
+    ) -> None:
+        """Take one message of a worker; `worker_id` is its routing id, `header` the message as it came."""
+        worker = self._ledger.workers.get(worker_id)
+        if isinstance(message, Ready):
+            self._register(worker_id, message, now)
+            return
+        if worker is None:
+            if not isinstance(message, Goodbye):
+                self._ledger.send(ToWorker(worker_id, self._beat(session=0, beat=0)))
+            return
+        worker.heard = now
+        if not worker.reachable:
+            worker.reachable = True
+            self._ledger.placement.update(worker)
+        match message:
+            case WorkerHeartbeat():
+                worker.draining = message.state == "draining"
+                worker.step_age = message.step_age_seconds
+                trusted = message.beat if message.session == worker.session else -1
+                self._reconcile(worker, message, trusted)
+            case Progress():
+                self._progress(worker, message, header)
+            case Result():
+                self._answer(worker, message.request_id, "result", header, payload, now)
+            case Error(request_id=request_id) if request_id is not None:
+                if message.code == RETURNED:
+                    self._returned(worker, request_id)
+                else:
+                    self._answer(worker, request_id, message.code, header, payload, now)
+            case Goodbye():
+                self.remove(worker, now, died=False)
+
+    def tick(self, now: float) -> None:
+        """Bury dead workers, and beat for the others."""
+        for worker in list(self._ledger.workers.values()):
+            if now - worker.heard > self._ledger.settings.silence:
+                self._ledger.counters.workers_lost += 1
+                self.remove(worker, now, died=True)
+            else:
+                self._send_beat(worker)
+
+    def unreachable(self, worker_id: bytes, request_id: bytes | None) -> None:
+        """The socket did not take a message: no room there until the worker is heard again."""
+        worker = self._ledger.workers.get(worker_id)
+        if worker is None:
+            return
+        worker.reachable = False
+        self._ledger.placement.update(worker)
+        if request_id is not None and request_id in worker.assigned:
+            self._requeue(worker.assigned[request_id].request, "unreachable")
+
+    # ---- registration ---------------------------------------------------------------------------
+
+    def _register(self, worker_id: bytes, message: Ready, now: float) -> None:
+        worker = self._ledger.workers.get(worker_id)
+        if worker is None:
+            for other in list(self._ledger.workers.values()):
+                if other.ready.worker_id == message.worker_id:
+                    self.remove(other, now, died=False)  # the same process on a new socket
+                elif other.name == message.name:
+                    self._refuse(worker_id, other)
+                    return
+            self._sessions += 1
+            worker = Worker(id=worker_id, ready=message, session=self._sessions, heard=now)
+            self._ledger.workers[worker_id] = worker
+            self._ledger.placement.add(worker)
+            self._ledger.counters.workers_registered += 1
+            self._adopt_default_model(message.models[0])
+        worker.heard = now
+        self._reconcile(worker, message, trusted_beat=-1)
+        self._send_beat(worker)
+
+    def _refuse(self, worker_id: bytes, holder: Worker) -> None:
+        text = f"a live worker on {holder.ready.host} is named {holder.name!r}; choose another with --name"
+        self._ledger.send(ToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
+
+    def _adopt_default_model(self, model: str) -> None:
+        """The first model served is the default while somebody serves it, unless the operator has chosen one."""
+        ledger = self._ledger
+        if ledger.settings.default_model is None and not (
+            ledger.default_model and ledger.placement.serves(ledger.default_model)
+        ):
+            ledger.default_model = model
+        # Those who asked for the default before it was known.
+        while (request := ledger.queue.peek(None)) is not None:
+            ledger.queue.remove(request)
+            request.model = ledger.default_model
+            ledger.queue.push(request)
+
+    def remove(self, worker: Worker, now: float, *, died: bool) -> None:
+        """Strike a worker off; what it had goes back to the head of the queue."""
+        ledger = self._ledger
+        ledger.placement.remove(worker)
+        del ledger.workers[worker.id]
+        for request_id in list(worker.unclaimed):
+            ledger.unclaim(worker, request_id)
+        for assignment in list(worker.holding.values()):
+            assignment.request.worker = None
+        for request_id, assignment in list(worker.assigned.items()):
+            request = assignment.request
+            if died and request_id in worker.running:
+                request.deaths += 1
+            if request.deaths >= ledger.settings.max_attempts:
+                self._poison(request, worker, now)
+            else:
+                self._requeue(request, "worker_lost" if died else "worker_left")
+
+    def _poison(self, request: Request, worker: Worker, now: float) -> None:
+        text = f"{request.deaths} workers died while they made this request, the last was {worker.name!r}"
+        request.worker = None
+        self._ledger.fail(
+            request,
+            Error(request_id=request.id, code=PoisonRequestError.code, message=text, attempt=request.attempt),
+            now,
+        )
+
+    def _requeue(self, request: Request, reason: str) -> None:
+        self._ledger.counters.requeued[reason] += 1
+        self._ledger.enqueue(request, front=True)
+
+    # ---- heartbeats -----------------------------------------------------------------------------
+
+    def _beat(self, session: int, beat: int) -> BrokerHeartbeat:
+        settings = self._ledger.settings
+        return BrokerHeartbeat(
+            epoch=settings.epoch,
+            session=session,
+            beat=beat,
+            interval_seconds=settings.interval,
+            liveness=settings.liveness,
+        )
+
+    def _send_beat(self, worker: Worker) -> None:
+        worker.beat += 1
+        self._ledger.send(ToWorker(worker.id, self._beat(worker.session, worker.beat)))
+
+    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int) -> None:
+        """Compare what a worker says it holds with what the broker gave it.
+
+        What was given before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
+        """
+        ledger = self._ledger
+        worker.stats = listed.stats
+        worker.seconds_per_image = listed.seconds_per_image
+        worker.running = frozenset(listed.running)
+        active = worker.running.union(listed.queued)
+        finished = frozenset(listed.finished)
+        worker.others = {request_id for request_id in active if request_id not in worker.assigned}
+        for request_id in worker.unclaimed - active - finished:
+            ledger.unclaim(worker, request_id)
+        for request_id, assignment in list(worker.assigned.items()):
+            if request_id in active or assignment.beat >= trusted_beat:
+                continue
+            if request_id in finished:
+                assignment.beat = worker.beat  # ask once a round trip, not once a heartbeat
+                ledger.ask_again(worker, request_id)
+            else:
+                self._requeue(assignment.request, "lost")
+        for request_id, assignment in list(worker.holding.items()):
+            if request_id not in finished and assignment.beat < trusted_beat:
+                del worker.holding[request_id]
+                assignment.request.worker = None  # the answer is gone; made again if nobody acknowledges
+        for request_id in worker.others | finished:
+            self._claim(worker, request_id)
+        ledger.placement.update(worker)
+
+    def _claim(self, worker: Worker, request_id: bytes) -> None:
+        """Decide about an id that a worker has, though this broker has not given it, or knows it finished."""
+        request = self._ledger.requests.get(request_id)
+        if request is None:
+            if request_id in self._ledger.tombstones:
+                self._ledger.release(worker, request_id)
+            else:
+                self._ledger.claimable(worker, request_id)
+        elif request.state is State.QUEUED:
+            self._ledger.attach(request, worker)
+        elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
+            self._ledger.hold(request, worker)  # it was thought dead, and still has the answer
+        elif request.worker is not worker:
+            self._ledger.release(worker, request_id)
+
+    # ---- answers --------------------------------------------------------------------------------
+
+    def _progress(self, worker: Worker, message: Progress, header: bytes) -> None:
+        assignment = worker.assigned.get(message.request_id)
+        if assignment is not None and assignment.request.progress:
+            self._ledger.send(ToClient(assignment.request.client.id, header))
+
+    def _answer(
+        self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float
+    ) -> None:
+        ledger = self._ledger
+        request = ledger.requests.get(request_id)
+        if request is None:
+            if request_id in ledger.tombstones:
+                ledger.release(worker, request_id)
+            return
+        if request.state is State.DELIVERED:
+            if request.worker is not worker:
+                ledger.release(worker, request_id)
+                return
+        elif request.state is State.DISPATCHED and request.worker is not worker:
+            ledger.release(worker, request_id)
+            return
+        else:
+            ledger.deliver(request, worker, outcome, now)
+        ledger.send(ToClient(request.client.id, header, payload))
+
+    def _returned(self, worker: Worker, request_id: bytes) -> None:
+        """A draining worker gives a request back unmade."""
+        worker.draining = True
+        assignment = worker.assigned.get(request_id)
+        if assignment is not None:
+            self._requeue(assignment.request, "returned")
+        self._ledger.placement.update(worker)
+        self._ledger.release(worker, request_id)

@@ -1,0 +1,99 @@
+"""Plain numbers that only grow, and two histograms; metrics and statistics are views of them."""
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+
+BUCKETS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+"""Upper bounds in seconds."""
+
+
+class Histogram:
+    """Observations counted by bucket, not cumulated; the last count is of those beyond every bound."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def copy(self) -> "Histogram":
+        """Return an independent copy."""
+        twin = Histogram()
+        twin.counts = self.counts.copy()
+        twin.total = self.total
+        return twin
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the broker started."""
+
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Refused at the door, by error code."""
+    answered: Counter[str] = field(default_factory=Counter)
+    """Terminal answers of accepted requests: "result" or the error code."""
+    acknowledged: int = 0
+    abandoned: int = 0
+    """Requests given up because their client left or died."""
+    dispatched: int = 0
+    attached: int = 0
+    """Requests found at a worker that had them already."""
+    requeued: Counter[str] = field(default_factory=Counter)
+    """Went back to the queue, by reason."""
+    resent: int = 0
+    workers_registered: int = 0
+    workers_lost: int = 0
+    clients_lost: int = 0
+    malformed: int = 0
+    dropped: int = 0
+    """Messages that a peer did not take (gone, or too slow)."""
+    queue_wait: Histogram = field(default_factory=Histogram)
+    duration: Histogram = field(default_factory=Histogram)
+
+
+class Rate:
+    """A smoothed rate of events a second, fed once a tick."""
+
+    def __init__(self, smoothing_seconds: float = 20.0) -> None:
+        self._smoothing = smoothing_seconds
+        self._count = 0
+        self._since: float | None = None
+        self.per_second = 0.0
+
+    def add(self) -> None:
+        """Count one event."""
+        self._count += 1
+
+    def tick(self, now: float) -> None:
+        """Fold the events since the last tick into the rate."""
+        if self._since is not None and now > self._since:
+            elapsed = now - self._since
+            weight = min(1.0, elapsed / self._smoothing)
+            self.per_second += weight * (self._count / elapsed - self.per_second)
+            self._count = 0
+        self._since = now

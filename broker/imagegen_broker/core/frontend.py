@@ -1,0 +1,183 @@
+"""What the broker does with clients' messages."""
+
+from typing import Any
+
+from imagegen_protocol import errors
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
+from imagegen_protocol.messages import (
+    Ack,
+    BrokerHeartbeat,
+    Cancel,
+    ClientMessage,
+    Error,
+    Goodbye,
+    Submit,
+)
+
+from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.records import Client, Payload, Request, State, ToClient
+
+_MIN_RETRY_SECONDS = 0.5
+_MAX_RETRY_SECONDS = 60.0
+
+
+class Frontend:
+    """Clients: registration, requests, acknowledgements, cancels, farewells."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._sessions = 0
+
+    def handle(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
+        """Take one message of a client. A StatsQuery is answered by the broker itself, not here."""
+        client = self._ledger.clients.get(client_id)
+        if client is None:
+            if isinstance(message, Goodbye):
+                return
+            client = self._register(client_id, now)
+        client.heard = now
+        match message:
+            case Submit():
+                self._submit(client, message, payload, now)
+            case Ack(request_ids=ids):
+                for request_id in ids:
+                    self._acknowledge(client, request_id)
+            case Cancel(request_id=request_id):
+                self._cancel(client, request_id, now)
+            case Goodbye():
+                self.drop(client)
+
+    def heartbeat(self, client: Client) -> None:
+        """Send a client the broker's heartbeat."""
+        settings = self._ledger.settings
+        beat = BrokerHeartbeat(
+            epoch=settings.epoch,
+            session=client.session,
+            interval_seconds=settings.interval,
+            liveness=settings.liveness,
+        )
+        self._ledger.send(ToClient(client.id, beat))
+
+    def tick(self, now: float) -> None:
+        """Give up dead clients, and beat for the others."""
+        for client in list(self._ledger.clients.values()):
+            if now - client.heard > self._ledger.settings.silence:
+                self._ledger.counters.clients_lost += 1
+                self.drop(client)
+            else:
+                self.heartbeat(client)
+
+    def drop(self, client: Client) -> None:
+        """Forget a client and give up whatever it has not received."""
+        for request in list(client.requests.values()):
+            if request.state is not State.DELIVERED:
+                self._ledger.counters.abandoned += 1
+            self._ledger.forget(request)
+        del self._ledger.clients[client.id]
+
+    def _register(self, client_id: bytes, now: float) -> Client:
+        self._sessions += 1
+        client = Client(id=client_id, session=self._sessions, heard=now)
+        self._ledger.clients[client_id] = client
+        self.heartbeat(client)
+        return client
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def _submit(self, client: Client, message: Submit, payload: Payload, now: float) -> None:
+        known = self._ledger.requests.get(message.request_id)
+        if known is not None:
+            self._submitted_again(client, known, message, now)
+            return
+        if self._ledger.tombstones.get(message.request_id) == client.id:
+            return  # acknowledged lately: a copy that was late on the way
+        refusal = self._refusal(client, message, payload)
+        if refusal is not None:
+            self._ledger.counters.rejected[refusal["code"]] += 1
+            self._ledger.send(ToClient(client.id, Error(request_id=message.request_id, **refusal)))
+            return
+        request = Request(
+            id=message.request_id,
+            client=client,
+            model=message.model or self._ledger.default_model,
+            priority=message.priority,
+            progress=message.progress,
+            payload=payload,
+            size=sum(len(frame) for frame in payload),
+            arrived=now,
+            deadline=None if message.timeout_seconds is None else now + message.timeout_seconds,
+        )
+        self._ledger.accept(request)
+        self._ledger.deadlines.add(request, len(self._ledger.requests))
+        self._ledger.confirm(client.id, request.id)
+
+    def _submitted_again(self, client: Client, request: Request, message: Submit, now: float) -> None:
+        """The client sends a request again, or another client takes it over: the id is a capability."""
+        if request.client is not client:
+            self._ledger.hand_over(request, client)
+        request.progress = message.progress
+        self._ledger.confirm(client.id, request.id)
+        if request.state is State.DELIVERED:
+            self.send_answer_again(request, now)
+
+    def send_answer_again(self, request: Request, now: float) -> None:
+        """Send a DELIVERED answer once more: the broker's own at once, a worker's through its holder."""
+        if request.answer is not None:
+            self._ledger.send(ToClient(request.client.id, request.answer))
+        elif request.worker is not None:
+            self._ledger.ask_again(request.worker, request.id)
+        else:
+            # Whoever held the answer is gone; what was not acknowledged is made again.
+            self._ledger.counters.requeued["answer_lost"] += 1
+            self._ledger.enqueue(request, front=True)
+            return
+        self._ledger.sent_again(request, now)
+
+    def _refusal(self, client: Client, message: Submit, payload: Payload) -> dict[str, Any] | None:
+        """Return the fields of the ERROR with which a new request is refused, or None."""
+        if not payload:
+            return {"code": "invalid_request", "message": "a submit needs a body frame after the header"}
+        if len(payload) >= MAX_FRAMES:
+            return {"code": "invalid_request", "message": f"at most {MAX_FRAMES} frames are allowed"}
+        if len(payload[0]) > MAX_BODY_BYTES:
+            text = f"the body is {len(payload[0])} bytes long, at most {MAX_BODY_BYTES} are allowed"
+            return {"code": "invalid_request", "message": text}
+        if any(len(frame) > MAX_FRAME_BYTES for frame in payload):
+            return {"code": "invalid_request", "message": f"a frame may be {MAX_FRAME_BYTES} bytes long"}
+        served = self._ledger.placement.models()
+        if message.model is not None and served and not self._ledger.placement.serves(message.model):
+            text = f"no worker serves the model {message.model!r}; served are: {', '.join(served)}"
+            return {"code": "model_not_found", "message": text}
+        return self._overload(client, sum(len(frame) for frame in payload))
+
+    def _overload(self, client: Client, size: int) -> dict[str, Any] | None:
+        settings = self._ledger.settings
+        held = len(self._ledger.requests)
+        if held >= settings.max_requests:
+            text = f"the broker holds {held} requests, as many as it may"
+        elif self._ledger.bytes + size > settings.max_bytes:
+            text = f"the broker holds {self._ledger.bytes} bytes of requests, {settings.max_bytes} are allowed"
+        elif len(client.requests) >= settings.max_requests_per_client:
+            text = f"this client has {len(client.requests)} requests here, as many as one client may"
+        else:
+            return None
+        rate = self._ledger.rate.per_second
+        # One place is free after one answer; a tenth of the backlog gives the herd room.
+        wait = _MAX_RETRY_SECONDS if rate <= 0 else max(1.0, held / 10) / rate
+        retry = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
+        return {"code": errors.OverloadedError.code, "message": text, "retry_after_seconds": retry}
+
+    def _acknowledge(self, client: Client, request_id: bytes) -> None:
+        request = self._ledger.requests.get(request_id)
+        if request is None or request.client is not client:
+            return
+        self._ledger.counters.acknowledged += 1
+        self._ledger.forget(request)
+
+    def _cancel(self, client: Client, request_id: bytes, now: float) -> None:
+        request = self._ledger.requests.get(request_id)
+        answer = Error(request_id=request_id, code="cancelled", message="the request was cancelled")
+        if request is None:
+            self._ledger.send(ToClient(client.id, answer))
+        elif request.client is client and request.state is not State.DELIVERED:
+            self._ledger.fail(request, answer, now)

@@ -1,0 +1,221 @@
+"""The broker's books. Every change of a request's state goes through `Ledger`, so that queue, workers, clients
+and placement always agree. What is to be sent gathers in an outbox, joined where the protocol allows it.
+"""
+
+from collections import OrderedDict, defaultdict
+
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Accepted, Error, Release, Resend
+
+from imagegen_broker.core.counters import Counters, Rate
+from imagegen_broker.core.deadlines import Deadlines
+from imagegen_broker.core.placement import Placement
+from imagegen_broker.core.queue import FairQueue
+from imagegen_broker.core.records import (
+    TRANSITIONS,
+    Action,
+    Assignment,
+    Client,
+    Request,
+    Settings,
+    State,
+    ToClient,
+    ToWorker,
+    Worker,
+)
+
+
+class Ledger:
+    """Requests, clients and workers, and the only code that moves a request from state to state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.queue = FairQueue()
+        self.placement = Placement(settings.strategy)
+        self.requests: dict[bytes, Request] = {}
+        self.clients: dict[bytes, Client] = {}
+        self.workers: dict[bytes, Worker] = {}
+        self.holders: dict[bytes, Worker] = {}
+        """Who holds an id that no client has asked this broker for."""
+        self.unacknowledged: tuple[OrderedDict[bytes, Request], ...] = tuple(OrderedDict() for _ in range(6))
+        """DELIVERED requests by the number of resends; within one, by the time of the last sending."""
+        self.deadlines = Deadlines()
+        self.tombstones: OrderedDict[bytes, bytes] = OrderedDict()
+        """Ids that ended lately, and the client that each belonged to."""
+        self.bytes = 0
+        self.counters = Counters()
+        self.rate = Rate()
+        self.default_model = settings.default_model
+        self._outbox: list[Action] = []
+        self._accepted: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        self._releases: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        self._resends: defaultdict[bytes, list[bytes]] = defaultdict(list)
+
+    # ---- states ---------------------------------------------------------------------------------
+
+    def accept(self, request: Request) -> None:
+        """Take a new request in and queue it, or attach it to the worker that holds it already."""
+        self.requests[request.id] = request
+        request.client.requests[request.id] = request
+        self.bytes += request.size
+        self.tombstones.pop(request.id, None)
+        self.counters.accepted += 1
+        holder = self.holders.get(request.id)
+        if holder is None:
+            self.enqueue(request)
+        else:
+            self.attach(request, holder)
+
+    def enqueue(self, request: Request, *, front: bool = False) -> None:
+        """Put a request into the queue."""
+        self._move(request, State.QUEUED)
+        self.queue.push(request, front=front)
+
+    def assign(self, request: Request, worker: Worker) -> None:
+        """Book a request on a worker; its WORK or RESEND must go out now."""
+        self._move(request, State.DISPATCHED)
+        request.worker = worker
+        worker.assigned[request.id] = Assignment(request, worker.beat)
+        worker.others.discard(request.id)
+        self.placement.update(worker)
+
+    def attach(self, request: Request, worker: Worker) -> None:
+        """Bind a request to a worker that already has it, in place of making it twice."""
+        self.unclaim(worker, request.id)
+        self.assign(request, worker)
+        request.attempt = max(1, request.attempt)
+        self.counters.attached += 1
+        self.ask_again(worker, request.id)
+
+    def deliver(self, request: Request, worker: Worker, outcome: str, now: float) -> None:
+        """Book that a worker's terminal answer was sent on; the worker holds it until the acknowledgement."""
+        self._delivered(request, outcome, now)
+        self.hold(request, worker)
+
+    def hold(self, request: Request, worker: Worker) -> None:
+        """Book who holds the answer of a DELIVERED request."""
+        request.worker = worker
+        worker.holding[request.id] = Assignment(request, worker.beat)
+
+    def fail(self, request: Request, answer: Error, now: float) -> None:
+        """End a request with an error of the broker's own, and have a worker that has it forget it."""
+        worker = request.worker
+        self._delivered(request, answer.code, now)
+        request.answer = answer
+        self.send(ToClient(request.client.id, answer))
+        if worker is not None:
+            self.release(worker, request.id)
+
+    def sent_again(self, request: Request, now: float) -> None:
+        """Book that a DELIVERED answer was sent once more, or asked for again."""
+        self.unacknowledged[request.resends].pop(request.id)
+        request.resends = min(request.resends + 1, len(self.unacknowledged) - 1)
+        request.delivered = now
+        self.unacknowledged[request.resends][request.id] = request
+        self.counters.resent += 1
+
+    def _delivered(self, request: Request, outcome: str, now: float) -> None:
+        self.counters.answered[outcome] += 1
+        self.counters.duration.observe(now - request.arrived)
+        self.rate.add()
+        self._move(request, State.DELIVERED)
+        request.delivered = now
+        request.resends = 0
+        self.unacknowledged[0][request.id] = request
+
+    def forget(self, request: Request) -> None:
+        """Strike a request off; a worker that has it is told to forget it too."""
+        worker = request.worker
+        self._move(request, State.GONE)
+        del self.requests[request.id]
+        request.client.requests.pop(request.id, None)
+        self.bytes -= request.size
+        self.bury(request)
+        if worker is not None:
+            self.release(worker, request.id)
+
+    def bury(self, request: Request) -> None:
+        """Remember an id for a while, so that late copies of it are known for what they are."""
+        self.tombstones[request.id] = request.client.id
+        self.tombstones.move_to_end(request.id)
+        if len(self.tombstones) > self.settings.tombstones:
+            self.tombstones.popitem(last=False)
+
+    def hand_over(self, request: Request, client: Client) -> None:
+        """Make another client the owner of a request."""
+        queued = request.state is State.QUEUED
+        if queued:
+            self.queue.remove(request)
+        request.client.requests.pop(request.id, None)
+        request.client = client
+        client.requests[request.id] = request
+        if queued:
+            self.queue.push(request)
+
+    def _move(self, request: Request, state: State) -> None:
+        """Leave the old state: take the request out of what it stood in."""
+        old = request.state
+        if state not in TRANSITIONS[old]:
+            raise RuntimeError(f"request {request.id.hex()} can't go from {old.value} to {state.value}")
+        if old is State.QUEUED:
+            self.queue.remove(request)
+        elif old is State.DISPATCHED and request.worker is not None:
+            request.worker.assigned.pop(request.id, None)
+            self.placement.update(request.worker)
+        elif old is State.DELIVERED:
+            self.unacknowledged[request.resends].pop(request.id, None)
+            if request.worker is not None:
+                request.worker.holding.pop(request.id, None)
+            request.answer = None
+        request.worker = None
+        request.state = state
+
+    # ---- what workers hold unasked --------------------------------------------------------------
+
+    def claimable(self, worker: Worker, request_id: bytes) -> None:
+        """Note that a worker holds an id that no client has asked for yet."""
+        worker.unclaimed.add(request_id)
+        self.holders[request_id] = worker
+
+    def unclaim(self, worker: Worker, request_id: bytes) -> None:
+        """Undo `claimable`."""
+        worker.unclaimed.discard(request_id)
+        if self.holders.get(request_id) is worker:
+            del self.holders[request_id]
+
+    # ---- outbox ---------------------------------------------------------------------------------
+
+    def send(self, action: Action) -> None:
+        """Send a message of its own."""
+        self._outbox.append(action)
+
+    def confirm(self, client_id: bytes, request_id: bytes) -> None:
+        """Tell a client that a request is accepted (joined)."""
+        self._accepted[client_id].append(request_id)
+
+    def release(self, worker: Worker, request_id: bytes) -> None:
+        """Have a worker forget an id (joined)."""
+        self._releases[worker.id].append(request_id)
+
+    def ask_again(self, worker: Worker, request_id: bytes) -> None:
+        """Have a worker send an answer, now or when it is there (joined)."""
+        self._resends[worker.id].append(request_id)
+
+    def take_outbox(self) -> list[Action]:
+        """Return what is to be sent, in order, and start afresh."""
+        out, self._outbox = self._outbox, []
+        for client_id, ids in self._accepted.items():
+            out += [ToClient(client_id, Accepted(request_ids=part)) for part in _parts(ids)]
+        for worker_id, ids in self._releases.items():
+            out += [ToWorker(worker_id, Release(request_ids=part)) for part in _parts(ids)]
+        for worker_id, ids in self._resends.items():
+            out += [ToWorker(worker_id, Resend(request_ids=part)) for part in _parts(ids)]
+        self._accepted.clear()
+        self._releases.clear()
+        self._resends.clear()
+        return out
+
+
+def _parts(ids: list[bytes]) -> list[list[bytes]]:
+    unique = list(dict.fromkeys(ids))
+    return [unique[start : start + MAX_IDS_PER_MESSAGE] for start in range(0, len(unique), MAX_IDS_PER_MESSAGE)]

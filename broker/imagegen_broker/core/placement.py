@@ -1,0 +1,114 @@
+"""An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
+
+import heapq
+
+from imagegen_broker.core.records import Worker
+from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
+
+_UNKNOWN_SECONDS = 1.0
+
+
+class Placement:
+    """Knows the workers, by model. Tell it of each change with `update`; stale entries are dropped lazily."""
+
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
+        self._key = KEYS[strategy]
+        self._workers: dict[bytes, Worker] = {}
+        self._heaps: dict[str, list[tuple[Key, int, bytes]]] = {}
+        self._serving: dict[str, dict[bytes, Worker]] = {}
+        self._plans: dict[str, dict[bytes, int]] = {}
+
+    def models(self) -> list[str]:
+        """Return the models that some worker serves, sorted."""
+        return sorted(model for model, workers in self._serving.items() if workers)
+
+    def serves(self, model: str) -> bool:
+        """Say whether some worker serves the model."""
+        return bool(self._serving.get(model))
+
+    def add(self, worker: Worker) -> None:
+        """Take a worker in."""
+        self._workers[worker.id] = worker
+        for model in worker.ready.models:
+            self._serving.setdefault(model, {})[worker.id] = worker
+        self.update(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker."""
+        self._workers.pop(worker.id, None)
+        for model in worker.ready.models:
+            serving = self._serving.get(model, {})
+            serving.pop(worker.id, None)
+            if not serving:
+                self._serving.pop(model, None)
+                self._heaps.pop(model, None)
+
+    def update(self, worker: Worker) -> None:
+        """Note that the worker's depth, speed or state has changed."""
+        worker.version += 1
+        if worker.id not in self._workers or worker.room == 0:
+            return
+        entry = (self._key(self._load(worker)), worker.version, worker.id)
+        for model in worker.ready.models:
+            heap = self._heaps.setdefault(model, [])
+            heapq.heappush(heap, entry)
+            if len(heap) > 64 and len(heap) > 8 * len(self._workers):
+                self._heaps[model] = [kept for kept in heap if self._is_fresh(kept)]
+                heapq.heapify(self._heaps[model])
+
+    def plan(self, model: str, backlog: int) -> None:
+        """Before a round of `choose`: fix how much of the backlog each worker may get (least-wait only)."""
+        if self.strategy != "least-wait" or self._peek(model) is None:
+            return
+        workers = [worker for worker in self._serving[model].values() if worker.reachable and not worker.draining]
+        counts = plan_least_wait(backlog, [self._load(worker) for worker in workers])
+        self._plans[model] = {worker.id: count for worker, count in zip(workers, counts, strict=True)}
+
+    def choose(self, model: str) -> Worker | None:
+        """Return the worker that should get the next request for the model; None: it waits."""
+        heap = self._heaps.get(model)
+        plan = self._plans.get(model)
+        while heap:
+            worker = self._peek(model)
+            if worker is None:
+                return None
+            if plan is None:
+                return worker
+            if plan.get(worker.id, 0) > 0:
+                plan[worker.id] -= 1
+                return worker
+            # Its share is used up; those who come later in the order may still have one.
+            heapq.heappop(heap)
+            plan.setdefault(worker.id, 0)
+        return None
+
+    def end_plan(self, model: str) -> None:
+        """After a round: put back the workers whose share was used up."""
+        for worker_id in self._plans.pop(model, {}):
+            worker = self._workers.get(worker_id)
+            if worker is not None and worker.room:
+                self.update(worker)
+
+    def _peek(self, model: str) -> Worker | None:
+        heap = self._heaps.get(model)
+        while heap:
+            if self._is_fresh(heap[0]):
+                return self._workers[heap[0][2]]
+            heapq.heappop(heap)
+        return None
+
+    def _is_fresh(self, entry: tuple[Key, int, bytes]) -> bool:
+        worker = self._workers.get(entry[2])
+        return worker is not None and worker.version == entry[1] and worker.room > 0
+
+    def _load(self, worker: Worker) -> Load:
+        seconds = worker.seconds_per_image or _UNKNOWN_SECONDS
+        if self.strategy == "least-wait" and not worker.seconds_per_image:
+            seconds = self._typical_seconds()
+        return Load(worker.depth, worker.last_used, seconds)
+
+    def _typical_seconds(self) -> float:
+        """A worker that has not measured itself yet counts as an average one."""
+        known = [w.seconds_per_image for w in self._workers.values() if w.seconds_per_image]
+        return sum(known) / len(known) if known else _UNKNOWN_SECONDS

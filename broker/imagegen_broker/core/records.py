@@ -1,0 +1,174 @@
+"""What the broker knows: settings, requests, clients, workers. Plain records; `ledger.py` moves them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.messages import Error, Message, Ready, WorkerStats
+
+Payload = Sequence[Any]
+"""The frames behind a header (bytes, or the socket's own frames), passed on unread; only `len` is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the broker behaves; times in seconds, sizes in bytes."""
+
+    epoch: bytes
+    strategy: str = "round-robin"
+    interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
+    liveness: int = DEFAULT_LIVENESS
+    max_attempts: int = 3
+    max_requests: int = 10_000
+    max_bytes: int = 1024 * 1024 * 1024
+    max_requests_per_client: int = 5_000
+    default_model: str | None = None
+    tombstones: int = 20_000
+
+    @property
+    def grace(self) -> float:
+        """How long a new broker only listens, so that the workers' lists come in first."""
+        return 2 * self.interval
+
+    @property
+    def silence(self) -> float:
+        """Silence after which a peer counts as dead."""
+        return self.liveness * self.interval
+
+
+class State(Enum):
+    """Where a request stands; GONE ones are in no table."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    DELIVERED = "delivered"
+    GONE = "gone"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    # An id that a worker already holds goes to that worker straight away.
+    State.NEW: frozenset({State.QUEUED, State.DISPATCHED}),
+    # A late answer, a deadline or a cancel delivers from the queue.
+    State.QUEUED: frozenset({State.DISPATCHED, State.DELIVERED, State.GONE}),
+    # The worker died, lost it, or gave it back.
+    State.DISPATCHED: frozenset({State.QUEUED, State.DELIVERED, State.GONE}),
+    # The answer was lost before the client acknowledged it.
+    State.DELIVERED: frozenset({State.QUEUED, State.GONE}),
+    State.GONE: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One accepted request. `payload` is kept until the client acknowledges, so that it can be made again."""
+
+    id: bytes
+    client: "Client"
+    model: str | None
+    priority: int
+    progress: bool
+    payload: Payload
+    size: int
+    arrived: float
+    deadline: float | None = None
+    state: State = State.NEW
+    worker: "Worker | None" = None
+    """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""
+    attempt: int = 0
+    """Times it was given to a worker."""
+    deaths: int = 0
+    """Workers that died while it ran on them."""
+    answer: Error | None = None
+    """The terminal error, if the broker itself made it."""
+    dispatched: float = 0.0
+    delivered: float = 0.0
+    resends: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One client, known by its routing id."""
+
+    id: bytes
+    session: int
+    heard: float
+    requests: dict[bytes, Request] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A request at a worker, and the number of the last heartbeat sent before its WORK or RESEND."""
+
+    request: Request
+    beat: int
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One registered worker, known by its routing id."""
+
+    id: bytes
+    ready: Ready
+    session: int
+    heard: float
+    beat: int = 0
+    draining: bool = False
+    reachable: bool = True
+    assigned: dict[bytes, Assignment] = field(default_factory=dict)
+    """Dispatched, and not seen finished."""
+    holding: dict[bytes, Assignment] = field(default_factory=dict)
+    """Answered and delivered, but not acknowledged."""
+    others: set[bytes] = field(default_factory=set)
+    """Listed as queued or running, but not assigned by this broker."""
+    running: frozenset[bytes] = frozenset()
+    unclaimed: set[bytes] = field(default_factory=set)
+    """Listed ids that no client has asked this broker for."""
+    stats: WorkerStats = field(default_factory=WorkerStats)
+    seconds_per_image: float | None = None
+    step_age: float | None = None
+    dispatches: int = 0
+    last_used: int = 0
+    """The number of the broker's dispatch that went to it last."""
+    version: int = 0
+    """Grows with each change that placement must see."""
+
+    @property
+    def name(self) -> str:
+        """The worker's name, unique in the fleet."""
+        return self.ready.name
+
+    @property
+    def depth(self) -> int:
+        """The exact queue depth: listed, or dispatched and not seen finished."""
+        return len(self.assigned) + len(self.others)
+
+    @property
+    def room(self) -> int:
+        """How many requests it may be given now."""
+        if self.draining or not self.reachable:
+            return 0
+        return max(0, self.ready.capacity - self.depth)
+
+
+@dataclass(slots=True)
+class ToClient:
+    """Send to a client; a header in bytes is a worker's, passed on as it is."""
+
+    client_id: bytes
+    message: Message | bytes
+    payload: Payload = ()
+
+
+@dataclass(slots=True)
+class ToWorker:
+    """Send to a worker."""
+
+    worker_id: bytes
+    message: Message
+    payload: Payload = ()
+
+
+Action = ToClient | ToWorker

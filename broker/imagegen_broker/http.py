@@ -1,0 +1,84 @@
+"""The broker's HTTP: `/stats`, `/metrics`, `/healthz`, `/readyz`, on threads of its own."""
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from imagegen_broker.metrics import BrokerCollector
+from imagegen_broker.server import Snapshot
+
+log = logging.getLogger("imagegen.broker.http")
+
+_ANSWER_SECONDS = 2.0
+"""A loop that does not answer for this long is not healthy."""
+
+
+class HttpServer:
+    """Serves views of the broker on a daemon thread until `close`."""
+
+    def __init__(self, host: str, port: int, ask: Callable[[float], Snapshot]) -> None:
+        """Bind. Raises OSError if the address can't be bound."""
+        handler = type("Handler", (_Handler,), {"ask": staticmethod(ask)})
+        self._server = ThreadingHTTPServer((host, port), handler)
+        self._server.daemon_threads = True
+        bound_host, bound_port = self._server.server_address[:2]
+        self.address = f"{bound_host!s}:{bound_port}"
+        self._thread = Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    ask: Callable[[float], Snapshot]
+    timeout = 10
+    server_version = "imagegen-broker"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path not in ("/stats", "/metrics", "/healthz", "/readyz"):
+            self._reply(404, "text/plain", "not found; try /stats, /metrics, /healthz or /readyz\n")
+            return
+        try:
+            view = self.ask(_ANSWER_SECONDS)
+        except (TimeoutError, CancelledError):
+            self._reply(503, "text/plain", "the broker's loop does not answer\n")
+            return
+        if path == "/stats":
+            self._reply(200, "application/json", json.dumps(view.statistics, indent=2) + "\n")
+        elif path == "/metrics":
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(BrokerCollector(view))
+            encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._reply(200, content_type, encoder(registry))
+        elif path == "/healthz" or view.ready:
+            self._reply(200, "text/plain", "ok\n")
+        else:
+            self._reply(503, "text/plain", "no worker is registered yet\n")
+
+    do_HEAD = do_GET
+
+    def _reply(self, status: int, content_type: str, body: str | bytes) -> None:
+        data = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug("%s %s", self.address_string(), format % args)

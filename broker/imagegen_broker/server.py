@@ -1,0 +1,212 @@
+"""The broker's shell: one single-threaded poll loop that moves frames between two ROUTER sockets and the core.
+
+It decodes the header of each message and no more; bodies and images pass through uncopied. It decides nothing.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
+
+from imagegen_broker.core.broker import BrokerCore
+from imagegen_broker.core.counters import Histogram
+from imagegen_broker.core.records import Action, Settings, ToClient
+
+log = logging.getLogger("imagegen.broker")
+
+_MESSAGES_A_ROUND = 256
+"""Messages read from one socket before the core settles and the other socket has its turn."""
+_FRONTEND_SEND_QUEUE = 256
+"""Messages that may wait for one slow client before the broker drops them and sends them again later."""
+
+Frames = list[bytes | zmq.Frame]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An immutable view of the core, for HTTP."""
+
+    statistics: dict[str, Any]
+    ready: bool
+    queue_wait: Histogram
+    duration: Histogram
+
+
+class Server:
+    """Two bound sockets and the loop over them. `run` blocks until `stop` is called from any thread."""
+
+    def __init__(self, settings: Settings, frontend: str, backend: str) -> None:
+        """Bind both endpoints. Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound."""
+        self._context = zmq.Context()
+        self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE)
+        # A worker is never given more than its capacity: nothing to bound here.
+        self._backend = self._router(backend, 0)
+        self.frontend_endpoint: str = self._frontend.get_string(zmq.LAST_ENDPOINT)
+        self.backend_endpoint: str = self._backend.get_string(zmq.LAST_ENDPOINT)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._asked: deque[Future[Snapshot]] = deque()
+        self._stopping = False
+        self.core = BrokerCore(settings, time.monotonic())
+
+    @property
+    def wake_fd(self) -> int:
+        """A byte written here wakes the loop; for `signal.set_wakeup_fd`."""
+        return self._wake_write
+
+    def run(self) -> None:
+        """Serve until stopped, then close the sockets."""
+        poller = zmq.Poller()
+        poller.register(self._frontend, zmq.POLLIN)
+        poller.register(self._backend, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        try:
+            while not self._stopping:
+                wait = max(0.0, self.core.next_deadline() - time.monotonic())
+                # Rounded up, so that the loop does not spin through the last millisecond.
+                ready = dict(poller.poll(int(wait * 1000) + 1))
+                if self._wake_read in ready:
+                    os.read(self._wake_read, 4096)
+                if self._backend in ready:
+                    self._drain(self._backend, self._take_from_worker)
+                if self._frontend in ready:
+                    self._drain(self._frontend, self._take_from_client)
+                for action in self.core.settle(time.monotonic()):
+                    self._send(action)
+                while self._asked:
+                    self._answer_snapshot(self._asked.popleft())
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Make `run` return soon. Safe from any thread and from a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    def snapshot(self, timeout: float) -> Snapshot:
+        """Return a view of the core, made by the loop. Raises TimeoutError if the loop does not answer."""
+        asked: Future[Snapshot] = Future()
+        self._asked.append(asked)
+        self._wake()
+        return asked.result(timeout)
+
+    # ---- inside the loop ----------------------------------------------------------------------
+
+    def _answer_snapshot(self, asked: Future[Snapshot]) -> None:
+        now = time.monotonic()
+        counters = self.core.ledger.counters
+        view = Snapshot(
+            self.core.statistics(now),
+            self.core.is_ready(now),
+            counters.queue_wait.copy(),
+            counters.duration.copy(),
+        )
+        if asked.set_running_or_notify_cancel():
+            asked.set_result(view)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            log.debug("the wake pipe is full: the loop is awake already")
+
+    def _router(self, endpoint: str, send_queue: int) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A peer that comes back under its routing id takes its old connection over.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.SNDHWM, send_queue)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise zmq.ZMQError(error.errno, f"can't bind {endpoint}: {error}") from error
+        return socket
+
+    def _drain(self, socket: "zmq.Socket[bytes]", take: Callable[[bytes, Frames], None]) -> None:
+        """Read what is there, frame by frame: cheaper for small messages than `recv_multipart`."""
+        for _ in range(_MESSAGES_A_ROUND):
+            try:
+                peer = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frames: Frames = []
+            while socket.get(zmq.RCVMORE):
+                # The header and a body are small, and are read; images are not.
+                frame = socket.recv() if not frames else socket.recv(copy=False)
+                if len(frames) <= MAX_FRAMES:
+                    frames.append(frame)
+            take(peer, frames)
+
+    def _take_from_client(self, peer: bytes, frames: Frames) -> None:
+        now = time.monotonic()
+        try:
+            message = decode_from_client(_header(frames))
+        except ProtocolError as problem:
+            self.core.malformed_from_client(peer, problem)
+            return
+        self.core.from_client(peer, message, frames[1:], now)
+
+    def _take_from_worker(self, peer: bytes, frames: Frames) -> None:
+        now = time.monotonic()
+        try:
+            header = _header(frames)
+            message = decode_from_worker(header)
+        except ProtocolError as problem:
+            self.core.malformed_from_worker(peer, problem)
+            return
+        self.core.from_worker(peer, message, header, frames[1:], now)
+
+    def _send(self, action: Action) -> None:
+        if isinstance(action, ToClient):
+            socket, peer = self._frontend, action.client_id
+        else:
+            socket, peer = self._backend, action.worker_id
+        message = action.message
+        header = message if isinstance(message, bytes) else encode(message)
+        try:
+            socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # Gone (EHOSTUNREACH) or full (EAGAIN): libzmq takes all of a message, or none of it.
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self.core.not_sent(action)
+            return
+        payload = action.payload
+        socket.send(header, zmq.SNDMORE if payload else 0)
+        last = len(payload) - 1
+        for index, frame in enumerate(payload):
+            socket.send(frame, zmq.SNDMORE if index < last else 0, copy=not isinstance(frame, zmq.Frame))
+
+    def _close(self) -> None:
+        for asked in self._asked:
+            asked.cancel()
+        self._frontend.close()
+        self._backend.close()
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+def _header(frames: Frames) -> bytes:
+    if not frames:
+        raise ProtocolError("a message needs a header frame")
+    if len(frames) > MAX_FRAMES:
+        raise ProtocolError(f"a message may have {MAX_FRAMES} frames")
+    header = frames[0]
+    return header if isinstance(header, bytes) else header.bytes

@@ -1,0 +1,35 @@
+"""A real broker on real sockets, in a thread of the test's own process."""
+
+import os
+from threading import Thread
+
+import pytest
+from imagegen_broker.core.records import Settings
+from imagegen_broker.server import Server
+
+INTERVAL = 0.1
+
+
+@pytest.fixture
+def start_broker():
+    """Start brokers (`start_broker.stop` ends one early); all are stopped at the end."""
+    running = {}
+
+    def start(frontend="tcp://127.0.0.1:0", backend="tcp://127.0.0.1:0", **settings):
+        settings.setdefault("interval", INTERVAL)
+        server = Server(Settings(epoch=os.urandom(16), **settings), frontend, backend)
+        thread = Thread(target=server.run, name="broker", daemon=True)
+        thread.start()
+        running[server] = thread
+        return server
+
+    def stop(server):
+        thread = running.pop(server)
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive(), "the broker's loop did not end"
+
+    start.stop = stop
+    yield start
+    for server in list(running):
+        stop(server)

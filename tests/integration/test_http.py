@@ -1,0 +1,66 @@
+"""The broker's HTTP doors: statistics, metrics, health."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from imagegen_broker.http import HttpServer
+from prometheus_client.parser import text_string_to_metric_families
+
+
+@pytest.fixture
+def web(start_broker):
+    server = start_broker()
+    http = HttpServer("127.0.0.1", 0, server.snapshot)
+    yield lambda path: fetch(f"http://{http.address}{path}")
+    http.close()
+
+
+def fetch(url):
+    """Return the status and the text."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_stats_are_json(web):
+    status, text = web("/stats")
+    assert status == 200
+    assert json.loads(text)["per_gpu_stats"] == []
+
+
+def test_metrics_parse_and_carry_the_prefix(web):
+    status, text = web("/metrics")
+    assert status == 200
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert names
+    assert all(name.startswith("imagegen_broker_") for name in names)
+    assert "imagegen_broker_queue_wait_seconds" in names
+
+
+def test_health_says_alive_and_readiness_waits_for_a_worker(web):
+    assert web("/healthz") == (200, "ok\n")
+    status, text = web("/readyz")
+    assert status == 503
+    assert "no worker" in text
+
+
+def test_an_unknown_path_lists_those_there_are(web):
+    status, text = web("/")
+    assert status == 404
+    assert "/stats" in text
+
+
+def test_a_loop_that_does_not_answer_is_unhealthy():
+    def stuck(timeout):
+        raise TimeoutError
+
+    http = HttpServer("127.0.0.1", 0, stuck)
+    try:
+        assert fetch(f"http://{http.address}/healthz")[0] == 503
+    finally:
+        http.close()

@@ -1,0 +1,210 @@
+"""The protocol as docs/protocol.md has it, spoken with nothing but `zmq` and `msgpack`."""
+
+import os
+
+import msgpack
+import pytest
+import zmq
+
+PATIENCE_MS = 20_000
+
+
+class Peer:
+    """A DEALER that speaks maps."""
+
+    def __init__(self, context, endpoint):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))
+        self.socket.connect(endpoint)
+
+    def send(self, header, *frames):
+        self.socket.send_multipart([msgpack.packb({"v": 1, **header}), *frames])
+
+    def receive(self, kind=None):
+        """Return the next message (of a kind, others skipped) as its header and its further frames."""
+        while True:
+            assert self.socket.poll(PATIENCE_MS), f"no {kind or 'message'} came"
+            header, *frames = self.socket.recv_multipart()
+            message = msgpack.unpackb(header)
+            assert message["v"] == 1
+            if kind is None or message["type"] == kind:
+                return message, frames
+
+
+@pytest.fixture
+def dial():
+    context = zmq.Context()
+    peers = []
+
+    def connect(endpoint):
+        peer = Peer(context, endpoint)
+        peers.append(peer)
+        return peer
+
+    yield connect
+    for peer in peers:
+        peer.socket.close(0)
+    context.term()
+
+
+def ready(worker, **fields):
+    worker.send(
+        {
+            "type": "ready",
+            "worker_id": os.urandom(16),
+            "name": "raw",
+            "host": "here",
+            "gpu_id": 0,
+            "device": "cpu",
+            "backend": "none",
+            "models": ["raw-model"],
+            "capacity": 2,
+            "max_batch_size": 1,
+            **fields,
+        }
+    )
+    heartbeat, _ = worker.receive("heartbeat")
+    assert heartbeat["session"] > 0
+    return heartbeat
+
+
+def submit(client, request_id, **fields):
+    body = msgpack.packb({"prompt": "a red circle", "seed": 7})
+    client.send({"type": "submit", "request_id": request_id, **fields}, body)
+    return body
+
+
+def result(worker, request_id, *images):
+    info = [{"format": "png", "width": 1, "height": 1, "seed": 7}] * len(images)
+    worker.send(
+        {"type": "result", "request_id": request_id, "worker": "raw", "model": "raw-model", "images": info},
+        *images,
+    )
+
+
+def test_a_request_from_submit_to_release(start_broker, dial):
+    broker = start_broker()
+    client, worker = dial(broker.frontend_endpoint), dial(broker.backend_endpoint)
+    ready(worker)
+    request_id = os.urandom(16)
+    body = submit(client, request_id, progress=True)
+    heartbeat, _ = client.receive("heartbeat")
+    assert len(heartbeat["epoch"]) == 16
+    assert heartbeat["session"] > 0
+    accepted, _ = client.receive("accepted")
+    assert accepted["request_ids"] == [request_id]
+    work, frames = worker.receive("work")
+    assert (work["request_id"], work["attempt"], work["model"]) == (request_id, 1, "raw-model")
+    assert frames == [body]
+    worker.send({"type": "progress", "request_id": request_id, "step": 1, "steps": 2})
+    progress, _ = client.receive("progress")
+    assert (progress["step"], progress["steps"]) == (1, 2)
+    picture = os.urandom(100_000)
+    result(worker, request_id, picture, b"second")
+    answer, images = client.receive("result")
+    assert answer["request_id"] == request_id
+    assert images == [picture, b"second"]
+    client.send({"type": "ack", "request_ids": [request_id]})
+    release, _ = worker.receive("release")
+    assert release["request_ids"] == [request_id]
+
+
+def test_an_answer_is_asked_for_again_until_it_is_acknowledged(start_broker, dial):
+    broker = start_broker()
+    client, worker = dial(broker.frontend_endpoint), dial(broker.backend_endpoint)
+    session = ready(worker)["session"]
+    request_id = os.urandom(16)
+    submit(client, request_id)
+    worker.receive("work")
+    result(worker, request_id, b"image")
+    client.receive("result")
+    while True:  # both stay alive, and the client does not acknowledge
+        client.send({"type": "heartbeat"})
+        worker.send({"type": "heartbeat", "session": session, "finished": [request_id]})
+        message, _ = worker.receive()
+        if message["type"] == "resend":
+            break
+    assert message["request_ids"] == [request_id]
+    result(worker, request_id, b"image")
+    assert client.receive("result")[1] == [b"image"]
+
+
+def test_a_restarted_broker_finds_the_request_at_its_worker(start_broker, dial):
+    broker = start_broker()
+    client, worker = dial(broker.frontend_endpoint), dial(broker.backend_endpoint)
+    ready(worker)
+    request_id = os.urandom(16)
+    submit(client, request_id)
+    first_epoch = client.receive("heartbeat")[0]["epoch"]
+    worker.receive("work")
+    frontend, backend = broker.frontend_endpoint, broker.backend_endpoint
+    start_broker.stop(broker)
+    start_broker(frontend, backend)
+    worker.send({"type": "heartbeat", "session": 1, "running": [request_id]})
+    while worker.receive("heartbeat")[0]["session"] != 0:
+        pass
+    ready(worker, running=[request_id])
+    client.send({"type": "heartbeat"})
+    while client.receive("heartbeat")[0]["epoch"] == first_epoch:
+        pass
+    submit(client, request_id)
+    assert worker.receive("resend")[0]["request_ids"] == [request_id]
+    result(worker, request_id, b"made once")
+    assert client.receive("result")[1] == [b"made once"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        ([b""], "protocol_error"),
+        ([b"\xc1rubbish"], "protocol_error"),
+        ([b"\x91" * 5000], "protocol_error"),
+        ([os.urandom(70_000)], "protocol_error"),
+        ([msgpack.packb({"v": 2, "type": "submit"})], "unsupported_version"),
+        ([msgpack.packb({"v": 1, "type": "dance"})], "protocol_error"),
+        ([msgpack.packb({"v": 1, "type": "submit", "request_id": b"short"}), b""], "protocol_error"),
+        ([msgpack.packb({"v": 1, "type": "submit", "request_id": b"x" * 16})], "invalid_request"),
+        ([msgpack.packb({"v": 1, "type": "submit", "request_id": b"x" * 16}), b"b" * 300_000], "invalid_request"),
+        ([msgpack.packb({"v": 1, "type": "submit", "request_id": b"x" * 16}), *[b""] * 100], "protocol_error"),
+    ],
+)
+def test_rubbish_is_answered_and_the_broker_carries_on(start_broker, dial, frames, code):
+    broker = start_broker()
+    client = dial(broker.frontend_endpoint)
+    client.socket.send_multipart(frames)
+    error, _ = client.receive("error")
+    assert error["code"] == code
+    assert error["message"]
+    request_id = os.urandom(16)
+    submit(client, request_id)
+    assert client.receive("accepted")[0]["request_ids"] == [request_id]
+
+
+def test_rubbish_from_a_worker_is_answered_too(start_broker, dial):
+    broker = start_broker()
+    worker = dial(broker.backend_endpoint)
+    worker.socket.send_multipart([b"\xc1", b"x"])
+    assert worker.receive("error")[0]["code"] == "protocol_error"
+    worker.send({"type": "ready", "name": "half"})
+    assert "missing required field" in worker.receive("error")[0]["message"]
+    ready(worker)
+
+
+def test_unknown_header_keys_are_ignored(start_broker, dial):
+    broker = start_broker()
+    client = dial(broker.frontend_endpoint)
+    submit(client, b"k" * 16, of_a_later_version={"a": [1, 2]})
+    assert client.receive("accepted")[0]["request_ids"] == [b"k" * 16]
+
+
+def test_statistics_travel_as_a_map(start_broker, dial):
+    broker = start_broker()
+    client, worker = dial(broker.frontend_endpoint), dial(broker.backend_endpoint)
+    ready(worker)
+    client.send({"type": "stats"})
+    _, (frame,) = client.receive("stats")
+    (gpu,) = msgpack.unpackb(frame)["per_gpu_stats"]
+    assert gpu["worker"] == "raw"
+    for field in ("gpu_id", "current_queue_depth", "total_requests", "total_batches", "avg_batch_size"):
+        assert field in gpu

@@ -1,0 +1,108 @@
+"""Any order of any messages leaves the books in agreement and bounded, and no work beside free room."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_protocol.messages import ClientHeartbeat, Goodbye
+
+from tests.unit.broker.bench import Bench, rid
+
+numbers = st.integers(0, 12)
+clients = st.sampled_from(["a", "b"])
+workers = st.sampled_from(["u", "v", "w"])
+id_lists = st.lists(numbers.map(rid), max_size=5, unique=True)
+
+
+class BrokerMachine(RuleBasedStateMachine):
+    """Honest and dishonest peers in any order; `Bench.settle` checks the books after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.bench = None
+
+    @rule(strategy=st.sampled_from(STRATEGIES))
+    def start(self, strategy):
+        if self.bench is None:
+            self.bench = Bench(strategy=strategy, max_requests=10, max_requests_per_client=8, max_attempts=2)
+
+    def live(self):
+        if self.bench is None:
+            self.bench = Bench(max_requests=10, max_requests_per_client=8, max_attempts=2)
+        return self.bench
+
+    @rule(number=numbers, client=clients, timeout=st.sampled_from([None, 0.3, 5.0]), priority=st.integers(-1, 1))
+    def submit(self, number, client, timeout, priority):
+        self.live().submit(number, client, timeout_seconds=timeout, priority=priority)
+
+    @rule(number=numbers, client=clients)
+    def ack(self, number, client):
+        self.live().ack(number, client=client)
+
+    @rule(number=numbers, client=clients)
+    def cancel(self, number, client):
+        self.live().cancel(number, client)
+
+    @rule(client=clients, leave=st.booleans())
+    def client_lives(self, client, leave):
+        self.live().client(client, Goodbye() if leave else ClientHeartbeat())
+
+    @rule(worker=workers, queued=id_lists, finished=id_lists, seconds=st.sampled_from([None, 0.1, 2.0]))
+    def ready(self, worker, queued, finished, seconds):
+        self.live().ready(worker, queued=queued, finished=finished, seconds_per_image=seconds)
+
+    @rule(worker=workers, running=id_lists, queued=id_lists, finished=id_lists, draining=st.booleans())
+    def beat(self, worker, running, queued, finished, draining):
+        state = "draining" if draining else "ready"
+        self.live().beat(worker, running=running, queued=queued, finished=finished, state=state)
+
+    @rule(worker=workers)
+    def honest_beat(self, worker):
+        known = self.live().core.ledger.workers.get(worker.encode())
+        if known is not None:
+            self.bench.beat(worker, running=list(known.assigned), finished=list(known.holding))
+
+    @rule(worker=workers, number=numbers)
+    def result(self, worker, number):
+        self.live().result(worker, rid(number))
+
+    @rule(worker=workers, number=numbers, code=st.sampled_from(["returned", "generation_failed"]))
+    def error(self, worker, number, code):
+        self.live().error(worker, rid(number), code)
+
+    @rule(worker=workers)
+    def goodbye(self, worker):
+        self.live().worker(worker, Goodbye())
+
+    @rule(worker=workers)
+    def unreachable(self, worker):
+        known = self.live().core.ledger.workers.get(worker.encode())
+        lost = next(iter(known.assigned), None) if known is not None else None
+        self.bench.core.backend.unreachable(worker.encode(), lost)
+        self.bench.settle()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 4.0]))
+    def time_passes(self, seconds):
+        self.live().advance(seconds)
+
+    @invariant()
+    def tables_are_bounded(self):
+        if self.bench is None:
+            return
+        ledger = self.bench.core.ledger
+        assert len(ledger.requests) <= 10
+        assert len(ledger.tombstones) <= ledger.settings.tombstones
+
+    @invariant()
+    def nothing_waits_while_there_is_room(self):
+        if self.bench is None or self.bench.core.settings.strategy == "least-wait":
+            return
+        core = self.bench.core
+        if self.bench.now >= core.dispatching_from:
+            waiting = core.ledger.queue.waiting("m")
+            room = sum(worker.room for worker in core.ledger.workers.values())
+            assert not (waiting and room)
+
+
+TestBroker = BrokerMachine.TestCase
+TestBroker.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -1,0 +1,85 @@
+"""The fair queue against a slow, obvious model of it."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imagegen_broker.core.queue import FairQueue
+from imagegen_broker.core.records import Client, Request
+
+CLIENTS = [Client(id=name, session=1, heard=0.0) for name in (b"a", b"b", b"c")]
+
+
+def make(number, client, priority=0, model="m"):
+    return Request(
+        id=number.to_bytes(16, "big"),
+        client=client,
+        model=model,
+        priority=priority,
+        progress=False,
+        payload=(),
+        size=0,
+        arrived=0.0,
+    )
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("push"), st.integers(0, 2), st.integers(-1, 1), st.booleans()),
+        st.tuples(st.just("take"), st.just(0), st.just(0), st.just(False)),
+        st.tuples(st.just("remove"), st.integers(0, 50), st.just(0), st.just(False)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_returned_first(script):
+    queue = FairQueue()
+    waiting = {}
+    for number, (what, which, priority, front) in enumerate(script):
+        if what == "push":
+            request = make(number, CLIENTS[which], priority)
+            queue.push(request, front=front)
+            waiting[request.id] = (request, front)
+        elif what == "take":
+            request = queue.peek("m")
+            if not waiting:
+                assert request is None
+                continue
+            assert request is not None
+            top = max(r.priority for r, _ in waiting.values())
+            assert request.priority == top
+            returned = [r for r, f in waiting.values() if f and r.priority == top]
+            if returned:
+                assert request is returned[0]
+            else:
+                own = [r for r, _ in waiting.values() if r.priority == top and r.client is request.client]
+                assert request is own[0], "a client's requests go in the order of their arrival"
+            queue.remove(request)
+            del waiting[request.id]
+        elif waiting:
+            request, _ = list(waiting.values())[which % len(waiting)]
+            queue.remove(request)
+            del waiting[request.id]
+        assert len(queue) == queue.waiting("m") == len(waiting)
+        assert {request.id for request in queue} == set(waiting)
+    assert queue.models() == (["m"] if waiting else [])
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=60))
+@settings(max_examples=50)
+def test_between_two_turns_of_a_client_everyone_else_who_waits_has_one(owners):
+    queue = FairQueue()
+    for number, owner in enumerate(owners):
+        queue.push(make(number, CLIENTS[owner]))
+    left = {client.id: owners.count(index) for index, client in enumerate(CLIENTS)}
+    since: dict[bytes, set[bytes]] = {}
+    while (request := queue.peek("m")) is not None:
+        queue.remove(request)
+        me = request.client.id
+        if me in since:
+            assert since[me] >= {other for other, count in left.items() if count and other != me}
+        left[me] -= 1
+        since[me] = set()
+        for other in since:
+            since[other].add(me)
+    assert not any(left.values())
