@@ -1,0 +1,212 @@
+"""Headers, bodies and errors: what goes round unchanged, and what is refused in which words."""
+
+import contextlib
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from imagegen_protocol import (
+    ImagegenError,
+    InvalidRequestError,
+    ProtocolError,
+    RequestError,
+    UnsupportedVersionError,
+    decode_broker_to_client,
+    decode_broker_to_worker,
+    decode_from_client,
+    decode_from_worker,
+    encode,
+    encode_request,
+    error_from_wire,
+    errors,
+    parse_request,
+)
+from imagegen_protocol.messages import Ack, Error, Ready, Submit, Work
+from imagegen_protocol.request import FIELDS, make_request
+
+ID = b"i" * 16
+DECODERS = (decode_from_client, decode_from_worker, decode_broker_to_client, decode_broker_to_worker)
+
+
+def header(**fields):
+    return msgpack.packb({"v": 1, **fields})
+
+
+def test_any_msgpack_library_reads_what_is_encoded():
+    plain = msgpack.unpackb(encode(Submit(request_id=ID, model="m", timeout_seconds=2.5)))
+    assert plain["type"] == "submit"
+    assert plain["v"] == 1
+    assert plain["request_id"] == ID
+    assert plain["timeout_seconds"] == 2.5
+
+
+def test_any_msgpack_library_may_write_what_is_decoded():
+    message = decode_from_client(header(type="submit", request_id=ID, timeout_seconds=3, unknown=[1, {"a": 2}]))
+    assert message == Submit(request_id=ID, timeout_seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"type": "submit"}, "missing required field `request_id`"),
+        ({"type": "submit", "request_id": b"short"}, "length >= 16"),
+        ({"type": "submit", "request_id": "i" * 16}, "Expected `bytes`"),
+        ({"type": "submit", "request_id": ID, "priority": 101}, "`$.priority`"),
+        ({"type": "submit", "request_id": ID, "timeout_seconds": 0}, "`$.timeout_seconds`"),
+        ({"type": "submit", "request_id": ID, "timeout_seconds": float("nan")}, "`$.timeout_seconds`"),
+        ({"type": "submit", "request_id": ID, "model": "bad\nname"}, "`$.model`"),
+        ({"type": "ack", "request_ids": [ID] * 1025}, "length <= 1024"),
+        ({"type": "dance"}, "'dance'"),
+        ({"type": 7}, "not a message"),
+    ],
+)
+def test_a_bad_header_is_refused_in_words_that_name_the_field(fields, words):
+    with pytest.raises(ProtocolError) as caught:
+        decode_from_client(header(**fields))
+    assert words in str(caught.value)
+
+
+def test_a_bad_submit_still_says_whose_it_was():
+    with pytest.raises(ProtocolError) as caught:
+        decode_from_client(header(type="submit", request_id=ID, priority="high"))
+    assert caught.value.request_id == ID
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused_as_such(version):
+    with pytest.raises(ProtocolError):
+        decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
+    if isinstance(version, int):
+        with pytest.raises(UnsupportedVersionError, match=f"has {version}"):
+            decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
+
+
+def test_a_worker_must_serve_something():
+    with pytest.raises(ProtocolError, match="models"):
+        decode_from_worker(
+            header(
+                type="ready", worker_id=ID, name="w", host="h", gpu_id=0, device="cpu", backend="b", models=[],
+                capacity=1, max_batch_size=1,
+            )
+        )  # fmt: skip
+    assert Ready.__struct_config__.tag == "ready"
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ).map(msgpack.packb)
+)
+def test_whatever_bytes_come_only_protocol_errors_are_raised(decode, data):
+    with contextlib.suppress(ProtocolError):
+        decode(data)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize(
+    "data", [b"\x91" * 60_000, b"\x81\xa1a" * 20_000, b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+)
+def test_depth_and_announced_lengths_are_no_weapon(decode, data):
+    with pytest.raises(ProtocolError):
+        decode(data)
+
+
+# ---- bodies ------------------------------------------------------------------------------------------------
+
+REQUESTS = st.fixed_dictionaries(
+    {"prompt": st.text(max_size=50), "seed": st.integers(0, 2**63 - 1)},
+    optional={
+        "negative_prompt": st.none() | st.text(max_size=20),
+        "num_inference_steps": st.integers(1, 1000),
+        "guidance_scale": st.floats(0, 100) | st.integers(0, 100),
+        "width": st.integers(8, 8192),
+        "height": st.integers(8, 8192),
+        "num_images": st.integers(1, 16),
+    },
+)
+
+
+@given(REQUESTS)
+def test_a_request_goes_round_unchanged(fields):
+    request = make_request(**fields)
+    assert parse_request(encode_request(request)) == request
+    assert parse_request(msgpack.packb(fields)) == request
+
+
+@given(st.binary(max_size=300))
+def test_whatever_body_comes_only_invalid_request_is_raised(body):
+    with contextlib.suppress(InvalidRequestError):
+        parse_request(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"seed": -1}, "seed: expected `int` >= 0, got -1"),
+        ({"seed": 2**63}, "seed: "),
+        ({"num_inference_steps": 0}, "num_inference_steps: expected `int` >= 1, got 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: "),
+        ({"guidance_scale": float("inf")}, "guidance_scale: "),
+        ({"width": 7}, "width: expected `int` >= 8, got 7"),
+        ({"width": True}, "width: "),
+        ({"num_images": 17}, "num_images: expected `int` <= 16, got 17"),
+        ({"prompt": None}, "prompt: "),
+        ({"prompt": "x" * 10_001}, "prompt: expected `str` of length <= 10000"),
+        ({"colour": "red"}, "unknown field `colour`; known are prompt, seed"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value_and_range(fields, words):
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_request(msgpack.packb({"prompt": "p", "seed": 1, **fields}))
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("body", [b"", b"\x90", b"\x91" * 60_000, msgpack.packb({1: 2}), b"x" * 300_000])
+def test_a_body_that_is_no_map_is_refused(body):
+    with pytest.raises(InvalidRequestError):
+        parse_request(body)
+
+
+def test_seeds_count_up_and_wrap():
+    request = make_request(prompt="p", seed=2**63 - 1, num_images=3)
+    assert request.seeds() == [2**63 - 1, 0, 1]
+
+
+def test_every_field_of_a_body_is_in_the_protocol_page(protocol_page):
+    for field in FIELDS:
+        assert f"`{field}`" in protocol_page
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def test_every_code_makes_its_own_type_and_is_in_the_protocol_page(protocol_page):
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ImagegenError)]
+    made_by_clients_alone = {"broker_unreachable", "client_closed", "error", "request_error"}
+    for kind in kinds:
+        if kind.code in made_by_clients_alone:
+            continue
+        error = error_from_wire(kind.code, "why", 2.0)
+        assert type(error) is kind
+        assert (error.message, error.retry_after_seconds) == ("why", 2.0)
+        assert f"`{kind.code}`" in protocol_page
+
+
+def test_a_code_of_a_later_version_is_a_request_error():
+    error = error_from_wire("too_beautiful", "why")
+    assert type(error) is RequestError
+    assert "too_beautiful" in str(error)
+
+
+def test_every_message_and_key_is_in_the_protocol_page(protocol_page):
+    for union in (Submit, Ack, Error, Work, Ready):
+        assert f"`{union.__struct_config__.tag}`" in protocol_page
+        for field in msgspec.structs.fields(union):
+            if field.name != "v":
+                assert f"`{field.name}`" in protocol_page, field.name

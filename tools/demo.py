@@ -1,0 +1,109 @@
+"""`make demo`: a broker and two workers on this machine draw a dozen prompts."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from imagegen_client import Client, GenerationResult
+from imagegen_client.tables import stats_table
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tools.fleet import Fleet, FleetError
+
+PROMPTS = (
+    "a red circle on a blue background",
+    "a yellow star on a purple background",
+    "a green square on a white background",
+    "a white ring on a black background",
+    "a blue triangle on a yellow background",
+    "an orange cross on a blue background",
+    "a purple circle on a green background",
+    "a black star on an orange background",
+    "a yellow ring on a red background",
+    "a white triangle on a green background",
+    "a blue square on an orange background",
+    "a red cross on a white background",
+)
+SEED = 20
+OUT = Path("out/demo")
+_TILE = 192
+_CAPTION = 30
+_COLUMNS = 4
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)
+    OUT.mkdir(parents=True, exist_ok=True)
+    fleet = Fleet(log_folder=OUT / "logs")
+    try:
+        with fleet:
+            run(fleet, console)
+            # Nothing may interrupt the stopping of what was started.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
+    except FleetError as error:
+        console.print(f"[red]{error}[/red]; see {OUT / 'logs'}")
+        return 1
+    return 0
+
+
+def run(fleet: Fleet, console: Console) -> None:
+    """Start the fleet, draw, and show what came out."""
+    with console.status("Starting a broker and two workers (each loads the model) ..."):
+        fleet.start_broker()
+        for index in range(2):
+            fleet.start_worker(f"gpu{index}", "--gpu", str(index), "--device", "cpu", "--torch-threads", "1")
+        client = Client(fleet.frontend)
+        fleet.wait_for_workers(client, 2)
+    with client:
+        results = draw(client, console)
+        sheet = contact_sheet(results)
+        sheet.save(OUT / "sheet.png")
+        console.print(
+            f"{len(results)} pictures are in [bold]{OUT}/[/bold], all on [bold]{OUT / 'sheet.png'}[/bold]"
+        )
+        console.print(stats_table(client.stats()))
+
+
+def draw(client: Client, console: Console) -> list[GenerationResult]:
+    """Send every prompt at once; save each picture as it comes in, and return the results in order."""
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("drawing", total=len(PROMPTS))
+        jobs = [client.submit(prompt, seed=SEED + index) for index, prompt in enumerate(PROMPTS)]
+        results = []
+        for index, job in enumerate(jobs):
+            result = job.result()
+            result.save(OUT / f"{index:02d}-{PROMPTS[index].replace(' ', '-')}.png")
+            results.append(result)
+            bar.advance(task)
+    return results
+
+
+def contact_sheet(results: list[GenerationResult]) -> Image.Image:
+    """Return one picture of all results with their prompts, `_COLUMNS` in a row, without smoothing."""
+    rows = -(-len(results) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _CAPTION)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (result, prompt) in enumerate(zip(results, PROMPTS, strict=True)):
+        x, y = index % _COLUMNS * _TILE, index // _COLUMNS * (_TILE + _CAPTION)
+        tile = result.image.convert("RGB").resize((_TILE - 8, _TILE - 8), Image.Resampling.NEAREST)
+        sheet.paste(tile, (x + 4, y + 4))
+        subject, _, ground = prompt.partition(" on ")
+        pen.text((x + 6, y + _TILE - 2), f"{subject}\non {ground}", fill="black", font_size=11)
+    return sheet
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A fleet of real processes on this machine, for the demo, the tests and the benchmarks.
+
+Whatever happens to the parent, no child outlives it: each is told by the kernel to die with its parent.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import IO, Self
+
+from imagegen_client import Client
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class FleetError(RuntimeError):
+    """A process of the fleet ended, or did not start in time."""
+
+
+class Fleet:
+    """A broker and workers as child processes; leaving the context stops them all.
+
+    `log_folder` gets one file a process; without it they write to this process's stderr.
+    """
+
+    def __init__(self, log_folder: Path | None = None) -> None:
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.frontend = ""
+        self.backend = ""
+        self.http = ""
+        self._log_folder = log_folder
+        self._logs: list[IO[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start_broker(self, *arguments: str, name: str = "broker", endpoints: Sequence[str] = ()) -> None:
+        """Start `imagegen-broker` on free ports, or on the given frontend, backend and HTTP address."""
+        frontend, backend, http = endpoints or ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "127.0.0.1:0")
+        command = ["imagegen-broker", "--frontend", frontend, "--backend", backend, "--http", http, *arguments]
+        process = self.spawn(name, command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise FleetError(f"{name} ended with status {process.wait()}; its log says why")
+        said = dict(part.split("=", 1) for part in line.split())
+        self.frontend, self.backend, self.http = said["frontend"], said["backend"], said["http"]
+
+    def start_worker(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start `imagegen-worker` under a name, dialling this fleet's broker."""
+        command = ["imagegen-worker", "--broker", self.backend, "--name", name, *arguments]
+        self.spawn(name, command, environment=environment)
+
+    def spawn(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        stdout: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start one of the project's commands in a process group of its own, out of the terminal's Ctrl-C."""
+        program = str(Path(sys.executable).with_name(command[0]))
+        log: IO[str] | None = None
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            log = (self._log_folder / f"{name}.log").open("a")
+            self._logs.append(log)
+        process = subprocess.Popen(
+            [program, *command[1:]],
+            stdout=stdout if stdout is not None else log,
+            stderr=log,
+            text=True,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=_die_with_parent,
+            start_new_session=True,
+        )
+        self.processes[name] = process
+        return process
+
+    def wait_for_workers(self, client: Client, count: int, timeout: float = 120.0) -> None:
+        """Wait until `count` workers are registered. Raises `FleetError` if one ended, or after `timeout` seconds."""
+        self.wait_until(lambda: client.stats(timeout=timeout)["num_gpus"] >= count, f"{count} workers", timeout)
+
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+        """Ask again and again until something holds. Raises `FleetError` if a process ended, or after `timeout`."""
+        end = time.monotonic() + timeout
+        while not holds():
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    raise FleetError(f"{name} ended with status {process.returncode} before there were {what}")
+            if time.monotonic() > end:
+                raise FleetError(f"no {what} after {timeout:.0f} s")
+            Event().wait(0.05)
+
+    def kill(self, name: str) -> None:
+        """Kill a process with SIGKILL and forget it."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def terminate(self, name: str, timeout: float = 60.0) -> int:
+        """Ask a process to end, and return its exit status."""
+        process = self.processes.pop(name)
+        process.terminate()
+        status = process.wait(timeout)
+        if process.stdout is not None:
+            process.stdout.close()
+        return status
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop everything, workers first; kill what does not end within `timeout` seconds."""
+        order = sorted(self.processes, key=lambda name: name.startswith("broker"))
+        for name in order:
+            self.processes[name].terminate()
+        end = time.monotonic() + timeout
+        for name in order:
+            process = self.processes.pop(name)
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        for log in self._logs:
+            log.close()
+        self._logs.clear()
