@@ -8,12 +8,12 @@ import time
 
 import click
 import zmq
-from imagegen_protocol.limits import ID_BYTES
 
 from imagegen_broker.config import ConfigError, check_endpoint, parse_address
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
+from imagegen_protocol.limits import ID_BYTES
 
 log = logging.getLogger("imagegen.broker")
 

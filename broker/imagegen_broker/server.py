@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import zmq
-from imagegen_protocol.errors import ProtocolError
-from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
+from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 
 log = logging.getLogger("imagegen.broker")
 

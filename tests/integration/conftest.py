@@ -4,6 +4,7 @@ import os
 from threading import Thread
 
 import pytest
+
 from imagegen_broker.core.records import Settings
 from imagegen_broker.server import Server
 

@@ -5,8 +5,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from imagegen_broker.http import HttpServer
 from prometheus_client.parser import text_string_to_metric_families
+
+from imagegen_broker.http import HttpServer
 
 
 @pytest.fixture

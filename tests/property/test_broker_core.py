@@ -3,9 +3,9 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye
-
 from tests.unit.broker.bench import Bench, rid
 
 numbers = st.integers(0, 12)

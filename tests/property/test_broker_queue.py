@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from imagegen_broker.core.queue import FairQueue
 from imagegen_broker.core.records import Client, Request
 

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imagegen_broker.core.strategies import Load, expected_finish, plan_least_wait
 
 loads = st.lists(

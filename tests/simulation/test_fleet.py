@@ -1,8 +1,8 @@
 """Thousands of requests through fleets whose parts are killed, frozen and cut off; each seed is one story."""
 
 import pytest
-from imagegen_protocol import CancelledError, DeadlineExceededError, PoisonRequestError
 
+from imagegen_protocol import CancelledError, DeadlineExceededError, PoisonRequestError
 from tests.simulation.world import World
 
 CALM = 30.0

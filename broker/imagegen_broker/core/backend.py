@@ -1,5 +1,7 @@
 """What the broker does with workers' messages, and with their silence."""
 
+from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
 from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
@@ -12,9 +14,6 @@ from imagegen_protocol.messages import (
     WorkerHeartbeat,
     WorkerMessage,
 )
-
-from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
 
 
 class Backend:

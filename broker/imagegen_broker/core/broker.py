@@ -3,6 +3,12 @@
 from typing import Any
 
 import msgpack
+
+from imagegen_broker.core.backend import Backend
+from imagegen_broker.core.frontend import Frontend
+from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.records import Action, Payload, Request, Settings, State, ToClient, ToWorker, Worker
+from imagegen_broker.core.snapshot import statistics
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError
 from imagegen_protocol.messages import (
     ClientMessage,
@@ -12,12 +18,6 @@ from imagegen_protocol.messages import (
     Work,
     WorkerMessage,
 )
-
-from imagegen_broker.core.backend import Backend
-from imagegen_broker.core.frontend import Frontend
-from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import Action, Payload, Request, Settings, State, ToClient, ToWorker, Worker
-from imagegen_broker.core.snapshot import statistics
 
 
 class BrokerCore:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.records import Client, Payload, Request, State, ToClient
 from imagegen_protocol import errors
 from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import (
@@ -13,9 +15,6 @@ from imagegen_protocol.messages import (
     Goodbye,
     Submit,
 )
-
-from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import Client, Payload, Request, State, ToClient
 
 _MIN_RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 60.0

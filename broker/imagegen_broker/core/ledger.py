@@ -4,9 +4,6 @@ and placement always agree. What is to be sent gathers in an outbox, joined wher
 
 from collections import OrderedDict, defaultdict
 
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
-from imagegen_protocol.messages import Accepted, Error, Release, Resend
-
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.placement import Placement
@@ -23,6 +20,8 @@ from imagegen_broker.core.records import (
     ToWorker,
     Worker,
 )
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Accepted, Error, Release, Resend
 
 
 class Ledger:

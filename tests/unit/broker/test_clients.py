@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+
 from imagegen_broker.core.records import Settings
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
@@ -15,7 +16,6 @@ from imagegen_protocol.messages import (
     Submit,
     Work,
 )
-
 from tests.unit.broker.bench import EPOCH, Bench, rid
 
 

@@ -1,6 +1,7 @@
 """What workers see: registration, exact depth, loss, death, return, drain, recovery."""
 
 import pytest
+
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     ClientHeartbeat,
@@ -11,7 +12,6 @@ from imagegen_protocol.messages import (
     Work,
     WorkerStats,
 )
-
 from tests.unit.broker.bench import Bench, rid
 
 
