@@ -131,10 +131,11 @@ class Server:
         socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            socket.close(0)
+            self._context.destroy(0)
             raise zmq.ZMQError(error.errno, f"can't bind {endpoint}: {error}") from error
         return socket
 

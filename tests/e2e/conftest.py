@@ -1,0 +1,48 @@
+"""Real processes: the CLIs as they are installed, on free ports, with their logs kept beside the test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagegen_client import Client
+from tools.fleet import Fleet
+
+SIMULATED = ("--backend", "simulated", "--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.02")
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """An empty fleet; whatever is started in it is stopped at the end."""
+    with Fleet(log_folder=tmp_path / "logs") as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def client(fleet):
+    """A client of the fleet's broker, which it starts."""
+    fleet.start_broker("--heartbeat-interval", "0.2")
+    with Client(fleet.frontend) as client:
+        yield client
+
+
+def start_simulated(fleet, client, *names, options=SIMULATED):
+    """Start simulated workers and wait until they are registered."""
+    for index, name in enumerate(names):
+        fleet.start_worker(name, "--gpu", str(index), *options)
+    fleet.wait_for_workers(client, len(names))
+
+
+def command(*arguments, check=True, **options):
+    """Run one of the project's commands to its end."""
+    program = str(Path(sys.executable).with_name(arguments[0]))
+    return subprocess.run(
+        [program, *arguments[1:]], capture_output=True, text=True, timeout=150, check=check, **options
+    )
+
+
+def bench(fleet, *arguments):
+    """Run `imagegen bench --json` and return what it says."""
+    return json.loads(command("imagegen", "bench", "--json", "--broker", fleet.frontend, *arguments).stdout)

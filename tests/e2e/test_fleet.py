@@ -1,0 +1,141 @@
+"""The narrow path with real processes: bursts, strategies, deaths, restarts, drains."""
+
+import io
+import json
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from imagegen_client import Client
+from tests.e2e.conftest import bench, command, start_simulated
+
+
+def per_gpu(client, field):
+    return {gpu["worker"]: gpu[field] for gpu in client.stats()["per_gpu_stats"]}
+
+
+def test_a_burst_of_fifty_is_spread_evenly(fleet, client):
+    start_simulated(fleet, client, "a", "b", "c", "d")
+    said = bench(fleet, "--burst", "50")
+    assert said["requests"] == said["successful"] == 50
+    assert said["failed"] == 0
+    assert said["num_gpus"] == 4
+    assert said["total_batches"] >= 50 / 8
+    assert said["avg_batch_size"] == pytest.approx(50 / said["total_batches"], rel=0.01)
+    assert said["throughput_images_per_second"] > 0
+    assert set(said["latency_seconds"]) == {"p50", "p95", "p99"}
+    totals = per_gpu(client, "total_requests")
+    assert sum(totals.values()) == 50
+    assert set(totals.values()) == {12, 13}
+    again = bench(fleet, "--burst", "10")
+    assert again["total_batches"] <= 10, "only this burst is counted"
+
+
+@pytest.mark.parametrize("strategy", ["queue-depth", "least-wait"])
+def test_fast_workers_get_their_share(fleet, strategy):
+    fleet.start_broker("--heartbeat-interval", "0.2", "--strategy", strategy)
+    with Client(fleet.frontend) as client:
+        for name, batch, image in (("fast", "0.04", "0.02"), ("slow", "0.2", "0.1")):
+            options = ("--simulated-batch-seconds", batch, "--simulated-image-seconds", image)
+            fleet.start_worker(name, "--backend", "simulated", "--max-batch-size", "4", *options)
+        fleet.wait_for_workers(client, 2)
+        assert client.stats()["strategy"] == strategy
+        assert bench(fleet, "--burst", "60")["successful"] == 60
+        totals = per_gpu(client, "total_requests")
+        assert totals["fast"] > 2 * totals["slow"]
+
+
+def test_the_guides_environment_names_the_strategy(fleet):
+    fleet.spawn("probe", ["imagegen-broker", "--version"]).wait(30)
+    fleet.processes.pop("probe")
+    done = command("imagegen-broker", check=False, env={"GPU_LOAD_BALANCE_STRATEGY": "roulette", "PATH": ""})
+    assert done.returncode == 2
+    assert "queue-depth" in done.stderr
+
+
+def test_a_worker_killed_in_mid_batch_loses_nothing(fleet, client):
+    options = ("--backend", "simulated", "--simulated-batch-seconds", "0.3", "--simulated-image-seconds", "0.05")
+    start_simulated(fleet, client, "victim", "heir", options=options)
+    jobs = [client.submit(f"picture {number}", seed=number) for number in range(30)]
+    fleet.wait_until(lambda: per_gpu(client, "running")["victim"] > 0, "a running batch")
+    fleet.kill("victim")
+    results = [job.result(60) for job in jobs]
+    assert [result.seed for result in results] == list(range(30))
+    assert any(result.worker == "heir" and result.attempt == 2 for result in results)
+    assert client.stats()["totals"]["workers_lost"] == 1
+
+
+def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet):
+    fleet.start_broker("--heartbeat-interval", "0.2")
+    with Client(fleet.frontend) as client:
+        options = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
+        for name in ("a", "b"):
+            fleet.start_worker(name, *options)
+        fleet.wait_for_workers(client, 2)
+        prompts = [f"a {colour} circle on a white background" for colour in ("red", "green", "blue", "yellow")] * 4
+        alone = {prompt: client.generate(prompt, seed=5).image.tobytes() for prompt in set(prompts)}
+        before = sum(per_gpu(client, "total_requests").values())
+        jobs = [client.submit(prompt, seed=5) for prompt in prompts]
+        fleet.wait_until(lambda: sum(per_gpu(client, "running").values()) > 0, "a running batch")
+        places = (fleet.frontend, fleet.backend, fleet.http.removeprefix("http://"))
+        fleet.kill("broker")
+        fleet.start_broker("--heartbeat-interval", "0.2", endpoints=places)
+        images = [job.result(90).image for job in jobs]
+        for prompt, image in zip(prompts, images, strict=True):
+            assert difference(image, alone[prompt]) <= 2, "the same image, up to the rounding of company"
+        fleet.wait_until(
+            lambda: sum(per_gpu(client, "total_requests").values()) - before >= len(prompts), "complete statistics"
+        )
+        assert sum(per_gpu(client, "total_requests").values()) - before == len(prompts)
+
+
+def difference(image, other):
+    """The largest difference of two images in one channel of one pixel, of 255."""
+    return max(abs(a - b) for a, b in zip(image.tobytes(), other, strict=True))
+
+
+def test_sigterm_drains_a_worker_under_load(fleet, client):
+    start_simulated(fleet, client, "leaving", "staying")
+    jobs = [client.submit(f"picture {number}", seed=number) for number in range(40)]
+    fleet.wait_until(lambda: per_gpu(client, "running")["leaving"] > 0, "a running batch")
+    assert fleet.terminate("leaving") == 0
+    assert [job.result(60).seed for job in jobs] == list(range(40))
+    assert client.stats()["totals"]["workers_lost"] == 0
+    assert list(per_gpu(client, "state")) == ["staying"]
+
+
+def test_a_request_that_crashes_workers_becomes_poison(fleet):
+    fleet.start_broker("--heartbeat-interval", "0.1", "--max-attempts", "2")
+    with Client(fleet.frontend) as client:
+        start_simulated(fleet, client, "one", "two", "three")
+        poison = client.submit("please crash", seed=1)
+        error = poison.exception(60)
+        assert error is not None
+        assert getattr(error, "code", None) == "poison_request"
+        assert client.generate("a calm picture", seed=2).seed == 2
+
+
+def test_the_http_doors_of_a_running_fleet(fleet, client):
+    start_simulated(fleet, client, "a")
+    client.generate("x", seed=1)
+    with urllib.request.urlopen(f"{fleet.http}/stats", timeout=10) as answer:
+        (gpu,) = json.load(answer)["per_gpu_stats"]
+    assert gpu["worker"] == "a"
+    for path, words in (("/healthz", "ok"), ("/readyz", "ok"), ("/metrics", "imagegen_broker_answers_total")):
+        with urllib.request.urlopen(fleet.http + path, timeout=10) as answer:
+            assert words in answer.read().decode()
+
+
+def test_generate_writes_a_picture_and_says_where(fleet, client, tmp_path):
+    start_simulated(fleet, client, "a")
+    out = tmp_path / "picture.png"
+    done = command(
+        "imagegen", "generate", "a red circle", "--broker", fleet.frontend, "--out", str(out), "--seed", "3",
+        "--steps", "2", "--width", "64", "--height", "32", "--guidance-scale", "2",
+    )  # fmt: skip
+    assert str(out) in done.stdout
+    assert Image.open(io.BytesIO(out.read_bytes())).size == (64, 32)
+    stats = command("imagegen", "stats", "--json", "--broker", fleet.frontend)
+    assert json.loads(stats.stdout)["num_gpus"] == 1
+    assert "a" in command("imagegen", "stats", "--broker", fleet.frontend).stdout
