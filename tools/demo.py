@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from imagegen_client.tables import stats_table
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from imagegen_client import Client, GenerationResult
+from imagegen_client.tables import stats_table
 from tools.fleet import Fleet, FleetError
 
 PROMPTS = (

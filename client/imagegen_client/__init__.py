@@ -1,1 +1,56 @@
-"""."""
+"""The client of an imagegen fleet.
+
+    from imagegen_client import Client
+
+    with Client("tcp://127.0.0.1:5555") as client:
+        client.generate("a red circle on a blue background").save("circle.png")
+
+`AsyncClient` is the same for asyncio. Errors form one tree under `ImagegenError`.
+"""
+
+from imagegen_client.aio import AsyncClient, AsyncJob
+from imagegen_client.job import Job
+from imagegen_client.requests import RequestOptions
+from imagegen_client.result import GenerationResult
+from imagegen_client.sync import Client
+from imagegen_protocol.errors import (
+    BrokerUnreachableError,
+    CancelledError,
+    ClientClosedError,
+    DeadlineExceededError,
+    GenerationFailedError,
+    ImagegenError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    OverloadedError,
+    PoisonRequestError,
+    ProtocolError,
+    RequestError,
+    UnsupportedVersionError,
+)
+from imagegen_protocol.messages import Progress
+
+__all__ = [
+    "AsyncClient",
+    "AsyncJob",
+    "BrokerUnreachableError",
+    "CancelledError",
+    "Client",
+    "ClientClosedError",
+    "DeadlineExceededError",
+    "GenerationFailedError",
+    "GenerationResult",
+    "ImagegenError",
+    "InvalidRequestError",
+    "Job",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "OverloadedError",
+    "PoisonRequestError",
+    "Progress",
+    "ProtocolError",
+    "RequestError",
+    "RequestOptions",
+    "UnsupportedVersionError",
+]

@@ -1,0 +1,59 @@
+"""What makes images. A backend lives on the device thread and is called from nowhere else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from imagegen_worker.core.events import Warm
+from imagegen_worker.core.model import ResolvedRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OnStep = Callable[[int, int], None]
+"""Called as `on_step(step, steps)` after each denoising step; raises `StoppedError` if nobody wants the rest."""
+
+
+class StartError(Exception):
+    """The worker can't start; the message says why in one line."""
+
+
+class DeviceMemoryError(Exception):
+    """The rows do not fit on the device together; fewer may."""
+
+
+class DeviceLostError(Exception):
+    """The device can't be used any more by this process; only a new process helps."""
+
+
+class StoppedError(Exception):
+    """Raised by `on_step`: nobody wants the images of this call any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image to make: a request and one of its seeds."""
+
+    request: ResolvedRequest
+    seed: int
+
+
+class Backend(Protocol):
+    """A loaded model, or what acts like one."""
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Measured or modelled time of one image in a full batch; None while unknown."""
+
+    def warm_up(self) -> Warm:
+        """Load everything and make a first image; return what brokers are to know."""
+
+    def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
+        """Make one image for each row; all requests have the same `batch_key`.
+
+        Raises `DeviceMemoryError` and `DeviceLostError`; passes what `on_step` raises on; anything else that it
+        raises is taken for the fault of a request.
+        """
+
+    def close(self) -> None:
+        """Free the device."""

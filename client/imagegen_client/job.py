@@ -1,0 +1,100 @@
+"""One submitted request, seen from the application's threads."""
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+from imagegen_client.events import Answer
+from imagegen_client.result import GenerationResult
+from imagegen_client.transport import Transport
+from imagegen_protocol import ImagegenError
+from imagegen_protocol.messages import Progress, Result
+
+
+class Job:
+    """A request on its way; thread-safe. Made by `Client.submit`."""
+
+    def __init__(self, key: bytes, seed: int, *, transport: Transport, owner: object, progress: bool) -> None:
+        self._key = key
+        self._transport = transport
+        # A client that nobody holds closes itself: not while its jobs are held.
+        self._owner: object | None = owner
+        self._started = time.monotonic()
+        self._progress: queue.SimpleQueue[Progress | None] | None = queue.SimpleQueue() if progress else None
+        self.seed = seed
+        """The seed of the first image, known before it is made."""
+        self.future: Future[GenerationResult] = Future()
+        """The same answer for code that speaks `concurrent.futures`; its own `cancel` has no effect."""
+        self.future.set_running_or_notify_cancel()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.request_id} seed={self.seed} {'done' if self.done() else 'unfinished'}>"
+
+    @property
+    def request_id(self) -> str:
+        """The id of the first submission, 32 hexadecimal digits (a retry after `overloaded` has another)."""
+        return self._key.hex()
+
+    def done(self) -> bool:
+        """Return whether the answer, good or bad, is there."""
+        return self.future.done()
+
+    def result(self, timeout: float | None = None) -> GenerationResult:
+        """Wait for the answer. Raises the `ImagegenError` it is, or `TimeoutError` after `timeout` seconds.
+
+        After a `TimeoutError` the request goes on; `cancel` gives it up.
+        """
+        return self.future.result(timeout)
+
+    def cancel(self) -> bool:
+        """Give the request up; `result` then raises `CancelledError`, unless the result was quicker.
+
+        Returns False when it has ended already.
+        """
+        if self.done():
+            return False
+        self._transport.cancel(self._key)
+        return True
+
+    def add_done_callback(self, callback: Callable[["Job"], object]) -> None:
+        """Call `callback(job)` once the answer is there, at once if it is.
+
+        It runs on the client's I/O thread and must be quick: it holds up all other answers. What it raises
+        is logged.
+        """
+        self.future.add_done_callback(lambda _: callback(self))
+
+    def progress(self) -> Iterator[Progress]:
+        """Yield each sign of progress (`step` of `steps`, `attempt`) until the answer is there.
+
+        One consumer only. Raises `ValueError` if the job was not submitted with `progress=True`.
+        """
+        if self._progress is None:
+            raise ValueError("submit the request with progress=True to follow it")
+        return self._follow(self._progress)
+
+    @staticmethod
+    def _follow(signs: "queue.SimpleQueue[Progress | None]") -> Iterator[Progress]:
+        while (sign := signs.get()) is not None:
+            yield sign
+        signs.put(None)  # for whoever asks again
+
+    # ---- the I/O thread ----------------------------------------------------------------------------------
+
+    def finish(self, outcome: Answer | ImagegenError) -> None:
+        """Take the answer (called by the transport)."""
+        if isinstance(outcome, Answer):
+            assert isinstance(outcome.message, Result), "the core answers requests with results"
+            seconds = time.monotonic() - self._started
+            self.future.set_result(GenerationResult(outcome.message, outcome.payload, seconds))
+        else:
+            self.future.set_exception(outcome)
+        self._owner = None
+        if self._progress is not None:
+            self._progress.put(None)
+
+    def report(self, progress: Progress) -> None:
+        """Take a sign of progress (called by the transport)."""
+        if self._progress is not None:
+            self._progress.put(progress)

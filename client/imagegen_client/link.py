@@ -1,0 +1,67 @@
+"""What the client knows of its connection: to whom, whether it is alive, and what the broker announced."""
+
+from collections.abc import Sequence
+
+from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.messages import BrokerHeartbeat
+
+MIN_INTERVAL_SECONDS = 0.01
+"""A broker that announces less would keep the client busy with heartbeats alone."""
+
+
+class Link:
+    """One connection at a time, to one of several endpoints; times are monotonic seconds."""
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        if not endpoints:
+            raise ValueError("at least one broker endpoint is needed")
+        self.endpoints = tuple(endpoints)
+        self.dials = 0
+        self.up = False
+        """The broker has spoken on this connection."""
+        self.ever_heard = False
+        """A broker has spoken on any connection."""
+        self.interval = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
+        self.next_heartbeat = 0.0
+        self._liveness = DEFAULT_LIVENESS
+        self._last_heard = 0.0
+        self._standing: tuple[bytes, int] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint dialled last, or the one to be dialled first."""
+        return self.endpoints[max(self.dials - 1, 0) % len(self.endpoints)]
+
+    @property
+    def silence(self) -> float:
+        """Seconds of silence after which the broker counts as dead."""
+        return self.interval * self._liveness
+
+    @property
+    def dead_at(self) -> float:
+        """When the broker counts as dead, if it stays silent."""
+        return self._last_heard + self.silence
+
+    def dial(self, now: float) -> None:
+        """Turn to the next endpoint, of which nothing is known yet."""
+        self.dials += 1
+        self.up = False
+        self.interval, self._liveness = DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+        self._standing = None
+        self._last_heard = now
+        self.next_heartbeat = now + self.interval
+
+    def heard(self, now: float) -> bool:
+        """Note a message; return whether it is the first one, or the first after a deadly silence."""
+        first = not self.up or now >= self.dead_at
+        self.up = self.ever_heard = True
+        self._last_heard = now
+        return first
+
+    def announced(self, heartbeat: BrokerHeartbeat, now: float) -> bool:
+        """Take over what a heartbeat says; return whether the broker is another one or has forgotten us."""
+        self.interval = max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS)
+        self._liveness = max(heartbeat.liveness, 1)
+        self.next_heartbeat = min(self.next_heartbeat, now + self.interval)
+        before, self._standing = self._standing, (heartbeat.epoch, heartbeat.session)
+        return before is not None and before != self._standing

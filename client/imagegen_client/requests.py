@@ -1,0 +1,56 @@
+"""Keyword arguments to a checked request."""
+
+from typing import Any, TypedDict
+
+import msgspec
+
+from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.messages import Submit
+from imagegen_protocol.request import make_request
+
+
+class RequestOptions(TypedDict, total=False):
+    """All that can be said about a request beside its prompt; absent or None: the model's own default."""
+
+    seed: int | None
+    """0 … 2⁶³−1; random if None. Image `i` of several is made with `seed + i`."""
+    negative_prompt: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    width: int | None
+    """Pixels."""
+    height: int | None
+    """Pixels."""
+    num_images: int
+    model: str | None
+    """None: the broker's default model."""
+    priority: int
+    """−100 … 100, the higher the earlier."""
+    timeout_seconds: float | None
+    """Then `DeadlineExceededError`; None waits as long as it takes."""
+
+
+_HEADER_OPTIONS = ("model", "priority", "timeout_seconds")
+
+
+def build(
+    prompt: str, options: RequestOptions, *, request_id: bytes, seed: int, progress: bool
+) -> tuple[Submit, int, bytes]:
+    """Return header, seed and body frame of a request; `seed` is taken where the options have none.
+
+    Raises `InvalidRequestError` naming the field, its value and the range.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
+    request = make_request(**{"prompt": prompt, "seed": seed, **given})
+    try:
+        submit = msgspec.convert(
+            {"type": "submit", "request_id": request_id, "progress": progress, **header}, Submit
+        )
+    except msgspec.ValidationError as error:
+        problem, _, name = str(error).partition(" - at `$.")
+        name = name.rstrip("`")
+        raise InvalidRequestError(
+            f"{name}: {problem[0].lower()}{problem[1:]}, got {header.get(name)!r}"
+        ) from error
+    return submit, request.seed, encode_request(request)

@@ -1,0 +1,177 @@
+"""A backend without a model: a cost model in seconds, small real images, and faults on demand.
+
+Making n images takes `batch_seconds + n * image_seconds`. The faults, each given as `KIND:VALUE`:
+
+- `slow:FACTOR`      everything takes FACTOR times as long
+- `oom:N`            more than N images in one call do not fit on the device
+- `error-on:WORD`    a prompt with WORD in it makes the call raise
+- `crash-on:WORD`    a prompt with WORD in it ends the process, half way through the call
+- `crash-after:N`    the process ends half way through the call after the Nth good one
+- `hang-on:WORD`     a prompt with WORD in it stops the device thread for ever (heartbeats go on)
+- `hang-after:N`     the device thread stops for ever in the call after the Nth good one
+"""
+
+import hashlib
+import os
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from imagegen_worker.backends import DeviceMemoryError, OnStep, Row
+from imagegen_worker.core.events import Warm
+from imagegen_worker.core.model import Model
+
+CRASH_STATUS = 70
+"""The exit status of a scripted crash."""
+MODEL = Model(name="simulated", num_inference_steps=20, guidance_scale=7.5, width=256, height=256, max_side=4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong, and when; None means never."""
+
+    slow: float = 1.0
+    oom: int | None = None
+    crash_after: int | None = None
+    hang_after: int | None = None
+    error_on: str | None = None
+    crash_on: str | None = None
+    hang_on: str | None = None
+
+
+def parse_faults(specs: Sequence[str]) -> Faults:
+    """Return the faults that `KIND:VALUE` texts ask for. Raises ValueError that says what is right."""
+    found: dict[str, float | int | str] = {}
+    kinds: dict[str, type[float] | type[int] | type[str]] = {
+        "slow": float,
+        "oom": int,
+        "crash-after": int,
+        "hang-after": int,
+        "error-on": str,
+        "crash-on": str,
+        "hang-on": str,
+    }
+    for spec in specs:
+        kind, _, value = spec.partition(":")
+        if kind not in kinds or not value:
+            raise ValueError(f"{spec!r} is none of {', '.join(f'{kind}:VALUE' for kind in kinds)}")
+        try:
+            parsed = kinds[kind](value)
+        except ValueError as error:
+            raise ValueError(f"{spec!r}: {value!r} is not a number") from error
+        if isinstance(parsed, float | int) and not 0 <= parsed < float("inf"):
+            raise ValueError(f"{spec!r}: the number must be 0 or more")
+        found[kind.replace("-", "_")] = parsed
+    return Faults(**found)  # type: ignore[arg-type]  # each kind was parsed to its field's type
+
+
+class SimulatedBackend:
+    """Implements `Backend` with a cost model. `sleep` and `clock` are in seconds."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        batch_seconds: float,
+        image_seconds: float,
+        max_batch_size: int,
+        model: str | None = None,
+        faults: Faults | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        crash: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._worker = worker
+        self._faults = faults or Faults()
+        self._batch_seconds = batch_seconds * self._faults.slow
+        self._image_seconds = image_seconds * self._faults.slow
+        self._max_batch_size = max_batch_size
+        self._model = model or MODEL.name
+        self._clock = clock
+        self._sleep = sleep
+        self._crash = crash
+        self._good_calls = 0
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Time of one image in a full batch, by the cost model."""
+        return self._image_seconds + self._batch_seconds / self._max_batch_size
+
+    def warm_up(self) -> Warm:
+        """Return what brokers are to know; takes no time."""
+        model = Model(
+            name=self._model,
+            num_inference_steps=MODEL.num_inference_steps,
+            guidance_scale=MODEL.guidance_scale,
+            width=MODEL.width,
+            height=MODEL.height,
+            max_side=MODEL.max_side,
+        )
+        return Warm((model,), "simulated", self.seconds_per_image)
+
+    def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
+        """Take the time that the cost model says, and draw; faults as asked for."""
+        due = self._clock() + self._batch_seconds + len(rows) * self._image_seconds
+        faults = self._faults
+        if faults.oom is not None and len(rows) > faults.oom:
+            raise DeviceMemoryError(f"{len(rows)} images, {faults.oom} fit")
+        prompts = " ".join(row.request.prompt for row in rows)
+        crashes = _strikes(faults.crash_on, faults.crash_after, prompts, self._good_calls)
+        hangs = _strikes(faults.hang_on, faults.hang_after, prompts, self._good_calls)
+        # Drawing comes first and is part of the time, so that the total is exact.
+        images = [draw(row, self._worker) for row in rows]
+        begun = self._clock()
+        steps = rows[0].request.num_inference_steps
+        for step in range(1, steps + 1):
+            self._wait_until(begun + (due - begun) * step / steps)
+            if 2 * step > steps:
+                if crashes:
+                    self._crash(CRASH_STATUS)
+                if hangs:
+                    threading.Event().wait()
+                if faults.error_on is not None and faults.error_on in prompts:
+                    raise RuntimeError(f"the prompt has the word {faults.error_on!r} in it")
+            on_step(step, steps)
+        self._good_calls += 1
+        return images
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def _wait_until(self, due: float) -> None:
+        left = due - self._clock()
+        if left > 0:
+            self._sleep(left)
+
+
+def _strikes(word: str | None, after: int | None, prompts: str, good_calls: int) -> bool:
+    return (word is not None and word in prompts) or (after is not None and good_calls >= after)
+
+
+def draw(row: Row, worker: str) -> Image.Image:
+    """Return an image that shows prompt, seed and worker; nothing but (prompt, seed, size, worker) decides it.
+
+    The worker's name stands in the last line and nowhere else.
+    """
+    request = row.request
+    digest = hashlib.sha256(f"{request.prompt}\0{row.seed}".encode("utf-8", "surrogatepass")).digest()
+    background = tuple(value // 3 for value in digest[:3])
+    image = Image.new("RGB", (request.width, request.height), background)
+    canvas = ImageDraw.Draw(image)
+    for index in range(3):  # a few shapes, so that two seeds look different at a glance
+        at = digest[4 + 4 * index : 8 + 4 * index]
+        centre = (at[0] * request.width // 256, at[1] * request.height // 256)
+        radius = max(2, (32 + at[2] // 2) * min(request.width, request.height) // 512)
+        canvas.circle(centre, radius, fill=tuple(digest[20 + 3 * index : 23 + 3 * index]))
+    size = max(8, min(request.width, request.height) // 16)
+    font = ImageFont.load_default(size)
+    letters = max(4, 2 * request.width // size - 2)
+    room = max(1, (request.height - 3 * size) // (size + 4))
+    lines = [*textwrap.wrap(request.prompt[: letters * room], letters)[:room], f"seed {row.seed}"]
+    canvas.multiline_text((size // 2, size // 2), "\n".join(lines), fill="white", font=font)
+    canvas.text((size // 2, request.height - size - size // 2), worker, fill="white", font=font)
+    return image

@@ -1,0 +1,134 @@
+"""What a worker can be told, with its defaults and checks. Nothing heavy is imported here."""
+
+import math
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_NAME_LENGTH
+
+BUILTIN = "builtin:"
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+MAX_CAPACITY = MAX_IDS_PER_MESSAGE
+"""A heartbeat lists no more queued ids than this."""
+MAX_BATCH_SIZE = MAX_CAPACITY // 2
+_ENDPOINT = re.compile(r"tcp://(?P<host>[^\s/:;,]+|\[[0-9a-fA-F:.%\w]+\]):(?P<port>\d{1,5})|ipc://\S+")
+
+
+class ConfigError(Exception):
+    """A setting can't be used; the message says what is wrong and what would be right, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """The settings of one worker. Times in seconds. Raises `ConfigError` for what can't work.
+
+    `name`, `capacity`, `model` and `torch_threads` may be None: see `worker_name`, `effective_capacity` and
+    `model_name`, and the diffusers backend. `http_port` None serves no HTTP, 0 picks a free port.
+    """
+
+    brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
+    gpu: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: str | None = None
+    backend: Literal["diffusers", "simulated"] = "diffusers"
+    batching: Literal["static", "off"] = "static"
+    max_batch_size: int = 8
+    max_batch_wait: float = 0.05
+    capacity: int | None = None
+    name: str | None = None
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    drain_timeout: float = 30.0
+    torch_threads: int | None = None
+    log_level: str = "info"
+    simulated_batch_seconds: float = 0.2
+    simulated_image_seconds: float = 0.1
+    simulated_fail: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_brokers(self.brokers)
+        _in_range("--gpu", self.gpu, 0, 1023)
+        _in_range("--max-batch-size", self.max_batch_size, 1, MAX_BATCH_SIZE)
+        _in_range("--max-batch-wait-time", self.max_batch_wait, 0, 3600)
+        _in_range("--drain-timeout", self.drain_timeout, 0, 24 * 3600)
+        _in_range("--simulated-batch-seconds", self.simulated_batch_seconds, 0, 24 * 3600)
+        _in_range("--simulated-image-seconds", self.simulated_image_seconds, 0, 24 * 3600)
+        if self.capacity is not None:
+            _in_range("--capacity", self.capacity, 1, MAX_CAPACITY)
+        if self.http_port is not None:
+            _in_range("--http-port", self.http_port, 0, 65535)
+        if self.torch_threads is not None:
+            _in_range("--torch-threads", self.torch_threads, 1, 1024)
+        if not re.fullmatch(rf"[^\x00-\x1f\x7f]{{1,{MAX_NAME_LENGTH}}}", self.worker_name):
+            raise ConfigError(
+                f"--name must have 1 to {MAX_NAME_LENGTH} characters and no control characters,"
+                f" got {self.worker_name!r}"
+            )
+        if self.backend == "diffusers":
+            _check_folder(self.model_folder)
+            if self.simulated_fail:
+                raise ConfigError("--simulated-fail needs --backend simulated")
+
+    @property
+    def worker_name(self) -> str:
+        """The name in statistics and results; host and device index unless one was given."""
+        return f"{socket.gethostname()}-gpu{self.gpu}" if self.name is None else self.name
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one call at most: 1 where batching is off."""
+        return 1 if self.batching == "off" else self.max_batch_size
+
+    @property
+    def effective_capacity(self) -> int:
+        """Requests taken at a time: unless given, two batches, one that runs and one that waits."""
+        return 2 * self.batch_size if self.capacity is None else self.capacity
+
+    @property
+    def model_name(self) -> str:
+        """The name under which clients ask for the model: a folder's own name, without its path."""
+        if self.model is None:
+            return f"{BUILTIN}shapes" if self.backend == "diffusers" else "simulated"
+        if self.model.startswith(BUILTIN) or self.backend == "simulated":
+            return self.model
+        return Path(self.model).resolve().name
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of a diffusers model."""
+        model = f"{BUILTIN}shapes" if self.model is None else self.model
+        if model.startswith(BUILTIN):
+            return BUILTIN_FOLDER / model.removeprefix(BUILTIN)
+        return Path(model)
+
+
+def _in_range(option: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{option} must be from {low} to {high}, got {value}")
+
+
+def _check_brokers(brokers: Sequence[str]) -> None:
+    if not brokers:
+        raise ConfigError("--broker is needed, for example tcp://127.0.0.1:5556")
+    for endpoint in brokers:
+        match = _ENDPOINT.fullmatch(endpoint)
+        if match is None or (match["port"] is not None and not 1 <= int(match["port"]) <= 65535):
+            raise ConfigError(f"--broker must look like tcp://127.0.0.1:5556, got {endpoint!r}")
+    if len(set(brokers)) < len(brokers):
+        raise ConfigError(f"--broker names one endpoint twice: {', '.join(brokers)}")
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "model_index.json").is_file():
+        return
+    if folder.parent == BUILTIN_FOLDER:
+        present = sorted(found.parent.name for found in BUILTIN_FOLDER.glob("*/model_index.json"))
+        known = ", ".join(BUILTIN + name for name in present) or "none"
+        raise ConfigError(f"--model {BUILTIN}{folder.name} is not built in; built in are: {known}")
+    raise ConfigError(
+        f"--model must be {BUILTIN}shapes or a diffusers folder with a model_index.json, got {str(folder)!r}"
+    )

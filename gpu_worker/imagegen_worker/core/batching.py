@@ -1,0 +1,66 @@
+"""Which jobs share a batch, and when it goes."""
+
+from collections import deque
+from collections.abc import Hashable
+
+from imagegen_worker.core.events import Job
+
+
+class BatchFormer:
+    """Gathers alike jobs, up to `max_images` images a batch, for at most `max_wait` seconds from their arrival.
+
+    A full batch goes at once; otherwise it goes when its oldest job has waited long enough. Of several that may
+    go, the one with the oldest job goes first, so nothing starves. A job of more images than `max_images` goes
+    alone. `max_images` 1 with `max_wait` 0 is no batching.
+    """
+
+    def __init__(self, max_images: int, max_wait: float) -> None:
+        self._max_images = max_images
+        self._max_wait = max_wait
+        self._groups: dict[Hashable, deque[Job]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups.values())
+
+    def add(self, job: Job) -> None:
+        """Let a job wait for company. Jobs must be added in the order of their arrival."""
+        self._groups.setdefault(job.request.batch_key, deque()).append(job)
+
+    def remove(self, number: int) -> bool:
+        """Forget a job; return whether it was waiting here."""
+        for key, group in self._groups.items():
+            for job in group:
+                if job.number == number:
+                    group.remove(job)
+                    if not group:
+                        del self._groups[key]
+                    return True
+        return False
+
+    def take(self, now: float) -> tuple[Job, ...]:
+        """Return the next batch that may go at `now`, or () if none may yet."""
+        ripe = [key for key, group in self._groups.items() if self._goes_at(group) <= now]
+        if not ripe:
+            return ()
+        key = min(ripe, key=lambda key: self._groups[key][0].number)
+        group = self._groups[key]
+        batch = [group.popleft()]
+        images = len(batch[0].request.seeds)
+        while group and images + len(group[0].request.seeds) <= self._max_images:
+            batch.append(group.popleft())
+            images += len(batch[-1].request.seeds)
+        if not group:
+            del self._groups[key]
+        return tuple(batch)
+
+    def next_deadline(self) -> float | None:
+        """Return when the next batch goes if no job is added; None if none waits."""
+        return min((self._goes_at(group) for group in self._groups.values()), default=None)
+
+    def _goes_at(self, group: deque[Job]) -> float:
+        images = 0
+        for job in group:
+            images += len(job.request.seeds)
+            if images >= self._max_images:
+                return float("-inf")
+        return group[0].arrived + self._max_wait

@@ -1,0 +1,173 @@
+"""What the core is told, and what it asks for.
+
+Jobs go by a number of their own on the way to the engine and back: an id may be released and come again, and an
+event about the first must not be taken for one about the second.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
+from imagegen_worker.core.model import Model, ResolvedRequest
+
+# ---- events: from the sockets ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came from the broker on this link; `frames` are those behind the header."""
+
+    link: int
+    message: BrokerToWorker
+    frames: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Something that is no message came from the broker on this link."""
+
+    link: int
+    error: ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """Take no more, finish what runs, leave."""
+
+    reason: str
+
+
+# ---- events: from the engine -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The models are loaded; the first is the default. `seconds_per_image` is None while unknown."""
+
+    models: tuple[Model, ...]
+    device: str
+    seconds_per_image: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """These jobs have begun, as one batch."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """These jobs have made `step` of `steps` denoising steps."""
+
+    numbers: tuple[int, ...]
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The images of a job, encoded. Seconds of wall time; `batch_size` in requests."""
+
+    number: int
+    images: tuple[bytes, ...]
+    infos: tuple[ImageInfo, ...]
+    batch_size: int
+    queue_seconds: float
+    generation_seconds: float
+    encode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job ended in an error; `code` is one of the wire's."""
+
+    number: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallDone:
+    """One call of the backend went well: `requests` shared it, `images` came out, in `seconds`."""
+
+    requests: int
+    images: int
+    steps: int
+    seconds: float
+    seconds_per_image: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """One call of the backend raised after `seconds`; `split` says that its rows are tried again in halves."""
+
+    images: int
+    seconds: float
+    split: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The device has ended a batch; nothing runs on it until the next `Started`."""
+
+
+EngineEvent = Warm | Started | Stepped | Finished | Failed | CallDone | CallFailed | Idle
+Event = Received | Malformed | DrainRequested | EngineEvent
+
+# ---- commands to the engine --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Make this. `arrived` is the time of its receipt on the monotonic clock, in seconds."""
+
+    number: int
+    request: ResolvedRequest
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody wants this job any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the engine once its batch is done."""
+
+
+Command = Job | Cancel | Stop
+
+# ---- actions -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to the broker on this link; losing it is allowed."""
+
+    link: int
+    message: WorkerMessage
+    frames: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """All is said and done: end the process with this status."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log; `level` as in `logging`."""
+
+    level: int
+    text: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+Action = Send | Job | Cancel | Exit | Note

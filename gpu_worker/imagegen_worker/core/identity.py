@@ -1,0 +1,71 @@
+"""Who a worker is, and the READY and HEARTBEAT in which it says so."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from imagegen_protocol.messages import Ready, WorkerHeartbeat, WorkerStats
+from imagegen_worker.core.held import Holding
+from imagegen_worker.core.link import Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What READY tells of the worker, beside what only the loaded model knows."""
+
+    worker_id: bytes
+    name: str
+    host: str
+    gpu_id: int
+    backend: str
+    capacity: int
+    max_batch_size: int
+    batching: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """How the worker is at the moment of sending."""
+
+    holding: Holding
+    stats: WorkerStats
+    seconds_per_image: float | None
+    step_age_seconds: float | None
+    draining: bool
+
+
+def ready(identity: Identity, models: Iterable[str], device: str, condition: Condition) -> Ready:
+    """Return the READY that asks for registration."""
+    return Ready(
+        worker_id=identity.worker_id,
+        name=identity.name,
+        host=identity.host,
+        gpu_id=identity.gpu_id,
+        device=device,
+        backend=identity.backend,
+        models=list(models),
+        capacity=identity.capacity,
+        max_batch_size=identity.max_batch_size,
+        batching=identity.batching,
+        pid=identity.pid,
+        queued=list(condition.holding.queued),
+        running=list(condition.holding.running),
+        finished=list(condition.holding.finished),
+        stats=condition.stats,
+        seconds_per_image=condition.seconds_per_image,
+    )
+
+
+def heartbeat(link: Link, condition: Condition) -> WorkerHeartbeat:
+    """Return the HEARTBEAT for a broker that knows us."""
+    return WorkerHeartbeat(
+        session=link.session,
+        beat=link.beat,
+        state="draining" if condition.draining else "ready",
+        step_age_seconds=condition.step_age_seconds,
+        queued=list(condition.holding.queued),
+        running=list(condition.holding.running),
+        finished=list(condition.holding.finished),
+        stats=condition.stats,
+        seconds_per_image=condition.seconds_per_image,
+    )

@@ -1,0 +1,66 @@
+"""What a worker knows of one broker: is it registered there, and does the broker live."""
+
+from dataclasses import dataclass
+
+from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.messages import BrokerHeartbeat
+
+MIN_INTERVAL_SECONDS = 0.01
+"""However short an interval a broker announces, the worker does not spin."""
+
+
+@dataclass(slots=True)
+class Link:
+    """One broker, seen from the worker. Times are monotonic seconds.
+
+    `session` 0 means: not registered. `asked`: a READY went out and has not been answered.
+    """
+
+    index: int
+    unregistered_since: float
+    send_at: float
+    """When the next READY (unregistered) or HEARTBEAT (registered) is due."""
+    session: int = 0
+    epoch: bytes | None = None
+    beat: int = 0
+    interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
+    liveness: int = DEFAULT_LIVENESS
+    heard_at: float = 0.0
+    asked: bool = False
+    refusal: str = ""
+    """The last refusal that was logged, so that it is logged once."""
+
+    @property
+    def registered(self) -> bool:
+        """Whether the broker has taken our READY, and lives."""
+        return self.session > 0
+
+    @property
+    def dead_at(self) -> float:
+        """When a registered broker counts as dead, if it stays silent."""
+        return self.heard_at + self.liveness * self.interval
+
+    def announce(self, heartbeat: BrokerHeartbeat, now: float) -> None:
+        """Take over what every broker heartbeat tells."""
+        self.beat = heartbeat.beat
+        self.interval = max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS)
+        self.liveness = max(heartbeat.liveness, 1)
+        self.send_at = min(self.send_at, now + self.interval)
+
+    def register(self, heartbeat: BrokerHeartbeat) -> None:
+        """The broker has answered READY."""
+        self.session, self.epoch = heartbeat.session, heartbeat.epoch
+        self.asked = False
+        self.refusal = ""
+
+    def unregister(self, now: float) -> None:
+        """The broker is silent, or does not know us any more: READY is due now."""
+        if self.session:
+            self.unregistered_since = now
+        self.session = 0
+        self.asked = False
+        self.send_at = now
+
+    def knows(self, heartbeat: BrokerHeartbeat) -> bool:
+        """Whether a heartbeat speaks of the registration that we hold."""
+        return (heartbeat.epoch, heartbeat.session) == (self.epoch, self.session)

@@ -1,0 +1,427 @@
+"""The worker's core: events in, actions out. `docs/protocol.md` §4 says why each rule is as it is.
+
+The same events at the same times give the same actions, always: there is no socket, clock, thread or randomness.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+
+from imagegen_protocol import InvalidRequestError, ModelNotFoundError, ProtocolError, parse_request
+from imagegen_protocol.errors import (
+    RETURNED,
+    DeadlineExceededError,
+    GenerationFailedError,
+    WorkerNameTakenError,
+)
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import (
+    BrokerHeartbeat,
+    Drain,
+    Error,
+    Goodbye,
+    Progress,
+    Release,
+    Resend,
+    Result,
+    Work,
+    WorkerMessage,
+)
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.held import Held, HeldLimits, Holding
+from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
+from imagegen_worker.core.link import Link
+from imagegen_worker.core.model import Model, ResolvedRequest
+from imagegen_worker.core.totals import Totals
+
+MAX_ERROR_MESSAGE_LENGTH = 2000
+"""Longer ones are cut, so that an ERROR fits its header frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Bounds, in bytes and seconds.
+
+    `orphan_seconds`: how long queued work is kept for a broker that is silent. `drain_seconds`: how long a
+    draining worker that has nothing left to do waits for the release of its answers.
+    """
+
+    held: HeldLimits = field(default_factory=HeldLimits)
+    orphan_seconds: float = 60.0
+    drain_seconds: float = 30.0
+
+
+class WorkerCore:
+    """One worker and its registrations with any number of brokers, called links and numbered from 0."""
+
+    def __init__(self, identity: Identity, *, links: int, policy: Policy, now: float) -> None:
+        self._identity = identity
+        self._policy = policy
+        self._links = [Link(index, unregistered_since=now, send_at=now) for index in range(links)]
+        self._models: dict[str | None, Model] = {}
+        self._device = ""
+        self._numbers = 0
+        self._stepped_at: float | None = None
+        self._seconds_per_image: float | None = None
+        self._exited = False
+        self._quiet_since: float | None = None
+        self._actions: list[ev.Action] = []
+        self.draining = False
+        self.held = Holding(policy.held)
+        self.totals = Totals()
+        self.outcomes: Counter[str] = Counter()
+        """Answers by outcome: "result" or the error's code."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether the models are loaded."""
+        return bool(self._models)
+
+    @property
+    def registered(self) -> int:
+        """Brokers that have us registered."""
+        return sum(link.registered for link in self._links)
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """The backend's last word on its speed."""
+        return self._seconds_per_image
+
+    # ---- the three calls of the shell ----------------------------------------------------------------------
+
+    def handle(self, event: ev.Event, now: float) -> list[ev.Action]:
+        """Take an event in; return what is to be done for it, in order."""
+        match event:
+            case ev.Received():
+                self._received(self._links[event.link], event, now)
+            case ev.Malformed():
+                self._malformed(self._links[event.link], event.error, now)
+            case ev.DrainRequested():
+                self._drain(event.reason, now)
+            case ev.Warm():
+                self._warm(event, now)
+            case ev.Started():
+                self._started(event, now)
+            case ev.Stepped():
+                self._stepped(event, now)
+            case ev.Finished():
+                self._finished(event, now)
+            case ev.Failed():
+                self._failed(event, now)
+            case ev.CallDone():
+                self.totals.call_done(event)
+                self._seconds_per_image = event.seconds_per_image
+            case ev.CallFailed():
+                self.totals.call_failed(event)
+            case ev.Idle():
+                self._stepped_at = None
+        return self._settle(now)
+
+    def tick(self, now: float) -> list[ev.Action]:
+        """Do what has become due by `now`."""
+        for link in self._links:
+            if link.registered and now >= link.dead_at:
+                link.unregister(now)
+                self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
+            if self._models and now >= link.send_at:
+                self._speak(link, now)
+        for held in [held for held in self.held.unfinished() if held.deadline and now >= held.deadline]:
+            self._give_up(held)
+            self._fail(held, DeadlineExceededError.code, "timeout_seconds went by at the worker", now)
+        for held in [held for held in self.held.queued.values() if now >= self._orphaned_at(held)]:
+            self._give_up(held)
+            self.held.remove(held)
+            self._note(logging.WARNING, "orphan dropped", request_id=held.id.hex())
+        self._dropped(self.held.expire(now), "too old")
+        return self._settle(now)
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` must be called if no event comes; None: never."""
+        if self._exited:
+            return None
+        times = [link.dead_at for link in self._links if link.registered]
+        if self._models:
+            times += [link.send_at for link in self._links]
+        times += [held.deadline for held in self.held.unfinished() if held.deadline]
+        times += [self._orphaned_at(held) for held in self.held.queued.values()]
+        if (expiry := self.held.expiry()) is not None:
+            times.append(expiry)
+        if self._quiet_since is not None:
+            times.append(self._quiet_since + self._policy.drain_seconds)
+        return min(times, default=None)
+
+    # ---- from the brokers ----------------------------------------------------------------------------------
+
+    def _received(self, link: Link, event: ev.Received, now: float) -> None:
+        link.heard_at = now
+        match event.message:
+            case BrokerHeartbeat():
+                self._heard_beat(link, event.message, now)
+            case Work():
+                self._work(link, event.message, event.frames, now)
+            case Release():
+                self._release(link, event.message.request_ids)
+            case Resend():
+                for request_id in event.message.request_ids:
+                    if (held := self.held.get(request_id)) is not None:
+                        self._resend(link, held)
+            case Drain():
+                self._drain("a broker asked for it", now)
+            case Error():
+                self._refused(link, event.message, now)
+
+    def _malformed(self, link: Link, error: ProtocolError, now: float) -> None:
+        link.heard_at = now
+        self._note(logging.WARNING, "bad message", link=link.index, error=error.message)
+        self._send(link, Error(code=error.code, message=_cut(error.message), request_id=error.request_id))
+
+    def _heard_beat(self, link: Link, beat: BrokerHeartbeat, now: float) -> None:
+        link.announce(beat, now)
+        if beat.session == 0:
+            if not (link.asked and now < link.send_at):
+                self._ask_again(link, now)
+        elif link.asked:
+            link.register(beat)
+            self._note(logging.INFO, "registered", link=link.index, session=link.session, interval=link.interval)
+            if self.draining:
+                self._speak(link, now)  # READY has no state: say at once that no work is wanted
+        elif not link.knows(beat):
+            self._ask_again(link, now)
+
+    def _refused(self, link: Link, error: Error, now: float) -> None:
+        refusal = f"{error.code}: {error.message}"
+        if refusal != link.refusal:
+            link.refusal = refusal
+            self._note(logging.WARNING, "refused by broker", link=link.index, error=refusal)
+        if error.code == WorkerNameTakenError.code and link.registered:
+            link.unregister(now)
+            link.send_at = now + link.interval
+
+    def _work(self, link: Link, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+        deadline = None if work.timeout_seconds is None else now + work.timeout_seconds
+        held = self.held.get(work.request_id)
+        if held is not None:
+            held.attempt, held.progress, held.deadline = work.attempt, work.progress, deadline
+            self._resend(link, held)
+            return
+        full = len(self.held.queued) >= MAX_IDS_PER_MESSAGE  # a holding could not list one more
+        if self.draining or not self._models or full:
+            self._return(link, work.request_id, work.attempt)
+            return
+        self._numbers += 1
+        held = Held(
+            id=work.request_id,
+            number=self._numbers,
+            owner=link.index,
+            attempt=work.attempt,
+            progress=work.progress,
+            arrived=now,
+            deadline=deadline,
+        )
+        self.held.add(held)
+        try:
+            held.request = self._resolve(work, frames)
+        except (InvalidRequestError, ModelNotFoundError) as error:
+            self._fail(held, error.code, error.message, now)
+        else:
+            self._actions.append(ev.Job(held.number, held.request, now))
+
+    def _resolve(self, work: Work, frames: tuple[bytes, ...]) -> ResolvedRequest:
+        model = self._models.get(work.model)
+        if model is None:
+            served = ", ".join(name for name in self._models if name is not None)
+            raise ModelNotFoundError(f"the worker does not serve {work.model}; it serves {served}")
+        if not frames:
+            raise InvalidRequestError("the body frame is missing")
+        if len(frames) > 1:
+            raise InvalidRequestError(f"the model {model.name} takes no input images, got {len(frames) - 1}")
+        return model.resolve(parse_request(frames[0]))
+
+    def _resend(self, link: Link, held: Held) -> None:
+        """The broker on this link is owed the answer from now on."""
+        held.owner = link.index
+        if held.answer is not None:
+            if held.answer.attempt != held.attempt:
+                held.answer = msgspec.structs.replace(held.answer, attempt=held.attempt)
+            self._send(link, held.answer, held.images)
+
+    def _release(self, link: Link, request_ids: list[bytes]) -> None:
+        for request_id in request_ids:
+            held = self.held.get(request_id)
+            if held is None:
+                continue
+            if held.owner != link.index and self._links[held.owner].registered:
+                continue  # another, living broker is owed this answer
+            if held.answer is None:
+                self._give_up(held)
+            self.held.remove(held)
+
+    def _drain(self, reason: str, now: float) -> None:
+        if self.draining:
+            return
+        self.draining = True
+        self._note(logging.INFO, "draining", reason=reason, running=len(self.held.running))
+        for held in list(self.held.queued.values()):
+            self._give_up(held)
+            self.held.remove(held)
+            if self._links[held.owner].registered:
+                self._return(self._links[held.owner], held.id, held.attempt)
+        self._tell_all(now)
+
+    # ---- from the engine -----------------------------------------------------------------------------------
+
+    def _warm(self, event: ev.Warm, now: float) -> None:
+        self._models = {model.name: model for model in event.models}
+        self._models[None] = event.models[0]
+        self._device = event.device
+        self._seconds_per_image = event.seconds_per_image
+        for link in self._links:
+            self._speak(link, now)
+
+    def _started(self, event: ev.Started, now: float) -> None:
+        self._stepped_at = now
+        for number in event.numbers:
+            held = self.held.by_number(number)
+            if held is None or held.request is None:
+                continue  # released or given back on the way; the engine has its Cancel
+            self.held.start(held)
+            self._progress(held, 0, held.request.num_inference_steps)
+        self._tell_all(now)
+
+    def _stepped(self, event: ev.Stepped, now: float) -> None:
+        self._stepped_at = now
+        for number in event.numbers:
+            if (held := self.held.by_number(number)) is not None:
+                self._progress(held, event.step, event.steps)
+
+    def _finished(self, event: ev.Finished, now: float) -> None:
+        held = self.held.by_number(event.number)
+        if held is None or held.request is None:
+            return
+        longest = max(len(image) for image in event.images)
+        if longest > MAX_FRAME_BYTES:
+            message = f"an encoded image has {longest} bytes, at most {MAX_FRAME_BYTES} can be sent"
+            self._fail(held, GenerationFailedError.code, message, now)
+            return
+        result = Result(
+            request_id=held.id,
+            attempt=held.attempt,
+            worker=self._identity.name,
+            model=held.request.model,
+            images=list(event.infos),
+            batch_size=event.batch_size,
+            queue_seconds=event.queue_seconds,
+            generation_seconds=event.generation_seconds,
+            encode_seconds=event.encode_seconds,
+            parameters=held.request.parameters(),
+        )
+        self.totals.requests += 1
+        self._answer(held, result, event.images, now)
+
+    def _failed(self, event: ev.Failed, now: float) -> None:
+        if (held := self.held.by_number(event.number)) is not None:
+            self._fail(held, event.code, event.message, now)
+
+    # ---- to the brokers ------------------------------------------------------------------------------------
+
+    def _fail(self, held: Held, code: str, message: str, now: float) -> None:
+        self.totals.failed += 1
+        error = Error(code=code, message=_cut(message), request_id=held.id, attempt=held.attempt)
+        self._answer(held, error, (), now)
+
+    def _answer(self, held: Held, answer: Result | Error, images: tuple[bytes, ...], now: float) -> None:
+        self.outcomes["result" if isinstance(answer, Result) else answer.code] += 1
+        was_running = held.id in self.held.running
+        self._dropped(self.held.finish(held, answer, images, now), "too many")
+        if self._links[held.owner].registered:
+            self._send(self._links[held.owner], answer, images)
+        if was_running and not self.held.running:
+            self._tell_all(now)
+
+    def _return(self, link: Link, request_id: bytes, attempt: int) -> None:
+        """Give a request back unmade. It is not held: if this is lost, the id is missed in the heartbeats."""
+        self.outcomes[RETURNED] += 1
+        message = "the worker is draining" if self.draining else "the worker can't take it now"
+        self._send(link, Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt))
+
+    def _progress(self, held: Held, step: int, steps: int) -> None:
+        link = self._links[held.owner]
+        if held.progress and link.registered:
+            self._send(link, Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps))
+
+    def _tell_all(self, now: float) -> None:
+        """Heartbeat at once, to everyone who knows us."""
+        for link in self._links:
+            if link.registered:
+                self._speak(link, now)
+
+    def _ask_again(self, link: Link, now: float) -> None:
+        if link.registered:
+            self._note(logging.WARNING, "broker restarted", link=link.index)
+        link.unregister(now)
+        self._speak(link, now)
+
+    def _speak(self, link: Link, now: float) -> None:
+        """Send HEARTBEAT, or READY where we are not registered; both carry the whole holding."""
+        if not self._models:
+            return
+        link.send_at = now + link.interval
+        condition = Condition(
+            holding=self.held,
+            stats=self.totals.for_wire(),
+            seconds_per_image=self._seconds_per_image,
+            step_age_seconds=None if self._stepped_at is None else max(now - self._stepped_at, 0.0),
+            draining=self.draining,
+        )
+        if link.registered:
+            self._send(link, heartbeat(link, condition))
+        else:
+            link.asked = True
+            names = [name for name in self._models if name is not None]
+            self._send(link, ready(self._identity, names, self._device, condition))
+
+    # ---- small things --------------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> list[ev.Action]:
+        """End the process if the drain is complete; hand out the actions."""
+        if self.draining and not self._exited and not self.held.queued and not self.held.running:
+            if self._quiet_since is None:
+                self._quiet_since = now
+            overdue = now >= self._quiet_since + self._policy.drain_seconds
+            if not self.held.finished or overdue:
+                self._exited = True
+                for link in self._links:
+                    if link.registered:
+                        self._send(link, Goodbye())
+                self._note(logging.INFO, "drained", unreleased=len(self.held.finished))
+                self._actions.append(ev.Exit(0))
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _orphaned_at(self, held: Held) -> float:
+        """When a queued request is dropped because its broker stays silent."""
+        owner = self._links[held.owner]
+        if owner.registered:
+            return float("inf")
+        return max(owner.unregistered_since, owner.heard_at, held.arrived) + self._policy.orphan_seconds
+
+    def _give_up(self, held: Held) -> None:
+        self._actions.append(ev.Cancel(held.number))
+
+    def _dropped(self, answers: list[Held], why: str) -> None:
+        for held in answers:
+            self._note(logging.WARNING, "answer dropped", why=why, request_id=held.id.hex())
+
+    def _send(self, link: Link, message: WorkerMessage, frames: tuple[bytes, ...] = ()) -> None:
+        self._actions.append(ev.Send(link.index, message, frames))
+
+    def _note(self, level: int, text: str, **fields: object) -> None:
+        self._actions.append(ev.Note(level, text, fields))
+
+
+def _cut(message: str) -> str:
+    if len(message) <= MAX_ERROR_MESSAGE_LENGTH:
+        return message
+    return message[: MAX_ERROR_MESSAGE_LENGTH - 3] + "..."

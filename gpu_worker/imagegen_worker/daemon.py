@@ -1,0 +1,262 @@
+"""The worker process: the main thread moves bytes and reads the clock, the device thread makes images."""
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+
+import zmq
+
+from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
+from imagegen_protocol.limits import MAX_FRAME_BYTES
+from imagegen_worker.backends import StartError
+from imagegen_worker.backends.make import make_backend
+from imagegen_worker.config import WorkerConfig
+from imagegen_worker.core.events import (
+    Action,
+    Cancel,
+    DrainRequested,
+    Event,
+    Exit,
+    Job,
+    Malformed,
+    Note,
+    Received,
+    Send,
+    Stop,
+    Warm,
+)
+from imagegen_worker.core.identity import Identity
+from imagegen_worker.core.worker import Policy, WorkerCore
+from imagegen_worker.encoding import EncodePool
+from imagegen_worker.engine import StaticEngine
+from imagegen_worker.logs import log
+from imagegen_worker.mailbox import Died, Mailbox
+
+MESSAGES_PER_TURN = 256
+"""Messages read from one broker before the others and the engine have their turn."""
+LINGER_MS = 1000
+JOIN_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One worker. `run` returns the exit status of the process; call it on the main thread."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        identity = Identity(
+            worker_id=secrets.token_bytes(16),
+            name=config.worker_name,
+            host=socket.gethostname(),
+            gpu_id=config.gpu,
+            backend=config.backend,
+            capacity=config.effective_capacity,
+            max_batch_size=config.batch_size,
+            batching=config.batching,
+            pid=os.getpid(),
+        )
+        policy = Policy(drain_seconds=config.drain_timeout)
+        self._core = WorkerCore(identity, links=len(config.brokers), policy=policy, now=time.monotonic())
+        self._mailbox = Mailbox()
+        self._encoder = EncodePool(self._mailbox)
+        self._device = threading.Thread(target=self._device_thread, name="device", daemon=True)
+        self._context = zmq.Context()
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._signals: list[int] = []
+        self._status: int | None = None
+
+    def run(self) -> int:
+        """Serve until drained. Raises `StartError` if a port or an endpoint can't be had."""
+        config = self._config
+        log(
+            _log,
+            logging.INFO,
+            "worker starts",
+            brokers=",".join(config.brokers),
+            backend=config.backend,
+            model=config.model_name,
+            batching=config.batching,
+            max_batch_size=config.batch_size,
+            capacity=config.effective_capacity,
+            pid=os.getpid(),
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._mailbox.close)
+            self._metrics = None
+            if config.http_port is not None:
+                from imagegen_worker.metrics import Metrics
+
+                self._metrics = Metrics(config)
+                port = self._metrics.serve(config.http_host, config.http_port)
+                stack.callback(self._metrics.close)
+                log(_log, logging.INFO, "metrics served", address=f"http://{config.http_host}:{port}/metrics")
+            self._catch_signals(stack)
+            self._dial(stack)
+            stack.callback(self._end_threads)
+            self._device.start()
+            status = self._loop()
+        log(_log, logging.INFO, "worker exits", status=status)
+        if self._device.is_alive():
+            # A thread inside native code (a model that is being loaded) would hold up or crash a normal exit.
+            logging.shutdown()
+            os._exit(status)
+        return status
+
+    # ---- the device thread ---------------------------------------------------------------------------------
+
+    def _device_thread(self) -> None:
+        try:
+            backend = make_backend(self._config)
+            self._mailbox.post(backend.warm_up())
+            engine = StaticEngine(
+                backend,
+                self._encoder,
+                max_batch_size=self._config.batch_size,
+                max_batch_wait=0.0 if self._config.batching == "off" else self._config.max_batch_wait,
+            )
+            engine.run(self._mailbox)
+            backend.close()
+        except BaseException as error:  # noqa: BLE001 - the main thread logs it and ends the process
+            self._mailbox.post(Died(error))
+
+    # ---- the main thread -----------------------------------------------------------------------------------
+
+    def _loop(self) -> int:
+        poller = zmq.Poller()
+        for dealer in self._sockets:
+            poller.register(dealer, zmq.POLLIN)
+        poller.register(self._mailbox.fileno(), zmq.POLLIN)
+        while self._status is None:
+            deadline = self._core.next_deadline()
+            wait = None
+            if deadline is not None and math.isfinite(deadline):
+                wait = max(math.ceil((deadline - time.monotonic()) * 1000), 0)
+            ready = dict(poller.poll(wait))
+            self._take_signals()
+            for event in self._mailbox.events():
+                if isinstance(event, Died):
+                    return self._died(event.error)
+                if isinstance(event, Warm):
+                    names = ",".join(model.name for model in event.models)
+                    log(_log, logging.INFO, "worker warm", device=event.device, models=names)
+                if self._metrics is not None:
+                    self._metrics.observe(event)
+                self._handle(event)
+            for link, dealer in enumerate(self._sockets):
+                if dealer in ready:
+                    self._read(link, dealer)
+            self._perform(self._core.tick(time.monotonic()))
+            if self._metrics is not None:
+                self._metrics.update(self._core)
+        return self._status
+
+    def _handle(self, event: Event) -> None:
+        self._perform(self._core.handle(event, time.monotonic()))
+
+    def _read(self, link: int, dealer: "zmq.Socket[bytes]") -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode_broker_to_worker(header)
+            except ProtocolError as error:
+                self._handle(Malformed(link, error))
+            else:
+                self._handle(Received(link, message, tuple(frames)))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._send(action)
+                case Job() | Cancel():
+                    self._mailbox.put(action)
+                case Note():
+                    fields = dict(action.fields)
+                    if "link" in fields:
+                        fields["broker"] = self._config.brokers[fields.pop("link")]
+                    log(_log, action.level, action.text, **fields)
+                case Exit():
+                    self._status = action.status
+
+    def _send(self, action: Send) -> None:
+        try:
+            # Images are not copied; small frames are, for that is cheaper.
+            self._sockets[action.link].send_multipart(
+                (encode(action.message), *action.frames), zmq.NOBLOCK, copy=not action.frames
+            )
+        except zmq.Again:
+            # No connection now. What is lost here the next heartbeats bring up again.
+            log(
+                _log,
+                logging.DEBUG,
+                "not sent",
+                broker=self._config.brokers[action.link],
+                message=type(action.message).__name__,
+            )
+
+    def _died(self, error: BaseException) -> int:
+        if isinstance(error, StartError):
+            log(_log, logging.CRITICAL, f"the model could not be loaded: {error}")
+        else:
+            _log.error("the device thread raised", exc_info=error)
+            log(_log, logging.CRITICAL, "the device thread died", error=f"{type(error).__name__}: {error}")
+        return 1
+
+    # ---- sockets and signals -------------------------------------------------------------------------------
+
+    def _dial(self, stack: contextlib.ExitStack) -> None:
+        stack.callback(self._context.term)
+        routing_id = b"w" + secrets.token_bytes(15)
+        for endpoint in self._config.brokers:
+            dealer = self._context.socket(zmq.DEALER)
+            stack.callback(dealer.close, LINGER_MS)
+            dealer.setsockopt(zmq.ROUTING_ID, routing_id)
+            # Queue nothing for a broker that is not there: what arrives late is stale, heartbeats most of all.
+            dealer.setsockopt(zmq.IMMEDIATE, 1)
+            dealer.setsockopt(zmq.RECONNECT_IVL, 100)
+            dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
+            dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+            dealer.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            dealer.setsockopt(zmq.IPV6, 1)
+            try:
+                dealer.connect(endpoint)
+            except zmq.ZMQError as error:
+                raise StartError(f"--broker {endpoint}: {error}") from error
+            self._sockets.append(dealer)
+
+    def _catch_signals(self, stack: contextlib.ExitStack) -> None:
+        fd = signal.set_wakeup_fd(self._mailbox.wakeup_fd(), warn_on_full_buffer=False)
+        stack.callback(signal.set_wakeup_fd, fd)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            log(_log, logging.CRITICAL, "second signal, exiting at once", signal=number)
+            os._exit(128 + number)
+
+    def _take_signals(self) -> None:
+        if self._signals and not self._core.draining:
+            self._handle(DrainRequested(signal.Signals(self._signals[0]).name))
+
+    def _end_threads(self) -> None:
+        self._mailbox.put(Stop())
+        if self._status == 0 and self._core.warm:
+            self._device.join(JOIN_SECONDS)
+            self._encoder.close()

@@ -1,0 +1,205 @@
+"""The device thread: takes jobs from the mailbox, makes calls of the backend, posts what happens."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL.Image import Image
+
+from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
+from imagegen_worker.backends import Backend, DeviceLostError, DeviceMemoryError, Row, StoppedError
+from imagegen_worker.core.batching import BatchFormer
+from imagegen_worker.core.events import (
+    CallDone,
+    CallFailed,
+    Cancel,
+    Command,
+    Failed,
+    Idle,
+    Job,
+    Started,
+    Stepped,
+    Stop,
+)
+from imagegen_worker.encoding import EncodePool, RawResult
+from imagegen_worker.mailbox import Mailbox
+
+
+class Engine(Protocol):
+    """The seam between the sockets and the device.
+
+    `run` takes `Job`, `Cancel` and `Stop` from the mailbox, and posts for each job that was not cancelled
+    `Started`, any number of `Stepped`, and at last one `Finished` or `Failed`.
+    """
+
+    def run(self, mailbox: Mailbox) -> None:
+        """Work until `Stop`. Whatever it raises ends the process."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A job in the running batch, and the images it has so far."""
+
+    job: Job
+    images: dict[int, Image] = field(default_factory=dict)
+    batch_size: int = 1
+    over: bool = False
+    """Cancelled, failed, or finished: nothing more is made for it."""
+
+
+_Rows = list[tuple[_Member, int]]
+"""Images to make: a member and the index of one of its seeds."""
+
+
+class StaticEngine:
+    """Gathers alike jobs into a batch and makes one call of the backend for it.
+
+    At most `max_batch_size` images go into a call, and a job waits at most `max_batch_wait` seconds for company.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        encoder: EncodePool,
+        *,
+        max_batch_size: int,
+        max_batch_wait: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backend = backend
+        self._encoder = encoder
+        self._max_rows = max_batch_size
+        self._former = BatchFormer(max_batch_size, max_batch_wait)
+        self._clock = clock
+        self._members: list[_Member] = []
+        self._begun = 0.0
+        self._stopping = False
+
+    def run(self, mailbox: Mailbox) -> None:
+        """Work until `Stop`. Raises `DeviceLostError` if the backend does."""
+        while True:
+            self._absorb(mailbox)
+            if self._stopping:
+                return
+            now = self._clock()
+            if batch := self._former.take(now):
+                self._run_batch(mailbox, batch)
+                continue
+            deadline = self._former.next_deadline()
+            command = mailbox.take(None if deadline is None else deadline - now)
+            if command is not None:
+                self._obey(command)
+
+    def _absorb(self, mailbox: Mailbox) -> None:
+        """Obey the commands that wait."""
+        while (command := mailbox.take(0)) is not None:
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Job():
+                self._former.add(command)
+            case Cancel():
+                if not self._former.remove(command.number):
+                    for member in self._members:
+                        member.over |= member.job.number == command.number
+            case Stop():
+                self._stopping = True
+
+    def _run_batch(self, mailbox: Mailbox, batch: tuple[Job, ...]) -> None:
+        self._begun = self._clock()
+        self._members = [_Member(job) for job in batch]
+        mailbox.post(Started(tuple(job.number for job in batch)))
+        rows = [(member, index) for member in self._members for index in range(len(member.job.request.seeds))]
+        for first in range(0, len(rows), self._max_rows):
+            self._make(mailbox, rows[first : first + self._max_rows])
+        self._members = []
+        mailbox.post(Idle())
+
+    def _make(self, mailbox: Mailbox, rows: _Rows) -> None:
+        """Make these images in one call, or in several if one is too many; hand finished jobs on."""
+        rows = [row for row in rows if not row[0].over]
+        if not rows:
+            return
+        members = list({member.job.number: member for member, _ in rows}.values())
+
+        def on_step(step: int, steps: int) -> None:
+            self._absorb(mailbox)
+            wanted = tuple(member.job.number for member in members if not member.over)
+            if not wanted:
+                raise StoppedError
+            mailbox.post(Stepped(wanted, step, steps))
+
+        begun = self._clock()
+        requests = [Row(member.job.request, member.job.request.seeds[index]) for member, index in rows]
+        try:
+            images = self._backend.generate(requests, on_step)
+        except StoppedError:
+            return
+        except DeviceLostError:
+            raise
+        except DeviceMemoryError:
+            self._halve(mailbox, rows, self._clock() - begun)
+        except Exception as error:  # noqa: BLE001 - whatever a pipeline raises ends in an answer
+            self._isolate(mailbox, rows, members, error, self._clock() - begun)
+        else:
+            mailbox.post(
+                CallDone(
+                    requests=len(members),
+                    images=len(rows),
+                    steps=members[0].job.request.num_inference_steps,
+                    seconds=self._clock() - begun,
+                    seconds_per_image=self._backend.seconds_per_image,
+                )
+            )
+            for (member, index), image in zip(rows, images, strict=True):
+                member.images[index] = image
+                member.batch_size = max(member.batch_size, len(members))
+            for member in members:
+                self._hand_on(member)
+
+    def _halve(self, mailbox: Mailbox, rows: _Rows, seconds: float) -> None:
+        """Out of memory: nothing is lost, the rows are made again in two calls."""
+        mailbox.post(CallFailed(len(rows), seconds, split=len(rows) > 1))
+        if len(rows) > 1:
+            middle = len(rows) // 2
+            self._make(mailbox, rows[:middle])
+            self._make(mailbox, rows[middle:])
+            return
+        member = rows[0][0]
+        request = member.job.request
+        size = f"{request.width}x{request.height} pixels with {request.num_inference_steps} steps"
+        self._fail(mailbox, member, OutOfMemoryError.code, f"one image of {size} does not fit on the device")
+
+    def _isolate(
+        self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
+    ) -> None:
+        """Something else was raised: each job is tried alone, so that only the guilty one fails."""
+        mailbox.post(CallFailed(len(rows), seconds, split=False))
+        if len(members) == 1:
+            self._fail(mailbox, members[0], GenerationFailedError.code, f"{type(error).__name__}: {error}")
+            return
+        for alone in members:
+            self._make(mailbox, [row for row in rows if row[0] is alone])
+
+    def _fail(self, mailbox: Mailbox, member: _Member, code: str, message: str) -> None:
+        member.over = True
+        mailbox.post(Failed(member.job.number, code, message))
+
+    def _hand_on(self, member: _Member) -> None:
+        """Give a job to the encoders if all its images are there and it is still wanted."""
+        seeds = member.job.request.seeds
+        if member.over or len(member.images) < len(seeds):
+            return
+        member.over = True
+        self._encoder.submit(
+            RawResult(
+                number=member.job.number,
+                images=tuple(member.images[index] for index in range(len(seeds))),
+                seeds=seeds,
+                batch_size=member.batch_size,
+                queue_seconds=max(self._begun - member.job.arrived, 0.0),
+                generation_seconds=self._clock() - self._begun,
+            )
+        )
