@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from imagegen_client import Client, GenerationResult
 from imagegen_client.tables import stats_table
 from tools.fleet import Fleet, FleetError
+from tools.sheet import contact_sheet
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -29,9 +30,6 @@ PROMPTS = (
 )
 SEED = 20
 OUT = Path("out/demo")
-_TILE = 192
-_CAPTION = 30
-_COLUMNS = 4
 
 
 def main() -> int:
@@ -64,7 +62,7 @@ def run(fleet: Fleet, console: Console) -> None:
         fleet.wait_for_workers(client, 2)
     with client:
         results = draw(client, console)
-        sheet = contact_sheet(results)
+        sheet = make_sheet(results)
         sheet.save(OUT / "sheet.png")
         console.print(
             f"{len(results)} pictures are in [bold]{OUT}/[/bold], all on [bold]{OUT / 'sheet.png'}[/bold]"
@@ -87,18 +85,10 @@ def draw(client: Client, console: Console) -> list[GenerationResult]:
     return results
 
 
-def contact_sheet(results: list[GenerationResult]) -> Image.Image:
-    """Return one picture of all results with their prompts, `_COLUMNS` in a row, without smoothing."""
-    rows = -(-len(results) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _CAPTION)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (result, prompt) in enumerate(zip(results, PROMPTS, strict=True)):
-        x, y = index % _COLUMNS * _TILE, index // _COLUMNS * (_TILE + _CAPTION)
-        tile = result.image.convert("RGB").resize((_TILE - 8, _TILE - 8), Image.Resampling.NEAREST)
-        sheet.paste(tile, (x + 4, y + 4))
-        subject, _, ground = prompt.partition(" on ")
-        pen.text((x + 6, y + _TILE - 2), f"{subject}\non {ground}", fill="black", font_size=11)
-    return sheet
+def make_sheet(results: list[GenerationResult]) -> Image.Image:
+    """Return one picture of all results with their prompts."""
+    labels = [prompt.replace(" on ", "\non ") for prompt in PROMPTS]
+    return contact_sheet([result.image for result in results], labels, columns=4, zoom=3)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

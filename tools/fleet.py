@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from imagegen_client import Client
 
@@ -29,17 +29,26 @@ class FleetError(RuntimeError):
     """A process of the fleet ended, or did not start in time."""
 
 
+class Endpoints(NamedTuple):
+    """Where a broker listens; `http` is an URL, all others are ZeroMQ endpoints."""
+
+    frontend: str
+    backend: str
+    http: str
+
+
+FREE_PORTS = Endpoints("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "http://127.0.0.1:0")
+
+
 class Fleet:
-    """A broker and workers as child processes; leaving the context stops them all.
+    """Brokers and workers as child processes; leaving the context stops them all.
 
     `log_folder` gets one file a process; without it they write to this process's stderr.
     """
 
     def __init__(self, log_folder: Path | None = None) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.frontend = ""
-        self.backend = ""
-        self.http = ""
+        self.brokers: dict[str, Endpoints] = {}
         self._log_folder = log_folder
         self._logs: list[IO[str]] = []
 
@@ -51,22 +60,44 @@ class Fleet:
     ) -> None:
         self.stop()
 
-    def start_broker(self, *arguments: str, name: str = "broker", endpoints: Sequence[str] = ()) -> None:
-        """Start `imagegen-broker` on free ports, or on the given frontend, backend and HTTP address."""
-        frontend, backend, http = endpoints or ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "127.0.0.1:0")
-        command = ["imagegen-broker", "--frontend", frontend, "--backend", backend, "--http", http, *arguments]
-        process = self.spawn(name, command, stdout=subprocess.PIPE)
+    @property
+    def frontend(self) -> str:
+        """Where clients dial the first broker."""
+        return next(iter(self.brokers.values())).frontend
+
+    @property
+    def http(self) -> str:
+        """The URL of the first broker."""
+        return next(iter(self.brokers.values())).http
+
+    def start_broker(
+        self, *arguments: str, name: str = "broker", at: Endpoints | None = None, prefix: Sequence[str] = ()
+    ) -> Endpoints:
+        """Start `imagegen-broker`: where a broker of this name was before, else where told, else on free ports."""
+        place = at or self.brokers.get(name, FREE_PORTS)
+        listen = ("--frontend", place.frontend, "--backend", place.backend)
+        http = place.http.removeprefix("http://")
+        command = ["imagegen-broker", *listen, "--http", http, *arguments]
+        process = self.spawn(name, command, stdout=subprocess.PIPE, prefix=prefix)
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             raise FleetError(f"{name} ended with status {process.wait()}; its log says why")
         said = dict(part.split("=", 1) for part in line.split())
-        self.frontend, self.backend, self.http = said["frontend"], said["backend"], said["http"]
+        self.brokers[name] = Endpoints(said["frontend"], said["backend"], said["http"])
+        return self.brokers[name]
 
-    def start_worker(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start `imagegen-worker` under a name, dialling this fleet's broker."""
-        command = ["imagegen-worker", "--broker", self.backend, "--name", name, *arguments]
-        self.spawn(name, command, environment=environment)
+    def start_worker(
+        self,
+        name: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """Start `imagegen-worker` under a name, dialling every broker of this fleet."""
+        dial = [word for place in self.brokers.values() for word in ("--broker", place.backend)]
+        command = ["imagegen-worker", *dial, "--name", name, *arguments]
+        self.spawn(name, command, environment=environment, prefix=prefix)
 
     def spawn(
         self,
@@ -75,8 +106,12 @@ class Fleet:
         *,
         stdout: int | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start one of the project's commands in a process group of its own, out of the terminal's Ctrl-C."""
+        """Start one of the project's commands in a process group of its own, out of the terminal's Ctrl-C.
+
+        `prefix`: a command that runs it elsewhere, as in another network namespace.
+        """
         program = str(Path(sys.executable).with_name(command[0]))
         log: IO[str] | None = None
         if self._log_folder is not None:
@@ -84,7 +119,7 @@ class Fleet:
             log = (self._log_folder / f"{name}.log").open("a")
             self._logs.append(log)
         process = subprocess.Popen(
-            [program, *command[1:]],
+            [*prefix, program, *command[1:]],
             stdout=stdout if stdout is not None else log,
             stderr=log,
             text=True,
@@ -129,19 +164,21 @@ class Fleet:
 
     def stop(self, timeout: float = 10.0) -> None:
         """Stop everything, workers first; kill what does not end within `timeout` seconds."""
-        order = sorted(self.processes, key=lambda name: name.startswith("broker"))
-        for name in order:
-            self.processes[name].terminate()
-        end = time.monotonic() + timeout
-        for name in order:
-            process = self.processes.pop(name)
-            try:
-                process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        brokers = [name for name in self.processes if name in self.brokers]
+        # Brokers last: a worker that drains waits for their word that its answers have arrived.
+        for group in ([name for name in self.processes if name not in brokers], brokers):
+            for name in group:
+                self.processes[name].terminate()
+            end = time.monotonic() + timeout
+            for name in group:
+                process = self.processes.pop(name)
+                try:
+                    process.wait(max(0.0, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
         for log in self._logs:
             log.close()
         self._logs.clear()

@@ -5,17 +5,21 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import click
 import zmq
 
-from imagegen_broker.config import ConfigError, check_endpoint, parse_address
+from imagegen_broker.config import ConfigError, check_endpoint, make_access, parse_address
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
+from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import ID_BYTES
 
 log = logging.getLogger("imagegen.broker")
+
+_FILE = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_BROKER"})
@@ -54,6 +58,9 @@ log = logging.getLogger("imagegen.broker")
     default=5_000,
     help="Requests of one client held at a time.",
 )
+@click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); turns encryption on.")
+@click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
+@click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
 @click.option("--insecure", is_flag=True, help="Allow a bind that other machines can reach, without encryption.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.version_option(package_name="imagegen-fleet")
@@ -69,13 +76,16 @@ def main(
     max_requests: int,
     max_bytes: int,
     max_requests_per_client: int,
+    key: Path | None,
+    authorized_clients: Path | None,
+    authorized_workers: Path | None,
     insecure: bool,
     log_level: str,
 ) -> None:
     """Take requests from clients and hand them to GPU workers.
 
     Prints one line with the bound addresses to stdout once it serves. It keeps nothing on disk, and may be killed
-    and started again at any time.
+    and started again at any time. SIGHUP reads the folders of authorized keys again.
     """
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -92,11 +102,12 @@ def main(
         default_model=default_model,
     )
     try:
-        check_endpoint("--frontend", frontend, insecure=insecure)
-        check_endpoint("--backend", backend, insecure=insecure)
+        access = make_access(key, authorized_clients, authorized_workers)
+        check_endpoint("--frontend", frontend, open_to_all=insecure or access is not None)
+        check_endpoint("--backend", backend, open_to_all=insecure or access is not None)
         address = None if http_address == "off" else parse_address("--http", http_address)
-        server = Server(settings, frontend, backend)
-    except (ConfigError, zmq.ZMQError) as error:
+        server = Server(settings, frontend, backend, access)
+    except (ConfigError, KeyFileError, zmq.ZMQError) as error:
         raise click.UsageError(str(error)) from error
     _serve(server, address, strategy)
 
@@ -105,6 +116,7 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> No
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    signal.signal(signal.SIGHUP, lambda *_: server.reload())
     http = None
     if address is not None:
         try:

@@ -1,15 +1,33 @@
 """What an operator may set, checked: every wrong value gets an error that says what would be right."""
 
 import ipaddress
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from imagegen_broker.access import Access
+from imagegen_protocol.keys import read_pair
 
 
 class ConfigError(ValueError):
     """A setting is wrong; the message says which, and what would be right."""
 
 
-def check_endpoint(name: str, endpoint: str, *, insecure: bool) -> str:
-    """Return a bind endpoint, or raise `ConfigError`; an unencrypted bind beyond loopback needs `insecure`."""
+def make_access(key: Path | None, clients: Path | None, workers: Path | None) -> Access | None:
+    """Return the access control that three options ask for; None if none is given.
+
+    Raises `ConfigError` if only some are, and `KeyFileError` for files that can't be used.
+    """
+    if key is None and clients is None and workers is None:
+        return None
+    if key is None or clients is None or workers is None:
+        raise ConfigError(
+            "--key, --authorized-clients and --authorized-workers go together: encryption needs all three"
+        )
+    return Access(read_pair(key), clients, workers)
+
+
+def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:
+    """Return a bind endpoint, or raise `ConfigError`; one beyond loopback needs keys, or the operator's word."""
     if endpoint.startswith("ipc://"):
         return endpoint
     parts = urlsplit(endpoint)
@@ -18,10 +36,10 @@ def check_endpoint(name: str, endpoint: str, *, insecure: bool) -> str:
         raise ConfigError(f"{name}: {endpoint!r} is not an endpoint; one looks like tcp://127.0.0.1:5555")
     if port.isdigit() and int(port) > 65535:
         raise ConfigError(f"{name}: port {port} is out of range; ports go from 0 (any) to 65535")
-    if not insecure and not is_loopback(host):
+    if not open_to_all and not is_loopback(host):
         raise ConfigError(
-            f"{name}: {endpoint} can be reached from other machines, without encryption; bind 127.0.0.1, "
-            "or say --insecure if the network is yours alone"
+            f"{name}: {endpoint} can be reached from other machines, without encryption; bind 127.0.0.1, give "
+            "keys (--key, --authorized-clients, --authorized-workers), or say --insecure on a network of your own"
         )
     return endpoint
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from imagegen_broker.access import Access, AllowList, Role
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
@@ -44,12 +45,18 @@ class Snapshot:
 class Server:
     """Two bound sockets and the loop over them. `run` blocks until `stop` is called from any thread."""
 
-    def __init__(self, settings: Settings, frontend: str, backend: str) -> None:
-        """Bind both endpoints. Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound."""
+    def __init__(self, settings: Settings, frontend: str, backend: str, access: Access | None = None) -> None:
+        """Bind both endpoints; with `access`, only for peers whose keys are on its lists.
+
+        Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound.
+        """
         self._context = zmq.Context()
-        self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE)
+        self._access = access
+        if access is not None:
+            access.start(self._context)
+        self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE, "clients")
         # A worker is never given more than its capacity: nothing to bound here.
-        self._backend = self._router(backend, 0)
+        self._backend = self._router(backend, 0, "workers")
         self.frontend_endpoint: str = self._frontend.get_string(zmq.LAST_ENDPOINT)
         self.backend_endpoint: str = self._backend.get_string(zmq.LAST_ENDPOINT)
         self._wake_read, self._wake_write = os.pipe()
@@ -57,6 +64,7 @@ class Server:
         os.set_blocking(self._wake_write, False)
         self._asked: deque[Future[Snapshot]] = deque()
         self._stopping = False
+        self._reloading = False
         self.core = BrokerCore(settings, time.monotonic())
 
     @property
@@ -77,10 +85,12 @@ class Server:
                 ready = dict(poller.poll(int(wait * 1000) + 1))
                 if self._wake_read in ready:
                     os.read(self._wake_read, 4096)
+                if self._reloading:
+                    self._reload()
                 if self._backend in ready:
-                    self._drain(self._backend, self._take_from_worker)
+                    self._drain(self._backend, self._take_from_worker, self._allowed("workers"))
                 if self._frontend in ready:
-                    self._drain(self._frontend, self._take_from_client)
+                    self._drain(self._frontend, self._take_from_client, self._allowed("clients"))
                 for action in self.core.settle(time.monotonic()):
                     self._send(action)
                 while self._asked:
@@ -91,6 +101,11 @@ class Server:
     def stop(self) -> None:
         """Make `run` return soon. Safe from any thread and from a signal handler."""
         self._stopping = True
+        self._wake()
+
+    def reload(self) -> None:
+        """Have the loop read the allow-lists again. Safe from any thread and from a signal handler."""
+        self._reloading = True
         self._wake()
 
     def snapshot(self, timeout: float) -> Snapshot:
@@ -120,8 +135,18 @@ class Server:
         except BlockingIOError:
             log.debug("the wake pipe is full: the loop is awake already")
 
-    def _router(self, endpoint: str, send_queue: int) -> "zmq.Socket[bytes]":
+    def _reload(self) -> None:
+        self._reloading = False
+        if self._access is not None:
+            self._access.reload()
+
+    def _allowed(self, role: Role) -> AllowList | None:
+        return None if self._access is None else self._access.lists[role]
+
+    def _router(self, endpoint: str, send_queue: int, role: Role) -> "zmq.Socket[bytes]":
         socket = self._context.socket(zmq.ROUTER)
+        if self._access is not None:
+            self._access.guard(socket, role)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # A peer that comes back under its routing id takes its old connection over.
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -135,23 +160,32 @@ class Server:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
+            if self._access is not None:
+                self._access.close()
             self._context.destroy(0)
             raise zmq.ZMQError(error.errno, f"can't bind {endpoint}: {error}") from error
         return socket
 
-    def _drain(self, socket: "zmq.Socket[bytes]", take: Callable[[bytes, Frames], None]) -> None:
+    def _drain(
+        self, socket: "zmq.Socket[bytes]", take: Callable[[bytes, Frames], None], allowed: AllowList | None
+    ) -> None:
         """Read what is there, frame by frame: cheaper for small messages than `recv_multipart`."""
         for _ in range(_MESSAGES_A_ROUND):
             try:
-                peer = socket.recv(zmq.NOBLOCK)
+                first = socket.recv(zmq.NOBLOCK, copy=allowed is None)
             except zmq.Again:
                 return
+            peer = first if isinstance(first, bytes) else first.bytes
             frames: Frames = []
             while socket.get(zmq.RCVMORE):
                 # The header and a body are small, and are read; images are not.
                 frame = socket.recv() if not frames else socket.recv(copy=False)
                 if len(frames) <= MAX_FRAMES:
                     frames.append(frame)
+            if allowed is not None and isinstance(first, zmq.Frame) and not allowed.allows(_key_of(first)):
+                # libzmq asks for the key at the handshake alone; a revoked one would keep its connection.
+                self.core.revoked(peer, allowed.role, time.monotonic())
+                continue
             take(peer, frames)
 
     def _take_from_client(self, peer: bytes, frames: Frames) -> None:
@@ -199,6 +233,8 @@ class Server:
             asked.cancel()
         self._frontend.close()
         self._backend.close()
+        if self._access is not None:
+            self._access.close()
         self._context.term()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -211,3 +247,9 @@ def _header(frames: Frames) -> bytes:
         raise ProtocolError(f"a message may have {MAX_FRAMES} frames")
     header = frames[0]
     return header if isinstance(header, bytes) else header.bytes
+
+
+def _key_of(frame: zmq.Frame) -> bytes:
+    """Return the key (Z85) with which the peer that sent a frame has proved itself."""
+    key = frame.get("User-Id")
+    return key.encode() if isinstance(key, str) else b""

@@ -12,7 +12,8 @@ ImagegenError
 │   └── GenerationFailedError    generation_failed
 ├── ProtocolError                protocol_error
 │   ├── UnsupportedVersionError  unsupported_version
-│   └── WorkerNameTakenError     worker_name_taken
+│   ├── WorkerNameTakenError     worker_name_taken
+│   └── UnauthorizedError        unauthorized (or made by client and worker, when the handshake was refused)
 ├── BrokerUnreachableError       broker_unreachable (made by the client, never on the wire)
 └── ClientClosedError            client_closed (made by the client, never on the wire)
 """
@@ -107,6 +108,12 @@ class WorkerNameTakenError(ProtocolError):
     code = "worker_name_taken"
 
 
+class UnauthorizedError(ProtocolError):
+    """The broker does not accept the peer's key, or no longer."""
+
+    code = "unauthorized"
+
+
 class BrokerUnreachableError(ImagegenError):
     """No broker answered in the time that the caller gave."""
 
@@ -133,6 +140,7 @@ _BY_CODE: dict[str, type[ImagegenError]] = {
         ProtocolError,
         UnsupportedVersionError,
         WorkerNameTakenError,
+        UnauthorizedError,
     )
 }
 

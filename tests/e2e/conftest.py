@@ -35,12 +35,15 @@ def start_simulated(fleet, client, *names, options=SIMULATED):
     fleet.wait_for_workers(client, len(names))
 
 
+def program(name):
+    """Where one of the project's commands is installed."""
+    return str(Path(sys.executable).with_name(name))
+
+
 def command(*arguments, check=True, **options):
     """Run one of the project's commands to its end."""
-    program = str(Path(sys.executable).with_name(arguments[0]))
-    return subprocess.run(
-        [program, *arguments[1:]], capture_output=True, text=True, timeout=150, check=check, **options
-    )
+    words = [program(arguments[0]), *arguments[1:]]
+    return subprocess.run(words, capture_output=True, text=True, timeout=150, check=check, **options)
 
 
 def bench(fleet, *arguments):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from imagegen_client import Client
-from tests.e2e.conftest import bench, command, start_simulated
+from tests.e2e.conftest import SIMULATED, bench, command, start_simulated
 
 
 def per_gpu(client, field):
@@ -78,9 +78,8 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet):
         before = sum(per_gpu(client, "total_requests").values())
         jobs = [client.submit(prompt, seed=5) for prompt in prompts]
         fleet.wait_until(lambda: sum(per_gpu(client, "running").values()) > 0, "a running batch")
-        places = (fleet.frontend, fleet.backend, fleet.http.removeprefix("http://"))
         fleet.kill("broker")
-        fleet.start_broker("--heartbeat-interval", "0.2", endpoints=places)
+        fleet.start_broker("--heartbeat-interval", "0.2")
         images = [job.result(90).image for job in jobs]
         for prompt, image in zip(prompts, images, strict=True):
             assert difference(image, alone[prompt]) <= 2, "the same image, up to the rounding of company"
@@ -108,7 +107,8 @@ def test_sigterm_drains_a_worker_under_load(fleet, client):
 def test_a_request_that_crashes_workers_becomes_poison(fleet):
     fleet.start_broker("--heartbeat-interval", "0.1", "--max-attempts", "2")
     with Client(fleet.frontend) as client:
-        start_simulated(fleet, client, "one", "two", "three")
+        crashing = (*SIMULATED, "--simulated-fail", "crash-on:crash")
+        start_simulated(fleet, client, "one", "two", "three", options=crashing)
         poison = client.submit("please crash", seed=1)
         error = poison.exception(60)
         assert error is not None

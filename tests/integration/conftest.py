@@ -16,9 +16,9 @@ def start_broker():
     """Start brokers (`start_broker.stop` ends one early); all are stopped at the end."""
     running = {}
 
-    def start(frontend="tcp://127.0.0.1:0", backend="tcp://127.0.0.1:0", **settings):
+    def start(frontend="tcp://127.0.0.1:0", backend="tcp://127.0.0.1:0", access=None, **settings):
         settings.setdefault("interval", INTERVAL)
-        server = Server(Settings(epoch=os.urandom(16), **settings), frontend, backend)
+        server = Server(Settings(epoch=os.urandom(16), **settings), frontend, backend, access)
         thread = Thread(target=server.run, name="broker", daemon=True)
         thread.start()
         running[server] = thread

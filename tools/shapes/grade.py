@@ -12,16 +12,16 @@ import functools
 import json
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tools.shapes import drawing
+from tools.sheet import contact_sheet
 
 UNCLEAR = "unclear"
 """What `measure` says for a shape that is like none of the six, or for no shape at all."""
@@ -204,26 +204,6 @@ def grade(
     )
 
 
-def contact_sheet(
-    images: Sequence[Image.Image], labels: Sequence[str], columns: int = 8, zoom: int = 2
-) -> Image.Image:
-    """The pictures in a grid, each enlarged `zoom` times without smoothing, with its label below."""
-    font = ImageFont.load_default(size=11)
-    widest, tallest = max(i.width for i in images) * zoom, max(i.height for i in images) * zoom
-    lines, gap = 30, 8
-    rows = -(-len(images) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (widest + gap) + gap, rows * (tallest + lines + gap) + gap), (238, 238, 238)
-    )
-    pen = ImageDraw.Draw(sheet)
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        x = gap + place % columns * (widest + gap)
-        y = gap + place // columns * (tallest + lines + gap)
-        sheet.paste(image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST), (x, y))
-        pen.multiline_text((x, y + tallest + 2), label, fill=(20, 20, 20), font=font, spacing=1)
-    return sheet
-
-
 def sheet_of(result: Grade, limit: int = 48) -> Image.Image:
     """A contact sheet of the first `limit` pictures, what was asked below each and what went wrong."""
     labels = []
@@ -248,7 +228,7 @@ def load(folder: Path) -> Any:
     from diffusers import DiffusionPipeline
 
     kind: Any = DiffusionPipeline
-    pipeline = kind.from_pretrained(str(folder), torch_dtype=torch.float32, local_files_only=True)
+    pipeline = kind.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -348,7 +348,7 @@ def main() -> None:
         normalise_latents(vae, pictures[:4096])
         vae.save_pretrained(args.out / "vae")
     else:
-        vae = AutoencoderKL.from_pretrained(args.vae / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(args.vae / "vae", dtype=torch.float32)
         vae.eval().requires_grad_(False)
     latents = encode_all(vae, pictures)
     say(f"encoded all pictures: mean {latents.mean():.3f}, deviation {latents.std():.3f}")

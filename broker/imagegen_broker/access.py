@@ -1,0 +1,92 @@
+"""Who may speak: CURVE keys, with an allow-list for clients and another for workers."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from imagegen_protocol.keys import KeyFileError, KeyPair, read_allowed
+
+log = logging.getLogger("imagegen.broker.access")
+
+Role = Literal["clients", "workers"]
+
+
+class AllowList:
+    """The keys of one role; libzmq asks it at each handshake, the loop at each message."""
+
+    def __init__(self, role: Role, folder: Path) -> None:
+        """Raises `KeyFileError` if the folder can't be read."""
+        self.role = role
+        self._folder = folder
+        self._names: Mapping[bytes, str] = MappingProxyType(dict(read_allowed(folder)))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def allows(self, key: bytes) -> bool:
+        """Say whether a key (Z85) is on the list."""
+        return key in self._names
+
+    def reload(self) -> None:
+        """Read the folder again; an unreadable one leaves the list as it was, and is logged."""
+        try:
+            names = dict(read_allowed(self._folder))
+        except KeyFileError as error:
+            log.error("the allow-list of %s stays as it was: %s", self.role, error)
+            return
+        gone = sorted(name for key, name in self._names.items() if key not in names)
+        # One assignment: the authenticator's thread sees the old list or the new one.
+        self._names = MappingProxyType(names)
+        log.info("allow-list of %s read: %d keys, revoked: %s", self.role, len(names), ", ".join(gone) or "none")
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Answer libzmq (through pyzmq's authenticator, on its thread)."""
+        allowed = self.allows(key)
+        if not allowed:
+            log.warning(
+                "refused a key that is not on the list of %s: %s", self.role, key.decode("ascii", "replace")
+            )
+        return allowed
+
+
+class Access:
+    """The broker's key and both allow-lists."""
+
+    def __init__(self, keys: KeyPair, clients: Path, workers: Path) -> None:
+        """Raises `KeyFileError` if a list can't be read."""
+        self._keys = keys
+        self.lists: dict[Role, AllowList] = {
+            "clients": AllowList("clients", clients),
+            "workers": AllowList("workers", workers),
+        }
+        self._authenticator: ThreadAuthenticator | None = None
+
+    def start(self, context: "zmq.Context[Any]") -> None:
+        """Answer the handshakes of this context's sockets, on a thread of its own."""
+        self._authenticator = ThreadAuthenticator(context, log=logging.getLogger("imagegen.broker.zap"))
+        self._authenticator.start()
+        for role, allowed in self.lists.items():
+            self._authenticator.configure_curve_callback(domain=role, credentials_provider=allowed)
+
+    def guard(self, socket: "zmq.Socket[Any]", role: Role) -> None:
+        """Let only the role's keys connect to a socket; call it before `bind`."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+        socket.setsockopt(zmq.ZAP_DOMAIN, role.encode())
+
+    def reload(self) -> None:
+        """Read both lists again."""
+        for allowed in self.lists.values():
+            allowed.reload()
+
+    def close(self) -> None:
+        """End the thread; call it before the context ends."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None

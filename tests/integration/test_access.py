@@ -1,0 +1,157 @@
+"""CURVE on real sockets: who is let in, in which role, and what a revoked key is worth."""
+
+import os
+
+import msgpack
+import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from imagegen_broker.access import Access
+from imagegen_protocol.keys import DialKeys, generate, read_pair, read_public
+from tests.integration.test_wire import PATIENCE_MS, Peer, ready, submit
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """A broker's key, and one allowed client and one allowed worker."""
+    generate(tmp_path, "broker")
+    generate(tmp_path / "clients", "alice")
+    generate(tmp_path / "workers", "gpu0")
+    generate(tmp_path, "stranger")
+    return tmp_path
+
+
+@pytest.fixture
+def guarded(start_broker, keys):
+    access = Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+    return start_broker(access=access)
+
+
+class GuardedPeer(Peer):
+    """A DEALER with keys, that watches its own handshakes."""
+
+    def __init__(self, context, endpoint, dial_keys):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))
+        if dial_keys is not None:
+            dial_keys.apply(self.socket)
+        self._monitor = self.socket.get_monitor_socket()
+        self.socket.connect(endpoint)
+
+    def next_event(self, *wanted):
+        while True:
+            assert self._monitor.poll(PATIENCE_MS), f"none of {wanted} came"
+            event = recv_monitor_message(self._monitor)["event"]
+            if event in wanted:
+                return event
+
+    def close(self):
+        self.socket.disable_monitor()
+        self._monitor.close(0)
+        self.socket.close(0)
+
+
+@pytest.fixture
+def enter(keys):
+    context = zmq.Context()
+    peers = []
+
+    def connect(endpoint, secret, broker="broker.key"):
+        own = None if secret is None else DialKeys(read_pair(keys / secret), read_public(keys / broker))
+        peer = GuardedPeer(context, endpoint, own)
+        peers.append(peer)
+        return peer
+
+    yield connect
+    for peer in peers:
+        peer.close()
+    context.term()
+
+
+def test_allowed_keys_serve_and_are_served(guarded, enter):
+    client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
+    worker = enter(guarded.backend_endpoint, "workers/gpu0.key_secret")
+    ready(worker)
+    submit(client, b"i" * 16)
+    assert client.receive("accepted")[0]["request_ids"] == [b"i" * 16]
+    assert worker.receive("work")[0]["request_id"] == b"i" * 16
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secret"),
+    [
+        ("frontend_endpoint", "stranger.key_secret"),
+        ("backend_endpoint", "stranger.key_secret"),
+        ("backend_endpoint", "clients/alice.key_secret"),
+        ("frontend_endpoint", "workers/gpu0.key_secret"),
+    ],
+)
+def test_a_key_opens_the_door_of_its_own_role_alone(guarded, enter, endpoint, secret):
+    peer = enter(getattr(guarded, endpoint), secret)
+    refused = (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    event = peer.next_event(zmq.EVENT_HANDSHAKE_SUCCEEDED, *refused)
+    assert event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+def test_no_key_and_a_wrong_broker_key_get_nowhere(guarded, enter):
+    failed = (
+        zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+        zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+        zmq.EVENT_DISCONNECTED,
+    )
+    for secret, broker in ((None, "broker.key"), ("clients/alice.key_secret", "stranger.key")):
+        peer = enter(guarded.frontend_endpoint, secret, broker)
+        assert peer.next_event(zmq.EVENT_HANDSHAKE_SUCCEEDED, *failed) != zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+def test_a_revoked_client_loses_its_standing_on_its_living_connection(guarded, enter, keys):
+    client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
+    submit(client, b"i" * 16)
+    client.receive("accepted")
+    (keys / "clients" / "alice.key").unlink()
+    guarded.reload()
+    while True:  # the loop reads the lists when it next wakes
+        client.send({"type": "heartbeat"})
+        message, _ = client.receive()
+        if message["type"] == "error":
+            break
+    assert message["code"] == "unauthorized"
+    view = guarded.snapshot(10).statistics
+    assert view["clients"] == 0
+    assert view["queued_requests"] == 0
+
+
+def test_a_revoked_worker_gets_no_more_work(guarded, enter, keys):
+    worker = enter(guarded.backend_endpoint, "workers/gpu0.key_secret")
+    session = ready(worker)["session"]
+    (keys / "workers" / "gpu0.key").unlink()
+    guarded.reload()
+    while True:
+        worker.send({"type": "heartbeat", "session": session})
+        message, _ = worker.receive()
+        if message["type"] == "error":
+            break
+    assert message["code"] == "unauthorized"
+    assert guarded.snapshot(10).statistics["num_gpus"] == 0
+
+
+def test_a_key_that_is_added_later_is_let_in_after_a_reload(guarded, enter, keys):
+    generate(keys / "clients", "late")
+    guarded.reload()
+    guarded.snapshot(10)  # the loop has turned: the lists are read
+    client = enter(guarded.frontend_endpoint, "clients/late.key_secret")
+    client.send({"type": "stats"})
+    _, (frame,) = client.receive("stats")
+    assert msgpack.unpackb(frame)["num_gpus"] == 0
+
+
+def test_an_unreadable_list_leaves_the_old_one_in_force(guarded, enter, keys):
+    (keys / "clients" / "broken.key").write_text("no key at all")
+    guarded.reload()
+    guarded.snapshot(10)
+    client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
+    client.send({"type": "stats"})
+    client.receive("stats")

@@ -1,0 +1,68 @@
+"""Key files: made once, kept secret, refused in words when they are no good."""
+
+import pytest
+
+from imagegen_protocol.keys import KeyFileError, generate, read_allowed, read_dial_keys, read_pair, read_public
+
+
+def test_a_pair_goes_to_disk_and_back(tmp_path):
+    public, secret = generate(tmp_path / "keys", "gpu-host")
+    pair = read_pair(secret)
+    assert (public.name, secret.name) == ("gpu-host.key", "gpu-host.key_secret")
+    assert pair.public == read_public(public)
+    assert len(pair.secret) == 40
+    assert pair.secret.decode() not in repr(pair)
+
+
+def test_the_secret_is_its_owners_alone(tmp_path):
+    _, secret = generate(tmp_path, "me")
+    assert secret.stat().st_mode & 0o077 == 0
+
+
+def test_a_key_is_never_overwritten(tmp_path):
+    _, secret = generate(tmp_path, "me")
+    before = secret.read_bytes()
+    with pytest.raises(KeyFileError, match="is there already"):
+        generate(tmp_path, "me")
+    assert secret.read_bytes() == before
+
+
+def test_a_folder_of_keys_is_an_allow_list(tmp_path):
+    for name in ("alice", "bob"):
+        generate(tmp_path, name)
+    allowed = read_allowed(tmp_path)
+    assert sorted(allowed.values()) == ["alice", "bob"]
+    assert read_public(tmp_path / "alice.key") in allowed
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "can't read the key file"),
+        ("", "No public key"),
+        ('public-key = "short"', "40 characters, not 5"),
+        ('public-key = "' + "x" * 40 + '"\nsecret-key = "y"', "40 characters, not 1"),
+        ('public-key = "' + "x" * 40 + '"', "no secret key"),
+    ],
+)
+def test_a_bad_key_file_is_refused_in_words(tmp_path, content, words):
+    path = tmp_path / "bad.key_secret"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(KeyFileError, match=words):
+        read_pair(path)
+
+
+def test_an_allow_list_must_be_a_folder(tmp_path):
+    with pytest.raises(KeyFileError, match="not a folder"):
+        read_allowed(tmp_path / "missing")
+
+
+def test_both_halves_of_dialling_are_needed(tmp_path):
+    public, secret = generate(tmp_path, "me")
+    assert read_dial_keys(None, None) is None
+    keys = read_dial_keys(secret, public)
+    assert keys is not None
+    assert keys.own.public == keys.broker
+    with pytest.raises(KeyFileError, match="go together"):
+        read_dial_keys(secret, None)
