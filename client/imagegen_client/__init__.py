@@ -27,6 +27,7 @@ from imagegen_protocol.errors import (
     PoisonRequestError,
     ProtocolError,
     RequestError,
+    UnauthorizedError,
     UnsupportedVersionError,
 )
 from imagegen_protocol.messages import Progress
@@ -52,5 +53,6 @@ __all__ = [
     "ProtocolError",
     "RequestError",
     "RequestOptions",
+    "UnauthorizedError",
     "UnsupportedVersionError",
 ]

@@ -23,6 +23,7 @@ from imagegen_client.events import (
     Finish,
     Payload,
     Received,
+    Refused,
     Report,
     Send,
     StatsAsked,
@@ -40,6 +41,7 @@ from imagegen_protocol import (
     ImagegenError,
     OverloadedError,
     ProtocolError,
+    UnauthorizedError,
     UnsupportedVersionError,
     error_from_wire,
 )
@@ -123,12 +125,14 @@ class ClientCore:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event. Raises `ClientClosedError` when something is asked of a closed client."""
         match event:
-            case Received() | Unreadable() if self._closed or not self._link.dials:
+            case Received() | Unreadable() | Refused() if self._closed or not self._link.dials:
                 return []
             case Received(message, payload):
                 return self._receive(message, payload, now)
             case Unreadable(error):
                 return self._unreadable(error)
+            case Refused(reason):
+                return self._refused(reason, now)
             case CancelAsked(key):
                 return self._cancel(key, now)
             case CloseAsked():
@@ -271,7 +275,7 @@ class ClientCore:
 
     def _unattributed(self, error: ImagegenError) -> list[Action]:
         """Something is wrong that names no request."""
-        if isinstance(error, UnsupportedVersionError):
+        if isinstance(error, UnsupportedVersionError | UnauthorizedError):
             return [self._finish(entry, error) for entry in list(self._pending.values())]
         return [Warn(f"broker {self.endpoint}: {error.code}: {error.message}")]
 
@@ -289,6 +293,13 @@ class ClientCore:
         self._by_id[new_id] = entry
         self._schedule(entry)
         return []
+
+    def _refused(self, reason: str, now: float) -> list[Action]:
+        """Turn to the next broker, or, once all have refused us, end what is asked."""
+        if not self._link.refused():
+            return self._dial(now)
+        error = UnauthorizedError(f"{self.endpoint}: {reason}")
+        return [self._finish(entry, error) for entry in list(self._pending.values())]
 
     # ---- sent to the broker ------------------------------------------------------------------------------
 

@@ -60,11 +60,18 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The endpoint dialled last lets nobody in who comes as we do."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseAsked:
     """The client leaves; everything unfinished ends in `ClientClosedError`."""
 
 
-Event = SubmitAsked | StatsAsked | CancelAsked | Received | Unreadable | CloseAsked
+Event = SubmitAsked | StatsAsked | CancelAsked | Received | Unreadable | Refused | CloseAsked
 
 # ---- actions ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError
 from imagegen_protocol.messages import Progress, Result
 
+Signs = queue.SimpleQueue[Progress | None]
+
 
 class Job:
     """A request on its way; thread-safe. Made by `Client.submit`."""
@@ -21,7 +23,8 @@ class Job:
         # A client that nobody holds closes itself: not while its jobs are held.
         self._owner: object | None = owner
         self._started = time.monotonic()
-        self._progress: queue.SimpleQueue[Progress | None] | None = queue.SimpleQueue() if progress else None
+        self._signs: Signs | None = queue.SimpleQueue() if progress else None
+        self._wake: Callable[[], object] | None = None
         self.seed = seed
         """The seed of the first image, known before it is made."""
         self.future: Future[GenerationResult] = Future()
@@ -47,6 +50,12 @@ class Job:
         """
         return self.future.result(timeout)
 
+    def exception(self, timeout: float | None = None) -> ImagegenError | None:
+        """Wait for the answer and return the error that it is, None for a result; `TimeoutError` as `result`."""
+        error = self.future.exception(timeout)
+        assert error is None or isinstance(error, ImagegenError), "the core ends requests with its own errors"
+        return error
+
     def cancel(self) -> bool:
         """Give the request up; `result` then raises `CancelledError`, unless the result was quicker.
 
@@ -70,15 +79,26 @@ class Job:
 
         One consumer only. Raises `ValueError` if the job was not submitted with `progress=True`.
         """
-        if self._progress is None:
-            raise ValueError("submit the request with progress=True to follow it")
-        return self._follow(self._progress)
+        return self._follow(self.signs())
 
     @staticmethod
-    def _follow(signs: "queue.SimpleQueue[Progress | None]") -> Iterator[Progress]:
+    def _follow(signs: Signs) -> Iterator[Progress]:
         while (sign := signs.get()) is not None:
             yield sign
         signs.put(None)  # for whoever asks again
+
+    def signs(self) -> Signs:
+        """Return the queue behind `progress`, for a consumer that must not block; it ends in None.
+
+        Raises `ValueError` as `progress` does.
+        """
+        if self._signs is None:
+            raise ValueError("submit the request with progress=True to follow it")
+        return self._signs
+
+    def wake_with(self, wake: Callable[[], object] | None) -> None:
+        """Call `wake()` after each entry into `signs`, on the I/O thread; None: call nothing any more."""
+        self._wake = wake
 
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
@@ -91,10 +111,15 @@ class Job:
         else:
             self.future.set_exception(outcome)
         self._owner = None
-        if self._progress is not None:
-            self._progress.put(None)
+        self._note(None)
+        self._wake = None
 
     def report(self, progress: Progress) -> None:
         """Take a sign of progress (called by the transport)."""
-        if self._progress is not None:
-            self._progress.put(progress)
+        self._note(progress)
+
+    def _note(self, sign: Progress | None) -> None:
+        if self._signs is not None:
+            self._signs.put(sign)
+        if (wake := self._wake) is not None:
+            wake()

@@ -7,6 +7,9 @@ from imagegen_protocol.messages import BrokerHeartbeat
 
 MIN_INTERVAL_SECONDS = 0.01
 """A broker that announces less would keep the client busy with heartbeats alone."""
+MAX_INTERVAL_SECONDS = 3600.0
+"""A broker that announces more (infinity fits into a header) would never count as dead."""
+MAX_LIVENESS = 1000
 
 
 class Link:
@@ -26,6 +29,7 @@ class Link:
         self._liveness = DEFAULT_LIVENESS
         self._last_heard = 0.0
         self._standing: tuple[bytes, int] | None = None
+        self._refusing: set[str] = set()
 
     @property
     def endpoint(self) -> str:
@@ -51,17 +55,23 @@ class Link:
         self._last_heard = now
         self.next_heartbeat = now + self.interval
 
+    def refused(self) -> bool:
+        """Note that the endpoint lets us not in; return whether none does."""
+        self._refusing.add(self.endpoint)
+        return len(self._refusing) == len(set(self.endpoints))
+
     def heard(self, now: float) -> bool:
         """Note a message; return whether it is the first one, or the first after a deadly silence."""
         first = not self.up or now >= self.dead_at
         self.up = self.ever_heard = True
+        self._refusing.clear()
         self._last_heard = now
         return first
 
     def announced(self, heartbeat: BrokerHeartbeat, now: float) -> bool:
         """Take over what a heartbeat says; return whether the broker is another one or has forgotten us."""
-        self.interval = max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS)
-        self._liveness = max(heartbeat.liveness, 1)
+        self.interval = min(max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
+        self._liveness = min(max(heartbeat.liveness, 1), MAX_LIVENESS)
         self.next_heartbeat = min(self.next_heartbeat, now + self.interval)
         before, self._standing = self._standing, (heartbeat.epoch, heartbeat.session)
         return before is not None and before != self._standing

@@ -44,7 +44,7 @@ class GenerationResult:
         # Pillow takes longer to import than all the rest together.
         from PIL import Image
 
-        decoded = []
+        decoded: list[Image.Image] = []
         for frame in self._frames:
             image = Image.open(io.BytesIO(frame))
             image.load()

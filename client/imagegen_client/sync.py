@@ -1,31 +1,31 @@
 """The blocking client; safe to use from any number of threads."""
 
-import re
 import secrets
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 import msgpack
 
 from imagegen_client.core import ClientCore
+from imagegen_client.endpoints import check_endpoint
 from imagegen_client.events import Answer, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
 from imagegen_client.requests import RequestOptions, build
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError
+from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
 from imagegen_protocol.messages import Progress
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"
 DEFAULT_WINDOW = 256
 """Requests that `map` keeps on their way at a time."""
-
-_ENDPOINT = re.compile(r"tcp://[^\s/]+:\d{1,5}|ipc://\S+")
 
 
 class Client:
@@ -35,8 +35,9 @@ class Client:
     is dead, and takes its unfinished requests along. Nothing is sent before the first request.
     `connect_timeout`: seconds after which requests end in `BrokerUnreachableError` if no broker has ever
     answered; None waits for one. `retry_overloaded`: wait and ask again when a broker's queue is full, in
-    place of raising `OverloadedError`.
-    Raises `ValueError` for an endpoint that can't be one.
+    place of raising `OverloadedError`. `key`, `broker_key`: for a broker that demands keys, the paths of one's own
+    `.key_secret` file and of the broker's `.key` file (`imagegen keygen`).
+    Raises `ValueError` for an endpoint or a key file that can't be one.
     """
 
     def __init__(
@@ -45,13 +46,12 @@ class Client:
         *,
         connect_timeout: float | None = None,
         retry_overloaded: bool = False,
+        key: str | Path | None = None,
+        broker_key: str | Path | None = None,
     ) -> None:
-        endpoints = [broker] if isinstance(broker, str) else list(broker)
-        for endpoint in endpoints:
-            if not _ENDPOINT.fullmatch(endpoint):
-                raise ValueError(f"broker: expected tcp://host:port or ipc://path, got {endpoint!r}")
+        endpoints = [check_endpoint(endpoint) for endpoint in ([broker] if isinstance(broker, str) else broker)]
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
-        self._transport = Transport(core)
+        self._transport = Transport(core, read_dial_keys(key, broker_key))
         # Whoever forgets to close a client, or just ends the program, leaves nothing behind either.
         self._closer = weakref.finalize(self, self._transport.close)
 

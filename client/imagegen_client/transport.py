@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Protocol
 
 import zmq
@@ -22,6 +23,7 @@ from imagegen_client.events import (
     Finish,
     Payload,
     Received,
+    Refused,
     Report,
     Send,
     StatsAsked,
@@ -31,6 +33,8 @@ from imagegen_client.events import (
 )
 from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
+from imagegen_protocol.handshake import HandshakeWatch
+from imagegen_protocol.keys import DialKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import ClientMessage, Goodbye, Progress
 
@@ -40,6 +44,8 @@ MAX_DRAIN = 1000
 """Messages read in a row before commands and timers get their turn."""
 LINGER_MILLISECONDS = 1000
 """How long a closing client may take to get its last acknowledgements and its GOODBYE out."""
+
+WAKE_BYTES = 64
 
 
 class Sink(Protocol):
@@ -55,8 +61,9 @@ class Sink(Protocol):
 class Transport:
     """Runs one core; thread-safe. All of its resources belong to the I/O thread, which frees them as it ends."""
 
-    def __init__(self, core: ClientCore) -> None:
+    def __init__(self, core: ClientCore, keys: DialKeys | None = None) -> None:
         self._core = core
+        self._keys = keys
         # Reentrant: the finalizer of a forgotten client may close it in the middle of anything.
         self._lock = threading.RLock()
         self._commands: list[tuple[Event, Sink | None]] = []
@@ -68,6 +75,7 @@ class Transport:
         os.set_blocking(self._wake_read, False)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._watch: HandshakeWatch | None = None
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name="imagegen-client", daemon=True)
@@ -99,10 +107,11 @@ class Transport:
             self._thread.join()
 
     def _post(self, event: Event, sink: Sink | None) -> None:
-        self._commands.append((event, sink))
-        # One byte in the pipe is enough until the thread has taken the commands, so it never fills up.
-        if len(self._commands) == 1:
+        # One byte in the pipe is enough until the thread has taken the commands, so it never fills up. It goes
+        # first: Ctrl-C in between must not leave a command of which nobody tells the thread.
+        if not self._commands:
             os.write(self._wake_write, b"\0")
+        self._commands.append((event, sink))
 
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
@@ -113,6 +122,7 @@ class Transport:
                 self._wait()
                 # Before the tick: what has arrived while this process slept is a sign of the broker's life.
                 self._drain_socket()
+                self._look_at_handshakes()
                 self._take_commands()
                 self._do(self._core.tick(time.monotonic()))
         except BaseException as error:
@@ -124,7 +134,10 @@ class Transport:
     def _wait(self) -> None:
         deadline = self._core.next_deadline()
         timeout = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        self._poller.poll(timeout)
+        for source, _ in self._poller.poll(timeout):
+            # Before the commands are taken: who comes later writes a byte anew.
+            if source == self._wake_read:
+                os.read(self._wake_read, WAKE_BYTES)
 
     def _drain_socket(self) -> None:
         for _ in range(MAX_DRAIN):
@@ -133,6 +146,10 @@ class Transport:
                 break
             self._do(self._core.handle(event, time.monotonic()))
         self._do(self._core.settle())
+
+    def _look_at_handshakes(self) -> None:
+        if self._watch is not None and (reason := self._watch.read()) is not None:
+            self._do(self._core.handle(Refused(reason), time.monotonic()))
 
     def _receive(self) -> Received | Unreadable | None:
         """Read one message, or None when there is none. Payload frames are not copied."""
@@ -145,7 +162,7 @@ class Transport:
             return None
         payload: list[memoryview] = []
         while socket.get(zmq.RCVMORE):
-            payload.append(memoryview(socket.recv(zmq.NOBLOCK, copy=False)))
+            payload.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
         try:
             message = decode_broker_to_client(header)
         except ProtocolError as error:
@@ -157,8 +174,6 @@ class Transport:
     def _take_commands(self) -> None:
         with self._lock:
             commands, self._commands = self._commands, []
-            if commands:
-                os.read(self._wake_read, 1)
         for event, sink in commands:
             if sink is not None and isinstance(event, SubmitAsked | StatsAsked):
                 self._sinks[event.key] = sink
@@ -185,7 +200,9 @@ class Transport:
         assert self._socket is not None, "the core sends only after it has dialled"
         if isinstance(message, Goodbye):
             self._socket.linger = LINGER_MILLISECONDS
-        self._socket.send_multipart([encode(message), *payload], zmq.NOBLOCK, copy=False)
+        # A refused connection is gone, and there is nowhere to put it: the core sends it again on the next one.
+        with suppress(zmq.Again):
+            self._socket.send_multipart([encode(message), *payload], zmq.NOBLOCK, copy=False)
 
     def _dial(self, endpoint: str) -> None:
         self._hang_up()
@@ -198,10 +215,18 @@ class Transport:
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.reconnect_ivl_max = 1000
         socket.ipv6 = "[" in endpoint
+        if self._keys is not None:
+            self._keys.apply(socket)
+        self._watch = HandshakeWatch(socket)
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._watch.monitor, zmq.POLLIN)
 
     def _hang_up(self) -> None:
+        if self._watch is not None:
+            self._poller.unregister(self._watch.monitor)
+            self._watch.close()
+            self._watch = None
         if self._socket is not None:
             self._poller.unregister(self._socket)
             self._socket.close()

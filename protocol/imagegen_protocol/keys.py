@@ -73,13 +73,13 @@ def read_public(path: Path) -> bytes:
     return _read(path)[0]
 
 
-def read_dial_keys(own: Path | None, broker: Path | None) -> DialKeys | None:
+def read_dial_keys(own: str | Path | None, broker: str | Path | None) -> DialKeys | None:
     """Read what `--key` and `--broker-key` name; None if neither does. Raises `KeyFileError`."""
     if own is None and broker is None:
         return None
     if own is None or broker is None:
         raise KeyFileError("--key and --broker-key go together: one's own secret key, and the broker's public one")
-    return DialKeys(read_pair(own), read_public(broker))
+    return DialKeys(read_pair(Path(own)), read_public(Path(broker)))
 
 
 def read_allowed(folder: Path) -> Mapping[bytes, str]:

@@ -5,8 +5,10 @@ from threading import Thread
 
 import pytest
 
+from imagegen_broker.access import Access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.server import Server
+from imagegen_protocol.keys import generate, read_pair
 
 INTERVAL = 0.1
 
@@ -34,3 +36,20 @@ def start_broker():
     yield start
     for server in list(running):
         stop(server)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """A broker's key, one allowed client, one allowed worker, and a stranger's."""
+    generate(tmp_path, "broker")
+    generate(tmp_path / "clients", "alice")
+    generate(tmp_path / "workers", "gpu0")
+    generate(tmp_path, "stranger")
+    return tmp_path
+
+
+@pytest.fixture
+def guarded(start_broker, keys):
+    """A broker that demands those keys."""
+    access = Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+    return start_broker(access=access)

@@ -7,25 +7,8 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from imagegen_broker.access import Access
 from imagegen_protocol.keys import DialKeys, generate, read_pair, read_public
 from tests.integration.test_wire import PATIENCE_MS, Peer, ready, submit
-
-
-@pytest.fixture
-def keys(tmp_path):
-    """A broker's key, and one allowed client and one allowed worker."""
-    generate(tmp_path, "broker")
-    generate(tmp_path / "clients", "alice")
-    generate(tmp_path / "workers", "gpu0")
-    generate(tmp_path, "stranger")
-    return tmp_path
-
-
-@pytest.fixture
-def guarded(start_broker, keys):
-    access = Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
-    return start_broker(access=access)
 
 
 class GuardedPeer(Peer):

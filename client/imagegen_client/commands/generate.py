@@ -1,0 +1,123 @@
+"""`imagegen generate`: one request, its pictures in files."""
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imagegen_client.commands.options import (
+    Connection,
+    Endpoints,
+    broker_options,
+    open_client,
+    request_options,
+    seed_option,
+)
+from imagegen_client.job import Job
+from imagegen_client.result import GenerationResult
+from imagegen_client.targets import check_target
+from imagegen_protocol import ImagegenError, InvalidRequestError
+from imagegen_protocol.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES_PER_REQUEST
+
+
+class NotWrittenError(ImagegenError):
+    """The picture came, and could not be written or converted."""
+
+    code = "not_written"
+
+
+@click.command("generate")
+@click.argument("prompt")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; the suffix says the format, several images get -0, -1, ... before it.  "
+    "[default: imagegen-<seed>.png]",
+)
+@seed_option("Of the first image; the next ones count on.  [default: random]")
+@request_options
+@click.option(
+    "--guidance-scale",
+    type=click.FloatRange(0, MAX_GUIDANCE_SCALE),
+    help="How closely to follow the prompt.  [default: the model's]",
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What should not be in the picture.")
+@click.option("--model", metavar="NAME", help="One that the fleet serves.  [default: the broker's]")
+@click.option("--num-images", type=click.IntRange(1, MAX_IMAGES_PER_REQUEST), default=1, show_default=True)
+@click.option(
+    "--priority", type=click.IntRange(-100, 100), default=0, show_default=True, help="The higher the earlier."
+)
+@broker_options
+def command(
+    prompt: str,
+    out: Path | None,
+    seed: int | None,
+    steps: int | None,
+    brokers: Endpoints,
+    connect_timeout: float,
+    key: Path | None,
+    broker_key: Path | None,
+    timeout: float | None,
+    **options: Any,
+) -> None:
+    """Draw PROMPT and write the picture.
+
+    Prints the files written, a line each, then a line with seed, worker and seconds.
+
+    \b
+    Examples:
+      imagegen generate "a red circle on a blue background"
+      imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
+      imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
+    """
+    # Chosen here already, since it names the file.
+    seed = secrets.randbits(63) if seed is None else seed
+    target = out or Path(f"imagegen-{seed}.png")
+    try:
+        check_target(target)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--out'") from error
+    follow = sys.stderr.isatty()
+    connection: Connection = {
+        "brokers": brokers,
+        "connect_timeout": connect_timeout,
+        "key": key,
+        "broker_key": broker_key,
+    }
+    with open_client(connection) as client:
+        try:
+            job = client.submit(
+                prompt, progress=follow, seed=seed, num_inference_steps=steps, timeout_seconds=timeout, **options
+            )
+        except InvalidRequestError as error:
+            raise click.UsageError(error.message) from error
+        if follow:
+            _show_progress(job)
+        result = job.result()
+    _write(result, target)
+
+
+def _write(result: GenerationResult, target: Path) -> None:
+    try:
+        written = result.save(target)
+    except (OSError, ValueError) as error:
+        raise NotWrittenError(f"{target}: {error}") from error
+    for path in written:
+        click.echo(path)
+    click.echo(f"seed={result.seed} worker={result.worker} seconds={result.total_seconds:.2f}")
+
+
+def _show_progress(job: Job) -> None:
+    """Show the steps on the terminal until the answer is there."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting", total=None)
+        for sign in job.progress():
+            again = f", attempt {sign.attempt}" if sign.attempt > 1 else ""
+            bar.update(task, description=f"drawing{again}", completed=sign.step, total=sign.steps or None)

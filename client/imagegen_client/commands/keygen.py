@@ -1,0 +1,38 @@
+"""`imagegen keygen`: a pair of keys for a broker, a worker or a client."""
+
+from pathlib import Path
+
+import click
+
+from imagegen_protocol.keys import KeyFileError, generate
+
+
+@click.command("keygen")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    metavar="FOLDER",
+    help="Where to write them.  [default: here]",
+)
+def command(name: str, out: Path) -> None:
+    """Make the keys of NAME: NAME.key for the others, NAME.key_secret for nobody else.
+
+    The broker is told its own secret key and two folders, with the .key files of the clients and of the workers
+    that may connect. Each client and worker is told its own secret key and the broker's .key file.
+
+    \b
+    Examples:
+      imagegen keygen broker --out keys
+      imagegen keygen alice --out keys/clients
+      imagegen keygen gpu-host-1 --out keys/workers
+    """
+    if not name or name != Path(name).name or name.startswith("."):
+        raise click.BadParameter(f"expected the name of a file, without a folder, got {name!r}", param_hint="NAME")
+    try:
+        written = generate(out, name)
+    except KeyFileError as error:
+        raise click.ClickException(str(error)) from error
+    for path in written:
+        click.echo(path)

@@ -1,0 +1,104 @@
+"""What the subcommands share: the brokers, and the options of a request with their ranges."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import click
+
+from imagegen_client.endpoints import check_endpoint
+from imagegen_client.sync import DEFAULT_BROKER, Client
+from imagegen_protocol.keys import KeyFileError
+from imagegen_protocol.limits import MAX_SEED, MAX_SIDE_PIXELS, MAX_STEPS, MAX_TIMEOUT_SECONDS
+
+F = TypeVar("F", bound=Callable[..., Any])
+Endpoints = tuple[str, ...]
+
+_SIDE = click.IntRange(8, MAX_SIDE_PIXELS)
+_TIMEOUT = click.FloatRange(0, MAX_TIMEOUT_SECONDS, min_open=True)
+
+
+def _check(context: click.Context, option: click.Parameter, endpoints: Endpoints) -> Endpoints:
+    try:
+        return tuple(check_endpoint(endpoint) for endpoint in endpoints)
+    except ValueError as error:
+        raise click.BadParameter(str(error).removeprefix("broker: ")) from error
+
+
+class Connection(TypedDict):
+    """What `broker_options` adds to a command."""
+
+    brokers: Endpoints
+    connect_timeout: float
+    key: Path | None
+    broker_key: Path | None
+
+
+def broker_options(function: F) -> F:
+    """Add `--broker` (as `brokers`), `--connect-timeout`, `--key` and `--broker-key`: see `Connection`."""
+    for option, words in (
+        ("--broker-key", "The broker's .key file, if the broker demands keys."),
+        ("--key", "One's own .key_secret file, if the broker demands keys (imagegen keygen)."),
+    ):
+        variable = "IMAGEGEN_" + option.removeprefix("--").replace("-", "_").upper()
+        function = click.option(
+            option, type=click.Path(path_type=Path), envvar=variable, show_envvar=True, metavar="FILE", help=words
+        )(function)
+    function = click.option(
+        "--connect-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for a first sign of a broker.",
+    )(function)
+    return click.option(
+        "--broker",
+        "brokers",
+        multiple=True,
+        default=(DEFAULT_BROKER,),
+        show_default=True,
+        envvar="IMAGEGEN_FRONTEND",
+        show_envvar=True,
+        callback=_check,
+        metavar="ENDPOINT",
+        help="The broker's frontend. Give it again (in the environment: separate by spaces) for more brokers to "
+        "turn to when one is dead.",
+    )(function)
+
+
+def request_options(function: F) -> F:
+    """Add what `generate` and `bench` say about requests alike; None is the model's own default."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=_TIMEOUT,
+            metavar="SECONDS",
+            help="Give a request up after so long.  [default: never]",
+        ),
+        click.option("--height", type=_SIDE, help="Pixels.  [default: the model's]"),
+        click.option("--width", type=_SIDE, help="Pixels.  [default: the model's]"),
+        click.option(
+            "--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.  [default: the model's]"
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def seed_option(words: str) -> Callable[[F], F]:
+    """Return the option `--seed` with its help."""
+    return click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help=words)
+
+
+def open_client(connection: Connection) -> Client:
+    """Return a client of the brokers; nothing is sent yet. Raises `click.UsageError` for unusable keys."""
+    try:
+        return Client(
+            connection["brokers"],
+            connect_timeout=connection["connect_timeout"],
+            key=connection["key"],
+            broker_key=connection["broker_key"],
+        )
+    except KeyFileError as error:
+        raise click.UsageError(str(error)) from error

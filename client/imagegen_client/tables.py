@@ -1,0 +1,92 @@
+"""What the broker's statistics look like on a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
+_NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
+"""Short, so that the names beside them have room on 80 columns."""
+
+
+def stats_table(statistics: Mapping[str, Any]) -> RenderableType:
+    """Return what `Client.stats` gave as a table, a row a GPU, and lines on queue, strategy and totals."""
+    gpus = statistics.get("per_gpu_stats", [])
+    table: RenderableType = _gpu_table(gpus) if gpus else Text("no GPU is registered", style="yellow")
+    return Group(table, _queue_line(statistics), _totals_line(statistics.get("totals", {})))
+
+
+def _gpu_table(gpus: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    for name in ("worker", "host"):
+        # Rich narrows these columns first; the cells themselves don't wrap.
+        table.add_column(name, overflow="ellipsis", vertical="bottom")
+    table.add_column("gpu", justify="right", no_wrap=True, vertical="bottom")
+    table.add_column("model", overflow="ellipsis", vertical="bottom")
+    table.add_column("state", no_wrap=True, vertical="bottom")
+    for name in _NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    for gpu in gpus:
+        table.add_row(*_row(gpu))
+    return table
+
+
+def _row(gpu: Mapping[str, Any]) -> list[Text]:
+    models = gpu.get("models", [])
+    more = f" +{len(models) - 1}" if len(models) > 1 else ""
+    state = str(gpu.get("state", "?"))
+    seconds = gpu.get("seconds_per_image")
+    texts = (
+        gpu.get("worker", "?"),
+        gpu.get("host", "?"),
+        gpu.get("gpu_id", "?"),
+        f"{models[0]}{more}" if models else "-",
+        state,
+        f"{gpu.get('current_queue_depth', '?')}/{gpu.get('capacity', '?')}",
+        gpu.get("total_requests", "?"),
+        gpu.get("total_batches", "?"),
+        f"{gpu.get('avg_batch_size', 0.0):.1f}",
+        gpu.get("total_images", "?"),
+        "-" if seconds is None else f"{seconds:.3g}",
+    )
+    # As texts: a name with brackets is no markup.
+    cells = [Text(str(text), no_wrap=True, overflow="ellipsis") for text in texts]
+    cells[4].stylize(_STATE_STYLES.get(state, ""))
+    return cells
+
+
+def _queue_line(statistics: Mapping[str, Any]) -> Text:
+    requests = statistics.get("requests", {})
+    parts = [
+        f"strategy {statistics.get('strategy', '?')}",
+        f"GPUs {statistics.get('num_gpus', 0)}",
+        f"queued {statistics.get('queued_requests', 0)}",
+        f"at workers {requests.get('dispatched', 0)}",
+        f"clients {statistics.get('clients', 0)}",
+        f"up {_duration(statistics.get('uptime_seconds', 0))}",
+    ]
+    return Text(" · ".join(parts))
+
+
+def _totals_line(totals: Mapping[str, Any]) -> Text:
+    answered: Mapping[str, int] = totals.get("answered", {})
+    failed = {code: number for code, number in answered.items() if code != "result"}
+    parts = [f"accepted {totals.get('accepted', 0)}", f"results {answered.get('result', 0)}"]
+    parts += [f"{code} {number}" for code, number in sorted(failed.items())]
+    for name, numbers in (("refused", totals.get("rejected", {})), ("requeued", totals.get("requeued", {}))):
+        if count := sum(numbers.values()):
+            parts.append(f"{name} {count}")
+    if lost := totals.get("workers_lost", 0):
+        parts.append(f"workers lost {lost}")
+    return Text("totals: " + " · ".join(parts), style="dim")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,364 @@
+"""The command line without a broker: wrong usage, interruptions, numbers and tables."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from imagegen_client import bench
+from imagegen_client.bench import Growth, Report, growth, percentile, run_burst
+from imagegen_client.cli import COMMANDS, describe, main
+from imagegen_client.tables import stats_table
+from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
+
+
+def run(*arguments, **settings):
+    return CliRunner().invoke(main, arguments, **settings)
+
+
+# ---- usage -------------------------------------------------------------------------------------------------
+
+
+def test_help_has_examples_exit_codes_and_every_command():
+    said = run("--help").output
+    assert "imagegen generate" in said
+    assert "130  interrupted" in said
+    for name in COMMANDS:
+        assert f"\n  {name} " in said
+        text = run(name, "--help").output
+        assert "Examples:" in text
+        assert name == "keygen" or "IMAGEGEN_FRONTEND" in text
+
+
+def test_the_version_is_that_of_the_distribution():
+    said = run("--version")
+    assert said.exit_code == 0
+    assert said.output.startswith("imagegen, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dance"], "No such command 'dance'"),
+        (["generate"], "Missing argument 'PROMPT'"),
+        (["generate", "x", "--width", "7"], "8<=x<=8192"),
+        (["generate", "x", "--height", "9000"], "8<=x<=8192"),
+        (["generate", "x", "--steps", "0"], "1<=x<=1000"),
+        (["generate", "x", "--seed", "-1"], "0<=x<=9223372036854775807"),
+        (["generate", "x", "--guidance-scale", "101"], "0<=x<=100"),
+        (["generate", "x", "--num-images", "17"], "1<=x<=16"),
+        (["generate", "x", "--priority", "101"], "-100<=x<=100"),
+        (["generate", "x", "--timeout", "0"], "0<x<="),
+        (["generate", "x" * 10_001], "prompt: expected `str` of length <= 10000"),
+        (["generate", "x", "--model", ""], "model: expected `str` of length >= 1"),
+        (["bench", "--burst", "0"], "1<=x<=100000"),
+        (["bench", "--timeout", "-1"], "0<x<="),
+        (["stats", "--connect-timeout", "0"], "x>0"),
+        (["stats", "--broker", "5555"], "expected tcp://host:port or ipc://path, got '5555'"),
+        (["stats", "--broker", "tcp://a:1", "--broker", "tcp://a:99999"], "a port of 1 ... 65535"),
+    ],
+)
+def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("missing/a.png", "there is no folder"), (".", "is a folder"), ("a.xyz", "no picture format to write")],
+)
+def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, out, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_: pytest.fail("asked"))
+    done = run("generate", "x", "--out", out)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+    assert "--out" in done.stderr
+
+
+def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    done = run("generate", "x", "--seed", "5")
+    assert done.exit_code == 2
+    assert "imagegen-5.png can't be written" in " ".join(done.stderr.split())
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (BrokerUnreachableError("nobody"), 3, "error: broker_unreachable: nobody\n"),
+        (OutOfMemoryError("too\n  big"), 1, "error: out_of_memory: too big\n"),
+        (OverloadedError("full", retry_after_seconds=2.5), 1, "error: overloaded: full (try again in 2.5 s)\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted: what was unfinished is given up\n"),
+    ],
+)
+def test_each_error_is_a_line_and_an_exit_code(monkeypatch, error, status, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("imagegen_client.commands.stats.open_client", fail)
+    done = run("stats")
+    assert (done.exit_code, done.stdout, done.stderr) == (status, "", line)
+
+
+def test_an_error_is_one_line():
+    assert "\n" not in describe(GenerationFailedError("a\nb\n"))
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, prompt, **options):
+            return SimpleNamespace(result=lambda: SimpleNamespace(save=self.save))
+
+        def save(self, path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_: Client())
+    done = run("generate", "x", "--out", str(tmp_path / "a.png"))
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: not_written: ")
+    assert "No space left" in done.stderr
+
+
+def test_starting_imports_nothing_heavy():
+    script = (
+        "import sys, click.testing, imagegen_client.cli as cli\n"
+        "click.testing.CliRunner().invoke(cli.main, ['--help'])\n"
+        "print([name for name in ('torch', 'numpy', 'rich', 'PIL', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# ---- the numbers of a burst --------------------------------------------------------------------------------
+
+
+def gpu(worker="a", batches=0, requests=0, pid=1, host="h"):
+    return {
+        "worker": worker, "host": host, "pid": pid, "total_batches": batches, "total_batched_requests": requests,
+    }  # fmt: skip
+
+
+def statistics(*gpus):
+    return {"num_gpus": len(gpus), "per_gpu_stats": list(gpus)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (gpu(batches=3, requests=10), gpu(batches=5, requests=16), Growth(2, 6, True)),
+        (gpu(batches=3, requests=10), gpu(batches=3, requests=10), Growth(0, 0, True)),
+        (None, gpu(batches=2, requests=6), Growth(2, 6, True)),
+        (gpu(batches=9, requests=30), gpu(batches=1, requests=4, pid=2), Growth(1, 4, False)),
+        (gpu(batches=1, requests=2), gpu(batches=9, requests=30, host="i"), Growth(9, 30, False)),
+        (gpu(batches=9, requests=30), gpu(batches=1, requests=4), Growth(1, 4, False)),
+    ],
+)
+def test_the_growth_of_a_worker(before, after, expected):
+    earlier = statistics() if before is None else statistics(before)
+    assert growth(earlier, statistics(after)) == {"a": expected}
+
+
+def test_a_worker_that_left_counts_for_nothing():
+    assert growth(statistics(gpu(batches=5, requests=9)), statistics()) == {}
+
+
+def test_percentiles_are_nearest_ranks():
+    values = [float(number) for number in range(1, 101)]
+    assert [percentile(values, share) for share in (50, 95, 99)] == [50.0, 95.0, 99.0]
+    assert [percentile([1.0, 2.0, 3.0], share) for share in (50, 95, 99)] == [2.0, 3.0, 3.0]
+    assert percentile([7.0], 50) == 7.0
+    assert percentile([], 50) is None
+
+
+def result(worker, seconds, images=1):
+    return SimpleNamespace(worker=worker, total_seconds=seconds, formats=["png"] * images)
+
+
+def test_the_report_of_a_burst():
+    results = [result("a", 1.0), result("a", 2.0), result("b", 3.0)]
+    errors = [OverloadedError("full"), OutOfMemoryError("big"), OverloadedError("full")]
+    report = Report(4.0, results, errors, {"a": Growth(1, 2, True), "b": Growth(1, 1, True)}, 2)
+    assert report.as_json() == {
+        "total_duration_seconds": 4.0,
+        "requests": 6,
+        "successful": 3,
+        "failed": 3,
+        "throughput_images_per_second": 0.75,
+        "latency_seconds": {"p50": 2.0, "p95": 3.0, "p99": 3.0},
+        "num_gpus": 2,
+        "total_batches": 2,
+        "avg_batch_size": 1.5,
+    }
+    assert report.failures == {"out_of_memory": 1, "overloaded": 2}
+    assert report.missing == 0
+
+
+def test_nothing_but_failures_is_reported_too():
+    numbers = Report(0.0, [], [OverloadedError("full")], {}, 0).as_json()
+    assert numbers["latency_seconds"] == {"p50": None, "p95": None, "p99": None}
+    assert (numbers["throughput_images_per_second"], numbers["avg_batch_size"]) == (0.0, 0.0)
+    assert json.dumps(numbers)
+
+
+def test_totals_that_have_not_come_are_missing_but_not_those_that_never_will():
+    results = [result("slow", 1.0)] * 5 + [result("restarted", 1.0)] * 5 + [result("gone", 1.0)] * 5
+    grown = {"slow": Growth(1, 3, True), "restarted": Growth(0, 0, False)}
+    assert Report(1.0, results, [], grown, 2).missing == 2
+
+
+class FakeFleet:
+    """A client whose answers are all there, and whose statistics come from a list, the last one for ever."""
+
+    def __init__(self, *told, error=None):
+        self.told = list(told)
+        self.asked = 0
+        self.options = []
+        self.error = error
+
+    def stats(self, timeout):
+        self.asked += 1
+        return self.told.pop(0) if len(self.told) > 1 else self.told[0]
+
+    def submit(self, prompt, **options):
+        self.options.append(options)
+        return SimpleNamespace(exception=lambda: self.error, result=lambda: result("a", 0.5))
+
+
+def test_a_burst_waits_until_the_totals_have_come(monkeypatch):
+    monkeypatch.setattr(bench, "_ASK_AGAIN_SECONDS", 0.0)
+    earlier = statistics(gpu(batches=10, requests=40))
+    halfway = statistics(gpu(batches=11, requests=42))
+    fleet = FakeFleet(earlier, earlier, halfway, statistics(gpu(batches=12, requests=44)))
+    answers = []
+    report = run_burst(fleet, "x", 4, {"width": 64, "seed": 2**63 - 2}, on_answer=lambda: answers.append(1))
+    assert fleet.asked == 4
+    assert (report.as_json()["total_batches"], report.as_json()["avg_batch_size"]) == (2, 2.0)
+    assert len(answers) == 4
+    assert fleet.options == [{"width": 64, "seed": seed} for seed in (2**63 - 2, 2**63 - 1, 0, 1)]
+
+
+def test_a_burst_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(bench, "_ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "TOTALS_TIMEOUT_SECONDS", 0.0)
+    report = run_burst(FakeFleet(statistics(gpu())), "x", 3, {})
+    assert report.missing == 3
+    assert report.as_json()["total_batches"] == 0
+
+
+def test_failed_requests_have_no_totals_to_wait_for():
+    fleet = FakeFleet(statistics(gpu()), error=OutOfMemoryError("big"))
+    report = run_burst(fleet, "x", 3, {})
+    assert (fleet.asked, report.missing, len(report.errors)) == (2, 0, 3)
+    assert [options["seed"] for options in fleet.options] == [None] * 3
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def full_gpu(worker, **fields):
+    return {
+        "gpu_id": 0, "worker": worker, "host": "render-host-01.example.org", "models": ["org/diffusion-xl-1.0"],
+        "state": "ready", "current_queue_depth": 12, "capacity": 16, "total_requests": 123456,
+        "total_batches": 23456, "avg_batch_size": 5.26, "total_images": 123456, "seconds_per_image": 0.8123,
+        **fields,
+    }  # fmt: skip
+
+
+def a_fleet(*gpus):
+    totals = {
+        "accepted": 90, "answered": {"result": 80, "cancelled": 3}, "rejected": {"overloaded": 7},
+        "requeued": {"lost": 2}, "workers_lost": 1,
+    }  # fmt: skip
+    return {
+        "strategy": "least-wait", "num_gpus": len(gpus), "queued_requests": 4, "clients": 2,
+        "requests": {"dispatched": 3}, "uptime_seconds": 90061.5, "totals": totals, "per_gpu_stats": list(gpus),
+    }  # fmt: skip
+
+
+def drawn(width, statistics):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        console.print(stats_table(statistics))
+        return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_and_keeps_its_numbers(width):
+    text = drawn(width, a_fleet(full_gpu("gpu0"), full_gpu("gpu1", state="unreachable", seconds_per_image=None)))
+    lines = text.splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    rows = [line for line in lines if line.startswith("gpu")]
+    assert len(rows) == 2, "one line a GPU"
+    for piece in ("ready", "12/16", "123456", "23456", "5.3", "0.812"):
+        assert piece in rows[0]
+    assert "unreachable" in rows[1]
+    assert rows[1].rstrip().endswith("-")
+    for piece in (
+        "least-wait",
+        "queued 4",
+        "at workers 3",
+        "1d 1:01:01",
+        "results 80",
+        "cancelled 3",
+        "refused 7",
+    ):
+        assert piece in " ".join(text.split())
+
+
+def test_a_fleet_without_gpus_says_so():
+    assert "no GPU is registered" in drawn(80, a_fleet())
+
+
+def test_names_are_no_markup():
+    text = drawn(120, a_fleet(full_gpu("[red]x", models=["[/]", "b", "c"])))
+    assert "[red]x" in text
+    assert "[/] +2" in text
+
+
+def test_statistics_of_another_version_are_shown_as_far_as_they_go():
+    assert "?" in drawn(120, {"per_gpu_stats": [{"worker": "a"}]})
+
+
+# ---- keys --------------------------------------------------------------------------------------------------
+
+
+def test_keygen_writes_a_pair_and_says_where(tmp_path):
+    said = run("keygen", "alice", "--out", str(tmp_path / "keys"))
+    assert said.exit_code == 0
+    assert said.output.split() == [str(tmp_path / "keys" / name) for name in ("alice.key", "alice.key_secret")]
+    again = run("keygen", "alice", "--out", str(tmp_path / "keys"))
+    assert again.exit_code == 1
+    assert "is there already" in again.output
+
+
+@pytest.mark.parametrize("name", ["", "../alice", ".hidden", "a/b"])
+def test_keygen_takes_a_plain_name(name):
+    said = run("keygen", name)
+    assert said.exit_code == 2
+    assert "expected the name of a file" in said.output
+
+
+def test_half_of_the_keys_is_refused_before_anything_is_asked(tmp_path):
+    said = run("stats", "--key", str(tmp_path / "a.key_secret"))
+    assert said.exit_code == 2
+    assert "go together" in said.output
+    said = run("stats", "--key", str(tmp_path / "a"), "--broker-key", str(tmp_path / "b"))
+    assert said.exit_code == 2
+    assert "can't read the key file" in said.output

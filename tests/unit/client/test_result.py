@@ -1,0 +1,120 @@
+"""What a result tells, and the files that it writes."""
+
+import io
+
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from imagegen_client.result import GenerationResult
+from imagegen_client.targets import check_target
+from imagegen_protocol.messages import ImageInfo, Result
+
+
+def encoded(kind="PNG", mode="RGB", colour="red"):
+    out = io.BytesIO()
+    Image.new(mode, (4, 2), colour).save(out, kind)
+    return out.getvalue()
+
+
+def a_result(*frames, kind="png"):
+    info = [ImageInfo(format=kind, width=4, height=2, seed=5 + index) for index in range(len(frames))]
+    header = Result(
+        request_id=b"\x01" * 16, worker="w", model="m", images=info, batch_size=3, attempt=2, queue_seconds=0.1,
+        generation_seconds=0.2, encode_seconds=0.3, parameters={"num_inference_steps": 4},
+    )  # fmt: skip
+    return GenerationResult(header, frames, 1.5)
+
+
+def test_it_tells_how_it_was_made():
+    result = a_result(encoded(), memoryview(encoded()))
+    assert (result.seed, result.seeds, result.formats) == (5, [5, 6], ["png", "png"])
+    assert (result.worker, result.model, result.attempt, result.batch_size) == ("w", "m", 2, 3)
+    assert (result.queue_seconds, result.generation_seconds, result.encode_seconds) == (0.1, 0.2, 0.3)
+    assert result.parameters == {"num_inference_steps": 4}
+    assert result.request_id == "01" * 16
+    assert result.encoded == [encoded(), encoded()]
+    assert [image.size for image in result.images] == [(4, 2), (4, 2)]
+    assert result.image.getpixel((0, 0)) == (255, 0, 0)
+    assert "seed=5" in repr(result)
+    assert "1.500" in repr(result)
+
+
+def test_bytes_that_are_no_picture_are_an_os_error():
+    with pytest.raises(UnidentifiedImageError):
+        _ = a_result(b"rubbish").image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a"])
+def test_the_bytes_are_written_as_they_came(tmp_path, name):
+    (path,) = a_result(b"not even a picture").save(tmp_path / name)
+    assert path.name == (name if "." in name else "a.png")
+    assert path.read_bytes() == b"not even a picture"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG"])
+def test_jpeg_has_two_suffixes(tmp_path, name):
+    (path,) = a_result(b"jpeg bytes", kind="jpeg").save(tmp_path / name)
+    assert path.read_bytes() == b"jpeg bytes"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.webp", "WEBP"), ("a.bmp", "BMP")])
+def test_another_suffix_converts(tmp_path, name, kind):
+    (path,) = a_result(encoded(mode="RGBA", colour=(255, 0, 0, 128))).save(str(tmp_path / name))
+    with Image.open(path) as image:
+        assert image.format == kind
+        assert image.size == (4, 2)
+
+
+def test_several_are_numbered(tmp_path):
+    paths = a_result(b"one", b"two").save(tmp_path / "a.b.png")
+    assert [path.name for path in paths] == ["a.b-0.png", "a.b-1.png"]
+    assert [path.read_bytes() for path in paths] == [b"one", b"two"]
+
+
+def test_an_unknown_suffix_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match="xyz"):
+        a_result(encoded()).save(tmp_path / "a.xyz")
+
+
+def test_no_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        a_result(encoded()).save(tmp_path / "missing" / "a.png")
+
+
+# ---- found out beforehand ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "a", "a.bmp", "a.tiff", "a.gif"])
+def test_a_good_target_is_taken_and_left_alone(tmp_path, name):
+    check_target(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    a_result(encoded()).save(tmp_path / name)
+    check_target(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.xyz", "no picture format"),
+        ("a.psd", "no picture format"),
+        ("a.xbm", "can't be written as"),
+        ("missing/a.png", "no folder"),
+        (".", "is a folder"),
+        ("file/a.png", "no folder"),
+    ],
+)
+def test_a_wrong_target_is_refused(tmp_path, name, words):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=words):
+        check_target(tmp_path / name)
+
+
+def test_a_target_without_permission_is_refused(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append(path))
+    with pytest.raises(ValueError, match="can't be written"):
+        check_target(tmp_path / "new.png")
+    (tmp_path / "old.png").write_text("")
+    with pytest.raises(ValueError, match="can't be written"):
+        check_target(tmp_path / "old.png")
+    assert asked == [tmp_path, tmp_path / "old.png"]
