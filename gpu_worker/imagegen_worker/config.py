@@ -15,7 +15,7 @@ BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 MAX_CAPACITY = MAX_IDS_PER_MESSAGE
 """A heartbeat lists no more queued ids than this."""
 MAX_BATCH_SIZE = MAX_CAPACITY // 2
-_ENDPOINT = re.compile(r"tcp://(?P<host>[^\s/:;,]+|\[[0-9a-fA-F:.%\w]+\]):(?P<port>\d{1,5})|ipc://\S+")
+_ENDPOINT = re.compile(r"tcp://(?P<host>[^\s/:;,*]+|\[[0-9a-fA-F:.%\w]+\]):(?P<port>\d{1,5})|ipc://\S+")
 
 
 class ConfigError(Exception):
@@ -43,6 +43,9 @@ class WorkerConfig:
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     drain_timeout: float = 30.0
+    step_timeout: float = 300.0
+    key: Path | None = None
+    broker_key: Path | None = None
     torch_threads: int | None = None
     log_level: str = "info"
     simulated_batch_seconds: float = 0.2
@@ -55,6 +58,11 @@ class WorkerConfig:
         _in_range("--max-batch-size", self.max_batch_size, 1, MAX_BATCH_SIZE)
         _in_range("--max-batch-wait-time", self.max_batch_wait, 0, 3600)
         _in_range("--drain-timeout", self.drain_timeout, 0, 24 * 3600)
+        _in_range("--step-timeout", self.step_timeout, 0, 24 * 3600)
+        if (self.key is None) != (self.broker_key is None):
+            raise ConfigError(
+                "--key and --broker-key go together: our own secret key, and the broker's public one"
+            )
         _in_range("--simulated-batch-seconds", self.simulated_batch_seconds, 0, 24 * 3600)
         _in_range("--simulated-image-seconds", self.simulated_image_seconds, 0, 24 * 3600)
         if self.capacity is not None:
@@ -63,15 +71,14 @@ class WorkerConfig:
             _in_range("--http-port", self.http_port, 0, 65535)
         if self.torch_threads is not None:
             _in_range("--torch-threads", self.torch_threads, 1, 1024)
-        if not re.fullmatch(rf"[^\x00-\x1f\x7f]{{1,{MAX_NAME_LENGTH}}}", self.worker_name):
-            raise ConfigError(
-                f"--name must have 1 to {MAX_NAME_LENGTH} characters and no control characters,"
-                f" got {self.worker_name!r}"
-            )
+        if not self.http_host:
+            raise ConfigError("--http-host must not be empty; 0.0.0.0 stands for all interfaces")
+        _check_name("--name", self.worker_name)
         if self.backend == "diffusers":
             _check_folder(self.model_folder)
             if self.simulated_fail:
                 raise ConfigError("--simulated-fail needs --backend simulated")
+        _check_name("--model", self.model_name)
 
     @property
     def worker_name(self) -> str:
@@ -109,6 +116,16 @@ class WorkerConfig:
 def _in_range(option: str, value: float, low: float, high: float) -> None:
     if not math.isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{option} must be from {low} to {high}, got {value}")
+
+
+def _check_name(option: str, name: str) -> None:
+    """Brokers would refuse READY with such a name, again and again."""
+    # \ud800-\udfff: bytes on the command line that are no UTF-8.
+    if not re.fullmatch(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_NAME_LENGTH}}}", name):
+        raise ConfigError(
+            f"{option} must name 1 to {MAX_NAME_LENGTH} characters of UTF-8, none of them control characters,"
+            f" got {name!r}"
+        )
 
 
 def _check_brokers(brokers: Sequence[str]) -> None:

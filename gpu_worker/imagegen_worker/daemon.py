@@ -10,14 +10,16 @@ import socket
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import zmq
 
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
-from imagegen_protocol.limits import MAX_FRAME_BYTES
-from imagegen_worker.backends import StartError
+from imagegen_protocol.keys import KeyFileError, read_dial_keys
+from imagegen_worker.backends import Backend, StartError
 from imagegen_worker.backends.make import make_backend
 from imagegen_worker.config import WorkerConfig
+from imagegen_worker.connection import Connection
 from imagegen_worker.core.events import (
     Action,
     Cancel,
@@ -35,13 +37,15 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.worker import Policy, WorkerCore
 from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import StaticEngine
+from imagegen_worker.engine import Engine, StaticEngine
 from imagegen_worker.logs import log
 from imagegen_worker.mailbox import Died, Mailbox
 
+if TYPE_CHECKING:
+    from imagegen_worker.metrics import Metrics
+
 MESSAGES_PER_TURN = 256
 """Messages read from one broker before the others and the engine have their turn."""
-LINGER_MS = 1000
 JOIN_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -63,15 +67,18 @@ class Daemon:
             batching=config.batching,
             pid=os.getpid(),
         )
-        policy = Policy(drain_seconds=config.drain_timeout)
+        policy = Policy(drain_seconds=config.drain_timeout, step_timeout=config.step_timeout)
         self._core = WorkerCore(identity, links=len(config.brokers), policy=policy, now=time.monotonic())
         self._mailbox = Mailbox()
         self._encoder = EncodePool(self._mailbox)
         self._device = threading.Thread(target=self._device_thread, name="device", daemon=True)
         self._context = zmq.Context()
-        self._sockets: list[zmq.Socket[bytes]] = []
+        self._poller = zmq.Poller()
+        self._connections: list[Connection] = []
         self._signals: list[int] = []
+        self._metrics: Metrics | None = None
         self._status: int | None = None
+        self._failure = ""
 
     def run(self) -> int:
         """Serve until drained. Raises `StartError` if a port or an endpoint can't be had."""
@@ -90,20 +97,19 @@ class Daemon:
         )
         with contextlib.ExitStack() as stack:
             stack.callback(self._mailbox.close)
-            self._metrics = None
-            if config.http_port is not None:
-                from imagegen_worker.metrics import Metrics
-
-                self._metrics = Metrics(config)
-                port = self._metrics.serve(config.http_host, config.http_port)
-                stack.callback(self._metrics.close)
-                log(_log, logging.INFO, "metrics served", address=f"http://{config.http_host}:{port}/metrics")
             self._catch_signals(stack)
+            stack.callback(self._context.term)
+            if config.http_port is not None:
+                self._serve_metrics(stack, config.http_host, config.http_port)
             self._dial(stack)
             stack.callback(self._end_threads)
             self._device.start()
-            status = self._loop()
-        log(_log, logging.INFO, "worker exits", status=status)
+            try:
+                status = self._loop()
+            except Exception as error:  # noqa: BLE001 - the sockets must be closed, and the last line be clear
+                _log.exception("the main thread raised")
+                status, self._failure = 1, f"the main thread died: {type(error).__name__}: {error}"
+        log(_log, logging.CRITICAL if status else logging.INFO, self._failure or "worker exits", status=status)
         if self._device.is_alive():
             # A thread inside native code (a model that is being loaded) would hold up or crash a normal exit.
             logging.shutdown()
@@ -114,33 +120,39 @@ class Daemon:
 
     def _device_thread(self) -> None:
         try:
-            backend = make_backend(self._config)
-            self._mailbox.post(backend.warm_up())
-            engine = StaticEngine(
-                backend,
-                self._encoder,
-                max_batch_size=self._config.batch_size,
-                max_batch_wait=0.0 if self._config.batching == "off" else self._config.max_batch_wait,
-            )
-            engine.run(self._mailbox)
+            backend = self._load()
+            self._make_engine(backend).run(self._mailbox)
             backend.close()
         except BaseException as error:  # noqa: BLE001 - the main thread logs it and ends the process
             self._mailbox.post(Died(error))
 
+    def _load(self) -> Backend:
+        try:
+            backend = make_backend(self._config)
+            self._mailbox.post(backend.warm_up())
+        except StartError:
+            raise
+        except ModuleNotFoundError as error:
+            raise StartError(f"{error}; install imagegen-fleet[worker]") from error
+        except Exception as error:
+            _log.exception("loading the model raised")
+            raise StartError(f"{type(error).__name__}: {error}") from error
+        return backend
+
+    def _make_engine(self, backend: Backend) -> Engine:
+        return StaticEngine(
+            backend,
+            self._encoder,
+            max_batch_size=self._config.batch_size,
+            max_batch_wait=0.0 if self._config.batching == "off" else self._config.max_batch_wait,
+        )
+
     # ---- the main thread -----------------------------------------------------------------------------------
 
     def _loop(self) -> int:
-        poller = zmq.Poller()
-        for dealer in self._sockets:
-            poller.register(dealer, zmq.POLLIN)
-        poller.register(self._mailbox.fileno(), zmq.POLLIN)
+        self._poller.register(self._mailbox.fileno(), zmq.POLLIN)
         while self._status is None:
-            deadline = self._core.next_deadline()
-            wait = None
-            if deadline is not None and math.isfinite(deadline):
-                wait = max(math.ceil((deadline - time.monotonic()) * 1000), 0)
-            ready = dict(poller.poll(wait))
-            self._take_signals()
+            ready = dict(self._poller.poll(self._wait_milliseconds()))
             for event in self._mailbox.events():
                 if isinstance(event, Died):
                     return self._died(event.error)
@@ -150,13 +162,27 @@ class Daemon:
                 if self._metrics is not None:
                     self._metrics.observe(event)
                 self._handle(event)
-            for link, dealer in enumerate(self._sockets):
-                if dealer in ready:
-                    self._read(link, dealer)
+            self._take_signals()  # after `events`, which also takes the byte with which a signal wakes
+            for link, connection in enumerate(self._connections):
+                if connection.socket in ready:
+                    connection.heard()
+                    self._read(link, connection.socket)
+                if (reason := connection.look(time.monotonic())) is not None:
+                    endpoint = self._config.brokers[link]
+                    log(_log, logging.ERROR, "refused by broker, trying on", broker=endpoint, error=reason)
             self._perform(self._core.tick(time.monotonic()))
             if self._metrics is not None:
                 self._metrics.update(self._core)
         return self._status
+
+    def _wait_milliseconds(self) -> int | None:
+        times = [connection.redial_at for connection in self._connections if connection.redial_at is not None]
+        deadline = self._core.next_deadline()
+        if deadline is not None and math.isfinite(deadline):
+            times.append(deadline)
+        if not times:
+            return None
+        return max(math.ceil((min(times) - time.monotonic()) * 1000), 0)
 
     def _handle(self, event: Event) -> None:
         self._perform(self._core.handle(event, time.monotonic()))
@@ -192,7 +218,7 @@ class Daemon:
     def _send(self, action: Send) -> None:
         try:
             # Images are not copied; small frames are, for that is cheaper.
-            self._sockets[action.link].send_multipart(
+            self._connections[action.link].socket.send_multipart(
                 (encode(action.message), *action.frames), zmq.NOBLOCK, copy=not action.frames
             )
         except zmq.Again:
@@ -207,37 +233,38 @@ class Daemon:
 
     def _died(self, error: BaseException) -> int:
         if isinstance(error, StartError):
-            log(_log, logging.CRITICAL, f"the model could not be loaded: {error}")
+            self._failure = f"the model could not be loaded: {error}"
         else:
             _log.error("the device thread raised", exc_info=error)
-            log(_log, logging.CRITICAL, "the device thread died", error=f"{type(error).__name__}: {error}")
+            self._failure = f"the device thread died: {type(error).__name__}: {error}"
         return 1
 
     # ---- sockets and signals -------------------------------------------------------------------------------
 
+    def _serve_metrics(self, stack: contextlib.ExitStack, host: str, port: int) -> None:
+        try:
+            from imagegen_worker.metrics import Metrics
+        except ModuleNotFoundError as error:
+            raise StartError(f"--http-port: {error}; install imagegen-fleet[worker]") from error
+        self._metrics = Metrics(self._config)
+        try:
+            bound = self._metrics.serve(host, port)
+        except OSError as error:
+            raise StartError(f"--http-port: can't bind {host}:{port}: {error}") from error
+        stack.callback(self._metrics.close)
+        shown = f"[{host}]" if ":" in host else host
+        log(_log, logging.INFO, "metrics served", address=f"http://{shown}:{bound}/metrics")
+
     def _dial(self, stack: contextlib.ExitStack) -> None:
-        stack.callback(self._context.term)
         routing_id = b"w" + secrets.token_bytes(15)
+        try:
+            keys = read_dial_keys(self._config.key, self._config.broker_key)
+        except KeyFileError as error:
+            raise StartError(str(error)) from error
         for endpoint in self._config.brokers:
-            dealer = self._context.socket(zmq.DEALER)
-            stack.callback(dealer.close, LINGER_MS)
-            dealer.setsockopt(zmq.ROUTING_ID, routing_id)
-            # Queue nothing for a broker that is not there: what arrives late is stale, heartbeats most of all.
-            dealer.setsockopt(zmq.IMMEDIATE, 1)
-            dealer.setsockopt(zmq.RECONNECT_IVL, 100)
-            dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-            dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
-            dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-            dealer.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-            dealer.setsockopt(zmq.TCP_KEEPALIVE, 1)
-            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-            dealer.setsockopt(zmq.IPV6, 1)
-            try:
-                dealer.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise StartError(f"--broker {endpoint}: {error}") from error
-            self._sockets.append(dealer)
+            connection = Connection(self._context, self._poller, endpoint, routing_id, keys)
+            stack.callback(connection.close)
+            self._connections.append(connection)
 
     def _catch_signals(self, stack: contextlib.ExitStack) -> None:
         fd = signal.set_wakeup_fd(self._mailbox.wakeup_fd(), warn_on_full_buffer=False)
@@ -248,8 +275,10 @@ class Daemon:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
         if len(self._signals) > 1:
-            log(_log, logging.CRITICAL, "second signal, exiting at once", signal=number)
-            os._exit(128 + number)
+            try:
+                log(_log, logging.CRITICAL, "second signal, exiting at once", signal=signal.Signals(number).name)
+            finally:  # whatever the signal has interrupted: writing a line, for example
+                os._exit(128 + number)
 
     def _take_signals(self) -> None:
         if self._signals and not self._core.draining:

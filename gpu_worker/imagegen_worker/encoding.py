@@ -41,8 +41,8 @@ class EncodePool:
         self._threads.submit(self._work, raw)
 
     def close(self) -> None:
-        """Wait for what is being encoded."""
-        self._threads.shutdown(wait=True)
+        """Wait for what is being encoded; what has not begun is dropped."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, raw: RawResult) -> None:
         begun = time.monotonic()

@@ -119,6 +119,7 @@ class StaticEngine:
 
     def _make(self, mailbox: Mailbox, rows: _Rows) -> None:
         """Make these images in one call, or in several if one is too many; hand finished jobs on."""
+        self._absorb(mailbox)  # a call that is over already is cheaper not begun
         rows = [row for row in rows if not row[0].over]
         if not rows:
             return
@@ -136,7 +137,7 @@ class StaticEngine:
         try:
             images = self._backend.generate(requests, on_step)
         except StoppedError:
-            return
+            mailbox.post(CallFailed(len(rows), self._clock() - begun, split=False, stopped=True))
         except DeviceLostError:
             raise
         except DeviceMemoryError:

@@ -23,7 +23,8 @@ class LineFormatter(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         given: dict[str, object] = getattr(record, "fields", {})
         pairs = [f"{key}={_show(value)}" for key, value in {**given, **self._constant}.items()]
-        line = " ".join([at.replace("+00:00", "Z"), record.levelname.lower(), record.getMessage(), *pairs])
+        message = " ".join(record.getMessage().split())  # an error's text may have several lines
+        line = " ".join([at.replace("+00:00", "Z"), record.levelname.lower(), message, *pairs])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -44,7 +44,8 @@ class Mailbox:
     def post(self, event: EngineEvent | Died) -> None:
         """Tell the socket thread something, and wake it."""
         self._events.append(event)
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes the reader as well as one more byte
+        # A full pipe wakes the reader as well as one more byte; at a closed one nobody listens any more.
+        with contextlib.suppress(OSError):
             self._wake_out.send(b"\0")
 
     def events(self) -> list[EngineEvent | Died]:
@@ -66,6 +67,6 @@ class Mailbox:
         return self._wake_out.fileno()
 
     def close(self) -> None:
-        """Free the descriptors. Nothing may be posted afterwards."""
+        """Free the descriptors. What is posted afterwards is lost."""
         self._wake_in.close()
         self._wake_out.close()

@@ -119,7 +119,7 @@ class SimulatedBackend:
         faults = self._faults
         if faults.oom is not None and len(rows) > faults.oom:
             raise DeviceMemoryError(f"{len(rows)} images, {faults.oom} fit")
-        prompts = " ".join(row.request.prompt for row in rows)
+        prompts = [row.request.prompt for row in rows]
         crashes = _strikes(faults.crash_on, faults.crash_after, prompts, self._good_calls)
         hangs = _strikes(faults.hang_on, faults.hang_after, prompts, self._good_calls)
         # Drawing comes first and is part of the time, so that the total is exact.
@@ -133,7 +133,7 @@ class SimulatedBackend:
                     self._crash(CRASH_STATUS)
                 if hangs:
                     threading.Event().wait()
-                if faults.error_on is not None and faults.error_on in prompts:
+                if _strikes(faults.error_on, None, prompts, self._good_calls):
                     raise RuntimeError(f"the prompt has the word {faults.error_on!r} in it")
             on_step(step, steps)
         self._good_calls += 1
@@ -148,8 +148,9 @@ class SimulatedBackend:
             self._sleep(left)
 
 
-def _strikes(word: str | None, after: int | None, prompts: str, good_calls: int) -> bool:
-    return (word is not None and word in prompts) or (after is not None and good_calls >= after)
+def _strikes(word: str | None, after: int | None, prompts: list[str], good_calls: int) -> bool:
+    named = word is not None and any(word in prompt for prompt in prompts)
+    return named or (after is not None and good_calls >= after)
 
 
 def draw(row: Row, worker: str) -> Image.Image:

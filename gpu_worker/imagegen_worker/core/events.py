@@ -90,22 +90,35 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallDone:
-    """One call of the backend went well: `requests` shared it, `images` came out, in `seconds`."""
+    """One call of the backend went well: `requests` shared it, `images` came out, in `seconds`.
+
+    With continuous batching a call is one forward of the denoiser: `requests` are the images that shared it,
+    `images` those that came out since the last one. `rows` is its batch dimension, `beside_seconds` the time of
+    text encoders and decoders since the last one, and `fallbacks` says for each forward since then that could not
+    be shared why.
+    """
 
     requests: int
     images: int
     steps: int
     seconds: float
     seconds_per_image: float | None
+    rows: int = 0
+    beside_seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """One call of the backend raised after `seconds`; `split` says that its rows are tried again in halves."""
+    """One call of the backend raised after `seconds`.
+
+    `split`: it was out of memory, and its rows are tried again in halves. `stopped`: nobody wanted the rest.
+    """
 
     images: int
     seconds: float
     split: bool
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

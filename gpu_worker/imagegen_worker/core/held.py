@@ -73,8 +73,8 @@ class Holding:
         self.queued[held.id] = held
 
     def start(self, held: Held) -> None:
-        """Move a queued request to the running."""
-        del self.queued[held.id]
+        """Move a queued request to the running; one that runs already stays there."""
+        self.queued.pop(held.id, None)
         self.running[held.id] = held
 
     def finish(self, held: Held, answer: Result | Error, images: tuple[bytes, ...], now: float) -> list[Held]:

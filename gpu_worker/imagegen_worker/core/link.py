@@ -27,6 +27,8 @@ class Link:
     liveness: int = DEFAULT_LIVENESS
     heard_at: float = 0.0
     asked: bool = False
+    unanswered: int = 0
+    """Intervals that went by since the first READY that has had no answer."""
     refusal: str = ""
     """The last refusal that was logged, so that it is logged once."""
 
@@ -51,6 +53,7 @@ class Link:
         """The broker has answered READY."""
         self.session, self.epoch = heartbeat.session, heartbeat.epoch
         self.asked = False
+        self.unanswered = 0
         self.refusal = ""
 
     def unregister(self, now: float) -> None:

@@ -36,6 +36,8 @@ from imagegen_worker.core.link import Link
 from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.core.totals import Totals
 
+DEVICE_HUNG_STATUS = 70
+"""The exit status of a worker whose device hangs (EX_SOFTWARE): to be started afresh."""
 MAX_ERROR_MESSAGE_LENGTH = 2000
 """Longer ones are cut, so that an ERROR fits its header frame."""
 
@@ -45,12 +47,14 @@ class Policy:
     """Bounds, in bytes and seconds.
 
     `orphan_seconds`: how long queued work is kept for a broker that is silent. `drain_seconds`: how long a
-    draining worker that has nothing left to do waits for the release of its answers.
+    draining worker that has nothing left to do waits for the release of its answers. `step_timeout`: age of a
+    running step beyond which the device counts as hung, and the process ends; None or 0: never.
     """
 
     held: HeldLimits = field(default_factory=HeldLimits)
     orphan_seconds: float = 60.0
     drain_seconds: float = 30.0
+    step_timeout: float | None = 300.0
 
 
 class WorkerCore:
@@ -121,11 +125,18 @@ class WorkerCore:
 
     def tick(self, now: float) -> list[ev.Action]:
         """Do what has become due by `now`."""
+        if now >= self._hung_at():
+            self._hung(now)
+        if self._exited:
+            return self._settle(now)
         for link in self._links:
             if link.registered and now >= link.dead_at:
                 link.unregister(now)
+                link.unanswered = link.liveness  # said here, and not again by `_unanswered`
                 self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
             if self._models and now >= link.send_at:
+                if link.asked:
+                    self._unanswered(link)
                 self._speak(link, now)
         for held in [held for held in self.held.unfinished() if held.deadline and now >= held.deadline]:
             self._give_up(held)
@@ -141,7 +152,8 @@ class WorkerCore:
         """Return when `tick` must be called if no event comes; None: never."""
         if self._exited:
             return None
-        times = [link.dead_at for link in self._links if link.registered]
+        times = [self._hung_at()] if self._stepped_at is not None and self._policy.step_timeout else []
+        times += [link.dead_at for link in self._links if link.registered]
         if self._models:
             times += [link.send_at for link in self._links]
         times += [held.deadline for held in self.held.unfinished() if held.deadline]
@@ -198,6 +210,12 @@ class WorkerCore:
         if error.code == WorkerNameTakenError.code and link.registered:
             link.unregister(now)
             link.send_at = now + link.interval
+
+    def _unanswered(self, link: Link) -> None:
+        """Say once that a broker does not answer READY at all."""
+        link.unanswered += 1
+        if link.unanswered == link.liveness and not link.refusal:
+            self._note(logging.WARNING, "no answer from broker, trying on", link=link.index)
 
     def _work(self, link: Link, work: Work, frames: tuple[bytes, ...], now: float) -> None:
         deadline = None if work.timeout_seconds is None else now + work.timeout_seconds
@@ -318,6 +336,14 @@ class WorkerCore:
             parameters=held.request.parameters(),
         )
         self.totals.requests += 1
+        self._note(
+            logging.INFO,
+            "made",
+            request_id=held.id.hex(),
+            images=len(event.images),
+            batch_size=event.batch_size,
+            seconds=event.generation_seconds,
+        )
         self._answer(held, result, event.images, now)
 
     def _failed(self, event: ev.Failed, now: float) -> None:
@@ -400,6 +426,22 @@ class WorkerCore:
         actions, self._actions = self._actions, []
         return actions
 
+    def _hung_at(self) -> float:
+        """When the device counts as hung, if it makes no step before."""
+        if self._stepped_at is None or not self._policy.step_timeout:
+            return float("inf")
+        return self._stepped_at + self._policy.step_timeout
+
+    def _hung(self, now: float) -> None:
+        """End the process, without a GOODBYE: to the brokers this is a death, and counts towards poison."""
+        if self._exited or self._stepped_at is None:
+            return
+        self._exited = True
+        ids = ",".join(request_id.hex() for request_id in self.held.running)
+        age = round(now - self._stepped_at, 3)
+        self._note(logging.CRITICAL, "device hung", step_age_seconds=age, running=ids or "released requests")
+        self._actions.append(ev.Exit(DEVICE_HUNG_STATUS))
+
     def _orphaned_at(self, held: Held) -> float:
         """When a queued request is dropped because its broker stays silent."""
         owner = self._links[held.owner]
@@ -422,6 +464,7 @@ class WorkerCore:
 
 
 def _cut(message: str) -> str:
+    message = message.encode(errors="replace").decode()  # half a surrogate pair can't be sent
     if len(message) <= MAX_ERROR_MESSAGE_LENGTH:
         return message
     return message[: MAX_ERROR_MESSAGE_LENGTH - 3] + "..."

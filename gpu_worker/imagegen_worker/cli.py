@@ -1,0 +1,194 @@
+"""The command `imagegen-worker`."""
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_worker.logs import LEVELS, log, set_up
+
+_log = logging.getLogger(__name__)
+
+_FILE = click.Path(path_type=Path)
+_YES = ("true", "1", "yes", "on")
+_NO = ("false", "0", "no", "off")
+
+
+def _split(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Endpoints may also stand in one text, with commas between them."""
+    return tuple(endpoint for text in given for endpoint in re.split(r",(?=tcp://|ipc://)", text))
+
+
+@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_WORKER"})
+@click.option(
+    "--broker",
+    multiple=True,
+    default=("tcp://127.0.0.1:5556",),
+    envvar="IMAGEGEN_BROKER",
+    callback=_split,
+    help="Endpoint of a broker's backend; may be given several times, all are dialled.",
+)
+@click.option("--gpu", type=int, default=0, help="Index of the device on this host.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
+@click.option("--model", help="Folder of a diffusers pipeline.  [default: builtin:shapes]")
+@click.option(
+    "--backend",
+    type=click.Choice(["diffusers", "simulated"]),
+    default="diffusers",
+    help="What makes the images; 'simulated' needs no GPU and no model.",
+)
+@click.option(
+    "--batching",
+    type=click.Choice(["static", "off"]),
+    help="'static' gathers alike requests for one pipeline call. ENABLE_BATCHING=false means 'off'."
+    "  [default: static]",
+)
+@click.option(
+    "--max-batch-size", type=int, default=8, envvar="MAX_BATCH_SIZE", help="Images in one pipeline call."
+)
+@click.option(
+    "--max-batch-wait-time",
+    type=float,
+    default=0.05,
+    envvar="MAX_BATCH_WAIT_TIME",
+    help="Seconds that a request waits for company.",
+)
+@click.option(
+    "--capacity", type=int, help="Requests taken at a time, running and waiting.  [default: two batches]"
+)
+@click.option("--name", help="The worker's name; no two live ones may share it.  [default: HOST-gpuN]")
+@click.option("--http-host", default="127.0.0.1", help="Where --http-port is bound.")
+@click.option(
+    "--http-port",
+    type=int,
+    help="Port of /metrics, /healthz and /readyz; 0 is any.  [default: none is opened]",
+)
+@click.option(
+    "--drain-timeout",
+    type=float,
+    default=30.0,
+    help="Seconds that a leaving worker waits until its answers have arrived.",
+)
+@click.option(
+    "--step-timeout",
+    type=float,
+    default=300.0,
+    help="Seconds without a step after which the device counts as hung, and the process ends; 0: never.",
+)
+@click.option("--key", type=_FILE, help="Our own .key_secret file, if the broker demands keys (imagegen keygen).")
+@click.option("--broker-key", type=_FILE, help="The broker's .key file, if it demands keys.")
+@click.option("--torch-threads", type=int, help="CPU threads of one operation.  [default: torch's own]")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info")
+@click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
+@click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
+@click.option(
+    "--simulated-fail",
+    multiple=True,
+    metavar="KIND:VALUE",
+    help="A drill, may be given several times: slow:FACTOR, oom:IMAGES, error-on:WORD, crash-on:WORD,"
+    " crash-after:CALLS, hang-on:WORD, hang-after:CALLS.",
+)
+@click.version_option(package_name="imagegen-fleet")
+def main(
+    broker: tuple[str, ...],
+    gpu: int,
+    device: Literal["auto", "cpu", "cuda"],
+    model: str | None,
+    backend: Literal["diffusers", "simulated"],
+    batching: Literal["static", "off"] | None,
+    max_batch_size: int,
+    max_batch_wait_time: float,
+    capacity: int | None,
+    name: str | None,
+    http_host: str,
+    http_port: int | None,
+    drain_timeout: float,
+    step_timeout: float,
+    key: Path | None,
+    broker_key: Path | None,
+    torch_threads: int | None,
+    log_level: str,
+    simulated_batch_seconds: float,
+    simulated_image_seconds: float,
+    simulated_fail: tuple[str, ...],
+) -> None:
+    """Make images on one device, for one or several brokers.
+
+    SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends the
+    process at once. The exit status is 0 after a drain, 2 for a wrong setting, 1 for everything else.
+    """
+    try:
+        config = WorkerConfig(
+            brokers=broker,
+            gpu=gpu,
+            device=device,
+            model=model,
+            backend=backend,
+            batching=batching or _batching_of_the_guide(os.environ.get("ENABLE_BATCHING", "")),
+            max_batch_size=max_batch_size,
+            max_batch_wait=max_batch_wait_time,
+            capacity=capacity,
+            name=name,
+            http_host=http_host,
+            http_port=http_port,
+            drain_timeout=drain_timeout,
+            step_timeout=step_timeout,
+            key=key,
+            broker_key=broker_key,
+            torch_threads=torch_threads,
+            log_level=log_level,
+            simulated_batch_seconds=simulated_batch_seconds,
+            simulated_image_seconds=simulated_image_seconds,
+            simulated_fail=simulated_fail,
+        )
+        _check_faults(config)
+        _check_keys(config)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    set_up(log_level, worker=config.worker_name, gpu=gpu)
+    sys.exit(_serve(config))
+
+
+def _serve(config: WorkerConfig) -> int:
+    from imagegen_worker.backends import StartError
+    from imagegen_worker.daemon import Daemon
+
+    try:
+        return Daemon(config).run()
+    except StartError as error:
+        log(_log, logging.CRITICAL, str(error))
+        return 1
+
+
+def _batching_of_the_guide(enable: str) -> Literal["static", "off"]:
+    """Return the batching that ENABLE_BATCHING asks for; unset, or empty, is the default."""
+    if not enable or enable.lower() in _YES:
+        return "static"
+    if enable.lower() in _NO:
+        return "off"
+    raise ConfigError(f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {enable!r}")
+
+
+def _check_faults(config: WorkerConfig) -> None:
+    if config.simulated_fail:
+        from imagegen_worker.backends.simulated import parse_faults
+
+        try:
+            parse_faults(config.simulated_fail)
+        except ValueError as error:
+            raise ConfigError(f"--simulated-fail: {error}") from error
+
+
+def _check_keys(config: WorkerConfig) -> None:
+    if config.key is not None:
+        from imagegen_protocol.keys import KeyFileError, read_dial_keys
+
+        try:
+            read_dial_keys(config.key, config.broker_key)
+        except KeyFileError as error:
+            raise ConfigError(str(error)) from error

@@ -1,0 +1,74 @@
+"""The worker's HTTP: `/metrics`, `/healthz`, `/readyz`, on threads of its own."""
+
+import logging
+import socket
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+_log = logging.getLogger(__name__)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+
+class HttpServer:
+    """Serves a registry on a daemon thread until `close`; `hindrance` says why the worker is not ready, or ""."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, hindrance: Callable[[], str]) -> None:
+        """Bind. Raises OSError if the address can't be bound."""
+        views = {"registry": registry, "hindrance": staticmethod(hindrance)}
+        self._server = _Server(host, port, type("Handler", (_Handler,), views))
+        self.port: int = self._server.server_address[1]
+        self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    registry: CollectorRegistry
+    hindrance: Callable[[], str]
+    timeout = 10
+    server_version = "imagegen-worker"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._reply(200, content_type, encoder(self.registry))
+        elif path == "/healthz":
+            self._reply(200, "text/plain", b"ok\n")
+        elif path == "/readyz":
+            hindrance = self.hindrance()
+            self._reply(503 if hindrance else 200, "text/plain", f"{hindrance or 'ok'}\n".encode())
+        else:
+            self._reply(404, "text/plain", b"not found; try /metrics, /healthz or /readyz\n")
+
+    do_HEAD = do_GET
+
+    def _reply(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        _log.debug("%s %s", self.address_string(), format % args)

@@ -1,0 +1,159 @@
+"""Any messages and any events of the engine in any order: no exception, the books agree, nothing is made twice."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.messages import Drain, Goodbye
+from imagegen_worker.core import events as ev
+from tests.unit.worker.bench import MODEL, Bench, rid
+
+numbers = st.integers(0, 6)
+links = st.integers(0, 1)
+id_lists = st.lists(numbers, max_size=4)
+jobs = st.integers(0, 30)
+"""Job numbers: of requests that wait, run, are over or never were."""
+
+
+class WorkerMachine(RuleBasedStateMachine):
+    """Two brokers and an engine, honest and not; `Bench.check` looks at the books after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.bench = Bench(links=2, warm=False, drain=5.0, count=4, bytes=8_000, seconds=40.0)
+
+    def alive(self):
+        return self.bench.status is None
+
+    @precondition(alive)
+    @rule()
+    def warm(self):
+        if not self.bench.core.warm:
+            self.bench.event(ev.Warm((MODEL,), "cpu", None))
+
+    @precondition(alive)
+    @rule(
+        number=numbers,
+        link=links,
+        timeout=st.sampled_from([None, 0.5, 5.0]),
+        attempt=st.integers(1, 3),
+        progress=st.booleans(),
+        body=st.sampled_from([{}, {}, {}, {"width": 9}]),
+        model=st.sampled_from([None, None, "m", "other"]),
+    )
+    def work(self, number, link, timeout, attempt, progress, body, model):
+        known = self.bench.core.held.get(rid(number)) is not None
+        before = len(self.bench.all_jobs)
+        fields = {"timeout_seconds": timeout, "attempt": attempt, "progress": progress, "model": model}
+        self.bench.work(number, link=link, body=body, **fields)
+        assert len(self.bench.all_jobs) <= before + 1
+        assert not known or len(self.bench.all_jobs) == before, "what is held is not made again"
+
+    @precondition(alive)
+    @rule(ids=id_lists, link=links)
+    def release(self, ids, link):
+        self.bench.release(*ids, link=link)
+
+    @precondition(alive)
+    @rule(ids=id_lists, link=links)
+    def resend(self, ids, link):
+        self.bench.resend(*ids, link=link)
+
+    @precondition(alive)
+    @rule(
+        link=links,
+        session=st.integers(0, 2),
+        epoch=st.sampled_from([b"e" * 16, b"f" * 16]),
+        interval=st.sampled_from([0.0, 0.5, 1.0]),
+    )
+    def beat(self, link, session, epoch, interval):
+        self.bench.beat(link, session=session, epoch=epoch, interval_seconds=interval)
+
+    @precondition(alive)
+    @rule(link=links, code=st.sampled_from(["worker_name_taken", "protocol_error", "later_code"]))
+    def refuse(self, link, code):
+        self.bench.refuse(code, link=link)
+
+    @precondition(alive)
+    @rule(link=links)
+    def malformed(self, link):
+        self.bench.event(ev.Malformed(link, ProtocolError("bad")))
+
+    @precondition(alive)
+    @rule(start=jobs, count=st.integers(1, 4))
+    def started(self, start, count):
+        self.bench.event(ev.Started(tuple(range(start, start + count))))
+
+    @precondition(alive)
+    @rule(job=jobs, step=st.integers(1, 4))
+    def stepped(self, job, step):
+        self.bench.event(ev.Stepped((job, job + 1), step, 4))
+
+    @precondition(alive)
+    @rule(job=jobs, size=st.sampled_from([1, 3000, 20_000]))
+    def finished(self, job, size):
+        self.bench.finish_job(job, bytes(size))
+
+    @precondition(alive)
+    @rule(job=jobs, code=st.sampled_from(["generation_failed", "out_of_memory"]))
+    def failed(self, job, code):
+        self.bench.fail_job(job, code)
+
+    @precondition(alive)
+    @rule()
+    def honest_engine(self):
+        """The oldest job that the engine has begins, or ends."""
+        for job in list(self.bench.jobs):
+            held = self.bench.core.held.by_number(job)
+            if held.id in self.bench.core.held.queued:
+                self.bench.event(ev.Started((job,)))
+            else:
+                self.bench.finish_job(job)
+                self.bench.event(ev.Idle())
+            return
+
+    @precondition(alive)
+    @rule(event=st.sampled_from([ev.Idle(), ev.CallFailed(2, 0.1, split=True)]))
+    def engine(self, event):
+        self.bench.event(event)
+
+    @precondition(alive)
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 70.0]))
+    def time_passes(self, seconds):
+        self.bench.advance(seconds)
+
+    @precondition(alive)
+    @rule(by_signal=st.booleans())
+    def drain(self, by_signal):
+        if by_signal:
+            self.bench.event(ev.DrainRequested("SIGTERM"))
+        else:
+            self.bench.receive(Drain(), link=1)
+
+    @precondition(lambda self: not self.alive())
+    @rule(link=links)
+    def late(self, link):
+        """What still comes while the process ends."""
+        self.bench.beat(link)
+        self.bench.event(ev.Idle())
+        self.bench.advance(1.0)
+
+    def teardown(self):
+        bench = self.bench
+        if bench.status is None:
+            # However it stands, a drain ends once the engine has made what it has.
+            bench.event(ev.DrainRequested("SIGTERM"))
+            for job in list(bench.jobs):
+                bench.finish_job(job)
+            bench.event(ev.Idle())
+            if bench.status is None:
+                bench.advance(5.0)
+        assert bench.status is not None
+        assert bench.core.next_deadline() is None
+        farewells = [link for link, message, _ in bench.sent if isinstance(message, Goodbye)]
+        assert len(farewells) == len(set(farewells)), "each broker hears one GOODBYE at most"
+
+
+TestWorker = WorkerMachine.TestCase
+TestWorker.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -1,0 +1,214 @@
+"""A worker core on a bench: fake brokers, a fake engine, fake time, and the books checked after each step."""
+
+import logging
+from typing import Any
+
+from imagegen_protocol import encode, encode_request
+from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, ImageInfo, Release, Resend, Work
+from imagegen_protocol.request import GenerationRequest
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.held import HeldLimits
+from imagegen_worker.core.identity import Identity
+from imagegen_worker.core.model import Model, ResolvedRequest
+from imagegen_worker.core.worker import Policy, WorkerCore
+
+EPOCH = b"e" * 16
+MODEL = Model(
+    name="m", num_inference_steps=4, guidance_scale=7.5, width=64, height=64, size_multiple=8, max_side=512
+)
+IDENTITY = Identity(
+    worker_id=b"w" * 16,
+    name="worker",
+    host="h",
+    gpu_id=0,
+    backend="test",
+    capacity=4,
+    max_batch_size=2,
+    batching="static",
+    pid=1,
+)
+
+
+def rid(number: int) -> bytes:
+    """A request id."""
+    return number.to_bytes(16, "big")
+
+
+def resolved(**fields: Any) -> ResolvedRequest:
+    """A request with nothing left open."""
+    given = {
+        "model": "m",
+        "prompt": "p",
+        "negative_prompt": None,
+        "seeds": (1,),
+        "num_inference_steps": 4,
+        "guidance_scale": 7.5,
+        "width": 64,
+        "height": 64,
+    }
+    return ResolvedRequest(**{**given, **fields})
+
+
+class Bench:
+    """Drives a core through time, warm and registered with every broker unless told otherwise."""
+
+    def __init__(
+        self, links: int = 1, *, warm: bool = True, registered: bool = True, drain: float = 30.0, **limits: Any
+    ) -> None:
+        self.now = 100.0
+        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain)
+        self.core = WorkerCore(IDENTITY, links=links, policy=policy, now=self.now)
+        self.sent: list[tuple[int, Any, tuple[bytes, ...]]] = []
+        self.jobs: dict[int, ev.Job] = {}
+        """Given to the engine, neither cancelled nor ended."""
+        self.all_jobs: list[ev.Job] = []
+        self.cancelled: list[int] = []
+        self.notes: list[ev.Note] = []
+        self.status: int | None = None
+        self._beats = [0] * links
+        if warm:
+            self.event(ev.Warm((MODEL,), "cpu", 0.5))
+            for link in range(links if registered else 0):
+                self.beat(link)
+        self.sent.clear()
+        self.notes.clear()
+
+    # ---- time ---------------------------------------------------------------------------------------------
+
+    def do(self, actions: list[ev.Action]) -> None:
+        for action in actions:
+            match action:
+                case ev.Send(link, message, frames):
+                    assert len(encode(message)) <= 65_536
+                    self.sent.append((link, message, frames))
+                case ev.Job():
+                    self.jobs[action.number] = action
+                    self.all_jobs.append(action)
+                case ev.Cancel(number):
+                    self.jobs.pop(number, None)
+                    self.cancelled.append(number)
+                case ev.Note():
+                    self.notes.append(action)
+                case ev.Exit(status):
+                    assert self.status is None, "it ends once"
+                    self.status = status
+        self.check()
+
+    def check(self) -> None:
+        """Each request is in exactly one state, and the tables agree."""
+        held = self.core.held
+        states = [set(held.queued), set(held.running), set(held.finished)]
+        assert sum(map(len, states)) == len(set().union(*states))
+        assert held.finished_bytes == sum(answered.size for answered in held.finished.values())
+        unfinished = {one.number: one.id for one in held.unfinished()}
+        assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
+        assert set(unfinished) == set(self.jobs), "what is unfinished is what the engine has"
+        assert all(one.answer is not None for one in held.finished.values())
+        assert self.core._actions == []
+
+    def event(self, event: Any) -> None:
+        self.do(self.core.handle(event, self.now))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass as the shell would: ticking at each deadline on the way."""
+        end = self.now + seconds
+        while (deadline := self.core.next_deadline()) is not None and deadline <= end:
+            self.now = max(self.now, deadline)
+            self.do(self.core.tick(self.now))
+            after = self.core.next_deadline()
+            assert after is None or after > self.now, "what was due is done"
+        self.now = end
+        self.do(self.core.tick(self.now))
+
+    # ---- brokers ------------------------------------------------------------------------------------------
+
+    def receive(self, message: Any, *frames: bytes, link: int = 0) -> None:
+        self.event(ev.Received(link, message, frames))
+
+    def beat(self, link: int = 0, session: int = 1, epoch: bytes = EPOCH, **fields: Any) -> None:
+        self._beats[link] += 1
+        fields = {"beat": self._beats[link], "interval_seconds": 1.0, "liveness": 3, **fields}
+        self.receive(BrokerHeartbeat(epoch=epoch, session=session, **fields), link=link)
+
+    def beats(self, seconds: float, link: int = 0) -> None:
+        """Let time pass while a broker lives."""
+        for _ in range(round(seconds)):
+            self.advance(1.0)
+            self.beat(link)
+
+    def work(self, number: int, *, link: int = 0, body: dict[str, Any] | None = None, **fields: Any) -> bytes:
+        request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
+        self.receive(Work(request_id=rid(number), **fields), encode_request(request), link=link)
+        return rid(number)
+
+    def release(self, *numbers: int, link: int = 0) -> None:
+        self.receive(Release(request_ids=[rid(number) for number in numbers]), link=link)
+
+    def resend(self, *numbers: int, link: int = 0) -> None:
+        self.receive(Resend(request_ids=[rid(number) for number in numbers]), link=link)
+
+    def refuse(self, code: str = "worker_name_taken", link: int = 0) -> None:
+        self.receive(Error(code=code, message="no"), link=link)
+
+    def drain(self, link: int = 0) -> None:
+        self.receive(Drain(), link=link)
+
+    # ---- the engine ---------------------------------------------------------------------------------------
+
+    def number(self, number: int) -> int:
+        """The job number of an unfinished request."""
+        held = self.core.held.get(rid(number))
+        assert held is not None
+        return held.number
+
+    def start(self, *numbers: int) -> None:
+        self.event(ev.Started(tuple(self.number(number) for number in numbers)))
+
+    def step(self, number: int, step: int, steps: int = 4) -> None:
+        self.event(ev.Stepped((self.number(number),), step, steps))
+
+    def finish(self, number: int, image: bytes = b"image") -> None:
+        self.finish_job(self.number(number), image)
+
+    def finish_job(self, job: int, image: bytes = b"image") -> None:
+        self.jobs.pop(job, None)
+        info = ImageInfo(format="png", width=64, height=64, seed=1)
+        self.event(
+            ev.Finished(
+                number=job,
+                images=(image,),
+                infos=(info,),
+                batch_size=1,
+                queue_seconds=0.1,
+                generation_seconds=0.2,
+                encode_seconds=0.3,
+            )
+        )
+
+    def fail(self, number: int, code: str = "generation_failed", message: str = "it broke") -> None:
+        self.fail_job(self.number(number), code, message)
+
+    def fail_job(self, job: int, code: str = "generation_failed", message: str = "it broke") -> None:
+        self.jobs.pop(job, None)
+        self.event(ev.Failed(job, code, message))
+
+    # ---- what was sent ------------------------------------------------------------------------------------
+
+    def messages(self, kind: Any, link: int = 0) -> list[Any]:
+        return [message for to, message, _ in self.sent if to == link and isinstance(message, kind)]
+
+    def answers(self, number: int, link: int = 0) -> list[Any]:
+        """Results and errors for an id."""
+        return [
+            message
+            for to, message, _ in self.sent
+            if to == link and not hasattr(message, "steps") and getattr(message, "request_id", None) == rid(number)
+        ]
+
+    def warnings(self) -> list[str]:
+        """What an operator is told."""
+        return [note.text for note in self.notes if note.level >= logging.WARNING]
+
+    def states(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        held = self.core.held
+        return list(held.queued), list(held.running), list(held.finished)

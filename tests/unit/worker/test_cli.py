@@ -1,0 +1,162 @@
+"""The command: options, environment, and how wrong settings end."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from imagegen_worker.backends import StartError
+from imagegen_worker.cli import main
+
+pytestmark = pytest.mark.usefixtures("clean_logging")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the command with a daemon that only takes its settings; `run.status` is what it ends with."""
+    monkeypatch.delenv("ENABLE_BATCHING", raising=False)
+
+    class Daemon:
+        def __init__(self, config):
+            run.config = config
+
+        def run(self):
+            if isinstance(run.status, Exception):
+                raise run.status
+            return run.status
+
+    monkeypatch.setattr("imagegen_worker.daemon.Daemon", Daemon)
+
+    def run(*arguments, **environment):
+        run.config = None
+        return CliRunner().invoke(main, ["--backend", "simulated", *arguments], env=environment)
+
+    run.status = 0
+    return run
+
+
+def test_defaults(run):
+    assert run().exit_code == 0
+    config = run.config
+    assert config.brokers == ("tcp://127.0.0.1:5556",)
+    assert (config.gpu, config.device, config.batching, config.max_batch_size) == (0, "auto", "static", 8)
+    assert (config.max_batch_wait, config.drain_timeout) == (0.05, 30.0)
+    assert config.http_port is config.capacity is config.name is config.model is config.torch_threads is None
+
+
+def test_every_option_arrives(run):
+    arguments = (
+        "--broker tcp://a:1 --broker tcp://b:2 --gpu 3 --device cpu --model m --max-batch-size 4"
+        " --max-batch-wait-time 0.5 --batching off --capacity 7 --name n --http-port 9101 --http-host 0.0.0.0"
+        " --drain-timeout 5 --torch-threads 2 --log-level debug --simulated-batch-seconds 1"
+        " --simulated-image-seconds 2 --simulated-fail oom:3 --simulated-fail slow:2"
+    )
+    assert run(*arguments.split()).exit_code == 0
+    config = run.config
+    assert (config.brokers, config.gpu, config.device) == (("tcp://a:1", "tcp://b:2"), 3, "cpu")
+    assert (config.model, config.name, config.capacity) == ("m", "n", 7)
+    assert (config.batching, config.max_batch_size, config.max_batch_wait) == ("off", 4, 0.5)
+    assert (config.http_host, config.http_port, config.drain_timeout) == ("0.0.0.0", 9101, 5.0)
+    assert (config.torch_threads, config.log_level) == (2, "debug")
+    assert (config.simulated_batch_seconds, config.simulated_image_seconds) == (1.0, 2.0)
+    assert config.simulated_fail == ("oom:3", "slow:2")
+
+
+def test_the_environment_of_the_guide(run):
+    run(IMAGEGEN_BROKER="tcp://a:1,tcp://b:2", MAX_BATCH_SIZE="5", MAX_BATCH_WAIT_TIME="0.25")
+    assert run.config.brokers == ("tcp://a:1", "tcp://b:2")
+    assert (run.config.max_batch_size, run.config.max_batch_wait) == (5, 0.25)
+    run(IMAGEGEN_BROKER="tcp://a:1 tcp://b:2")
+    assert run.config.brokers == ("tcp://a:1", "tcp://b:2")
+
+
+def test_every_option_has_a_name_in_the_environment(run):
+    run(IMAGEGEN_WORKER_NAME="n", IMAGEGEN_WORKER_BROKER="ipc:///a,b", IMAGEGEN_WORKER_MAX_BATCH_SIZE="3")
+    assert (run.config.name, run.config.brokers, run.config.max_batch_size) == ("n", ("ipc:///a,b",), 3)
+
+
+def test_the_command_line_wins_over_the_environment(run):
+    run("--max-batch-size", "2", "--broker", "tcp://c:3", MAX_BATCH_SIZE="5", IMAGEGEN_BROKER="tcp://a:1")
+    assert (run.config.max_batch_size, run.config.brokers) == (2, ("tcp://c:3",))
+
+
+@pytest.mark.parametrize("text", ["true", "1", "Yes", "ON", ""])
+def test_batching_is_enabled(run, text):
+    run(ENABLE_BATCHING=text)
+    assert run.config.batching == "static"
+
+
+@pytest.mark.parametrize("text", ["false", "0", "No", "OFF", "False"])
+def test_batching_is_disabled(run, text):
+    run(ENABLE_BATCHING=text)
+    assert run.config.batching == "off"
+
+
+def test_an_explicit_batching_wins(run):
+    run("--batching", "static", ENABLE_BATCHING="false")
+    assert run.config.batching == "static"
+    run(ENABLE_BATCHING="true", IMAGEGEN_WORKER_BATCHING="off")
+    assert run.config.batching == "off"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        ([], {"ENABLE_BATCHING": "maybe"}, "true, 1, yes, on, false, 0, no, off, got 'maybe'"),
+        ([], {"MAX_BATCH_SIZE": "many"}, "'many' is not a valid integer"),
+        ([], {"IMAGEGEN_BROKER": "localhost"}, "must look like tcp://127.0.0.1:5556"),
+        (["--max-batch-size", "0"], {}, "--max-batch-size must be from 1 to 512"),
+        (["--max-batch-wait-time", "nan"], {}, "from 0 to 3600"),
+        (["--simulated-fail", "explode:1"], {}, "--simulated-fail: 'explode:1' is none of slow:VALUE"),
+        (["--simulated-fail", "oom:x"], {}, "'x' is not a number"),
+        (["--batching", "dynamic"], {}, "'static', 'off'"),
+        (["--device", "tpu"], {}, "'auto', 'cpu', 'cuda'"),
+        (["--log-level", "loud"], {}, "'info'"),
+        (["--backend", "diffusers", "--model", "/no/such"], {}, "model_index.json"),
+        (["--name", ""], {}, "--name must name 1 to 128 characters"),
+    ],
+)
+def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, environment, words):
+    result = run(*arguments, **environment)
+    assert result.exit_code == 2
+    assert words in result.output.splitlines()[-1]
+    assert run.config is None
+
+
+def test_the_status_is_the_daemons(run):
+    run.status = 70
+    assert run().exit_code == 70
+
+
+def test_what_hinders_the_start_is_the_last_line(run):
+    run.status = StartError("the port is taken")
+    result = run("--name", "w")
+    assert result.exit_code == 1
+    assert "critical the port is taken worker=w gpu=0" in result.output.splitlines()[-1]
+
+
+def test_a_port_that_can_not_be_bound(monkeypatch):
+    monkeypatch.undo()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["--backend", "simulated", "--http-port", str(port)])
+    assert result.exit_code == 1
+    assert f"--http-port: can't bind 127.0.0.1:{port}" in result.output.splitlines()[-1]
+
+
+def test_version():
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.exit_code == 0
+    assert "version" in result.output
+
+
+def test_a_simulated_worker_imports_nothing_heavy():
+    heavy = ["torch", "diffusers", "transformers", "numpy", "greenlet", "prometheus_client", "rich", "psutil"]
+    script = (
+        "import sys; import imagegen_worker.cli, imagegen_worker.daemon, imagegen_worker.backends.simulated;"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"

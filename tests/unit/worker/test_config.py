@@ -1,0 +1,99 @@
+"""Settings: defaults, what follows from them, and a line on each that can't work."""
+
+import socket
+
+import pytest
+
+from imagegen_worker.config import ConfigError, WorkerConfig
+
+
+def simulated(**fields):
+    return WorkerConfig(**{"backend": "simulated", "name": "w", **fields})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tmp_path / "sdxl-base"
+    model.mkdir()
+    (model / "model_index.json").write_text("{}")
+    return model
+
+
+def test_what_follows_from_batching():
+    assert (simulated().batch_size, simulated().effective_capacity) == (8, 16)
+    off = simulated(batching="off")
+    assert (off.batch_size, off.effective_capacity) == (1, 2)
+    assert simulated(capacity=3).effective_capacity == 3
+
+
+def test_the_name_is_the_host_and_the_device_unless_given():
+    assert simulated(name=None, gpu=3).worker_name == f"{socket.gethostname()}-gpu3"
+    assert simulated().worker_name == "w"
+
+
+def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
+    assert WorkerConfig(model=str(folder)).model_name == "sdxl-base"
+    monkeypatch.chdir(folder)
+    assert WorkerConfig(model=".").model_name == "sdxl-base"
+    assert simulated().model_name == "simulated"
+    assert simulated(model="anything").model_name == "anything"
+
+
+def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr("imagegen_worker.config.BUILTIN_FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match="built in are: none"):
+        WorkerConfig()
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "model_index.json").write_text("{}")
+    assert WorkerConfig().model_name == "builtin:shapes"
+    assert WorkerConfig().model_folder == tmp_path / "shapes"
+    with pytest.raises(ConfigError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
+        WorkerConfig(model="builtin:shape")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://127.0.0.1:1", "tcp://[::1]:5556", "tcp://gpu-host.example:65535", "ipc:///run/broker"]
+)
+def test_endpoints(endpoint):
+    assert simulated(brokers=(endpoint,)).brokers == (endpoint,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"brokers": ()}, "--broker is needed, for example tcp://127.0.0.1:5556"),
+        ({"brokers": ("tcp://a:1", "tcp://a:1")}, "one endpoint twice: tcp://a:1"),
+        *(
+            ({"brokers": (endpoint,)}, f"must look like tcp://127.0.0.1:5556, got {endpoint!r}")
+            for endpoint in ("", "a:1", "tcp://a", "tcp://a:0", "tcp://a:65536", "tcp://*:5556", "udp://a:1")
+        ),
+        ({"gpu": -1}, "--gpu must be from 0 to 1023, got -1"),
+        ({"max_batch_size": 0}, "--max-batch-size must be from 1 to 512, got 0"),
+        ({"max_batch_size": 513}, "--max-batch-size must be from 1 to 512, got 513"),
+        ({"max_batch_wait": float("nan")}, "--max-batch-wait-time must be from 0 to 3600, got nan"),
+        ({"max_batch_wait": -0.1}, "--max-batch-wait-time must be from 0 to 3600, got -0.1"),
+        ({"drain_timeout": float("inf")}, "--drain-timeout must be from 0 to 86400, got inf"),
+        ({"capacity": 1025}, "--capacity must be from 1 to 1024, got 1025"),
+        ({"http_port": 65536}, "--http-port must be from 0 to 65535, got 65536"),
+        ({"http_host": ""}, "--http-host must not be empty"),
+        ({"torch_threads": 0}, "--torch-threads must be from 1 to 1024, got 0"),
+        ({"simulated_batch_seconds": -1.0}, "--simulated-batch-seconds must be from 0"),
+        ({"simulated_image_seconds": -1.0}, "--simulated-image-seconds must be from 0"),
+        *(({"name": name}, "--name must name 1 to 128 characters") for name in ("", "a\nb", "n" * 129, "\udce4")),
+        ({"model": "m" * 129}, "--model must name 1 to 128 characters"),
+        (
+            {"backend": "diffusers", "model": "/no/such"},
+            "a diffusers folder with a model_index.json, got '/no/such'",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_told_in_one_line(fields, words):
+    with pytest.raises(ConfigError) as caught:
+        simulated(**fields)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_drills_need_the_simulated_backend(folder):
+    with pytest.raises(ConfigError, match="--simulated-fail needs --backend simulated"):
+        WorkerConfig(model=str(folder), simulated_fail=("oom:1",))

@@ -1,0 +1,95 @@
+"""Leaving: nothing new, the unbegun given back, the rest finished, answers waited for, GOODBYE."""
+
+from imagegen_protocol.messages import Goodbye, WorkerHeartbeat
+from imagegen_worker.core import events as ev
+from tests.unit.worker.bench import Bench, rid
+
+
+def test_drain_by_a_broker():
+    bench = Bench()
+    bench.work(1)
+    bench.work(2, attempt=2)
+    queued = bench.number(2)
+    bench.start(1)
+    bench.sent.clear()
+    bench.drain()
+    (returned,) = bench.answers(2)
+    assert (returned.code, returned.attempt) == ("returned", 2)
+    assert bench.cancelled == [queued]
+    (beat,) = bench.messages(WorkerHeartbeat)
+    assert (beat.state, beat.queued, beat.running) == ("draining", [], [rid(1)])
+    bench.work(3)
+    assert [error.code for error in bench.answers(3)] == ["returned"]
+    bench.finish(1)
+    assert bench.status is None, "the answer may still be lost on the way"
+    bench.release(1)
+    assert bench.status == 0
+    assert isinstance(bench.sent[-1][1], Goodbye)
+    assert bench.core.next_deadline() is None
+
+
+def test_a_second_order_to_drain_changes_nothing():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.drain()
+    bench.sent.clear()
+    bench.event(ev.DrainRequested("SIGTERM"))
+    assert bench.sent == []
+
+
+def test_an_answer_that_nobody_releases_is_waited_for_only_so_long():
+    bench = Bench(drain=30.0)
+    bench.work(1)
+    bench.start(1)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    bench.beats(60.0)
+    bench.finish(1)
+    bench.beats(29.0)
+    assert bench.status is None, "the time counts from the last answer"
+    bench.resend(1)
+    assert len(bench.answers(1)) == 2, "it can still be asked for"
+    bench.beats(1.0)
+    assert bench.status == 0
+
+
+def test_an_idle_worker_leaves_at_once_and_so_does_one_that_is_not_warm():
+    for bench in (Bench(), Bench(warm=False), Bench(registered=False)):
+        bench.event(ev.DrainRequested("SIGTERM"))
+        assert bench.status == 0
+
+
+def test_all_brokers_are_told():
+    bench = Bench(links=2)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    assert len(bench.messages(Goodbye, 0)) == len(bench.messages(Goodbye, 1)) == 1
+
+
+def test_a_broker_that_registers_a_draining_worker_hears_so_at_once():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    bench.beat(session=7)
+    bench.sent.clear()
+    bench.beat(session=8)
+    assert [beat.state for beat in bench.messages(WorkerHeartbeat)] == ["draining"]
+
+
+def test_a_running_request_that_is_released_ends_the_drain():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    bench.release(1)
+    assert bench.status == 0
+
+
+def test_work_that_began_as_it_was_given_back_is_not_answered():
+    bench = Bench()
+    bench.work(1)
+    number = bench.number(1)
+    bench.drain()
+    bench.event(ev.Started((number,)))
+    bench.finish_job(number)
+    assert [error.code for error in bench.answers(1)] == ["returned"]

@@ -1,0 +1,195 @@
+"""The metrics as a scraper reads them, and the HTTP doors."""
+
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from imagegen_worker.config import WorkerConfig
+from imagegen_worker.core import events as ev
+from imagegen_worker.metrics import Metrics
+from tests.unit.worker.bench import Bench
+
+
+class Scrape:
+    def __init__(self, text):
+        self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        self.samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def __call__(self, name, **labels):
+        (value,) = [
+            sample.value
+            for sample in self.samples
+            if sample.name == f"imagegen_worker_{name}" and labels.items() <= sample.labels.items()
+        ]
+        return value
+
+
+@pytest.fixture
+def clock():
+    return [50.0]
+
+
+@pytest.fixture
+def metrics(clock):
+    config = WorkerConfig(backend="simulated", name="w", gpu=3, brokers=("tcp://a:1", "tcp://b:1"))
+    metrics = Metrics(config, clock=lambda: clock[0])
+    yield metrics
+    metrics.close()
+
+
+def scrape(metrics):
+    return Scrape(generate_latest(metrics.registry).decode())
+
+
+def test_names_and_helps_are_as_promtool_wants_them(metrics):
+    got = scrape(metrics)
+    assert len(got.families) >= 15
+    for name, family in got.families.items():
+        assert name.startswith("imagegen_worker_")
+        assert family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter", "histogram")
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")) or name.endswith("build_info")
+        assert not any(word in name for word in ("milliseconds", "minutes", "kilobytes", "percent"))
+    for sample in got.samples:
+        family = next(f for f in got.families.values() if sample in f.samples)
+        assert (family.type == "counter") == sample.name.endswith("_total")
+        assert not sample.name.endswith("_created")
+        if sample.name != "imagegen_worker_build_info":
+            assert (sample.labels["worker"], sample.labels["gpu"]) == ("w", "3")
+        assert set(sample.labels) <= {"worker", "gpu", "state", "outcome", "le", "version", "backend", "batching"}
+
+
+def test_all_is_there_from_the_start_as_nothing(metrics):
+    got = scrape(metrics)
+    assert got("warm") == got("registered_brokers") == got("images_total") == 0
+    assert got("brokers") == 2
+    assert got("capacity_requests") == 16
+    assert got("requests_total", outcome="out_of_memory") == 0
+    assert got("calls_total", outcome="out_of_memory_split") == 0
+    assert got("queue_wait_seconds_bucket", le="0.05") == 0
+    assert got("generation_seconds_bucket", le="600.0") == 0
+
+
+def test_views_of_the_core(metrics):
+    bench = Bench(links=2)
+    for number in range(4):
+        bench.work(number)
+    bench.start(0, 1, 2)
+    bench.finish(0, bytes(100))
+    bench.fail(1)
+    bench.event(ev.CallDone(requests=2, images=3, steps=4, seconds=1.5, seconds_per_image=0.4))
+    metrics.update(bench.core)
+    got = scrape(metrics)
+    assert got("queue_depth", state="queued") == 1
+    assert got("queue_depth", state="running") == 1
+    assert got("unreleased_answers") == 2
+    assert got("unreleased_bytes") == bench.core.held.finished_bytes > 100
+    assert got("requests_total", outcome="result") == 1
+    assert got("requests_total", outcome="generation_failed") == 1
+    assert got("batched_requests_total") == 2
+    assert got("images_total") == 3
+    assert got("busy_seconds_total") == 1.5
+    assert (got("warm"), got("draining"), got("registered_brokers")) == (1, 0, 2)
+
+
+def test_a_view_is_a_copy(metrics):
+    bench = Bench()
+    metrics.update(bench.core)
+    bench.work(1)
+    bench.start(1)
+    bench.fail(1)
+    got = scrape(metrics)
+    assert got("requests_total", outcome="generation_failed") == 0
+    assert got("unreleased_answers") == 0
+
+
+def test_what_happens_on_the_device(metrics, clock):
+    metrics.observe(ev.Started((1, 2)))
+    clock[0] += 2.0
+    assert scrape(metrics)("step_age_seconds") == 2.0
+    metrics.observe(ev.Stepped((1, 2), 1, 4))
+    assert scrape(metrics)("step_age_seconds") == 0.0
+    metrics.observe(ev.CallFailed(8, 0.1, split=True))
+    metrics.observe(ev.CallFailed(1, 0.1, split=False))
+    metrics.observe(ev.CallFailed(1, 0.1, split=False, stopped=True))
+    metrics.observe(ev.CallDone(requests=2, images=4, steps=4, seconds=1.5, seconds_per_image=0.4))
+    for number, seconds in enumerate((0.01, 0.3, 700.0)):
+        metrics.observe(
+            ev.Finished(
+                number=number,
+                images=(),
+                infos=(),
+                batch_size=1,
+                queue_seconds=seconds,
+                generation_seconds=2 * seconds,
+                encode_seconds=seconds / 2,
+            )
+        )
+    clock[0] += 2.0
+    metrics.observe(ev.Idle())
+    got = scrape(metrics)
+    assert got("step_age_seconds") == 0.0
+    for outcome in ("done", "failed", "out_of_memory_split", "stopped"):
+        assert got("calls_total", outcome=outcome) == 1
+    assert (got("rows_per_call_sum"), got("rows_per_call_count")) == (4, 1)
+    assert (got("rows_per_call_bucket", le="3.0"), got("rows_per_call_bucket", le="4.0")) == (0, 1)
+    assert got("queue_wait_seconds_count") == got("encode_seconds_count") == 3
+    assert got("queue_wait_seconds_sum") == pytest.approx(700.31)
+    assert got("queue_wait_seconds_bucket", le="0.05") == 1
+    assert got("queue_wait_seconds_bucket", le="0.5") == 2
+    assert got("queue_wait_seconds_bucket", le="600.0") == 2
+    assert got("generation_seconds_sum") == pytest.approx(1400.62)
+
+
+@pytest.fixture
+def fetch(metrics):
+    """Open the doors; return a function from a path to status and text."""
+    port = metrics.serve("127.0.0.1", 0)
+
+    def fetch(path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return fetch
+
+
+def test_ready_is_warm_registered_and_staying(metrics, fetch):
+    assert fetch("/healthz") == (200, "ok\n")
+    assert fetch("/readyz") == (503, "the model is not loaded yet\n")
+    bench = Bench(registered=False)
+    metrics.update(bench.core)
+    assert fetch("/readyz") == (503, "no broker has registered the worker\n")
+    bench.beat()
+    metrics.update(bench.core)
+    assert fetch("/readyz") == (200, "ok\n")
+    bench.work(1)
+    bench.start(1)
+    bench.drain()
+    metrics.update(bench.core)
+    assert fetch("/readyz") == (503, "the worker is draining\n")
+    assert fetch("/healthz") == (200, "ok\n")
+
+
+def test_metrics_over_http(fetch):
+    status, text = fetch("/metrics")
+    assert status == 200
+    assert Scrape(text)("brokers") == 2
+
+
+def test_an_unknown_path_lists_those_there_are(fetch):
+    status, text = fetch("/")
+    assert status == 404
+    assert "/metrics" in text
+
+
+def test_a_taken_port_is_an_error(metrics):
+    port = metrics.serve("127.0.0.1", 0)
+    with pytest.raises(OSError, match="in use"):
+        Metrics(WorkerConfig(backend="simulated")).serve("127.0.0.1", port)

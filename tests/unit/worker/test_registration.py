@@ -1,0 +1,173 @@
+"""READY, sessions, epochs, refusals, silence; one broker and two."""
+
+import pytest
+
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.messages import Error, Ready, Result, WorkerHeartbeat
+from imagegen_worker.core import events as ev
+from tests.unit.worker.bench import EPOCH, MODEL, Bench, rid
+
+OTHER_EPOCH = b"o" * 16
+
+
+def test_nothing_is_said_before_the_model_is_warm():
+    bench = Bench(warm=False)
+    bench.advance(10.0)
+    bench.beat(session=0)
+    assert bench.sent == []
+    bench.event(ev.Warm((MODEL,), "cpu", 0.5))
+    (ready,) = bench.messages(Ready)
+    assert (ready.name, ready.models, ready.device, ready.capacity) == ("worker", ["m"], "cpu", 4)
+    assert ready.seconds_per_image == 0.5
+    assert ready.queued == ready.running == ready.finished == []
+
+
+def test_ready_is_sent_again_every_interval_until_it_is_answered():
+    bench = Bench(registered=False)
+    bench.advance(3.0)
+    assert len(bench.messages(Ready)) == 3
+    bench.beat()
+    bench.sent.clear()
+    bench.beats(3.0)
+    assert bench.messages(Ready) == []
+    assert len(bench.messages(WorkerHeartbeat)) == 3
+
+
+def test_silence_from_the_start_is_told_once():
+    bench = Bench(registered=False)
+    bench.advance(120.0)
+    assert bench.warnings() == ["no answer from broker, trying on"]
+    bench.beat()
+    assert bench.core.registered == 1
+
+
+def test_an_answer_in_good_time_is_no_matter_for_a_warning():
+    bench = Bench(registered=False)
+    bench.advance(1.5)
+    bench.beat()
+    assert bench.warnings() == []
+
+
+def test_heartbeats_echo_beat_and_session_at_the_announced_interval():
+    bench = Bench()
+    bench.beat(session=1, beat=9, interval_seconds=0.25)
+    bench.advance(0.5)
+    beats = bench.messages(WorkerHeartbeat)
+    assert len(beats) == 2
+    assert {(beat.session, beat.beat, beat.state) for beat in beats} == {(1, 9, "ready")}
+
+
+def test_an_interval_of_zero_makes_nobody_spin():
+    bench = Bench()
+    bench.beat(interval_seconds=0.0, liveness=0)
+    assert bench.core.next_deadline() > bench.now
+
+
+def test_a_session_of_zero_asks_for_ready_at_once():
+    bench = Bench()
+    bench.beat(session=0)
+    assert len(bench.messages(Ready)) == 1
+    bench.beat(session=0)
+    assert len(bench.messages(Ready)) == 1, "one is on its way already"
+    bench.advance(1.0)
+    assert len(bench.messages(Ready)) == 2
+
+
+@pytest.mark.parametrize(("session", "epoch"), [(2, EPOCH), (1, OTHER_EPOCH)])
+def test_another_session_or_epoch_registers_afresh_with_the_whole_holding(session, epoch):
+    bench = Bench()
+    running, queued = bench.work(1), bench.work(2)
+    bench.start(1)
+    bench.sent.clear()
+    bench.beat(session=session, epoch=epoch)
+    (ready,) = bench.messages(Ready)
+    assert (ready.running, ready.queued) == ([running], [queued])
+    bench.beat(session=session + 1, epoch=epoch)
+    bench.sent.clear()
+    bench.advance(1.0)
+    assert [beat.session for beat in bench.messages(WorkerHeartbeat)] == [session + 1]
+
+
+def test_a_broker_that_is_silent_for_three_intervals_is_asked_to_register_again():
+    bench = Bench()
+    bench.advance(2.9)
+    assert bench.core.registered == 1
+    bench.advance(0.2)
+    assert bench.core.registered == 0
+    assert bench.warnings() == ["broker lost"]
+    assert len(bench.messages(Ready)) == 1
+    bench.advance(60.0)
+    assert bench.warnings() == ["broker lost"], "it is told once"
+
+
+def test_any_message_counts_as_a_sign_of_life():
+    bench = Bench()
+    for _ in range(5):
+        bench.advance(2.0)
+        bench.release(99)
+    assert bench.core.registered == 1
+
+
+def test_a_refused_name_is_told_once_and_asked_for_again():
+    bench = Bench(registered=False)
+    for _ in range(10):
+        bench.advance(1.0)
+        bench.refuse()
+    assert bench.warnings() == ["refused by broker"]
+    assert len(bench.messages(Ready)) == 10
+    bench.beat()
+    assert bench.core.registered == 1
+
+
+def test_a_registered_worker_whose_name_is_taken_asks_after_an_interval():
+    bench = Bench()
+    bench.refuse()
+    assert bench.core.registered == 0
+    assert bench.messages(Ready) == []
+    bench.advance(1.0)
+    assert len(bench.messages(Ready)) == 1
+
+
+def test_what_does_not_decode_is_answered():
+    bench = Bench()
+    problem = ProtocolError("what is this")
+    problem.request_id = rid(5)
+    bench.event(ev.Malformed(0, problem))
+    (error,) = bench.messages(Error)
+    assert (error.code, error.message, error.request_id) == ("protocol_error", "what is this", rid(5))
+
+
+def test_both_brokers_are_told_the_same_truth():
+    bench = Bench(links=2)
+    first, second = bench.work(1, link=0), bench.work(2, link=1)
+    bench.start(1)
+    bench.sent.clear()
+    bench.advance(1.0)
+    for link in (0, 1):
+        beat = bench.messages(WorkerHeartbeat, link)[-1]
+        assert (beat.running, beat.queued) == ([first], [second])
+
+
+def test_each_broker_gets_the_answers_to_its_own_work():
+    bench = Bench(links=2)
+    bench.work(1, link=0)
+    bench.work(2, link=1)
+    bench.start(1, 2)
+    bench.finish(1)
+    bench.finish(2)
+    assert [m.request_id for m in bench.messages(Result, 0)] == [rid(1)]
+    assert [m.request_id for m in bench.messages(Result, 1)] == [rid(2)]
+
+
+def test_one_broker_dies_and_the_other_takes_over():
+    bench = Bench(links=2)
+    bench.work(1, link=0)
+    bench.start(1)
+    bench.beats(5.0, link=1)
+    assert bench.core.registered == 1
+    bench.finish(1)
+    assert bench.messages(Result, 0) == bench.messages(Result, 1) == []
+    bench.resend(1, link=1)
+    assert len(bench.messages(Result, 1)) == 1
+    bench.release(1, link=1)
+    assert bench.states() == ([], [], [])

@@ -1,0 +1,286 @@
+"""WORK, RESEND, RELEASE, deadlines, orphans and the bounds of what is held."""
+
+import pytest
+
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES
+from tests.unit.worker.bench import Bench, rid
+
+
+def test_the_way_of_a_request():
+    bench = Bench()
+    one = bench.work(1, attempt=2)
+    assert bench.states() == ([one], [], [])
+    bench.sent.clear()
+    bench.start(1)
+    assert bench.states() == ([], [one], [])
+    assert [beat.running for beat in bench.messages(WorkerHeartbeat)] == [[one]], "told as the batch begins"
+    bench.sent.clear()
+    bench.finish(1, b"png")
+    result, beat = (message for _, message, _ in bench.sent)
+    assert isinstance(result, Result)
+    assert (result.request_id, result.attempt, result.worker, result.model) == (one, 2, "worker", "m")
+    assert result.parameters["num_inference_steps"] == 4
+    assert bench.sent[0][2] == (b"png",)
+    assert beat.finished == [one], "told as the batch ends, behind the answer"
+    assert beat.stats.total_requests == 1
+    bench.release(1)
+    assert bench.states() == ([], [], [])
+    assert bench.cancelled == []
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "finished"])
+def test_a_second_work_never_makes_it_twice_and_counts_as_resend(state):
+    bench = Bench(links=2)
+    bench.work(1)
+    if state != "queued":
+        bench.start(1)
+    if state == "finished":
+        bench.finish(1)
+    bench.sent.clear()
+    bench.work(1, link=1, attempt=3)
+    if state != "finished":
+        assert bench.answers(1, 1) == []
+        bench.finish(1)
+    assert [answer.attempt for answer in bench.answers(1, 1)] == [3]
+    assert bench.answers(1, 0) == []
+    assert len(bench.all_jobs) == 1
+
+
+def test_resend_after_the_answer_sends_it_and_before_it_moves_the_debt():
+    bench = Bench(links=2)
+    bench.work(1)
+    bench.resend(1, 77, link=1)
+    assert bench.answers(1, 1) == []
+    bench.start(1)
+    bench.finish(1)
+    assert (len(bench.answers(1, 0)), len(bench.answers(1, 1))) == (0, 1)
+    bench.resend(1, link=0)
+    bench.resend(1, link=0)
+    assert (len(bench.answers(1, 0)), len(bench.answers(1, 1))) == (2, 1)
+    assert bench.sent[-1][2] == (b"image",)
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "finished"])
+def test_release_frees_whatever_the_state(state):
+    bench = Bench()
+    bench.work(1)
+    number = bench.number(1)
+    if state != "queued":
+        bench.start(1)
+    if state == "finished":
+        bench.finish(1)
+    bench.release(1, 55)
+    assert bench.states() == ([], [], [])
+    assert bench.cancelled == ([] if state == "finished" else [number])
+    bench.finish_job(number)  # what was on its way from the engine
+    assert bench.states() == ([], [], [])
+
+
+def test_another_brokers_release_frees_nothing_while_the_owner_lives():
+    bench = Bench(links=2)
+    bench.work(1, link=0)
+    bench.release(1, link=1)
+    assert bench.states()[0] == [rid(1)]
+    bench.beats(5.0, link=1)  # broker 0 is silent
+    bench.release(1, link=1)
+    assert bench.states() == ([], [], [])
+
+
+def test_an_id_that_comes_again_is_another_job():
+    bench = Bench()
+    bench.work(1)
+    first = bench.number(1)
+    bench.release(1)
+    bench.work(1)
+    bench.event(ev.Started((first,)))
+    bench.event(ev.Stepped((first,), 1, 4))
+    bench.finish_job(first)
+    assert bench.states()[0] == [rid(1)]
+    assert bench.answers(1) == []
+
+
+def test_progress_goes_only_to_those_who_asked():
+    bench = Bench()
+    bench.work(1, progress=True)
+    bench.work(2)
+    bench.start(1, 2)
+    bench.step(1, 1)
+    bench.step(2, 1)
+    said = [(m.request_id, m.step, m.steps) for m in bench.messages(Progress)]
+    assert said == [(rid(1), 0, 4), (rid(1), 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "fields", "code", "words"),
+    [
+        ((), {}, "invalid_request", "body frame is missing"),
+        ((b"\xc1",), {}, "invalid_request", "not msgpack"),
+        ((b"\x80", b"png"), {}, "invalid_request", "no input images, got 1"),
+        ((b"\x82\xa6prompt\xa1p\xa4seed\x01",), {"model": "other"}, "model_not_found", "serves m"),
+        ((b"\x83\xa6prompt\xa1p\xa4seed\x01\xa5width\xcd\x04\x00",), {}, "invalid_request", "512"),
+    ],
+)
+def test_what_can_not_be_made_is_answered_at_once(frames, fields, code, words):
+    bench = Bench()
+    bench.receive(Work(request_id=rid(1), **fields), *frames)
+    (error,) = bench.answers(1)
+    assert error.code == code
+    assert words in error.message
+    assert bench.jobs == {}
+    assert bench.states()[2] == [rid(1)], "kept until it is released"
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_deadline_ends_what_waits_and_what_runs(running):
+    bench = Bench()
+    bench.work(1, timeout_seconds=1.5)
+    number = bench.number(1)
+    if running:
+        bench.start(1)
+    bench.beats(1.0)
+    assert bench.answers(1) == []
+    bench.advance(0.6)
+    (error,) = bench.answers(1)
+    assert error.code == "deadline_exceeded"
+    assert bench.cancelled == [number]
+    assert bench.states() == ([], [], [rid(1)])
+    bench.finish_job(number)
+    assert len(bench.answers(1)) == 1
+
+
+def test_a_second_work_brings_a_new_deadline():
+    bench = Bench()
+    bench.work(1, timeout_seconds=1.0)
+    bench.work(1, timeout_seconds=5.0)
+    bench.beats(4.0)
+    assert bench.answers(1) == []
+    bench.beats(1.0)
+    assert [error.code for error in bench.answers(1)] == ["deadline_exceeded"]
+
+
+def test_queued_work_of_a_silent_broker_is_dropped_and_running_work_is_not():
+    bench = Bench()
+    bench.work(1)
+    queued = bench.work(2)
+    bench.start(1)
+    bench.advance(62.0)
+    assert bench.states() == ([queued], [rid(1)], [])
+    bench.advance(2.0)
+    assert bench.states() == ([], [rid(1)], [])
+    assert bench.warnings() == ["broker lost", "orphan dropped"]
+
+
+def test_an_orphan_whose_broker_comes_back_stays():
+    bench = Bench()
+    bench.work(1)
+    bench.advance(50.0)
+    bench.beat(session=5)
+    bench.beats(100.0)
+    assert bench.states()[0] == [] or bench.states()[0] == [rid(1)]
+    assert "orphan dropped" not in bench.warnings()
+
+
+def test_answers_are_bounded_in_bytes_and_the_oldest_go_first():
+    size = ANSWER_OVERHEAD_BYTES + 100
+    bench = Bench(bytes=2 * size)
+    for number in range(1, 4):
+        bench.work(number)
+        bench.start(number)
+        bench.finish(number, bytes(100))
+    assert bench.states()[2] == [rid(2), rid(3)]
+    assert bench.warnings() == ["answer dropped"]
+    bench.work(4)
+    bench.start(4)
+    bench.finish(4, bytes(100_000))
+    assert bench.states()[2] == [rid(4)], "the newest always stays"
+
+
+def test_answers_are_bounded_in_count():
+    bench = Bench(count=3)
+    for number in range(1, 6):
+        bench.work(number)
+        bench.start(number)
+        bench.finish(number)
+    assert bench.states()[2] == [rid(3), rid(4), rid(5)]
+
+
+def test_answers_are_bounded_in_age():
+    bench = Bench(seconds=10.0)
+    bench.work(1)
+    bench.start(1)
+    bench.finish(1)
+    bench.beats(9.0)
+    assert bench.states()[2] == [rid(1)]
+    bench.beats(1.0)
+    assert bench.states()[2] == []
+    bench.work(1)
+    assert len(bench.jobs) == 1, "it is made again where it is asked for again"
+
+
+def test_more_than_a_heartbeat_can_list_is_given_back():
+    bench = Bench()
+    for number in range(MAX_IDS_PER_MESSAGE + 1):
+        bench.work(number)
+    assert len(bench.states()[0]) == MAX_IDS_PER_MESSAGE
+    assert [(m.request_id, m.code) for m in bench.messages(Error)] == [(rid(MAX_IDS_PER_MESSAGE), "returned")]
+    bench.advance(1.0)  # the bench checks the size of the header
+
+
+def test_work_before_warmth_is_given_back():
+    bench = Bench(warm=False)
+    bench.work(1)
+    assert [error.code for error in bench.answers(1)] == ["returned"]
+
+
+@pytest.mark.parametrize("message", ["x" * 100_000, "half a pair \ud83d", "\U0001f600" * 5000])
+def test_any_error_of_a_pipeline_can_be_sent(message):
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.fail(1, message=message)  # the bench encodes what is sent
+    (error,) = bench.answers(1)
+    assert error.code == "generation_failed"
+    assert 0 < len(error.message) <= 2000
+
+
+def test_an_image_too_long_for_a_frame_is_an_error():
+    class Long(bytes):
+        def __len__(self):
+            return MAX_FRAME_BYTES + 1
+
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.finish(1, Long())
+    (error,) = bench.answers(1)
+    assert error.code == "generation_failed"
+    assert str(MAX_FRAME_BYTES) in error.message
+
+
+def test_the_age_of_the_last_step_is_told_while_something_runs():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.beats(2.0)
+    assert bench.messages(WorkerHeartbeat)[-1].step_age_seconds == pytest.approx(2.0)
+    bench.step(1, 1)
+    bench.advance(1.0)
+    assert bench.messages(WorkerHeartbeat)[-1].step_age_seconds == pytest.approx(1.0)
+    bench.finish(1)
+    bench.event(ev.Idle())
+    bench.advance(1.0)
+    assert bench.messages(WorkerHeartbeat)[-1].step_age_seconds is None
+
+
+def test_totals_and_speed_are_told():
+    bench = Bench()
+    bench.event(ev.CallDone(requests=2, images=3, steps=4, seconds=1.5, seconds_per_image=0.4))
+    bench.event(ev.CallFailed(3, 0.5, split=True))
+    bench.advance(1.0)
+    beat = bench.messages(WorkerHeartbeat)[-1]
+    assert beat.seconds_per_image == 0.4
+    assert (beat.stats.total_batches, beat.stats.total_batched_requests, beat.stats.total_images) == (1, 2, 3)
+    assert beat.stats.busy_seconds == 2.0

@@ -1,0 +1,165 @@
+"""The simulated backend: its cost model on a clock of the test's own, its pictures, and each fault."""
+
+import pytest
+
+from imagegen_worker.backends import DeviceMemoryError, Row, StoppedError
+from imagegen_worker.backends.simulated import CRASH_STATUS, Faults, SimulatedBackend, draw, parse_faults
+from tests.unit.worker.bench import resolved
+
+
+class Crashed(BaseException):
+    pass
+
+
+class Hung(BaseException):
+    pass
+
+
+class Desk:
+    def __init__(self, *specs, batch_seconds=0.2, image_seconds=0.1):
+        self.now = 100.0
+        self.steps = []
+        self.backend = SimulatedBackend(
+            worker="sim",
+            batch_seconds=batch_seconds,
+            image_seconds=image_seconds,
+            max_batch_size=4,
+            faults=parse_faults(specs),
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            crash=self.crash,
+        )
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def crash(self, status):
+        assert status == CRASH_STATUS
+        raise Crashed
+
+    def make(self, *prompts, steps=4, on_step=None):
+        rows = [
+            Row(resolved(prompt=prompt, num_inference_steps=steps), index) for index, prompt in enumerate(prompts)
+        ]
+        return self.backend.generate(rows, on_step or (lambda step, of: self.steps.append((step, of, self.now))))
+
+
+@pytest.fixture(autouse=True)
+def hang(monkeypatch):
+    """A device that hangs for ever would also hang the test."""
+
+    class Event:
+        def wait(self):
+            raise Hung
+
+    monkeypatch.setattr("imagegen_worker.backends.simulated.threading.Event", Event)
+
+
+def test_the_cost_model_and_its_steps():
+    desk = Desk()
+    assert len(desk.make("a", "b", "c")) == 3
+    assert desk.now - 100.0 == pytest.approx(0.2 + 3 * 0.1)
+    assert [(step, of) for step, of, _ in desk.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [at - 100.0 for *_, at in desk.steps] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert desk.backend.seconds_per_image == pytest.approx(0.1 + 0.2 / 4)
+
+
+def test_what_brokers_are_told():
+    warm = Desk("slow:2").backend.warm_up()
+    assert warm.device == "simulated"
+    assert warm.models[0].name == "simulated"
+    assert warm.seconds_per_image == pytest.approx(2 * (0.1 + 0.2 / 4))
+
+
+def test_what_nobody_wants_stops():
+    def nobody(step, steps):
+        raise StoppedError
+
+    desk = Desk()
+    with pytest.raises(StoppedError):
+        desk.make("a", on_step=nobody)
+    assert desk.now < 100.1
+
+
+def test_slow():
+    desk = Desk("slow:3")
+    desk.make("a")
+    assert desk.now - 100.0 == pytest.approx(0.9)
+
+
+def test_out_of_memory():
+    desk = Desk("oom:2")
+    assert len(desk.make("a", "b")) == 2
+    with pytest.raises(DeviceMemoryError, match="3 images, 2 fit"):
+        desk.make("a", "b", "c")
+
+
+def test_error_on_a_word():
+    desk = Desk("error-on:evil")
+    desk.make("good")
+    with pytest.raises(RuntimeError, match="evil"):
+        desk.make("good", "an evil one")
+    with pytest.raises(RuntimeError):
+        desk.make("evil", steps=1)
+    desk.make("ev", "il")
+
+
+@pytest.mark.parametrize(("kind", "end"), [("crash", Crashed), ("hang", Hung)])
+def test_crash_and_hang_on_a_word_half_way_through(kind, end):
+    desk = Desk(f"{kind}-on:evil")
+    desk.make("good")
+    desk.steps.clear()
+    with pytest.raises(end):
+        desk.make("good", "evil")
+    assert [step for step, *_ in desk.steps] == [1, 2]
+
+
+@pytest.mark.parametrize(("kind", "end"), [("crash", Crashed), ("hang", Hung)])
+@pytest.mark.parametrize("good", [0, 2])
+def test_crash_and_hang_after_good_calls(kind, end, good):
+    desk = Desk(f"{kind}-after:{good}")
+    for _ in range(good):
+        desk.make("a")
+    with pytest.raises(end):
+        desk.make("a")
+
+
+def test_faults_are_parsed():
+    specs = ["slow:1.5", "oom:3", "crash-after:4", "hang-after:5", "error-on:a:b", "crash-on:c", "hang-on:d"]
+    assert parse_faults(specs) == Faults(
+        slow=1.5, oom=3, crash_after=4, hang_after=5, error_on="a:b", crash_on="c", hang_on="d"
+    )
+    assert parse_faults([]) == Faults()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("sloww:2", "slow:VALUE"),
+        ("slow", "slow:VALUE"),
+        ("slow:", "slow:VALUE"),
+        ("slow:fast", "'fast' is not a number"),
+        ("slow:nan", "0 or more"),
+        ("slow:inf", "0 or more"),
+        ("oom:2.5", "'2.5' is not a number"),
+        ("oom:-1", "0 or more"),
+    ],
+)
+def test_a_wrong_fault_is_told(spec, words):
+    with pytest.raises(ValueError, match=words):
+        parse_faults([spec])
+
+
+def test_a_picture_is_decided_by_prompt_seed_and_size():
+    request = resolved(prompt="a", width=96, height=72)
+    image = draw(Row(request, 1), "w")
+    assert image.size == (96, 72)
+    assert image.tobytes() == draw(Row(request, 1), "w").tobytes()
+    others = [draw(Row(request, 2), "w"), draw(Row(resolved(prompt="b", width=96, height=72), 1), "w")]
+    assert all(other.tobytes() != image.tobytes() for other in others)
+
+
+@pytest.mark.parametrize("prompt", ["", "\0\r\n\t", "\U0001f600" * 50, "x" * 10_000, "\ud800"])
+@pytest.mark.parametrize("side", [8, 64])
+def test_any_prompt_can_be_drawn(prompt, side):
+    assert draw(Row(resolved(prompt=prompt, width=side, height=side), 1), "w" * 128).size == (side, side)
