@@ -44,9 +44,9 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
 )
 @click.option(
     "--batching",
-    type=click.Choice(["static", "off"]),
-    help="'static' gathers alike requests for one pipeline call. ENABLE_BATCHING=false means 'off'."
-    "  [default: static]",
+    type=click.Choice(["continuous", "static", "off"]),
+    help="'continuous' lets requests join and leave at every step, whatever they ask for; 'static' gathers alike "
+    "ones for one pipeline call. ENABLE_BATCHING=false means 'off'.  [default: continuous; simulated: static]",
 )
 @click.option(
     "--max-batch-size", type=int, default=8, envvar="MAX_BATCH_SIZE", help="Images in one pipeline call."
@@ -83,6 +83,23 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
 @click.option("--key", type=_FILE, help="Our own .key_secret file, if the broker demands keys (imagegen keygen).")
 @click.option("--broker-key", type=_FILE, help="The broker's .key file, if it demands keys.")
 @click.option("--torch-threads", type=int, help="CPU threads of one operation.  [default: torch's own]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    help="Of the model's weights; 'auto' is bfloat16 on a GPU, float32 on a CPU.",
+)
+@click.option(
+    "--compile", is_flag=True, help="Compile the denoiser with torch.compile; starts slower, runs faster."
+)
+@click.option("--attention-backend", metavar="NAME", help="One of diffusers' attention backends.")
+@click.option("--vae-tiling", is_flag=True, help="Decode in tiles: less memory for large images.")
+@click.option("--cpu-offload", is_flag=True, help="Keep on the GPU only the part of the model that works.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Pad every forward to a fixed number of rows: company changes no bit of an image. Costs speed.",
+)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info")
 @click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
 @click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
@@ -100,7 +117,7 @@ def main(
     device: Literal["auto", "cpu", "cuda"],
     model: str | None,
     backend: Literal["diffusers", "simulated"],
-    batching: Literal["static", "off"] | None,
+    batching: Literal["continuous", "static", "off"] | None,
     max_batch_size: int,
     max_batch_wait_time: float,
     capacity: int | None,
@@ -112,6 +129,12 @@ def main(
     key: Path | None,
     broker_key: Path | None,
     torch_threads: int | None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"],
+    compile: bool,
+    attention_backend: str | None,
+    vae_tiling: bool,
+    cpu_offload: bool,
+    deterministic: bool,
     log_level: str,
     simulated_batch_seconds: float,
     simulated_image_seconds: float,
@@ -120,7 +143,8 @@ def main(
     """Make images on one device, for one or several brokers.
 
     SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends the
-    process at once. The exit status is 0 after a drain, 2 for a wrong setting, 1 for everything else.
+    process at once. The exit status is 0 after a drain, 2 for a wrong setting, 70 for a device that hangs, and 1
+    for everything else.
     """
     try:
         config = WorkerConfig(
@@ -141,6 +165,12 @@ def main(
             key=key,
             broker_key=broker_key,
             torch_threads=torch_threads,
+            dtype=dtype,
+            compile=compile,
+            attention_backend=attention_backend,
+            vae_tiling=vae_tiling,
+            cpu_offload=cpu_offload,
+            deterministic=deterministic,
             log_level=log_level,
             simulated_batch_seconds=simulated_batch_seconds,
             simulated_image_seconds=simulated_image_seconds,
@@ -165,10 +195,10 @@ def _serve(config: WorkerConfig) -> int:
         return 1
 
 
-def _batching_of_the_guide(enable: str) -> Literal["static", "off"]:
-    """Return the batching that ENABLE_BATCHING asks for; unset, or empty, is the default."""
+def _batching_of_the_guide(enable: str) -> Literal["off"] | None:
+    """Return the batching that ENABLE_BATCHING asks for; None is the default."""
     if not enable or enable.lower() in _YES:
-        return "static"
+        return None
     if enable.lower() in _NO:
         return "off"
     raise ConfigError(f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {enable!r}")

@@ -23,11 +23,27 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a diffusers model is put on its device; each reaches the diffusers call of the same meaning."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu: int = 0
+    threads: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    attention_backend: str | None = None
+    vae_tiling: bool = False
+    cpu_offload: bool = False
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
     """The settings of one worker. Times in seconds. Raises `ConfigError` for what can't work.
 
-    `name`, `capacity`, `model` and `torch_threads` may be None: see `worker_name`, `effective_capacity` and
-    `model_name`, and the diffusers backend. `http_port` None serves no HTTP, 0 picks a free port.
+    `batching`, `name`, `capacity`, `model` and `torch_threads` may be None: see `effective_batching`,
+    `worker_name`, `effective_capacity` and `model_name`, and the diffusers backend. `http_port` None serves no
+    HTTP, 0 picks a free port.
     """
 
     brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
@@ -35,7 +51,7 @@ class WorkerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: str | None = None
     backend: Literal["diffusers", "simulated"] = "diffusers"
-    batching: Literal["static", "off"] = "static"
+    batching: Literal["continuous", "static", "off"] | None = None
     max_batch_size: int = 8
     max_batch_wait: float = 0.05
     capacity: int | None = None
@@ -47,6 +63,12 @@ class WorkerConfig:
     key: Path | None = None
     broker_key: Path | None = None
     torch_threads: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    attention_backend: str | None = None
+    vae_tiling: bool = False
+    cpu_offload: bool = False
+    deterministic: bool = False
     log_level: str = "info"
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
@@ -78,12 +100,38 @@ class WorkerConfig:
             _check_folder(self.model_folder)
             if self.simulated_fail:
                 raise ConfigError("--simulated-fail needs --backend simulated")
+        elif self.batching == "continuous":
+            raise ConfigError("--batching continuous needs --backend diffusers")
+        if self.deterministic and self.effective_batching != "continuous":
+            raise ConfigError("--deterministic needs --batching continuous")
         _check_name("--model", self.model_name)
 
     @property
     def worker_name(self) -> str:
         """The name in statistics and results; host and device index unless one was given."""
         return f"{socket.gethostname()}-gpu{self.gpu}" if self.name is None else self.name
+
+    @property
+    def effective_batching(self) -> Literal["continuous", "static", "off"]:
+        """Unless told: continuous where a pipeline has steps to share, else static."""
+        if self.batching is not None:
+            return self.batching
+        return "continuous" if self.backend == "diffusers" else "static"
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """How a diffusers model is put on its device."""
+        return LoadOptions(
+            device=self.device,
+            gpu=self.gpu,
+            threads=self.torch_threads,
+            dtype=self.dtype,
+            compile=self.compile,
+            attention_backend=self.attention_backend,
+            vae_tiling=self.vae_tiling,
+            cpu_offload=self.cpu_offload,
+            deterministic=self.deterministic,
+        )
 
     @property
     def batch_size(self) -> int:

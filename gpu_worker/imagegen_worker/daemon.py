@@ -16,8 +16,8 @@ import zmq
 
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
-from imagegen_worker.backends import Backend, StartError
-from imagegen_worker.backends.make import make_backend
+from imagegen_worker.backends import StartError
+from imagegen_worker.backends.make import Device
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.connection import Connection
 from imagegen_worker.core.events import (
@@ -37,7 +37,6 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.worker import Policy, WorkerCore
 from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import Engine, StaticEngine
 from imagegen_worker.logs import log
 from imagegen_worker.mailbox import Died, Mailbox
 
@@ -64,7 +63,7 @@ class Daemon:
             backend=config.backend,
             capacity=config.effective_capacity,
             max_batch_size=config.batch_size,
-            batching=config.batching,
+            batching=config.effective_batching,
             pid=os.getpid(),
         )
         policy = Policy(drain_seconds=config.drain_timeout, step_timeout=config.step_timeout)
@@ -90,7 +89,7 @@ class Daemon:
             brokers=",".join(config.brokers),
             backend=config.backend,
             model=config.model_name,
-            batching=config.batching,
+            batching=config.effective_batching,
             max_batch_size=config.batch_size,
             capacity=config.effective_capacity,
             pid=os.getpid(),
@@ -120,16 +119,16 @@ class Daemon:
 
     def _device_thread(self) -> None:
         try:
-            backend = self._load()
-            self._make_engine(backend).run(self._mailbox)
-            backend.close()
+            device = self._load()
+            self._mailbox.post(device.warm)
+            device.engine.run(self._mailbox)
+            device.close()
         except BaseException as error:  # noqa: BLE001 - the main thread logs it and ends the process
             self._mailbox.post(Died(error))
 
-    def _load(self) -> Backend:
+    def _load(self) -> Device:
         try:
-            backend = make_backend(self._config)
-            self._mailbox.post(backend.warm_up())
+            return Device(self._config, self._encoder)
         except StartError:
             raise
         except ModuleNotFoundError as error:
@@ -137,15 +136,6 @@ class Daemon:
         except Exception as error:
             _log.exception("loading the model raised")
             raise StartError(f"{type(error).__name__}: {error}") from error
-        return backend
-
-    def _make_engine(self, backend: Backend) -> Engine:
-        return StaticEngine(
-            backend,
-            self._encoder,
-            max_batch_size=self._config.batch_size,
-            max_batch_wait=0.0 if self._config.batching == "off" else self._config.max_batch_wait,
-        )
 
     # ---- the main thread -----------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class Metrics(Collector):
         self._queue_wait = self._histogram("queue_wait_seconds", "From arrival to the start of the batch.")
         self._generation = self._histogram("generation_seconds", "From the start of the batch to the last image.")
         self._encode = self._histogram("encode_seconds", "Encoding the images of one request.")
-        self._rows = self._histogram("rows_per_call", "Images that shared a good call.", ROWS_BUCKETS)
+        self._rows = self._histogram("rows_per_call", "Batch dimension of a good call.", ROWS_BUCKETS)
         self._calls = Counter(
             _PREFIX + "calls",
             "Calls of the backend, by outcome; one that is split did not fit and is made again in halves.",
@@ -108,7 +108,7 @@ class Metrics(Collector):
                 self._generation.observe(event.generation_seconds)
                 self._encode.observe(event.encode_seconds)
             case CallDone():
-                self._rows.observe(event.images)
+                self._rows.observe(event.rows or event.images)
                 self._calls.labels(*self._identity, "done").inc()
             case CallFailed():
                 outcome = "out_of_memory_split" if event.split else "stopped" if event.stopped else "failed"
@@ -146,7 +146,7 @@ class Metrics(Collector):
         build = GaugeMetricFamily(
             _PREFIX + "build_info", "Always 1; the version is a label.", labels=["version", "backend", "batching"]
         )
-        build.add_metric([version("imagegen-fleet"), self._config.backend, self._config.batching], 1)
+        build.add_metric([version("imagegen-fleet"), self._config.backend, self._config.effective_batching], 1)
         yield build
         yield self._gauge("warm", "1 once the model is loaded.", view.warm)
         yield self._gauge("draining", "1 while the worker takes no more and leaves.", view.draining)

@@ -40,7 +40,7 @@ class HandshakeWatch:
         """Take what has happened; return why the broker is out of reach for good, if it is."""
         reason = None
         while self.monitor.poll(0):
-            event = int(recv_monitor_message(self.monitor, zmq.NOBLOCK)["event"])
+            event = zmq.Event(recv_monitor_message(self.monitor, zmq.NOBLOCK)["event"])
             if event in _FINAL:
                 self._shaking = False
                 reason = _FINAL[event]

@@ -4,11 +4,11 @@ import pytest
 
 from imagegen_worker.backends import Row, StoppedError
 from imagegen_worker.backends.diffusers import DiffusersBackend
-from imagegen_worker.config import WorkerConfig
+from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import ResolvedRequest
 from tools.shapes import drawing, grade
 
-PROMPTS = 72
+PROMPTS = 60
 COLOURS_RIGHT, SHAPES_RIGHT = 0.90, 0.75
 BATCH = 12
 MAX_BYTES = 10_000_000
@@ -17,7 +17,7 @@ MAX_BYTES = 10_000_000
 @pytest.fixture(scope="module")
 def backend():
     config = WorkerConfig()
-    backend = DiffusersBackend(folder=config.model_folder, name=config.model_name, device="cpu", gpu=0, threads=2)
+    backend = DiffusersBackend(config.model_folder, config.model_name, LoadOptions(device="cpu", threads=1))
     backend.model = backend.warm_up().models[0]
     yield backend
     backend.close()

@@ -3,7 +3,9 @@
 import functools
 import gc
 import logging
+import types
 
+import numpy as np
 import pytest
 import torch
 from greenlet import greenlet
@@ -11,7 +13,11 @@ from greenlet import greenlet
 from imagegen_worker.backends import DeviceMemoryError, StoppedError
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.backends.diffusers.stages import ModuleStage
+from imagegen_worker.continuous import ContinuousEngine
 from imagegen_worker.continuous.hub import ForwardSplit, Hub
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.mailbox import Mailbox
 from tests.families import FAMILIES
 
 diffusers = pytest.importorskip("diffusers")
@@ -200,8 +206,11 @@ def test_sizes_do_not_mix(sdxl, meet):
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     rendezvous = meet(sdxl.pipeline)
     settled(rendezvous, sdxl)
-    for task, image in zip(run(rendezvous, calls), expected, strict=True):
+    events = []
+    for task, image in zip(run(rendezvous, calls, events=events), expected, strict=True):
         assert difference(task, image) <= TOLERANCE
+    assert {event.fallback for event in events} == {""}
+    assert max(len(event.tasks) for event in events if event.stage.is_denoiser) == 2
 
 
 def patched(monkeypatch, module, forward, method="forward"):
@@ -478,9 +487,86 @@ def test_closing_leaves_the_pipeline_as_it_was(sdxl):
     assert (pipeline.unet.forward, pipeline.vae.decode, pipeline.text_encoder.forward) == before
 
 
+class Backend:
+    """A pipeline behind the engine, as `ContinuousEngine` wants it."""
+
+    def __init__(self, rendezvous, arguments):
+        self.rendezvous = rendezvous
+        self.arguments = arguments
+        self.timer = rendezvous.timer
+
+    def session(self):
+        return self.rendezvous.session()
+
+    def make(self, row, on_step):
+        request = row.request
+        arguments = dict(
+            self.arguments,
+            prompt=request.prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            height=request.height,
+            width=request.width,
+            output_type="pil",
+        )
+        return self.rendezvous.generate(arguments, row.seed, on_step)
+
+
+class Script(Mailbox):
+    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+
+    def __init__(self, commands):
+        super().__init__()
+        self.commands = iter(commands)
+        self.posted = []
+
+    def take(self, timeout):
+        return next(self.commands, ev.Stop() if timeout is None else None)
+
+    def post(self, event):
+        self.posted.append(event)
+
+
+def job(number, *, seeds=(0,), steps=2, guidance=5.0, prompt="a cat"):
+    request = ResolvedRequest(
+        model="sdxl",
+        prompt=prompt,
+        negative_prompt=None,
+        seeds=tuple(seeds),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        width=64,
+        height=64,
+    )
+    return ev.Job(number, request, arrived=0.0)
+
+
+def serve(rendezvous, arguments, commands, max_batch_size=8):
+    """Run an engine on these commands; return what it posted and the images by job."""
+    mailbox, images = Script(commands), {}
+    encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
+    ContinuousEngine(Backend(rendezvous, arguments), encoder, max_batch_size=max_batch_size).run(mailbox)
+    mailbox.close()
+    return mailbox.posted, images
+
+
+def test_the_engine_makes_each_image_as_if_it_were_alone(sdxl, meet):
+    arguments = dict(sdxl.arguments, output_type="pil")
+    expected = [
+        stock(sdxl.pipeline, dict(arguments, prompt="a cat", num_inference_steps=3, guidance_scale=5.0), seed)
+        for seed in (5, 6, 7)
+    ]
+    posted, images = serve(meet(sdxl.pipeline), arguments, [job(1, seeds=(5, 6, 7), steps=3)])
+    for image, same in zip(images[1], expected, strict=True):
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(same, dtype=int)).max() <= 1
+    done = [event for event in posted if isinstance(event, ev.CallDone)]
+    assert max(call.requests for call in done) == 3
+    assert max(call.rows for call in done) == 6
+    assert sum(call.images for call in done) == 3
+
+
 def test_two_hundred_requests_leave_nothing_behind(sdxl, meet):
     rendezvous = meet(sdxl.pipeline)
-    call = dict(next(requests(sdxl)), num_inference_steps=2, output_type="latent")
 
     def living():
         gc.collect()
@@ -491,25 +577,17 @@ def test_two_hundred_requests_leave_nothing_behind(sdxl, meet):
             sum(issubclass(type(thing), diffusers.DiffusionPipeline) for thing in things),
         )
 
-    def many(count):
-        with rendezvous.session():
-            hub = Hub(timer=rendezvous.timer)
-            for index in range(count):
-                task = hub.start(lambda index=index: rendezvous.generate(call, index))
-                while len(hub) >= 4:
-                    hub.step()
-                if index % 10 == 5:
-                    hub.cancel(task)
-                hub.ended()
-            del task
-            while hub.step():
-                pass
-            hub.ended()
+    def commands(count):
+        for number in range(count):
+            yield job(number, steps=1 + number % 3)
+            if number % 3:
+                yield None  # the engine runs a forward
+            if number % 10 == 5:
+                yield ev.Cancel(number)
 
-    many(20)
+    serve(rendezvous, sdxl.arguments, commands(20))
     before = living()
-    many(200)
-    after = living()
-    assert after[0] <= before[0]
-    assert after[1] <= before[1] + 20
-    assert after[2] <= before[2]
+    _, images = serve(rendezvous, sdxl.arguments, commands(200))
+    assert len(images) >= 180
+    del images
+    assert all(now <= then for now, then in zip(living(), before, strict=True))

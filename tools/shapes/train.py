@@ -279,6 +279,7 @@ def save(
         "guidance_scale": guidance,
         "width": drawing.SIZE,
         "height": drawing.SIZE,
+        "max_side": 4 * drawing.SIZE,
     }
     (out / "imagegen.json").write_text(json.dumps(defaults, indent=2) + "\n")
 

@@ -1,11 +1,43 @@
-"""From the settings to a backend; only the chosen one is imported."""
+"""From the settings to what makes images; only the chosen backend and engine are imported."""
 
 from imagegen_worker.backends import Backend
 from imagegen_worker.config import WorkerConfig
+from imagegen_worker.core.events import Warm
+from imagegen_worker.encoding import EncodePool
+from imagegen_worker.engine import Engine, StaticEngine
+
+
+class Device:
+    """What the device thread has: a model, and the engine that works with it. Raises `StartError`."""
+
+    def __init__(self, config: WorkerConfig, encoder: EncodePool) -> None:
+        """Load the model and warm it up; takes from a moment to minutes."""
+        self.warm: Warm
+        self.engine: Engine
+        if config.effective_batching == "continuous":
+            from imagegen_worker.backends.diffusers import StepwiseDiffusers
+            from imagegen_worker.continuous import ContinuousEngine
+
+            stepwise = StepwiseDiffusers(
+                config.model_folder, config.model_name, config.load_options, max_batch_size=config.batch_size
+            )
+            self.warm = stepwise.warm_up()
+            self.engine = ContinuousEngine(stepwise, encoder, max_batch_size=config.batch_size)
+            self.close = stepwise.close
+            return
+        backend = make_backend(config)
+        self.warm = backend.warm_up()
+        self.engine = StaticEngine(
+            backend,
+            encoder,
+            max_batch_size=config.batch_size,
+            max_batch_wait=0.0 if config.batching == "off" else config.max_batch_wait,
+        )
+        self.close = backend.close
 
 
 def make_backend(config: WorkerConfig) -> Backend:
-    """Return the backend that the settings ask for, not yet warm. Call it on the device thread."""
+    """Return a backend that makes whole calls, not yet warm."""
     if config.backend == "simulated":
         from imagegen_worker.backends.simulated import SimulatedBackend, parse_faults
 
@@ -19,10 +51,4 @@ def make_backend(config: WorkerConfig) -> Backend:
         )
     from imagegen_worker.backends.diffusers import DiffusersBackend
 
-    return DiffusersBackend(
-        folder=config.model_folder,
-        name=config.model_name,
-        device=config.device,
-        gpu=config.gpu,
-        threads=config.torch_threads,
-    )
+    return DiffusersBackend(config.model_folder, config.model_name, config.load_options)

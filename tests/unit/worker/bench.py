@@ -53,10 +53,17 @@ class Bench:
     """Drives a core through time, warm and registered with every broker unless told otherwise."""
 
     def __init__(
-        self, links: int = 1, *, warm: bool = True, registered: bool = True, drain: float = 30.0, **limits: Any
+        self,
+        links: int = 1,
+        *,
+        warm: bool = True,
+        registered: bool = True,
+        drain: float = 30.0,
+        step: float = 300.0,
+        **limits: Any,
     ) -> None:
         self.now = 100.0
-        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain)
+        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain, step_timeout=step)
         self.core = WorkerCore(IDENTITY, links=links, policy=policy, now=self.now)
         self.sent: list[tuple[int, Any, tuple[bytes, ...]]] = []
         self.jobs: dict[int, ev.Job] = {}

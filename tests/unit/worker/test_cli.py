@@ -41,7 +41,12 @@ def test_defaults(run):
     assert run().exit_code == 0
     config = run.config
     assert config.brokers == ("tcp://127.0.0.1:5556",)
-    assert (config.gpu, config.device, config.batching, config.max_batch_size) == (0, "auto", "static", 8)
+    assert (config.gpu, config.device, config.effective_batching, config.max_batch_size) == (
+        0,
+        "auto",
+        "continuous",
+        8,
+    )
     assert (config.max_batch_wait, config.drain_timeout) == (0.05, 30.0)
     assert config.http_port is config.capacity is config.name is config.model is config.torch_threads is None
 
@@ -85,7 +90,7 @@ def test_the_command_line_wins_over_the_environment(run):
 @pytest.mark.parametrize("text", ["true", "1", "Yes", "ON", ""])
 def test_batching_is_enabled(run, text):
     run(ENABLE_BATCHING=text)
-    assert run.config.batching == "static"
+    assert run.config.effective_batching == "continuous"
 
 
 @pytest.mark.parametrize("text", ["false", "0", "No", "OFF", "False"])

@@ -128,14 +128,16 @@ def test_what_happens_on_the_device(metrics, clock):
                 encode_seconds=seconds / 2,
             )
         )
+    metrics.observe(ev.CallDone(requests=1, images=0, rows=2, steps=1, seconds=0.1, seconds_per_image=0.4))
     clock[0] += 2.0
     metrics.observe(ev.Idle())
     got = scrape(metrics)
     assert got("step_age_seconds") == 0.0
-    for outcome in ("done", "failed", "out_of_memory_split", "stopped"):
+    assert got("calls_total", outcome="done") == 2
+    for outcome in ("failed", "out_of_memory_split", "stopped"):
         assert got("calls_total", outcome=outcome) == 1
-    assert (got("rows_per_call_sum"), got("rows_per_call_count")) == (4, 1)
-    assert (got("rows_per_call_bucket", le="3.0"), got("rows_per_call_bucket", le="4.0")) == (0, 1)
+    assert (got("rows_per_call_sum"), got("rows_per_call_count")) == (6, 2)
+    assert (got("rows_per_call_bucket", le="3.0"), got("rows_per_call_bucket", le="4.0")) == (1, 2)
     assert got("queue_wait_seconds_count") == got("encode_seconds_count") == 3
     assert got("queue_wait_seconds_sum") == pytest.approx(700.31)
     assert got("queue_wait_seconds_bucket", le="0.05") == 1

@@ -1,0 +1,282 @@
+"""The device thread with continuous batching: jobs join and leave the running batch at every forward."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from PIL.Image import Image
+
+from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, StoppedError
+from imagegen_worker.continuous.calls import Task
+from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit, Hub, HubEvent
+from imagegen_worker.continuous.timing import Timer
+from imagegen_worker.continuous.waiting import WaitingLine
+from imagegen_worker.core.events import (
+    CallDone,
+    CallFailed,
+    Cancel,
+    Command,
+    Failed,
+    Idle,
+    Job,
+    Started,
+    Stepped,
+    Stop,
+)
+from imagegen_worker.encoding import EncodePool, RawResult
+from imagegen_worker.mailbox import Mailbox
+
+SMOOTHING = 0.2
+"""Weight of the newest image in the mean time of an image."""
+
+_log = logging.getLogger(__name__)
+
+
+class StepwiseBackend(Protocol):
+    """A loaded model whose forwards meet in a hub."""
+
+    @property
+    def timer(self) -> Timer:
+        """Measures forwards on the device."""
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Return a context that is held open around everything, on the device thread."""
+
+    def make(self, row: Row, on_step: OnStep) -> Image:
+        """Make one image. Runs on a greenlet of a hub; its calls of the model are `rendezvous`.
+
+        Raises `DeviceMemoryError` and `DeviceLostError`; passes on what is thrown into it at a call, and what
+        `on_step` raises; anything else that it raises is taken for the fault of the request.
+        """
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A job that has not ended, its tasks that run, and the images it has so far.
+
+    Each image is a task of its own, with a generator of its own: it is made by the same call as one made alone, so
+    it is the same image, whatever the job's other images are; and it takes a place of its own in the batch.
+    """
+
+    job: Job
+    tasks: dict[Task, int] = field(default_factory=dict)
+    images: dict[int, Image] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    begun: float | None = None
+    batch_size: int = 1
+
+
+class ContinuousEngine:
+    """Implements `Engine`. At most `max_batch_size` images run at a time; the rest wait their turn."""
+
+    def __init__(
+        self,
+        backend: StepwiseBackend,
+        encoder: EncodePool,
+        *,
+        max_batch_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backend = backend
+        self._encoder = encoder
+        self._max_batch_size = max_batch_size
+        self._clock = clock
+        self._members: dict[int, _Member] = {}
+        self._line: WaitingLine[tuple[_Member, int]] = WaitingLine()
+        self._running: Counter[Hashable] = Counter()
+        self._largest: tuple[int, int] | None = None
+        self._seconds_per_image: float | None = None
+        self._stopping = False
+        self._busy = False
+        # What the next CallDone tells besides its own forward.
+        self._unposted: ForwardDone | None = None
+        self._images_out = 0
+        self._beside_seconds = 0.0
+        self._fallbacks: list[str] = []
+
+    def run(self, mailbox: Mailbox) -> None:
+        """Work until `Stop`, then until what runs has ended. Raises `DeviceLostError` if the backend does."""
+        with self._backend.session():
+            self._run(mailbox)
+
+    def _run(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._hub = Hub(observe=self._observe, timer=self._backend.timer)
+        while True:
+            while (command := mailbox.take(0)) is not None:
+                self._obey(command)
+            self._admit()
+            if self._hub.step():
+                self._reap()
+                continue
+            if self._running:  # nothing waits for a forward, yet something was running: it has just ended
+                self._reap()
+                continue
+            if self._stopping:
+                return
+            if not self._line and (command := mailbox.take(None)) is not None:
+                self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Job():
+                seeds = command.request.seeds
+                member = self._members[command.number] = _Member(command, steps=[0] * len(seeds))
+                shape = (command.request.model, command.request.width, command.request.height)
+                for index in range(len(seeds)):
+                    self._line.add(shape, (member, index))
+            case Cancel():
+                if (unwanted := self._members.get(command.number)) is not None:
+                    self._drop(unwanted)
+                    self._reap()
+            case Stop():
+                self._stopping = True
+
+    # ---- in and out ----------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Start images while there is room."""
+        while not self._stopping and self._running.total() < self._max_batch_size:
+            taken = self._line.take(self._running)
+            if taken is None:
+                return
+            shape, (member, index) = taken
+            number, request = member.job.number, member.job.request
+            if member.begun is None:
+                member.begun = self._clock()
+                self._busy = True
+                self._mailbox.post(Started((number,)))
+            row = Row(request, request.seeds[index])
+            on_step = self._on_step(member, index)
+            self._running[shape] += 1
+            task = self._hub.start(partial(self._backend.make, row, on_step), tag=(member, shape))
+            member.tasks[task] = index
+            if task.dead:
+                self._reap()
+
+    def _on_step(self, member: _Member, index: int) -> OnStep:
+        """Return what tells of the steps of one image: the mean over the job's images."""
+
+        def on_step(step: int, steps: int) -> None:
+            before = sum(member.steps) // len(member.steps)
+            member.steps[index] = step
+            mean = sum(member.steps) // len(member.steps)
+            if mean != before:
+                self._mailbox.post(Stepped((member.job.number,), mean, steps))
+
+        return on_step
+
+    def _reap(self) -> None:
+        """Take the images of the tasks that have ended; hand finished jobs on."""
+        while ended := self._hub.ended():
+            for task in ended:
+                member, shape = task.tag
+                self._running[shape] -= 1
+                if not self._running[shape]:
+                    del self._running[shape]
+                index = member.tasks.pop(task)
+                if task.error is None:
+                    self._made(member, index, task)
+                else:
+                    self._failed(member, task.error)
+        if self._busy and not self._running and not self._line:
+            self._busy = False
+            self._hub.settle(wait=True)
+            self._post_call()
+            self._mailbox.post(Idle())
+
+    def _made(self, member: _Member, index: int, task: Task) -> None:
+        request = member.job.request
+        self._images_out += 1
+        if self._seconds_per_image is None:
+            self._seconds_per_image = task.seconds
+        self._seconds_per_image += SMOOTHING * (task.seconds - self._seconds_per_image)
+        if self._largest is None or request.width * request.height > self._largest[0] * self._largest[1]:
+            self._largest = (request.width, request.height)
+        member.images[index] = task.result
+        member.batch_size = max(member.batch_size, task.company)
+        if len(member.images) < len(request.seeds) or self._members.pop(member.job.number, None) is None:
+            return
+        assert member.begun is not None
+        self._encoder.submit(
+            RawResult(
+                number=member.job.number,
+                images=tuple(member.images[index] for index in range(len(request.seeds))),
+                seeds=request.seeds,
+                batch_size=member.batch_size,
+                queue_seconds=max(member.begun - member.job.arrived, 0.0),
+                generation_seconds=self._clock() - member.begun,
+            )
+        )
+
+    def _failed(self, member: _Member, error: BaseException) -> None:
+        """A task of a job has ended by an exception, and with it the job."""
+        if isinstance(error, DeviceLostError) or not isinstance(error, Exception):
+            raise error
+        wanted = member.job.number in self._members
+        self._drop(member)
+        if not wanted or isinstance(error, StoppedError):
+            return
+        if isinstance(error, DeviceMemoryError):
+            self._mailbox.post(Failed(member.job.number, OutOfMemoryError.code, self._too_big(member)))
+            return
+        _log.warning("job %d failed", member.job.number, exc_info=error)
+        error.__traceback__ = None  # its frames hold tensors
+        message = f"{type(error).__name__}: {error}"
+        self._mailbox.post(Failed(member.job.number, GenerationFailedError.code, message))
+
+    def _too_big(self, member: _Member) -> str:
+        request = member.job.request
+        message = f"one image of {request.width}x{request.height} pixels does not fit on the device, even alone"
+        if self._largest is None or self._largest[0] * self._largest[1] >= request.width * request.height:
+            return message
+        return f"{message}; {self._largest[0]}x{self._largest[1]} pixels did fit"
+
+    def _drop(self, member: _Member) -> None:
+        """Stop all that runs for a job, and forget it. Its tasks are among those that have ended, then."""
+        self._members.pop(member.job.number, None)
+        self._line.discard({(member, index) for index in range(len(member.job.request.seeds))})
+        for task in list(member.tasks):
+            self._hub.cancel(task)
+
+    # ---- what is told --------------------------------------------------------------------------------------
+
+    def _observe(self, event: HubEvent) -> None:
+        if isinstance(event, ForwardSplit):
+            self._mailbox.post(CallFailed(len(event.tasks), 0.0, split=event.max_rows > 0))
+            return
+        if event.stage.is_denoiser:
+            self._post_call()
+            self._unposted = event
+        else:
+            self._beside_seconds += event.seconds
+        if event.fallback:
+            self._fallbacks.append(event.fallback)
+
+    def _post_call(self) -> None:
+        """Tell of the last forward, with the images that came out since: they do so after it."""
+        done = self._unposted
+        if done is None and not self._images_out:
+            return
+        self._mailbox.post(
+            CallDone(
+                requests=1 if done is None else len(done.tasks),  # None: a pipeline without a denoiser
+                images=self._images_out,
+                steps=1,
+                seconds=0.0 if done is None else done.seconds,
+                seconds_per_image=self._seconds_per_image,
+                rows=0 if done is None else done.rows,
+                beside_seconds=self._beside_seconds,
+                fallbacks=tuple(self._fallbacks),
+            )
+        )
+        self._unposted = None
+        self._images_out = 0
+        self._beside_seconds = 0.0
+        self._fallbacks.clear()

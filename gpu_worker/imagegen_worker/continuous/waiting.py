@@ -1,0 +1,44 @@
+"""Images that wait for a place among those that run."""
+
+from collections import Counter, deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class WaitingLine(Generic[T]):
+    """First come, first served within a shape; among shapes the one of which the fewest images run goes first.
+
+    So a crowd of one size can't keep another out, and equal shares of places go to each size that waits.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Hashable, deque[T]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    def add(self, shape: Hashable, item: T) -> None:
+        """Let an item wait at the end of its shape's line."""
+        self._lines.setdefault(shape, deque()).append(item)
+
+    def take(self, running: Counter[Hashable]) -> tuple[Hashable, T] | None:
+        """Return the next item and its shape; None if nothing waits. `running` counts the images by shape."""
+        if not self._lines:
+            return None
+        shape = min(self._lines, key=lambda shape: running[shape])  # the one that came first, among equals
+        line = self._lines.pop(shape)
+        item = line.popleft()
+        if line:
+            self._lines[shape] = line  # at the end: equals take turns
+        return shape, item
+
+    def discard(self, unwanted: "set[T]") -> None:
+        """Forget these items."""
+        for shape, line in list(self._lines.items()):
+            kept = deque(item for item in line if item not in unwanted)
+            if kept:
+                self._lines[shape] = kept
+            else:
+                del self._lines[shape]

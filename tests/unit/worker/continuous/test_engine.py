@@ -1,0 +1,260 @@
+"""The seam between sockets and device: jobs in, events out, one answer for each job."""
+
+import contextlib
+import random
+
+import pytest
+from PIL import Image
+
+from imagegen_worker.backends import DeviceLostError, StoppedError
+from imagegen_worker.continuous.engine import ContinuousEngine
+from imagegen_worker.continuous.timing import WallTimer
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.mailbox import Mailbox
+from tests.unit.worker.continuous.toys import ToyClock, ToyStage
+
+
+class ToyBackend:
+    """Draws one grey pixel for a seed by as many forwards as steps; the shape of a request is its width."""
+
+    def __init__(self, stage, timer=None):
+        self.stage = stage
+        self.timer = timer or WallTimer()
+        self.open = False
+
+    @contextlib.contextmanager
+    def session(self):
+        self.open = True
+        yield
+        self.open = False
+
+    def make(self, row, on_step):
+        assert self.open
+        request = row.request
+        if request.prompt == "broken":
+            raise ValueError("a broken prompt")
+        for step in range(request.num_inference_steps):
+            self.stage(row.seed, key=request.width)
+            on_step(step + 1, request.num_inference_steps)
+        return Image.new("L", (1, 1), row.seed)
+
+
+class Encoder:
+    """Keeps what it gets, by number."""
+
+    def __init__(self):
+        self.results = {}
+
+    def submit(self, raw):
+        assert raw.number not in self.results
+        self.results[raw.number] = raw
+
+
+class Script(Mailbox):
+    """Gives each command when so many forwards have been run, and `Stop` when nothing is left to do."""
+
+    def __init__(self, stage, commands):
+        super().__init__()
+        self.stage = stage
+        self.script = sorted(commands, key=lambda item: item[0])
+        self.posted = []
+
+    def take(self, timeout):
+        if self.script and (timeout is None or self.script[0][0] <= len(self.stage.forwards)):
+            return self.script.pop(0)[1]
+        return ev.Stop() if timeout is None else None
+
+    def post(self, event):
+        self.posted.append(event)
+
+
+def job(number, *, seeds=(1,), steps=3, width=512, prompt="a cat"):
+    request = ResolvedRequest(
+        model="toy",
+        prompt=prompt,
+        negative_prompt=None,
+        seeds=tuple(seeds),
+        num_inference_steps=steps,
+        guidance_scale=None,
+        width=width,
+        height=width,
+    )
+    return ev.Job(number, request, arrived=0.0)
+
+
+def run(commands, *, stage=None, max_batch_size=8, timer=None):
+    """Return the events and the results after all of the commands, given as (after how many forwards, command)."""
+    stage = stage or ToyStage()
+    mailbox, encoder = Script(stage, commands), Encoder()
+    engine = ContinuousEngine(ToyBackend(stage, timer), encoder, max_batch_size=max_batch_size)
+    try:
+        engine.run(mailbox)
+    finally:
+        mailbox.close()
+    return mailbox.posted, encoder.results
+
+
+def of(kind, posted):
+    return [event for event in posted if isinstance(event, kind)]
+
+
+def test_a_job_starts_steps_and_ends():
+    posted, results = run([(0, job(7, seeds=(5,), steps=2))])
+    assert posted[0] == ev.Started((7,))
+    assert of(ev.Stepped, posted) == [ev.Stepped((7,), 1, 2), ev.Stepped((7,), 2, 2)]
+    assert isinstance(posted[-1], ev.Idle)
+    assert results[7].images[0].getpixel((0, 0)) == 5
+    assert (results[7].seeds, results[7].batch_size) == ((5,), 1)
+
+
+def test_jobs_join_and_leave_at_any_forward():
+    stage = ToyStage()
+    _, results = run([(0, job(1, steps=4)), (1, job(2, steps=2)), (2, job(3, steps=4))], stage=stage)
+    assert [rows for _, rows in stage.forwards] == [1, 2, 3, 2, 1, 1]
+    assert sorted(results) == [1, 2, 3]
+    assert [results[number].batch_size for number in (1, 2, 3)] == [3, 3, 3]
+
+
+def test_each_image_of_a_job_runs_for_itself_and_comes_in_order():
+    posted, results = run([(0, job(1, seeds=(4, 5, 6), steps=2))], max_batch_size=2)
+    assert [image.getpixel((0, 0)) for image in results[1].images] == [4, 5, 6]
+    assert of(ev.Started, posted) == [ev.Started((1,))]
+    assert [event.step for event in of(ev.Stepped, posted)] == [1, 2]
+    assert {event.steps for event in of(ev.Stepped, posted)} == {2}
+
+
+def test_no_more_images_run_than_allowed():
+    stage = ToyStage()
+    _, results = run([(0, job(number, seeds=(1, 2))) for number in range(5)], stage=stage, max_batch_size=3)
+    assert len(results) == 5
+    assert max(rows for _, rows in stage.forwards) == 3
+
+
+def test_calls_tell_images_that_shared_and_images_that_came_out():
+    posted, _ = run([(0, job(1, steps=2)), (0, job(2, steps=3))])
+    done = of(ev.CallDone, posted)
+    assert [call.requests for call in done] == [2, 2, 1]
+    assert sum(call.images for call in done) == 2
+    assert [call.rows for call in done] == [2, 2, 1]
+    assert {call.steps for call in done} == {1}
+    assert done[-1].seconds_per_image is not None
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_cancelled_job_leaves_and_nothing_is_said_of_it(after):
+    stage = ToyStage()
+    commands = [(0, job(1, steps=4)), (0, job(2, seeds=(1, 2), steps=4)), (after, ev.Cancel(2))]
+    posted, results = run(commands, stage=stage)
+    assert sorted(results) == [1]
+    assert not of(ev.Failed, posted)
+    assert posted.count(ev.Idle()) == 1
+
+
+def test_a_cancelled_job_that_waits_never_starts():
+    posted, results = run([(0, job(1)), (0, job(2)), (1, ev.Cancel(2))], max_batch_size=1)
+    assert sorted(results) == [1]
+    assert of(ev.Started, posted) == [ev.Started((1,))]
+
+
+def test_cancelling_what_is_not_there_does_nothing():
+    posted, _ = run([(0, ev.Cancel(9))])
+    assert posted == []
+
+
+def test_a_broken_request_fails_alone():
+    stage = ToyStage()
+    stage.poison = {13}
+    commands = [(0, job(1)), (0, job(2, prompt="broken")), (0, job(3, seeds=(1, 13))), (0, job(4))]
+    posted, results = run(commands, stage=stage)
+    assert sorted(results) == [1, 4]
+    failed = {event.number: event for event in of(ev.Failed, posted)}
+    assert sorted(failed) == [2, 3]
+    assert {event.code for event in failed.values()} == {"generation_failed"}
+    assert failed[2].message == "ValueError: a broken prompt"
+
+
+def test_out_of_memory_is_split_and_told():
+    stage = ToyStage(fits=2)
+    posted, results = run([(0, job(number)) for number in range(4)], stage=stage)
+    assert len(results) == 4
+    assert of(ev.CallFailed, posted) == [ev.CallFailed(4, 0.0, split=True)]
+
+
+def test_what_does_not_fit_alone_says_its_size_and_what_would():
+    class Large(ToyStage):
+        def _forward(self, values, key):
+            self.fits = 0 if key == 2048 else None
+            return super()._forward(values, key)
+
+    posted, results = run(
+        [(0, job(1, width=1024)), (1, job(2, width=2048)), (4, job(3, width=2048))], stage=Large()
+    )
+    assert sorted(results) == [1]
+    failed = of(ev.Failed, posted)
+    assert [event.code for event in failed] == ["out_of_memory"] * 2
+    assert "2048x2048" in failed[0].message
+    assert "1024x1024 pixels did fit" in failed[1].message
+
+
+def test_a_lost_device_ends_the_engine():
+    class Lost(ToyStage):
+        def _forward(self, values, key):
+            raise DeviceLostError("gone")
+
+    with pytest.raises(DeviceLostError):
+        run([(0, job(1))], stage=Lost())
+
+
+def test_stop_lets_what_runs_end_and_starts_nothing():
+    _, results = run([(0, job(1)), (0, job(2)), (1, ev.Stop())], max_batch_size=1)
+    assert sorted(results) == [1]
+
+
+def test_what_on_step_raises_is_no_failure():
+    class Backend(ToyBackend):
+        def make(self, row, on_step):
+            raise StoppedError
+
+    stage = ToyStage()
+    mailbox = Script(stage, [(0, job(1))])
+    ContinuousEngine(Backend(stage), Encoder(), max_batch_size=1).run(mailbox)
+    mailbox.close()
+    assert not of(ev.Failed, mailbox.posted)
+
+
+def test_a_large_image_does_not_starve_small_ones_nor_they_it():
+    clock = ToyClock(lambda width, rows: rows * (width / 512) ** 2)
+    stage = ToyStage(clock=clock)
+    ended = {}
+    commands = [(0, job(0, width=1024, steps=10))] + [(0, job(number, steps=10)) for number in range(1, 30)]
+    mailbox, encoder = Script(stage, commands), Encoder()
+    encoder.submit = lambda raw: ended.setdefault(raw.number, clock.now)
+    ContinuousEngine(ToyBackend(stage, WallTimer(clock)), encoder, max_batch_size=4).run(mailbox)
+    mailbox.close()
+    assert len(ended) == 30
+    assert ended[1] < ended[0]  # the small ones do not wait for it
+    assert ended[0] < 0.6 * max(ended.values())  # and it does not wait for all of them
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_job_ends_in_one_answer_whatever_happens(seed):
+    rng = random.Random(seed)
+    stage = ToyStage(fits=rng.choice([None, 1, 3]))
+    stage.poison = {13}
+    commands = []
+    for number in range(30):
+        seeds = [rng.choice([1, 2, 3, 3, 13]) for _ in range(rng.randint(1, 3))]
+        at = rng.randint(0, 60)
+        prompt = rng.choice(["a cat", "a cat", "broken"])
+        commands.append(
+            (at, job(number, seeds=seeds, steps=rng.randint(1, 6), width=rng.choice([512, 1024]), prompt=prompt))
+        )
+        if rng.random() < 0.3:
+            commands.append((at + rng.randint(0, 10), ev.Cancel(number)))
+    cancelled = {command.number for _, command in commands if isinstance(command, ev.Cancel)}
+    posted, results = run(commands, stage=stage, max_batch_size=rng.randint(1, 8))
+    answers = [*results, *(event.number for event in of(ev.Failed, posted))]
+    assert len(answers) == len(set(answers))
+    assert set(range(30)) - set(answers) <= cancelled
+    assert posted[-1] == ev.Idle()
