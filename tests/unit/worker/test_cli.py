@@ -44,7 +44,7 @@ def test_defaults(run):
     assert (config.gpu, config.device, config.effective_batching, config.max_batch_size) == (
         0,
         "auto",
-        "continuous",
+        "static",
         8,
     )
     assert (config.max_batch_wait, config.drain_timeout) == (0.05, 30.0)
@@ -90,6 +90,8 @@ def test_the_command_line_wins_over_the_environment(run):
 @pytest.mark.parametrize("text", ["true", "1", "Yes", "ON", ""])
 def test_batching_is_enabled(run, text):
     run(ENABLE_BATCHING=text)
+    assert run.config.effective_batching == "static"
+    run("--backend", "diffusers", ENABLE_BATCHING=text)
     assert run.config.effective_batching == "continuous"
 
 
