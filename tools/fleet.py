@@ -8,21 +8,40 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 from imagegen_client import Client
 
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put an interruption off until after the block: amid the hooks of a fork its exception would be swallowed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    usual = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if came and callable(handler := usual[signal.Signals(came[0])]):
+        handler(came[0], None)
 
 
 class FleetError(RuntimeError):
@@ -118,16 +137,17 @@ class Fleet:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             log = (self._log_folder / f"{name}.log").open("a")
             self._logs.append(log)
-        process = subprocess.Popen(
-            [*prefix, program, *command[1:]],
-            stdout=stdout if stdout is not None else log,
-            stderr=log,
-            text=True,
-            env={**os.environ, **(environment or {})},
-            preexec_fn=_die_with_parent,
-            start_new_session=True,
-        )
-        self.processes[name] = process
+        with _uninterrupted():
+            process = subprocess.Popen(
+                [*prefix, program, *command[1:]],
+                stdout=stdout if stdout is not None else log,
+                stderr=log,
+                text=True,
+                env={**os.environ, **(environment or {})},
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+            self.processes[name] = process
         return process
 
     def wait_for_workers(self, client: Client, count: int, timeout: float = 120.0) -> None:
@@ -143,7 +163,7 @@ class Fleet:
                     raise FleetError(f"{name} ended with status {process.returncode} before there were {what}")
             if time.monotonic() > end:
                 raise FleetError(f"no {what} after {timeout:.0f} s")
-            Event().wait(0.05)
+            threading.Event().wait(0.05)
 
     def kill(self, name: str) -> None:
         """Kill a process with SIGKILL and forget it."""
