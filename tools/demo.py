@@ -35,11 +35,10 @@ OUT = Path("out/demo")
 def main() -> int:
     """Run the demo; returns the exit status."""
     console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
-    OUT.mkdir(parents=True, exist_ok=True)
-    fleet = Fleet(log_folder=OUT / "logs")
     try:
-        with fleet:
+        signal.signal(signal.SIGTERM, _interrupt)
+        OUT.mkdir(parents=True, exist_ok=True)
+        with Fleet(log_folder=OUT / "logs") as fleet:
             run(fleet, console)
             # Nothing may interrupt the stopping of what was started.
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from tests.unit.worker.bench import MODEL, Bench, rid
 numbers = st.integers(0, 6)
 links = st.integers(0, 1)
 id_lists = st.lists(numbers, max_size=4)
-jobs = st.integers(0, 30)
+jobs = st.integers(0, 9)
 """Job numbers: of requests that wait, run, are over or never were."""
 
 

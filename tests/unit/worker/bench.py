@@ -59,11 +59,10 @@ class Bench:
         warm: bool = True,
         registered: bool = True,
         drain: float = 30.0,
-        step: float = 300.0,
         **limits: Any,
     ) -> None:
         self.now = 100.0
-        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain, step_timeout=step)
+        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain)
         self.core = WorkerCore(IDENTITY, links=links, policy=policy, now=self.now)
         self.sent: list[tuple[int, Any, tuple[bytes, ...]]] = []
         self.jobs: dict[int, ev.Job] = {}

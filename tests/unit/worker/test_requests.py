@@ -3,10 +3,9 @@
 import pytest
 
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
-from imagegen_protocol.messages import Error, Goodbye, Progress, Result, Work, WorkerHeartbeat
+from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES
-from imagegen_worker.core.worker import DEVICE_HUNG_STATUS
 from tests.unit.worker.bench import Bench, rid
 
 
@@ -274,30 +273,6 @@ def test_the_age_of_the_last_step_is_told_while_something_runs():
     bench.event(ev.Idle())
     bench.advance(1.0)
     assert bench.messages(WorkerHeartbeat)[-1].step_age_seconds is None
-
-
-def test_a_device_that_hangs_ends_the_process_without_a_farewell():
-    bench = Bench(step=5.0)
-    bench.work(1)
-    bench.beats(20.0)
-    assert bench.status is None, "what only waits is no sign of a hung device"
-    bench.start(1)
-    bench.beats(4.0)
-    bench.step(1, 1)
-    bench.beats(4.0)
-    assert bench.status is None
-    bench.advance(1.0)
-    assert bench.status == DEVICE_HUNG_STATUS
-    assert bench.messages(Goodbye) == []
-    assert bench.core.next_deadline() is None
-
-
-def test_a_step_may_take_for_ever_where_that_is_wanted():
-    bench = Bench(step=0.0)
-    bench.work(1)
-    bench.start(1)
-    bench.beats(5000.0)
-    assert bench.status is None
 
 
 def test_totals_and_speed_are_told():
