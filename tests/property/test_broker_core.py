@@ -12,6 +12,8 @@ numbers = st.integers(0, 12)
 clients = st.sampled_from(["a", "b"])
 workers = st.sampled_from(["u", "v", "w"])
 id_lists = st.lists(numbers.map(rid), max_size=5, unique=True)
+ages = st.sampled_from([None, None, 1.0, 121.0])
+LIMITS = {"max_requests": 10, "max_requests_per_client": 8, "max_bytes_per_client": 28, "max_attempts": 2}
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -24,11 +26,11 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(strategy=st.sampled_from(STRATEGIES))
     def start(self, strategy):
         if self.bench is None:
-            self.bench = Bench(strategy=strategy, max_requests=10, max_requests_per_client=8, max_attempts=2)
+            self.bench = Bench(strategy=strategy, **LIMITS)
 
     def live(self):
         if self.bench is None:
-            self.bench = Bench(max_requests=10, max_requests_per_client=8, max_attempts=2)
+            self.bench = Bench(**LIMITS)
         return self.bench
 
     @rule(number=numbers, client=clients, timeout=st.sampled_from([None, 0.3, 5.0]), priority=st.integers(-1, 1))
@@ -51,10 +53,10 @@ class BrokerMachine(RuleBasedStateMachine):
     def ready(self, worker, queued, finished, seconds):
         self.live().ready(worker, queued=queued, finished=finished, seconds_per_image=seconds)
 
-    @rule(worker=workers, running=id_lists, queued=id_lists, finished=id_lists, draining=st.booleans())
-    def beat(self, worker, running, queued, finished, draining):
-        state = "draining" if draining else "ready"
-        self.live().beat(worker, running=running, queued=queued, finished=finished, state=state)
+    @rule(worker=workers, running=id_lists, queued=id_lists, finished=id_lists, draining=st.booleans(), age=ages)
+    def beat(self, worker, running, queued, finished, draining, age):
+        holding = {"running": running, "queued": queued, "finished": finished}
+        self.live().beat(worker, state="draining" if draining else "ready", step_age_seconds=age, **holding)
 
     @rule(worker=workers)
     def honest_beat(self, worker):
@@ -81,6 +83,11 @@ class BrokerMachine(RuleBasedStateMachine):
         self.bench.core.backend.unreachable(worker.encode(), lost)
         self.bench.settle()
 
+    @rule(client=clients, number=numbers)
+    def client_takes_nothing(self, client, number):
+        self.live().core.frontend.not_taken(client.encode(), rid(number))
+        self.bench.settle()
+
     @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 4.0]))
     def time_passes(self, seconds):
         self.live().advance(seconds)
@@ -91,6 +98,7 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         ledger = self.bench.core.ledger
         assert len(ledger.requests) <= 10
+        assert sum(client.held_bytes for client in ledger.clients.values()) == ledger.bytes
         assert len(ledger.tombstones) <= ledger.settings.tombstones
 
     @invariant()

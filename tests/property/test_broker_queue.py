@@ -55,6 +55,7 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             else:
                 own = [r for r, _ in waiting.values() if r.priority == top and r.client is request.client]
                 assert request is own[0], "a client's requests go in the order of their arrival"
+            queue.end_turn(request)
             queue.remove(request)
             del waiting[request.id]
         elif waiting:
@@ -75,6 +76,7 @@ def test_between_two_turns_of_a_client_everyone_else_who_waits_has_one(owners):
     left = {client.id: owners.count(index) for index, client in enumerate(CLIENTS)}
     since: dict[bytes, set[bytes]] = {}
     while (request := queue.peek("m")) is not None:
+        queue.end_turn(request)
         queue.remove(request)
         me = request.client.id
         if me in since:

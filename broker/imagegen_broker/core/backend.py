@@ -36,15 +36,13 @@ class Backend:
                 self._ledger.send(ToWorker(worker_id, self._beat(session=0, beat=0)))
             return
         worker.heard = now
-        if not worker.reachable:
-            worker.reachable = True
-            self._ledger.placement.update(worker)
         match message:
             case WorkerHeartbeat():
+                worker.reachable = True  # and no other message says what it has now
                 worker.draining = message.state == "draining"
                 worker.step_age = message.step_age_seconds
                 trusted = message.beat if message.session == worker.session else -1
-                self._reconcile(worker, message, trusted)
+                self._reconcile(worker, message, trusted, now)
             case Progress():
                 self._progress(worker, message, header)
             case Result():
@@ -57,17 +55,17 @@ class Backend:
             case Goodbye():
                 self.remove(worker, now, died=False)
 
-    def tick(self, now: float) -> None:
-        """Bury dead workers, and beat for the others."""
+    def tick(self, now: float, *, slept: bool) -> None:
+        """Bury dead workers, unless the broker itself `slept` and may not have read all; beat for the others."""
         for worker in list(self._ledger.workers.values()):
-            if now - worker.heard > self._ledger.settings.silence:
+            if now - worker.heard > self._ledger.settings.silence and not slept:
                 self._ledger.counters.workers_lost += 1
                 self.remove(worker, now, died=True)
             else:
                 self._send_beat(worker)
 
     def unreachable(self, worker_id: bytes, request_id: bytes | None) -> None:
-        """The socket did not take a message: no room there until the worker is heard again."""
+        """The socket did not take a message: no room there until the worker says again what it has."""
         worker = self._ledger.workers.get(worker_id)
         if worker is None:
             return
@@ -75,6 +73,11 @@ class Backend:
         self._ledger.placement.update(worker)
         if request_id is not None and request_id in worker.assigned:
             self._requeue(worker.assigned[request_id].request, "unreachable")
+
+    def revoked(self, worker_id: bytes, now: float) -> None:
+        """Strike a worker off, if it is one, whose key is no longer allowed; its requests move on."""
+        if (worker := self._ledger.workers.get(worker_id)) is not None:
+            self.remove(worker, now, died=False)
 
     # ---- registration ---------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ class Backend:
             self._ledger.counters.workers_registered += 1
             self._adopt_default_model(message.models[0])
         worker.heard = now
-        self._reconcile(worker, message, trusted_beat=-1)
+        self._reconcile(worker, message, -1, now)
         self._send_beat(worker)
 
     def _refuse(self, worker_id: bytes, holder: Worker) -> None:
@@ -123,27 +126,32 @@ class Backend:
             ledger.unclaim(worker, request_id)
         for assignment in list(worker.holding.values()):
             assignment.request.worker = None
+        if died:
+            self._move_on(worker, "worker_lost", "died", now)
+        else:
+            self._move_on(worker, "worker_left", None, now)
+
+    def _move_on(self, worker: Worker, reason: str, fate: str | None, now: float) -> None:
+        """Take a worker's requests from it; `fate`: what became of it, held against those that were running."""
         for request_id, assignment in list(worker.assigned.items()):
             request = assignment.request
-            if died and request_id in worker.running:
-                request.deaths += 1
-            if request.deaths >= ledger.settings.max_attempts:
-                self._poison(request, worker, now)
+            if fate is not None and request_id in worker.running:
+                request.deaths.append(f"attempt {request.attempt} on {worker.name!r}, which {fate}")
+            if len(request.deaths) >= self._ledger.settings.max_attempts:
+                text = f"it took {len(request.deaths)} workers down: {'; '.join(request.deaths)}"
+                code = PoisonRequestError.code
+                answer = Error(request_id=request.id, code=code, message=text, attempt=request.attempt)
+                self._ledger.fail(request, answer, now)
             else:
-                self._requeue(request, "worker_lost" if died else "worker_left")
-
-    def _poison(self, request: Request, worker: Worker, now: float) -> None:
-        text = f"{request.deaths} workers died while they made this request, the last was {worker.name!r}"
-        request.worker = None
-        self._ledger.fail(
-            request,
-            Error(request_id=request.id, code=PoisonRequestError.code, message=text, attempt=request.attempt),
-            now,
-        )
+                self._requeue(request, reason)
 
     def _requeue(self, request: Request, reason: str) -> None:
         self._ledger.counters.requeued[reason] += 1
         self._ledger.enqueue(request, front=True)
+        for other in self._ledger.workers.values():
+            if request.id in other.finished or (request.id in other.others and not other.stuck):
+                self._ledger.attach(request, other)  # it has a copy that another broker gave it
+                return
 
     # ---- heartbeats -----------------------------------------------------------------------------
 
@@ -161,7 +169,17 @@ class Backend:
         worker.beat += 1
         self._ledger.send(ToWorker(worker.id, self._beat(worker.session, worker.beat)))
 
-    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int) -> None:
+    def _check_step(self, worker: Worker, now: float) -> None:
+        """A worker whose step is too old hangs, though its heartbeats go on: what it has moves on."""
+        limit = self._ledger.settings.step_timeout
+        stuck = bool(limit) and worker.step_age is not None and worker.step_age > (limit or 0)
+        if stuck and not worker.stuck:
+            self._ledger.counters.workers_stuck += 1
+            worker.stuck = True
+            self._move_on(worker, "worker_stuck", "hung", now)
+        worker.stuck = stuck
+
+    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int, now: float) -> None:
         """Compare what a worker says it holds with what the broker gave it.
 
         What was given before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
@@ -169,9 +187,10 @@ class Backend:
         ledger = self._ledger
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
-        worker.running = frozenset(listed.running)
+        worker.running, worker.finished = frozenset(listed.running), frozenset(listed.finished)
+        self._check_step(worker, now)
         active = worker.running.union(listed.queued)
-        finished = frozenset(listed.finished)
+        finished = worker.finished
         worker.others = {request_id for request_id in active if request_id not in worker.assigned}
         for request_id in worker.unclaimed - active - finished:
             ledger.unclaim(worker, request_id)
@@ -187,20 +206,28 @@ class Backend:
             if request_id not in finished and assignment.beat < trusted_beat:
                 del worker.holding[request_id]
                 assignment.request.worker = None  # the answer is gone; made again if nobody acknowledges
-        for request_id in worker.others | finished:
-            self._claim(worker, request_id)
+        for request_id in (*listed.running, *listed.queued, *listed.finished):
+            if request_id not in worker.assigned:
+                self._claim(worker, request_id, usable=request_id in finished or not worker.stuck)
         ledger.placement.update(worker)
 
-    def _claim(self, worker: Worker, request_id: bytes) -> None:
-        """Decide about an id that a worker has, though this broker has not given it, or knows it finished."""
+    def _claim(self, worker: Worker, request_id: bytes, *, usable: bool) -> None:
+        """Decide about an id that a worker has, though this broker has not given it, or knows it finished.
+
+        `usable`: there is an answer, or it can be expected.
+        """
         request = self._ledger.requests.get(request_id)
         if request is None:
-            if request_id in self._ledger.tombstones:
+            ended = self._ledger.tombstones.get(request_id)
+            if ended is not None:
                 self._ledger.release(worker, request_id)
-            else:
+            if usable and not ended:  # nobody has its answer: whoever gave it up may come back for it
                 self._ledger.claimable(worker, request_id)
+            else:
+                self._ledger.unclaim(worker, request_id)
         elif request.state is State.QUEUED:
-            self._ledger.attach(request, worker)
+            if usable:
+                self._ledger.attach(request, worker)
         elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
             self._ledger.hold(request, worker)  # it was thought dead, and still has the answer
         elif request.worker is not worker:
@@ -217,13 +244,18 @@ class Backend:
         self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float
     ) -> None:
         ledger = self._ledger
+        if request_id in worker.others:
+            worker.others.discard(request_id)
+            ledger.placement.update(worker)
         request = ledger.requests.get(request_id)
         if request is None:
             if request_id in ledger.tombstones:
                 ledger.release(worker, request_id)
             return
         if request.state is State.DELIVERED:
-            if request.worker is not worker:
+            if request.worker is None and request.answer is None:
+                ledger.hold(request, worker)  # it was thought dead, and still has the answer
+            elif request.worker is not worker:
                 ledger.release(worker, request_id)
                 return
         elif request.state is State.DISPATCHED and request.worker is not worker:
@@ -231,7 +263,7 @@ class Backend:
             return
         else:
             ledger.deliver(request, worker, outcome, now)
-        ledger.send(ToClient(request.client.id, header, payload))
+        ledger.pass_on(request, header, payload)
 
     def _returned(self, worker: Worker, request_id: bytes) -> None:
         """A draining worker gives a request back unmade."""

@@ -9,7 +9,7 @@ from imagegen_broker.core.frontend import Frontend
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import Action, Payload, Request, Settings, State, ToClient, ToWorker, Worker
 from imagegen_broker.core.snapshot import statistics
-from imagegen_protocol.errors import DeadlineExceededError, ProtocolError
+from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
 from imagegen_protocol.messages import (
     ClientMessage,
     Error,
@@ -30,7 +30,7 @@ class BrokerCore:
     def __init__(self, settings: Settings, now: float) -> None:
         self.settings = settings
         self.started = now
-        self.ledger = Ledger(settings)
+        self.ledger = Ledger(settings, now)
         self.frontend = Frontend(self.ledger)
         self.backend = Backend(self.ledger)
         self._next_tick = now + settings.interval
@@ -59,12 +59,24 @@ class BrokerCore:
         """Answer a worker's message that did not decode."""
         self.ledger.send(ToWorker(worker_id, self._complaint(problem)))
 
+    def revoked(self, peer: bytes, role: str, now: float) -> None:
+        """Learn that a peer ("clients" or "workers") spoke with a key that is no longer allowed."""
+        problem = UnauthorizedError("the broker does not, or no longer, accept this key")
+        if role == "clients":
+            self.frontend.revoked(peer)
+            self.malformed_from_client(peer, problem)
+        else:
+            self.backend.revoked(peer, now)
+            self.malformed_from_worker(peer, problem)
+
     def not_sent(self, action: Action) -> None:
         """Learn that the socket did not take a message: the peer is gone, or reads too slowly."""
         self.ledger.counters.dropped += 1
         if isinstance(action, ToWorker):
             message = action.message
             self.backend.unreachable(action.worker_id, message.request_id if isinstance(message, Work) else None)
+        else:
+            self.frontend.not_taken(action.client_id, action.answers)
 
     def _complaint(self, problem: ProtocolError) -> Error:
         self.ledger.counters.malformed += 1
@@ -75,7 +87,7 @@ class BrokerCore:
     @property
     def dispatching_from(self) -> float:
         """When the grace of a new broker ends."""
-        return self.started + self.settings.grace
+        return self.ledger.listening_until
 
     def next_deadline(self) -> float:
         """Return when `settle` must be called, if no message comes before."""
@@ -98,11 +110,14 @@ class BrokerCore:
 
     def _tick(self, now: float) -> None:
         """Once an interval: deaths, heartbeats, and answers that nobody has acknowledged."""
+        # A broker that slept may not have read all that came meanwhile: it buries nobody now.
+        slept = now - self._next_tick > self.settings.interval
         # The next one is counted from now: a loop that was late must not beat twice at once.
         self._next_tick = now + self.settings.interval
         self.ledger.rate.tick(now)
-        self.backend.tick(now)
-        self.frontend.tick(now)
+        self.backend.tick(now, slept=slept)
+        self.frontend.tick(now, slept=slept)
+        self.frontend.refuse_unknown_models(now)
         for resends, waiting in enumerate(self.ledger.unacknowledged):
             patience = 2 * self.settings.interval * 2**resends
             while waiting:
@@ -131,7 +146,7 @@ class BrokerCore:
         self.ledger.counters.queue_wait.observe(now - request.arrived)
         request.attempt += 1
         request.dispatched = now
-        self.ledger.assign(request, worker)
+        self.ledger.assign(request, worker, turn=True)
         left = None if request.deadline is None else max(request.deadline - now, 1e-3)
         work = Work(
             request_id=request.id,
@@ -170,3 +185,6 @@ class BrokerCore:
         assert assigned == states.count(State.DISPATCHED)
         assert sum(len(client.requests) for client in ledger.clients.values()) == len(ledger.requests)
         assert ledger.bytes == sum(request.size for request in ledger.requests.values())
+        for client in ledger.clients.values():
+            assert client.held_bytes == sum(request.size for request in client.requests.values())
+            assert all(client.requests[request_id].state is State.DELIVERED for request_id in client.missed)

@@ -68,6 +68,7 @@ class Counters:
     resent: int = 0
     workers_registered: int = 0
     workers_lost: int = 0
+    workers_stuck: int = 0
     clients_lost: int = 0
     malformed: int = 0
     dropped: int = 0

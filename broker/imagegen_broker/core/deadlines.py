@@ -31,8 +31,8 @@ class Deadlines:
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> list[Request]:
-        """Take the unfinished requests whose deadline has passed."""
-        late: list[Request] = []
+        """Take the unfinished requests whose deadline has passed, each once."""
+        late: dict[Request, None] = {}
         while (deadline := self.next()) is not None and deadline <= now:
-            late.append(heapq.heappop(self._heap)[2])
-        return late
+            late[heapq.heappop(self._heap)[2]] = None
+        return list(late)

@@ -1,5 +1,6 @@
 """What the broker does with clients' messages."""
 
+from itertools import islice
 from typing import Any
 
 from imagegen_broker.core.ledger import Ledger
@@ -18,6 +19,8 @@ from imagegen_protocol.messages import (
 
 _MIN_RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 60.0
+_MISSED_A_TIME = 8
+"""Missed answers that a client which is heard gets each interval, beside one for each that it acknowledges."""
 
 
 class Frontend:
@@ -35,12 +38,17 @@ class Frontend:
                 return
             client = self._register(client_id, now)
         client.heard = now
+        if (client.blocked or client.missed) and now >= client.probe_at:
+            client.probe_at = now + self._ledger.settings.interval
+            self._try_missed(client, _MISSED_A_TIME, now)
         match message:
             case Submit():
                 self._submit(client, message, payload, now)
             case Ack(request_ids=ids):
                 for request_id in ids:
                     self._acknowledge(client, request_id)
+                if client.missed:
+                    self._try_missed(client, len(ids), now)
             case Cancel(request_id=request_id):
                 self._cancel(client, request_id, now)
             case Goodbye():
@@ -57,21 +65,26 @@ class Frontend:
         )
         self._ledger.send(ToClient(client.id, beat))
 
-    def tick(self, now: float) -> None:
-        """Give up dead clients, and beat for the others."""
+    def tick(self, now: float, *, slept: bool) -> None:
+        """Give up dead clients, unless the broker `slept` and may not have read all; beat for the others."""
         for client in list(self._ledger.clients.values()):
-            if now - client.heard > self._ledger.settings.silence:
+            if now - client.heard > self._ledger.settings.silence and not slept:
                 self._ledger.counters.clients_lost += 1
                 self.drop(client)
             else:
                 self.heartbeat(client)
+
+    def revoked(self, client_id: bytes) -> None:
+        """Forget a client, if it is one, whose key is no longer allowed."""
+        if (client := self._ledger.clients.get(client_id)) is not None:
+            self.drop(client)
 
     def drop(self, client: Client) -> None:
         """Forget a client and give up whatever it has not received."""
         for request in list(client.requests.values()):
             if request.state is not State.DELIVERED:
                 self._ledger.counters.abandoned += 1
-            self._ledger.forget(request)
+            self._ledger.forget(request, acknowledged=False)
         del self._ledger.clients[client.id]
 
     def _register(self, client_id: bytes, now: float) -> Client:
@@ -90,7 +103,7 @@ class Frontend:
             return
         if self._ledger.tombstones.get(message.request_id) == client.id:
             return  # acknowledged lately: a copy that was late on the way
-        refusal = self._refusal(client, message, payload)
+        refusal = self._refusal(client, message, payload, now)
         if refusal is not None:
             self._ledger.counters.rejected[refusal["code"]] += 1
             self._ledger.send(ToClient(client.id, Error(request_id=message.request_id, **refusal)))
@@ -119,10 +132,31 @@ class Frontend:
         if request.state is State.DELIVERED:
             self.send_answer_again(request, now)
 
+    def _try_missed(self, client: Client, count: int, now: float) -> None:
+        """A client whose connection took nothing is heard, or reads: try with a few of the answers it missed."""
+        client.blocked = False
+        for request_id in list(islice(client.missed, count)):
+            del client.missed[request_id]
+            self.send_answer_again(client.requests[request_id], now)
+
+    def not_taken(self, client_id: bytes, answers: bytes | None) -> None:
+        """Learn that a client's connection takes nothing; `answers`: the request whose answer it missed."""
+        client = self._ledger.clients.get(client_id)
+        if client is None:
+            return
+        client.blocked = True
+        request = None if answers is None else client.requests.get(answers)
+        if request is not None and request.state is State.DELIVERED:
+            client.missed[request.id] = None
+
     def send_answer_again(self, request: Request, now: float) -> None:
         """Send a DELIVERED answer once more: the broker's own at once, a worker's through its holder."""
+        if request.client.blocked:
+            request.client.missed[request.id] = None
+            self._ledger.sent_again(request, now)
+            return
         if request.answer is not None:
-            self._ledger.send(ToClient(request.client.id, request.answer))
+            self._ledger.pass_on(request, request.answer)
         elif request.worker is not None:
             self._ledger.ask_again(request.worker, request.id)
         else:
@@ -132,7 +166,7 @@ class Frontend:
             return
         self._ledger.sent_again(request, now)
 
-    def _refusal(self, client: Client, message: Submit, payload: Payload) -> dict[str, Any] | None:
+    def _refusal(self, client: Client, message: Submit, payload: Payload, now: float) -> dict[str, Any] | None:
         """Return the fields of the ERROR with which a new request is refused, or None."""
         if not payload:
             return {"code": "invalid_request", "message": "a submit needs a body frame after the header"}
@@ -143,21 +177,42 @@ class Frontend:
             return {"code": "invalid_request", "message": text}
         if any(len(frame) > MAX_FRAME_BYTES for frame in payload):
             return {"code": "invalid_request", "message": f"a frame may be {MAX_FRAME_BYTES} bytes long"}
-        served = self._ledger.placement.models()
-        if message.model is not None and served and not self._ledger.placement.serves(message.model):
-            text = f"no worker serves the model {message.model!r}; served are: {', '.join(served)}"
-            return {"code": "model_not_found", "message": text}
+        if message.model is not None and self._is_unknown(message.model, now):
+            return {"code": "model_not_found", "message": self._served(message.model)}
         return self._overload(client, sum(len(frame) for frame in payload))
+
+    def _is_unknown(self, model: str, now: float) -> bool:
+        """Say whether no worker has served the model, and the broker has been there long enough to know."""
+        placement = self._ledger.placement
+        return not (now < self._ledger.listening_until or placement.empty or placement.has_served(model))
+
+    def _served(self, model: str) -> str:
+        served = ", ".join(self._ledger.placement.models())
+        return f"no worker serves the model {model!r}; served are: {served}"
+
+    def refuse_unknown_models(self, now: float) -> None:
+        """Answer the requests that were taken in before the broker knew that nobody serves their model."""
+        for model in self._ledger.queue.models():
+            if model is None or not self._is_unknown(model, now):
+                continue
+            text = self._served(model)
+            for request in self._ledger.queue.of(model):
+                answer = Error(request_id=request.id, code="model_not_found", message=text)
+                self._ledger.fail(request, answer, now)
 
     def _overload(self, client: Client, size: int) -> dict[str, Any] | None:
         settings = self._ledger.settings
         held = len(self._ledger.requests)
+        own = len(client.requests)
         if held >= settings.max_requests:
             text = f"the broker holds {held} requests, as many as it may"
         elif self._ledger.bytes + size > settings.max_bytes:
             text = f"the broker holds {self._ledger.bytes} bytes of requests, {settings.max_bytes} are allowed"
-        elif len(client.requests) >= settings.max_requests_per_client:
-            text = f"this client has {len(client.requests)} requests here, as many as one client may"
+        elif own >= settings.max_requests_per_client:
+            text = f"this client has {own} requests here, as many as one client may"
+        elif client.held_bytes + size > settings.max_bytes_per_client:
+            limit = settings.max_bytes_per_client
+            text = f"this client has {client.held_bytes} bytes of requests here, {limit} are allowed"
         else:
             return None
         rate = self._ledger.rate.per_second
@@ -171,7 +226,7 @@ class Frontend:
         if request is None or request.client is not client:
             return
         self._ledger.counters.acknowledged += 1
-        self._ledger.forget(request)
+        self._ledger.forget(request, acknowledged=True)
 
     def _cancel(self, client: Client, request_id: bytes, now: float) -> None:
         request = self._ledger.requests.get(request_id)

@@ -13,6 +13,7 @@ from imagegen_broker.core.records import (
     Action,
     Assignment,
     Client,
+    Payload,
     Request,
     Settings,
     State,
@@ -27,8 +28,10 @@ from imagegen_protocol.messages import Accepted, Error, Release, Resend
 class Ledger:
     """Requests, clients and workers, and the only code that moves a request from state to state."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, now: float) -> None:
         self.settings = settings
+        self.listening_until = now + settings.grace
+        """Until then a new broker takes requests, but knows too little to dispatch or to refuse a model."""
         self.queue = FairQueue()
         self.placement = Placement(settings.strategy)
         self.requests: dict[bytes, Request] = {}
@@ -40,7 +43,7 @@ class Ledger:
         """DELIVERED requests by the number of resends; within one, by the time of the last sending."""
         self.deadlines = Deadlines()
         self.tombstones: OrderedDict[bytes, bytes] = OrderedDict()
-        """Ids that ended lately, and the client that each belonged to."""
+        """Ids that ended lately, and the client that has the answer; b"": nobody has, it may be asked again."""
         self.bytes = 0
         self.counters = Counters()
         self.rate = Rate()
@@ -56,6 +59,7 @@ class Ledger:
         """Take a new request in and queue it, or attach it to the worker that holds it already."""
         self.requests[request.id] = request
         request.client.requests[request.id] = request
+        request.client.held_bytes += request.size
         self.bytes += request.size
         self.tombstones.pop(request.id, None)
         self.counters.accepted += 1
@@ -67,11 +71,15 @@ class Ledger:
 
     def enqueue(self, request: Request, *, front: bool = False) -> None:
         """Put a request into the queue."""
+        if request.state is State.DELIVERED:
+            self.deadlines.add(request, len(self.requests))  # its entry was dropped when it was answered
         self._move(request, State.QUEUED)
         self.queue.push(request, front=front)
 
-    def assign(self, request: Request, worker: Worker) -> None:
-        """Book a request on a worker; its WORK or RESEND must go out now."""
+    def assign(self, request: Request, worker: Worker, *, turn: bool = False) -> None:
+        """Book a request on a worker; its WORK or RESEND must go out now. `turn`: it was its client's turn."""
+        if turn and request.state is State.QUEUED:
+            self.queue.end_turn(request)
         self._move(request, State.DISPATCHED)
         request.worker = worker
         worker.assigned[request.id] = Assignment(request, worker.beat)
@@ -85,6 +93,14 @@ class Ledger:
         request.attempt = max(1, request.attempt)
         self.counters.attached += 1
         self.ask_again(worker, request.id)
+
+    def pass_on(self, request: Request, message: Error | bytes, payload: Payload = ()) -> None:
+        """Send a terminal answer, unless the client's connection takes nothing: then it is sent when it does."""
+        client = request.client
+        if client.blocked:
+            client.missed[request.id] = None
+        else:
+            self.send(ToClient(client.id, message, payload, answers=request.id))
 
     def deliver(self, request: Request, worker: Worker, outcome: str, now: float) -> None:
         """Book that a worker's terminal answer was sent on; the worker holds it until the acknowledgement."""
@@ -101,7 +117,7 @@ class Ledger:
         worker = request.worker
         self._delivered(request, answer.code, now)
         request.answer = answer
-        self.send(ToClient(request.client.id, answer))
+        self.pass_on(request, answer)
         if worker is not None:
             self.release(worker, request.id)
 
@@ -122,21 +138,21 @@ class Ledger:
         request.resends = 0
         self.unacknowledged[0][request.id] = request
 
-    def forget(self, request: Request) -> None:
+    def forget(self, request: Request, *, acknowledged: bool) -> None:
         """Strike a request off; a worker that has it is told to forget it too."""
         worker = request.worker
         self._move(request, State.GONE)
         del self.requests[request.id]
-        request.client.requests.pop(request.id, None)
+        self._disown(request)
         self.bytes -= request.size
-        self.bury(request)
+        self._bury(request.id, request.client.id if acknowledged else b"")
         if worker is not None:
             self.release(worker, request.id)
 
-    def bury(self, request: Request) -> None:
+    def _bury(self, request_id: bytes, client_id: bytes) -> None:
         """Remember an id for a while, so that late copies of it are known for what they are."""
-        self.tombstones[request.id] = request.client.id
-        self.tombstones.move_to_end(request.id)
+        self.tombstones[request_id] = client_id
+        self.tombstones.move_to_end(request_id)
         if len(self.tombstones) > self.settings.tombstones:
             self.tombstones.popitem(last=False)
 
@@ -145,11 +161,18 @@ class Ledger:
         queued = request.state is State.QUEUED
         if queued:
             self.queue.remove(request)
-        request.client.requests.pop(request.id, None)
+        self._disown(request)
         request.client = client
         client.requests[request.id] = request
+        client.held_bytes += request.size
         if queued:
-            self.queue.push(request)
+            self.queue.push(request, front=request.attempt > 0)
+
+    def _disown(self, request: Request) -> None:
+        client = request.client
+        del client.requests[request.id]
+        client.missed.pop(request.id, None)
+        client.held_bytes -= request.size
 
     def _move(self, request: Request, state: State) -> None:
         """Leave the old state: take the request out of what it stood in."""
@@ -163,6 +186,7 @@ class Ledger:
             self.placement.update(request.worker)
         elif old is State.DELIVERED:
             self.unacknowledged[request.resends].pop(request.id, None)
+            request.client.missed.pop(request.id, None)
             if request.worker is not None:
                 request.worker.holding.pop(request.id, None)
             request.answer = None
@@ -194,7 +218,8 @@ class Ledger:
 
     def release(self, worker: Worker, request_id: bytes) -> None:
         """Have a worker forget an id (joined)."""
-        self._releases[worker.id].append(request_id)
+        if self.workers.get(worker.id) is worker:
+            self._releases[worker.id].append(request_id)
 
     def ask_again(self, worker: Worker, request_id: bytes) -> None:
         """Have a worker send an answer, now or when it is there (joined)."""

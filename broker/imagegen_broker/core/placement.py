@@ -6,6 +6,7 @@ from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
 
 _UNKNOWN_SECONDS = 1.0
+_MAX_SEEN_MODELS = 4096
 
 
 class Placement:
@@ -18,6 +19,8 @@ class Placement:
         self._heaps: dict[str, list[tuple[Key, int, bytes]]] = {}
         self._serving: dict[str, dict[bytes, Worker]] = {}
         self._plans: dict[str, dict[bytes, int]] = {}
+        self._seen: dict[str, None] = {}
+        """Models that were served at any time, the first seen first."""
 
     def models(self) -> list[str]:
         """Return the models that some worker serves, sorted."""
@@ -27,10 +30,22 @@ class Placement:
         """Say whether some worker serves the model."""
         return bool(self._serving.get(model))
 
+    def has_served(self, model: str) -> bool:
+        """Say whether some worker serves the model, or did since the start."""
+        return self.serves(model) or model in self._seen
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no worker at all."""
+        return not self._workers
+
     def add(self, worker: Worker) -> None:
         """Take a worker in."""
         self._workers[worker.id] = worker
         for model in worker.ready.models:
+            self._seen[model] = None
+            if len(self._seen) > _MAX_SEEN_MODELS:
+                del self._seen[next(iter(self._seen))]
             self._serving.setdefault(model, {})[worker.id] = worker
         self.update(worker)
 
@@ -61,7 +76,7 @@ class Placement:
         """Before a round of `choose`: fix how much of the backlog each worker may get (least-wait only)."""
         if self.strategy != "least-wait" or self._peek(model) is None:
             return
-        workers = [worker for worker in self._serving[model].values() if worker.reachable and not worker.draining]
+        workers = [worker for worker in self._serving[model].values() if worker.available]
         counts = plan_least_wait(backlog, [self._load(worker) for worker in workers])
         self._plans[model] = {worker.id: count for worker, count in zip(workers, counts, strict=True)}
 

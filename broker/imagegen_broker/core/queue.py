@@ -20,6 +20,11 @@ class _Level:
     def __bool__(self) -> bool:
         return bool(self.returned or self.clients)
 
+    def __iter__(self) -> Iterator[Request]:
+        yield from self.returned.values()
+        for ids in self.clients.values():
+            yield from ids.values()
+
 
 class FairQueue:
     """Waiting requests, by model.
@@ -56,7 +61,7 @@ class FairQueue:
         self._waiting[request.model] = self._waiting.get(request.model, 0) + 1
 
     def peek(self, model: str | None) -> Request | None:
-        """Return the next request for the model, or None; removing it ends its client's turn."""
+        """Return the next request for the model, or None."""
         levels = self._models.get(model)
         if not levels:
             return None
@@ -65,8 +70,19 @@ class FairQueue:
             return next(iter(level.returned.values()))
         return next(iter(next(iter(level.clients.values())).values()))
 
+    def of(self, model: str | None) -> list[Request]:
+        """Return all that wait for a model."""
+        levels = self._models.get(model, {})
+        return [request for level in levels.values() for request in level]
+
+    def end_turn(self, request: Request) -> None:
+        """Send a waiting request's client to the end of its line, unless the request came back from a worker."""
+        level = self._models[request.model][request.priority]
+        if request.id not in level.returned:
+            level.clients.move_to_end(request.client.id)
+
     def remove(self, request: Request) -> None:
-        """Take a request out; its client goes to the end of the line. Raises KeyError if it does not wait."""
+        """Take a request out. Raises KeyError if it does not wait."""
         levels = self._models[request.model]
         level = levels[request.priority]
         if request.id in level.returned:
@@ -74,9 +90,7 @@ class FairQueue:
         else:
             ids = level.clients[request.client.id]
             del ids[request.id]
-            if ids:
-                level.clients.move_to_end(request.client.id)
-            else:
+            if not ids:
                 del level.clients[request.client.id]
         if not level:
             del levels[request.priority]
@@ -89,6 +103,4 @@ class FairQueue:
     def __iter__(self) -> Iterator[Request]:
         for levels in self._models.values():
             for level in levels.values():
-                yield from level.returned.values()
-                for ids in level.clients.values():
-                    yield from ids.values()
+                yield from level

@@ -24,8 +24,11 @@ class Settings:
     max_requests: int = 10_000
     max_bytes: int = 1024 * 1024 * 1024
     max_requests_per_client: int = 5_000
+    max_bytes_per_client: int = 256 * 1024 * 1024
     default_model: str | None = None
     tombstones: int = 20_000
+    step_timeout: float | None = 120.0
+    """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
 
     @property
     def grace(self) -> float:
@@ -79,8 +82,8 @@ class Request:
     """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""
     attempt: int = 0
     """Times it was given to a worker."""
-    deaths: int = 0
-    """Workers that died while it ran on them."""
+    deaths: list[str] = field(default_factory=list)
+    """The attempts that ended in the death of their worker, in words."""
     answer: Error | None = None
     """The terminal error, if the broker itself made it."""
     dispatched: float = 0.0
@@ -96,6 +99,13 @@ class Client:
     session: int
     heard: float
     requests: dict[bytes, Request] = field(default_factory=dict)
+    held_bytes: int = 0
+    blocked: bool = False
+    """Its connection did not take a message, and it has not been heard since."""
+    missed: dict[bytes, None] = field(default_factory=dict)
+    """Requests whose answer its connection did not take; a subset of `requests`."""
+    probe_at: float = 0.0
+    """When the next of the missed answers may be sent."""
 
 
 @dataclass(slots=True)
@@ -117,6 +127,8 @@ class Worker:
     beat: int = 0
     draining: bool = False
     reachable: bool = True
+    stuck: bool = False
+    """Its device hangs: the last step is older than the step timeout."""
     assigned: dict[bytes, Assignment] = field(default_factory=dict)
     """Dispatched, and not seen finished."""
     holding: dict[bytes, Assignment] = field(default_factory=dict)
@@ -124,6 +136,7 @@ class Worker:
     others: set[bytes] = field(default_factory=set)
     """Listed as queued or running, but not assigned by this broker."""
     running: frozenset[bytes] = frozenset()
+    finished: frozenset[bytes] = frozenset()
     unclaimed: set[bytes] = field(default_factory=set)
     """Listed ids that no client has asked this broker for."""
     stats: WorkerStats = field(default_factory=WorkerStats)
@@ -146,9 +159,14 @@ class Worker:
         return len(self.assigned) + len(self.others)
 
     @property
+    def available(self) -> bool:
+        """Whether it takes work at all."""
+        return self.reachable and not self.draining and not self.stuck
+
+    @property
     def room(self) -> int:
         """How many requests it may be given now."""
-        if self.draining or not self.reachable:
+        if not self.available:
             return 0
         return max(0, self.ready.capacity - self.depth)
 
@@ -160,6 +178,8 @@ class ToClient:
     client_id: bytes
     message: Message | bytes
     payload: Payload = ()
+    answers: bytes | None = None
+    """The request that this is the terminal answer to."""
 
 
 @dataclass(slots=True)

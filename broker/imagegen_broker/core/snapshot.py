@@ -37,6 +37,7 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
             "resent": counters.resent,
             "workers_registered": counters.workers_registered,
             "workers_lost": counters.workers_lost,
+            "workers_stuck": counters.workers_stuck,
             "clients_lost": counters.clients_lost,
             "malformed": counters.malformed,
             "dropped": counters.dropped,
@@ -46,6 +47,14 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
         },
         "per_gpu_stats": [_worker(worker, now) for worker in workers],
     }
+
+
+def _state(worker: Worker) -> str:
+    if worker.stuck:
+        return "stuck"
+    if worker.draining:
+        return "draining"
+    return "ready" if worker.reachable else "unreachable"
 
 
 def _worker(worker: Worker, now: float) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "backend": ready.backend,
         "batching": ready.batching,
         "models": list(ready.models),
-        "state": "draining" if worker.draining else "ready" if worker.reachable else "unreachable",
+        "state": _state(worker),
         "current_queue_depth": worker.depth,
         "running": len(worker.running),
         "unacknowledged": len(worker.holding),

@@ -41,14 +41,18 @@ class Bench:
     # ---- time ---------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        for action in self.core.settle(self.now):
-            side = "client" if isinstance(action, ToClient) else "worker"
-            peer = action.client_id if isinstance(action, ToClient) else action.worker_id
-            message = action.message
-            if isinstance(message, bytes):
-                message = decode_broker_to_client(message)
-            self.sent.append((side, peer, message, action.payload))
+        self.sent += [self.read(action) for action in self.core.settle(self.now)]
         self.core.validate()
+
+    @staticmethod
+    def read(action: Any) -> tuple[str, bytes, Message, Sequence[Any]]:
+        """Who gets it, and what it is."""
+        side = "client" if isinstance(action, ToClient) else "worker"
+        peer = action.client_id if isinstance(action, ToClient) else action.worker_id
+        message = action.message
+        if isinstance(message, bytes):
+            message = decode_broker_to_client(message)
+        return side, peer, message, action.payload
 
     def advance(self, seconds: float) -> None:
         """Let time pass as the shell would: settling at each deadline on the way."""
@@ -73,6 +77,9 @@ class Bench:
     def submit(self, number: int, client: str = "c", **fields: Any) -> bytes:
         self.client(client, Submit(request_id=rid(number), **fields), [b"body"])
         return rid(number)
+
+    def submit_bytes(self, number: int, size: int, client: str = "c") -> None:
+        self.client(client, Submit(request_id=rid(number)), [b"b" * size])
 
     def ack(self, *numbers: int, client: str = "c") -> None:
         self.client(client, Ack(request_ids=[rid(n) for n in numbers]))

@@ -36,7 +36,7 @@ def test_a_wrong_strategy_in_the_environment_is_refused_too():
     "endpoint", ["tcp://127.0.0.1:0", "tcp://[::1]:5555", "tcp://localhost:1", "ipc:///run/x"]
 )
 def test_loopback_needs_no_permission(endpoint):
-    assert check_endpoint("--frontend", endpoint, insecure=False) == endpoint
+    assert check_endpoint("--frontend", endpoint, open_to_all=False) == endpoint
 
 
 def test_addresses():

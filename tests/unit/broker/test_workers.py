@@ -150,7 +150,9 @@ def test_a_request_that_takes_workers_down_is_poison():
             bench.client("c", ClientHeartbeat())
             bench.advance(1.0)
     assert bench.errors() == [(request, "poison_request")]
-    assert "2 workers died" in bench.messages(Error, "client", "c")[0].message
+    assert bench.messages(Error, "client", "c")[0].message == (
+        "it took 2 workers down: attempt 1 on 'a', which died; attempt 2 on 'b', which died"
+    )
     bench.ready("d")
     assert bench.works("d") == [bystander]
 

@@ -1,0 +1,58 @@
+"""Run simulated fleets: one seed with its whole story, a number of fleets, or for some minutes."""
+
+import argparse
+import sys
+import time
+
+from tests.simulation.fleet import Counts, check, run
+from tests.simulation.plan import draw
+from tests.simulation.witness import Violation
+
+
+def main() -> int:
+    """Return the exit status: 1 if an invariant did not hold."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="tell the whole story of one seed, or the first seed of many")
+    parser.add_argument("--fleets", type=int, help="run so many fleets (default 100)")
+    parser.add_argument("--minutes", type=float, help="run for so long")
+    options = parser.parse_args()
+    if options.seed is not None and options.fleets is None and options.minutes is None:
+        return one(options.seed)
+    return many(options.seed or 0, options.fleets, options.minutes)
+
+
+def one(seed: int) -> int:
+    """Print the plan and the story of a seed, and how it ended."""
+    plan = draw(seed)
+    print(plan)
+    failure: Violation | None = None
+    try:
+        world = run(plan, recording=True)
+    except Violation as violation:
+        world, failure = violation.world, violation
+    if world is not None:
+        print("\n".join(world.story.lines()))
+        print(f"story: {world.story.digest()}")
+    print(f"seed {seed}: {failure or 'every invariant held'}")
+    return int(failure is not None)
+
+
+def many(first: int, fleets: int | None, minutes: float | None) -> int:
+    """Run fleets until their number or the time is up; stop at the first that fails."""
+    counts = Counts()
+    begun = time.monotonic()
+    seed = first
+    while (counts.fleets < (fleets or 100)) if minutes is None else (time.monotonic() - begun < 60 * minutes):
+        try:
+            counts.add(check(seed))
+        except Violation as violation:
+            print(violation)
+            return 1
+        seed += 1
+    print(counts)
+    print(f"seeds {first} to {seed - 1}, {time.monotonic() - begun:.1f} s: every invariant held")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""A broker process: the real core, its shell's habits, and what an observer beside it remembers."""
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from imagegen_broker.core.broker import BrokerCore
+from imagegen_broker.core.records import Settings, ToClient
+from imagegen_protocol.messages import (
+    Ack,
+    Error,
+    Goodbye,
+    Holding,
+    Ready,
+    Release,
+    Result,
+    Work,
+    WorkerHeartbeat,
+)
+from tests.simulation import invariants
+from tests.simulation.network import Line
+from tests.simulation.peers import Peer
+from tests.simulation.witness import INTERVAL, LIVENESS
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+MESSAGES_A_ROUND = 2
+"""Read from each side before the core settles; a real shell reads more, this makes it matter with small fleets."""
+CHECK_EVERY = 24
+"""Settles between two checks of all the books."""
+
+
+class Told:
+    """What a worker has told a broker, remembered beside the core."""
+
+    __slots__ = ("active", "draining", "heard", "listed", "name", "step_age")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.heard = 0.0
+        """On the world's clock."""
+        self.draining = False
+        self.step_age: float | None = None
+        self.listed: frozenset[bytes] = frozenset()
+        """Queued or running by its last word, and not answered since."""
+        self.active: frozenset[bytes] = frozenset()
+        """The same, less what was released since."""
+
+
+class BrokerPeer(Peer):
+    """One run of a broker."""
+
+    def __init__(self, world: "World", index: int) -> None:
+        self.run = world.runs(f"broker {index}")
+        super().__init__(world, f"broker {index}.{self.run}")
+        self.index = index
+        self.address = f"broker {index}"
+        plan = world.plan
+        settings = Settings(
+            epoch=world.dice.randbytes(16),
+            strategy=plan.strategy,
+            interval=INTERVAL,
+            liveness=LIVENESS,
+            max_requests=plan.max_requests,
+            max_requests_per_client=plan.max_requests_per_client,
+            max_bytes=plan.max_bytes,
+            max_bytes_per_client=plan.max_bytes_per_client,
+            step_timeout=plan.step_timeout,
+            tombstones=plan.tombstones,
+            default_model="m",
+        )
+        self.started = world.now
+        self.lines: dict[bytes, Line] = {}
+        """Connections by the peer's routing id."""
+        self.core = BrokerCore(settings, self.local())
+        self.workers: dict[bytes, Told] = {}
+        self.clients: dict[bytes, tuple[str, float]] = {}
+        """Name, and when it was last heard."""
+        self.turns: dict[tuple[str | None, int], dict[bytes, float]] = defaultdict(dict)
+        """For the fair share: when each client had its last turn, by model and priority; local times."""
+        self.attempts: dict[bytes, int] = {}
+        self.given_at: dict[bytes, float] = {}
+        """The last attempt of each request that it gave out, and its local time."""
+        self.acknowledged: set[bytes] = set()
+        self._settles = 0
+        self._lost = (0, 0)
+        self.settle()
+
+    # ---- reading ----------------------------------------------------------------------------------------
+
+    def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        if self.frozen:
+            self._inbox.append((self._take, (line, message, frames)))
+        else:
+            self._take(line, message, frames)
+            self.settle()
+
+    def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        dialer, now = line.dialer, self.local()
+        if self.world.recording:
+            self.world.tell_message(f"{dialer.name} -> {self.name}", message)
+        if dialer.is_client:
+            self.clients[dialer.id] = (dialer.name, self.world.now)
+            if isinstance(message, Ack):
+                requests = self.core.ledger.requests
+                self.acknowledged.update(i for i in message.request_ids if i in requests)
+            elif isinstance(message, Goodbye):
+                del self.clients[dialer.id]
+            self.core.from_client(dialer.id, message, frames, now)
+        else:
+            # The core passes a worker's header on unread, so it need not be bytes here.
+            self.core.from_worker(dialer.id, message, message, frames, now)
+            self._note_worker(dialer, message)
+
+    def _note_worker(self, worker: Peer, message: Any) -> None:
+        told = self.workers.get(worker.id)
+        if isinstance(message, Ready) and told is None and worker.id in self.core.ledger.workers:
+            told = self.workers[worker.id] = Told(worker.name)
+        if told is None:
+            return
+        told.heard = self.world.now
+        if isinstance(message, Result | Error) and message.request_id in told.active:
+            told.active = told.active - {message.request_id}
+            told.listed = told.listed - {message.request_id}
+        if isinstance(message, Holding):
+            told.active = told.listed = frozenset((*message.running, *message.queued))
+        if isinstance(message, WorkerHeartbeat):
+            told.draining, told.step_age = message.state == "draining", message.step_age_seconds
+        elif isinstance(message, Error) and message.code == "returned":
+            told.draining = True
+        elif isinstance(message, Goodbye):
+            del self.workers[worker.id]
+
+    def wake(self) -> None:
+        """Read what came while it slept, a few messages of each side a round, one of each peer in turn."""
+        sides: tuple[dict[bytes, deque[Any]], ...] = ({}, {})
+        while self._inbox:
+            _, arguments = self._inbox.popleft()
+            sides[arguments[0].dialer.is_client].setdefault(arguments[0].dialer.id, deque()).append(arguments)
+        while any(sides):
+            for side in sides:
+                for _ in range(MESSAGES_A_ROUND):
+                    if not side:
+                        break
+                    peer_id = next(iter(side))
+                    waiting = side.pop(peer_id)
+                    self._take(*waiting.popleft())
+                    if waiting:
+                        side[peer_id] = waiting
+            self.settle()
+        self.settle()
+
+    # ---- settling and sending ---------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        self.settle()
+
+    def next_deadline(self) -> float:
+        return self.core.next_deadline()
+
+    def settle(self) -> None:
+        """Let the core settle; judge and send what it returns."""
+        world, core = self.world, self.core
+        actions = core.settle(self.local())
+        counters = core.ledger.counters
+        if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
+            self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
+            self._note_burials()
+        invariants.after_settle(world, self)
+        for action in actions:
+            if isinstance(action.message, Work):
+                invariants.on_dispatch(self, action.message)
+        for action in actions:
+            message = action.message
+            if isinstance(action, ToClient):
+                taken = self._send(action.client_id, message, action.payload)
+            else:
+                if isinstance(message, Work):
+                    invariants.on_work(world, self, action.worker_id, message)
+                taken = self._send(action.worker_id, message, action.payload)
+                if isinstance(message, Release):
+                    if taken:
+                        world.witness.releases.update((action.worker_id, i) for i in message.request_ids)
+                    # One that was not taken leaves the worker out of reach until it says again what it has.
+                    if (told := self.workers.get(action.worker_id)) is not None:
+                        told.active = told.active.difference(message.request_ids)
+            if isinstance(message, Error) and message.code == "overloaded":
+                invariants.on_overload(world, self, action.client_id, message)
+            if not taken:
+                if world.recording:
+                    world.tell_message(f"NOT TAKEN {self.name} -> {self.peer_name(action)}", message)
+                core.not_sent(action)
+        self._settles += 1
+        if self._settles % CHECK_EVERY == 0:
+            invariants.now_and_then(world, self)
+        self.arm(core.next_deadline())
+
+    def peer_name(self, action: Any) -> str:
+        """Return to whom an action goes."""
+        return (action.client_id if isinstance(action, ToClient) else action.worker_id).decode()
+
+    def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
+        return self.world.network.send_down(self, peer_id, message, payload)
+
+    def _note_burials(self) -> None:
+        ledger = self.core.ledger
+        for worker_id, told in list(self.workers.items()):
+            record = ledger.workers.get(worker_id)
+            if record is None:
+                del self.workers[worker_id]
+                self.world.witness.downs[worker_id] += 1
+                if self.world.recording:
+                    self.world.tell(f"{self.name} buries {told.name}")
+                invariants.on_burial(self.world, self, told.name, told.heard)
+            elif record.stuck and told.step_age is not None:
+                self.world.witness.downs[worker_id] += 1
+        for client_id, (name, heard) in list(self.clients.items()):
+            if client_id not in ledger.clients:
+                del self.clients[client_id]
+                if self.world.recording:
+                    self.world.tell(f"{self.name} buries {name}")
+                invariants.on_burial(self.world, self, name, heard)

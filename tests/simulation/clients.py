@@ -1,0 +1,133 @@
+"""A client process: the real core, and an application that asks, gives up, and leaves."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from imagegen_client.core import ClientCore
+from imagegen_client.events import Answer, CancelAsked, CloseAsked, Dial, Finish, Received, Send, SubmitAsked
+from imagegen_protocol import GenerationRequest, encode_request
+from imagegen_protocol.messages import Submit
+from tests.simulation import invariants
+from tests.simulation.network import Line
+from tests.simulation.peers import Peer
+from tests.simulation.witness import Ask
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+READ_SECONDS = 0.3
+"""Between two messages that a slow client reads."""
+
+
+class ClientPeer(Peer):
+    """One run of a client."""
+
+    is_client = True
+
+    def __init__(self, world: "World", index: int) -> None:
+        super().__init__(world, f"client {index}.{world.runs(f'client {index}')}")
+        self.index = index
+        brokers = [f"broker {(index + number) % world.plan.brokers}" for number in range(world.plan.brokers)]
+        self.core = ClientCore(brokers, retry_overloaded=world.plan.retry_overloaded)
+        self.line: Line | None = None
+        self.slow_until = 0.0
+        self.asks: list[Ask] = []
+
+    # ---- the application --------------------------------------------------------------------------------
+
+    def ask(self, prompt: str, model: str | None, priority: int, timeout: float | None, progress: bool) -> Ask:
+        """Submit a request."""
+        world = self.world
+        key = world.dice.randbytes(16)
+        seed = world.dice.randrange(1_000_000)
+        ask = Ask(key, seed, prompt, self, self.local(), timeout, model)
+        world.witness.asks[key] = world.witness.open[key] = ask
+        self.asks.append(ask)
+        if world.recording:
+            what = f"{prompt!r}, seed {seed}, timeout {timeout}, priority {priority}"
+            world.tell(f"{self.name} asks for {what}: {key.hex()}", key)
+        body = encode_request(GenerationRequest(prompt=prompt, seed=seed))
+        submit = Submit(request_id=key, model=model, priority=priority, timeout_seconds=timeout, progress=progress)
+        self._do(self.core.handle(SubmitAsked(submit, [body]), self.local()))
+        return ask
+
+    def cancel(self, ask: Ask) -> None:
+        """Give a request up."""
+        if not ask.ends:
+            ask.cancelled = True
+            if self.world.recording:
+                self.world.tell(f"{self.name} cancels {ask.key.hex()}", ask.key)
+            self._do(self.core.handle(CancelAsked(ask.key), self.local()))
+
+    def close(self) -> None:
+        """Leave in good manners; what is unfinished ends in `ClientClosedError`."""
+        self._do(self.core.handle(CloseAsked(), self.local()))
+        self.die()
+
+    def die(self) -> None:
+        """End the process; nobody waits for its answers any more."""
+        self.alive = False
+        self._inbox.clear()
+        for ask in self.asks:
+            self.world.witness.open.pop(ask.key, None)
+        if self.line is not None:
+            self.world.network.hang_up(self.line)
+
+    # ---- the shell --------------------------------------------------------------------------------------
+
+    def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        if self.slow_until > self.world.now:
+            if not self._inbox:
+                self.world.after(READ_SECONDS, self._read_one)
+            self._inbox.append((self._take, (line, message, frames)))
+        else:
+            self.when_awake(self._take, line, message, frames)
+
+    def _read_one(self) -> None:
+        if self.frozen or not self.alive or not self._inbox:
+            return
+        if self.slow_until <= self.world.now:
+            self.wake()
+            return
+        what, arguments = self._inbox.popleft()
+        what(*arguments)
+        if self._inbox:
+            self.world.after(READ_SECONDS, self._read_one)
+
+    def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        if line is not self.line:
+            return  # the socket that it came on is closed
+        line.outstanding -= 1
+        if self.world.recording:
+            self.world.tell_message(f"{line.name} -> {self.name}", message)
+        self._do(self.core.handle(Received(message, frames), self.local()))
+
+    def tick(self) -> None:
+        self._do(self.core.tick(self.local()))
+
+    def next_deadline(self) -> float | None:
+        return self.core.next_deadline()
+
+    def _do(self, actions: list[Any]) -> None:
+        for action in [*actions, *self.core.settle()]:
+            match action:
+                case Send(message, payload):
+                    if isinstance(message, Submit):
+                        self._learn(message.request_id)
+                    assert self.line is not None
+                    self.world.network.send_up(self.line, message, payload)
+                case Finish(key, outcome):
+                    images = tuple(outcome.payload) if isinstance(outcome, Answer) else None
+                    invariants.on_finish(self.world, self, key, outcome if images is None else images)
+                case Dial(endpoint):
+                    if self.line is not None:
+                        self.world.network.hang_up(self.line)
+                    self.world.tell(f"{self.name} dials {endpoint}")
+                    self.line = self.world.network.dial(self, endpoint)
+        self.arm(self.core.next_deadline())
+
+    def _learn(self, request_id: bytes) -> None:
+        """Write down to which request an id on the wire belongs: a retry after `overloaded` gets a new one."""
+        key_of = self.world.witness.key_of
+        if request_id not in key_of:
+            key_of[request_id] = self.core._by_id[request_id].key

@@ -1,0 +1,227 @@
+"""The faults, each with its own small piece of code; each says whether there was anybody to strike."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation import invariants
+from tests.simulation.network import DOWN, UP, Line
+from tests.simulation.plan import Fault
+
+if TYPE_CHECKING:
+    from tests.simulation.workers import WorkerPeer
+    from tests.simulation.world import World
+
+SOCKET_PATIENCE = 6.0
+"""Seconds after which a ZeroMQ heartbeat gives a connection up."""
+
+
+def _worker(world: "World", who: int) -> "WorkerPeer | None":
+    living = [worker for worker in world.workers if worker is not None and worker.alive]
+    return living[who % len(living)] if living else None
+
+
+def _line(world: "World", who: int) -> Line | None:
+    lines = [line for line in world.network.lines.values() if not line.closed]
+    return lines[who % len(lines)] if lines else None
+
+
+# ---- deaths ------------------------------------------------------------------------------------------------
+
+
+def kill_broker(world: "World", fault: Fault) -> bool:
+    """kill -9 of a broker; it is started again."""
+    index = fault.who % world.plan.brokers
+    struck = world.brokers[index] is not None
+    world.kill_broker(index, fault.seconds)
+    return struck
+
+
+def kill_worker(world: "World", fault: Fault) -> bool:
+    """kill -9 of a worker: its connections are closed by the kernel."""
+    if (worker := _worker(world, fault.who)) is None:
+        return False
+    world.kill_worker(worker, fault.seconds, silently=False)
+    return True
+
+
+def vanish_worker(world: "World", fault: Fault) -> bool:
+    """The host of a worker loses its power: nobody is told."""
+    if (worker := _worker(world, fault.who)) is None:
+        return False
+    world.kill_worker(worker, fault.seconds, silently=True)
+    return True
+
+
+def kill_client(world: "World", fault: Fault) -> bool:
+    """kill -9 of a client."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} is killed")
+    client.die()
+    world.replace_client(client, fault.seconds)
+    return True
+
+
+def close_client(world: "World", fault: Fault) -> bool:
+    """A client leaves in good manners."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive or client.frozen:
+        return False
+    world.tell(f"{client.name} leaves")
+    client.close()
+    world.replace_client(client, fault.seconds)
+    return True
+
+
+# ---- the network -------------------------------------------------------------------------------------------
+
+
+def cut(world: "World", fault: Fault) -> bool:
+    """Cut a link, one way or both ways: what is sent is delayed to the end of the cut, or dropped."""
+    if (line := _line(world, fault.who)) is None:
+        return False
+    directions = ((UP,), (DOWN,), (UP, DOWN))[fault.flavour % 3]
+    drops = bool(fault.flavour & 4)
+    end = world.now + fault.seconds
+    way = {(UP,): "to the broker", (DOWN,): "from the broker"}.get(directions, "both ways")
+    world.tell(f"the link {line.dialer.name} - {line.name} {'drops' if drops else 'stands'} {way} until {end:.3f}")
+    for direction in directions:
+        until = line.dropped_until if drops else line.stalled_until
+        until[direction] = max(until[direction], end)
+    world.network.in_trouble(line, end + 0.05)
+    if not drops and fault.seconds > SOCKET_PATIENCE:
+        # The sockets notice, and dial anew when the link is there again.
+        world.after(SOCKET_PATIENCE, lambda: world.network.reset(line, keep=False))
+    return True
+
+
+def reconnect(world: "World", fault: Fault) -> bool:
+    """A connection breaks and is made anew; what was on its way to the broker may come after what follows it."""
+    if (line := _line(world, fault.who)) is None or line.broker is None:
+        return False
+    keep = bool(fault.flavour & 1)
+    world.tell(f"the link {line.dialer.name} - {line.name} reconnects{', old messages come late' if keep else ''}")
+    world.network.reset(line, keep=keep)
+    return True
+
+
+def lose(world: "World", fault: Fault) -> bool:
+    """For a while, each message is lost with some chance."""
+    network = world.network
+    chance = (0.01, 0.05, 0.15)[fault.flavour % 3]
+    world.tell(f"messages are lost, {chance:.0%}, for {fault.seconds:.3f} s")
+    network.loss = max(network.loss, chance)
+
+    def mend() -> None:
+        network.loss = 0.0
+
+    world.after(fault.seconds, mend)
+    return True
+
+
+# ---- freezes -----------------------------------------------------------------------------------------------
+
+
+def freeze_broker(world: "World", fault: Fault) -> bool:
+    """SIGSTOP and SIGCONT of a broker."""
+    broker = world.brokers[fault.who % world.plan.brokers]
+    if broker is None:
+        return False
+    world.tell(f"{broker.name} freezes for {fault.seconds:.3f} s")
+    broker.freeze(fault.seconds)
+    if fault.seconds > SOCKET_PATIENCE and fault.flavour & 1:
+
+        def wake() -> None:
+            for line in list(broker.lines.values()):
+                world.network.reset(line, keep=bool(fault.flavour & 2))
+
+        world.after(fault.seconds - 0.001, wake)
+    return True
+
+
+def freeze_worker(world: "World", fault: Fault) -> bool:
+    """SIGSTOP and SIGCONT of a worker: its device stands too."""
+    if (worker := _worker(world, fault.who)) is None:
+        return False
+    world.tell(f"{worker.name} freezes for {fault.seconds:.3f} s")
+    worker.freeze(fault.seconds)
+    if fault.seconds > SOCKET_PATIENCE:
+        for line in worker.lines:
+            world.after(SOCKET_PATIENCE, lambda line=line: world.network.reset(line, keep=bool(fault.flavour & 1)))
+    return True
+
+
+def freeze_client(world: "World", fault: Fault) -> bool:
+    """SIGSTOP and SIGCONT of a client."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} freezes for {fault.seconds:.3f} s")
+    client.freeze(fault.seconds)
+    return True
+
+
+def hang_device(world: "World", fault: Fault) -> bool:
+    """A worker's device hangs; its heartbeats go on."""
+    if (worker := _worker(world, fault.who)) is None:
+        return False
+    world.tell(f"the device of {worker.name} hangs for {fault.seconds:.3f} s")
+    worker.hung_until = max(worker.hung_until, world.now + fault.seconds)
+    worker.trouble = max(worker.trouble, worker.hung_until)
+    invariants.on_hang(world, worker)
+    return True
+
+
+def slow_client(world: "World", fault: Fault) -> bool:
+    """A client reads slowly for a while; it goes on asking."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} reads slowly for {fault.seconds:.3f} s")
+    client.slow_until = max(client.slow_until, world.now + fault.seconds)
+    client.trouble = max(client.trouble, client.slow_until + 1.0)
+    return True
+
+
+# ---- upgrades ----------------------------------------------------------------------------------------------
+
+
+def drain_worker(world: "World", fault: Fault) -> bool:
+    """SIGTERM of a worker; when it is done, another one starts."""
+    if (worker := _worker(world, fault.who)) is None:
+        return False
+    world.tell(f"{worker.name} is asked to drain")
+    worker.when_awake(worker.drain)
+    return True
+
+
+def drain_all_workers(world: "World", fault: Fault) -> bool:
+    """SIGTERM of all workers at once."""
+    for worker in world.workers:
+        if worker is not None and worker.alive:
+            worker.when_awake(worker.drain)
+    world.tell("all workers are asked to drain")
+    return True
+
+
+FAULTS: dict[str, Callable[["World", Fault], bool]] = {
+    fault.__name__: fault
+    for fault in (
+        kill_broker,
+        kill_worker,
+        vanish_worker,
+        kill_client,
+        close_client,
+        cut,
+        reconnect,
+        lose,
+        freeze_broker,
+        freeze_worker,
+        freeze_client,
+        hang_device,
+        slow_client,
+        drain_worker,
+        drain_all_workers,
+    )
+}

@@ -1,0 +1,129 @@
+"""What must hold in every fleet, whatever is done to it: a file for each invariant, gathered by its moment."""
+
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.invariants.acknowledged_is_over import acknowledged_is_over
+from tests.simulation.invariants.attempts_grow import attempts_grow
+from tests.simulation.invariants.books_agree import books_agree
+from tests.simulation.invariants.bounded_tables import bounded_tables
+from tests.simulation.invariants.empty_tables import empty_tables, leftovers
+from tests.simulation.invariants.fair_share import fair_share
+from tests.simulation.invariants.fit_workers import fit_workers
+from tests.simulation.invariants.given_where_held import given_where_held
+from tests.simulation.invariants.made_once import made_once
+from tests.simulation.invariants.no_answer_grows_old import no_answer_grows_old
+from tests.simulation.invariants.no_idle_room import no_idle_room
+from tests.simulation.invariants.one_answer import one_answer, unanswered
+from tests.simulation.invariants.only_the_dead_are_buried import only_the_dead_are_buried
+from tests.simulation.invariants.reasoned_errors import reasoned_errors
+from tests.simulation.invariants.refused_when_full import refused_when_full
+from tests.simulation.invariants.returned_go_first import returned_go_first
+from tests.simulation.invariants.right_image import right_image
+from tests.simulation.invariants.true_depth import true_depth, wrong_depths
+from tests.simulation.invariants.within_capacity import known_capacity, true_capacity
+from tests.simulation.invariants.work_moves_on import work_moves_on
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.clients import ClientPeer
+    from tests.simulation.workers import WorkerPeer
+    from tests.simulation.world import World
+
+CORES_DO_NOT_RAISE = "cores_do_not_raise"
+"""The invariant that needs no function: no core raises anything, whatever comes."""
+
+
+def on_finish(world: "World", client: "ClientPeer", key: bytes, outcome: Any) -> None:
+    """A request has ended: in images (a tuple), or in an error."""
+    ask = one_answer(world, client, key, outcome)
+    if isinstance(outcome, tuple):
+        world.witness.outcomes["result"] += 1
+        right_image(ask, outcome)
+    else:
+        world.witness.outcomes[outcome.code] += 1
+        reasoned_errors(world, ask, outcome)
+
+
+def on_work(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Any) -> None:
+    """A broker gives a request to a worker."""
+    fit_workers(world, broker, worker_id, work)
+    known_capacity(world, broker, worker_id, work)
+    attempts_grow(world, broker, work)
+    acknowledged_is_over(world, broker, work)
+    given_where_held(world, broker, worker_id, work)
+
+
+def on_dispatch(broker: "BrokerPeer", work: Any) -> None:
+    """A broker has decided to give a request to a worker; nothing of this round is sent yet."""
+    returned_go_first(broker, work)
+    fair_share(broker, work)
+
+
+def on_overload(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
+    """A broker refuses a request."""
+    refused_when_full(world, broker, client_id, error)
+
+
+def on_burial(world: "World", broker: "BrokerPeer", name: str, heard: float) -> None:
+    """A broker counts a peer as dead, which it heard last at `heard`."""
+    only_the_dead_are_buried(world, broker, name, heard)
+
+
+def on_death(world: "World", worker: "WorkerPeer") -> None:
+    """A worker is about to be killed."""
+    work_moves_on(world, worker, hung=False)
+
+
+def on_hang(world: "World", worker: "WorkerPeer") -> None:
+    """The device of a worker hangs from now on."""
+    work_moves_on(world, worker, hung=True)
+
+
+def on_begun(world: "World", worker: "WorkerPeer", held: Any) -> None:
+    """A worker's device begins a request."""
+    ask = None if held is None else world.witness.ask_of(held.id)
+    if ask is not None:
+        if not ask.begun:
+            ask.first_begun = world.now
+        ask.begun.append(worker)
+
+
+def on_made(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
+    """A worker has made an image."""
+    made_once(world, worker, request_id)
+
+
+def on_too_old(world: "World", worker: "WorkerPeer", request_id: bytes, age: float) -> None:
+    """A worker has dropped an answer because of its age, in seconds."""
+    no_answer_grows_old(world, worker, request_id, age)
+
+
+def at_the_worker(world: "World", worker: "WorkerPeer") -> None:
+    """A worker has taken a message."""
+    true_capacity(world, worker)
+
+
+def after_settle(world: "World", broker: "BrokerPeer") -> None:
+    """A broker has settled, and not sent yet."""
+    no_idle_room(broker)
+
+
+def now_and_then(world: "World", broker: "BrokerPeer") -> None:
+    """A sample in time: what is too dear to be judged always."""
+    books_agree(broker)
+    bounded_tables(world, broker)
+
+
+def at_rest(world: "World") -> bool:
+    """Say whether everything has come to its end."""
+    return not world.witness.open and not any(leftovers(world)) and not any(wrong_depths(world))
+
+
+def at_the_end(world: "World") -> None:
+    """Long after the last fault."""
+    unanswered(world)
+    empty_tables(world)
+    true_depth(world)
+    for broker in world.brokers:
+        if broker is not None:
+            now_and_then(world, broker)

@@ -1,0 +1,18 @@
+"""What its client has acknowledged is not given to a worker again by the broker that was told."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_protocol.messages import Work
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.world import World
+
+
+def acknowledged_is_over(world: "World", broker: "BrokerPeer", work: Work) -> None:
+    """Judge a WORK, unless the plan lets the broker remember only a few ids."""
+    if work.request_id in broker.acknowledged and world.plan.tombstones > 1000:
+        key = world.witness.key_of.get(work.request_id)
+        text = f"{broker.name} gives out {work.request_id.hex()}, which was acknowledged"
+        raise Violation("acknowledged_is_over", text, key)

@@ -1,0 +1,21 @@
+"""Each time that a broker gives a request out, its attempt is higher."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_protocol.messages import Work
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.world import World
+
+
+def attempts_grow(world: "World", broker: "BrokerPeer", work: Work) -> None:
+    """Judge a WORK against the last one of the same request."""
+    last = broker.attempts.get(work.request_id, 0)
+    request = broker.core.ledger.requests[work.request_id]
+    if work.attempt <= last and request.arrived <= broker.given_at.get(work.request_id, 0.0):
+        text = f"{broker.name} gives {work.request_id.hex()} again as attempt {work.attempt}"
+        raise Violation("attempts_grow", text, world.witness.key_of.get(work.request_id))
+    broker.attempts[work.request_id] = work.attempt
+    broker.given_at[work.request_id] = broker.local()

@@ -1,0 +1,36 @@
+"""Between clients of equal priority, none has two turns while another one waits."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_broker.core.records import State
+from imagegen_protocol.messages import Work
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+
+
+def fair_share(broker: "BrokerPeer", work: Work) -> None:
+    """Judge a WORK of a request that is given for the first time; those that came back are no turns."""
+    ledger = broker.core.ledger
+    request = ledger.requests[work.request_id]
+    if work.attempt > 1:
+        return
+    turns = broker.turns[request.model, request.priority]
+    last = turns.get(request.client.id)
+    if last is not None:
+        for other in ledger.clients.values():
+            if other is request.client or turns.get(other.id, -1.0) >= last:
+                continue
+            for waiting in other.requests.values():
+                if (
+                    waiting.state is State.QUEUED
+                    and waiting.attempt == 0
+                    and (waiting.model, waiting.priority) == (request.model, request.priority)
+                    and waiting.arrived < last
+                ):
+                    text = (
+                        f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"
+                    )
+                    raise Violation("fair_share", text, waiting.id)
+    turns[request.client.id] = broker.local()

@@ -1,0 +1,36 @@
+"""No image is made twice without a fault that explains it."""
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.witness import SILENCE, Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.workers import WorkerPeer
+    from tests.simulation.world import World
+
+
+def made_once(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
+    """Judge an image that a worker has just made.
+
+    If another was made for the request, then since it was first begun (less one silence) one of these must have
+    been: an earlier maker died, or dropped the answer because the plan lets it hold very few; a maker slept or
+    hung; a link of a maker or of the client was in trouble; a broker or the client slept. A broker's crash, or a
+    drain, is no excuse.
+    """
+    witness = world.witness
+    ask = witness.ask_of(request_id)
+    if ask is None:
+        return
+    makers = ask.makers
+    makers.append(worker)
+    if len(makers) == 1:
+        return
+    witness.made_twice += 1
+    since = ask.first_begun - SILENCE
+    slept = any(peer.trouble >= since for peer in (*makers, ask.client, *world.brokers) if peer is not None)
+    died = any(not maker.alive for maker in makers)
+    evicted = world.plan.held_count < 100 and request_id in witness.evicted
+    names = [*(maker.name for maker in makers), ask.client.name]
+    if not (slept or died or evicted or any(witness.any_link_troubled(name, since) for name in names)):
+        text = f"{request_id.hex()} was made by {', '.join(maker.name for maker in makers)}"
+        raise Violation("made_once", text, ask.key)

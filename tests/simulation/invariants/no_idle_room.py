@@ -1,0 +1,24 @@
+"""Nothing waits at a broker while a worker that could take it has room; `least-wait` may leave a slow one idle."""
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+
+
+def no_idle_room(broker: "BrokerPeer") -> None:
+    """Judge a broker that has just settled."""
+    core = broker.core
+    ledger = core.ledger
+    waiting = ledger.queue.models()
+    if not waiting or core.settings.strategy == "least-wait" or broker.local() < core.dispatching_from:
+        return
+    for worker in ledger.workers.values():
+        told = broker.workers.get(worker.id)
+        if told is None or told.draining or worker.stuck or not worker.reachable:
+            continue
+        depth = len(worker.assigned.keys() | told.listed)
+        if depth < worker.ready.capacity and any(model in worker.ready.models for model in waiting):
+            raise Violation("no_idle_room", f"{broker.name} lets requests wait though {told.name} has room")

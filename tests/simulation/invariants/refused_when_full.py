@@ -1,0 +1,30 @@
+"""A broker refuses a request as overloaded only if one of its bounds is reached, and says when to come back."""
+
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.world import World
+
+BODY_BYTES = 40
+"""More than any body of a simulated request."""
+
+
+def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
+    """Judge an ERROR `overloaded`, which goes out in the round in which its SUBMIT was read."""
+    plan, ledger = world.plan, broker.core.ledger
+    client = ledger.clients.get(client_id)
+    own = list(client.requests.values()) if client else []
+    full = (
+        len(ledger.requests) >= plan.max_requests
+        or len(own) >= plan.max_requests_per_client
+        or sum(r.size for r in ledger.requests.values()) + BODY_BYTES > plan.max_bytes
+        or sum(r.size for r in own) + BODY_BYTES > plan.max_bytes_per_client
+    )
+    # A broker that slept reads several messages a round: the place may be free again.
+    if not full and broker.trouble < world.now - 0.01:
+        raise Violation("refused_when_full", f"{broker.name} is not full: {error.message}", error.request_id)
+    if not error.retry_after_seconds or not 0.1 <= error.retry_after_seconds <= 60.0:
+        raise Violation("refused_when_full", f"come back after {error.retry_after_seconds} s?", error.request_id)

@@ -1,0 +1,21 @@
+"""A request that came back from a worker goes before those of its model and priority that never left the queue."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_protocol.messages import Work
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+
+
+def returned_go_first(broker: "BrokerPeer", work: Work) -> None:
+    """Judge a WORK of a request that is given for the first time, by what still waits after it."""
+    ledger = broker.core.ledger
+    if work.attempt > 1 or not ledger.counters.requeued:
+        return
+    request = ledger.requests[work.request_id]
+    for waiting in ledger.queue.of(request.model):
+        if waiting.attempt > 0 and waiting.priority == request.priority:
+            text = f"{request.id.hex()} is given before {waiting.id.hex()}, which came back"
+            raise Violation("returned_go_first", text, waiting.id)

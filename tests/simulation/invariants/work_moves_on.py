@@ -1,0 +1,53 @@
+"""What a dead or hung worker had is elsewhere within 3 intervals of its death being certain."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_broker.core.records import State
+from tests.simulation.witness import INTERVAL, LIVENESS, SKEW, SLACK, Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.workers import WorkerPeer
+    from tests.simulation.world import World
+
+MOVE_INTERVALS = 3
+
+
+def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
+    """Look again when the time is over: certain is a death after the silence, a hang after the step timeout."""
+    limit = world.plan.step_timeout
+    if hung and (not limit or not worker._batch):
+        return
+    certain = (limit or 0.0) + INTERVAL if hung else LIVENESS * INTERVAL
+    patience = (certain + MOVE_INTERVALS * INTERVAL) * (1 + 2 * SKEW) + SLACK
+    if hung and worker.hung_until < world.now + patience:
+        return
+    for broker in world.brokers:
+        record = None if broker is None else broker.core.ledger.workers.get(worker.id)
+        if broker is not None and record is not None:
+            ids = [i for i in record.assigned if not hung or worker.core.held.get(i) is not None]
+            world.after(patience, _judge, world, broker, worker, ids, world.now, hung)
+
+
+def _judge(
+    world: "World", broker: "BrokerPeer", worker: "WorkerPeer", ids: list[bytes], since: float, hung: bool
+) -> None:
+    if not broker.alive or broker.trouble >= since:
+        return
+    if hung and (not worker.alive or world.witness.link_troubled(worker.name, broker.address, since)):
+        return
+    if hung and worker.frozen_until >= since:
+        return
+    ledger = broker.core.ledger
+    for request_id in ids:
+        request = ledger.requests.get(request_id)
+        if request is None:
+            continue
+        key = world.witness.key_of.get(request_id)
+        if request.state is State.DISPATCHED and request.worker is not None and request.worker.id == worker.id:
+            raise Violation("work_moves_on", f"{request_id.hex()} is still with {worker.name}", key)
+        room = any(other.room for other in ledger.workers.values() if request.model in other.ready.models)
+        if request.state is State.QUEUED and room and world.plan.strategy != "least-wait":
+            raise Violation(
+                "work_moves_on", f"{request_id.hex()} of {worker.name} waits though there is room", key
+            )

@@ -1,0 +1,250 @@
+"""Deliberate faults in the cores, each one a bug that somebody could write; the simulation must catch every one.
+
+A mutation replaces one piece of the source of one function. If the piece is not there any more, the mutation must
+be written anew for the code as it is now.
+"""
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+BACKEND = "imagegen_broker.core.backend:Backend."
+FRONTEND = "imagegen_broker.core.frontend:Frontend."
+LEDGER = "imagegen_broker.core.ledger:Ledger."
+BROKER = "imagegen_broker.core.broker:BrokerCore."
+QUEUE = "imagegen_broker.core.queue:FairQueue."
+RECORDS = "imagegen_broker.core.records:"
+WORKER = "imagegen_worker.core.worker:WorkerCore."
+HELD = "imagegen_worker.core.held:Holding."
+CLIENT = "imagegen_client.core:ClientCore."
+LINK = "imagegen_client.link:Link."
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A bug: in the function at `where`, `old` becomes `new`; one of the invariants `caught_by` must catch it."""
+
+    name: str
+    where: str
+    old: str
+    new: str
+    caught_by: tuple[str, ...]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Have the bug while the context lasts. Raises ValueError if the code has moved on."""
+        module_name, _, path = self.where.partition(":")
+        module = importlib.import_module(module_name)
+        *owners, name = path.split(".")
+        owner: Any = module
+        for part in owners:
+            owner = getattr(owner, part)
+        original = inspect.getattr_static(owner, name)
+        function = original.fget if isinstance(original, property) else original
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.where} has no longer exactly one {self.old!r}")
+        namespace: dict[str, Any] = {}
+        exec(compile(source.replace(self.old, self.new), f"<{self.name}>", "exec"), vars(module), namespace)
+        setattr(owner, name, namespace[name])
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+
+
+MUTATIONS = (
+    Mutation(
+        "releases are never sent",
+        LEDGER + "release",
+        "self._releases[worker.id].append(request_id)",
+        "pass",
+        ("no_answer_grows_old",),
+    ),
+    Mutation(
+        "depth ignores what was dispatched",
+        RECORDS + "Worker.depth",
+        "len(self.assigned) + len(self.others)",
+        "len(self.others)",
+        ("within_capacity",),
+    ),
+    Mutation(
+        "capacity is off by one",
+        RECORDS + "Worker.room",
+        "self.ready.capacity - self.depth",
+        "self.ready.capacity + 1 - self.depth",
+        ("within_capacity",),
+    ),
+    Mutation(
+        "no tombstones",
+        LEDGER + "_bury",
+        "self.tombstones[request_id] = client_id\n    self.tombstones.move_to_end(request_id)",
+        "pass",
+        ("acknowledged_is_over", "no_answer_grows_old"),
+    ),
+    Mutation(
+        "tombstones are never dropped",
+        LEDGER + "_bury",
+        "self.tombstones.popitem(last=False)",
+        "pass",
+        ("bounded_tables",),
+    ),
+    Mutation(
+        "given up counts as acknowledged",
+        FRONTEND + "drop",
+        "acknowledged=False",
+        "acknowledged=True",
+        ("one_answer",),
+    ),
+    Mutation(
+        "the echoed beat is not looked at",
+        BACKEND + "_reconcile",
+        "assignment.beat >= trusted_beat",
+        "False",
+        ("given_where_held", "within_capacity"),
+    ),
+    Mutation(
+        "what a worker lists is not attached",
+        BACKEND + "_claim",
+        "self._ledger.attach(request, worker)",
+        "pass",
+        ("given_where_held", "made_once"),
+    ),
+    Mutation(
+        "a new broker dispatches at once",
+        BROKER + "settle",
+        "if now >= self.dispatching_from:",
+        "if True:",
+        ("given_where_held", "made_once"),
+    ),
+    Mutation(
+        "a new broker refuses models that it does not know yet",
+        FRONTEND + "_is_unknown",
+        "now < self._ledger.listening_until or",
+        "",
+        ("reasoned_errors",),
+    ),
+    Mutation(
+        "requests come back at the tail",
+        BACKEND + "_requeue",
+        "front=True",
+        "front=False",
+        ("returned_go_first",),
+    ),
+    Mutation(
+        "the attempt is not raised",
+        BROKER + "_give",
+        "request.attempt += 1",
+        "request.attempt = max(1, request.attempt)",
+        ("attempts_grow",),
+    ),
+    Mutation(
+        "the requests of a dead worker are dropped",
+        BACKEND + "remove",
+        'self._move_on(worker, "worker_lost", "died", now)',
+        "worker.assigned.clear()",
+        ("books_agree", "one_answer"),
+    ),
+    Mutation(
+        "deaths are not counted",
+        BACKEND + "_move_on",
+        "if fate is not None and request_id in worker.running:",
+        "if False:",
+        ("one_answer",),
+    ),
+    Mutation(
+        "a hung device is not noticed",
+        BACKEND + "_check_step",
+        "if stuck and not worker.stuck:",
+        "stuck = False\n    if stuck:",
+        ("work_moves_on", "fit_workers"),
+    ),
+    Mutation(
+        "draining workers get work",
+        RECORDS + "Worker.available",
+        "and not self.draining",
+        "",
+        ("fit_workers",),
+    ),
+    Mutation(
+        "a broker that slept buries whom it has not read yet",
+        BROKER + "_tick",
+        "now - self._next_tick > self.settings.interval",
+        "False",
+        ("only_the_dead_are_buried",),
+    ),
+    Mutation(
+        "two silent intervals are death",
+        BACKEND + "tick",
+        "self._ledger.settings.silence",
+        "2 * self._ledger.settings.interval",
+        ("only_the_dead_are_buried",),
+    ),
+    Mutation(
+        "nothing is refused",
+        FRONTEND + "_overload",
+        "if held >= settings.max_requests:",
+        "if False:",
+        ("bounded_tables",),
+    ),
+    Mutation(
+        "there is no fair share",
+        QUEUE + "end_turn",
+        "level.clients.move_to_end(request.client.id)",
+        "pass",
+        ("fair_share",),
+    ),
+    Mutation(
+        "a client's bytes are not bounded",
+        FRONTEND + "_overload",
+        "client.held_bytes + size > settings.max_bytes_per_client",
+        "False",
+        ("bounded_tables",),
+    ),
+    Mutation(
+        "the worker ignores RESEND",
+        WORKER + "_resend",
+        "if held.answer is not None:",
+        "if False:",
+        ("no_answer_grows_old", "one_answer", "made_once"),
+    ),
+    Mutation(
+        "what a stuck worker lists is attached",
+        BACKEND + "_reconcile",
+        "usable=request_id in finished or not worker.stuck",
+        "usable=True",
+        ("work_moves_on",),
+    ),
+    Mutation(
+        "held answers never grow old",
+        HELD + "expiry",
+        "return None if oldest is None else oldest.answered_at + self._limits.seconds",
+        "return None",
+        ("empty_tables",),
+    ),
+    Mutation(
+        "results are not acknowledged",
+        CLIENT + "_result",
+        "self._acks.append(message.request_id)",
+        "pass",
+        ("no_answer_grows_old", "empty_tables"),
+    ),
+    Mutation(
+        "duplicates are delivered twice",
+        CLIENT + "_result",
+        "return []",
+        "return [Finish(message.request_id, Answer(message, payload))]",
+        ("one_answer",),
+    ),
+    Mutation(
+        "a new epoch is not noticed",
+        LINK + "announced",
+        "return before is not None and before != self._standing",
+        "return False",
+        ("one_answer",),
+    ),
+)

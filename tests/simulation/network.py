@@ -1,0 +1,200 @@
+"""Connections as ZeroMQ has them: ordered, remade by the dialling side, refused where nobody is.
+
+What libzmq does, and this imitates: a DEALER keeps what it sends while it is not connected; a ROUTER tells of a
+peer that is gone or reads too slowly (`not_sent`); a connection that breaks loses what is on its way to the
+dialling side, and what is on its way to the broker may still come, after messages of the next connection: order
+holds within one connection only.
+Nothing is delivered twice by the network; what comes twice was sent twice by a core, over two connections.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+    from tests.simulation.peers import Peer
+    from tests.simulation.world import World
+
+UP, DOWN = 0, 1
+"""Directions: to the broker, from the broker."""
+HIGH_WATER_MARK = 12
+"""Messages on their way to one client beyond which a broker's socket takes no more for it."""
+LATE = -2
+
+
+class Line:
+    """A dialling process and a broker's name; over time it is several connections, told apart by `generation`."""
+
+    __slots__ = (
+        "broker",
+        "closed",
+        "dialer",
+        "dropped_until",
+        "generation",
+        "kept",
+        "last",
+        "name",
+        "outstanding",
+        "shift",
+        "stalled_until",
+        "waiting",
+    )
+
+    def __init__(self, dialer: "Peer", name: str) -> None:
+        self.dialer = dialer
+        self.name = name
+        self.broker: BrokerPeer | None = None
+        self.generation = 0
+        self.kept = -1
+        """The generation before this one, if what it had on its way to the broker still comes."""
+        self.shift = 0.0
+        self.last = [0.0, 0.0]
+        self.stalled_until = [0.0, 0.0]
+        self.dropped_until = [0.0, 0.0]
+        self.waiting: list[tuple[Any, Sequence[Any]]] = []
+        self.outstanding = 0
+        self.closed = False
+
+
+class Network:
+    """All lines, and the messages on them."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.loss = 0.0
+        self.lines: dict[tuple[str, str], Line] = {}
+        """By the names of the dialling process and of the broker."""
+
+    # ---- connections ------------------------------------------------------------------------------------
+
+    def dial(self, dialer: "Peer", name: str) -> Line:
+        """Open a new line, in place of the one that there may have been."""
+        line = Line(dialer, name)
+        self.lines[dialer.name, name] = line
+        self.world.after(self.world.dice.uniform(0.001, 0.05), self.connect, line)
+        return line
+
+    def connect(self, line: Line) -> None:
+        """Try to connect; where no broker listens, its start will bring another try."""
+        world = self.world
+        broker = world.broker_named(line.name)
+        if line.closed or not line.dialer.alive or line.broker is not None or broker is None:
+            return
+        blocked = max(*line.stalled_until, *line.dropped_until)
+        if blocked > world.now:
+            world.at(blocked + world.dice.uniform(0.01, 0.5), self.connect, line)
+            return
+        line.broker = broker
+        broker.lines[line.dialer.id] = line
+        waiting, line.waiting = line.waiting, []
+        for message, frames in waiting:
+            self._transmit(line, UP, message, frames)
+
+    def listen(self, name: str) -> None:
+        """A broker has started: whoever dials it connects within a second."""
+        for line in self.lines.values():
+            if line.name == name and line.broker is None:
+                self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
+
+    def unlisten(self, broker: "BrokerPeer") -> None:
+        """A broker has died: its connections break, and what was on its way on them is gone."""
+        for line in broker.lines.values():
+            if line.broker is broker:
+                self._disconnect(line, keep=False)
+        broker.lines.clear()
+
+    def reset(self, line: Line, *, keep: bool) -> None:
+        """Break a connection; `keep`: what is on its way to the broker still comes, but late."""
+        if line.broker is None or line.closed:
+            return
+        self.in_trouble(line, self.world.now)
+        broker = line.broker
+        if broker.lines.get(line.dialer.id) is line:
+            del broker.lines[line.dialer.id]
+        self._disconnect(line, keep=keep)
+        self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
+
+    def _disconnect(self, line: Line, *, keep: bool) -> None:
+        line.kept = line.generation if keep else -1
+        line.shift = self.world.dice.uniform(0.0, 0.6)
+        line.generation += 1
+        line.broker = None
+        line.last = [0.0, 0.0]
+        line.outstanding = 0
+
+    def hang_up(self, line: Line, *, silently: bool = False) -> None:
+        """The dialling side is gone; `silently`: the broker is not told."""
+        line.closed = True
+        broker = line.broker
+        if broker is not None and not silently and broker.lines.get(line.dialer.id) is line:
+            del broker.lines[line.dialer.id]
+        if self.lines.get((line.dialer.name, line.name)) is line:
+            del self.lines[line.dialer.name, line.name]
+
+    def in_trouble(self, line: Line, until: float) -> None:
+        """Write down that a line was in trouble."""
+        trouble, key = self.world.witness.trouble, (line.dialer.name, line.name)
+        trouble[key] = max(trouble.get(key, 0.0), until)
+
+    # ---- messages ---------------------------------------------------------------------------------------
+
+    def send_up(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        """Send to the broker, or keep it until there is a connection."""
+        if line.broker is None:
+            line.waiting.append((message, frames))
+        else:
+            self._transmit(line, UP, message, frames)
+
+    def send_down(self, broker: "BrokerPeer", peer_id: bytes, message: Any, frames: Sequence[Any]) -> bool:
+        """Send to a peer of a broker; False if its connection is gone, or full."""
+        line = broker.lines.get(peer_id)
+        if line is None or (line.dialer.is_client and line.outstanding >= HIGH_WATER_MARK):
+            return False
+        self._transmit(line, DOWN, message, frames)
+        return True
+
+    def _transmit(self, line: Line, direction: int, message: Any, frames: Sequence[Any]) -> None:
+        world = self.world
+        world.witness.messages += 1
+        now = world.now
+        if (self.loss and world.dice.random() < self.loss) or line.dropped_until[direction] > now:
+            self.in_trouble(line, now)
+            self._lost(line, direction, message)
+            return
+        when = max(now, line.stalled_until[direction]) + 0.0005 + 0.0195 * world.dice.random()
+        last = line.last
+        if when < last[direction]:
+            when = last[direction]
+        last[direction] = when
+        if direction == UP:
+            world.at(when, self._arrive_up, line, line.generation, line.broker, message, frames)
+        else:
+            line.outstanding += 1
+            world.at(when, self._arrive_down, line, line.generation, message, frames)
+
+    def _arrive_up(
+        self, line: Line, generation: int, broker: "BrokerPeer", message: Any, frames: Sequence[Any]
+    ) -> None:
+        if generation not in (line.generation, LATE):
+            if generation == line.kept:
+                self.world.after(line.shift, self._arrive_up, line, LATE, broker, message, frames)
+                return
+            self._lost(line, UP, message)
+            return
+        if not broker.alive:
+            self._lost(line, UP, message)
+            return
+        broker.hear(line, message, frames)
+
+    def _arrive_down(self, line: Line, generation: int, message: Any, frames: Sequence[Any]) -> None:
+        if generation != line.generation or line.closed or not line.dialer.alive:
+            self._lost(line, DOWN, message)
+            return
+        line.dialer.hear(line, message, frames)
+
+    def _lost(self, line: Line, direction: int, message: Any) -> None:
+        if direction == DOWN:
+            self.world.released_on_arrival(line.dialer, message)
+        if self.world.recording:
+            arrow = "->" if direction == UP else "<-"
+            self.world.tell_message(f"LOST {line.dialer.name} {arrow} {line.name}", message)

@@ -1,0 +1,112 @@
+"""What all simulated processes share: a clock of their own, death, freezing, an alarm for the core's deadline."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Line
+    from tests.simulation.world import World
+
+
+class Peer:
+    """A process. Its core sees `local()` times; the world's clock is in `world.now`."""
+
+    is_client = False
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.id = name.encode()
+        self.alive = True
+        self.frozen_until = 0.0
+        """The end of the last freeze; it is frozen while that lies ahead."""
+        self.trouble = -1.0
+        """The last time at which it was frozen, or its device hung."""
+        dice = world.dice
+        self._rate = dice.uniform(0.97, 1.03) if world.plan.skew else 1.0
+        self._offset = dice.uniform(0.0, 1000.0)
+        self._alarm = 0.0
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+
+    # ---- time -------------------------------------------------------------------------------------------
+
+    def local(self) -> float:
+        """Return the time on its own monotonic clock."""
+        return self._offset + self.world.now * self._rate
+
+    def arm(self, deadline: float | None) -> None:
+        """Have `tick` called when `deadline` (local) has come, a hair late, as real timers are."""
+        if deadline is None or deadline == float("inf"):
+            return
+        when = max((deadline - self._offset) / self._rate + 1e-6, self.world.now)
+        if not self._alarm or when < self._alarm - 1e-9:
+            self._alarm = when
+            self.world.at(when, self._ring, when)
+
+    def _ring(self, alarm: float) -> None:
+        if alarm != self._alarm or not self.alive:
+            return
+        self._alarm = 0.0
+        if not self.frozen:
+            self.on_alarm()
+
+    def on_alarm(self) -> None:
+        """The alarm rang: tick, or set it again if the deadline has moved."""
+        deadline = self.next_deadline()
+        if deadline is not None and deadline <= self.local():
+            self.tick()
+        else:
+            self.arm(deadline)
+
+    # ---- freezing ---------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is stopped (SIGSTOP)."""
+        return self.frozen_until > self.world.now
+
+    def freeze(self, seconds: float) -> None:
+        """Stop the process for a while; what comes meanwhile waits."""
+        was_frozen = self.frozen
+        self.frozen_until = max(self.frozen_until, self.world.now + seconds)
+        self.trouble = max(self.trouble, self.frozen_until)
+        if not was_frozen:
+            self.world.at(self.frozen_until, self._thaw)
+
+    def _thaw(self) -> None:
+        if not self.alive:
+            return
+        if self.frozen:  # frozen again meanwhile
+            self.world.at(self.frozen_until, self._thaw)
+            return
+        self.wake()
+
+    def wake(self) -> None:
+        """Read what has come, then look at the clock: as the shells do."""
+        while self._inbox and self.alive:
+            what, arguments = self._inbox.popleft()
+            what(*arguments)
+        if self.alive:
+            self.tick()
+
+    def when_awake(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Do it now, or, if the process is frozen, as soon as it wakes."""
+        if self.frozen:
+            self._inbox.append((what, arguments))
+        elif self.alive:
+            what(*arguments)
+
+    # ---- of each kind -----------------------------------------------------------------------------------
+
+    def hear(self, line: "Line", message: Any, frames: Sequence[Any]) -> None:
+        """A message has arrived."""
+        raise NotImplementedError
+
+    def next_deadline(self) -> float | None:
+        """The core's next deadline, local."""
+        raise NotImplementedError
+
+    def tick(self) -> None:
+        """Let the core do what is due."""
+        raise NotImplementedError

@@ -1,0 +1,233 @@
+"""What a fleet looks like and what is done to it: all of it follows from the seed, before anything has run."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+CALM = 22.0
+"""Seconds after which nothing bad is done any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something bad: `kind` names it in `faults.FAULTS`, `who` picks the victim, it lasts `seconds`."""
+
+    kind: str
+    at: float
+    who: int
+    seconds: float
+    flavour: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.at:.2f} s, victim {self.who}, {self.seconds:.2f} s, flavour {self.flavour}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A fleet's shape, its load and its faults. Times in seconds of the world's clock."""
+
+    seed: int
+    theme: str
+    brokers: int = 1
+    workers: int = 3
+    clients: int = 2
+    requests: int = 100
+    strategy: str = "round-robin"
+    two_models: bool = False
+    """Worker 0 serves `m` and `n`, the others `m` alone."""
+    skew: bool = False
+    """Each process has a clock of its own speed, 0.97 to 1.03."""
+    batch: int = 2
+    batch_seconds: float = 0.15
+    image_seconds: float = 0.05
+    step_timeout: float | None = None
+    """The brokers' limit; the workers' own is twice that, where `hung_exit` says that they have one."""
+    hung_exit: bool = False
+    max_requests: int = 10_000
+    max_requests_per_client: int = 5_000
+    max_bytes: int = 1 << 30
+    max_bytes_per_client: int = 1 << 28
+    retry_overloaded: bool = False
+    tombstones: int = 20_000
+    held_count: int = 1024
+    cancel_share: float = 0.0
+    timeout_share: float = 0.0
+    priority_share: float = 0.0
+    progress_share: float = 0.0
+    failing_share: float = 0.0
+    poison: int = 0
+    burst: int = 4
+    faults: tuple[Fault, ...] = ()
+
+    def __str__(self) -> str:
+        shape = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "faults")
+        return "\n".join([f"plan: {shape}", *(f"plan: {fault}" for fault in self.faults)])
+
+
+Draw = Callable[[random.Random], dict[str, object]]
+
+
+def some(dice: random.Random, kinds: dict[str, tuple[float, float]], count: int) -> tuple[Fault, ...]:
+    """Draw faults of these kinds; each kind tells the least and the most seconds that it lasts."""
+    drawn = []
+    for _ in range(count):
+        kind = dice.choice(sorted(kinds))
+        seconds = dice.uniform(*kinds[kind])
+        at = dice.uniform(1.0, max(1.5, CALM - seconds))
+        drawn.append(Fault(kind, at, dice.randrange(64), seconds, dice.randrange(64)))
+    return tuple(sorted(drawn, key=lambda fault: fault.at))
+
+
+CRASHES = {
+    "kill_broker": (0.1, 6.0),
+    "kill_worker": (0.2, 5.0),
+    "vanish_worker": (0.2, 5.0),
+    "kill_client": (0.2, 4.0),
+    "close_client": (0.2, 4.0),
+}
+NETWORK = {
+    "cut": (0.3, 10.0),
+    "lose": (1.0, 8.0),
+    "reconnect": (0.1, 0.2),
+}
+FREEZES = {
+    "freeze_broker": (0.3, 9.0),
+    "freeze_worker": (0.3, 9.0),
+    "freeze_client": (0.3, 9.0),
+    "hang_device": (0.5, 9.0),
+}
+READERS = {"slow_client": (2.0, 8.0)}
+ROLLING = {"drain_worker": (0.1, 0.2), "drain_all_workers": (0.1, 0.2)}
+
+
+def peace(dice: random.Random) -> dict[str, object]:
+    """Nothing bad: everything is made once."""
+    return {"progress_share": 0.2, "priority_share": dice.choice([0.0, 0.3])}
+
+
+def rolling(dice: random.Random) -> dict[str, object]:
+    """Brokers and workers are restarted one after the other, as an upgrade does; no request may notice."""
+    brokers = dice.randint(1, 2)
+    workers = dice.randint(2, 4)
+    steps = [("drain_worker", index) for index in range(workers)]
+    steps += [("kill_broker", index) for index in range(brokers)]
+    dice.shuffle(steps)
+    times = [2.0 + 3.2 * number for number in range(len(steps))]
+    return {
+        "brokers": brokers,
+        "workers": workers,
+        "two_models": dice.random() < 0.4,
+        "faults": tuple(
+            Fault(kind, at, who, dice.uniform(0.1, 3.0)) for at, (kind, who) in zip(times, steps, strict=True)
+        ),
+    }
+
+
+def crashes(dice: random.Random) -> dict[str, object]:
+    """Processes are killed and started again; cancels and deadlines race it."""
+    return {
+        "faults": some(dice, CRASHES, dice.randint(1, 7)),
+        "cancel_share": dice.choice([0.0, 0.2]),
+        "timeout_share": dice.choice([0.0, 0.3]),
+    }
+
+
+def network(dice: random.Random) -> dict[str, object]:
+    """Links are cut, lose messages, and are made anew."""
+    return {"faults": some(dice, NETWORK, dice.randint(1, 8)), "cancel_share": dice.choice([0.0, 0.2])}
+
+
+def freezes(dice: random.Random) -> dict[str, object]:
+    """Processes and devices freeze and wake."""
+    return {
+        "faults": some(dice, FREEZES, dice.randint(1, 6)),
+        "step_timeout": dice.choice([None, 2.0, 3.0]),
+        "hung_exit": dice.random() < 0.3,
+    }
+
+
+def overload(dice: random.Random) -> dict[str, object]:
+    """Queues are small, bursts are large, some clients read slowly."""
+    small: dict[str, object] = {
+        "max_requests": dice.choice([12, 30]),
+        "max_requests_per_client": dice.choice([8, 20]),
+        "max_bytes": dice.choice([300, 1 << 30]),
+        "max_bytes_per_client": dice.choice([150, 1 << 28]),
+    }
+    return {
+        **(small if dice.random() < 0.6 else {}),
+        "retry_overloaded": dice.random() < 0.7,
+        "clients": dice.randint(2, 5),
+        "burst": dice.choice([10, 25, 60]),
+        "requests": dice.choice([120, 200, 300]),
+        "timeout_share": 0.3,
+        "tombstones": dice.choice([5, 20_000]),
+        "priority_share": dice.choice([0.0, 0.2]),
+        "faults": some(dice, READERS, dice.randint(0, 3)),
+    }
+
+
+def poison(dice: random.Random) -> dict[str, object]:
+    """Some requests kill whoever makes them; others fail or do not fit."""
+    return {
+        "poison": dice.randint(1, 3),
+        "failing_share": 0.1,
+        "workers": dice.randint(3, 5),
+        "faults": some(dice, CRASHES, dice.choice([0, 0, 2])),
+    }
+
+
+def everything(dice: random.Random) -> dict[str, object]:
+    """All of it at once."""
+    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **ROLLING}
+    return {
+        "brokers": dice.randint(1, 3),
+        "workers": dice.randint(2, 5),
+        "clients": dice.randint(2, 4),
+        "faults": some(dice, kinds, dice.randint(4, 14)),
+        "poison": dice.choice([0, 0, 1]),
+        "failing_share": dice.choice([0.0, 0.05]),
+        "cancel_share": 0.1,
+        "timeout_share": 0.15,
+        "priority_share": 0.1,
+        "progress_share": 0.1,
+        "step_timeout": dice.choice([None, 3.0]),
+        "hung_exit": dice.random() < 0.3,
+        "held_count": dice.choice([8, 1024]),
+        "max_requests": dice.choice([40, 10_000]),
+        "retry_overloaded": True,
+    }
+
+
+THEMES: dict[str, tuple[int, Draw]] = {
+    "peace": (2, peace),
+    "rolling": (2, rolling),
+    "crashes": (4, crashes),
+    "network": (4, network),
+    "freezes": (4, freezes),
+    "overload": (3, overload),
+    "poison": (2, poison),
+    "everything": (4, everything),
+}
+
+
+def draw(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    dice = random.Random(seed)
+    names = [name for name, (weight, _) in THEMES.items() for _ in range(weight)]
+    theme = dice.choice(names)
+    shape: dict[str, object] = {
+        "brokers": dice.choice([1, 1, 2]),
+        "workers": dice.randint(1, 4),
+        "clients": dice.randint(1, 3),
+        "requests": dice.choice([40, 80, 120, 160]),
+        "strategy": dice.choice(["round-robin", "queue-depth", "least-wait"]),
+        "two_models": dice.random() < 0.2,
+        "skew": dice.random() < 0.5,
+        "batch": dice.randint(1, 4),
+        "batch_seconds": dice.uniform(0.05, 0.4),
+        "image_seconds": dice.uniform(0.01, 0.1),
+        "burst": dice.choice([1, 4, 12, 40]),
+    }
+    shape.update(THEMES[theme][1](dice))
+    return Plan(seed=seed, theme=theme, **shape)  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""What happened, line by line; and the part of it that concerns one request."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Story:
+    """Lines with their time, and the ids that they name; None: everybody's business."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._lines: list[tuple[float, str, Sequence[bytes] | None]] = []
+
+    def add(self, now: float, text: str, ids: Sequence[bytes] | None) -> None:
+        """Write a line."""
+        self._lines.append((now, text, ids))
+
+    def add_message(self, now: float, text: str, message: Any) -> None:
+        """Write down that a message is read, or lost."""
+        name = type(message).__name__
+        if hasattr(message, "queued"):
+            for part in ("queued", "running", "finished"):
+                if ids := getattr(message, part):
+                    self.add(now, f"{text} {name}: {part} {_short(ids)}", ids)
+        elif hasattr(message, "request_ids"):
+            self.add(now, f"{text} {name} {_short(message.request_ids)}", message.request_ids)
+        elif getattr(message, "request_id", None) is not None:
+            extra = "".join(
+                f" {field}={value}"
+                for field in ("attempt", "code", "message", "timeout_seconds")
+                if (value := getattr(message, field, None)) is not None
+            )
+            self.add(now, f"{text} {name} {message.request_id.hex()[:8]}{extra}", [message.request_id])
+
+    def lines(self) -> list[str]:
+        """Return everything."""
+        return [f"{now:9.3f} {text}" for now, text, _ in self._lines]
+
+    def of(self, key: bytes | None) -> list[str]:
+        """Return what concerns a request, and what concerns everybody."""
+        key_of = self._world.witness.key_of
+        return [
+            f"{now:9.3f} {text}"
+            for now, text, ids in self._lines
+            if ids is None or (key is not None and any(key_of.get(i, i) == key for i in ids))
+        ]
+
+    def digest(self) -> str:
+        """Return a hash of everything."""
+        return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()
+
+
+def _short(ids: Sequence[bytes]) -> str:
+    return " ".join(request_id.hex()[:8] for request_id in ids)

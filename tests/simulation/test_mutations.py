@@ -1,0 +1,46 @@
+"""Show that the simulation can fail: each deliberate fault in a core is caught by an invariant that it breaks."""
+
+import inspect
+
+import pytest
+
+from tests.simulation import invariants
+from tests.simulation.fleet import run
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.plan import draw
+from tests.simulation.witness import Violation
+
+BUDGET = 1000
+"""Fleets; far fewer than CI runs."""
+
+
+def test_there_are_enough_of_them_and_they_name_invariants():
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 12
+    known = {name for name, value in vars(invariants).items() if inspect.isfunction(value)} | {"within_capacity"}
+    assert {name for mutation in MUTATIONS for name in mutation.caught_by} <= known
+
+
+def violation_of(seed):
+    try:
+        run(draw(seed))
+    except Violation as violation:
+        return violation
+    return None
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_fault_is_caught(mutation):
+    with mutation.applied():
+        for seed in range(BUDGET):
+            if (violation := violation_of(seed)) is not None:
+                break
+    assert violation is not None, f"not caught within {BUDGET} fleets"
+    assert violation.invariant in mutation.caught_by, f"seed {seed}: {violation}"
+    print(f"caught by {violation.invariant} at seed {seed}")
+
+
+def test_a_mutation_leaves_the_core_as_it_was():
+    for mutation in MUTATIONS:
+        with mutation.applied():
+            pass
+    run(draw(3))

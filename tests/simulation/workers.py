@@ -1,0 +1,215 @@
+"""A worker process: the real core, and a device that takes its time, hangs, fails, or dies of a prompt."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.held import HeldLimits
+from imagegen_worker.core.identity import Identity
+from imagegen_worker.core.model import Model
+from imagegen_worker.core.worker import Policy, WorkerCore
+from tests.simulation import invariants
+from tests.simulation.network import Line
+from tests.simulation.peers import Peer
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+STEPS = 2
+HELD_SECONDS = 20.0
+"""An answer whose acknowledgement was lost with a broker is held for its time, and then dropped."""
+MODELS = {name: Model(name=name, num_inference_steps=4, guidance_scale=1.0, width=64, height=64) for name in "mn"}
+
+
+def image_of(seed: int) -> bytes:
+    """Return the one image that a seed makes."""
+    return b"image of seed %d" % seed
+
+
+class WorkerPeer(Peer):
+    """One run of a worker."""
+
+    def __init__(self, world: "World", index: int) -> None:
+        super().__init__(world, f"worker {index}.{world.runs(f'worker {index}')}")
+        plan, dice = world.plan, world.dice
+        self.index = index
+        self.started = world.now
+        self.hung_until = 0.0
+        self.capacity = 2 * plan.batch
+        self.core = WorkerCore(
+            Identity(
+                worker_id=dice.randbytes(16),
+                name=f"worker-{index}",
+                host="h",
+                gpu_id=index,
+                backend="simulation",
+                capacity=self.capacity,
+                max_batch_size=plan.batch,
+                batching="static",
+                pid=1,
+            ),
+            links=plan.brokers,
+            policy=Policy(
+                held=HeldLimits(seconds=HELD_SECONDS, count=plan.held_count),
+                orphan_seconds=15.0,
+                drain_seconds=8.0,
+                step_timeout=2 * plan.step_timeout if plan.hung_exit and plan.step_timeout else None,
+            ),
+            now=self.local(),
+        )
+        self.lines = [world.network.dial(self, f"broker {number}") for number in range(plan.brokers)]
+        self._links = {line: number for number, line in enumerate(self.lines)}
+        self._speed = dice.uniform(0.5, 2.0)
+        self._jobs: list[ev.Job] = []
+        self._batch: list[ev.Job] = []
+        self._over: set[int] = set()
+        self._busy = False
+        names = "mn" if plan.two_models and index == 0 else "m"
+        models = tuple(MODELS[name] for name in names)
+        world.after(dice.uniform(0.01, 0.3), self.when_awake, self._feed, ev.Warm(models, "cpu", None))
+
+    # ---- the main thread --------------------------------------------------------------------------------
+
+    def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        self.when_awake(self._take, line, message, frames)
+
+    def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        if self.world.recording:
+            self.world.tell_message(f"{line.name} -> {self.name}", message)
+        if not isinstance(message, BrokerHeartbeat):
+            self.world.released_on_arrival(self, message)
+        self._feed(ev.Received(self._links[line], message, tuple(frames)))
+        invariants.at_the_worker(self.world, self)
+
+    def _feed(self, event: Any) -> None:
+        self._do(self.core.handle(event, self.local()))
+
+    def tick(self) -> None:
+        self._do(self.core.tick(self.local()))
+
+    def next_deadline(self) -> float | None:
+        return self.core.next_deadline()
+
+    def drain(self) -> None:
+        """As SIGTERM does."""
+        self._feed(ev.DrainRequested("the simulation"))
+
+    def _do(self, actions: list[Any]) -> None:
+        for action in actions:
+            match action:
+                case ev.Send(link, message, frames):
+                    self.world.network.send_up(self.lines[link], message, frames)
+                case ev.Job():
+                    self._jobs.append(action)
+                case ev.Cancel(number):
+                    self._jobs = [job for job in self._jobs if job.number != number]
+                    self._over.add(number)
+                case ev.Exit(status):
+                    self.world.tell(f"{self.name} exits with {status}")
+                    self.die(silently=False)
+                    self.world.start_worker_later(self.index, 1.0)
+                    return
+                case ev.Note(text="answer dropped", fields=fields) if fields["why"] == "too many":
+                    self.world.witness.evicted.add(bytes.fromhex(fields["request_id"]))
+                case ev.Note(text="answer dropped", fields=fields) if fields["why"] == "too old":
+                    invariants.on_too_old(self.world, self, bytes.fromhex(fields["request_id"]), HELD_SECONDS)
+                case ev.Note() if self.world.recording:
+                    about = action.fields.get("request_id")
+                    key = None if about is None else bytes.fromhex(str(about))
+                    self.world.tell(f"{self.name}: {action.text} {action.fields}", key)
+        self.arm(self.core.next_deadline())
+        if self._jobs and not self._busy:
+            self._busy = True
+            self.world.after(0.003, self._begin)
+
+    def die(self, *, silently: bool) -> None:
+        """End the process; `silently`: with its host, so that no connection is closed."""
+        self.alive = False
+        self._inbox.clear()
+        for line in self.lines:
+            self.world.network.hang_up(line, silently=silently)
+
+    # ---- the device -------------------------------------------------------------------------------------
+
+    def _device(self, what: Any) -> None:
+        """Do it on the device, once neither the process is frozen nor the device hangs."""
+        if not self.alive:
+            return
+        blocked = max(self.frozen_until, self.hung_until)
+        if blocked > self.world.now:
+            self.world.at(blocked, self._device, what)
+        else:
+            what()
+
+    def _begin(self) -> None:
+        if self.frozen:
+            self.world.at(self.frozen_until, self._begin)
+            return
+        if not self.alive:
+            return
+        plan = self.world.plan
+        self._batch, self._jobs = self._jobs[: plan.batch], self._jobs[plan.batch :]
+        if not self._batch:
+            self._busy = False
+            return
+        for job in self._batch:
+            invariants.on_begun(self.world, self, self.core.held.by_number(job.number))
+        self._feed(ev.Started(tuple(job.number for job in self._batch)))
+        if not self.alive:
+            return
+        seconds = self._speed * (plan.batch_seconds + plan.image_seconds * len(self._batch))
+        if any(job.request.prompt == "poison" for job in self._batch):
+            self.world.after(self.world.dice.uniform(0.05, 1.0) * seconds + 0.03, self._device, self._poisoned)
+            seconds += 1e9
+        self.world.after(seconds / STEPS, self._device, lambda: self._step(1, seconds / STEPS))
+
+    def _step(self, step: int, pause: float) -> None:
+        wanted = tuple(job.number for job in self._batch if job.number not in self._over)
+        if step == STEPS or not wanted:
+            self._end()
+            return
+        self._feed(ev.Stepped(wanted, step, STEPS))
+        self.world.after(pause, self._device, lambda: self._step(step + 1, pause))
+
+    def _poisoned(self) -> None:
+        if any(job.request.prompt == "poison" and job.number not in self._over for job in self._batch):
+            self.world.kill_worker(self, 0.5, silently=False, why="by a poisonous prompt")
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        batch, self._batch = self._batch, []
+        for job in batch:
+            if not self.alive or job.number in self._over:
+                continue
+            prompt, seed = job.request.prompt, job.request.seeds[0]
+            if prompt == "big":
+                self._feed(ev.Failed(job.number, "out_of_memory", "does not fit"))
+            elif prompt == "bad":
+                self._feed(ev.Failed(job.number, "generation_failed", "the pipeline raised"))
+            else:
+                held = self.core.held.by_number(job.number)
+                if held is not None:
+                    invariants.on_made(self.world, self, held.id)
+                self._feed(finished(job.number, seed, len(batch)))
+        self._over.clear()
+        done = ev.CallDone(requests=len(batch), images=len(batch), steps=4, seconds=0.1, seconds_per_image=None)
+        self._feed(done)
+        self._feed(ev.Idle())
+        self._busy = bool(self._jobs)
+        if self._busy:
+            self.world.after(0.003, self._begin)
+
+
+def finished(number: int, seed: int, batch_size: int) -> ev.Finished:
+    """Return the event that a job is done."""
+    return ev.Finished(
+        number=number,
+        images=(image_of(seed),),
+        infos=(ImageInfo(format="png", width=64, height=64, seed=seed),),
+        batch_size=batch_size,
+        queue_seconds=0.0,
+        generation_seconds=0.1,
+        encode_seconds=0.0,
+    )
