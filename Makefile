@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MINUTES ?= 10
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint soak clean
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
 	@echo "make clean   remove the virtual environment and what was generated"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,6 +32,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+soak: $(STAMP)
+	@$(BIN)/python -m tests.simulation --seed 1000000 --minutes $(MINUTES)
+	@$(BIN)/python -m tools.chaos --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -58,6 +58,19 @@ _FILE = click.Path(path_type=Path)
     default=5_000,
     help="Requests of one client held at a time.",
 )
+@click.option(
+    "--max-bytes-per-client",
+    type=click.IntRange(1024),
+    default=256 * 1024**2,
+    help="Bytes of the requests of one client held at a time.",
+)
+@click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Clients known at a time.")
+@click.option(
+    "--step-timeout",
+    type=click.FloatRange(0),
+    default=300.0,
+    help="Seconds without a step after which a worker's device counts as hung, and its work moves on; 0: never.",
+)
 @click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); turns encryption on.")
 @click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
 @click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
@@ -76,6 +89,9 @@ def main(
     max_requests: int,
     max_bytes: int,
     max_requests_per_client: int,
+    max_bytes_per_client: int,
+    max_clients: int,
+    step_timeout: float,
     key: Path | None,
     authorized_clients: Path | None,
     authorized_workers: Path | None,
@@ -99,6 +115,9 @@ def main(
         max_requests=max_requests,
         max_bytes=max_bytes,
         max_requests_per_client=max_requests_per_client,
+        max_bytes_per_client=max_bytes_per_client,
+        max_clients=max_clients,
+        step_timeout=step_timeout,
         default_model=default_model,
     )
     try:

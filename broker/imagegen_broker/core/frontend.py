@@ -19,6 +19,8 @@ from imagegen_protocol.messages import (
 
 _MIN_RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 60.0
+_UNMEASURED_RETRY_SECONDS = 5.0
+"""While nothing has been answered yet."""
 _MISSED_A_TIME = 8
 """Missed answers that a client which is heard gets each interval, beside one for each that it acknowledges."""
 
@@ -35,6 +37,9 @@ class Frontend:
         client = self._ledger.clients.get(client_id)
         if client is None:
             if isinstance(message, Goodbye):
+                return
+            if len(self._ledger.clients) >= self._ledger.settings.max_clients:
+                self._turn_away(client_id, message)
                 return
             client = self._register(client_id, now)
         client.heard = now
@@ -53,6 +58,16 @@ class Frontend:
                 self._cancel(client, request_id, now)
             case Goodbye():
                 self.drop(client)
+
+    def _turn_away(self, client_id: bytes, message: ClientMessage) -> None:
+        """Refuse a client for which there is no place; nothing is kept of it."""
+        text = f"the broker has {len(self._ledger.clients)} clients, as many as it may"
+        code = errors.OverloadedError.code
+        self._ledger.counters.rejected[code] += 1
+        request_id = message.request_id if isinstance(message, Submit | Cancel) else None
+        retry = self._ledger.settings.silence
+        answer = Error(request_id=request_id, code=code, message=text, retry_after_seconds=retry)
+        self._ledger.send(ToClient(client_id, answer))
 
     def heartbeat(self, client: Client) -> None:
         """Send a client the broker's heartbeat."""
@@ -217,7 +232,7 @@ class Frontend:
             return None
         rate = self._ledger.rate.per_second
         # One place is free after one answer; a tenth of the backlog gives the herd room.
-        wait = _MAX_RETRY_SECONDS if rate <= 0 else max(1.0, held / 10) / rate
+        wait = _UNMEASURED_RETRY_SECONDS if rate <= 0 else max(1.0, held / 10) / rate
         retry = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
         return {"code": errors.OverloadedError.code, "message": text, "retry_after_seconds": retry}
 

@@ -25,9 +25,10 @@ class Settings:
     max_bytes: int = 1024 * 1024 * 1024
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024
+    max_clients: int = 20_000
     default_model: str | None = None
     tombstones: int = 20_000
-    step_timeout: float | None = 120.0
+    step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
 
     @property

@@ -14,6 +14,7 @@ from imagegen_protocol.errors import (
     RETURNED,
     DeadlineExceededError,
     GenerationFailedError,
+    UnauthorizedError,
     WorkerNameTakenError,
 )
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
@@ -207,7 +208,7 @@ class WorkerCore:
         if refusal != link.refusal:
             link.refusal = refusal
             self._note(logging.WARNING, "refused by broker", link=link.index, error=refusal)
-        if error.code == WorkerNameTakenError.code and link.registered:
+        if error.code in (WorkerNameTakenError.code, UnauthorizedError.code) and link.registered:
             link.unregister(now)
             link.send_at = now + link.interval
 

@@ -291,3 +291,16 @@ def test_settings_derive_their_times_from_the_interval():
     settings = Settings(epoch=EPOCH, interval=0.5, liveness=4)
     assert settings.grace == 1.0
     assert settings.silence == 2.0
+
+
+def test_there_is_no_place_for_one_client_too_many():
+    bench = Bench(max_clients=1).past_grace()
+    bench.submit(1, "first")
+    bench.submit(2, "second")
+    (error,) = bench.messages(Error, "client", "second")
+    assert (error.request_id, error.code) == (rid(2), "overloaded")
+    assert error.retry_after_seconds == bench.core.settings.silence
+    assert list(bench.core.ledger.clients) == [b"first"]
+    bench.client("first", Goodbye())
+    bench.submit(2, "second")
+    assert rid(2) in bench.accepted("second")
