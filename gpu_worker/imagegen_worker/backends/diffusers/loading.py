@@ -46,6 +46,8 @@ def device_name(device: torch.device) -> str:
 
 def load_pipeline(folder: Path, device: torch.device, options: LoadOptions) -> Pipeline:
     """Load a pipeline, offline, and put it on its device. Raises `StartError` if it can't be used."""
+    if options.cpu_offload and device.type == "cpu":
+        raise StartError("--cpu-offload needs a GPU: on a CPU the model is where it would be put")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     diffusers.logging.set_verbosity_error()
