@@ -64,7 +64,8 @@ class Connection:
         # Queue nothing for a broker that is not there: what arrives late is stale, heartbeats most of all.
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        # A restarted broker waits two intervals for the workers' lists: be there in time.
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         dealer.setsockopt(zmq.HEARTBEAT_IVL, 1000)

@@ -67,7 +67,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(fleet, client):
 
 
 def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet):
-    fleet.start_broker("--heartbeat-interval", "0.2")
+    fleet.start_broker()
     with Client(fleet.frontend) as client:
         options = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
         for name in ("a", "b"):
@@ -79,7 +79,7 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet):
         jobs = [client.submit(prompt, seed=5) for prompt in prompts]
         fleet.wait_until(lambda: sum(per_gpu(client, "running").values()) > 0, "a running batch")
         fleet.kill("broker")
-        fleet.start_broker("--heartbeat-interval", "0.2")
+        fleet.start_broker()
         images = [job.result(90).image for job in jobs]
         for prompt, image in zip(prompts, images, strict=True):
             assert difference(image, alone[prompt]) <= 2, "the same image, up to the rounding of company"

@@ -125,7 +125,9 @@ def size_multiple(pipeline: Pipeline) -> int:
 def _native_side(pipeline: Pipeline) -> int:
     latent_side = getattr(pipeline, "default_sample_size", None)
     if latent_side is None:
-        denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        denoiser = getattr(pipeline, "unet", None)
+        if denoiser is None:
+            denoiser = getattr(pipeline, "transformer", None)
         latent_side = getattr(getattr(denoiser, "config", None), "sample_size", None)
     if not isinstance(latent_side, int):
         return _DEFAULT_SIDE
