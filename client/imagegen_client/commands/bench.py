@@ -19,6 +19,7 @@ from imagegen_protocol import InvalidRequestError
     "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests sent at once."
 )
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
+@click.option("--model", metavar="NAME", help="One that the fleet serves.  [default: the broker's]")
 @seed_option("Of the first request; the others count on.  [default: random]")
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="The same numbers as JSON.")
@@ -26,6 +27,7 @@ from imagegen_protocol import InvalidRequestError
 def command(
     burst: int,
     prompt: str,
+    model: str | None,
     seed: int | None,
     steps: int | None,
     width: int | None,
@@ -43,9 +45,11 @@ def command(
     \b
     Examples:
       imagegen bench --burst 50
+      imagegen bench --burst 50 --model simulated
       imagegen bench --burst 200 --steps 20 --width 512 --height 512 --json
     """
     options: RequestOptions = {
+        "model": model,
         "seed": seed,
         "num_inference_steps": steps,
         "width": width,
