@@ -12,13 +12,14 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
+	@echo "make bench   compare ways of batching, in a minute, into out/benchmarks/"
 	@echo "make clean   remove the virtual environment and what was generated"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once; a few minutes, mostly the download of torch) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[broker,worker,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[broker,worker,dev,bench]'
 	@touch $@
 
 demo: $(STAMP)
@@ -36,6 +37,9 @@ lint: $(STAMP)
 soak: $(STAMP)
 	@$(BIN)/python -m tests.simulation --seed 1000000 --minutes $(MINUTES)
 	@$(BIN)/python -m tools.chaos --minutes $(MINUTES)
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.engine --quick
 
 clean:
 	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,152 @@
+"""The benchmarks run, tell what they should, and make the images that the stock pipeline makes. Never how fast."""
+
+import json
+
+import numpy as np
+import pytest
+
+diffusers = pytest.importorskip("diffusers")
+torch = pytest.importorskip("torch")
+
+from click.testing import CliRunner  # noqa: E402
+
+from benchmarks import engine, gpu, overhead, report, traffic  # noqa: E402
+from benchmarks.contenders import contenders, run  # noqa: E402
+from benchmarks.full_size import REAL  # noqa: E402
+from benchmarks.models import MODELS  # noqa: E402
+from imagegen_worker.core.model import Model  # noqa: E402
+
+# diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+MODEL = Model(name="m", num_inference_steps=6, guidance_scale=5.0, width=64, height=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    with contenders(MODELS[0].save(tmp_path_factory.mktemp("models")), max_batch_size=4, waits=(0.01,)) as field:
+        yield field
+
+
+def test_traffic_comes_from_its_seed():
+    assert traffic.poisson(MODEL, 20, 3.0, seed=1) == traffic.poisson(MODEL, 20, 3.0, seed=1)
+    assert traffic.poisson(MODEL, 20, 3.0, seed=1) != traffic.poisson(MODEL, 20, 3.0, seed=2)
+    many = traffic.poisson(MODEL, 2000, 4.0)
+    assert 2000 / many[-1].at == pytest.approx(4.0, rel=0.1)
+    assert len({each.request.prompt for each in many}) > 1990
+    assert {each.request.num_inference_steps for each in many} == set(range(4, 10))
+    alike = traffic.burst(MODEL, 8, alike=True)
+    assert {each.at for each in alike} == {0.0}
+    assert len({each.request.batch_key for each in alike}) == 1
+
+
+def test_quantiles_are_of_the_sample():
+    assert report.quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert report.quantile([1.0, 2.0, 3.0, 4.0], 0.99) == 4.0
+    assert report.quantile([1.0], 0.0) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["burst", "poisson"])
+def test_every_contender_makes_the_same_images(field, kind):
+    asked = traffic.burst(field.model, 6) if kind == "burst" else traffic.poisson(field.model, 6, 40.0)
+    outcomes = {
+        name: run(serve, asked, traffic.burst(field.model, 2, seed=9)) for name, serve in field.contenders.items()
+    }
+    assert set(outcomes) == {"continuous", "one by one", "static 0.01 s"}
+    expected = outcomes["one by one"].images
+    for outcome in outcomes.values():
+        assert sorted(outcome.images) == sorted(outcome.latencies) == list(range(6))
+        assert all(0 < latency <= outcome.seconds for latency in outcome.latencies.values())
+        for number, image in outcome.images.items():
+            difference = np.asarray(image, dtype=int) - np.asarray(expected[number], dtype=int)
+            assert np.abs(difference).max() <= 1
+
+
+def test_alone_the_image_is_the_stock_pipelines_own(field):
+    own = overhead.measure(field, 4)
+    assert own.equal == len(own.stock) == len(own.engine) == 4
+
+
+def test_the_engine_benchmark_writes_its_results(tmp_path):
+    result = CliRunner().invoke(engine.main, ["--quick", "--out", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    about = json.loads((tmp_path / "engine.json").read_text())["models"]["tiny"]
+    assert set(about["traffic"]) == {"burst alike", "burst mixed", "poisson 0.7"}
+    assert about["overhead"]["equal"] == about["overhead"]["pairs"] > 0
+    for traffic_ in about["traffic"].values():
+        assert set(traffic_["ratios"]) == {"continuous", "one by one", "static 0.05 s"}
+        assert set(traffic_["ratios"]["continuous"].values()) == {1.0}
+        for runs in traffic_["runs"].values():
+            assert all(len(each["latencies"]) == 8 for each in runs)
+    table = (tmp_path / "engine.md").read_text()
+    assert table.count("| continuous | 1.00 |") == 3
+    assert ("no plot" in result.output) != (tmp_path / "engine.png").exists()
+
+
+def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    files = report.write({"models": {}}, tmp_path)
+    assert [file.name for file in files] == ["engine.json", "engine.md"]
+
+
+def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path):
+    result = CliRunner().invoke(gpu.main, ["--small", "--out", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(point["model"], point["together"]) for point in found["points"]] == [
+        ("sdxl", 1),
+        ("sdxl", 2),
+        ("flux", 1),
+        ("flux", 2),
+    ]
+    for point in found["points"]:
+        assert point["fits"]
+        assert point["difference"] <= (0 if point["together"] == 1 else 1)
+        assert 1 <= point["engine"]["images_per_forward"] <= point["together"]
+        assert 0 <= point["engine"]["idle"] < 1
+        assert 0 <= point["stock"]["idle"] < 1
+    for drill in found["drills"]:
+        assert drill["made"] == drill["asked"] == 4
+        assert drill["splits"] >= 1
+        assert drill["difference"] <= 1
+    assert "| sdxl | 64 | no | 2 |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_models_for_a_gpu_have_their_real_sizes():
+    pipelines = {model.name: model.make(torch.device("meta")) for model in REAL}
+    weights = {
+        name: {
+            part: sum(weight.numel() for weight in module.parameters())
+            for part, module in pipeline.components.items()
+            if isinstance(module, torch.nn.Module)
+        }
+        for name, pipeline in pipelines.items()
+    }
+    assert weights["sdxl"] == {
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+        "unet": 2_567_463_684,
+    }
+    assert weights["flux"] == {
+        "vae": 83_819_683,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 4_762_310_656,
+        "transformer": 11_901_408_320,
+    }
+    assert {pipeline.dtype for pipeline in pipelines.values()} == {torch.bfloat16}
+
+
+def test_the_gpu_benchmark_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--small" in result.output
