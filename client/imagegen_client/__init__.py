@@ -10,6 +10,7 @@
 
 from imagegen_client.aio import AsyncClient, AsyncJob
 from imagegen_client.job import Job
+from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import Client
@@ -30,7 +31,6 @@ from imagegen_protocol.errors import (
     UnauthorizedError,
     UnsupportedVersionError,
 )
-from imagegen_protocol.messages import Progress
 
 __all__ = [
     "AsyncClient",

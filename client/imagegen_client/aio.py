@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 from imagegen_client.job import Job
+from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import DEFAULT_BROKER, DEFAULT_WINDOW, Client
 from imagegen_protocol import ImagegenError
-from imagegen_protocol.messages import Progress
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
@@ -154,25 +154,29 @@ class AsyncClient:
         """As `Client.close`, without holding up the loop. Cancelled, it goes on in the background."""
         await asyncio.to_thread(self._client.close)
 
-    def submit(self, prompt: str, *, progress: bool = False, **options: Unpack[RequestOptions]) -> AsyncJob:
+    def submit(
+        self, prompt: str, *, progress: bool = False, preview: bool = False, **options: Unpack[RequestOptions]
+    ) -> AsyncJob:
         """As `Client.submit`: send a request off and return at once. Needs a running loop."""
         # Before anything is sent: a request whose job can't be handed out would be nobody's.
         asyncio.get_running_loop()
-        return AsyncJob(self._client.submit(prompt, progress=progress, **options))
+        return AsyncJob(self._client.submit(prompt, progress=progress, preview=preview, **options))
 
     async def generate(
         self,
         prompt: str,
         *,
         on_progress: Callable[[Progress], object] | None = None,
+        preview: bool = False,
         **options: Unpack[RequestOptions],
     ) -> GenerationResult:
         """As `Client.generate`: make images of `prompt` and wait for them.
 
-        `on_progress` is called, in the loop, with each sign of progress. Whatever ends the waiting (an exception
-        of `on_progress`, a cancelled task) cancels the request. Raises `ImagegenError`s.
+        `on_progress` is called, in the loop, with each sign of progress; `preview` as there. Whatever ends the
+        waiting (an exception of `on_progress`, a cancelled task) cancels the request. Raises `ImagegenError`s.
         """
-        job = self.submit(prompt, progress=on_progress is not None, **options)
+        follow = on_progress is not None
+        job = self.submit(prompt, progress=follow, preview=follow and preview, **options)
         try:
             if on_progress is not None:
                 async with aclosing(job.progress()) as signs:

@@ -213,7 +213,7 @@ class ClientCore:
             case Progress(request_id=request_id):
                 self._accepted(entry := self._by_id.get(request_id))
                 if entry is not None:
-                    actions.append(Report(entry.key, message))
+                    actions.append(Report(entry.key, message, payload))
             case Result():
                 actions += self._result(message, payload)
             case Error():

@@ -113,6 +113,7 @@ class Report:
 
     key: bytes
     progress: Progress
+    payload: Payload = ()
 
 
 @dataclass(frozen=True, slots=True)

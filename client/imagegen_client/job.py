@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from imagegen_client.events import Answer
+from imagegen_client.events import Answer, Payload
+from imagegen_client.progress import Progress, make_progress
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
-from imagegen_protocol import ImagegenError
-from imagegen_protocol.messages import Progress, Result
+from imagegen_protocol import ImagegenError, messages
+
+MAX_BEHIND = 32
+"""Signs that wait for their reader, from which on new ones come without previews: small, whoever never reads."""
 
 Signs = queue.SimpleQueue[Progress | None]
 
@@ -75,7 +78,7 @@ class Job:
         self.future.add_done_callback(lambda _: callback(self))
 
     def progress(self) -> Iterator[Progress]:
-        """Yield each sign of progress (`step` of `steps`, `attempt`) until the answer is there.
+        """Yield each sign of progress (`step` of `steps`, `attempt`, `preview`) until the answer is there.
 
         One consumer only. Raises `ValueError` if the job was not submitted with `progress=True`.
         """
@@ -105,7 +108,7 @@ class Job:
     def finish(self, outcome: Answer | ImagegenError) -> None:
         """Take the answer (called by the transport)."""
         if isinstance(outcome, Answer):
-            assert isinstance(outcome.message, Result), "the core answers requests with results"
+            assert isinstance(outcome.message, messages.Result), "the core answers requests with results"
             seconds = time.monotonic() - self._started
             self.future.set_result(GenerationResult(outcome.message, outcome.payload, seconds))
         else:
@@ -114,9 +117,10 @@ class Job:
         self._note(None)
         self._wake = None
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: messages.Progress, payload: Payload) -> None:
         """Take a sign of progress (called by the transport)."""
-        self._note(progress)
+        behind = self._signs is not None and self._signs.qsize() >= MAX_BEHIND
+        self._note(make_progress(progress, () if behind else payload))
 
     def _note(self, sign: Progress | None) -> None:
         if self._signs is not None:

@@ -1,5 +1,6 @@
 """Keyword arguments to a checked request."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import msgspec
@@ -22,6 +23,8 @@ class RequestOptions(TypedDict, total=False):
     height: int | None
     """Pixels."""
     num_images: int
+    loras: Sequence[Mapping[str, str | float]] | None
+    """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; without a scale it is 1."""
     model: str | None
     """None: the broker's default model."""
     priority: int
@@ -34,7 +37,13 @@ _HEADER_OPTIONS = ("model", "priority", "timeout_seconds")
 
 
 def build(
-    prompt: str, options: RequestOptions, *, request_id: bytes, seed: int, progress: bool
+    prompt: str,
+    options: RequestOptions,
+    *,
+    request_id: bytes,
+    seed: int,
+    progress: bool = False,
+    preview: bool = False,
 ) -> tuple[Submit, int, bytes]:
     """Return header, seed and body frame of a request; `seed` is taken where the options have none.
 
@@ -44,9 +53,8 @@ def build(
     header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
     request = make_request(**{"prompt": prompt, "seed": seed, **given})
     try:
-        submit = msgspec.convert(
-            {"type": "submit", "request_id": request_id, "progress": progress, **header}, Submit
-        )
+        signs = {"progress": progress, "preview": preview}
+        submit = msgspec.convert({"type": "submit", "request_id": request_id, **signs, **header}, Submit)
     except msgspec.ValidationError as error:
         problem, _, name = str(error).partition(" - at `$.")
         name = name.rstrip("`")

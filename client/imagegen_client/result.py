@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagegen_protocol.messages import Result
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.messages import Parameter, Result
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,13 +41,21 @@ class GenerationResult:
 
     @cached_property
     def images(self) -> list["Image.Image"]:
-        """The images, decoded. Raises PIL's `UnidentifiedImageError` (an `OSError`) on broken bytes."""
+        """The images, decoded.
+
+        Raises `ProtocolError` for one that is not what the header says, before it is decoded, and PIL's
+        `UnidentifiedImageError` (an `OSError`) on broken bytes.
+        """
         # Pillow takes longer to import than all the rest together.
         from PIL import Image
 
         decoded: list[Image.Image] = []
-        for frame in self._frames:
-            image = Image.open(io.BytesIO(frame))
+        for info, frame in zip(self._header.images, self._frames, strict=True):
+            # Opening reads no more than the size: what claims to be a thumbnail must not unfold to gigabytes.
+            image = Image.open(io.BytesIO(frame), formats=(info.format,))
+            if image.size != (info.width, info.height):
+                was, is_ = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
+                raise ProtocolError(f"an image of {was} pixels was announced, and one of {is_} came")
             image.load()
             decoded.append(image)
         return decoded
@@ -112,7 +121,7 @@ class GenerationResult:
         return self._header.encode_seconds
 
     @property
-    def parameters(self) -> dict[str, str | int | float | bool | None]:
+    def parameters(self) -> dict[str, Parameter]:
         """What the images were really made with, the model's defaults filled in."""
         return self._header.parameters
 

@@ -13,15 +13,15 @@ import msgpack
 
 from imagegen_client.core import ClientCore
 from imagegen_client.endpoints import check_endpoint
-from imagegen_client.events import Answer, StatsAsked, SubmitAsked
+from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
+from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, build
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
-from imagegen_protocol import ImagegenError, ProtocolError
+from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
-from imagegen_protocol.messages import Progress
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"
 DEFAULT_WINDOW = 256
@@ -68,15 +68,19 @@ class Client:
         self._closer.detach()
         self._transport.close()
 
-    def submit(self, prompt: str, *, progress: bool = False, **options: Unpack[RequestOptions]) -> Job:
+    def submit(
+        self, prompt: str, *, progress: bool = False, preview: bool = False, **options: Unpack[RequestOptions]
+    ) -> Job:
         """Send a request off and return at once; see `RequestOptions` for what can be said.
 
-        `progress` asks for signs of progress (`Job.progress`). Raises `InvalidRequestError` naming field, value
-        and range, and `ClientClosedError`; everything else comes from `Job.result`.
+        `progress` asks for signs of progress (`Job.progress`), `preview` for signs with a small picture of what
+        there is so far (`Progress.preview`; not every model can make one). Raises `InvalidRequestError` naming
+        field, value and range, and `ClientClosedError`; everything else comes from `Job.result`.
         """
         key = secrets.token_bytes(ID_BYTES)
-        submit, seed, body = build(prompt, options, request_id=key, seed=secrets.randbits(63), progress=progress)
-        job = Job(key, seed, transport=self._transport, owner=self, progress=progress)
+        signs = {"progress": progress or preview, "preview": preview}
+        submit, seed, body = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
+        job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
         self._transport.ask(SubmitAsked(submit, (body,)), job)
         return job
 
@@ -85,14 +89,17 @@ class Client:
         prompt: str,
         *,
         on_progress: Callable[[Progress], object] | None = None,
+        preview: bool = False,
         **options: Unpack[RequestOptions],
     ) -> GenerationResult:
         """Make images of `prompt` and wait for them; see `RequestOptions` for what can be said.
 
-        `on_progress` is called, in this thread, with each sign of progress. Whatever ends the waiting (an
+        `on_progress` is called, in this thread, with each sign of progress, which `preview` asks to have small
+        pictures. Whatever ends the waiting (an
         exception of `on_progress`, Ctrl-C) cancels the request. Raises `ImagegenError`s.
         """
-        job = self.submit(prompt, progress=on_progress is not None, **options)
+        follow = on_progress is not None
+        job = self.submit(prompt, progress=follow, preview=follow and preview, **options)
         try:
             if on_progress is not None:
                 for sign in job.progress():
@@ -169,7 +176,7 @@ class _Question:
         except ProtocolError as error:
             self.future.set_exception(error)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: messages.Progress, payload: Payload) -> None:
         raise AssertionError("statistics make no progress")
 
 

@@ -54,8 +54,8 @@ class Sink(Protocol):
     def finish(self, outcome: Answer | ImagegenError) -> None:
         """Take the one end of the request."""
 
-    def report(self, progress: Progress) -> None:
-        """Take a sign of progress."""
+    def report(self, progress: Progress, payload: Payload) -> None:
+        """Take a sign of progress, and its preview if there is one."""
 
 
 class Transport:
@@ -189,8 +189,8 @@ class Transport:
                     self._send(message, payload)
                 case Finish(key, outcome):
                     self._sinks.pop(key).finish(outcome)
-                case Report(key, progress):
-                    self._sinks[key].report(progress)
+                case Report(key, progress, payload):
+                    self._sinks[key].report(progress, payload)
                 case Dial(endpoint):
                     self._dial(endpoint)
                 case Warn(text):

@@ -100,6 +100,11 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
     is_flag=True,
     help="Pad every forward to a fixed number of rows: company changes no bit of an image. Costs speed.",
 )
+@click.option(
+    "--lora-folder",
+    type=_FILE,
+    help="Folder of .safetensors files that requests may name, without the suffix, as their LoRAs.",
+)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info")
 @click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
 @click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
@@ -135,6 +140,7 @@ def main(
     vae_tiling: bool,
     cpu_offload: bool,
     deterministic: bool,
+    lora_folder: Path | None,
     log_level: str,
     simulated_batch_seconds: float,
     simulated_image_seconds: float,
@@ -171,6 +177,7 @@ def main(
             vae_tiling=vae_tiling,
             cpu_offload=cpu_offload,
             deterministic=deterministic,
+            lora_folder=lora_folder,
             log_level=log_level,
             simulated_batch_seconds=simulated_batch_seconds,
             simulated_image_seconds=simulated_image_seconds,

@@ -35,6 +35,7 @@ class LoadOptions:
     vae_tiling: bool = False
     cpu_offload: bool = False
     deterministic: bool = False
+    lora_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ class WorkerConfig:
     vae_tiling: bool = False
     cpu_offload: bool = False
     deterministic: bool = False
+    lora_folder: Path | None = None
     log_level: str = "info"
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
@@ -104,7 +106,18 @@ class WorkerConfig:
             raise ConfigError("--batching continuous needs --backend diffusers")
         if self.deterministic and self.effective_batching != "continuous":
             raise ConfigError("--deterministic needs --batching continuous")
+        if self.lora_folder is not None:
+            self._check_loras(self.lora_folder)
         _check_name("--model", self.model_name)
+
+    def _check_loras(self, folder: Path) -> None:
+        if self.backend != "diffusers":
+            raise ConfigError("--lora-folder needs --backend diffusers")
+        if not folder.is_dir():
+            raise ConfigError(f"--lora-folder must be a folder with .safetensors files, got {str(folder)!r}")
+        for option, given in (("--compile", self.compile), ("--cpu-offload", self.cpu_offload)):
+            if given:  # both replace the modules that a LoRA would change
+                raise ConfigError(f"--lora-folder can't be had together with {option}")
 
     @property
     def worker_name(self) -> str:
@@ -131,6 +144,7 @@ class WorkerConfig:
             vae_tiling=self.vae_tiling,
             cpu_offload=self.cpu_offload,
             deterministic=self.deterministic,
+            lora_folder=self.lora_folder,
         )
 
     @property

@@ -1,14 +1,14 @@
 """The device thread: takes jobs from the mailbox, makes calls of the backend, posts what happens."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL.Image import Image
 
-from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
-from imagegen_worker.backends import Backend, DeviceLostError, DeviceMemoryError, Row, StoppedError
+from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
+from imagegen_worker.backends import Backend, DeviceLostError, DeviceMemoryError, Row, Sketch, StoppedError
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.events import (
     CallDone,
@@ -22,6 +22,7 @@ from imagegen_worker.core.events import (
     Stepped,
     Stop,
 )
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
 
@@ -35,6 +36,32 @@ class Engine(Protocol):
 
     def run(self, mailbox: Mailbox) -> None:
         """Work until `Stop`. Whatever it raises ends the process."""
+
+
+class Fitting:
+    """The largest image that did fit on the device, (width, height) in pixels, and words for one that does not."""
+
+    def __init__(self, largest: tuple[int, int] | None = None) -> None:
+        self._largest = largest
+
+    def note(self, request: ResolvedRequest) -> None:
+        """An image of this request was made."""
+        if self._largest is None or request.width * request.height > self._largest[0] * self._largest[1]:
+            self._largest = (request.width, request.height)
+
+    def too_big(self, request: ResolvedRequest) -> str:
+        """Return what to tell of a request of which not even one image fits."""
+        message = f"one image of {request.width}x{request.height} pixels does not fit on the device, even alone"
+        if self._largest is None or self._largest[0] * self._largest[1] >= request.width * request.height:
+            return message
+        return f"{message}; {self._largest[0]}x{self._largest[1]} pixels did fit"
+
+
+def blame(error: Exception) -> tuple[str, str]:
+    """Return code and message of what a backend raised for one request."""
+    if isinstance(error, InvalidRequestError):
+        return error.code, error.message
+    return GenerationFailedError.code, f"{type(error).__name__}: {error}"
 
 
 @dataclass(slots=True)
@@ -56,6 +83,7 @@ class StaticEngine:
     """Gathers alike jobs into a batch and makes one call of the backend for it.
 
     At most `max_batch_size` images go into a call, and a job waits at most `max_batch_wait` seconds for company.
+    `fits` is the size of an image (pixels) that is known to fit on the device.
     """
 
     def __init__(
@@ -66,12 +94,14 @@ class StaticEngine:
         max_batch_size: int,
         max_batch_wait: float,
         clock: Callable[[], float] = time.monotonic,
+        fits: tuple[int, int] | None = None,
     ) -> None:
         self._backend = backend
         self._encoder = encoder
         self._max_rows = max_batch_size
         self._former = BatchFormer(max_batch_size, max_batch_wait)
         self._clock = clock
+        self._fitting = Fitting(fits)
         self._members: list[_Member] = []
         self._begun = 0.0
         self._stopping = False
@@ -125,15 +155,21 @@ class StaticEngine:
             return
         members = list({member.job.number: member for member, _ in rows}.values())
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
             self._absorb(mailbox)
             wanted = tuple(member.job.number for member in members if not member.over)
             if not wanted:
                 raise StoppedError
             mailbox.post(Stepped(wanted, step, steps))
+            for (member, index), sketch in zip(rows, sketches, strict=False):
+                if sketch is not None and index == 0 and not member.over:
+                    self._encoder.sketch(member.job.number, sketch)
 
         begun = self._clock()
-        requests = [Row(member.job.request, member.job.request.seeds[index]) for member, index in rows]
+        requests = [
+            Row(member.job.request, member.job.request.seeds[index], member.job.preview and index == 0)
+            for member, index in rows
+        ]
         try:
             images = self._backend.generate(requests, on_step)
         except StoppedError:
@@ -152,10 +188,12 @@ class StaticEngine:
                     steps=members[0].job.request.num_inference_steps,
                     seconds=self._clock() - begun,
                     seconds_per_image=self._backend.seconds_per_image,
+                    waits=tuple(max(begun - member.job.arrived, 0.0) for member in members if not member.images),
                 )
             )
             for (member, index), image in zip(rows, images, strict=True):
                 member.images[index] = image
+                self._fitting.note(member.job.request)
                 member.batch_size = max(member.batch_size, len(members))
             for member in members:
                 self._hand_on(member)
@@ -169,9 +207,7 @@ class StaticEngine:
             self._make(mailbox, rows[middle:])
             return
         member = rows[0][0]
-        request = member.job.request
-        size = f"{request.width}x{request.height} pixels with {request.num_inference_steps} steps"
-        self._fail(mailbox, member, OutOfMemoryError.code, f"one image of {size} does not fit on the device")
+        self._fail(mailbox, member, OutOfMemoryError.code, self._fitting.too_big(member.job.request))
 
     def _isolate(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
@@ -179,7 +215,7 @@ class StaticEngine:
         """Something else was raised: each job is tried alone, so that only the guilty one fails."""
         mailbox.post(CallFailed(len(rows), seconds, split=False))
         if len(members) == 1:
-            self._fail(mailbox, members[0], GenerationFailedError.code, f"{type(error).__name__}: {error}")
+            self._fail(mailbox, members[0], *blame(error))
             return
         for alone in members:
             self._make(mailbox, [row for row in rows if row[0] is alone])

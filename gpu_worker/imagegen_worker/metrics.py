@@ -25,6 +25,7 @@ from imagegen_worker.core.worker import WorkerCore
 from imagegen_worker.http import HttpServer
 
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 OUTCOMES = (
     "result",
@@ -37,6 +38,8 @@ OUTCOMES = (
 )
 """Told from the start, as 0, so that the first one shows in a rate."""
 _CALL_OUTCOMES = ("done", "failed", "out_of_memory_split", "stopped")
+_FALLBACKS = ("signature", "opaque argument", "no rows", "opaque output", "output", "random", "unequal", "error")
+"""Why a call of the model goes alone, as the backend says it: told from the start too."""
 _PREFIX = "imagegen_worker_"
 
 
@@ -77,12 +80,29 @@ class Metrics(Collector):
         self._rows = self._histogram("rows_per_call", "Batch dimension of a good call.", ROWS_BUCKETS)
         self._calls = Counter(
             _PREFIX + "calls",
-            "Calls of the backend, by outcome; one that is split did not fit and is made again in halves.",
+            "Calls of the backend, or forwards of the denoiser, by outcome; a split one did not fit and is made "
+            "again in halves.",
             ["worker", "gpu", "outcome"],
+            registry=self.registry,
+        )
+        self._step = self._histogram("step_seconds", "One denoising step of a whole batch.", STEP_BUCKETS)
+        self._first = self._histogram("first_step_wait_seconds", "From arrival to the first denoising step.")
+        self._beside = Counter(
+            _PREFIX + "beside_seconds",
+            "Seconds that the device spent in text encoders and decoders; part of the busy seconds.",
+            ["worker", "gpu"],
+            registry=self.registry,
+        ).labels(*self._identity)
+        self._fallbacks = Counter(
+            _PREFIX + "fallbacks",
+            "Calls of the model that could not be shared and went alone, by reason.",
+            ["worker", "gpu", "reason"],
             registry=self.registry,
         )
         for outcome in _CALL_OUTCOMES:
             self._calls.labels(*self._identity, outcome)
+        for reason in _FALLBACKS:
+            self._fallbacks.labels(*self._identity, reason)
 
     def serve(self, host: str, port: int) -> int:
         """Open the HTTP doors; return the port, which is a free one for 0. Raises OSError if it can't be bound."""
@@ -108,11 +128,20 @@ class Metrics(Collector):
                 self._generation.observe(event.generation_seconds)
                 self._encode.observe(event.encode_seconds)
             case CallDone():
-                self._rows.observe(event.rows or event.images)
-                self._calls.labels(*self._identity, "done").inc()
+                self._called(event)
             case CallFailed():
                 outcome = "out_of_memory_split" if event.split else "stopped" if event.stopped else "failed"
                 self._calls.labels(*self._identity, outcome).inc()
+
+    def _called(self, event: CallDone) -> None:
+        self._calls.labels(*self._identity, "done").inc()
+        self._rows.observe(event.rows or event.images)
+        self._step.observe(event.seconds / max(event.steps, 1))
+        self._beside.inc(event.beside_seconds)
+        for seconds in event.waits:
+            self._first.observe(seconds)
+        for reason in event.fallbacks:
+            self._fallbacks.labels(*self._identity, reason).inc()
 
     def update(self, core: WorkerCore) -> None:
         """Copy what the core knows now."""
@@ -160,9 +189,11 @@ class Metrics(Collector):
         yield self._gauge("step_age_seconds", "Since the last step of the running batch; 0 when idle.", step_age)
         totals = view.totals
         yield self._counter("requests", "Requests that ended here, by outcome.", view.outcomes, "outcome")
-        yield self._counter("batched_requests", "Requests in good calls.", totals.total_batched_requests)
+        yield self._counter(
+            "batched_requests", "Requests, or images, in good calls.", totals.total_batched_requests
+        )
         yield self._counter("images", "Images made.", totals.total_images)
-        yield self._counter("busy_seconds", "Seconds that the device spent in calls.", totals.busy_seconds)
+        yield self._counter("busy_seconds", "Seconds that the device worked.", totals.busy_seconds)
 
     # ---- small things --------------------------------------------------------------------------------------
 

@@ -19,11 +19,14 @@ from imagegen_protocol.limits import (
 
 Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
 Priority = Annotated[int, Meta(ge=-100, le=100)]
+
+Parameter = str | int | float | bool | None | list[dict[str, str | float]]
+"""What RESULT tells of one parameter; a list has one map for each LoRA."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -43,6 +46,8 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     priority: Priority = 0
     timeout_seconds: Timeout | None = None
     progress: bool = False
+    preview: bool = False
+    """Send small pictures on the way; implies `progress`."""
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
@@ -82,7 +87,10 @@ class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
 
 
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
-    """How far a request is; `step` of `steps` denoising steps are done. Also worker to broker."""
+    """How far a request is; `step` of `steps` denoising steps are done. Also worker to broker.
+
+    Frame, where a preview was asked for: a small PNG or JPEG, or none.
+    """
 
     request_id: Id
     attempt: Count = 1
@@ -113,7 +121,7 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
     """From arrival at the worker to the start of its batch."""
     generation_seconds: Seconds = 0.0
     encode_seconds: Seconds = 0.0
-    parameters: dict[str, str | int | float | bool | None] = {}
+    parameters: dict[str, Parameter] = {}
     """What the images were really made with, the model's defaults filled in."""
 
 
@@ -213,6 +221,7 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     attempt: Count = 1
     timeout_seconds: Timeout | None = None
     progress: bool = False
+    preview: bool = False
 
 
 class Release(Message, tag="release", frozen=True, kw_only=True):

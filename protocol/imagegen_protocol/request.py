@@ -11,11 +11,24 @@ from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES_PER_REQUEST,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    MAX_NAME_LENGTH,
     MAX_PROMPT_LENGTH,
     MAX_SEED,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
+
+_LORA_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\Z"
+"""A plain file name: nothing that leads out of a folder, and nothing hidden."""
+
+
+class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that the worker has, and how much of it."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=_LORA_NAME)]
+    scale: Annotated[float, Meta(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)] = 1.0
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -32,6 +45,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     width: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
     height: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
     num_images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
+    loras: Annotated[list[Lora], Meta(max_length=MAX_LORAS)] | None = None
 
     def seeds(self) -> list[int]:
         """Return the seed of each image."""
@@ -44,9 +58,13 @@ FIELDS: tuple[str, ...] = GenerationRequest.__struct_fields__
 def make_request(**fields: Any) -> GenerationRequest:
     """Return a checked request. Raises `InvalidRequestError` naming the field, its value and the range."""
     try:
-        return msgspec.convert(fields, GenerationRequest)
+        request = msgspec.convert(fields, GenerationRequest)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_explain(fields, str(error))) from error
+    names = [lora.name for lora in request.loras or ()]
+    if len(set(names)) < len(names):
+        raise InvalidRequestError(f"loras: expected each name once, got {', '.join(names)}")
+    return request
 
 
 def encode_request(request: GenerationRequest) -> bytes:

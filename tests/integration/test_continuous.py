@@ -11,10 +11,13 @@ import torch
 from greenlet import greenlet
 
 from imagegen_worker.backends import DeviceMemoryError, StoppedError
+from imagegen_worker.backends.diffusers import StepwiseDiffusers
+from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.backends.diffusers.stages import ModuleStage
+from imagegen_worker.config import LoadOptions
 from imagegen_worker.continuous import ContinuousEngine
-from imagegen_worker.continuous.hub import ForwardSplit, Hub
+from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit, Hub
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.mailbox import Mailbox
@@ -413,9 +416,58 @@ def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, meet, monk
     calls = [next(requests(sdxl)), next(requests(other))]
     image = stock(sdxl.pipeline, calls[0], 0)
     monkeypatch.setattr(sdxl.pipeline.vae, "encode", encode)
-    tasks = run(meet(sdxl.pipeline), calls, pipelines=[sdxl.pipeline, pipeline])
+    events = []
+    tasks = run(meet(sdxl.pipeline), calls, pipelines=[sdxl.pipeline, pipeline], events=events)
     assert isinstance(tasks[1].error, DeviceMemoryError)
     assert difference(tasks[0], image) <= TOLERANCE
+    (split,) = [event for event in events if isinstance(event, ForwardSplit)]
+    assert (split.stage.name, split.max_rows) == ("vae.encode", 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: 12 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_on_the_cpu_loses_nothing_either(sdxl, meet, monkeypatch, error):
+    def forward(original, *args, **kwargs):
+        if rows_of(args, kwargs) > 3:
+            raise error
+        return original(*args, **kwargs)
+
+    calls = list(requests(sdxl))
+    expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
+    patched(monkeypatch, sdxl.pipeline.unet, forward)
+    events = []
+    tasks = run(meet(sdxl.pipeline), calls, events=events)
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    assert any(isinstance(event, ForwardSplit) for event in events)
+    assert "error" not in {event.fallback for event in events if isinstance(event, ForwardDone)}
+
+
+def test_what_the_warm_up_learned_of_memory_the_engine_knows(sdxl, monkeypatch, tmp_path):
+    sdxl.pipeline.save_pretrained(tmp_path)
+    options = LoadOptions(device="cpu", threads=1)
+    backend = StepwiseDiffusers(tmp_path, "sdxl", options, max_batch_size=4)
+    load = LoadedPipeline.__init__
+
+    def loading(self, *arguments):
+        load(self, *arguments)
+        patched(monkeypatch, self.pipeline.unet, out_of_memory_above(4))
+
+    monkeypatch.setattr(LoadedPipeline, "__init__", loading)
+    (model,) = backend.warm_up().models
+    mailbox, images = Script([job(number, steps=3) for number in range(4)]), {}
+    encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
+    caps = {"caps": backend.caps, "costs": backend.costs}
+    ContinuousEngine(backend, encoder, max_batch_size=4, **caps).run(mailbox)
+    mailbox.close()
+    backend.close()
+    assert (model.width, len(images)) == (64, 4)
+    assert not [event for event in mailbox.posted if isinstance(event, ev.CallFailed)]
 
 
 # ---- progress, prompts, leaks ------------------------------------------------------------------------------

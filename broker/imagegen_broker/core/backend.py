@@ -3,6 +3,7 @@
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
 from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
+from imagegen_protocol.limits import MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     Error,
@@ -44,7 +45,7 @@ class Backend:
                 trusted = message.beat if message.session == worker.session else -1
                 self._reconcile(worker, message, trusted, now)
             case Progress():
-                self._progress(worker, message, header)
+                self._progress(worker, message, header, payload)
             case Result():
                 self._answer(worker, message.request_id, "result", header, payload, now)
             case Error(request_id=request_id) if request_id is not None:
@@ -235,10 +236,13 @@ class Backend:
 
     # ---- answers --------------------------------------------------------------------------------
 
-    def _progress(self, worker: Worker, message: Progress, header: bytes) -> None:
+    def _progress(self, worker: Worker, message: Progress, header: bytes, payload: Payload) -> None:
         assignment = worker.assigned.get(message.request_id)
-        if assignment is not None and assignment.request.progress:
-            self._ledger.send(ToClient(assignment.request.client.id, header))
+        if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
+            return
+        request = assignment.request
+        is_preview = request.preview and len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
+        self._ledger.send(ToClient(request.client.id, header, payload if is_preview else ()))
 
     def _answer(
         self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float

@@ -154,6 +154,7 @@ class BrokerCore:
             attempt=request.attempt,
             timeout_seconds=left,
             progress=request.progress,
+            preview=request.preview,
         )
         self.ledger.send(ToWorker(worker.id, work, request.payload))
 

@@ -128,7 +128,8 @@ class Frontend:
             client=client,
             model=message.model or self._ledger.default_model,
             priority=message.priority,
-            progress=message.progress,
+            progress=message.progress or message.preview,
+            preview=message.preview,
             payload=payload,
             size=sum(len(frame) for frame in payload),
             arrived=now,
@@ -142,7 +143,7 @@ class Frontend:
         """The client sends a request again, or another client takes it over: the id is a capability."""
         if request.client is not client:
             self._ledger.hand_over(request, client)
-        request.progress = message.progress
+        request.progress, request.preview = message.progress or message.preview, message.preview
         self._ledger.confirm(client.id, request.id)
         if request.state is State.DELIVERED:
             self.send_answer_again(request, now)

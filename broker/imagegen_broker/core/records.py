@@ -78,6 +78,7 @@ class Request:
     size: int
     arrived: float
     deadline: float | None = None
+    preview: bool = False
     state: State = State.NEW
     worker: "Worker | None" = None
     """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""

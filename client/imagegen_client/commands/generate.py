@@ -3,7 +3,7 @@
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +21,27 @@ from imagegen_client.targets import check_target
 from imagegen_protocol import ImagegenError, InvalidRequestError
 from imagegen_protocol.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES_PER_REQUEST
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 class NotWrittenError(ImagegenError):
     """The picture came, and could not be written or converted."""
 
     code = "not_written"
+
+
+def _read_loras(
+    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> list[dict[str, str | float]] | None:
+    loras: list[dict[str, str | float]] = []
+    for text in given:
+        name, colon, scale = text.rpartition(":")
+        try:
+            loras.append({"name": name, "scale": float(scale)} if colon else {"name": text})
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r}: {scale!r} is not a number") from error
+    return loras or None
 
 
 @click.command("generate")
@@ -45,6 +61,20 @@ class NotWrittenError(ImagegenError):
     help="How closely to follow the prompt.  [default: the model's]",
 )
 @click.option("--negative-prompt", metavar="TEXT", help="What should not be in the picture.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="NAME[:SCALE]",
+    callback=_read_loras,
+    help="A LoRA that the workers have, and how much of it (1 unless given); may be given several times.",
+)
+@click.option(
+    "--preview",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep here, as PNG, a small picture of what there is so far; some models can't make one.",
+)
 @click.option("--model", metavar="NAME", help="One that the fleet serves.  [default: the broker's]")
 @click.option("--num-images", type=click.IntRange(1, MAX_IMAGES_PER_REQUEST), default=1, show_default=True)
 @click.option(
@@ -54,6 +84,7 @@ class NotWrittenError(ImagegenError):
 def command(
     prompt: str,
     out: Path | None,
+    preview: Path | None,
     seed: int | None,
     steps: int | None,
     brokers: Endpoints,
@@ -90,12 +121,18 @@ def command(
     with open_client(connection) as client:
         try:
             job = client.submit(
-                prompt, progress=follow, seed=seed, num_inference_steps=steps, timeout_seconds=timeout, **options
+                prompt,
+                progress=follow,
+                preview=preview is not None,
+                seed=seed,
+                num_inference_steps=steps,
+                timeout_seconds=timeout,
+                **options,
             )
         except InvalidRequestError as error:
             raise click.UsageError(error.message) from error
-        if follow:
-            _show_progress(job)
+        if follow or preview is not None:
+            _show_progress(job, preview)
         result = job.result()
     _write(result, target)
 
@@ -110,14 +147,27 @@ def _write(result: GenerationResult, target: Path) -> None:
     click.echo(f"seed={result.seed} worker={result.worker} seconds={result.total_seconds:.2f}")
 
 
-def _show_progress(job: Job) -> None:
-    """Show the steps on the terminal until the answer is there."""
+def _show_progress(job: Job, preview: Path | None) -> None:
+    """Until the answer is there, show the steps, on a terminal, and keep the last preview in its file."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting", total=None)
         for sign in job.progress():
             again = f", attempt {sign.attempt}" if sign.attempt > 1 else ""
             bar.update(task, description=f"drawing{again}", completed=sign.step, total=sign.steps or None)
+            if preview is not None and (picture := sign.preview_image) is not None:
+                _keep(picture, preview)
+
+
+def _keep(picture: "Image", path: Path) -> None:
+    """Write a picture so that whoever looks sees the old one or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        picture.save(beside, format="PNG")
+        beside.replace(path)
+    except OSError as error:
+        raise NotWrittenError(f"{path}: {error}") from error

@@ -1,6 +1,6 @@
 """What makes images. A backend lives on the device thread and is called from nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,8 +10,19 @@ from imagegen_worker.core.model import ResolvedRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-OnStep = Callable[[int, int], None]
-"""Called as `on_step(step, steps)` after each denoising step; raises `StoppedError` if nobody wants the rest."""
+Sketch = Callable[[], "Image"]
+"""Draws a small picture of what there is of an image so far. Called at most once, on any thread."""
+
+
+class OnStep(Protocol):
+    """Called after each denoising step; raises `StoppedError` if nobody wants the rest."""
+
+    def __call__(self, step: int, steps: int, sketches: "Sequence[Sketch | None]" = ()) -> None:
+        """Take a step of `steps`; `sketches` has one for each row, or None, or is empty."""
+
+
+def nobody_watches(step: int, steps: int, sketches: "Sequence[Sketch | None]" = ()) -> None:
+    """An `OnStep` that takes no notice."""
 
 
 class StartError(Exception):
@@ -32,10 +43,11 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image to make: a request and one of its seeds."""
+    """One image to make: a request and one of its seeds. `preview`: `on_step` is to have a sketch, if it can."""
 
     request: ResolvedRequest
     seed: int
+    preview: bool = False
 
 
 class Backend(Protocol):

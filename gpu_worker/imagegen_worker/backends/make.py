@@ -22,7 +22,14 @@ class Device:
                 config.model_folder, config.model_name, config.load_options, max_batch_size=config.batch_size
             )
             self.warm = stepwise.warm_up()
-            self.engine = ContinuousEngine(stepwise, encoder, max_batch_size=config.batch_size)
+            self.engine = ContinuousEngine(
+                stepwise,
+                encoder,
+                max_batch_size=config.batch_size,
+                fits=_tried(self.warm),
+                caps=stepwise.caps,
+                costs=stepwise.costs,
+            )
             self.close = stepwise.close
             return
         backend = make_backend(config)
@@ -32,8 +39,14 @@ class Device:
             encoder,
             max_batch_size=config.batch_size,
             max_batch_wait=0.0 if config.batching == "off" else config.max_batch_wait,
+            fits=_tried(self.warm) if config.backend == "diffusers" else None,
         )
         self.close = backend.close
+
+
+def _tried(warm: Warm) -> tuple[int, int]:
+    """Return width and height of the first images, in pixels."""
+    return (warm.models[0].width, warm.models[0].height)
 
 
 def make_backend(config: WorkerConfig) -> Backend:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from imagegen_worker.backends import DeviceMemoryError, OnStep, Row
+from imagegen_worker.backends import DeviceMemoryError, OnStep, Row, Sketch
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model
 
@@ -124,6 +124,7 @@ class SimulatedBackend:
         hangs = _strikes(faults.hang_on, faults.hang_after, prompts, self._good_calls)
         # Drawing comes first and is part of the time, so that the total is exact.
         images = [draw(row, self._worker) for row in rows]
+        sketches = [_sketches(rows, images)] if any(row.preview for row in rows) else []
         begun = self._clock()
         steps = rows[0].request.num_inference_steps
         for step in range(1, steps + 1):
@@ -135,7 +136,7 @@ class SimulatedBackend:
                     threading.Event().wait()
                 if _strikes(faults.error_on, None, prompts, self._good_calls):
                     raise RuntimeError(f"the prompt has the word {faults.error_on!r} in it")
-            on_step(step, steps)
+            on_step(step, steps, *sketches)
         self._good_calls += 1
         return images
 
@@ -146,6 +147,10 @@ class SimulatedBackend:
         left = due - self._clock()
         if left > 0:
             self._sleep(left)
+
+
+def _sketches(rows: list[Row], images: list[Image.Image]) -> list[Sketch | None]:
+    return [image.copy if row.preview else None for row, image in zip(rows, images, strict=True)]
 
 
 def _strikes(word: str | None, after: int | None, prompts: list[str], good_calls: int) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, StoppedError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
 from imagegen_worker.continuous.calls import Task
 from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit, Hub, HubEvent
+from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.continuous.waiting import WaitingLine
 from imagegen_worker.core.events import (
@@ -30,6 +31,7 @@ from imagegen_worker.core.events import (
     Stop,
 )
 from imagegen_worker.encoding import EncodePool, RawResult
+from imagegen_worker.engine import Fitting, blame
 from imagegen_worker.mailbox import Mailbox
 
 SMOOTHING = 0.2
@@ -69,11 +71,16 @@ class _Member:
     images: dict[int, Image] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     begun: float | None = None
+    stepped: bool = False
     batch_size: int = 1
 
 
 class ContinuousEngine:
-    """Implements `Engine`. At most `max_batch_size` images run at a time; the rest wait their turn."""
+    """Implements `Engine`. At most `max_batch_size` images run at a time; the rest wait their turn.
+
+    `fits` is the size of an image (pixels) that is known to fit on the device; `caps` and `costs` are what was
+    learned of the backend's forwards before.
+    """
 
     def __init__(
         self,
@@ -82,15 +89,20 @@ class ContinuousEngine:
         *,
         max_batch_size: int,
         clock: Callable[[], float] = time.monotonic,
+        fits: tuple[int, int] | None = None,
+        caps: MemoryCaps | None = None,
+        costs: RowCosts | None = None,
     ) -> None:
         self._backend = backend
         self._encoder = encoder
         self._max_batch_size = max_batch_size
         self._clock = clock
+        self._fitting = Fitting(fits)
+        self._caps = caps
+        self._costs = costs
         self._members: dict[int, _Member] = {}
         self._line: WaitingLine[tuple[_Member, int]] = WaitingLine()
         self._running: Counter[Hashable] = Counter()
-        self._largest: tuple[int, int] | None = None
         self._seconds_per_image: float | None = None
         self._stopping = False
         self._busy = False
@@ -99,6 +111,7 @@ class ContinuousEngine:
         self._images_out = 0
         self._beside_seconds = 0.0
         self._fallbacks: list[str] = []
+        self._waits: list[float] = []
 
     def run(self, mailbox: Mailbox) -> None:
         """Work until `Stop`, then until what runs has ended. Raises `DeviceLostError` if the backend does."""
@@ -107,7 +120,7 @@ class ContinuousEngine:
 
     def _run(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
-        self._hub = Hub(observe=self._observe, timer=self._backend.timer)
+        self._hub = Hub(observe=self._observe, timer=self._backend.timer, caps=self._caps, costs=self._costs)
         while True:
             while (command := mailbox.take(0)) is not None:
                 self._obey(command)
@@ -152,10 +165,11 @@ class ContinuousEngine:
                 member.begun = self._clock()
                 self._busy = True
                 self._mailbox.post(Started((number,)))
-            row = Row(request, request.seeds[index])
+            row = Row(request, request.seeds[index], member.job.preview and index == 0)
             on_step = self._on_step(member, index)
             self._running[shape] += 1
-            task = self._hub.start(partial(self._backend.make, row, on_step), tag=(member, shape))
+            work = partial(self._backend.make, row, on_step)
+            task = self._hub.start(work, tag=(member, shape), adapters=request.loras or None)
             member.tasks[task] = index
             if task.dead:
                 self._reap()
@@ -163,12 +177,15 @@ class ContinuousEngine:
     def _on_step(self, member: _Member, index: int) -> OnStep:
         """Return what tells of the steps of one image: the mean over the job's images."""
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
             before = sum(member.steps) // len(member.steps)
             member.steps[index] = step
             mean = sum(member.steps) // len(member.steps)
             if mean != before:
                 self._mailbox.post(Stepped((member.job.number,), mean, steps))
+            for sketch in sketches:
+                if sketch is not None:
+                    self._encoder.sketch(member.job.number, sketch)
 
         return on_step
 
@@ -197,8 +214,7 @@ class ContinuousEngine:
         if self._seconds_per_image is None:
             self._seconds_per_image = task.seconds
         self._seconds_per_image += SMOOTHING * (task.seconds - self._seconds_per_image)
-        if self._largest is None or request.width * request.height > self._largest[0] * self._largest[1]:
-            self._largest = (request.width, request.height)
+        self._fitting.note(request)
         member.images[index] = task.result
         member.batch_size = max(member.batch_size, task.company)
         if len(member.images) < len(request.seeds) or self._members.pop(member.job.number, None) is None:
@@ -224,19 +240,14 @@ class ContinuousEngine:
         if not wanted or isinstance(error, StoppedError):
             return
         if isinstance(error, DeviceMemoryError):
-            self._mailbox.post(Failed(member.job.number, OutOfMemoryError.code, self._too_big(member)))
+            message = self._fitting.too_big(member.job.request)
+            self._mailbox.post(Failed(member.job.number, OutOfMemoryError.code, message))
             return
-        _log.warning("job %d failed", member.job.number, exc_info=error)
+        code, message = blame(error)
+        if code == GenerationFailedError.code:
+            _log.warning("job %d failed", member.job.number, exc_info=error)
         error.__traceback__ = None  # its frames hold tensors
-        message = f"{type(error).__name__}: {error}"
-        self._mailbox.post(Failed(member.job.number, GenerationFailedError.code, message))
-
-    def _too_big(self, member: _Member) -> str:
-        request = member.job.request
-        message = f"one image of {request.width}x{request.height} pixels does not fit on the device, even alone"
-        if self._largest is None or self._largest[0] * self._largest[1] >= request.width * request.height:
-            return message
-        return f"{message}; {self._largest[0]}x{self._largest[1]} pixels did fit"
+        self._mailbox.post(Failed(member.job.number, code, message))
 
     def _drop(self, member: _Member) -> None:
         """Stop all that runs for a job, and forget it. Its tasks are among those that have ended, then."""
@@ -252,12 +263,23 @@ class ContinuousEngine:
             self._mailbox.post(CallFailed(len(event.tasks), 0.0, split=event.max_rows > 0))
             return
         if event.stage.is_denoiser:
-            self._post_call()
+            if self._unposted is not None:
+                self._post_call()
             self._unposted = event
+            self._note_waits(event)
         else:
             self._beside_seconds += event.seconds
         if event.fallback:
             self._fallbacks.append(event.fallback)
+
+    def _note_waits(self, event: ForwardDone) -> None:
+        """Remember how long the jobs of which this was the first forward had waited for it."""
+        began = self._clock() - event.seconds
+        for task in event.tasks:
+            member: _Member = task.tag[0]
+            if not member.stepped:
+                member.stepped = True
+                self._waits.append(max(began - member.job.arrived, 0.0))
 
     def _post_call(self) -> None:
         """Tell of the last forward, with the images that came out since: they do so after it."""
@@ -274,9 +296,11 @@ class ContinuousEngine:
                 rows=0 if done is None else done.rows,
                 beside_seconds=self._beside_seconds,
                 fallbacks=tuple(self._fallbacks),
+                waits=tuple(self._waits),
             )
         )
         self._unposted = None
         self._images_out = 0
         self._beside_seconds = 0.0
         self._fallbacks.clear()
+        self._waits.clear()

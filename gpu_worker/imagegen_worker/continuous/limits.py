@@ -7,6 +7,8 @@ from statistics import median
 
 MAX_KEYS = 1024
 """Shapes remembered; the least recently used are forgotten."""
+FIRST_TRY = 2
+"""Choices after which a fresh verdict about rows is doubted for the first time."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,9 @@ class MemoryCaps:
 @dataclass(slots=True)
 class _Costs:
     seconds: dict[int, deque[float]] = field(default_factory=dict)
-    choices: int = 0
+    patience: int = 0
+    """Choices from one try of the largest size to the next while a smaller one is thought best; 0: none is."""
+    until_try: int = 0
 
 
 class RowCosts:
@@ -72,8 +76,9 @@ class RowCosts:
 
     More rows pay as long as the measured rows a second grow by more than `gain`. Sizes that were never measured
     are given the benefit of the doubt, unless a smaller one already shows that the growth has ended. To see
-    whether less would do as well, half the size is tried a few times once, and half of that if it did. Every
-    `probe_every` choices the largest size is taken anyway, so that a verdict can change.
+    whether less would do as well, half the size is tried a few times once, and half of that if it did. A verdict
+    can change: the largest size is taken anyway after `FIRST_TRY` choices, then at growing distances, up to
+    `probe_every`; so one that rests on few measurements, and those disturbed, does not last.
     """
 
     def __init__(self, *, gain: float = 0.02, samples: int = 3, window: int = 9, probe_every: int = 64) -> None:
@@ -98,16 +103,28 @@ class RowCosts:
         if len(sizes) == 1:
             return sizes[0]
         costs = self._of(key)
-        costs.choices += 1
         rates = self._rates(costs)
         knee = self._knee(rates)
-        if knee is None or costs.choices % self._probe_every == 0:
+        if self._tries_largest(costs, knee):
             top = sizes[-1]
         else:
+            assert knee is not None
             top = max((size for size in sizes if size <= knee), default=sizes[0])
         if top in rates and not any(top / 4 <= size <= top / 2 for size in rates):
             return max((size for size in sizes if size <= top / 2), default=top)
         return top
+
+    def _tries_largest(self, costs: _Costs, knee: int | None) -> bool:
+        if knee is None:
+            costs.patience = 0
+            return True
+        if costs.patience == 0:  # a fresh verdict
+            costs.patience = costs.until_try = min(FIRST_TRY, self._probe_every)
+        costs.until_try -= 1
+        if costs.until_try > 0:
+            return False
+        costs.patience = costs.until_try = min(costs.patience * 2, self._probe_every)
+        return True
 
     def knee(self, key: Hashable) -> int | None:
         """Return the rows beyond which no measured size pays; None if no larger one was measured."""

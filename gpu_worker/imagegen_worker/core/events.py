@@ -66,6 +66,14 @@ class Stepped:
     steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """A small picture, encoded, of what the first image of a job looks like so far."""
+
+    number: int
+    image: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The images of a job, encoded. Seconds of wall time; `batch_size` in requests."""
@@ -95,7 +103,7 @@ class CallDone:
     With continuous batching a call is one forward of the denoiser: `requests` are the images that shared it,
     `images` those that came out since the last one. `rows` is its batch dimension, `beside_seconds` the time of
     text encoders and decoders since the last one, and `fallbacks` says for each forward since then that could not
-    be shared why.
+    be shared why. `waits` has, for each job that came to its first forward, the seconds since its arrival.
     """
 
     requests: int
@@ -106,6 +114,7 @@ class CallDone:
     rows: int = 0
     beside_seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
+    waits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ class Idle:
     """The device has ended a batch; nothing runs on it until the next `Started`."""
 
 
-EngineEvent = Warm | Started | Stepped | Finished | Failed | CallDone | CallFailed | Idle
+EngineEvent = Warm | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
 Event = Received | Malformed | DrainRequested | EngineEvent
 
 # ---- commands to the engine --------------------------------------------------------------------------------
@@ -134,11 +143,15 @@ Event = Received | Malformed | DrainRequested | EngineEvent
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Make this. `arrived` is the time of its receipt on the monotonic clock, in seconds."""
+    """Make this. `arrived` is the time of its receipt on the monotonic clock, in seconds.
+
+    `preview`: show what the first image looks like on the way, as `Previewed`.
+    """
 
     number: int
     request: ResolvedRequest
     arrived: float
+    preview: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,13 @@ class Held:
     progress: bool
     arrived: float
     deadline: float | None
+    preview: bool = False
     request: ResolvedRequest | None = None
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()
     answered_at: float = 0.0
+    step: tuple[int, int] = (0, 0)
+    """How far it is: the last progress that was told."""
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
+from imagegen_protocol.messages import Parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class ResolvedRequest:
     guidance_scale: float | None
     width: int
     height: int
+    loras: tuple[tuple[str, float], ...] = ()
+    """Name and scale of each, in the order of the names."""
 
     @property
     def batch_key(self) -> Hashable:
@@ -34,11 +37,14 @@ class ResolvedRequest:
             self.guidance_scale,
             # A pipeline may treat "no negative prompt" otherwise than an empty one (SDXL does).
             self.negative_prompt is None,
+            self.loras,
         )
 
-    def parameters(self) -> dict[str, str | int | float | bool | None]:
+    def parameters(self) -> dict[str, Parameter]:
         """Return what a RESULT tells; without the prompts, which could outgrow a header frame."""
+        told: dict[str, Parameter] = {"loras": [{"name": name, "scale": scale} for name, scale in self.loras]}
         return {
+            **(told if self.loras else {}),
             "seed": self.seeds[0],
             "num_images": len(self.seeds),
             "num_inference_steps": self.num_inference_steps,
@@ -60,6 +66,7 @@ class Model:
     size_multiple: int = 1
     max_side: int = MAX_SIDE_PIXELS
     takes_negative_prompt: bool = True
+    takes_loras: bool = False
 
     def resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in the defaults. Raises `InvalidRequestError` for what this model can't make."""
@@ -69,6 +76,8 @@ class Model:
             raise InvalidRequestError(f"negative_prompt: the model {self.name} takes none")
         if request.guidance_scale is not None and self.guidance_scale is None:
             raise InvalidRequestError(f"guidance_scale: the model {self.name} takes none")
+        if request.loras and not self.takes_loras:
+            raise InvalidRequestError(f"loras: the worker has none for the model {self.name}")
         return ResolvedRequest(
             model=self.name,
             prompt=request.prompt,
@@ -78,6 +87,7 @@ class Model:
             guidance_scale=self.guidance_scale if request.guidance_scale is None else request.guidance_scale,
             width=width,
             height=height,
+            loras=tuple(sorted((lora.name, lora.scale) for lora in request.loras or ())),
         )
 
     def _check_side(self, field: str, asked: int | None, default: int) -> int:

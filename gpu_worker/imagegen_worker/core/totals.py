@@ -22,7 +22,7 @@ class Totals:
         self.calls += 1
         self.batched_requests += call.requests
         self.images += call.images
-        self.busy_seconds += call.seconds
+        self.busy_seconds += call.seconds + call.beside_seconds
 
     def call_failed(self, call: CallFailed) -> None:
         """Count the time of a call that raised."""

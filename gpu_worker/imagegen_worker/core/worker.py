@@ -17,7 +17,7 @@ from imagegen_protocol.errors import (
     UnauthorizedError,
     WorkerNameTakenError,
 )
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE, MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     Drain,
@@ -111,6 +111,8 @@ class WorkerCore:
                 self._started(event, now)
             case ev.Stepped():
                 self._stepped(event, now)
+            case ev.Previewed():
+                self._previewed(event)
             case ev.Finished():
                 self._finished(event, now)
             case ev.Failed():
@@ -222,7 +224,8 @@ class WorkerCore:
         deadline = None if work.timeout_seconds is None else now + work.timeout_seconds
         held = self.held.get(work.request_id)
         if held is not None:
-            held.attempt, held.progress, held.deadline = work.attempt, work.progress, deadline
+            held.attempt, held.deadline = work.attempt, deadline
+            held.progress, held.preview = work.progress or work.preview, work.preview
             self._resend(link, held)
             return
         full = len(self.held.queued) >= MAX_IDS_PER_MESSAGE  # a holding could not list one more
@@ -235,7 +238,8 @@ class WorkerCore:
             number=self._numbers,
             owner=link.index,
             attempt=work.attempt,
-            progress=work.progress,
+            progress=work.progress or work.preview,
+            preview=work.preview,
             arrived=now,
             deadline=deadline,
         )
@@ -245,7 +249,7 @@ class WorkerCore:
         except (InvalidRequestError, ModelNotFoundError) as error:
             self._fail(held, error.code, error.message, now)
         else:
-            self._actions.append(ev.Job(held.number, held.request, now))
+            self._actions.append(ev.Job(held.number, held.request, now, held.preview))
 
     def _resolve(self, work: Work, frames: tuple[bytes, ...]) -> ResolvedRequest:
         model = self._models.get(work.model)
@@ -315,6 +319,11 @@ class WorkerCore:
             if (held := self.held.by_number(number)) is not None:
                 self._progress(held, event.step, event.steps)
 
+    def _previewed(self, event: ev.Previewed) -> None:
+        held = self.held.by_number(event.number)
+        if held is not None and held.preview and len(event.image) <= MAX_PREVIEW_BYTES:
+            self._progress(held, *held.step, (event.image,))
+
     def _finished(self, event: ev.Finished, now: float) -> None:
         held = self.held.by_number(event.number)
         if held is None or held.request is None:
@@ -373,10 +382,11 @@ class WorkerCore:
         message = "the worker is draining" if self.draining else "the worker can't take it now"
         self._send(link, Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt))
 
-    def _progress(self, held: Held, step: int, steps: int) -> None:
+    def _progress(self, held: Held, step: int, steps: int, frames: tuple[bytes, ...] = ()) -> None:
+        held.step = (step, steps)
         link = self._links[held.owner]
         if held.progress and link.registered:
-            self._send(link, Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps))
+            self._send(link, Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps), frames)
 
     def _tell_all(self, now: float) -> None:
         """Heartbeat at once, to everyone who knows us."""

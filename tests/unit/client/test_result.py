@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from imagegen_client.result import GenerationResult
 from imagegen_client.targets import check_target
+from imagegen_protocol import ProtocolError
 from imagegen_protocol.messages import ImageInfo, Result
 
 
@@ -118,3 +119,17 @@ def test_a_target_without_permission_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="can't be written"):
         check_target(tmp_path / "old.png")
     assert asked == [tmp_path, tmp_path / "old.png"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(5, 2), (4, 3), (30_000, 30_000)])
+def test_an_image_of_another_size_than_announced_is_refused_before_it_is_decoded(monkeypatch, width, height):
+    info = ImageInfo(format="png", width=width, height=height, seed=1)
+    header = Result(request_id=b"i" * 16, worker="w", model="m", images=[info])
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ProtocolError, match=f"{width}x{height} pixels was announced, and one of 4x2 came"):
+        _ = GenerationResult(header, [encoded()], 0.1).images
+
+
+def test_an_image_of_another_format_than_announced_is_refused():
+    with pytest.raises(UnidentifiedImageError):
+        _ = a_result(encoded("GIF")).image

@@ -97,3 +97,15 @@ def test_a_wrong_setting_is_told_in_one_line(fields, words):
 def test_drills_need_the_simulated_backend(folder):
     with pytest.raises(ConfigError, match="--simulated-fail needs --backend simulated"):
         WorkerConfig(model=str(folder), simulated_fail=("oom:1",))
+
+
+def test_loras_come_from_a_folder_that_is_there(folder):
+    given = {"model": str(folder), "lora_folder": folder}
+    assert WorkerConfig(**given).load_options.lora_folder == folder
+    with pytest.raises(ConfigError, match="--lora-folder must be a folder"):
+        WorkerConfig(model=str(folder), lora_folder=folder / "model_index.json")
+    with pytest.raises(ConfigError, match="--lora-folder needs --backend diffusers"):
+        simulated(lora_folder=folder)
+    for option in ("compile", "cpu_offload"):
+        with pytest.raises(ConfigError, match=f"together with --{option.replace('_', '-')}"):
+            WorkerConfig(**given, **{option: True})

@@ -5,6 +5,7 @@ from collections import deque
 import pytest
 from PIL import Image
 
+from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.core.events import CallDone, CallFailed, Cancel, Failed, Idle, Job, Started, Stepped, Stop
 from imagegen_worker.engine import StaticEngine
@@ -191,3 +192,27 @@ def test_a_lost_device_ends_the_engine():
 
     with pytest.raises(DeviceLostError):
         Desk(job(1), on_step=lose)
+
+
+def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
+    class Strict(Desk):
+        def generate(self, rows, on_step):
+            raise InvalidRequestError("loras: there is no 'ink' here")
+
+    (failed,) = [event for event in Strict(Job(1, resolved(), 10.0)).events if isinstance(event, Failed)]
+    assert (failed.code, failed.message) == ("invalid_request", "loras: there is no 'ink' here")
+
+
+def test_what_does_not_fit_alone_says_its_size_and_what_would():
+    jobs = [Job(number, resolved(width=side, height=side), 10.0) for number, side in enumerate((64, 512), 1)]
+
+    class Small(Desk):
+        def generate(self, rows, on_step):
+            if rows[0].request.width > 64:
+                raise DeviceMemoryError
+            return super().generate(rows, on_step)
+
+    (failed,) = [event for event in Small(*jobs).events if isinstance(event, Failed)]
+    assert failed.code == "out_of_memory"
+    assert failed.message.startswith("one image of 512x512 pixels does not fit")
+    assert failed.message.endswith("64x64 pixels did fit")

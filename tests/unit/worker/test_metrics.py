@@ -59,7 +59,8 @@ def test_names_and_helps_are_as_promtool_wants_them(metrics):
         assert not sample.name.endswith("_created")
         if sample.name != "imagegen_worker_build_info":
             assert (sample.labels["worker"], sample.labels["gpu"]) == ("w", "3")
-        assert set(sample.labels) <= {"worker", "gpu", "state", "outcome", "le", "version", "backend", "batching"}
+        known = {"worker", "gpu", "state", "outcome", "reason", "le", "version", "backend", "batching"}
+        assert set(sample.labels) <= known
 
 
 def test_all_is_there_from_the_start_as_nothing(metrics):
@@ -69,6 +70,7 @@ def test_all_is_there_from_the_start_as_nothing(metrics):
     assert got("capacity_requests") == 16
     assert got("requests_total", outcome="out_of_memory") == 0
     assert got("calls_total", outcome="out_of_memory_split") == 0
+    assert got("fallbacks_total", reason="unequal") == 0
     assert got("queue_wait_seconds_bucket", le="0.05") == 0
     assert got("generation_seconds_bucket", le="600.0") == 0
 
@@ -115,7 +117,7 @@ def test_what_happens_on_the_device(metrics, clock):
     metrics.observe(ev.CallFailed(8, 0.1, split=True))
     metrics.observe(ev.CallFailed(1, 0.1, split=False))
     metrics.observe(ev.CallFailed(1, 0.1, split=False, stopped=True))
-    metrics.observe(ev.CallDone(requests=2, images=4, steps=4, seconds=1.5, seconds_per_image=0.4))
+    metrics.observe(ev.CallDone(requests=2, images=4, steps=4, seconds=1.6, seconds_per_image=0.4))
     for number, seconds in enumerate((0.01, 0.3, 700.0)):
         metrics.observe(
             ev.Finished(
@@ -138,12 +140,34 @@ def test_what_happens_on_the_device(metrics, clock):
         assert got("calls_total", outcome=outcome) == 1
     assert (got("rows_per_call_sum"), got("rows_per_call_count")) == (6, 2)
     assert (got("rows_per_call_bucket", le="3.0"), got("rows_per_call_bucket", le="4.0")) == (1, 2)
+    assert got("step_seconds_sum") == pytest.approx(0.4 + 0.1)
     assert got("queue_wait_seconds_count") == got("encode_seconds_count") == 3
     assert got("queue_wait_seconds_sum") == pytest.approx(700.31)
     assert got("queue_wait_seconds_bucket", le="0.05") == 1
     assert got("queue_wait_seconds_bucket", le="0.5") == 2
     assert got("queue_wait_seconds_bucket", le="600.0") == 2
     assert got("generation_seconds_sum") == pytest.approx(1400.62)
+
+
+def test_forwards_of_continuous_batching(metrics):
+    bench = Bench()
+    common = {"images": 0, "steps": 1, "seconds_per_image": None}
+    first = ev.CallDone(
+        requests=3, rows=6, seconds=0.2, beside_seconds=0.5, fallbacks=("random",), waits=(0.3, 4.0), **common
+    )
+    for call in (first, ev.CallDone(requests=1, rows=2, seconds=0.04, **common)):
+        metrics.observe(call)
+        bench.event(call)
+    metrics.update(bench.core)
+    got = scrape(metrics)
+    assert (got("rows_per_call_sum"), got("rows_per_call_count")) == (8, 2)
+    assert (got("step_seconds_bucket", le="0.05"), got("step_seconds_count")) == (1, 2)
+    assert got("step_seconds_sum") == pytest.approx(0.24)
+    assert (got("first_step_wait_seconds_bucket", le="0.5"), got("first_step_wait_seconds_count")) == (1, 2)
+    assert got("fallbacks_total", reason="random") == 1
+    assert got("beside_seconds_total") == 0.5
+    assert got("busy_seconds_total") == pytest.approx(0.74)
+    assert got("batched_requests_total") == 4
 
 
 @pytest.fixture

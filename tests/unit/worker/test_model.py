@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
+from imagegen_protocol.request import make_request
 from tests.unit.worker.bench import MODEL
 
 PLAIN = dataclasses.replace(MODEL, name="plain", guidance_scale=None, takes_negative_prompt=False)
@@ -37,6 +38,23 @@ def test_what_is_given_counts():
         "width": 128,
         "height": 8,
     }
+
+
+def test_loras_stand_in_the_order_of_their_names_and_keep_others_out_of_the_batch():
+    model = dataclasses.replace(MODEL, takes_loras=True)
+    made = model.resolve(make_request(prompt="p", seed=5, loras=[{"name": "b", "scale": -2}, {"name": "a"}]))
+    assert made.loras == (("a", 1.0), ("b", -2.0))
+    assert made.parameters()["loras"] == [{"name": "a", "scale": 1.0}, {"name": "b", "scale": -2.0}]
+    same = model.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}, {"name": "b", "scale": -2}]))
+    other = model.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}]))
+    assert made.batch_key == same.batch_key
+    assert len({made.batch_key, other.batch_key, model.resolve(request()).batch_key}) == 3
+
+
+def test_loras_where_there_are_none_are_told():
+    with pytest.raises(InvalidRequestError, match="loras: the worker has none for the model m"):
+        MODEL.resolve(make_request(prompt="p", seed=5, loras=[{"name": "a"}]))
+    assert MODEL.resolve(make_request(prompt="p", seed=5, loras=[])).loras == ()
 
 
 def test_an_empty_negative_prompt_is_no_negative_prompt_for_a_model_that_takes_none():

@@ -1,12 +1,14 @@
 """A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imagegen_worker.backends import Row
+from imagegen_worker.backends import Row, Sketch
+from imagegen_worker.backends.diffusers.adapters import Adapters
 from imagegen_worker.backends.diffusers.loading import (
     choose_device,
     describe,
@@ -14,6 +16,7 @@ from imagegen_worker.backends.diffusers.loading import (
     load_pipeline,
     tune_pipeline,
 )
+from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, ResolvedRequest
 
@@ -26,8 +29,12 @@ class LoadedPipeline:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device, options.gpu)
         self.pipeline = load_pipeline(folder, self.device, options)
-        tune_pipeline(self.pipeline, options)
-        self.model: Model = describe(self.pipeline, name, folder)
+        self.adapters: Adapters | None = None
+        if options.lora_folder is not None:
+            self.adapters = Adapters(self.pipeline, options.lora_folder)
+        self.model: Model = replace(describe(self.pipeline, name, folder), takes_loras=self.adapters is not None)
+        tune_pipeline(self.pipeline, options)  # last: a compiled module tells less of itself
+        self._sketcher = make_sketcher(self.pipeline)
         self._parameters = frozenset(inspect.signature(self.pipeline.__call__).parameters)
 
     @property
@@ -49,6 +56,12 @@ class LoadedPipeline:
         if request.guidance_scale is not None:
             arguments["guidance_scale"] = request.guidance_scale
         return arguments
+
+    def sketch(self, row: Row, latents: Any) -> Sketch | None:
+        """Return what draws the latents of a row's image so far; None if that is not wanted, or can't be had."""
+        if not row.preview or self._sketcher is None:
+            return None
+        return self._sketcher.sketch(latents, (row.request.width, row.request.height))
 
     def trial(self, steps: int | None = None) -> Row:
         """Return a row to warm up with; `steps` None: the model's own number."""

@@ -11,17 +11,19 @@ import copy
 import functools
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from imagegen_worker.backends import OnStep
+from imagegen_worker.backends import OnStep, Sketch
 from imagegen_worker.backends.diffusers.stages import ModuleStage, translated_errors
 from imagegen_worker.continuous.cache import BoundedCache
 from imagegen_worker.continuous.timing import Timer, WallTimer
 
+MakeSketch = Callable[[Any], Sketch | None]
+"""From the latents of one image to what draws them."""
 PROMPT_CACHE_BYTES = 256 * 2**20
 
 
@@ -29,14 +31,21 @@ class Rendezvous:
     """Lets requests for a pipeline, and for others with the same models (`from_pipe`), share forwards.
 
     `fixed_rows` is the deterministic mode: every forward of the denoiser is padded to so many rows, and encoders
-    and decoders run each request for itself, so that company changes no bit of an image.
+    and decoders run each request for itself, so that company changes no bit of an image. `activate` puts the
+    adapters of a task to work, before each forward in which they may differ from those of the last one.
     """
 
     def __init__(
-        self, pipeline: Any, *, fixed_rows: int | None = None, prompt_cache_bytes: int = PROMPT_CACHE_BYTES
+        self,
+        pipeline: Any,
+        *,
+        fixed_rows: int | None = None,
+        prompt_cache_bytes: int = PROMPT_CACHE_BYTES,
+        activate: Callable[[Any], None] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._fixed_rows = fixed_rows
+        self._activate = activate
         self._prompts: BoundedCache[bytes, Any] = BoundedCache(prompt_cache_bytes)
         self._stages: list[ModuleStage] = []
         self.adopt(pipeline)
@@ -49,12 +58,15 @@ class Rendezvous:
         for name, module in pipeline.components.items():
             if not isinstance(module, torch.nn.Module):
                 continue
+            adapted = {"activate": self._activate}
             if "unet" in name or "transformer" in name:
-                self._wrap(name, module, "forward", is_denoiser=True, fixed_rows=self._fixed_rows)
+                self._wrap(name, module, "forward", is_denoiser=True, fixed_rows=self._fixed_rows, **adapted)
             elif name.startswith("text_encoder"):
-                self._wrap(name, module, "forward", cache=self._prompts, joins=not alone)
+                self._wrap(name, module, "forward", cache=self._prompts, joins=not alone, **adapted)
             elif name.startswith("vae") and hasattr(module, "decode") and not _is_upcast(module):
-                self._wrap(f"{name}.decode", module, "decode", joins=not alone)
+                self._wrap(f"{name}.decode", module, "decode", joins=not alone, adapted=False)
+                if hasattr(module, "encode"):  # what it gives is no tensor: each for itself, yet within memory
+                    self._wrap(f"{name}.encode", module, "encode", joins=False, adapted=False)
 
     def _wrap(self, name: str, module: torch.nn.Module, method: str, **options: Any) -> None:
         if hasattr(getattr(module, method), "stage"):
@@ -76,11 +88,18 @@ class Rendezvous:
             yield
 
     def generate(
-        self, arguments: Mapping[str, Any], seed: int, on_step: OnStep | None = None, *, pipeline: Any = None
+        self,
+        arguments: Mapping[str, Any],
+        seed: int,
+        on_step: OnStep | None = None,
+        *,
+        pipeline: Any = None,
+        sketch: MakeSketch | None = None,
     ) -> Any:
         """Return the one image that the pipeline's call with these arguments and this seed gives.
 
-        Called from a task of a hub. `pipeline` is another one with the same models. Raises `DeviceMemoryError`,
+        Called from a task of a hub. `pipeline` is another one with the same models; `sketch` makes of the image's
+        latents after each step what `on_step` is given. Raises `DeviceMemoryError`,
         `DeviceLostError`, and whatever else the call raises.
         """
         mine = private_copy(pipeline or self._pipeline)
@@ -90,7 +109,7 @@ class Rendezvous:
             # On the CPU whatever the device is: the same seed gives the same noise on every card.
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         if on_step is not None:
-            tell_steps(mine, arguments, parameters, on_step)
+            tell_steps(mine, arguments, parameters, on_step, sketch)
         try:
             with translated_errors():
                 output = mine(**arguments)
@@ -114,16 +133,46 @@ def private_copy(pipeline: Any) -> Any:
     mine.set_progress_bar_config(disable=True)
     # Offloading takes its hooks off and on again when a call ends; others are in the midst of theirs.
     object.__setattr__(mine, "maybe_free_model_hooks", lambda: None)
+    if hasattr(type(pipeline), "_execution_device"):
+        if pipeline not in _devices:
+            _devices[pipeline] = pipeline._execution_device
+        object.__setattr__(mine, "_fixed_device", _devices[pipeline])
+        object.__setattr__(mine, "__class__", _with_fixed_device(cast(Any, type(pipeline))))
     return mine
 
 
-def tell_steps(pipeline: Any, arguments: dict[str, Any], parameters: Mapping[str, Any], on_step: OnStep) -> None:
+_devices: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+"""Where the models of each pipeline run. diffusers walks all their parts to find out, for every call."""
+
+
+@functools.lru_cache(maxsize=64)
+def _with_fixed_device(kind: type) -> type:
+    """Return a pipeline's class, but with the device that is known already."""
+    fixed = property(lambda self: self._fixed_device)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "_execution_device": fixed})
+
+
+def tell_steps(
+    pipeline: Any,
+    arguments: dict[str, Any],
+    parameters: Mapping[str, Any],
+    on_step: OnStep,
+    sketch: MakeSketch | None = None,
+) -> None:
     """Have a pipeline's call tell of its steps: by its own callback, else by those of its scheduler."""
+
+    def tell(step: int, steps: int, latents: Any) -> None:
+        if sketch is None or latents is None or len(latents) != 1:
+            on_step(step, steps)
+        else:
+            on_step(step, steps, (sketch(latents[0]),))
+
     if "callback_on_step_end" in parameters:
         wanted = arguments.get("num_inference_steps", 0)
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step(step + 1, getattr(pipe, "num_timesteps", None) or max(wanted, step + 1))
+            steps = getattr(pipe, "num_timesteps", None) or max(wanted, step + 1)
+            tell(step + 1, steps, tensors.get("latents"))
             return tensors
 
         arguments["callback_on_step_end"] = after_step
@@ -139,7 +188,7 @@ def tell_steps(pipeline: Any, arguments: dict[str, Any], parameters: Mapping[str
         nonlocal steps
         output = stock_step(*args, **kwargs)
         steps += 1
-        on_step(steps, max(len(scheduler.timesteps), steps))
+        tell(steps, max(len(scheduler.timesteps), steps), None if sketch is None else output[0])
         return output
 
     scheduler.step = step

@@ -13,8 +13,10 @@ from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers import joining
 from imagegen_worker.backends.diffusers.watching import StateWatch
 from imagegen_worker.continuous.cache import BoundedCache
-from imagegen_worker.continuous.calls import Call, NotJoinableError, current_task, rendezvous
+from imagegen_worker.continuous.calls import Call, NotJoinableError, Task, current_task, rendezvous
 
+_CPU_IS_FULL = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+"""torch has no type of its own for what the CPU's allocator raises."""
 MAX_KINDS = 4096
 """Kinds of calls that a stage remembers; the oldest are forgotten, and checked again."""
 
@@ -43,6 +45,8 @@ class ModuleStage:
         joins: bool = True,
         fixed_rows: int | None = None,
         cache: "BoundedCache[bytes, Any] | None" = None,
+        adapted: bool = True,
+        activate: Callable[[Any], None] | None = None,
     ) -> None:
         self.name = name
         self.is_denoiser = is_denoiser
@@ -51,6 +55,8 @@ class ModuleStage:
         self._method = method
         self._joins = joins
         self._cache = cache
+        self._adapted = adapted
+        self._activate = activate
         self._watch = StateWatch(module) if is_denoiser else None
         self._forward: Callable[..., Any] = getattr(module, method)
         self._own = method in vars(module)
@@ -83,6 +89,8 @@ class ModuleStage:
         task = current_task()
         if task is None or torch.is_grad_enabled() or _autocasts():
             # Grad mode and autocast belong to the thread: a forward that needs them can't leave its place.
+            if task is not None:
+                self._adapt(task)
             return self._watched(args, kwargs)
         call = Call(self, args, kwargs, task, rows=joining.count_rows((*args, *kwargs.values())))
         if self._cache is not None:
@@ -103,7 +111,7 @@ class ModuleStage:
         except NotJoinableError as error:
             call.reason = error.reason if self._joins else ""
             return
-        adapters = call.task.adapters
+        adapters = call.task.adapters if self._adapted else None
         call.rows = description.rows
         if self._joins:
             call.key = self._kind(adapters, description)
@@ -134,6 +142,7 @@ class ModuleStage:
     def run(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
         """See `Stage.run`. A call that is alone is passed on as it came, unless rows are fixed."""
         first = calls[0]
+        self._adapt(first.task)
         if len(calls) == 1 and (first.key is None or (self.fixed_rows is None and first.rows <= max_rows)):
             output = self._guarded(first.args, first.kwargs)
             self._remember(first, output)
@@ -141,6 +150,11 @@ class ModuleStage:
         if self._cache is not None and len(calls) > 1:
             return self._run_distinct(calls, max_rows)
         return self._run_joined(calls, max_rows)
+
+    def _adapt(self, task: Task) -> None:
+        """Put the adapters of a task to work: those of all whose calls can share a forward with its own."""
+        if self._activate is not None:
+            self._activate(task.adapters or ())
 
     def _run_distinct(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
         """Run equal calls once. What was made in company is not remembered: it is not quite as exact."""
@@ -218,6 +232,12 @@ def translated_errors() -> Iterator[None]:
         translated: Exception = DeviceMemoryError(str(error))
     except torch.AcceleratorError as error:
         translated = DeviceLostError(str(error))
+    except MemoryError as error:
+        translated = DeviceMemoryError(str(error))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _CPU_IS_FULL):
+            raise
+        translated = DeviceMemoryError(str(error))
     raise translated  # out here, so that the frames of the first, which hold tensors, are gone
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import OnStep, Row
+from imagegen_worker.backends import OnStep, Row, Sketch, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
@@ -38,12 +38,14 @@ class DiffusersBackend:
         # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
         for _ in range(2):
             self._speeds.clear()
-            self.generate([self._loaded.trial()], lambda step, steps: None)
+            self.generate([self._loaded.trial()], nobody_watches)
         return Warm((self._loaded.model,), self._loaded.device_name, self.seconds_per_image)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Make one image for each row; see `Backend.generate`."""
         assert self._loaded is not None, "warm_up comes first"
+        if self._loaded.adapters is not None:
+            self._loaded.adapters.activate(rows[0].request.loras)
         begun = time.monotonic()
         with translated_errors():
             images: list[Image] = self._loaded.pipeline(**self._arguments(self._loaded, rows, on_step)).images
@@ -68,8 +70,13 @@ class DiffusersBackend:
             arguments["negative_prompt"] = [row.request.negative_prompt for row in rows]
         if loaded.takes("callback_on_step_end"):
 
+            def sketched(latents: Any) -> list[list[Sketch | None]]:
+                if latents is None or len(latents) != len(rows) or not any(row.preview for row in rows):
+                    return []
+                return [[loaded.sketch(row, part) for row, part in zip(rows, latents, strict=True)]]
+
             def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-                on_step(step + 1, steps)
+                on_step(step + 1, steps, *sketched(tensors.get("latents")))
                 return tensors
 
             arguments["callback_on_step_end"] = after_step

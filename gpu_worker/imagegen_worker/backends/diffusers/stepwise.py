@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagegen_worker.backends import OnStep, Row, StartError
+from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
 
@@ -29,6 +30,9 @@ class StepwiseDiffusers:
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
         self._meeting: Rendezvous | None = None
+        self.caps = MemoryCaps()
+        self.costs = RowCosts()
+        """Both learn from the first images already: an engine is to go on with them."""
 
     @property
     def timer(self) -> Timer:
@@ -40,7 +44,9 @@ class StepwiseDiffusers:
         self._loaded = LoadedPipeline(*self._source)
         # Two rows an image, where guidance makes two of one.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
-        self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows)
+        adapters = self._loaded.adapters
+        activate = None if adapters is None else adapters.activate
+        self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
         with self.session():
             # Twice: the first one pays for what is set up lazily, and would spoil the measured speed.
             self._try(1)
@@ -57,10 +63,13 @@ class StepwiseDiffusers:
         """Make one image; see `StepwiseBackend.make`."""
         assert self._loaded is not None, "warm_up comes first"
         request = row.request
+        if self._loaded.adapters is not None:
+            self._loaded.adapters.load(request.loras)  # now, so that what can't be loaded is this request's fault
         arguments = {**self._loaded.arguments(request), "prompt": request.prompt}
         if request.negative_prompt is not None:
             arguments["negative_prompt"] = request.negative_prompt
-        image: Image = self._rendezvous.generate(arguments, row.seed, on_step)
+        sketch = partial(self._loaded.sketch, row) if row.preview else None
+        image: Image = self._rendezvous.generate(arguments, row.seed, on_step, sketch=sketch)
         return image
 
     def close(self) -> None:
@@ -87,9 +96,9 @@ class StepwiseDiffusers:
     def _try(self, count: int, steps: int | None = None) -> float:
         """Make so many images together; return the device seconds of one. Raises `StartError`."""
         assert self._loaded is not None
-        hub = Hub(timer=self.timer)
+        hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
         row = self._loaded.trial(steps)
-        tasks = [hub.start(partial(self.make, row, lambda step, steps: None)) for _ in range(count)]
+        tasks = [hub.start(partial(self.make, row, nobody_watches)) for _ in range(count)]
         while hub.step():
             continue
         for task in tasks:

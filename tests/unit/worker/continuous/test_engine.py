@@ -1,12 +1,15 @@
 """The seam between sockets and device: jobs in, events out, one answer for each job."""
 
 import contextlib
+import dataclasses
 import random
 
 import pytest
 from PIL import Image
 
+from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends import DeviceLostError, StoppedError
+from imagegen_worker.continuous.calls import current_task
 from imagegen_worker.continuous.engine import ContinuousEngine
 from imagegen_worker.continuous.timing import WallTimer
 from imagegen_worker.core import events as ev
@@ -141,6 +144,17 @@ def test_calls_tell_images_that_shared_and_images_that_came_out():
     assert done[-1].seconds_per_image is not None
 
 
+def test_each_job_tells_once_how_long_it_waited_for_its_first_forward():
+    clock = ToyClock(lambda width, rows: 1.0)
+    stage = ToyStage(clock=clock)
+    commands = [(0, job(1, seeds=(1, 2), steps=3)), (2, job(2, steps=2))]
+    mailbox = Script(stage, commands)
+    backend = ToyBackend(stage, WallTimer(clock))
+    ContinuousEngine(backend, Encoder(), max_batch_size=4, clock=clock).run(mailbox)
+    mailbox.close()
+    assert [call.waits for call in of(ev.CallDone, mailbox.posted)] == [(0.0,), (), (2.0,), ()]
+
+
 @pytest.mark.parametrize("after", range(4))
 def test_a_cancelled_job_leaves_and_nothing_is_said_of_it(after):
     stage = ToyStage()
@@ -174,6 +188,38 @@ def test_a_broken_request_fails_alone():
     assert failed[2].message == "ValueError: a broken prompt"
 
 
+def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
+    class Backend(ToyBackend):
+        def make(self, row, on_step):
+            if row.request.loras:
+                raise InvalidRequestError("loras: there is no 'ink' here")
+            return super().make(row, on_step)
+
+    stage = ToyStage()
+    wrong = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
+    mailbox, encoder = Script(stage, [(0, job(1)), (0, wrong)]), Encoder()
+    ContinuousEngine(Backend(stage), encoder, max_batch_size=8).run(mailbox)
+    mailbox.close()
+    assert sorted(encoder.results) == [1]
+    assert of(ev.Failed, mailbox.posted) == [ev.Failed(2, "invalid_request", "loras: there is no 'ink' here")]
+
+
+def test_tasks_carry_the_adapters_of_their_request():
+    seen = []
+
+    class Backend(ToyBackend):
+        def make(self, row, on_step):
+            seen.append(current_task().adapters)
+            return super().make(row, on_step)
+
+    stage = ToyStage()
+    inked = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
+    mailbox = Script(stage, [(0, job(1)), (0, inked)])
+    ContinuousEngine(Backend(stage), Encoder(), max_batch_size=8).run(mailbox)
+    mailbox.close()
+    assert seen == [None, (("ink", 1.0),)]
+
+
 def test_out_of_memory_is_split_and_told():
     stage = ToyStage(fits=2)
     posted, results = run([(0, job(number)) for number in range(4)], stage=stage)
@@ -195,6 +241,15 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
     assert [event.code for event in failed] == ["out_of_memory"] * 2
     assert "2048x2048" in failed[0].message
     assert "1024x1024 pixels did fit" in failed[1].message
+
+
+def test_the_size_of_the_first_images_is_known_to_fit():
+    stage = ToyStage(fits=0)
+    mailbox = Script(stage, [(0, job(1))])
+    ContinuousEngine(ToyBackend(stage), Encoder(), max_batch_size=1, fits=(64, 128)).run(mailbox)
+    mailbox.close()
+    (failed,) = of(ev.Failed, mailbox.posted)
+    assert failed.message.endswith("64x128 pixels did fit")
 
 
 def test_a_lost_device_ends_the_engine():

@@ -1,0 +1,130 @@
+"""LoRAs from a folder: loaded when first asked for, a few kept, put to work before the forwards they are for.
+
+Loading goes through diffusers, which wraps the layers of the models concerned; while none is at work, those layers
+compute what they did before, bit for bit.
+"""
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagegen_protocol.errors import InvalidRequestError
+from imagegen_protocol.limits import MAX_LORAS
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
+from imagegen_worker.backends.diffusers.stages import translated_errors
+
+MAX_LOADED = MAX_LORAS
+"""LoRAs kept on the device, as many as one request may ask for; the least recently used go first."""
+_SUFFIX = ".safetensors"
+
+_log = logging.getLogger(__name__)
+
+Wanted = tuple[tuple[str, float], ...]
+"""Names and scales."""
+
+
+class Adapters:
+    """The LoRAs of one pipeline. Raises `StartError` if the pipeline takes none, or peft is not installed."""
+
+    def __init__(self, pipeline: Any, folder: Path, max_loaded: int = MAX_LOADED) -> None:
+        if not hasattr(pipeline, "load_lora_weights"):
+            raise StartError(f"--lora-folder: {type(pipeline).__name__} takes no LoRAs")
+        try:
+            from peft.tuners.tuners_utils import BaseTunerLayer
+        except ModuleNotFoundError as error:
+            raise StartError(f"--lora-folder: {error}; install imagegen-fleet[worker]") from error
+        self._kind: type[Any] = BaseTunerLayer
+        self._pipeline = pipeline
+        self._folder = folder
+        self._max_loaded = max_loaded
+        self._slots: OrderedDict[str, str] = OrderedDict()
+        """What is loaded, by name: under which name diffusers has it. Those used last come last."""
+        self._layers: list[Any] = []
+        self._active: Wanted | None = ()
+
+    def names(self) -> list[str]:
+        """Return the names that can be asked for now."""
+        return sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
+
+    def load(self, wanted: Wanted) -> None:
+        """Have these on the device. Raises `InvalidRequestError`, `DeviceMemoryError` and `DeviceLostError`."""
+        names = [name for name, _ in wanted]
+        for name in names:
+            if name not in self._slots:
+                self._load(name, keep=names)
+            self._slots.move_to_end(name)
+
+    def activate(self, wanted: Wanted) -> None:
+        """Have these at work, and no others, from the next forward on. Raises as `load` does."""
+        if wanted == self._active:
+            return
+        self.load(wanted)
+        slots = [self._slots[name] for name, _ in wanted]
+        for layer in self._layers:
+            layer.enable_adapters(bool(wanted))
+            if wanted:
+                layer.set_adapter(slots)
+                for slot, (_, scale) in zip(slots, wanted, strict=True):
+                    layer.set_scale(slot, scale)
+        self._active = wanted
+
+    def _load(self, name: str, keep: Iterable[str]) -> None:
+        file = f"{name}{_SUFFIX}"
+        if not (self._folder / file).is_file():
+            known = ", ".join(self.names()) or "none"
+            raise InvalidRequestError(f"loras: there is no {name!r} here; there are: {known}")
+        while len(self._slots) >= self._max_loaded:
+            self._unload(next(loaded for loaded in self._slots if loaded not in keep))
+        slots = (f"lora{index}" for index in range(self._max_loaded))  # names of files may have dots, these not
+        slot = next(slot for slot in slots if slot not in self._slots.values())
+        self._active = None  # diffusers puts to work what it loads
+        try:
+            with translated_errors(), warnings.catch_warnings(action="ignore"):  # that there are several is meant
+                self._pipeline.load_lora_weights(
+                    str(self._folder),
+                    weight_name=file,
+                    adapter_name=slot,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+            if not any(slot in slots for slots in self._pipeline.get_list_adapters().values()):
+                raise ValueError("it has nothing for this model")
+        except Exception as error:
+            self._remove(slot)
+            if isinstance(error, DeviceMemoryError | DeviceLostError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InvalidRequestError(f"loras: {name!r} can't be used with this model: {reason}") from error
+        finally:
+            self._find_layers()
+        self._slots[name] = slot
+        _log.info("LoRA loaded: %s", name)
+
+    def _unload(self, name: str) -> None:
+        self._remove(self._slots.pop(name))
+        self._find_layers()
+
+    def _remove(self, slot: str) -> None:
+        """Forget what is loaded under a name, or was half loaded."""
+        self._active = None
+        self._find_layers()
+        for layer in self._layers:
+            layer.set_adapter([])  # peft would put another to work in the place of one that is deleted
+        for component, slots in self._pipeline.get_list_adapters().items():
+            if slot in slots:
+                model = getattr(self._pipeline, component)
+                (model.delete_adapters if hasattr(model, "delete_adapters") else model.delete_adapter)(slot)
+
+    def _find_layers(self) -> None:
+        models = [model for model in self._pipeline.components.values() if isinstance(model, torch.nn.Module)]
+        layers = {
+            id(layer): layer for model in models for layer in model.modules() if isinstance(layer, self._kind)
+        }
+        self._layers = list(layers.values())
+        for layer in self._layers:
+            layer.eval()

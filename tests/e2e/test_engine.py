@@ -1,0 +1,103 @@
+"""What the engine can do, through the commands as they are installed."""
+
+import re
+import urllib.request
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+
+from imagegen_client import Client, InvalidRequestError
+from imagegen_worker.config import WorkerConfig
+from tests.e2e.conftest import SIMULATED, command
+
+SHAPES = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
+
+
+@pytest.mark.parametrize("options", [SIMULATED, SHAPES, (*SHAPES, "--batching", "static")])
+def test_a_preview_is_kept_in_its_file(fleet, client, tmp_path, options):
+    fleet.start_worker("w", *options)
+    fleet.wait_for_workers(client, 1)
+    out, preview = tmp_path / "out.png", tmp_path / "preview.png"
+    prompt = ("a red circle on a blue background", "--seed", "1", "--steps", "20")
+    done = command("imagegen", "generate", *prompt, "--out", out, "--preview", preview, "--broker", fleet.frontend)
+    assert str(out) in done.stdout
+    assert done.stderr == "", "no bars where there is no terminal"
+    with Image.open(out) as image, Image.open(preview) as small:
+        assert max(small.size) <= 64
+        assert small.width * image.height == small.height * image.width
+    assert list(tmp_path.glob(".*.part")) == []
+
+
+@pytest.fixture
+def loras(tmp_path):
+    """A folder with two LoRAs for the embedded model."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    unet = UNet2DConditionModel.from_pretrained(WorkerConfig().model_folder / "unet", local_files_only=True)
+    layers = {name: layer for name, layer in unet.named_modules() if name.endswith((".to_q", ".to_v"))}
+    for seed, file in enumerate(("ink", "water.v2")):
+        torch.manual_seed(seed)
+        weights = {}
+        for name, layer in layers.items():
+            weights[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features) / 4
+            weights[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2) / 4
+        save_file(weights, folder / f"{file}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--batching", "static")])
+def test_loras_by_request(fleet, client, tmp_path, loras, options):
+    fleet.start_worker("w", *SHAPES, *options, environment={"IMAGEGEN_WORKER_LORA_FOLDER": str(loras)})
+    fleet.wait_for_workers(client, 1)
+    plain = {"seed": 1, "num_inference_steps": 8}
+    wanted = [None, [{"name": "ink"}], [{"name": "water.v2", "scale": 0.5}, {"name": "ink", "scale": 2}], None]
+    jobs = [client.submit("a red circle", loras=loras, **plain) for loras in wanted]
+    results = [job.result(120) for job in jobs]
+    assert "loras" not in results[0].parameters
+    assert results[2].parameters["loras"] == [{"name": "ink", "scale": 2}, {"name": "water.v2", "scale": 0.5}]
+    without, inked, both, again = (result.image for result in results)
+    assert len({image.tobytes() for image in (without, inked, both)}) == 3
+    assert max(abs(a - b) for a, b in zip(without.tobytes(), again.tobytes(), strict=True)) <= 1
+    with pytest.raises(InvalidRequestError, match=r"there is no 'oil' here; there are: ink, water\.v2"):
+        client.generate("a red circle", loras=[{"name": "oil"}])
+    out = tmp_path / "out.png"
+    words = ("a red circle", "--seed", "1", "--steps", "8", "--out", out, "--broker", fleet.frontend)
+    command("imagegen", "generate", *words, "--lora", "ink")
+    with Image.open(out) as image:
+        assert max(abs(a - b) for a, b in zip(inked.tobytes(), image.tobytes(), strict=True)) <= 1
+    failed = command("imagegen", "generate", *words, "--lora", "oil:0.5", check=False)
+    assert failed.returncode != 0
+    assert "there are: ink, water.v2" in failed.stderr
+
+
+def test_a_worker_without_loras_says_so(fleet, client):
+    fleet.start_worker("w", *SIMULATED)
+    fleet.wait_for_workers(client, 1)
+    with pytest.raises(InvalidRequestError, match="loras: the worker has none"):
+        client.generate("a red circle", loras=[{"name": "ink"}])
+
+
+def test_metrics_of_the_engine(fleet, tmp_path):
+    fleet.start_broker("--heartbeat-interval", "0.2")
+    fleet.start_worker("w", *SHAPES, "--http-port", "0")
+    with Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 1)
+        for job in [client.submit("a red circle", num_inference_steps=4) for _ in range(4)]:
+            job.result(120)
+        address = re.search(r"http://[\d.:]+/metrics", (tmp_path / "logs" / "w.log").read_text())[0]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            text = answer.read().decode()
+        names = ("images_total", "step_seconds_count", "rows_per_call_sum", "first_step_wait_seconds_count")
+        value = {
+            name: float(re.search(rf"^imagegen_worker_{name}{{.*}} (.*)$", text, re.MULTILINE)[1])
+            for name in names
+        }
+        assert value["images_total"] == value["first_step_wait_seconds_count"] == 4
+        assert 8 <= value["step_seconds_count"] <= 16
+        assert value["rows_per_call_sum"] == 4 * 4 * 2
+        fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["total_images"] == 4, "four images told")
+        average = client.stats()["per_gpu_stats"][0]["avg_batch_size"]
+        assert average == pytest.approx(16 / value["step_seconds_count"], abs=0.001)

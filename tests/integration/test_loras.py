@@ -1,0 +1,171 @@
+"""LoRAs by request: none is mixed with another, company changes nothing, and nothing grows."""
+
+import functools
+import gc
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imagegen_protocol.errors import InvalidRequestError
+from imagegen_worker.backends.diffusers.adapters import Adapters
+from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.continuous.hub import Hub
+from tests.families import FAMILIES
+from tests.integration.test_continuous import TOLERANCE, difference, one_thread, requests, stock
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # from the stock pipelines
+]
+__all__ = ["one_thread"]
+
+UNET = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
+
+
+def write_lora(path, pipeline, seed, *places):
+    """Write a LoRA of rank 2 for these layers."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for place in places:
+        component, _, layer = place.partition(".")
+        linear = getattr(pipeline, component).get_submodule(layer)
+        weights[f"{place}.lora_A.weight"] = torch.randn(2, linear.in_features, generator=generator)
+        weights[f"{place}.lora_B.weight"] = torch.randn(linear.out_features, 2, generator=generator)
+    save_file(weights, path)
+
+
+@pytest.fixture
+def family():
+    return FAMILIES["sdxl"]()
+
+
+@pytest.fixture
+def folder(tmp_path, family):
+    for seed in range(10):
+        places = (UNET, TEXT) if seed == 1 else (UNET,)
+        write_lora(tmp_path / f"l{seed}.safetensors", family.pipeline, seed, *places)
+    (tmp_path / "secret.bin").write_bytes(b"")
+    return tmp_path
+
+
+def alone(family, folder, call, seed, wanted):
+    """The image of a stock pipeline that has had these LoRAs loaded by diffusers itself."""
+    pipeline = FAMILIES["sdxl"]().pipeline
+    for name, _ in wanted:
+        pipeline.load_lora_weights(str(folder), weight_name=f"{name}.safetensors", adapter_name=name)
+    if wanted:
+        pipeline.set_adapters([name for name, _ in wanted], [scale for _, scale in wanted])
+    return stock(pipeline, call, seed)
+
+
+def run(family, adapters, calls, wanted, events=None):
+    rendezvous = Rendezvous(family.pipeline, activate=adapters.activate)
+    try:
+        with rendezvous.session():
+            hub = Hub(observe=(lambda event: None) if events is None else events.append)
+            hub.start(functools.partial(rendezvous.generate, calls[0], 0))  # it is seen to keep no state
+            while hub.step():
+                pass
+            tasks = []
+            for seed, (call, loras) in enumerate(zip(calls, wanted, strict=True)):
+
+                def work(call=call, seed=seed, loras=loras):
+                    adapters.load(loras)
+                    return rendezvous.generate(call, seed)
+
+                tasks.append(hub.start(work, adapters=loras or None))
+            while hub.step():
+                pass
+        return tasks
+    finally:
+        rendezvous.close()
+
+
+WANTED = [(("l0", 1.0),), (), (("l1", 0.7),), (("l0", 1.0),), (("l0", 0.3), ("l2", -1.0)), ()]
+
+
+def test_each_has_its_own_in_any_company(family, folder):
+    calls = [dict(call, num_inference_steps=4) for call in requests(family, len(WANTED))]
+    expected = [alone(family, folder, call, seed, WANTED[seed]) for seed, call in enumerate(calls)]
+    plain = [alone(family, folder, call, seed, ()) for seed, call in enumerate(calls)]
+    events = []
+    tasks = run(family, Adapters(family.pipeline, folder), calls, WANTED, events)
+    for seed, (task, image) in enumerate(zip(tasks, expected, strict=True)):
+        assert difference(task, image) <= TOLERANCE
+        if WANTED[seed]:
+            assert (task.result - plain[seed]).abs().max() > 100 * TOLERANCE, "the LoRA does something"
+    groups = {tuple(task.adapters for task in event.tasks) for event in events if event.stage.is_denoiser}
+    assert all(len(set(group)) == 1 for group in groups), "no forward mixes adapters"
+    assert ((("l0", 1.0),),) * 2 in groups, "those of the same share"
+    assert (None, None) in groups
+
+
+def test_what_had_none_is_bit_for_bit_as_before(family, folder):
+    call = next(requests(family))
+    before = stock(family.pipeline, call, 0)
+    adapters = Adapters(family.pipeline, folder)
+    run(family, adapters, [call, call], [(("l0", 1.0),), (("l1", 1.0),)])
+    (task,) = run(family, adapters, [call], [()])
+    assert difference(task, before) == 0
+
+
+def test_a_thousand_switches_leave_nothing_behind(family, folder):
+    adapters = Adapters(family.pipeline, folder, max_loaded=4)
+
+    def switch(count):
+        for number in range(count):
+            adapters.activate(() if number % 7 == 6 else ((f"l{number % 10}", 1.0),))
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        modules = sum(1 for model in (family.pipeline.unet, family.pipeline.text_encoder) for _ in model.modules())
+        return len(tensors), sum(tensor.nbytes for tensor in tensors), modules, len(adapters._slots)
+
+    before = switch(70)
+    assert before[3] == 4
+    assert switch(210) == before
+
+
+def test_the_least_recently_used_goes_and_never_one_that_is_wanted(family, folder):
+    adapters = Adapters(family.pipeline, folder, max_loaded=3)
+    for name in ("l0", "l1", "l2", "l0"):
+        adapters.activate(((name, 1.0),))
+    adapters.activate((("l1", 1.0), ("l3", 1.0)))
+    assert list(adapters._slots) == ["l0", "l1", "l3"]
+
+
+def test_switching_takes_place_only_where_something_changes(family, folder, monkeypatch):
+    adapters = Adapters(family.pipeline, folder)
+    adapters.activate((("l0", 1.0),))
+    monkeypatch.setattr(adapters, "load", None)
+    adapters.activate((("l0", 1.0),))
+    with pytest.raises(TypeError):
+        adapters.activate((("l0", 0.5),))
+
+
+@pytest.mark.parametrize("name", ["nobody", "secret", "secret.bin", "l0.safetensors"])
+def test_an_unknown_name_lists_the_known_ones(family, folder, name):
+    with pytest.raises(InvalidRequestError, match=rf"there is no '{name}' here; there are: l0, l1, .*l9$"):
+        Adapters(family.pipeline, folder).load(((name, 1.0),))
+
+
+def test_a_file_that_is_none_or_of_another_model_is_the_requests_fault_and_leaves_no_trace(family, folder):
+    call = next(requests(family))
+    before = stock(family.pipeline, call, 0)
+    (folder / "rubbish.safetensors").write_bytes(b"rubbish")
+    save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 4)}, folder / "foreign.safetensors")
+    save_file(
+        {f"{UNET}.lora_A.weight": torch.zeros(2, 5), f"{UNET}.lora_B.weight": torch.zeros(5, 2)},
+        folder / "shape.safetensors",
+    )
+    adapters = Adapters(family.pipeline, folder)
+    for name in ("rubbish", "foreign", "shape"):
+        with pytest.raises(InvalidRequestError, match=f"loras: '{name}' can't be used with this model: ."):
+            adapters.activate(((name, 1.0),))
+        adapters.activate((("l0", 1.0),))
+        assert {slot for layer in adapters._layers for slot in layer.lora_A} == {"lora0"}
+    (task,) = run(family, adapters, [call], [()])
+    assert difference(task, before) == 0
+    (task,) = run(family, adapters, [call], [(("l0", 1.0),)])
+    assert difference(task, alone(family, folder, call, 0, (("l0", 1.0),))) <= TOLERANCE

@@ -1,0 +1,174 @@
+"""Small pictures on the way: asked for, drawn on the pool, sent behind a PROGRESS, and never in anybody's way."""
+
+import io
+import select
+import threading
+
+import pytest
+from PIL import Image
+
+from imagegen_protocol.limits import MAX_PREVIEW_BYTES
+from imagegen_protocol.messages import Progress
+from imagegen_worker.backends.simulated import SimulatedBackend
+from imagegen_worker.core import events as ev
+from imagegen_worker.encoding import EncodePool
+from imagegen_worker.engine import StaticEngine
+from imagegen_worker.mailbox import Mailbox
+from tests.unit.worker.bench import Bench, resolved
+
+PICTURE = Image.new("RGB", (200, 100), "red")
+
+
+def progress(bench):
+    """What was told of progress: step, and frames behind it."""
+    return [(message.step, frames) for _, message, frames in bench.sent if isinstance(message, Progress)]
+
+
+def previewed(bench, number, image=b"png"):
+    bench.event(ev.Previewed(bench.number(number), image))
+
+
+def test_a_preview_comes_behind_the_last_step_and_implies_progress():
+    bench = Bench()
+    bench.work(1, preview=True)
+    assert bench.jobs[1].preview
+    bench.start(1)
+    bench.step(1, 2)
+    previewed(bench, 1)
+    assert progress(bench) == [(0, ()), (2, ()), (2, (b"png",))]
+
+
+@pytest.mark.parametrize("fields", [{}, {"progress": True}])
+def test_nobody_gets_what_was_not_asked_for(fields):
+    bench = Bench()
+    bench.work(1, **fields)
+    assert not bench.jobs[1].preview
+    bench.start(1)
+    previewed(bench, 1)
+    assert all(frames == () for _, frames in progress(bench))
+
+
+def test_a_preview_too_long_or_too_late_is_dropped():
+    bench = Bench()
+    bench.work(1, preview=True)
+    bench.start(1)
+    number = bench.number(1)
+    previewed(bench, 1, bytes(MAX_PREVIEW_BYTES + 1))
+    bench.finish(1)
+    bench.event(ev.Previewed(number, b"late"))
+    assert progress(bench) == [(0, ())]
+
+
+def test_a_second_work_changes_whether_previews_are_sent():
+    bench = Bench()
+    bench.work(1, preview=True)
+    bench.start(1)
+    bench.work(1, progress=True)
+    bench.sent.clear()
+    previewed(bench, 1)
+    assert progress(bench) == []
+
+
+# ---- the pool ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mailbox():
+    mailbox = Mailbox()
+    yield mailbox
+    mailbox.close()
+
+
+@pytest.fixture
+def pool(mailbox):
+    pool = EncodePool(mailbox)
+    yield pool
+    pool.close()
+
+
+def wait(mailbox):
+    readable, _, _ = select.select([mailbox.fileno()], [], [], 60)
+    assert readable, "nothing was posted"
+    return mailbox.events()
+
+
+def test_a_sketch_becomes_a_png_of_64_pixels_at_most(mailbox, pool):
+    pool.sketch(7, PICTURE.copy)
+    (event,) = wait(mailbox)
+    assert event.number == 7
+    with Image.open(io.BytesIO(event.image)) as image:
+        assert (image.format, image.size) == ("PNG", (64, 32))
+    assert PICTURE.size == (200, 100)
+
+
+def test_while_one_is_drawn_no_other_of_the_same_job_waits(mailbox, pool):
+    go, drawn = threading.Event(), []
+
+    def slow():
+        drawn.append("slow")
+        assert go.wait(60)
+        return PICTURE.copy()
+
+    pool.sketch(1, slow)
+    for _ in range(100):
+        pool.sketch(1, lambda: drawn.append("another") or PICTURE.copy())
+    pool.sketch(2, PICTURE.copy)
+    assert [event.number for event in wait(mailbox)] == [2]
+    go.set()
+    assert [event.number for event in wait(mailbox)] == [1]
+    assert drawn == ["slow"]
+
+
+def test_a_sketch_that_fails_is_not_missed(mailbox, caplog):
+    pool = EncodePool(mailbox, threads=1)
+
+    def broken():
+        raise ValueError("no")
+
+    pool.sketch(1, broken)
+    pool.sketch(2, PICTURE.copy)
+    assert [event.number for event in wait(mailbox)] == [2]
+    pool.sketch(1, PICTURE.copy)
+    assert [event.number for event in wait(mailbox)] == [1]
+    assert "could not be made" in caplog.text
+    pool.close()
+
+
+# ---- the static engine -------------------------------------------------------------------------------------
+
+
+class Desk:
+    """Mailbox and encoder of an engine that ends when nothing is left to do."""
+
+    def __init__(self, *jobs):
+        self.commands = list(jobs)
+        self.sketched = []
+        self.results = []
+
+    def take(self, timeout):
+        return self.commands.pop(0) if self.commands else ev.Stop() if timeout is None else None
+
+    def post(self, event):
+        pass
+
+    def submit(self, raw):
+        self.results.append(raw.number)
+
+    def sketch(self, number, sketch):
+        self.sketched.append((number, sketch().size))
+
+
+def test_the_first_image_of_those_who_asked_is_sketched_at_each_step():
+    request = resolved(seeds=(1, 2), num_inference_steps=3, width=128, height=64)
+    desk = Desk(ev.Job(1, request, 0.0, preview=True), ev.Job(2, request, 0.0))
+    backend = SimulatedBackend(
+        worker="w",
+        batch_seconds=0,
+        image_seconds=0,
+        max_batch_size=4,
+        clock=lambda: 0.0,
+        sleep=lambda seconds: None,
+    )
+    StaticEngine(backend, desk, max_batch_size=4, max_batch_wait=0.0, clock=lambda: 0.0).run(desk)
+    assert desk.results == [1, 2]
+    assert desk.sketched == [(1, (128, 64))] * 3
