@@ -11,7 +11,7 @@ from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.metrics import Metrics
 from tests.families import FAMILIES
-from tests.integration.test_continuous import job, one_thread, rows_of, serve
+from tests.integration.continuous.company import job, one_thread, rows_of, serve
 from tests.integration.test_wire import dial, ready
 from tests.unit.worker.bench import Bench
 from tests.unit.worker.test_metrics import Scrape

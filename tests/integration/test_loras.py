@@ -12,7 +12,7 @@ from imagegen_worker.backends.diffusers.adapters import Adapters
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.continuous.hub import Hub
 from tests.families import FAMILIES
-from tests.integration.test_continuous import TOLERANCE, difference, one_thread, requests, stock
+from tests.integration.continuous.company import TOLERANCE, difference, one_thread, requests, stock
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -1,0 +1,143 @@
+"""Requests for stock pipelines, alone and in company, and how far their images are apart."""
+
+import functools
+import types
+
+import pytest
+import torch
+
+from imagegen_worker.continuous import ContinuousEngine
+from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.mailbox import Mailbox
+
+TOLERANCE = 1e-4
+"""The most by which a float32 image in company may differ from the one made alone; 0 to 1 are black to white."""
+PROMPTS = ("a red cat", "a long dog in the rain, at night", "two trees", "a house by the sea")
+
+
+def requests(family, count=4):
+    """Calls that are unlike in prompt, steps and guidance."""
+    for index in range(count):
+        arguments = dict(family.arguments, prompt=PROMPTS[index % 4], num_inference_steps=(4, 6, 5, 3)[index % 4])
+        arguments["guidance_scale"] = family.guidances[index % len(family.guidances)]
+        if family.negative_prompt and index % 2:
+            arguments["negative_prompt"] = "blurry"
+        yield arguments
+
+
+def stock(pipeline, arguments, seed):
+    """The image of the plain pipeline."""
+    return pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+
+
+def run(rendezvous, calls, arrivals=None, *, events=None, each_step=lambda hub, tasks, tick: None, pipelines=None):
+    """Run calls, seeded by their place, that arrive after so many forwards; return their tasks."""
+    tasks = []
+    with rendezvous.session():
+        hub = Hub(observe=(lambda event: None) if events is None else events.append, timer=rendezvous.timer)
+        tick = 0
+        while True:
+            while len(tasks) < len(calls) and (arrivals is None or arrivals[len(tasks)] <= tick):
+                index = len(tasks)
+                pipeline = None if pipelines is None else pipelines[index]
+                work = functools.partial(rendezvous.generate, calls[index], index, pipeline=pipeline)
+                tasks.append(hub.start(work))
+            each_step(hub, tasks, tick)
+            tick += 1
+            if not hub.step() and len(tasks) == len(calls):
+                return tasks
+
+
+def settled(rendezvous, family):
+    """Let the models be seen to keep no state, so that requests share from their first step on."""
+    run(rendezvous, list(requests(family, 1)))
+
+
+def difference(task, image):
+    if task.error is not None:
+        raise task.error
+    return (task.result - image).abs().max().item()
+
+
+def patched(monkeypatch, module, forward, method="forward"):
+    """Put another forward in the place of a model's, before it is wrapped."""
+    original = getattr(module, method)
+    monkeypatch.setattr(module, method, functools.wraps(original)(functools.partial(forward, original)))
+
+
+def rows_of(args, kwargs):
+    """The rows of a call, whose first argument may come by name."""
+    return len(args[0] if args else next(iter(kwargs.values())))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Backend:
+    """A pipeline behind the engine, as `ContinuousEngine` wants it."""
+
+    def __init__(self, rendezvous, arguments):
+        self.rendezvous = rendezvous
+        self.arguments = arguments
+        self.timer = rendezvous.timer
+
+    def session(self):
+        return self.rendezvous.session()
+
+    def make(self, row, on_step):
+        request = row.request
+        arguments = dict(
+            self.arguments,
+            prompt=request.prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            height=request.height,
+            width=request.width,
+            output_type="pil",
+        )
+        return self.rendezvous.generate(arguments, row.seed, on_step)
+
+
+class Script(Mailbox):
+    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+
+    def __init__(self, commands):
+        super().__init__()
+        self.commands = iter(commands)
+        self.posted = []
+
+    def take(self, timeout):
+        return next(self.commands, ev.Stop() if timeout is None else None)
+
+    def post(self, event):
+        self.posted.append(event)
+
+
+def job(number, *, seeds=(0,), steps=2, guidance=5.0, prompt="a cat"):
+    request = ResolvedRequest(
+        model="sdxl",
+        prompt=prompt,
+        negative_prompt=None,
+        seeds=tuple(seeds),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        width=64,
+        height=64,
+    )
+    return ev.Job(number, request, arrived=0.0)
+
+
+def serve(rendezvous, arguments, commands, max_batch_size=8):
+    """Run an engine on these commands; return what it posted and the images by job."""
+    mailbox, images = Script(commands), {}
+    encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
+    ContinuousEngine(Backend(rendezvous, arguments), encoder, max_batch_size=max_batch_size).run(mailbox)
+    mailbox.close()
+    return mailbox.posted, images

@@ -1,0 +1,129 @@
+"""Steps, prompts, leaks, and the engine as a whole."""
+
+import gc
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from greenlet import greenlet
+
+from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.stages import ModuleStage
+from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.core import events as ev
+from tests.families import FAMILIES
+from tests.integration.continuous.company import TOLERANCE, difference, job, patched, requests, run, serve, stock
+
+# diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl-img2img", "pixart-sigma"])
+def test_steps_are_told(meet, name):
+    family = FAMILIES[name]()  # PixArt has no callback_on_step_end: its scheduler tells
+    rendezvous = meet(family.pipeline)
+    told = []
+    call = next(requests(family))
+    with rendezvous.session():
+        hub = Hub()
+        hub.start(lambda: rendezvous.generate(call, 0, lambda step, steps: told.append((step, steps))))
+        while hub.step():
+            pass
+    steps = told[-1][1]
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+    assert steps == (2 if name == "sdxl-img2img" else 4)
+
+
+def test_equal_prompts_are_encoded_once_and_exactly(sdxl, meet, monkeypatch):
+    encoded = []
+
+    def counting(original, *args, **kwargs):
+        encoded.append(args[0].shape[0])
+        return original(*args, **kwargs)
+
+    patched(monkeypatch, sdxl.pipeline.text_encoder, counting)
+    calls = [dict(next(requests(sdxl)), negative_prompt="blurry")] * 4
+    expected = [stock(sdxl.pipeline, calls[0], seed) for seed in range(4)]
+    encoded.clear()
+    rendezvous = meet(sdxl.pipeline)
+    tasks = run(rendezvous, calls)
+    assert len(encoded) == 2
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    (task,) = run(rendezvous, calls[:1])
+    assert len(encoded) == 2
+    assert difference(task, expected[0]) == 0
+
+
+def test_the_prompt_cache_is_bounded(sdxl, meet):
+    rendezvous = meet(sdxl.pipeline, prompt_cache_bytes=100_000)
+    for index in range(8):
+        run(rendezvous, [dict(next(requests(sdxl)), prompt=f"cat {index}", num_inference_steps=1)])
+    assert 0 < rendezvous._prompts.nbytes <= 100_000
+
+
+def test_gradients_stay_off_in_tasks_and_as_they_were_outside(sdxl, meet):
+    seen = []
+
+    def look(hub, tasks, tick):
+        seen.append(torch.is_grad_enabled())
+
+    assert torch.is_grad_enabled()
+    calls = list(requests(sdxl))
+    tasks = run(meet(sdxl.pipeline), calls, each_step=look)  # some end before others
+    assert not any(seen)
+    assert torch.is_grad_enabled()
+    assert not any(task.result.requires_grad for task in tasks)
+
+
+def test_closing_leaves_the_pipeline_as_it_was(sdxl):
+    pipeline = sdxl.pipeline
+    before = pipeline.unet.forward, pipeline.vae.decode, pipeline.text_encoder.forward
+    rendezvous = Rendezvous(pipeline)
+    assert isinstance(pipeline.unet.forward.stage, ModuleStage)
+    rendezvous.close()
+    assert (pipeline.unet.forward, pipeline.vae.decode, pipeline.text_encoder.forward) == before
+
+
+def test_the_engine_makes_each_image_as_if_it_were_alone(sdxl, meet):
+    arguments = dict(sdxl.arguments, output_type="pil")
+    expected = [
+        stock(sdxl.pipeline, dict(arguments, prompt="a cat", num_inference_steps=3, guidance_scale=5.0), seed)
+        for seed in (5, 6, 7)
+    ]
+    posted, images = serve(meet(sdxl.pipeline), arguments, [job(1, seeds=(5, 6, 7), steps=3)])
+    for image, same in zip(images[1], expected, strict=True):
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(same, dtype=int)).max() <= 1
+    done = [event for event in posted if isinstance(event, ev.CallDone)]
+    assert max(call.requests for call in done) == 3
+    assert max(call.rows for call in done) == 6
+    assert sum(call.images for call in done) == 3
+
+
+def test_two_hundred_requests_leave_nothing_behind(sdxl, meet):
+    rendezvous = meet(sdxl.pipeline)
+
+    def living():
+        gc.collect()
+        things = gc.get_objects()
+        return (
+            sum(issubclass(type(thing), greenlet) for thing in things),
+            sum(issubclass(type(thing), torch.Tensor) for thing in things),
+            sum(issubclass(type(thing), diffusers.DiffusionPipeline) for thing in things),
+        )
+
+    def commands(count):
+        for number in range(count):
+            yield job(number, steps=1 + number % 3)
+            if number % 3:
+                yield None  # the engine runs a forward
+            if number % 10 == 5:
+                yield ev.Cancel(number)
+
+    serve(rendezvous, sdxl.arguments, commands(20))
+    before = living()
+    _, images = serve(rendezvous, sdxl.arguments, commands(200))
+    assert len(images) >= 180
+    del images
+    assert all(now <= then for now, then in zip(living(), before, strict=True))

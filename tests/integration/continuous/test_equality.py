@@ -1,0 +1,103 @@
+"""The image is the image, family by family, in any company."""
+
+import functools
+import logging
+
+import diffusers
+import pytest
+import torch
+
+from imagegen_worker.continuous.hub import Hub
+from tests.families import FAMILIES
+from tests.integration.continuous.company import TOLERANCE, difference, requests, run, settled, stock
+
+# diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def test_alone_bit_for_bit_and_in_company_within_rounding(family, meet):
+    calls = list(requests(family))
+    expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
+    rendezvous = meet(family.pipeline)
+    (task,) = run(rendezvous, calls[:1])
+    assert difference(task, expected[0]) == 0
+    events = []
+    tasks = run(rendezvous, calls, (0, 0, 1, 2), events=events)
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    assert max(len(event.tasks) for event in events if event.stage.is_denoiser) >= 3
+    assert {event.fallback for event in events} == {""}
+
+
+def test_alone_after_company_bit_for_bit(family, meet):
+    calls = list(requests(family))
+    expected = [stock(family.pipeline, call, 0) for call in calls]
+    rendezvous = meet(family.pipeline)
+    run(rendezvous, calls)
+    for call, image in zip(calls, expected, strict=True):
+        (task,) = run(rendezvous, [call])
+        assert difference(task, image) == 0
+
+
+def test_deterministic_in_any_company_bit_for_bit(family, meet):
+    calls = list(requests(family))
+    rendezvous = meet(family.pipeline, fixed_rows=4)
+    alone = []
+    for seed, call in enumerate(calls):
+        with rendezvous.session():
+            hub = Hub()
+            task = hub.start(functools.partial(rendezvous.generate, call, seed))
+            while hub.step():
+                pass
+        assert difference(task, stock(family.pipeline, call, seed)) <= TOLERANCE
+        alone.append(task.result)
+    for arrivals in ((0, 0, 0, 0), (0, 1, 1, 3)):
+        for task, image in zip(run(rendezvous, calls, arrivals), alone, strict=True):
+            assert difference(task, image) == 0
+
+
+def test_schedulers_mix_in_one_forward(sdxl, meet):
+    kinds = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler", "HeunDiscreteScheduler")
+    pipelines = []
+    for kind in kinds:
+        options = {"clip_sample": False} if kind == "DDIMScheduler" else {}
+        scheduler = getattr(diffusers, kind).from_config(sdxl.pipeline.scheduler.config, **options)
+        pipelines.append(type(sdxl.pipeline).from_pipe(sdxl.pipeline, scheduler=scheduler))
+        pipelines[-1].set_progress_bar_config(disable=True)
+    calls = list(requests(sdxl))
+    expected = [stock(pipeline, call, i) for i, (pipeline, call) in enumerate(zip(pipelines, calls, strict=True))]
+    rendezvous = meet(sdxl.pipeline)
+    settled(rendezvous, sdxl)
+    events = []
+    tasks = run(rendezvous, calls, (0, 0, 1, 1), pipelines=pipelines, events=events)
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    assert max(len(event.tasks) for event in events if event.stage.is_denoiser) == 4
+
+
+def test_text_to_image_and_image_to_image_share(sdxl, meet):
+    pipe = sdxl.pipeline
+    others = [FAMILIES[name]() for name in ("sdxl-img2img", "sdxl-inpaint")]
+    pipelines = [pipe, *(type(other.pipeline).from_pipe(pipe) for other in others)]
+    calls = [next(requests(kind)) for kind in (sdxl, *others)]
+    for pipeline in pipelines:
+        pipeline.set_progress_bar_config(disable=True)
+    expected = [stock(pipeline, call, i) for i, (pipeline, call) in enumerate(zip(pipelines, calls, strict=True))]
+    rendezvous = meet(pipe)
+    settled(rendezvous, sdxl)
+    events = []
+    tasks = run(rendezvous, calls, pipelines=pipelines, events=events)
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    assert max(len(event.tasks) for event in events if event.stage.is_denoiser) == 3
+
+
+def test_half_precision_in_company(meet):
+    family = FAMILIES["sdxl"]()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    family.pipeline.to(torch.bfloat16)
+    calls = list(requests(family))
+    expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
+    tasks = run(meet(family.pipeline), calls)
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= 0.05
