@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import zmq
@@ -62,6 +63,9 @@ class Server:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        # Reentrant: a signal handler may wake the loop in the midst of its end.
+        self._wake_lock = RLock()
+        self._closed = False
         self._asked: deque[Future[Snapshot]] = deque()
         self._stopping = False
         self._reloading = False
@@ -130,10 +134,13 @@ class Server:
             asked.set_result(view)
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            log.debug("the wake pipe is full: the loop is awake already")
+        with self._wake_lock:
+            if self._closed:
+                return  # the number of the descriptor may be somebody else's by now
+            try:
+                os.write(self._wake_write, b"\0")
+            except BlockingIOError:
+                log.debug("the wake pipe is full: the loop is awake already")
 
     def _reload(self) -> None:
         self._reloading = False
@@ -236,8 +243,10 @@ class Server:
         if self._access is not None:
             self._access.close()
         self._context.term()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._wake_lock:
+            self._closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
 
 def _header(frames: Frames) -> bytes:
