@@ -16,6 +16,7 @@ from imagegen_worker.backends.diffusers.joining import count_rows
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.continuous import ContinuousEngine
 from imagegen_worker.continuous.timing import Timer
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.encoding import EncodePool
 from imagegen_worker.engine import Engine
 
@@ -97,10 +98,14 @@ class Served:
         """Return a context that is held open around everything, on the device thread."""
         return self._meeting.session()
 
-    def make(self, row: Row, on_step: OnStep) -> Image:
-        """Make one image; see `StepwiseBackend.make`."""
-        image: Image = self._meeting.generate(call_of(self._arguments, [row]), row.seed, on_step)
-        return image
+    def shares_calls(self, request: ResolvedRequest) -> bool:
+        """See `StepwiseBackend.shares_calls`."""
+        return True
+
+    def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
+        """Make one image for each row; see `StepwiseBackend.make`."""
+        seeds = [row.seed for row in rows]
+        return self._meeting.generate_all(call_of(self._arguments, rows), seeds, on_step)
 
 
 class OnDevice:

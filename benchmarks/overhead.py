@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.contenders import Field
 from benchmarks.traffic import Arrival, burst
+from imagegen_worker.backends import Row
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.continuous import ContinuousEngine
 from imagegen_worker.core.events import Command, Job, Stop
@@ -69,8 +70,8 @@ class _Pairs(Mailbox):
     def _stock(self, request: ResolvedRequest) -> None:
         begun = time.perf_counter()
         generator = torch.Generator("cpu").manual_seed(request.seeds[0])
-        arguments = self._loaded.arguments(request)
-        self._theirs = self._loaded.pipeline(prompt=request.prompt, generator=generator, **arguments).images[0]
+        arguments = self._loaded.arguments([Row(request, request.seeds[0])])
+        self._theirs = self._loaded.pipeline(generator=generator, **arguments).images[0]
         self.result.stock.append(time.perf_counter() - begun)
 
 

@@ -50,12 +50,12 @@ def draw(backend, prompt, *, preview=True, width=64):
 
     with backend.session():
         hub = Hub(timer=backend.timer)
-        task = hub.start(lambda: backend.make(Row(request, 1, preview), on_step))
+        task = hub.start(lambda: backend.make([Row(request, 1, preview)], on_step))
         while hub.step():
             pass
     if task.error is not None:
         raise task.error
-    return task.result, pictures
+    return task.result[0], pictures
 
 
 def apart(one, other):
@@ -112,16 +112,17 @@ def test_the_latents_are_those_of_each_step(name, asked):
     seen = []
     arguments = dict(family.arguments, prompt="a cat", num_inference_steps=4)
 
-    def sketch(latents):
+    def sketches(latents):
         seen.append(tuple(latents.shape))
+        return ()
 
     with rendezvous.session():
         hub = Hub()
-        hub.start(lambda: rendezvous.generate(arguments, 0, lambda *told: None, sketch=sketch))
+        hub.start(lambda: rendezvous.generate(arguments, 0, lambda *told: None, sketches=sketches))
         while hub.step():
             pass
     rendezvous.close()
-    assert seen == [(4, 8, 8)] * asked
+    assert seen == [(1, 4, 8, 8)] * asked
 
 
 # ---- over sockets ------------------------------------------------------------------------------------------

@@ -69,22 +69,29 @@ class Call:
 
 
 class Task(greenlet):  # type: ignore[misc]
-    """One request on its way. `tag` is its owner's; `adapters` are those that its calls need."""
+    """One pipeline call on its way, for `images` images. `tag` is its owner's; its calls need `adapters`."""
 
     def __init__(
-        self, work: Callable[[], Any], *, number: int, tag: Any = None, adapters: Hashable = None
+        self,
+        work: Callable[[], Any],
+        *,
+        number: int,
+        tag: Any = None,
+        adapters: Hashable = None,
+        images: int = 1,
     ) -> None:
         super().__init__()
         self._work: Callable[[], Any] | None = work
         self.number = number
         self.tag = tag
         self.adapters = adapters
+        self.images = images
         self.result: Any = None
         self.error: BaseException | None = None
         self.seconds = 0.0
         """Its share of the time of the forwards that it took part in."""
-        self.company = 1
-        """The most tasks that shared one forward with it, itself included."""
+        self.company = images
+        """The most images that shared one forward, its own included."""
 
     def run(self) -> None:
         """Do the work, and keep what comes out. Called by greenlet at the first switch."""

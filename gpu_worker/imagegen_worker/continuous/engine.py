@@ -30,6 +30,7 @@ from imagegen_worker.core.events import (
     Stepped,
     Stop,
 )
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.encoding import EncodePool, RawResult
 from imagegen_worker.engine import Fitting, blame
 from imagegen_worker.mailbox import Mailbox
@@ -50,11 +51,15 @@ class StepwiseBackend(Protocol):
     def session(self) -> AbstractContextManager[Any]:
         """Return a context that is held open around everything, on the device thread."""
 
-    def make(self, row: Row, on_step: OnStep) -> Image:
-        """Make one image. Runs on a greenlet of a hub; its calls of the model are `rendezvous`.
+    def shares_calls(self, request: ResolvedRequest) -> bool:
+        """Whether `make` takes rows of this kind together, and makes the images that it makes of each alone."""
 
-        Raises `DeviceMemoryError` and `DeviceLostError`; passes on what is thrown into it at a call, and what
-        `on_step` raises; anything else that it raises is taken for the fault of the request.
+    def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
+        """Make one image for each row; all requests have the same `batch_key`.
+
+        Runs on a greenlet of a hub; its calls of the model are `rendezvous`. Raises `DeviceMemoryError` and
+        `DeviceLostError`; passes on what is thrown into it at a call, and what `on_step` raises; anything else
+        that it raises is taken for the fault of the request.
         """
 
 
@@ -62,17 +67,30 @@ class StepwiseBackend(Protocol):
 class _Member:
     """A job that has not ended, its tasks that run, and the images it has so far.
 
-    Each image is a task of its own, with a generator of its own: it is made by the same call as one made alone, so
-    it is the same image, whatever the job's other images are; and it takes a place of its own in the batch.
+    Each image has a generator and a place in the batch of its own. `apart`: it was in a call for several images
+    that failed, and each is to be made alone.
     """
 
     job: Job
-    tasks: dict[Task, int] = field(default_factory=dict)
+    tasks: set[Task] = field(default_factory=set)
     images: dict[int, Image] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     begun: float | None = None
     stepped: bool = False
+    apart: bool = False
     batch_size: int = 1
+
+
+_Place = tuple[_Member, int]
+"""A job and which of its images."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """The images that one pipeline call makes: alike, of one job or of several that came together."""
+
+    shape: Hashable
+    places: tuple[_Place, ...]
 
 
 class ContinuousEngine:
@@ -101,7 +119,7 @@ class ContinuousEngine:
         self._caps = caps
         self._costs = costs
         self._members: dict[int, _Member] = {}
-        self._line: WaitingLine[tuple[_Member, int]] = WaitingLine()
+        self._line: WaitingLine[_Place] = WaitingLine()
         self._running: Counter[Hashable] = Counter()
         self._seconds_per_image: float | None = None
         self._stopping = False
@@ -141,9 +159,8 @@ class ContinuousEngine:
             case Job():
                 seeds = command.request.seeds
                 member = self._members[command.number] = _Member(command, steps=[0] * len(seeds))
-                shape = (command.request.model, command.request.width, command.request.height)
                 for index in range(len(seeds)):
-                    self._line.add(shape, (member, index))
+                    self._line.add(_shape(member), (member, index))
             case Cancel():
                 if (unwanted := self._members.get(command.number)) is not None:
                     self._drop(unwanted)
@@ -154,71 +171,102 @@ class ContinuousEngine:
     # ---- in and out ----------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Start images while there is room."""
+        """Start images while there is room; those that are alike and start together share one pipeline call."""
+        while shares := self._next_shares():
+            for share in shares:
+                self._begin(share)
+            self._reap()
+
+    def _next_shares(self) -> list[_Share]:
+        """Take as many images as there is room for out of the line, and put them together."""
+        alike: dict[Hashable, list[_Place]] = {}
+        shapes: dict[Hashable, Hashable] = {}
         while not self._stopping and self._running.total() < self._max_batch_size:
             taken = self._line.take(self._running)
             if taken is None:
-                return
+                break
             shape, (member, index) = taken
-            number, request = member.job.number, member.job.request
+            self._running[shape] += 1
+            request = member.job.request
+            alone = member.apart or not self._backend.shares_calls(request)
+            key = (member, index) if alone else request.batch_key
+            shapes[key] = shape
+            alike.setdefault(key, []).append((member, index))
+        return [_Share(shapes[key], tuple(places)) for key, places in alike.items()]
+
+    def _begin(self, share: _Share) -> None:
+        rows = []
+        for member, index in share.places:
             if member.begun is None:
                 member.begun = self._clock()
                 self._busy = True
-                self._mailbox.post(Started((number,)))
-            row = Row(request, request.seeds[index], member.job.preview and index == 0)
-            on_step = self._on_step(member, index)
-            self._running[shape] += 1
-            work = partial(self._backend.make, row, on_step)
-            task = self._hub.start(work, tag=(member, shape), adapters=request.loras or None)
-            member.tasks[task] = index
-            if task.dead:
-                self._reap()
+                self._mailbox.post(Started((member.job.number,)))
+            request = member.job.request
+            rows.append(Row(request, request.seeds[index], member.job.preview and index == 0))
+        work = partial(self._backend.make, rows, self._on_step(share))
+        adapters = rows[0].request.loras or None
+        task = self._hub.start(work, tag=share, adapters=adapters, images=len(rows))
+        for member, _ in share.places:
+            member.tasks.add(task)
 
-    def _on_step(self, member: _Member, index: int) -> OnStep:
-        """Return what tells of the steps of one image: the mean over the job's images."""
+    def _on_step(self, share: _Share) -> OnStep:
+        """Return what tells of the steps of a call: to each job the mean over its images."""
 
         def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
-            before = sum(member.steps) // len(member.steps)
-            member.steps[index] = step
-            mean = sum(member.steps) // len(member.steps)
-            if mean != before:
-                self._mailbox.post(Stepped((member.job.number,), mean, steps))
-            for sketch in sketches:
-                if sketch is not None:
+            for member, index in share.places:
+                before = sum(member.steps) // len(member.steps)
+                member.steps[index] = step
+                mean = sum(member.steps) // len(member.steps)
+                if mean != before and self._wants(member):
+                    self._mailbox.post(Stepped((member.job.number,), mean, steps))
+            for (member, _), sketch in zip(share.places, sketches, strict=False):  # none at all, or one for each
+                if sketch is not None and self._wants(member):
                     self._encoder.sketch(member.job.number, sketch)
 
         return on_step
+
+    def _wants(self, member: _Member) -> bool:
+        """Whether the job has not ended."""
+        return self._members.get(member.job.number) is member
 
     def _reap(self) -> None:
         """Take the images of the tasks that have ended; hand finished jobs on."""
         while ended := self._hub.ended():
             for task in ended:
-                member, shape = task.tag
-                self._running[shape] -= 1
-                if not self._running[shape]:
-                    del self._running[shape]
-                index = member.tasks.pop(task)
+                share: _Share = task.tag
+                self._running[share.shape] -= len(share.places)
+                if not self._running[share.shape]:
+                    del self._running[share.shape]
+                for member, _ in share.places:
+                    member.tasks.discard(task)
                 if task.error is None:
-                    self._made(member, index, task)
+                    self._made(share, task)
                 else:
-                    self._failed(member, task.error)
+                    self._failed(share, task.error)
         if self._busy and not self._running and not self._line:
             self._busy = False
             self._hub.settle(wait=True)
             self._post_call()
             self._mailbox.post(Idle())
 
-    def _made(self, member: _Member, index: int, task: Task) -> None:
-        request = member.job.request
-        self._images_out += 1
+    def _made(self, share: _Share, task: Task) -> None:
+        """Keep the images of a call; hand on the jobs of which these were the last."""
+        self._images_out += len(share.places)
+        seconds = task.seconds / len(share.places)
         if self._seconds_per_image is None:
-            self._seconds_per_image = task.seconds
-        self._seconds_per_image += SMOOTHING * (task.seconds - self._seconds_per_image)
-        self._fitting.note(request)
-        member.images[index] = task.result
-        member.batch_size = max(member.batch_size, task.company)
-        if len(member.images) < len(request.seeds) or self._members.pop(member.job.number, None) is None:
-            return
+            self._seconds_per_image = seconds
+        self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
+        self._fitting.note(share.places[0][0].job.request)
+        for (member, index), image in zip(share.places, task.result, strict=True):
+            member.images[index] = image
+            member.batch_size = max(member.batch_size, task.company)
+            if len(member.images) == len(member.job.request.seeds) and self._wants(member):
+                self._finish(member)
+
+    def _finish(self, member: _Member) -> None:
+        """Hand on a job that has all of its images."""
+        del self._members[member.job.number]
+        request = member.job.request
         assert member.begun is not None
         self._encoder.submit(
             RawResult(
@@ -231,11 +279,26 @@ class ContinuousEngine:
             )
         )
 
-    def _failed(self, member: _Member, error: BaseException) -> None:
-        """A task of a job has ended by an exception, and with it the job."""
+    def _failed(self, share: _Share, error: BaseException) -> None:
+        """A call has ended by an exception, and so has its job; if it had several images, they go one by one."""
         if isinstance(error, DeviceLostError) or not isinstance(error, Exception):
             raise error
-        wanted = member.job.number in self._members
+        if len(share.places) == 1:
+            self._end(share.places[0][0], error)
+            return
+        for member, index in reversed(share.places):
+            if self._wants(member):
+                member.apart = True
+                member.steps[index] = 0
+                self._line.add(share.shape, (member, index), first=True)
+        if not isinstance(error, StoppedError):
+            count = len(share.places)
+            _log.warning("a call for %d images failed, and they are made one by one", count, exc_info=error)
+            error.__traceback__ = None  # its frames hold tensors
+
+    def _end(self, member: _Member, error: Exception) -> None:
+        """Answer a job by the error in which its own call ended."""
+        wanted = self._wants(member)
         self._drop(member)
         if not wanted or isinstance(error, StoppedError):
             return
@@ -250,17 +313,20 @@ class ContinuousEngine:
         self._mailbox.post(Failed(member.job.number, code, message))
 
     def _drop(self, member: _Member) -> None:
-        """Stop all that runs for a job, and forget it. Its tasks are among those that have ended, then."""
-        self._members.pop(member.job.number, None)
+        """Forget a job, and stop the calls that nobody else needs. They are among the ended, then."""
+        if self._wants(member):
+            del self._members[member.job.number]
         self._line.discard({(member, index) for index in range(len(member.job.request.seeds))})
         for task in list(member.tasks):
-            self._hub.cancel(task)
+            if not any(self._wants(other) for other, _ in task.tag.places):
+                self._hub.cancel(task)
 
     # ---- what is told --------------------------------------------------------------------------------------
 
     def _observe(self, event: HubEvent) -> None:
         if isinstance(event, ForwardSplit):
-            self._mailbox.post(CallFailed(len(event.tasks), 0.0, split=event.max_rows > 0))
+            images = sum(task.images for task in event.tasks)
+            self._mailbox.post(CallFailed(images, 0.0, split=event.max_rows > 0))
             return
         if event.stage.is_denoiser:
             if self._unposted is not None:
@@ -275,8 +341,7 @@ class ContinuousEngine:
     def _note_waits(self, event: ForwardDone) -> None:
         """Remember how long the jobs of which this was the first forward had waited for it."""
         began = self._clock() - event.seconds
-        for task in event.tasks:
-            member: _Member = task.tag[0]
+        for member, _ in (place for task in event.tasks for place in task.tag.places):
             if not member.stepped:
                 member.stepped = True
                 self._waits.append(max(began - member.job.arrived, 0.0))
@@ -288,7 +353,7 @@ class ContinuousEngine:
             return
         self._mailbox.post(
             CallDone(
-                requests=1 if done is None else len(done.tasks),  # None: a pipeline without a denoiser
+                requests=1 if done is None else done.images,  # None: a pipeline without a denoiser
                 images=self._images_out,
                 steps=1,
                 seconds=0.0 if done is None else done.seconds,
@@ -304,3 +369,9 @@ class ContinuousEngine:
         self._beside_seconds = 0.0
         self._fallbacks.clear()
         self._waits.clear()
+
+
+def _shape(member: _Member) -> Hashable:
+    """Return what images must have in common to be one crowd in the line."""
+    request = member.job.request
+    return (request.model, request.width, request.height)

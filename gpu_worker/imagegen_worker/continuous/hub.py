@@ -1,7 +1,7 @@
-"""Requests on greenlets meet here: their calls of a model wait, share one forward, and go on.
+"""Pipeline calls on greenlets meet here: their calls of a model wait, share one forward, and go on.
 
-A request is a plain function that runs on a greenlet of its own, a `Task`. Where it would call a model it calls
-`rendezvous`, which switches to the hub. Each `Hub.step` picks calls that can share, has their stage run one
+A pipeline call is a plain function that runs on a greenlet of its own, a `Task`. Where it would call a model it
+calls `rendezvous`, which switches to the hub. Each `Hub.step` picks calls that can share, has their stage run one
 forward for them, and resumes each task with its part until it calls again or ends. Nothing here knows torch.
 
 A forward changes no state. So one that runs out of memory is run again in smaller parts, and one that raises
@@ -43,6 +43,11 @@ class ForwardDone:
     seconds: float
     fallback: str = ""
 
+    @property
+    def images(self) -> int:
+        """How many images shared it."""
+        return sum(task.images for task in self.tasks)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSplit:
@@ -71,7 +76,8 @@ class _Running:
 
     mark: Any
     account: Hashable | None
-    is_sample: bool
+    sample: int | None
+    """Rows of each of its equal parts, if its time tells something about them."""
     charged: float
     done: Callable[[float], ForwardDone]
 
@@ -104,10 +110,12 @@ class Hub:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def start(self, work: Callable[[], Any], *, tag: Any = None, adapters: Hashable = None) -> Task:
-        """Run `work` on a greenlet of its own until its first call, or its end."""
+    def start(
+        self, work: Callable[[], Any], *, tag: Any = None, adapters: Hashable = None, images: int = 1
+    ) -> Task:
+        """Run `work`, which makes `images` images, on a greenlet of its own until its first call, or its end."""
         self._started += 1
-        task = Task(work, number=self._started, tag=tag, adapters=adapters)
+        task = Task(work, number=self._started, tag=tag, adapters=adapters, images=images)
         self._resume(task, task.switch)
         return task
 
@@ -132,11 +140,11 @@ class Hub:
 
         Raises `DeviceLostError`; every other error goes to the tasks it concerns.
         """
-        chosen = self._choose()
+        chosen, limit = self._choose()
         if not chosen:
             self.settle(wait=True)
             return False
-        outcomes = self._forward(chosen)
+        outcomes = self._forward(chosen, limit)
         self.settle()
         for (task, _), (output, error) in zip(chosen, outcomes, strict=True):
             del self._waiting[task]
@@ -156,25 +164,25 @@ class Hub:
             self._running.popleft()
             done = running.done(seconds)
             for task in done.tasks:
-                task.seconds += seconds / len(done.tasks)
-                task.company = max(task.company, len(done.tasks))
+                task.seconds += seconds * task.images / done.images
+                task.company = max(task.company, done.images)
             if done.stage.is_denoiser and running.account is not None:
                 self._turns.charge(running.account, seconds - running.charged)
-                if running.is_sample:
-                    self._costs.observe(running.account, done.rows, seconds)
+                if running.sample is not None:
+                    self._costs.observe(running.account, running.sample, seconds * running.sample / done.rows)
             self._observe(done)
 
     # ---- who is next ---------------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[Task, Call]]:
-        """Return the calls of the next forward, at most as many as fit and pay."""
+    def _choose(self) -> tuple[list[tuple[Task, Call]], int | None]:
+        """Return the calls of the next forward, at most as many as fit and pay; and see `_how_many`."""
         if len(self._waiting) == 1:
             (alone,) = self._waiting.items()
             stage = alone[1].stage
             if stage.exclusive:
                 self._own(alone[0])
-            if stage.fixed_rows is None and stage not in self._tight:
-                return [alone]
+            if alone[0].images == 1 and stage.fixed_rows is None and stage not in self._tight:
+                return [alone], None
         groups: dict[Hashable, _Group] = {}
         urgent: dict[Hashable, _Group] = {}
         for task, call in sorted(self._waiting.items(), key=lambda item: item[0].number):
@@ -191,8 +199,9 @@ class Hub:
         elif groups:
             group = groups[self._turns.choose({key: len(group.calls) for key, group in groups.items()})]
         else:
-            return []
-        return group.calls[: self._how_many(group)]
+            return [], None
+        count, limit = self._how_many(group)
+        return group.calls[:count], limit
 
     def _own(self, task: Task) -> bool:
         """Whether the task has, or now gets, the stages that may keep state to itself."""
@@ -200,10 +209,13 @@ class Hub:
             self._owner = task
         return self._owner is task
 
-    def _how_many(self, group: _Group) -> int:
-        """Return how many calls of the group go into the next forward, the oldest first."""
+    def _how_many(self, group: _Group) -> tuple[int, int | None]:
+        """Return how many calls of the group go into the next forward, the oldest first.
+
+        The second is the rows of a part, where even the first call is to be run in parts because less pays better.
+        """
         if group.key is None:
-            return 1
+            return 1, None
         sizes = []
         rows = 0
         for _, call in group.calls:
@@ -212,17 +224,20 @@ class Hub:
         stage = group.calls[0][1].stage
         cap = stage.fixed_rows or self._caps.allowed(group.key)
         fitting = [size for size in sizes if cap is None or size <= cap] or sizes[:1]
-        if stage.fixed_rows is None and stage.is_denoiser:
-            return sizes.index(self._costs.choose(group.key, fitting)) + 1
-        return len(fitting)
+        if stage.fixed_rows is not None or not stage.is_denoiser:
+            return len(fitting), None
+        best = self._costs.choose(group.key, [*_parts(*group.calls[0]), *fitting])
+        return (sizes.index(best) + 1, None) if best >= sizes[0] else (1, best)
 
     # ---- one forward ---------------------------------------------------------------------------------------
 
-    def _forward(self, chosen: Sequence[tuple[Task, Call]]) -> list[tuple[Any, BaseException | None]]:
+    def _forward(
+        self, chosen: Sequence[tuple[Task, Call]], limit: int | None
+    ) -> list[tuple[Any, BaseException | None]]:
         """Run the calls together; if that fails, each for itself. Return output or error of each."""
         stage, key = chosen[0][1].stage, chosen[0][1].key
         try:
-            return [(output, None) for output in self._measured(chosen)]
+            return [(output, None) for output in self._measured(chosen, limit)]
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends in its task
@@ -246,35 +261,43 @@ class Hub:
             self._keep_apart(stage, key, "error", together)
         return outcomes
 
-    def _measured(self, chosen: Sequence[tuple[Task, Call]]) -> list[Any]:
-        """Run the calls together, and have the time accounted for once it is known."""
+    def _measured(self, chosen: Sequence[tuple[Task, Call]], limit: int | None = None) -> list[Any]:
+        """Run the calls together, in parts of `limit` rows, and have the time accounted for once it is known."""
         calls = [call for _, call in chosen]
         tasks = tuple(task for task, _ in chosen)
         stage, fallback = calls[0].stage, calls[0].reason
         account = _account(*chosen[0]) if calls[0].described else None
+        rows = sum(call.rows for call in calls)
+        limit = min(limit or rows, rows)
         charged = 0.0
         if stage.is_denoiser and account is not None:
             # On account: the time of a forward may be known only after the next has begun.
-            charged = self._costs.estimate(account, sum(call.rows for call in calls)) or 0.0
+            charged = (self._costs.estimate(account, limit) or 0.0) * rows / limit
             self._turns.charge(account, charged)
         mark = self._timer.start()
-        outputs, parts = self._within_memory(calls, tasks)
+        outputs, sample = self._within_memory(calls, tasks, limit)
         self._timer.stop(mark)
-        rows = sum(call.rows for call in calls)
 
         def done(seconds: float) -> ForwardDone:
             return ForwardDone(stage=stage, tasks=tasks, rows=rows, seconds=seconds, fallback=fallback)
 
-        is_sample = parts == 1 and calls[0].key is not None
-        self._running.append(_Running(mark, account, is_sample, charged, done))
+        self._running.append(_Running(mark, account, sample, charged, done))
         return outputs
 
-    def _within_memory(self, calls: Sequence[Call], tasks: tuple[Task, ...]) -> tuple[list[Any], int]:
-        """Run the calls in as many parts as memory asks for; return the outputs and the number of parts."""
+    def _within_memory(
+        self, calls: Sequence[Call], tasks: tuple[Task, ...], limit: int
+    ) -> tuple[list[Any], int | None]:
+        """Run the calls in as many parts of at most `limit` rows as memory asks for.
+
+        Return the outputs, and the rows of a part if the time tells about them: all are alike, and none failed.
+        """
         stage, key = calls[0].stage, calls[0].key
-        rows = stage.fixed_rows or sum(call.rows for call in calls)
+        rows = sum(call.rows for call in calls)
+        if stage.fixed_rows is not None:
+            limit = stage.fixed_rows
         allowed = None if key is None else self._caps.allowed(key)
-        limit = rows if allowed is None else min(rows, allowed)
+        limit = limit if allowed is None else min(limit, allowed)
+        split = False
         while True:
             too_big = ""
             try:
@@ -284,7 +307,8 @@ class Hub:
             if not too_big:
                 if key is not None:
                     self._caps.fitted(key, limit)
-                return outputs, -(-rows // limit)
+                return outputs, None if split or key is None or rows % limit else limit
+            split = True
             stage.free_memory()
             self._tight.add(stage)
             for call in calls:
@@ -319,6 +343,13 @@ class Hub:
         if self._owner is task:
             self._owner = None
         self._ended.append(task)
+
+
+def _parts(task: Task, call: Call) -> list[int]:
+    """Return the row counts, growing, in which a call for several images may be run part by part."""
+    rows_an_image, odd = divmod(call.rows, task.images)
+    halves = [task.images >> power for power in range(1, task.images.bit_length())]
+    return [] if odd else [rows_an_image * images for images in reversed(halves)]
 
 
 def _describe(call: Call) -> None:

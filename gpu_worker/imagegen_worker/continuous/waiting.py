@@ -19,9 +19,13 @@ class WaitingLine(Generic[T]):
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
-    def add(self, shape: Hashable, item: T) -> None:
-        """Let an item wait at the end of its shape's line."""
-        self._lines.setdefault(shape, deque()).append(item)
+    def add(self, shape: Hashable, item: T, *, first: bool = False) -> None:
+        """Let an item wait at the end of its shape's line, or `first` of all of that shape."""
+        line = self._lines.setdefault(shape, deque())
+        if first:
+            line.appendleft(item)
+        else:
+            line.append(item)
 
     def take(self, running: Counter[Hashable]) -> tuple[Hashable, T] | None:
         """Return the next item and its shape; None if nothing waits. `running` counts the images by shape."""

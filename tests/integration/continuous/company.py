@@ -83,26 +83,28 @@ def one_thread():
 class Backend:
     """A pipeline behind the engine, as `ContinuousEngine` wants it."""
 
-    def __init__(self, rendezvous, arguments):
+    def __init__(self, rendezvous, arguments, shares_calls):
         self.rendezvous = rendezvous
         self.arguments = arguments
         self.timer = rendezvous.timer
+        self.shares_calls = lambda request: shares_calls
 
     def session(self):
         return self.rendezvous.session()
 
-    def make(self, row, on_step):
-        request = row.request
+    def make(self, rows, on_step):
+        request = rows[0].request
+        prompts = [row.request.prompt for row in rows]
         arguments = dict(
             self.arguments,
-            prompt=request.prompt,
+            prompt=prompts if len(rows) > 1 else prompts[0],
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             height=request.height,
             width=request.width,
             output_type="pil",
         )
-        return self.rendezvous.generate(arguments, row.seed, on_step)
+        return self.rendezvous.generate_all(arguments, [row.seed for row in rows], on_step)
 
 
 class Script(Mailbox):
@@ -134,10 +136,11 @@ def job(number, *, seeds=(0,), steps=2, guidance=5.0, prompt="a cat"):
     return ev.Job(number, request, arrived=0.0)
 
 
-def serve(rendezvous, arguments, commands, max_batch_size=8):
+def serve(rendezvous, arguments, commands, max_batch_size=8, *, shares_calls=True):
     """Run an engine on these commands; return what it posted and the images by job."""
     mailbox, images = Script(commands), {}
     encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
-    ContinuousEngine(Backend(rendezvous, arguments), encoder, max_batch_size=max_batch_size).run(mailbox)
+    backend = Backend(rendezvous, arguments, shares_calls)
+    ContinuousEngine(backend, encoder, max_batch_size=max_batch_size).run(mailbox)
     mailbox.close()
     return mailbox.posted, images

@@ -101,3 +101,27 @@ def test_half_precision_in_company(meet):
     tasks = run(meet(family.pipeline), calls)
     for task, image in zip(tasks, expected, strict=True):
         assert difference(task, image) <= 0.05
+
+
+def test_in_one_call_within_rounding(family, meet):
+    if "mask_image" in family.arguments:
+        pytest.skip("inpainting draws the noise of its input for the whole call: such requests share no call")
+    calls = list(requests(family))
+    common = {name: value for name, value in calls[0].items() if name not in ("prompt", "negative_prompt")}
+    prompts = [call["prompt"] for call in calls]
+    expected = [stock(family.pipeline, dict(common, prompt=prompt), seed) for seed, prompt in enumerate(prompts)]
+    rendezvous = meet(family.pipeline)
+    settled(rendezvous, family)
+    events = []
+    with rendezvous.session():
+        hub = Hub(observe=events.append)
+        arguments = dict(common, prompt=prompts)
+        task = hub.start(lambda: rendezvous.generate_all(arguments, range(len(prompts))), images=len(prompts))
+        while hub.step():
+            pass
+    if task.error is not None:
+        raise task.error
+    for image, same in zip(task.result, expected, strict=True):
+        assert (image - same).abs().max().item() <= TOLERANCE
+    assert {event.images for event in events} == {len(prompts)}
+    assert {event.fallback for event in events} == {""}

@@ -1,6 +1,7 @@
 """A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,37 +47,47 @@ class LoadedPipeline:
         """Say whether the pipeline's call has a parameter."""
         return parameter in self._parameters
 
-    def arguments(self, request: ResolvedRequest) -> dict[str, Any]:
-        """Return what alike requests have in common, without prompts and generators."""
+    def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the arguments of one call for alike rows, without generators."""
+        request = rows[0].request
+        prompts = [row.request.prompt for row in rows]
         arguments: dict[str, Any] = {
+            "prompt": prompts if len(rows) > 1 else prompts[0],
             "num_inference_steps": request.num_inference_steps,
             "width": request.width,
             "height": request.height,
         }
         if request.guidance_scale is not None:
             arguments["guidance_scale"] = request.guidance_scale
+        if request.negative_prompt is not None:
+            negative = [row.request.negative_prompt for row in rows]
+            arguments["negative_prompt"] = negative if len(rows) > 1 else negative[0]
         return arguments
 
-    def sketch(self, row: Row, latents: Any) -> Sketch | None:
-        """Return what draws the latents of a row's image so far; None if that is not wanted, or can't be had."""
-        if not row.preview or self._sketcher is None:
-            return None
-        return self._sketcher.sketch(latents, (row.request.width, row.request.height))
+    def sketches(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
+        """Return what draws each row's image so far from its latents; None where it is not wanted, or can't be."""
+        if self._sketcher is None:
+            return []
+        size = (rows[0].request.width, rows[0].request.height)
+        return [
+            self._sketcher.sketch(part, size) if row.preview else None
+            for row, part in zip(rows, latents, strict=True)
+        ]
 
-    def trial(self, steps: int | None = None) -> Row:
+    def trial(self, steps: int | None = None, seed: int = 0) -> Row:
         """Return a row to warm up with; `steps` None: the model's own number."""
         model = self.model
         request = ResolvedRequest(
             model=model.name,
             prompt="",
             negative_prompt=None,
-            seeds=(0,),
+            seeds=(seed,),
             num_inference_steps=steps or model.num_inference_steps,
             guidance_scale=model.guidance_scale,
             width=model.width,
             height=model.height,
         )
-        return Row(request, 0)
+        return Row(request, seed)
 
     def close(self) -> None:
         """Free the device."""

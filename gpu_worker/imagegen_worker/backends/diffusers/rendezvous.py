@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,8 +22,8 @@ from imagegen_worker.backends.diffusers.stages import ModuleStage, translated_er
 from imagegen_worker.continuous.cache import BoundedCache
 from imagegen_worker.continuous.timing import Timer, WallTimer
 
-MakeSketch = Callable[[Any], Sketch | None]
-"""From the latents of one image to what draws them."""
+MakeSketches = Callable[[Any], Sequence[Sketch | None]]
+"""From the latents of all images of a call to what draws each."""
 PROMPT_CACHE_BYTES = 256 * 2**20
 
 
@@ -87,18 +87,22 @@ class Rendezvous:
         with torch.no_grad():
             yield
 
-    def generate(
+    def generate(self, arguments: Mapping[str, Any], seed: int, on_step: OnStep | None = None, **how: Any) -> Any:
+        """Return the one image of a call; see `generate_all`."""
+        return self.generate_all(arguments, (seed,), on_step, **how)[0]
+
+    def generate_all(
         self,
         arguments: Mapping[str, Any],
-        seed: int,
+        seeds: Sequence[int],
         on_step: OnStep | None = None,
         *,
         pipeline: Any = None,
-        sketch: MakeSketch | None = None,
-    ) -> Any:
-        """Return the one image that the pipeline's call with these arguments and this seed gives.
+        sketches: MakeSketches | None = None,
+    ) -> list[Any]:
+        """Return the images that the pipeline's call with these arguments and seeds gives, one for each seed.
 
-        Called from a task of a hub. `pipeline` is another one with the same models; `sketch` makes of the image's
+        Called from a task of a hub. `pipeline` is another one with the same models; `sketches` makes of the
         latents after each step what `on_step` is given. Raises `DeviceMemoryError`,
         `DeviceLostError`, and whatever else the call raises.
         """
@@ -107,15 +111,22 @@ class Rendezvous:
         parameters = inspect.signature(mine.__call__).parameters
         if "generator" in parameters:
             # On the CPU whatever the device is: the same seed gives the same noise on every card.
-            arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+            arguments["generator"] = generators if len(generators) > 1 else generators[0]
         if on_step is not None:
-            tell_steps(mine, arguments, parameters, on_step, sketch)
+            watched = None if sketches is None else _for_so_many(len(seeds), sketches)
+            tell_steps(mine, arguments, parameters, on_step, watched)
         try:
             with translated_errors():
                 output = mine(**arguments)
         finally:
             vars(getattr(mine, "scheduler", mine)).pop("step", None)  # a circle, which would live on for a while
-        return (output[0] if isinstance(output, tuple) else output.images)[0]
+        return list(output[0] if isinstance(output, tuple) else output.images)
+
+
+def _for_so_many(images: int, sketches: MakeSketches) -> MakeSketches:
+    """Return what makes sketches only of latents that have a row for each image."""
+    return lambda latents: sketches(latents) if latents is not None and len(latents) == images else ()
 
 
 _fresh_schedulers: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
@@ -157,15 +168,12 @@ def tell_steps(
     arguments: dict[str, Any],
     parameters: Mapping[str, Any],
     on_step: OnStep,
-    sketch: MakeSketch | None = None,
+    sketches: MakeSketches | None = None,
 ) -> None:
     """Have a pipeline's call tell of its steps: by its own callback, else by those of its scheduler."""
 
     def tell(step: int, steps: int, latents: Any) -> None:
-        if sketch is None or latents is None or len(latents) != 1:
-            on_step(step, steps)
-        else:
-            on_step(step, steps, (sketch(latents[0]),))
+        on_step(step, steps, *(() if sketches is None else (sketches(latents),)))
 
     if "callback_on_step_end" in parameters:
         wanted = arguments.get("num_inference_steps", 0)
@@ -188,7 +196,7 @@ def tell_steps(
         nonlocal steps
         output = stock_step(*args, **kwargs)
         steps += 1
-        tell(steps, max(len(scheduler.timesteps), steps), None if sketch is None else output[0])
+        tell(steps, max(len(scheduler.timesteps), steps), None if sketches is None else output[0])
         return output
 
     scheduler.step = step

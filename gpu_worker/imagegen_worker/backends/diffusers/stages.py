@@ -143,6 +143,8 @@ class ModuleStage:
         """See `Stage.run`. A call that is alone is passed on as it came, unless rows are fixed."""
         first = calls[0]
         self._adapt(first.task)
+        if len(calls) == 1 and self._has_rows_to_remember(first):
+            return [self._run_rows(first, max_rows)]
         if len(calls) == 1 and (first.key is None or (self.fixed_rows is None and first.rows <= max_rows)):
             output = self._guarded(first.args, first.kwargs)
             self._remember(first, output)
@@ -164,6 +166,36 @@ class ModuleStage:
         if len(distinct) == len(calls):
             return outputs
         return [joining.map_tensors(of[call.payload[1]], torch.clone) for call in calls]
+
+    def _has_rows_to_remember(self, call: Call) -> bool:
+        several = call.rows > 1 and call.task.images > 1
+        return self._cache is not None and several and call.key is not None
+
+    def _run_rows(self, call: Call, max_rows: int) -> Any:
+        """Run each different row of a call once, for several images, or not at all if it is remembered.
+
+        A row made in company is not quite as exact: it is remembered apart from what was made alone. Raises
+        `NotJoinableError`.
+        """
+        assert self._cache is not None
+        assert isinstance(call.key, _Kind)
+        layout, listed = call.key.layout, call.key.listed
+        rows = [layout.narrow(call.payload[0], index, index + 1) for index in range(call.rows)]
+        names = [b"row " + _identity((id(self), call.task.adapters), row) for row in rows]
+        known = {name: self._cache.get(name) for name in names}
+        missing = {name: row for name, row in zip(names, rows, strict=True) if known[name] is None}
+        for begin in range(0, len(missing), max_rows):
+            part = dict(list(missing.items())[begin : begin + max_rows])
+            ones = [1] * len(part)
+            output = self._guarded((), layout.join(list(part.values()), ones))
+            for name, row in zip(part, joining.split(output, ones, listed=listed), strict=True):
+                known[name] = joining.map_tensors(row, torch.clone)
+                self._cache.put(name, known[name], _nbytes(row))
+        parts = [joining.map_tensors(known[name], torch.clone) for name in names]
+        output = joining.merge(parts, [1] * len(names), listed=listed)
+        if call.rows <= max_rows:
+            self._check(call.key, [call], [output])
+        return output
 
     def _run_joined(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
         rows = [call.rows for call in calls]

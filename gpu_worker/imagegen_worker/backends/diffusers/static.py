@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import OnStep, Row, Sketch, nobody_watches
+from imagegen_worker.backends import OnStep, Row, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
@@ -60,23 +60,16 @@ class DiffusersBackend:
             self._loaded.close()
 
     def _arguments(self, loaded: LoadedPipeline, rows: list[Row], on_step: OnStep) -> dict[str, Any]:
-        request = rows[0].request
-        steps = request.num_inference_steps
-        arguments = loaded.arguments(request)
-        arguments["prompt"] = [row.request.prompt for row in rows]
+        steps = rows[0].request.num_inference_steps
+        arguments = loaded.arguments(rows)
         # On the CPU whatever the device is: the same seed gives the same noise on every card.
         arguments["generator"] = [torch.Generator("cpu").manual_seed(row.seed) for row in rows]
-        if request.negative_prompt is not None:
-            arguments["negative_prompt"] = [row.request.negative_prompt for row in rows]
         if loaded.takes("callback_on_step_end"):
 
-            def sketched(latents: Any) -> list[list[Sketch | None]]:
-                if latents is None or len(latents) != len(rows) or not any(row.preview for row in rows):
-                    return []
-                return [[loaded.sketch(row, part) for row, part in zip(rows, latents, strict=True)]]
-
             def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-                on_step(step + 1, steps, *sketched(tensors.get("latents")))
+                latents = tensors.get("latents")
+                drawable = latents is not None and len(latents) == len(rows) and any(row.preview for row in rows)
+                on_step(step + 1, steps, *([loaded.sketches(rows, latents)] if drawable else []))
                 return tensors
 
             arguments["callback_on_step_end"] = after_step

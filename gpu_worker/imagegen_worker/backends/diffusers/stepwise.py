@@ -1,24 +1,34 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
+import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
+from imagegen_worker.continuous.calls import Task
 from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
+from imagegen_worker.core.model import ResolvedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SHORT = 4
 """Steps of the images with which row counts are warmed up."""
+_LIKE = 0.25
+"""How far an image made in company may be from the one made alone, over how far that is from another seed's."""
+
+_log = logging.getLogger(__name__)
 
 
 class StepwiseDiffusers:
@@ -33,6 +43,7 @@ class StepwiseDiffusers:
         self.caps = MemoryCaps()
         self.costs = RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
+        self._shares = False
 
     @property
     def timer(self) -> Timer:
@@ -49,28 +60,29 @@ class StepwiseDiffusers:
         self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
         with self.session():
             # Twice: the first one pays for what is set up lazily, and would spoil the measured speed.
-            self._try(1)
-            alone = self._try(1)
-            for count in self._row_counts():
-                self._try(count, min(_SHORT, self._loaded.model.num_inference_steps))
-        return Warm((self._loaded.model,), self._loaded.device_name, alone)
+            self._try([self._loaded.trial()])
+            (task,) = self._try([self._loaded.trial()])
+            self._try_together(min(_SHORT, self._loaded.model.num_inference_steps))
+        return Warm((self._loaded.model,), self._loaded.device_name, task.seconds)
 
     def session(self) -> AbstractContextManager[Any]:
         """Return a context that is held open around everything, on the device thread."""
         return self._rendezvous.session()
 
-    def make(self, row: Row, on_step: OnStep) -> "Image":
-        """Make one image; see `StepwiseBackend.make`."""
-        assert self._loaded is not None, "warm_up comes first"
-        request = row.request
-        if self._loaded.adapters is not None:
-            self._loaded.adapters.load(request.loras)  # now, so that what can't be loaded is this request's fault
-        arguments = {**self._loaded.arguments(request), "prompt": request.prompt}
-        if request.negative_prompt is not None:
-            arguments["negative_prompt"] = request.negative_prompt
-        sketch = partial(self._loaded.sketch, row) if row.preview else None
-        image: Image = self._rendezvous.generate(arguments, row.seed, on_step, sketch=sketch)
-        return image
+    def shares_calls(self, request: ResolvedRequest) -> bool:
+        """See `StepwiseBackend.shares_calls`; found out by the first images."""
+        return self._shares
+
+    def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+        """Make one image for each row; see `StepwiseBackend.make`."""
+        loaded = self._loaded
+        assert loaded is not None, "warm_up comes first"
+        if loaded.adapters is not None:
+            # Now, so that what can't be loaded is this request's fault.
+            loaded.adapters.load(rows[0].request.loras)
+        seeds = [row.seed for row in rows]
+        sketches = partial(loaded.sketches, rows) if any(row.preview for row in rows) else None
+        return self._rendezvous.generate_all(loaded.arguments(rows), seeds, on_step, sketches=sketches)
 
     def close(self) -> None:
         """Free the device."""
@@ -93,15 +105,55 @@ class StepwiseDiffusers:
         powers = [2**power for power in range(1, self._max_batch_size.bit_length())]
         return [*(count for count in powers if count < self._max_batch_size), self._max_batch_size]
 
-    def _try(self, count: int, steps: int | None = None) -> float:
-        """Make so many images together; return the device seconds of one. Raises `StartError`."""
+    def _try_together(self, steps: int) -> None:
+        """Run each row count once, and find out whether one call makes the same images as several do."""
         assert self._loaded is not None
+        counts = self._row_counts()
+        if not counts:
+            return
+        rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
+        if not self._options.deterministic:
+            alone = [self._try([row])[0].result[0] for row in rows[:2]]
+            self._shares = _alike(self._make_or_none(rows), alone)
+            if not self._shares:
+                _log.warning("the pipeline does not make the same images in one call: each has its own")
+        for count in counts[:-1] if self._shares else counts:
+            self._try(rows[:count])
+
+    def _make_or_none(self, rows: Sequence[Row]) -> "list[Image] | None":
+        """Make the images of these rows by one call; None if the pipeline can't."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
-        row = self._loaded.trial(steps)
-        tasks = [hub.start(partial(self.make, row, nobody_watches)) for _ in range(count)]
+        task = hub.start(partial(self.make, rows, nobody_watches), images=len(rows))
+        while hub.step():
+            continue
+        if task.error is not None:
+            _log.warning("a call for several images failed: %s: %s", type(task.error).__name__, task.error)
+            return None
+        images: list[Image] = task.result
+        return images
+
+    def _try(self, rows: Sequence[Row]) -> list[Task]:
+        """Make these images together, by a call each; return their tasks. Raises `StartError`."""
+        hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
+        tasks = [hub.start(partial(self.make, [row], nobody_watches)) for row in rows]
         while hub.step():
             continue
         for task in tasks:
             if task.error is not None:
                 raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
-        return tasks[0].seconds
+        return tasks
+
+
+def _alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
+    """Whether images made by one call are, but for rounding, those that were made alone (two, of two seeds)."""
+    if together is None or len(together) < len(alone):
+        return False
+    apart = _distance(*alone)
+    return all(_distance(*pair) <= _LIKE * apart for pair in zip(together, alone, strict=False))
+
+
+def _distance(one: "Image", other: "Image") -> float:
+    """Return the mean distance of the pixels' values."""
+    if one.size != other.size:
+        return float("inf")
+    return float(np.abs(np.asarray(one, dtype=np.float32) - np.asarray(other, dtype=np.float32)).mean())

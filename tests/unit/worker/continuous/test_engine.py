@@ -21,10 +21,12 @@ from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 class ToyBackend:
     """Draws one grey pixel for a seed by as many forwards as steps; the shape of a request is its width."""
 
-    def __init__(self, stage, timer=None):
+    def __init__(self, stage, timer=None, *, shares_calls=True):
         self.stage = stage
         self.timer = timer or WallTimer()
+        self.shares_calls = lambda request: shares_calls
         self.open = False
+        self.made = []
 
     @contextlib.contextmanager
     def session(self):
@@ -32,15 +34,17 @@ class ToyBackend:
         yield
         self.open = False
 
-    def make(self, row, on_step):
+    def make(self, rows, on_step):
         assert self.open
-        request = row.request
-        if request.prompt == "broken":
+        self.made.append([row.seed for row in rows])
+        assert len({row.request.batch_key for row in rows}) == 1
+        request = rows[0].request
+        if any(row.request.prompt == "broken" for row in rows):
             raise ValueError("a broken prompt")
         for step in range(request.num_inference_steps):
-            self.stage(row.seed, key=request.width)
+            self.stage(*(row.seed for row in rows), key=request.width)
             on_step(step + 1, request.num_inference_steps)
-        return Image.new("L", (1, 1), row.seed)
+        return [Image.new("L", (1, 1), row.seed) for row in rows]
 
 
 class Encoder:
@@ -127,6 +131,79 @@ def test_each_image_of_a_job_runs_for_itself_and_comes_in_order():
     assert {event.steps for event in of(ev.Stepped, posted)} == {2}
 
 
+def made_by(commands, *, stage=None, max_batch_size=8, **options):
+    """Return the seeds of each call of the backend, what was posted, and the results."""
+    stage = stage or ToyStage()
+    mailbox, encoder = Script(stage, commands), Encoder()
+    backend = ToyBackend(stage, **options)
+    ContinuousEngine(backend, encoder, max_batch_size=max_batch_size).run(mailbox)
+    mailbox.close()
+    return backend.made, mailbox.posted, encoder.results
+
+
+def test_alike_images_that_start_together_share_one_call():
+    stage = ToyStage()
+    commands = [(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,))), (0, job(3, seeds=(7,), steps=2))]
+    made, posted, results = made_by(commands, stage=stage)
+    assert made == [[4, 5, 6], [7]]  # another number of steps can't be in the same call
+    assert [rows for _, rows in stage.forwards] == [4, 4, 3]
+    assert [image.getpixel((0, 0)) for image in results[1].images] == [4, 5]
+    assert {result.batch_size for result in results.values()} == {4}
+    assert [call.requests for call in of(ev.CallDone, posted)] == [4, 4, 3]
+
+
+def test_a_backend_that_shares_no_calls_makes_each_image_by_its_own():
+    made, _, results = made_by([(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,)))], shares_calls=False)
+    assert made == [[4], [5], [6]]
+    assert sorted(results) == [1, 2]
+
+
+def test_who_waits_longer_starts_first_whoever_is_alike():
+    commands = [(0, job(number, seeds=(number,), steps=2 + number % 2)) for number in range(8)]
+    made, _, _ = made_by(commands, max_batch_size=4)
+    assert made[:2] == [[0, 2], [1, 3]]
+
+
+def test_a_call_that_fails_for_several_is_made_again_image_by_image():
+    stage = ToyStage()
+    stage.poison = {13}
+    commands = [
+        (0, job(1, seeds=(4,))),
+        (0, job(2, seeds=(5, 13))),
+        (0, job(3, seeds=(6,))),
+        (0, job(4, seeds=(7,))),
+    ]
+    made, posted, results = made_by(commands, stage=stage)
+    assert made == [[4, 5, 13, 6, 7], [4], [5], [13], [6], [7]]
+    assert sorted(results) == [1, 3, 4]
+    assert [event.number for event in of(ev.Failed, posted)] == [2]
+    assert len(of(ev.Started, posted)) == 4
+    assert posted.count(ev.Idle()) == 1
+
+
+def test_a_call_goes_on_for_those_who_still_want_it_and_no_longer():
+    stage = ToyStage()
+    commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(3)]
+    commands += [(2, ev.Cancel(0)), (3, ev.Cancel(1))]
+    made, posted, results = made_by(commands, stage=stage)
+    assert (made, sorted(results)) == ([[0, 1, 2]], [2])
+    told = [event.numbers[0] for event in of(ev.Stepped, posted)]
+    assert (told.count(0), told.count(1), told.count(2)) == (2, 3, 9)
+    stage = ToyStage()
+    made_by([*commands, (4, ev.Cancel(2))], stage=stage)
+    assert sum(rows for _, rows in stage.forwards) == 3 * 4
+
+
+def test_a_call_is_run_in_parts_where_fewer_rows_pay_better():
+    clock = ToyClock(lambda width, rows: 4 if rows <= 4 else rows**2)
+    stage = ToyStage(clock=clock)
+    commands = [(0, job(number, seeds=(number,), steps=60)) for number in range(8)]
+    made, _, results = made_by(commands, stage=stage, timer=WallTimer(clock))
+    assert (len(made), len(results)) == (1, 8)
+    late = [rows for _, rows in stage.forwards[60:]]
+    assert late.count(4) > 0.9 * len(late)
+
+
 def test_no_more_images_run_than_allowed():
     stage = ToyStage()
     _, results = run([(0, job(number, seeds=(1, 2))) for number in range(5)], stage=stage, max_batch_size=3)
@@ -190,10 +267,10 @@ def test_a_broken_request_fails_alone():
 
 def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
     class Backend(ToyBackend):
-        def make(self, row, on_step):
-            if row.request.loras:
+        def make(self, rows, on_step):
+            if rows[0].request.loras:
                 raise InvalidRequestError("loras: there is no 'ink' here")
-            return super().make(row, on_step)
+            return super().make(rows, on_step)
 
     stage = ToyStage()
     wrong = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -208,9 +285,9 @@ def test_tasks_carry_the_adapters_of_their_request():
     seen = []
 
     class Backend(ToyBackend):
-        def make(self, row, on_step):
+        def make(self, rows, on_step):
             seen.append(current_task().adapters)
-            return super().make(row, on_step)
+            return super().make(rows, on_step)
 
     stage = ToyStage()
     inked = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -268,7 +345,7 @@ def test_stop_lets_what_runs_end_and_starts_nothing():
 
 def test_what_on_step_raises_is_no_failure():
     class Backend(ToyBackend):
-        def make(self, row, on_step):
+        def make(self, rows, on_step):
             raise StoppedError
 
     stage = ToyStage()

@@ -33,6 +33,14 @@ def test_shapes_share_places_and_nobody_starves():
     assert running == {"a": 3, "b": 3, "c": 3}
 
 
+def test_who_was_there_before_goes_first():
+    line = WaitingLine()
+    line.add("a", 1)
+    line.add("a", 0, first=True)
+    line.add("b", 9, first=True)
+    assert [line.take(Counter())[1] for _ in range(3)] == [0, 9, 1]
+
+
 def test_what_is_not_wanted_is_forgotten():
     line = WaitingLine()
     for number in range(4):
