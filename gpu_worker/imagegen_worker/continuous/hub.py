@@ -24,6 +24,8 @@ MAX_APART = 4096
 """Keys remembered as not joinable; the oldest are forgotten, and tried again."""
 MAX_AHEAD = 2
 """Forwards that may be under way on the device before the hub waits for the oldest."""
+CLEAR_GAIN = 0.1
+"""How much faster the rows of a call must be when they are run in parts."""
 MAX_THROWS = 8
 """Times that a task may catch the exception which is to end it."""
 
@@ -226,8 +228,12 @@ class Hub:
         fitting = [size for size in sizes if cap is None or size <= cap] or sizes[:1]
         if stage.fixed_rows is not None or not stage.is_denoiser:
             return len(fitting), None
-        best = self._costs.choose(group.key, [*_parts(*group.calls[0]), *fitting])
-        return (sizes.index(best) + 1, None) if best >= sizes[0] else (1, best)
+        best = self._costs.choose(group.key, fitting)
+        if best > sizes[0]:
+            return sizes.index(best) + 1, None
+        # A call in parts lets nobody go earlier: it must pay clearly.
+        part = self._costs.choose(group.key, [*_parts(*group.calls[0]), best], gain=-CLEAR_GAIN)
+        return 1, None if part == best else part
 
     # ---- one forward ---------------------------------------------------------------------------------------
 

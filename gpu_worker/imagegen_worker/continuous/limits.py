@@ -98,13 +98,16 @@ class RowCosts:
         measured = None if costs is None else costs.seconds.get(rows)
         return median(measured) if measured else None
 
-    def choose(self, key: Hashable, sizes: Sequence[int]) -> int:
-        """Return which of these row counts (growing, at least one) the next forward should have."""
+    def choose(self, key: Hashable, sizes: Sequence[int], *, gain: float | None = None) -> int:
+        """Return which of these row counts (growing, at least one) the next forward should have.
+
+        `gain` is what more rows must bring; below zero: what they may cost.
+        """
         if len(sizes) == 1:
             return sizes[0]
         costs = self._of(key)
         rates = self._rates(costs)
-        knee = self._knee(rates)
+        knee = self._knee(rates, self._gain if gain is None else gain)
         if self._tries_largest(costs, knee):
             top = sizes[-1]
         else:
@@ -129,14 +132,14 @@ class RowCosts:
     def knee(self, key: Hashable) -> int | None:
         """Return the rows beyond which no measured size pays; None if no larger one was measured."""
         costs = self._costs.get(key)
-        return None if costs is None else self._knee(self._rates(costs))
+        return None if costs is None else self._knee(self._rates(costs), self._gain)
 
-    def _knee(self, rates: Mapping[int, float]) -> int | None:
+    def _knee(self, rates: Mapping[int, float], gain: float) -> int | None:
         if not rates:
             return None
         best = min(rates)
         for rows, rate in rates.items():
-            if rate > rates[best] * (1 + self._gain):
+            if rate > rates[best] * (1 + gain):
                 best = rows
         return None if best == max(rates) else best
 
