@@ -30,11 +30,12 @@ class _BatchingOption(click.Option):
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Return what the environment says; ENABLE_BATCHING=true leaves it to the file, unless that says 'off'."""
-        enabled = os.environ.get("ENABLE_BATCHING", "").lower()
+        given = os.environ.get("ENABLE_BATCHING", "")
+        enabled = given.lower()
         if os.environ.get("IMAGEGEN_WORKER_BATCHING") or not enabled:
             return super().resolve_envvar_value(ctx)
         if enabled not in _YES + _NO:
-            words = f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {enabled!r}"
+            words = f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {given!r}"
             raise click.BadParameter(words, ctx, self)
         if enabled in _NO:
             return "off"
