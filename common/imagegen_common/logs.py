@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 _PLAIN = re.compile(r"[^\s\"=]+")
 _log = logging.getLogger("imagegen")
+_encode = json.JSONEncoder(default=str).encode  # `json.dumps` would make an encoder for each line
 
 
 class LineFormatter(logging.Formatter):
@@ -56,12 +58,17 @@ class JsonFormatter(logging.Formatter):
             line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def _instant(seconds: float) -> str:
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _show(value: object) -> str:
@@ -71,7 +78,10 @@ def _show(value: object) -> str:
 
 def log(logger: logging.Logger, level: int, text: str, **fields: Any) -> None:
     """Log a message with `key=value` pairs."""
-    logger.log(level, text, extra={"fields": fields})
+    if logger.isEnabledFor(level):
+        # `logger.log` would look up who calls it, for long, and find this line.
+        record = logger.makeRecord(logger.name, level, __file__, 0, text, (), None, extra={"fields": fields})
+        logger.handle(record)
 
 
 def set_up(level: str, format: str, own: str, **constant: object) -> None:

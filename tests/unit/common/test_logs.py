@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import threading
-import warnings
 
 import pytest
 
@@ -89,12 +88,8 @@ def test_own_lines_by_level_and_warnings_of_all_others(capsys):
 
 
 @pytest.mark.usefixtures("clean_logging")
-def test_warnings_and_what_a_thread_raises_become_objects(capsys):
+def test_what_a_thread_raises_becomes_an_object(capsys):
     set_up("info", "json", own="imagegen_worker", worker="w")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        logging.captureWarnings(True)  # `catch_warnings` has put the usual way back
-        warnings.warn("old ways", DeprecationWarning, stacklevel=1)
 
     def fail():
         raise ValueError("boom")
@@ -102,25 +97,27 @@ def test_warnings_and_what_a_thread_raises_become_objects(capsys):
     thread = threading.Thread(target=fail, name="device")
     thread.start()
     thread.join()
-    first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (first["level"], first["logger"], first["worker"]) == ("warning", "py.warnings", "w")
-    assert "DeprecationWarning: old ways" in first["message"]
-    assert (second["level"], second["thread"]) == ("critical", "device")
-    assert second["traceback"].splitlines()[-1] == "ValueError: boom"
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["thread"], line["worker"]) == ("critical", "device", "w")
+    assert line["traceback"].splitlines()[-1] == "ValueError: boom"
 
 
-def test_the_last_exception_of_a_process_is_an_object():
+def test_warnings_and_the_last_exception_of_a_process_are_objects():
     script = (
+        "import warnings\n"
         "from imagegen_common.logs import set_up\n"
         "class Bad:\n"
         "    def __del__(self): raise ValueError('late')\n"
         "set_up('info', 'json', own='imagegen')\n"
+        "warnings.warn('old ways')\n"
         "bad = Bad(); del bad\n"
         "raise ValueError('boom')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    late, last = [json.loads(line) for line in done.stderr.splitlines()]
+    warning, late, last = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode == 1
+    assert (warning["level"], warning["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: old ways" in warning["message"]
     assert late["traceback"].splitlines()[-1] == "ValueError: late"
     assert (last["level"], last["message"]) == ("critical", "uncaught exception")
     assert last["traceback"].splitlines()[-1] == "ValueError: boom"
