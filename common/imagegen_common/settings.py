@@ -191,7 +191,8 @@ def _toml(value: object) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    return json.dumps(str(value), ensure_ascii=False)
+    # A path may hold bytes that are no UTF-8.
+    return json.dumps(str(value), ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _shown(value: object) -> str:

@@ -152,6 +152,12 @@ def test_what_is_wrong_together_is_told_with_its_origins(toy):
     assert toy("", "--size", "5").output.splitlines()[-1].endswith("goes with --wait-time")
 
 
+def test_a_path_that_is_no_text_can_be_shown(toy):
+    result = toy("", "--folder", "\udcff", "--check-config")
+    assert result.exit_code == 0
+    assert r'folder = "\udcff"' in result.output
+
+
 def test_a_check_ends_with_2_too(toy):
     assert toy("size = 5", "--check-config").exit_code == 2
 
