@@ -9,9 +9,10 @@ from typing import Any, Literal
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from imagegen_common.logs import log
 from imagegen_protocol.keys import KeyFileError, KeyPair, read_allowed
 
-log = logging.getLogger("imagegen.broker.access")
+_log = logging.getLogger("imagegen.broker.access")
 
 Role = Literal["clients", "workers"]
 
@@ -37,20 +38,26 @@ class AllowList:
         try:
             names = dict(read_allowed(self._folder))
         except KeyFileError as error:
-            log.error("the allow-list of %s stays as it was: %s", self.role, error)
+            log(_log, logging.ERROR, "an allow-list stays as it was", role=self.role, error=error)
             return
         gone = sorted(name for key, name in self._names.items() if key not in names)
         # One assignment: the authenticator's thread sees the old list or the new one.
         self._names = MappingProxyType(names)
-        log.info("allow-list of %s read: %d keys, revoked: %s", self.role, len(names), ", ".join(gone) or "none")
+        log(
+            _log,
+            logging.INFO,
+            "allow-list read",
+            role=self.role,
+            keys=len(names),
+            revoked=",".join(gone) or "none",
+        )
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Answer libzmq (through pyzmq's authenticator, on its thread)."""
         allowed = self.allows(key)
         if not allowed:
-            log.warning(
-                "refused a key that is not on the list of %s: %s", self.role, key.decode("ascii", "replace")
-            )
+            shown = key.decode("ascii", "replace")
+            log(_log, logging.WARNING, "refused a key that is not on the list", role=self.role, key=shown)
         return allowed
 
 

@@ -1,11 +1,13 @@
 """The command `imagegen-broker`."""
 
 import logging
+import math
 import os
 import signal
-import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import zmq
@@ -14,15 +16,31 @@ from imagegen_broker.config import ConfigError, check_endpoint, make_access, par
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
+from imagegen_common.logs import FORMATS, LEVELS, log, set_up
+from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import ID_BYTES
 
-log = logging.getLogger("imagegen.broker")
+_log = logging.getLogger("imagegen.broker")
 
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_BROKER"})
+class _Seconds(click.FloatRange):
+    """A range without "nan", which every comparison lets through, and without "inf"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; fails as `FloatRange` does."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
+        return number
+
+
+@click.command(
+    cls=SettingsCommand, context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_BROKER"}
+)
+@settings_options
 @click.option("--frontend", default="tcp://127.0.0.1:5555", help="Endpoint that clients dial; port 0 is any.")
 @click.option("--backend", default="tcp://127.0.0.1:5556", help="Endpoint that workers dial; port 0 is any.")
 @click.option(
@@ -39,9 +57,7 @@ _FILE = click.Path(path_type=Path)
     help="Which worker gets the next request.",
 )
 @click.option("--default-model", help="For requests that name none.  [default: the first that a worker serves]")
-@click.option(
-    "--heartbeat-interval", type=click.FloatRange(0.01, 60), default=1.0, help="Seconds between heartbeats."
-)
+@click.option("--heartbeat-interval", type=_Seconds(0.01, 60), default=1.0, help="Seconds between heartbeats.")
 @click.option(
     "--liveness", type=click.IntRange(2, 100), default=3, help="Silent intervals after which a peer is dead."
 )
@@ -67,15 +83,27 @@ _FILE = click.Path(path_type=Path)
 @click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Clients known at a time.")
 @click.option(
     "--step-timeout",
-    type=click.FloatRange(0),
+    type=_Seconds(0),
     default=300.0,
     help="Seconds without a step after which a worker's device counts as hung, and its work moves on; 0: never.",
 )
 @click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); turns encryption on.")
 @click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
 @click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
-@click.option("--insecure", is_flag=True, help="Allow a bind that other machines can reach, without encryption.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option(
+    "--insecure/--no-insecure",
+    default=False,
+    help="Allow a bind that other machines can reach, without encryption.",
+)
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Lines of this level and above.")
+@click.option(
+    "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
+)
+@click.option(
+    "--log-requests/--no-log-requests",
+    default=True,
+    help="A line at 'info' for the end of each request. It costs some 20 microseconds of the broker's one thread.",
+)
 @click.version_option(package_name="imagegen-fleet")
 def main(
     frontend: str,
@@ -97,15 +125,31 @@ def main(
     authorized_workers: Path | None,
     insecure: bool,
     log_level: str,
+    log_format: str,
+    log_requests: bool,
 ) -> None:
     """Take requests from clients and hand them to GPU workers.
 
     Prints one line with the bound addresses to stdout once it serves. It keeps nothing on disk, and may be killed
-    and started again at any time. SIGHUP reads the folders of authorized keys again.
+    and started again at any time. SIGHUP reads the folders of authorized keys again. SIGTERM or Ctrl-C ends it.
+
+    Each option may also stand in the file of --config (--max-clients is max_clients there), and in the
+    environment (IMAGEGEN_BROKER_MAX_CLIENTS). Options win over the environment, and that over the file.
+
+    \b
+    Examples:
+      imagegen-broker --strategy least-wait
+      imagegen-broker --config configs/broker.toml --check-config
+      imagegen-broker --frontend tcp://0.0.0.0:5555 --backend tcp://0.0.0.0:5556 \\
+          --key keys/broker.key_secret --authorized-clients keys/clients --authorized-workers keys/workers
+
+    \b
+    Exit codes:
+      0  told to end, or the settings are right (--check-config)
+      1  everything that is not below; the log says what
+      2  a setting is wrong, or an address can't be bound
     """
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    context = click.get_current_context()
     settings = Settings(
         epoch=os.urandom(ID_BYTES),
         strategy=strategy,
@@ -119,16 +163,28 @@ def main(
         max_clients=max_clients,
         step_timeout=step_timeout,
         default_model=default_model,
+        log_requests=log_requests and log_level in ("debug", "info"),
     )
     try:
         access = make_access(key, authorized_clients, authorized_workers)
         check_endpoint("--frontend", frontend, open_to_all=insecure or access is not None)
         check_endpoint("--backend", backend, open_to_all=insecure or access is not None)
         address = None if http_address == "off" else parse_address("--http", http_address)
+        if address is not None:
+            _check_http()
+        end_check(context)
         server = Server(settings, frontend, backend, access)
     except (ConfigError, KeyFileError, zmq.ZMQError) as error:
-        raise click.UsageError(str(error)) from error
+        raise usage_error(context, error) from error
+    set_up(log_level, log_format, own="imagegen.broker")
     _serve(server, address, strategy)
+
+
+def _check_http() -> None:
+    try:
+        import_module("imagegen_broker.http")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
 
 
 def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> None:
@@ -138,21 +194,19 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> No
     signal.signal(signal.SIGHUP, lambda *_: server.reload())
     http = None
     if address is not None:
-        try:
-            from imagegen_broker.http import HttpServer
-        except ModuleNotFoundError as error:
-            raise click.UsageError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
+        from imagegen_broker.http import HttpServer
+
         try:
             http = HttpServer(*address, server.snapshot)
         except OSError as error:
             raise click.UsageError(f"--http: can't bind {address[0]}:{address[1]}: {error}") from error
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
-    log.info("serving strategy=%s frontend=%s", strategy, server.frontend_endpoint)
+    log(_log, logging.INFO, "serving", strategy=strategy, frontend=server.frontend_endpoint)
     started = time.monotonic()
     server.run()
     signal.set_wakeup_fd(-1)
     if http is not None:
         http.close()
     totals = server.core.ledger.counters
-    log.info("stopped after=%.0fs accepted=%d", time.monotonic() - started, totals.accepted)
+    log(_log, logging.INFO, "stopped", after_seconds=time.monotonic() - started, accepted=totals.accepted)

@@ -19,11 +19,12 @@ from imagegen_broker.access import Access, AllowList, Role
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
+from imagegen_common.logs import log
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 
-log = logging.getLogger("imagegen.broker")
+_log = logging.getLogger("imagegen.broker")
 
 _MESSAGES_A_ROUND = 256
 """Messages read from one socket before the core settles and the other socket has its turn."""
@@ -97,6 +98,8 @@ class Server:
                     self._drain(self._frontend, self._take_from_client, self._allowed("clients"))
                 for action in self.core.settle(time.monotonic()):
                     self._send(action)
+                for note in self.core.take_notes():
+                    log(_log, note.level, note.text, **note.fields)
                 while self._asked:
                     self._answer_snapshot(self._asked.popleft())
         finally:
@@ -140,7 +143,7 @@ class Server:
             try:
                 os.write(self._wake_write, b"\0")
             except BlockingIOError:
-                log.debug("the wake pipe is full: the loop is awake already")
+                _log.debug("the wake pipe is full: the loop is awake already")
 
     def _reload(self) -> None:
         self._reloading = False

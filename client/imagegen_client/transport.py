@@ -36,9 +36,9 @@ from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.handshake import HandshakeWatch
 from imagegen_protocol.keys import DialKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import ClientMessage, Goodbye, Progress
+from imagegen_protocol.messages import ClientMessage, Goodbye, Progress, Result, Submit
 
-logger = logging.getLogger("imagegen_client")
+logger = logging.getLogger("imagegen.client")
 
 MAX_DRAIN = 1000
 """Messages read in a row before commands and timers get their turn."""
@@ -188,6 +188,7 @@ class Transport:
                 case Send(message, payload):
                     self._send(message, payload)
                 case Finish(key, outcome):
+                    self._log_end(key, outcome)
                     self._sinks.pop(key).finish(outcome)
                 case Report(key, progress, payload):
                     self._sinks[key].report(progress, payload)
@@ -200,9 +201,20 @@ class Transport:
         assert self._socket is not None, "the core sends only after it has dialled"
         if isinstance(message, Goodbye):
             self._socket.linger = LINGER_MILLISECONDS
+        if isinstance(message, Submit) and logger.isEnabledFor(logging.DEBUG):
+            logger.debug("request sent request_id=%s broker=%s", message.request_id.hex(), self._core.endpoint)
         # A refused connection is gone, and there is nowhere to put it: the core sends it again on the next one.
         with suppress(zmq.Again):
             self._socket.send_multipart([encode(message), *payload], zmq.NOBLOCK, copy=False)
+
+    def _log_end(self, key: bytes, outcome: Answer | ImagegenError) -> None:
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        if isinstance(outcome, ImagegenError):
+            logger.debug("request ended request_id=%s outcome=%s", key.hex(), outcome.code)
+        elif isinstance(outcome.message, Result):
+            shown = outcome.message.request_id.hex()
+            logger.debug("request ended request_id=%s outcome=result worker=%s", shown, outcome.message.worker)
 
     def _dial(self, endpoint: str) -> None:
         self._hang_up()

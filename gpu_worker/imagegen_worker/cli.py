@@ -9,8 +9,9 @@ from typing import Literal
 
 import click
 
+from imagegen_common.logs import FORMATS, LEVELS, log, set_up
+from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_worker.config import ConfigError, WorkerConfig
-from imagegen_worker.logs import LEVELS, log, set_up
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,27 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
     return tuple(endpoint for text in given for endpoint in re.split(r",(?=tcp://|ipc://)", text))
 
 
-@click.command(context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_WORKER"})
+class _BatchingOption(click.Option):
+    """`--batching`, which ENABLE_BATCHING switches too."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return what the environment says; ENABLE_BATCHING=true leaves it to the file, unless that says 'off'."""
+        given = os.environ.get("ENABLE_BATCHING", "")
+        enabled = given.lower()
+        if os.environ.get("IMAGEGEN_WORKER_BATCHING") or not enabled:
+            return super().resolve_envvar_value(ctx)
+        if enabled not in _YES + _NO:
+            words = f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {given!r}"
+            raise click.BadParameter(words, ctx, self)
+        if enabled in _NO:
+            return "off"
+        return "auto" if ctx.lookup_default("batching") == "off" else None
+
+
+@click.command(
+    cls=SettingsCommand, context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_WORKER"}
+)
+@settings_options
 @click.option(
     "--broker",
     multiple=True,
@@ -44,9 +65,13 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
 )
 @click.option(
     "--batching",
-    type=click.Choice(["continuous", "static", "off"]),
+    cls=_BatchingOption,
+    type=click.Choice(["auto", "continuous", "static", "off"]),
+    default="auto",
+    envvar=["IMAGEGEN_WORKER_BATCHING", "ENABLE_BATCHING"],
     help="'continuous' lets requests join and leave at every step, whatever they ask for; 'static' gathers alike "
-    "ones for one pipeline call. ENABLE_BATCHING=false means 'off'.  [default: continuous; simulated: static]",
+    "ones for one pipeline call; 'auto' is continuous, and static for the simulated backend. "
+    "ENABLE_BATCHING=false means 'off'.",
 )
 @click.option(
     "--max-batch-size", type=int, default=8, envvar="MAX_BATCH_SIZE", help="Images in one pipeline call."
@@ -90,14 +115,18 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
     help="Of the model's weights; 'auto' is bfloat16 on a GPU, float32 on a CPU.",
 )
 @click.option(
-    "--compile", is_flag=True, help="Compile the denoiser with torch.compile; starts slower, runs faster."
+    "--compile/--no-compile",
+    default=False,
+    help="Compile the denoiser with torch.compile; starts slower, runs faster.",
 )
 @click.option("--attention-backend", metavar="NAME", help="One of diffusers' attention backends.")
-@click.option("--vae-tiling", is_flag=True, help="Decode in tiles: less memory for large images.")
-@click.option("--cpu-offload", is_flag=True, help="Keep on the GPU only the part of the model that works.")
+@click.option("--vae-tiling/--no-vae-tiling", default=False, help="Decode in tiles: less memory for large images.")
 @click.option(
-    "--deterministic",
-    is_flag=True,
+    "--cpu-offload/--no-cpu-offload", default=False, help="Keep on the GPU only the part of the model that works."
+)
+@click.option(
+    "--deterministic/--no-deterministic",
+    default=False,
     help="Pad every forward to a fixed number of rows: company changes no bit of an image. Costs speed.",
 )
 @click.option(
@@ -105,7 +134,10 @@ def _split(context: click.Context, parameter: click.Parameter, given: tuple[str,
     type=_FILE,
     help="Folder of .safetensors files that requests may name, without the suffix, as their LoRAs.",
 )
-@click.option("--log-level", type=click.Choice(LEVELS), default="info")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Lines of this level and above.")
+@click.option(
+    "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
+)
 @click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
 @click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
 @click.option(
@@ -122,7 +154,7 @@ def main(
     device: Literal["auto", "cpu", "cuda"],
     model: str | None,
     backend: Literal["diffusers", "simulated"],
-    batching: Literal["continuous", "static", "off"] | None,
+    batching: Literal["auto", "continuous", "static", "off"],
     max_batch_size: int,
     max_batch_wait_time: float,
     capacity: int | None,
@@ -142,6 +174,7 @@ def main(
     deterministic: bool,
     lora_folder: Path | None,
     log_level: str,
+    log_format: str,
     simulated_batch_seconds: float,
     simulated_image_seconds: float,
     simulated_fail: tuple[str, ...],
@@ -149,8 +182,24 @@ def main(
     """Make images on one device, for one or several brokers.
 
     SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends the
-    process at once. The exit status is 0 after a drain, 2 for a wrong setting, 70 for a device that hangs, and 1
-    for everything else.
+    process at once.
+
+    Each option may also stand in the file of --config (--max-batch-size is max_batch_size there), and in the
+    environment (IMAGEGEN_WORKER_MAX_BATCH_SIZE). Options win over the environment, and that over the file.
+
+    \b
+    Examples:
+      imagegen-worker --device cpu
+      imagegen-worker --broker tcp://broker:5556 --gpu 1 --model /models/sdxl --http-port 9102
+      imagegen-worker --config configs/worker.toml --check-config
+      imagegen-worker --backend simulated --simulated-fail oom:5
+
+    \b
+    Exit codes:
+      0   drained, or the settings are right (--check-config)
+      1   everything that is not below; the last line of the log says what
+      2   a setting is wrong
+      70  the device hangs
     """
     try:
         config = WorkerConfig(
@@ -159,7 +208,7 @@ def main(
             device=device,
             model=model,
             backend=backend,
-            batching=batching or _batching_of_the_guide(os.environ.get("ENABLE_BATCHING", "")),
+            batching=None if batching == "auto" else batching,
             max_batch_size=max_batch_size,
             max_batch_wait=max_batch_wait_time,
             capacity=capacity,
@@ -186,8 +235,9 @@ def main(
         _check_faults(config)
         _check_keys(config)
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-    set_up(log_level, worker=config.worker_name, gpu=gpu)
+        raise usage_error(click.get_current_context(), error) from error
+    end_check(click.get_current_context())
+    set_up(log_level, log_format, own="imagegen_worker", worker=config.worker_name, gpu=gpu)
     sys.exit(_serve(config))
 
 
@@ -200,15 +250,6 @@ def _serve(config: WorkerConfig) -> int:
     except StartError as error:
         log(_log, logging.CRITICAL, str(error))
         return 1
-
-
-def _batching_of_the_guide(enable: str) -> Literal["off"] | None:
-    """Return the batching that ENABLE_BATCHING asks for; None is the default."""
-    if not enable or enable.lower() in _YES:
-        return None
-    if enable.lower() in _NO:
-        return "off"
-    raise ConfigError(f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {enable!r}")
 
 
 def _check_faults(config: WorkerConfig) -> None:

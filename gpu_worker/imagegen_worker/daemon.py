@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from imagegen_common.logs import log
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
 from imagegen_worker.backends import StartError
@@ -37,7 +38,6 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.worker import Policy, WorkerCore
 from imagegen_worker.encoding import EncodePool
-from imagegen_worker.logs import log
 from imagegen_worker.mailbox import Died, Mailbox
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Daemon:
                 logging.DEBUG,
                 "not sent",
                 broker=self._config.brokers[action.link],
-                message=type(action.message).__name__,
+                kind=type(action.message).__name__,
             )
 
     def _died(self, error: BaseException) -> int:

@@ -1,5 +1,7 @@
 """`builtin:shapes` through the worker's own backend: the prompt decides the picture."""
 
+import logging
+
 import pytest
 
 from imagegen_worker.backends import Row, StoppedError
@@ -43,6 +45,15 @@ def make_rows(backend, prompts, first_seed=0, **fields):
 
 def no_step(step, steps):
     """Nobody watches."""
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_what_the_libraries_log_takes_our_form(library, capfd, caplog):
+    logging.getLogger(f"{library}.models").warning("not this")
+    logging.getLogger(f"{library}.models").error("this")
+    assert [record.getMessage() for record in caplog.records] == ["this"]
+    assert capfd.readouterr().err == ""
 
 
 def test_colours_and_shapes_are_what_the_prompt_says(backend):

@@ -1,5 +1,7 @@
 """What the broker does with workers' messages, and with their silence."""
 
+import logging
+
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
 from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
@@ -96,12 +98,22 @@ class Backend:
             self._ledger.workers[worker_id] = worker
             self._ledger.placement.add(worker)
             self._ledger.counters.workers_registered += 1
+            self._ledger.note(
+                logging.INFO,
+                "worker registered",
+                worker=message.name,
+                host=message.host,
+                gpu=message.gpu_id,
+                models=",".join(message.models),
+                capacity=message.capacity,
+            )
             self._adopt_default_model(message.models[0])
         worker.heard = now
         self._reconcile(worker, message, -1, now)
         self._send_beat(worker)
 
     def _refuse(self, worker_id: bytes, holder: Worker) -> None:
+        self._ledger.note(logging.WARNING, "worker refused: its name is taken", worker=holder.name)
         text = f"a live worker on {holder.ready.host} is named {holder.name!r}; choose another with --name"
         self._ledger.send(ToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
 
@@ -127,6 +139,13 @@ class Backend:
             ledger.unclaim(worker, request_id)
         for assignment in list(worker.holding.values()):
             assignment.request.worker = None
+        self._ledger.note(
+            logging.WARNING if died else logging.INFO,
+            "worker lost" if died else "worker left",
+            worker=worker.name,
+            silent_seconds=now - worker.heard,
+            requests=len(worker.assigned),
+        )
         if died:
             self._move_on(worker, "worker_lost", "died", now)
         else:
@@ -148,6 +167,7 @@ class Backend:
 
     def _requeue(self, request: Request, reason: str) -> None:
         self._ledger.counters.requeued[reason] += 1
+        self._ledger.note_request("request queued again", request, request.worker, reason=reason)
         self._ledger.enqueue(request, front=True)
         for other in self._ledger.workers.values():
             if request.id in other.finished or (request.id in other.others and not other.stuck):
@@ -177,6 +197,14 @@ class Backend:
         if stuck and not worker.stuck:
             self._ledger.counters.workers_stuck += 1
             worker.stuck = True
+            requests = len(worker.assigned)
+            self._ledger.note(
+                logging.WARNING,
+                "worker hangs",
+                worker=worker.name,
+                step_age_seconds=worker.step_age,
+                requests=requests,
+            )
             self._move_on(worker, "worker_stuck", "hung", now)
         worker.stuck = stuck
 

@@ -7,7 +7,17 @@ import msgpack
 from imagegen_broker.core.backend import Backend
 from imagegen_broker.core.frontend import Frontend
 from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import Action, Payload, Request, Settings, State, ToClient, ToWorker, Worker
+from imagegen_broker.core.records import (
+    Action,
+    Note,
+    Payload,
+    Request,
+    Settings,
+    State,
+    ToClient,
+    ToWorker,
+    Worker,
+)
 from imagegen_broker.core.snapshot import statistics
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
 from imagegen_protocol.messages import (
@@ -125,6 +135,10 @@ class BrokerCore:
                 if now - request.delivered < patience:
                     break
                 self.frontend.send_answer_again(request, now)
+
+    def take_notes(self) -> list[Note]:
+        """Return the lines that are to be logged since the last call."""
+        return self.ledger.take_notes()
 
     # ---- dispatch -------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What the broker does with clients' messages."""
 
+import logging
 from itertools import islice
 from typing import Any
 
@@ -66,6 +67,7 @@ class Frontend:
         self._ledger.counters.rejected[code] += 1
         request_id = message.request_id if isinstance(message, Submit | Cancel) else None
         retry = self._ledger.settings.silence
+        self._note_refusal(None, request_id, code)
         answer = Error(request_id=request_id, code=code, message=text, retry_after_seconds=retry)
         self._ledger.send(ToClient(client_id, answer))
 
@@ -85,6 +87,9 @@ class Frontend:
         for client in list(self._ledger.clients.values()):
             if now - client.heard > self._ledger.settings.silence and not slept:
                 self._ledger.counters.clients_lost += 1
+                self._ledger.note(
+                    logging.WARNING, "client lost", client=client.session, requests=len(client.requests)
+                )
                 self.drop(client)
             else:
                 self.heartbeat(client)
@@ -99,6 +104,7 @@ class Frontend:
         for request in list(client.requests.values()):
             if request.state is not State.DELIVERED:
                 self._ledger.counters.abandoned += 1
+                self._ledger.note_request("request abandoned", request, request.worker)
             self._ledger.forget(request, acknowledged=False)
         del self._ledger.clients[client.id]
 
@@ -121,6 +127,7 @@ class Frontend:
         refusal = self._refusal(client, message, payload, now)
         if refusal is not None:
             self._ledger.counters.rejected[refusal["code"]] += 1
+            self._note_refusal(client, message.request_id, refusal["code"])
             self._ledger.send(ToClient(client.id, Error(request_id=message.request_id, **refusal)))
             return
         request = Request(
@@ -138,6 +145,13 @@ class Frontend:
         self._ledger.accept(request)
         self._ledger.deadlines.add(request, len(self._ledger.requests))
         self._ledger.confirm(client.id, request.id)
+
+    def _note_refusal(self, client: Client | None, request_id: bytes | None, code: str) -> None:
+        if self._ledger.settings.log_requests and request_id is not None:
+            session = {} if client is None else {"client": client.session}
+            self._ledger.note(
+                logging.INFO, "request refused", request_id=request_id.hex(), outcome=code, **session
+            )
 
     def _submitted_again(self, client: Client, request: Request, message: Submit, now: float) -> None:
         """The client sends a request again, or another client takes it over: the id is a capability."""
@@ -178,6 +192,7 @@ class Frontend:
         else:
             # Whoever held the answer is gone; what was not acknowledged is made again.
             self._ledger.counters.requeued["answer_lost"] += 1
+            self._ledger.note_request("request queued again", request, None, reason="answer_lost")
             self._ledger.enqueue(request, front=True)
             return
         self._ledger.sent_again(request, now)

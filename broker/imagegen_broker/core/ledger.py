@@ -2,6 +2,7 @@
 and placement always agree. What is to be sent gathers in an outbox, joined where the protocol allows it.
 """
 
+import logging
 from collections import OrderedDict, defaultdict
 
 from imagegen_broker.core.counters import Counters, Rate
@@ -13,6 +14,7 @@ from imagegen_broker.core.records import (
     Action,
     Assignment,
     Client,
+    Note,
     Payload,
     Request,
     Settings,
@@ -48,6 +50,7 @@ class Ledger:
         self.counters = Counters()
         self.rate = Rate()
         self.default_model = settings.default_model
+        self._notes: list[Note] = []
         self._outbox: list[Action] = []
         self._accepted: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._releases: defaultdict[bytes, list[bytes]] = defaultdict(list)
@@ -91,6 +94,7 @@ class Ledger:
         self.unclaim(worker, request.id)
         self.assign(request, worker)
         request.attempt = max(1, request.attempt)
+        request.dispatched = request.dispatched or request.arrived
         self.counters.attached += 1
         self.ask_again(worker, request.id)
 
@@ -104,7 +108,7 @@ class Ledger:
 
     def deliver(self, request: Request, worker: Worker, outcome: str, now: float) -> None:
         """Book that a worker's terminal answer was sent on; the worker holds it until the acknowledgement."""
-        self._delivered(request, outcome, now)
+        self._delivered(request, worker, outcome, now)
         self.hold(request, worker)
 
     def hold(self, request: Request, worker: Worker) -> None:
@@ -115,7 +119,7 @@ class Ledger:
     def fail(self, request: Request, answer: Error, now: float) -> None:
         """End a request with an error of the broker's own, and have a worker that has it forget it."""
         worker = request.worker
-        self._delivered(request, answer.code, now)
+        self._delivered(request, worker, answer.code, now)
         request.answer = answer
         self.pass_on(request, answer)
         if worker is not None:
@@ -129,7 +133,16 @@ class Ledger:
         self.unacknowledged[request.resends][request.id] = request
         self.counters.resent += 1
 
-    def _delivered(self, request: Request, outcome: str, now: float) -> None:
+    def _delivered(self, request: Request, worker: Worker | None, outcome: str, now: float) -> None:
+        if self.settings.log_requests:
+            self.note_request(
+                "request answered",
+                request,
+                worker,
+                outcome=outcome,
+                queue_seconds=(request.dispatched or now) - request.arrived,
+                total_seconds=now - request.arrived,
+            )
         self.counters.answered[outcome] += 1
         self.counters.duration.observe(now - request.arrived)
         self.rate.add()
@@ -205,6 +218,24 @@ class Ledger:
         worker.unclaimed.discard(request_id)
         if self.holders.get(request_id) is worker:
             del self.holders[request_id]
+
+    # ---- notes ----------------------------------------------------------------------------------
+
+    def note(self, level: int, text: str, **fields: object) -> None:
+        """Have a line logged."""
+        self._notes.append(Note(level, text, fields))
+
+    def note_request(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
+        """Have a line on a request logged, if such lines are wanted."""
+        if self.settings.log_requests:
+            made_by = {} if worker is None else {"worker": worker.name}
+            ids = {"request_id": request.id.hex(), "client": request.client.session, "attempt": request.attempt}
+            self.note(logging.INFO, text, **ids, **made_by, **fields)
+
+    def take_notes(self) -> list[Note]:
+        """Return what is to be logged, in order, and start afresh."""
+        notes, self._notes = self._notes, []
+        return notes
 
     # ---- outbox ---------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ class Settings:
     tombstones: int = 20_000
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
+    log_requests: bool = False
+    """Whether there are notes of requests too, and not of workers alone."""
 
     @property
     def grace(self) -> float:
@@ -194,3 +196,12 @@ class ToWorker:
 
 
 Action = ToClient | ToWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log; `level` as in `logging`."""
+
+    level: int
+    text: str
+    fields: dict[str, object]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, ToClient
+from imagegen_broker.core.records import Note, Settings, ToClient
 from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.messages import (
     Accepted,
@@ -37,11 +37,13 @@ class Bench:
         self.now = 100.0
         self.core = BrokerCore(Settings(**settings), self.now)
         self.sent: list[tuple[str, bytes, Message, Sequence[Any]]] = []
+        self.notes: list[Note] = []
 
     # ---- time ---------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         self.sent += [self.read(action) for action in self.core.settle(self.now)]
+        self.notes += self.core.take_notes()
         self.core.validate()
 
     @staticmethod

@@ -1,6 +1,10 @@
 """Wrong settings: each refused in a line that says what would be right."""
 
+import socket
+import sys
+
 import pytest
+from click.core import ParameterSource
 from click.testing import CliRunner
 
 from imagegen_broker.cli import main
@@ -17,6 +21,9 @@ from imagegen_broker.config import ConfigError, check_endpoint, is_loopback, par
         (["--http", "8080"], "one looks like 127.0.0.1:8080"),
         (["--strategy", "random"], "'queue-depth'"),
         (["--heartbeat-interval", "0"], "--heartbeat-interval"),
+        (["--heartbeat-interval", "nan"], "nan is not a finite number of seconds"),
+        (["--step-timeout", "inf"], "inf is not a finite number of seconds"),
+        (["--key", "/no/such"], "--authorized-clients"),
         (["--frontend", "tcp://192.0.2.1:0", "--insecure"], "can't bind tcp://192.0.2.1:0"),
     ],
 )
@@ -30,6 +37,53 @@ def test_a_wrong_strategy_in_the_environment_is_refused_too():
     result = CliRunner().invoke(main, [], env={"GPU_LOAD_BALANCE_STRATEGY": "random"})
     assert result.exit_code == 2
     assert "GPU_LOAD_BALANCE_STRATEGY" in result.output or "queue-depth" in result.output
+
+
+def test_the_environment_wins_over_a_file(tmp_path, monkeypatch):
+    (tmp_path / "broker.toml").write_text('strategy = "least-wait"\nmax_clients = 7\n')
+    monkeypatch.setenv("GPU_LOAD_BALANCE_STRATEGY", "queue-depth")
+    arguments = ["--config", str(tmp_path / "broker.toml")]
+    with main.make_context("imagegen-broker", arguments) as context:
+        assert (context.params["strategy"], context.params["max_clients"]) == ("queue-depth", 7)
+        assert context.get_parameter_source("strategy") is ParameterSource.ENVIRONMENT
+        assert context.get_parameter_source("max_clients") is ParameterSource.DEFAULT_MAP
+    with main.make_context("imagegen-broker", [*arguments, "--strategy", "round-robin"]) as context:
+        assert context.params["strategy"] == "round-robin"
+        assert context.get_parameter_source("strategy") is ParameterSource.COMMANDLINE
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('backend = "tcp://0.0.0.0:5556"', "broker.toml:1"),
+        ('http = "8080"', "one looks like 127.0.0.1:8080"),
+        ('key = "/no/such.key_secret"', "go together"),
+        ('key = "/no/such"\nauthorized_clients = "/no"\nauthorized_workers = "/no"', "/no/such"),
+        ("max_attempts = 101", "broker.toml:1: max_attempts: 101 is not in the range 1<=x<=100"),
+    ],
+)
+def test_a_check_sees_what_is_wrong_without_binding(tmp_path, text, words):
+    (tmp_path / "broker.toml").write_text(text)
+    result = CliRunner().invoke(main, ["--config", str(tmp_path / "broker.toml"), "--check-config"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
+def test_a_check_binds_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(main, ["--frontend", endpoint, "--check-config"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0].split() == ["frontend", "=", f'"{endpoint}"', "#", "flag"]
+
+
+def test_http_needs_its_library(monkeypatch):
+    monkeypatch.delitem(sys.modules, "imagegen_broker.http", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    result = CliRunner().invoke(main, ["--check-config"])
+    assert result.exit_code == 2
+    assert "install imagegen-fleet[broker], or say --http off" in result.output
+    assert CliRunner().invoke(main, ["--check-config", "--http", "off"]).exit_code == 0
 
 
 @pytest.mark.parametrize(

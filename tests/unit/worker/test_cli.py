@@ -108,11 +108,91 @@ def test_an_explicit_batching_wins(run):
     assert run.config.batching == "off"
 
 
+@pytest.fixture
+def file(tmp_path):
+    """`file(text)` writes a file of settings and returns the arguments that name it."""
+
+    def write(text):
+        (tmp_path / "worker.toml").write_text(text)
+        return "--config", str(tmp_path / "worker.toml")
+
+    return write
+
+
+def test_a_file(run, file):
+    run(*file('broker = ["tcp://a:1", "tcp://b:2"]\nmax_batch_size = 3\nmodel = "m"\ndrain_timeout = 5'))
+    assert (run.config.brokers, run.config.max_batch_size) == (("tcp://a:1", "tcp://b:2"), 3)
+    assert (run.config.model, run.config.drain_timeout) == ("m", 5.0)
+
+
+def test_the_environment_of_the_guide_wins_over_a_file(run, file):
+    arguments = file('broker = ["tcp://a:1"]\nmax_batch_size = 3\nmax_batch_wait_time = 1.0')
+    run(*arguments, IMAGEGEN_BROKER="tcp://b:2", MAX_BATCH_SIZE="5", MAX_BATCH_WAIT_TIME="0.25")
+    assert (run.config.brokers, run.config.max_batch_size) == (("tcp://b:2",), 5)
+    assert run.config.max_batch_wait == 0.25
+    run(*arguments, "--max-batch-size", "2", MAX_BATCH_SIZE="5")
+    assert run.config.max_batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "enabled", "batching", "place"),
+    [
+        ("static", "false", "off", "environment ENABLE_BATCHING"),
+        ("static", "true", "static", "file"),
+        ("off", "true", None, "environment ENABLE_BATCHING"),
+        ("off", "", "off", "file"),
+    ],
+)
+def test_enable_batching_wins_over_a_file(run, file, said, enabled, batching, place):
+    arguments = file(f'batching = "{said}"')
+    run(*arguments, ENABLE_BATCHING=enabled)
+    assert run.config.batching == batching
+    lines = run(*arguments, "--check-config", ENABLE_BATCHING=enabled).stdout.splitlines()
+    [line] = [line for line in lines if line.startswith("batching")]
+    assert f"# {place}" in line
+    run(*arguments, "--batching", "static", ENABLE_BATCHING=enabled)
+    assert run.config.batching == "static"
+
+
+def test_a_flag_can_be_taken_back(run, file):
+    run(*file("vae_tiling = true"))
+    assert run.config.vae_tiling
+    run(*file("vae_tiling = true"), "--no-vae-tiling")
+    assert not run.config.vae_tiling
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_batch_size = 0", "--max-batch-size must be from 1 to 512, got 0 (max_batch_size: file "),
+        ("deterministic = true", "--deterministic needs --batching continuous (deterministic: file "),
+        ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is no setting; is max_batch_size meant?"),
+        ('simulated_fail = ["explode:1"]', "--simulated-fail: 'explode:1' is none of slow:VALUE"),
+        ('key = "/no"\nbroker_key = "/no"', "/no"),
+    ],
+)
+def test_a_check_sees_what_is_wrong_without_a_daemon(run, file, text, words):
+    result = run(*file(text), "--check-config")
+    assert (result.exit_code, result.stdout, run.config) == (2, "", None)
+    assert words in result.stderr.splitlines()[-1]
+
+
+def test_a_check_of_good_settings_starts_nothing(run, file):
+    result = run(*file("gpu = 3"), "--check-config")
+    assert (result.exit_code, result.stderr, run.config) == (0, "", None)
+    assert 'backend = "simulated"' in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
         ([], {"ENABLE_BATCHING": "maybe"}, "true, 1, yes, on, false, 0, no, off, got 'maybe'"),
-        ([], {"MAX_BATCH_SIZE": "many"}, "'many' is not a valid integer"),
+        ([], {"MAX_BATCH_SIZE": "many"}, "(environment MAX_BATCH_SIZE): 'many' is not a valid integer"),
+        (
+            [],
+            {"IMAGEGEN_WORKER_COMPILE": "maybe"},
+            "(environment IMAGEGEN_WORKER_COMPILE): 'maybe' is not a valid",
+        ),
         ([], {"IMAGEGEN_BROKER": "localhost"}, "must look like tcp://127.0.0.1:5556"),
         (["--max-batch-size", "0"], {}, "--max-batch-size must be from 1 to 512"),
         (["--max-batch-wait-time", "nan"], {}, "from 0 to 3600"),

@@ -48,10 +48,12 @@ def load_pipeline(folder: Path, device: torch.device, options: LoadOptions) -> P
     """Load a pipeline, offline, and put it on its device. Raises `StartError` if it can't be used."""
     if options.cpu_offload and device.type == "cpu":
         raise StartError("--cpu-offload needs a GPU: on a CPU the model is where it would be put")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
+    for library in (transformers, diffusers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+        # Their own handler writes lines of another form.
+        library.logging.disable_default_handler()
+        library.logging.enable_propagation()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # Half the memory and twice the speed on a GPU; on a CPU half precision is many times slower.
     usual = "bfloat16" if device.type == "cuda" else "float32"

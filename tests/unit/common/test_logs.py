@@ -1,0 +1,123 @@
+"""One line a record, in pairs that people can read, or in JSON."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from imagegen_common.logs import JsonFormatter, LineFormatter, log, set_up
+
+CONSTANT = {"worker": "w 1", "gpu": 0}
+
+
+def shown(formatter, text, fields=None, error=None, level=logging.INFO):
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    record = logging.LogRecord("imagegen_worker", level, "", 0, text, (), exc_info)
+    record.created = 0.25
+    if fields is not None:
+        record.fields = fields
+    return formatter(CONSTANT).format(record)
+
+
+def raised():
+    try:
+        raise ValueError("boom\nand more")
+    except ValueError as error:
+        return error
+
+
+def test_a_line():
+    assert shown(LineFormatter, "registered", {"session": 3, "interval": 0.123456, "epoch": None}) == (
+        '1970-01-01T00:00:00.250Z info registered session=3 interval=0.123 epoch=None worker="w 1" gpu=0'
+    )
+
+
+def test_values_that_would_break_the_pairs_are_quoted():
+    line = shown(LineFormatter, "x", {"error": 'a "b"=c\nd', "empty": "", "name": "grün"})
+    assert r'error="a \"b\"=c\nd" empty="" name=grün' in line
+    assert "\n" not in line
+
+
+def test_a_message_of_several_lines_becomes_one():
+    line = shown(LineFormatter, "no such file\n  see the manual", level=logging.ERROR)
+    assert " error no such file see the manual worker=" in line
+
+
+def test_a_traceback_follows_the_line():
+    first, *rest = shown(LineFormatter, "it raised", error=raised()).splitlines()
+    assert first.endswith("gpu=0")
+    assert rest[-2:] == ["ValueError: boom", "and more"]
+
+
+def test_an_object():
+    assert json.loads(shown(JsonFormatter, "registered", {"session": 3, "interval": 0.123456, "epoch": None})) == {
+        "time": "1970-01-01T00:00:00.250Z",
+        "level": "info",
+        "logger": "imagegen_worker",
+        "message": "registered",
+        "session": 3,
+        "interval": 0.123456,
+        "epoch": None,
+        "worker": "w 1",
+        "gpu": 0,
+    }
+
+
+def test_an_object_stands_on_one_line_whatever_is_in_it():
+    fields = {"error": raised(), "path": "\udce4\n", "age": float("inf"), "ids": [b"a"]}
+    line = shown(JsonFormatter, "two\nlines", fields, raised())
+    assert "\n" not in line
+    read = json.loads(line, parse_constant=pytest.fail)
+    assert (read["message"], read["error"], read["age"]) == ("two\nlines", "boom\nand more", "inf")
+    assert (read["path"], read["ids"]) == ("\udce4\n", ["b'a'"])
+    assert read["traceback"].splitlines()[-2:] == ["ValueError: boom", "and more"]
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_own_lines_by_level_and_warnings_of_all_others(capsys):
+    set_up("info", "text", own="imagegen_worker", worker="w")
+    log(logging.getLogger("imagegen_worker.daemon"), logging.INFO, "hello", beat=1)
+    log(logging.getLogger("imagegen_worker.daemon"), logging.DEBUG, "not this")
+    logging.getLogger("other").info("nor this")
+    logging.getLogger("other").warning("but this")
+    lines = capsys.readouterr().err.splitlines()
+    assert [text.split(" ", 1)[1] for text in lines] == ["info hello beat=1 worker=w", "warning but this worker=w"]
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_what_a_thread_raises_becomes_an_object(capsys):
+    set_up("info", "json", own="imagegen_worker", worker="w")
+
+    def fail():
+        raise ValueError("boom")
+
+    thread = threading.Thread(target=fail, name="device")
+    thread.start()
+    thread.join()
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["level"], line["thread"], line["worker"]) == ("critical", "device", "w")
+    assert line["traceback"].splitlines()[-1] == "ValueError: boom"
+
+
+def test_warnings_and_the_last_exception_of_a_process_are_objects():
+    script = (
+        "import warnings\n"
+        "from imagegen_common.logs import set_up\n"
+        "class Bad:\n"
+        "    def __del__(self): raise ValueError('late')\n"
+        "set_up('info', 'json', own='imagegen')\n"
+        "warnings.warn('old ways')\n"
+        "bad = Bad(); del bad\n"
+        "raise ValueError('boom')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    warning, late, last = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert (warning["level"], warning["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: old ways" in warning["message"]
+    assert late["traceback"].splitlines()[-1] == "ValueError: late"
+    assert (last["level"], last["message"]) == ("critical", "uncaught exception")
+    assert last["traceback"].splitlines()[-1] == "ValueError: boom"
