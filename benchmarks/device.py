@@ -88,6 +88,7 @@ class Served:
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
         self._meeting = Rendezvous(pipeline)
         self._arguments = arguments
+        self.drops_rows = False
 
     @property
     def timer(self) -> Timer:

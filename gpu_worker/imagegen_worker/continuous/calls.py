@@ -86,12 +86,19 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.unwanted: set[int] = set()
+        """Of its images, by number, those that nobody waits for any more: stages may leave out their rows."""
         self.result: Any = None
         self.error: BaseException | None = None
         self.seconds = 0.0
         """Its share of the time of the forwards that it took part in."""
         self.company = images
         """The most images that shared one forward, its own included."""
+
+    @property
+    def wanted(self) -> int:
+        """How many of its images somebody waits for."""
+        return self.images - len(self.unwanted)
 
     def run(self) -> None:
         """Do the work, and keep what comes out. Called by greenlet at the first switch."""

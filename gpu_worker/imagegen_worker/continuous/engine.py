@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
-from imagegen_worker.continuous.calls import Task
+from imagegen_worker.continuous.calls import Task, current_task
 from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit, Hub, HubEvent
 from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
@@ -54,6 +54,10 @@ class StepwiseBackend(Protocol):
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """Whether `make` takes rows of this kind together, and makes the images that it makes of each alone."""
 
+    @property
+    def drops_rows(self) -> bool:
+        """Whether the rows of a task's `unwanted` images are left out of its forwards."""
+
     def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Make one image for each row; all requests have the same `batch_key`.
 
@@ -85,12 +89,16 @@ _Place = tuple[_Member, int]
 """A job and which of its images."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Share:
-    """The images that one pipeline call makes: alike, of one job or of several that came together."""
+    """The images that one pipeline call makes: alike, of one job or of several that came together.
+
+    `held`: how many of those that may run at a time are taken by it.
+    """
 
     shape: Hashable
     places: tuple[_Place, ...]
+    held: int
 
 
 class ContinuousEngine:
@@ -192,7 +200,7 @@ class ContinuousEngine:
             key = (member, index) if alone else request.batch_key
             shapes[key] = shape
             alike.setdefault(key, []).append((member, index))
-        return [_Share(shapes[key], tuple(places)) for key, places in alike.items()]
+        return [_Share(shapes[key], tuple(places), len(places)) for key, places in alike.items()]
 
     def _begin(self, share: _Share) -> None:
         rows = []
@@ -213,6 +221,8 @@ class ContinuousEngine:
         """Return what tells of the steps of a call: to each job the mean over its images."""
 
         def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
+            if (task := current_task()) is not None:
+                self._leave(share, share.held - task.wanted)  # its next forward has no more rows than that
             for member, index in share.places:
                 before = sum(member.steps) // len(member.steps)
                 member.steps[index] = step
@@ -225,6 +235,13 @@ class ContinuousEngine:
 
         return on_step
 
+    def _leave(self, share: _Share, places: int) -> None:
+        """Let others have places that a call has taken."""
+        share.held -= places
+        self._running[share.shape] -= places
+        if not self._running[share.shape]:
+            del self._running[share.shape]
+
     def _wants(self, member: _Member) -> bool:
         """Whether the job has not ended."""
         return self._members.get(member.job.number) is member
@@ -234,9 +251,7 @@ class ContinuousEngine:
         while ended := self._hub.ended():
             for task in ended:
                 share: _Share = task.tag
-                self._running[share.shape] -= len(share.places)
-                if not self._running[share.shape]:
-                    del self._running[share.shape]
+                self._leave(share, share.held)
                 for member, _ in share.places:
                     member.tasks.discard(task)
                 if task.error is None:
@@ -251,8 +266,8 @@ class ContinuousEngine:
 
     def _made(self, share: _Share, task: Task) -> None:
         """Keep the images of a call; hand on the jobs of which these were the last."""
-        self._images_out += len(share.places)
-        seconds = task.seconds / len(share.places)
+        self._images_out += task.wanted
+        seconds = task.seconds / task.wanted
         if self._seconds_per_image is None:
             self._seconds_per_image = seconds
         self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
@@ -318,8 +333,11 @@ class ContinuousEngine:
             del self._members[member.job.number]
         self._line.discard({(member, index) for index in range(len(member.job.request.seeds))})
         for task in list(member.tasks):
-            if not any(self._wants(other) for other, _ in task.tag.places):
+            places = task.tag.places
+            if not any(self._wants(other) for other, _ in places):
                 self._hub.cancel(task)
+            elif self._backend.drops_rows:
+                task.unwanted.update(at for at, (other, _) in enumerate(places) if other is member)
 
     # ---- what is told --------------------------------------------------------------------------------------
 

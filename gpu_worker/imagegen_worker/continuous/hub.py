@@ -48,7 +48,7 @@ class ForwardDone:
     @property
     def images(self) -> int:
         """How many images shared it."""
-        return sum(task.images for task in self.tasks)
+        return sum(task.wanted for task in self.tasks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class Hub:
             self._running.popleft()
             done = running.done(seconds)
             for task in done.tasks:
-                task.seconds += seconds * task.images / done.images
+                task.seconds += seconds * task.wanted / done.images
                 task.company = max(task.company, done.images)
             if done.stage.is_denoiser and running.account is not None:
                 self._turns.charge(running.account, seconds - running.charged)
@@ -353,8 +353,8 @@ class Hub:
 
 def _parts(task: Task, call: Call) -> list[int]:
     """Return the row counts, growing, in which a call for several images may be run part by part."""
-    rows_an_image, odd = divmod(call.rows, task.images)
-    halves = [task.images >> power for power in range(1, task.images.bit_length())]
+    rows_an_image, odd = divmod(call.rows, task.wanted)
+    halves = [task.wanted >> power for power in range(1, task.wanted.bit_length())]
     return [] if odd else [rows_an_image * images for images in reversed(halves)]
 
 

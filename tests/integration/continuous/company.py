@@ -88,6 +88,7 @@ class Backend:
         self.arguments = arguments
         self.timer = rendezvous.timer
         self.shares_calls = lambda request: shares_calls
+        self.drops_rows = True
 
     def session(self):
         return self.rendezvous.session()

@@ -125,3 +125,29 @@ def test_in_one_call_within_rounding(family, meet):
         assert (image - same).abs().max().item() <= TOLERANCE
     assert {event.images for event in events} == {len(prompts)}
     assert {event.fallback for event in events} == {""}
+
+
+def test_without_the_rows_of_who_left(family, meet):
+    if "mask_image" in family.arguments:
+        pytest.skip("inpainting shares no call")
+    calls = list(requests(family))
+    common = {name: value for name, value in calls[0].items() if name not in ("prompt", "negative_prompt")}
+    prompts = [call["prompt"] for call in calls]
+    expected = [stock(family.pipeline, dict(common, prompt=prompt), seed) for seed, prompt in enumerate(prompts)]
+    rendezvous = meet(family.pipeline)
+    settled(rendezvous, family)
+    events = []
+    with rendezvous.session():
+        hub = Hub(observe=events.append)
+        arguments = dict(common, prompt=prompts)
+        task = hub.start(lambda: rendezvous.generate_all(arguments, range(len(prompts))), images=len(prompts))
+        while hub.step():
+            if any(event.stage.is_denoiser for event in events):
+                task.unwanted.update({0, 2})
+    if task.error is not None:
+        raise task.error
+    for index in (1, 3):
+        assert (task.result[index] - expected[index]).abs().max().item() <= TOLERANCE
+    rows = [event.rows for event in events if event.stage.is_denoiser]
+    if len(rows) > 2:  # the second was under way already
+        assert rows[-1] * 2 == rows[0]

@@ -97,10 +97,35 @@ class ModuleStage:
             self.describe(call)
             if call.payload is not None and (found := self._cache.get(call.payload[1])) is not None:
                 return joining.map_tensors(found, torch.clone)
+        meet = rendezvous
+        if task.unwanted and self._cache is None:
+            meet = self._meet_without_unwanted
         if not torch.is_inference_mode_enabled():
-            return rendezvous(call)
+            return meet(call)
         with torch.inference_mode(False), torch.no_grad():  # so does this, and the other tasks run without
+            return meet(call)
+
+    def _meet_without_unwanted(self, call: Call) -> Any:
+        """Leave out the rows of images that nobody waits for; in the output, those of another stand for them.
+
+        Row r is of image r modulo their number: guidance repeats all images, one after the other.
+        """
+        images, unwanted = call.task.images, call.task.unwanted
+        self.describe(call)
+        if call.key is None or call.rows % images:
             return rendezvous(call)
+        assert isinstance(call.key, _Kind)
+        layout, listed = call.key.layout, call.key.listed
+        kept = [row for row in range(call.rows) if row % images not in unwanted]
+        ones = [1] * len(kept)
+        joined = layout.join([call.payload[0]], [call.rows])
+        part = layout.join([layout.narrow(joined, row, row + 1) for row in kept], ones)
+        smaller = Call(
+            self, (), part, call.task, rows=len(kept), described=True, key=call.key, payload=(part, b"")
+        )
+        of = dict(zip(kept, joining.split(rendezvous(smaller), ones, listed=listed), strict=True))
+        outputs = [of.get(row, of[kept[0]]) for row in range(call.rows)]
+        return joining.merge(outputs, [1] * call.rows, listed=listed)
 
     def describe(self, call: Call) -> None:
         """See `Stage.describe`."""
@@ -180,7 +205,8 @@ class ModuleStage:
         assert self._cache is not None
         assert isinstance(call.key, _Kind)
         layout, listed = call.key.layout, call.key.listed
-        rows = [layout.narrow(call.payload[0], index, index + 1) for index in range(call.rows)]
+        joined = layout.join([call.payload[0]], [call.rows])
+        rows = [layout.narrow(joined, index, index + 1) for index in range(call.rows)]
         names = [b"row " + _identity((id(self), call.task.adapters), row) for row in rows]
         known = {name: self._cache.get(name) for name in names}
         missing = {name: row for name, row in zip(names, rows, strict=True) if known[name] is None}

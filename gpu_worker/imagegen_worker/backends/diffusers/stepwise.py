@@ -1,7 +1,7 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,8 @@ class StepwiseDiffusers:
         self.costs = RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
         self._shares = False
+        self.drops_rows = False
+        """See `StepwiseBackend`; both are found out by the first images."""
 
     @property
     def timer(self) -> Timer:
@@ -70,7 +72,7 @@ class StepwiseDiffusers:
         return self._rendezvous.session()
 
     def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`; found out by the first images."""
+        """See `StepwiseBackend.shares_calls`."""
         return self._shares
 
     def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
@@ -117,13 +119,17 @@ class StepwiseDiffusers:
             self._shares = _alike(self._make_or_none(rows), alone)
             if not self._shares:
                 _log.warning("the pipeline does not make the same images in one call: each has its own")
+            elif len(rows) > 1:
+                without_first = self._make_or_none(rows, unwanted={0})
+                self.drops_rows = without_first is not None and _alike([alone[0], *without_first[1:]], alone)
         for count in counts[:-1] if self._shares else counts:
             self._try(rows[:count])
 
-    def _make_or_none(self, rows: Sequence[Row]) -> "list[Image] | None":
+    def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
         task = hub.start(partial(self.make, rows, nobody_watches), images=len(rows))
+        task.unwanted.update(unwanted)
         while hub.step():
             continue
         if task.error is not None:

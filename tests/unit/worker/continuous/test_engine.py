@@ -21,10 +21,11 @@ from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 class ToyBackend:
     """Draws one grey pixel for a seed by as many forwards as steps; the shape of a request is its width."""
 
-    def __init__(self, stage, timer=None, *, shares_calls=True):
+    def __init__(self, stage, timer=None, *, shares_calls=True, drops_rows=False):
         self.stage = stage
         self.timer = timer or WallTimer()
         self.shares_calls = lambda request: shares_calls
+        self.drops_rows = drops_rows
         self.open = False
         self.made = []
 
@@ -42,7 +43,8 @@ class ToyBackend:
         if any(row.request.prompt == "broken" for row in rows):
             raise ValueError("a broken prompt")
         for step in range(request.num_inference_steps):
-            self.stage(*(row.seed for row in rows), key=request.width)
+            unwanted = current_task().unwanted if self.drops_rows else ()
+            self.stage(*(row.seed for at, row in enumerate(rows) if at not in unwanted), key=request.width)
             on_step(step + 1, request.num_inference_steps)
         return [Image.new("L", (1, 1), row.seed) for row in rows]
 
@@ -192,6 +194,19 @@ def test_a_call_goes_on_for_those_who_still_want_it_and_no_longer():
     stage = ToyStage()
     made_by([*commands, (4, ev.Cancel(2))], stage=stage)
     assert sum(rows for _, rows in stage.forwards) == 3 * 4
+
+
+def test_rows_of_cancelled_images_make_room_for_others():
+    stage = ToyStage()
+    commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(4)]
+    commands += [(0, job(4, seeds=(4, 5), steps=2)), (3, ev.Cancel(0)), (3, ev.Cancel(2))]
+    made, _, results = made_by(commands, stage=stage, max_batch_size=4, drops_rows=True)
+    assert made == [[0, 1, 2, 3], [4, 5]]
+    assert sorted(results) == [1, 3, 4]
+    assert max(rows for _, rows in stage.forwards) == 4
+    assert results[4].batch_size == 4
+    # Of nine steps the first four have all rows, the next two the two newcomers', the last three two.
+    assert sum(rows for _, rows in stage.forwards) == 4 * 4 + 2 * (2 + 2) + 3 * 2
 
 
 def test_a_call_is_run_in_parts_where_fewer_rows_pay_better():
