@@ -28,6 +28,7 @@ from imagegen_worker.supervisor.core import (
 
 CANT_START_STATUS = 71
 """Stands for the status of a process that could not be started (EX_OSERR)."""
+REAP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -48,7 +49,7 @@ class Supervisor:
 
     def __init__(self, children: Sequence[Child], policy: Policy | None = None) -> None:
         self._children = children
-        self._core = SupervisorCore(len(children), policy or Policy(), time.monotonic())
+        self._core = SupervisorCore(len(children), policy or Policy(), _now())
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._signals: list[int] = []
         self._status: int | None = None
@@ -59,19 +60,20 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             wake = self._catch_signals(stack)
             while self._status is None:
-                self._perform(self._core.tick(time.monotonic()))
+                self._perform(self._core.tick(_now()))
                 if self._status is None:
                     select.select([wake], [], [], self._wait_seconds())
                     with contextlib.suppress(BlockingIOError):
                         wake.recv(4096)
                 self._take_ends()
                 self._take_signals()
+            self._reap()
         log(_log, logging.CRITICAL if self._status else logging.INFO, "supervisor exits", status=self._status)
         return self._status
 
     def _wait_seconds(self) -> float | None:
         deadline = self._core.next_deadline()
-        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        return None if deadline is None else max(deadline - _now(), 0.0)
 
     def _take_ends(self) -> None:
         for worker, process in list(self._processes.items()):
@@ -83,6 +85,13 @@ class Supervisor:
     def _take_signals(self) -> None:
         while self._signals and self._status is None:
             self._perform(self._core.handle(Signalled(self._signals.pop(0)), _now()))
+
+    def _reap(self) -> None:
+        """Wait for the killed; one whose driver hangs stays behind."""
+        end = _now() + REAP_SECONDS
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(end - _now(), 0.0))
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
