@@ -1,5 +1,6 @@
 """One command, a worker process for each GPU: they work, die, come back and leave, each without the others."""
 
+import os
 import re
 import signal
 import urllib.request
@@ -36,6 +37,8 @@ def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
     assert sorted(workers) == NAMES
     assert per_gpu(client, "gpu_id") == {"sim-0": 0, "sim-1": 1, "sim-2": 2}
     assert {process.ppid() for process in workers.values()} == {fleet.processes["sim"].pid}
+    groups = {os.getpgid(process.pid) for process in (*workers.values(), fleet.processes["sim"])}
+    assert len(groups) == 4, "a Ctrl-C in the terminal reaches the supervisor alone"
     said = bench(fleet, "--burst", "30")
     assert (said["successful"], said["num_gpus"]) == (30, 3)
     assert set(per_gpu(client, "total_requests").values()) == {10}
