@@ -38,7 +38,7 @@ def detect(
         try:
             return list_gpus(nvml)
         except nvml.NVMLError as error:
-            log(_log, logging.DEBUG, "no NVML", error=error)
+            log(_log, logging.DEBUG, "NVML can't be had", error=error)
     if driver_folder.is_dir():
         return driver_gpus(driver_folder)
     # Importing torch takes seconds: only where there is a device that it alone may know.

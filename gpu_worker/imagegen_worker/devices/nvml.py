@@ -1,14 +1,17 @@
 """NVML, the driver's own library, through `nvidia-ml-py`: counted here, read in `readings.py`."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 from imagegen_worker.devices.gpu import Gpu
+from imagegen_common.logs import log
 
 Nvml = Any
 """The module `pynvml`, or what acts like it."""
+_log = logging.getLogger(__name__)
 
 
 def nvml_module() -> Nvml | None:
@@ -37,8 +40,10 @@ def list_gpus(nvml: Nvml) -> list[Gpu]:
     gpus: list[Gpu] = []
     with opened(nvml):
         for index in range(nvml.nvmlDeviceGetCount()):
-            with suppress(nvml.NVMLError):
+            try:
                 gpus += _card(nvml, index, len(gpus))
+            except nvml.NVMLError as error:
+                log(_log, logging.WARNING, "a GPU does not answer, and is left out", gpu=index, error=error)
     return gpus
 
 

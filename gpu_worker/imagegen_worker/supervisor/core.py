@@ -28,7 +28,7 @@ class Policy:
 
     first_wait: float = 1.0
     longest_wait: float = 60.0
-    steady_seconds: float = 60.0
+    steady_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

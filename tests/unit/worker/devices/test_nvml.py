@@ -33,9 +33,11 @@ def test_a_split_card_gives_its_instances():
     assert gpus[1].card_uuid == "GPU-cccc3333-0000"
 
 
-def test_a_lost_card_is_left_out_and_the_others_keep_their_index():
+def test_a_lost_card_is_left_out_and_the_others_keep_their_index(caplog):
     gpus = list_gpus(StandIn(Card(A, lost=True), Card(B)))
     assert [(gpu.number, gpu.index, gpu.uuid) for gpu in gpus] == [(0, 1, B)]
+    (record,) = caplog.records
+    assert record.fields["gpu"] == 0
 
 
 def test_without_a_driver_nvml_says_so():
