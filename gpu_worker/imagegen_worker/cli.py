@@ -215,6 +215,9 @@ def main(
       1   everything that is not below; the last line of the log says what
       2   a setting is wrong
       70  the device hangs
+
+    With several GPUs, a worker that ends with 0 or 2 is not started again. When all have ended so, the worst of
+    their statuses is that of the command.
     """
     context = click.get_current_context()
     try:

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from imagegen_common.logs import log
 from imagegen_worker.devices.gpu import Gpu
 from imagegen_worker.devices.nvml import Nvml, list_gpus, nvml_module
-from imagegen_common.logs import log
 
 DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
 DEVICE_FOLDER = Path("/dev")

@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from imagegen_worker.devices.gpu import Gpu
 from imagegen_common.logs import log
+from imagegen_worker.devices.gpu import Gpu
 
 Nvml = Any
 """The module `pynvml`, or what acts like it."""

@@ -195,8 +195,8 @@ def test_a_check_sees_what_is_wrong_without_a_daemon(run, file, text, words):
 
 
 def test_a_check_of_good_settings_starts_nothing(run, file):
-    result = run(*file("gpu = 3"), "--check-config")
-    assert (result.exit_code, result.stderr, run.config) == (0, "", None)
+    result = run(*file('gpu = "0,1"'), "--check-config")
+    assert (result.exit_code, result.stderr, run.config, run.children) == (0, "", None, None)
     assert 'backend = "simulated"' in result.stdout
 
 
@@ -255,6 +255,13 @@ def test_the_guides_environment_names_gpus(run):
     assert [child.about["gpu"] for child in run.children] == [0, 1, 2]
     run("--gpu", "3", GPU_IDS="0,1,2")
     assert (run.children, run.config.gpu) == (None, 3)
+
+
+def test_gpus_of_a_file(run, file):
+    run(*file('gpu = "1,3"\nname = "n"\nhttp_port = 9101'))
+    assert [child.about["worker"] for child in run.children] == ["n-1", "n-3"]
+    assert [child.command[-1] for child in run.children] == ["9102", "9104"]
+    assert "gpu must be a string, got 3" in run(*file("gpu = 3")).output.splitlines()[-1]
 
 
 def test_a_gpu_that_is_not_there_ends_with_2_and_lists_those_there_are(run):
