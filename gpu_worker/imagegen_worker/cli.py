@@ -12,6 +12,10 @@ import click
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_worker.devices.detect import detect
+from imagegen_worker.devices.visible import GpuMissingError, entries
+from imagegen_worker.supervisor.plan import SUPERVISED, Plan, children, plan
+from imagegen_worker.supervisor.shell import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +58,13 @@ class _BatchingOption(click.Option):
     callback=_split,
     help="Endpoint of a broker's backend; may be given several times, all are dialled.",
 )
-@click.option("--gpu", type=int, default=0, help="Index of the device on this host.")
+@click.option(
+    "--gpu",
+    envvar="GPU_IDS",
+    metavar="GPU[,GPU...]",
+    help="Numbers or UUIDs, among those that CUDA_VISIBLE_DEVICES leaves. Several get a process each, which is "
+    "started again if it dies.  [default: every GPU]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
 @click.option("--model", help="Folder of a diffusers pipeline.  [default: builtin:shapes]")
 @click.option(
@@ -86,12 +96,16 @@ class _BatchingOption(click.Option):
 @click.option(
     "--capacity", type=int, help="Requests taken at a time, running and waiting.  [default: two batches]"
 )
-@click.option("--name", help="The worker's name; no two live ones may share it.  [default: HOST-gpuN]")
+@click.option(
+    "--name",
+    help="The worker's name; no two live ones may share it. With several GPUs: NAME-N.  [default: HOST-gpuN]",
+)
 @click.option("--http-host", default="127.0.0.1", help="Where --http-port is bound.")
 @click.option(
     "--http-port",
     type=int,
-    help="Port of /metrics, /healthz and /readyz; 0 is any.  [default: none is opened]",
+    help="Port of /metrics, /healthz and /readyz; 0 is any. With several GPUs: GPU n's is this + n."
+    "  [default: none is opened]",
 )
 @click.option(
     "--drain-timeout",
@@ -150,7 +164,7 @@ class _BatchingOption(click.Option):
 @click.version_option(package_name="imagegen-fleet")
 def main(
     broker: tuple[str, ...],
-    gpu: int,
+    gpu: str | None,
     device: Literal["auto", "cpu", "cuda"],
     model: str | None,
     backend: Literal["diffusers", "simulated"],
@@ -179,16 +193,17 @@ def main(
     simulated_image_seconds: float,
     simulated_fail: tuple[str, ...],
 ) -> None:
-    """Make images on one device, for one or several brokers.
+    """Make images on every GPU of this host, or on those of --gpu, for one or several brokers.
 
-    SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends the
-    process at once.
+    SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends
+    everything at once.
 
     Each option may also stand in the file of --config (--max-batch-size is max_batch_size there), and in the
     environment (IMAGEGEN_WORKER_MAX_BATCH_SIZE). Options win over the environment, and that over the file.
 
     \b
     Examples:
+      imagegen-worker
       imagegen-worker --device cpu
       imagegen-worker --broker tcp://broker:5556 --gpu 1 --model /models/sdxl --http-port 9102
       imagegen-worker --config configs/worker.toml --check-config
@@ -200,11 +215,14 @@ def main(
       1   everything that is not below; the last line of the log says what
       2   a setting is wrong
       70  the device hangs
+
+    With several GPUs, a worker that ends with 0 or 2 is not started again. When all have ended so, the worst of
+    their statuses is that of the command.
     """
+    context = click.get_current_context()
     try:
         config = WorkerConfig(
             brokers=broker,
-            gpu=gpu,
             device=device,
             model=model,
             backend=backend,
@@ -234,11 +252,38 @@ def main(
         )
         _check_faults(config)
         _check_keys(config)
+        if gpu is not None:
+            entries(gpu)
     except ConfigError as error:
-        raise usage_error(click.get_current_context(), error) from error
-    end_check(click.get_current_context())
-    set_up(log_level, log_format, own="imagegen_worker", worker=config.worker_name, gpu=gpu)
-    sys.exit(_serve(config))
+        raise usage_error(context, error) from error
+    end_check(context)
+    set_up(log_level, log_format, own="imagegen_worker")
+    try:
+        planned = plan(config, gpu, os.environ, detect)
+    except ConfigError as error:
+        gone = isinstance(error, GpuMissingError) and SUPERVISED in os.environ
+        usage = usage_error(context, error)
+        raise _GpuGoneError(usage.message, context) if gone else usage from error
+    if planned.supervised:
+        _warn(planned)
+        sys.exit(Supervisor(children(planned, sys.argv[1:])).run())
+    (seat,) = planned.seats
+    about = {"worker": seat.config.worker_name, "gpu": seat.config.gpu}
+    set_up(log_level, log_format, own="imagegen_worker", **about)
+    _warn(planned)
+    os.environ.update(seat.environment)  # before torch is imported
+    sys.exit(_serve(seat.config))
+
+
+class _GpuGoneError(click.UsageError):
+    """A supervised worker's GPU is not there any more; it may come back (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+def _warn(planned: Plan) -> None:
+    for warning in planned.warnings:
+        log(_log, logging.WARNING, warning)
 
 
 def _serve(config: WorkerConfig) -> int:

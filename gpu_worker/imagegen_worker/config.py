@@ -27,7 +27,6 @@ class LoadOptions:
     """How a diffusers model is put on its device; each reaches the diffusers call of the same meaning."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpu: int = 0
     threads: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
@@ -44,11 +43,13 @@ class WorkerConfig:
 
     `batching`, `name`, `capacity`, `model` and `torch_threads` may be None: see `effective_batching`,
     `worker_name`, `effective_capacity` and `model_name`, and the diffusers backend. `http_port` None serves no
-    HTTP, 0 picks a free port.
+    HTTP, 0 picks a free port. `gpu` is the card's index on the host, whatever torch calls it.
     """
 
     brokers: tuple[str, ...] = ("tcp://127.0.0.1:5556",)
     gpu: int = 0
+    gpu_uuid: str | None = None
+    gpu_name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: str | None = None
     backend: Literal["diffusers", "simulated"] = "diffusers"
@@ -136,7 +137,6 @@ class WorkerConfig:
         """How a diffusers model is put on its device."""
         return LoadOptions(
             device=self.device,
-            gpu=self.gpu,
             threads=self.torch_threads,
             dtype=self.dtype,
             compile=self.compile,

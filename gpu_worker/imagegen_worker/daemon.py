@@ -39,6 +39,7 @@ from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.worker import Policy, WorkerCore
 from imagegen_worker.encoding import EncodePool
 from imagegen_worker.mailbox import Died, Mailbox
+from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 
 if TYPE_CHECKING:
     from imagegen_worker.metrics import Metrics
@@ -60,6 +61,7 @@ class Daemon:
             name=config.worker_name,
             host=socket.gethostname(),
             gpu_id=config.gpu,
+            gpu_uuid=config.gpu_uuid,
             backend=config.backend,
             capacity=config.effective_capacity,
             max_batch_size=config.batch_size,
@@ -82,6 +84,7 @@ class Daemon:
     def run(self) -> int:
         """Serve until drained. Raises `StartError` if a port or an endpoint can't be had."""
         config = self._config
+        card = {"gpu_uuid": config.gpu_uuid, "gpu_name": config.gpu_name} if config.gpu_name else {}
         log(
             _log,
             logging.INFO,
@@ -93,6 +96,7 @@ class Daemon:
             max_batch_size=config.batch_size,
             capacity=config.effective_capacity,
             pid=os.getpid(),
+            **card,
         )
         with contextlib.ExitStack() as stack:
             stack.callback(self._mailbox.close)
@@ -259,12 +263,12 @@ class Daemon:
     def _catch_signals(self, stack: contextlib.ExitStack) -> None:
         fd = signal.set_wakeup_fd(self._mailbox.wakeup_fd(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, fd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, DRAIN_SIGNAL):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
-        if len(self._signals) > 1:
+        if number != DRAIN_SIGNAL and len([n for n in self._signals if n != DRAIN_SIGNAL]) > 1:
             try:
                 log(_log, logging.CRITICAL, "second signal, exiting at once", signal=signal.Signals(number).name)
             finally:  # whatever the signal has interrupted: writing a line, for example

@@ -22,6 +22,7 @@ from imagegen_protocol.messages import WorkerStats
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core.events import CallDone, CallFailed, EngineEvent, Finished, Idle, Started, Stepped
 from imagegen_worker.core.worker import WorkerCore
+from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.http import HttpServer
 
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -74,6 +75,7 @@ class Metrics(Collector):
         self._http: HttpServer | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        self.registry.register(GpuCollector(config))
         self._queue_wait = self._histogram("queue_wait_seconds", "From arrival to the start of the batch.")
         self._generation = self._histogram("generation_seconds", "From the start of the batch to the last image.")
         self._encode = self._histogram("encode_seconds", "Encoding the images of one request.")

@@ -186,6 +186,9 @@ class Ready(Holding, tag="ready", frozen=True, kw_only=True):
     name: Name
     host: Name
     gpu_id: int
+    """The card's index on its host."""
+    gpu_uuid: Name | None = None
+    """The card's own, or that of its MIG instance."""
     device: Name
     backend: Name
     models: Annotated[list[Name], Meta(min_length=1, max_length=256)]

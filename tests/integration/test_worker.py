@@ -270,6 +270,23 @@ def test_a_second_signal_ends_at_once(broker, start, number, status):
     assert "second signal" in worker.lines[-1]
 
 
+@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)])
+def test_the_supervisors_word_is_no_second_signal(broker, start, order):
+    """A stop of the whole service may signal the worker too, beside its supervisor."""
+    worker = start("--simulated-batch-seconds", "0.5", "--simulated-image-seconds", "0")
+    broker.register()
+    (one,) = ids(1)
+    broker.work(one)
+    broker.heartbeat(lambda beat: beat["running"] == [one])
+    for number in (*order, signal.SIGUSR1):
+        worker.signal(number)
+        broker.heartbeat(lambda beat: beat["state"] == "draining")
+    assert broker.receive("result")["request_id"] == one
+    broker.send("release", request_ids=[one])
+    assert broker.receive("goodbye")
+    assert worker.end() == 0
+
+
 def test_a_refused_name_is_told_once_and_asked_for_until_it_is_free(broker, start):
     worker = start(*QUICK)
     for _ in range(3):

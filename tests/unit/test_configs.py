@@ -17,7 +17,13 @@ COMMANDS = {"broker": imagegen_broker.cli.main, "worker": imagegen_worker.cli.ma
 
 @pytest.fixture(params=sorted(COMMANDS))
 def role(request, monkeypatch):
-    for variable in ("MAX_BATCH_SIZE", "MAX_BATCH_WAIT_TIME", "ENABLE_BATCHING", "GPU_LOAD_BALANCE_STRATEGY"):
+    for variable in (
+        "MAX_BATCH_SIZE",
+        "MAX_BATCH_WAIT_TIME",
+        "ENABLE_BATCHING",
+        "GPU_LOAD_BALANCE_STRATEGY",
+        "GPU_IDS",
+    ):
         monkeypatch.delenv(variable, raising=False)
     return request.param
 

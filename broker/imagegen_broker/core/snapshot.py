@@ -62,6 +62,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
     batches = stats.total_batches
     return {
         "gpu_id": ready.gpu_id,
+        "gpu_uuid": ready.gpu_uuid,
         "worker": ready.name,
         "host": ready.host,
         "pid": ready.pid,

@@ -16,6 +16,7 @@ class Identity:
     name: str
     host: str
     gpu_id: int
+    gpu_uuid: str | None = None
     backend: str
     capacity: int
     max_batch_size: int
@@ -41,6 +42,7 @@ def ready(identity: Identity, models: Iterable[str], device: str, condition: Con
         name=identity.name,
         host=identity.host,
         gpu_id=identity.gpu_id,
+        gpu_uuid=identity.gpu_uuid,
         device=device,
         backend=identity.backend,
         models=list(models),

@@ -289,13 +289,15 @@ def test_an_unreachable_worker_gets_nothing_until_it_is_heard():
 
 
 def test_statistics_have_the_guides_fields():
-    bench = fleet("w")
+    bench = Bench()
+    bench.ready("w", gpu_uuid="GPU-1")
+    bench.settle()
     bench.submit(1)
     bench.beat(
         "w", queued=[rid(1)], stats=WorkerStats(total_requests=6, total_batches=2, total_batched_requests=6)
     )
     (gpu,) = bench.core.statistics(bench.now)["per_gpu_stats"]
-    assert gpu["gpu_id"] == 0
+    assert (gpu["gpu_id"], gpu["gpu_uuid"]) == (0, "GPU-1")
     assert gpu["current_queue_depth"] == 1
     assert gpu["total_requests"] == 6
     assert gpu["total_batches"] == 2

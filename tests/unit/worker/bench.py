@@ -21,6 +21,7 @@ IDENTITY = Identity(
     name="worker",
     host="h",
     gpu_id=0,
+    gpu_uuid="GPU-1",
     backend="test",
     capacity=4,
     max_batch_size=2,

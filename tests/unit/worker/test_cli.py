@@ -1,5 +1,6 @@
 """The command: options, environment, and how wrong settings end."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from click.testing import CliRunner
 
 from imagegen_worker.backends import StartError
 from imagegen_worker.cli import main
+from imagegen_worker.devices.nvml import list_gpus
+from imagegen_worker.supervisor.plan import SUPERVISED
+from tests.unit.worker.devices.standin import A, B, Card, StandIn
 
 pytestmark = pytest.mark.usefixtures("clean_logging")
 
@@ -16,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("clean_logging")
 @pytest.fixture
 def run(monkeypatch):
     """Run the command with a daemon that only takes its settings; `run.status` is what it ends with."""
-    monkeypatch.delenv("ENABLE_BATCHING", raising=False)
+    for name in ("ENABLE_BATCHING", "GPU_IDS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", SUPERVISED):
+        monkeypatch.delenv(name, raising=False)
 
     class Daemon:
         def __init__(self, config):
@@ -27,14 +32,26 @@ def run(monkeypatch):
                 raise run.status
             return run.status
 
+    class Supervisor:
+        def __init__(self, children):
+            run.children = children
+
+        def run(self):
+            return run.status
+
     monkeypatch.setattr("imagegen_worker.daemon.Daemon", Daemon)
+    monkeypatch.setattr("imagegen_worker.cli.Supervisor", Supervisor)
+    monkeypatch.setattr("imagegen_worker.cli.detect", lambda: list_gpus(StandIn(*run.cards)))
 
     def run(*arguments, **environment):
-        run.config = None
+        run.config = run.children = None
         return CliRunner().invoke(main, ["--backend", "simulated", *arguments], env=environment)
 
     run.status = 0
-    return run
+    run.cards = ()
+    yield run
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        os.environ.pop(name, None)  # what the worker set for torch
 
 
 def test_defaults(run):
@@ -91,7 +108,7 @@ def test_the_command_line_wins_over_the_environment(run):
 def test_batching_is_enabled(run, text):
     run(ENABLE_BATCHING=text)
     assert run.config.effective_batching == "static"
-    run("--backend", "diffusers", ENABLE_BATCHING=text)
+    run("--backend", "diffusers", "--device", "cpu", ENABLE_BATCHING=text)
     assert run.config.effective_batching == "continuous"
 
 
@@ -178,8 +195,8 @@ def test_a_check_sees_what_is_wrong_without_a_daemon(run, file, text, words):
 
 
 def test_a_check_of_good_settings_starts_nothing(run, file):
-    result = run(*file("gpu = 3"), "--check-config")
-    assert (result.exit_code, result.stderr, run.config) == (0, "", None)
+    result = run(*file('gpu = "0,1"'), "--check-config")
+    assert (result.exit_code, result.stderr, run.config, run.children) == (0, "", None, None)
     assert 'backend = "simulated"' in result.stdout
 
 
@@ -200,6 +217,8 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
         (["--simulated-fail", "oom:x"], {}, "'x' is not a number"),
         (["--batching", "dynamic"], {}, "'static', 'off'"),
         (["--device", "tpu"], {}, "'auto', 'cpu', 'cuda'"),
+        (["--gpu", "x"], {}, "--gpu must be numbers or UUIDs with commas between, as 0,2, got 'x'"),
+        ([], {"GPU_IDS": "0;1"}, "got '0;1'"),
         (["--log-level", "loud"], {}, "'info'"),
         (["--backend", "diffusers", "--model", "/no/such"], {}, "model_index.json"),
         (["--name", ""], {}, "--name must name 1 to 128 characters"),
@@ -210,6 +229,59 @@ def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, envi
     assert result.exit_code == 2
     assert words in result.output.splitlines()[-1]
     assert run.config is None
+
+
+CARDS = (Card(A, "One"), Card(B, "Two"))
+
+
+def test_every_gpu_gets_a_process(run):
+    run.cards = CARDS
+    run.status = 78
+    assert run("--backend", "diffusers").exit_code == 78
+    assert run.config is None
+    assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in run.children] == [A, B]
+
+
+def test_one_gpu_by_number_or_uuid_is_this_process(run):
+    run.cards = CARDS
+    for gpu in ("1", B):
+        assert run("--backend", "diffusers", "--gpu", gpu).exit_code == 0
+        assert (run.config.gpu, run.config.gpu_uuid, run.config.gpu_name, run.children) == (1, B, "Two", None)
+        assert (os.environ.pop("CUDA_VISIBLE_DEVICES"), os.environ.pop("CUDA_DEVICE_ORDER")) == (B, "PCI_BUS_ID")
+
+
+def test_the_guides_environment_names_gpus(run):
+    run(GPU_IDS="0,1,2")
+    assert [child.about["gpu"] for child in run.children] == [0, 1, 2]
+    run("--gpu", "3", GPU_IDS="0,1,2")
+    assert (run.children, run.config.gpu) == (None, 3)
+
+
+def test_gpus_of_a_file(run, file):
+    run(*file('gpu = "1,3"\nname = "n"\nhttp_port = 9101'))
+    assert [child.about["worker"] for child in run.children] == ["n-1", "n-3"]
+    assert [child.command[-1] for child in run.children] == ["9102", "9104"]
+    assert "gpu must be a string, got 3" in run(*file("gpu = 3")).output.splitlines()[-1]
+
+
+def test_a_gpu_that_is_not_there_ends_with_2_and_lists_those_there_are(run):
+    run.cards = CARDS
+    result = run("--backend", "diffusers", "--gpu", "0,2")
+    assert result.exit_code == 2
+    assert f"--gpu 0,2: there is no GPU 2; there are: 0 (One, {A}); 1 (Two, {B})" in result.output
+    assert run.config is run.children is None
+
+
+def test_a_supervised_workers_gpu_may_come_back(run):
+    assert run("--backend", "diffusers", "--gpu", "0", **{SUPERVISED: "1"}).exit_code == 69
+    assert run("--gpu", "0,0", **{SUPERVISED: "1"}).exit_code == 2
+
+
+def test_without_a_gpu_the_cpu_works_and_it_is_said(run):
+    result = run("--backend", "diffusers")
+    assert result.exit_code == 0
+    assert "warning there is no GPU: the model runs on the CPU" in result.output
+    assert run.config.device == "cpu"
 
 
 def test_the_status_is_the_daemons(run):
@@ -240,7 +312,17 @@ def test_version():
 
 
 def test_a_simulated_worker_imports_nothing_heavy():
-    heavy = ["torch", "diffusers", "transformers", "numpy", "greenlet", "prometheus_client", "rich", "psutil"]
+    heavy = [
+        "torch",
+        "diffusers",
+        "transformers",
+        "numpy",
+        "greenlet",
+        "prometheus_client",
+        "rich",
+        "psutil",
+        "pynvml",
+    ]
     script = (
         "import sys; import imagegen_worker.cli, imagegen_worker.daemon, imagegen_worker.backends.simulated;"
         f"print([name for name in {heavy} if name in sys.modules])"

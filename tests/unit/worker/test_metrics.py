@@ -1,16 +1,19 @@
 """The metrics as a scraper reads them, and the HTTP doors."""
 
+import dataclasses
 import urllib.error
 import urllib.request
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
+from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.metrics import Metrics
 from tests.unit.worker.bench import Bench
+from tests.unit.worker.devices.standin import A, Card, StandIn
 
 
 class Scrape:
@@ -18,7 +21,7 @@ class Scrape:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
-    def __call__(self, name, **labels):
+    def __call__(self, name, /, **labels):
         (value,) = [
             sample.value
             for sample in self.samples
@@ -32,10 +35,13 @@ def clock():
     return [50.0]
 
 
+CONFIG = WorkerConfig(backend="simulated", name="w", gpu=3, brokers=("tcp://a:1", "tcp://b:1"))
+ON_CARD = dataclasses.replace(CONFIG, gpu_uuid=A, gpu_name="Card")
+
+
 @pytest.fixture
 def metrics(clock):
-    config = WorkerConfig(backend="simulated", name="w", gpu=3, brokers=("tcp://a:1", "tcp://b:1"))
-    metrics = Metrics(config, clock=lambda: clock[0])
+    metrics = Metrics(CONFIG, clock=lambda: clock[0])
     yield metrics
     metrics.close()
 
@@ -45,13 +51,16 @@ def scrape(metrics):
 
 
 def test_names_and_helps_are_as_promtool_wants_them(metrics):
+    metrics.registry.register(GpuCollector(ON_CARD, StandIn(Card(A))))
     got = scrape(metrics)
     assert len(got.families) >= 15
     for name, family in got.families.items():
         assert name.startswith("imagegen_worker_")
         assert family.documentation.endswith(".")
         assert family.type in ("gauge", "counter", "histogram")
-        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")) or name.endswith("build_info")
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")) or name.endswith(
+            ("build_info", "gpu_info")
+        )
         assert not any(word in name for word in ("milliseconds", "minutes", "kilobytes", "percent"))
     for sample in got.samples:
         family = next(f for f in got.families.values() if sample in f.samples)
@@ -59,7 +68,11 @@ def test_names_and_helps_are_as_promtool_wants_them(metrics):
         assert not sample.name.endswith("_created")
         if sample.name != "imagegen_worker_build_info":
             assert (sample.labels["worker"], sample.labels["gpu"]) == ("w", "3")
-        known = {"worker", "gpu", "state", "outcome", "reason", "le", "version", "backend", "batching"}
+        known = {"worker", "gpu", "state", "outcome", "reason", "le", "version", "backend", "batching"} | {
+            "uuid",
+            "name",
+            "clock",
+        }
         assert set(sample.labels) <= known
 
 
@@ -168,6 +181,42 @@ def test_forwards_of_continuous_batching(metrics):
     assert got("beside_seconds_total") == 0.5
     assert got("busy_seconds_total") == pytest.approx(0.74)
     assert got("batched_requests_total") == 4
+
+
+def scrape_gpu(card, config=ON_CARD):
+    registry = CollectorRegistry()
+    registry.register(GpuCollector(config, StandIn(card)))
+    return Scrape(generate_latest(registry).decode())
+
+
+def test_the_gpu_tells_how_it_is():
+    got = scrape_gpu(Card(A))
+    assert got("gpu_info", worker="w", gpu="3", uuid=A, name="Card") == 1
+    assert (got("gpu_memory_used_bytes"), got("gpu_memory_total_bytes")) == (2_000, 80_000)
+    assert (got("gpu_utilization_ratio"), got("gpu_temperature_celsius"), got("gpu_power_watts")) == (
+        0.37,
+        61,
+        312.5,
+    )
+    assert (got("gpu_clock_hertz", clock="sm"), got("gpu_clock_hertz", clock="memory")) == (1.98e9, 2.619e9)
+    assert (got("gpu_throttled", reason="sw_power_cap"), got("gpu_throttled", reason="hw_slowdown")) == (1, 0)
+
+
+def test_what_the_gpu_does_not_tell_is_absent():
+    card = Card(A, memory=None, utilization=None, power=None, reasons=None, clocks={})
+    assert set(scrape_gpu(card).families) == {
+        "imagegen_worker_gpu_info",
+        "imagegen_worker_gpu_temperature_celsius",
+    }
+    assert set(scrape_gpu(Card("GPU-other")).families) == {"imagegen_worker_gpu_info"}
+    assert scrape_gpu(Card(A), CONFIG).families == {}
+
+
+def test_a_workers_metrics_say_which_gpu_it_has():
+    without_uuid = dataclasses.replace(ON_CARD, gpu_uuid=None)
+    got = scrape(Metrics(without_uuid))
+    assert got("gpu_info", uuid="", name="Card") == 1
+    assert not any(name.startswith("imagegen_worker_gpu") for name in scrape(Metrics(CONFIG)).families)
 
 
 @pytest.fixture

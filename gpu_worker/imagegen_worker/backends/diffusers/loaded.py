@@ -28,7 +28,7 @@ class LoadedPipeline:
     def __init__(self, folder: Path, name: str, options: LoadOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.device = choose_device(options.device, options.gpu)
+        self.device = choose_device(options.device)
         self.pipeline = load_pipeline(folder, self.device, options)
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:

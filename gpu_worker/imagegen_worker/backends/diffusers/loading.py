@@ -26,8 +26,8 @@ Pipeline = Any
 """A `diffusers.DiffusionPipeline`: the library's own annotations leave out most of what it can do."""
 
 
-def choose_device(wanted: str, gpu: int) -> torch.device:
-    """Return the device of `--device` and `--gpu`. Raises `StartError` that lists what there is."""
+def choose_device(wanted: str, gpu: int = 0) -> torch.device:
+    """Return the device of `--device`; a worker sees its own card alone, as 0. Raises `StartError`."""
     if wanted == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,7 +36,10 @@ def choose_device(wanted: str, gpu: int) -> torch.device:
     if wanted == "auto" and count == 0:
         return torch.device("cpu")
     there = ", ".join(f"{index} ({torch.cuda.get_device_name(index)})" for index in range(count)) or "none"
-    raise StartError(f"--gpu {gpu}: torch sees no such CUDA device; there are: {there}")
+    raise StartError(
+        f"torch {torch.__version__} sees no CUDA device {gpu}; it sees: {there}. Does it fit the driver? "
+        "--device cpu does without"
+    )
 
 
 def device_name(device: torch.device) -> str:

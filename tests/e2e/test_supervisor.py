@@ -1,0 +1,135 @@
+"""One command, a worker process for each GPU: they work, die, come back and leave, each without the others."""
+
+import os
+import re
+import signal
+import urllib.request
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import SIMULATED, bench, command
+
+NAMES = ["sim-0", "sim-1", "sim-2"]
+LONG = ("--backend", "simulated", "--simulated-batch-seconds", "0.3", "--simulated-image-seconds", "0.05")
+
+
+def per_gpu(client, field):
+    return {gpu["worker"]: gpu[field] for gpu in client.stats()["per_gpu_stats"]}
+
+
+@pytest.fixture
+def start(fleet, client):
+    """Start a supervisor of three workers; return their processes by name."""
+
+    def start(*options, name="sim"):
+        before = len(per_gpu(client, "pid"))
+        fleet.start_worker(name, "--gpu", "0,1,2", *options)
+        fleet.wait_for_workers(client, before + 3)
+        pids = per_gpu(client, "pid")
+        return {worker: psutil.Process(pid) for worker, pid in pids.items() if worker.startswith(name)}
+
+    return start
+
+
+def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
+    workers = start(*SIMULATED, "--http-port", "0")
+    assert sorted(workers) == NAMES
+    assert per_gpu(client, "gpu_id") == {"sim-0": 0, "sim-1": 1, "sim-2": 2}
+    assert {process.ppid() for process in workers.values()} == {fleet.processes["sim"].pid}
+    groups = {os.getpgid(process.pid) for process in (*workers.values(), fleet.processes["sim"])}
+    assert len(groups) == 4, "a Ctrl-C in the terminal reaches the supervisor alone"
+    said = bench(fleet, "--burst", "30")
+    assert (said["successful"], said["num_gpus"]) == (30, 3)
+    assert set(per_gpu(client, "total_requests").values()) == {10}
+    served = re.findall(r"metrics served address=(\S+) worker=(\S+)", (tmp_path / "logs" / "sim.log").read_text())
+    assert sorted(worker for _, worker in served) == NAMES
+    for address, worker in served:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert f'images_total{{gpu="{worker[-1]}",worker="{worker}"}} 10.0' in answer.read().decode()
+
+
+def test_a_killed_worker_comes_back_and_the_others_do_not_notice(fleet, client, start):
+    before = start(*LONG)
+    jobs = [client.submit(f"picture {number}", seed=number) for number in range(40)]
+    fleet.wait_until(lambda: per_gpu(client, "running")["sim-1"] > 0, "a running batch")
+    before["sim-1"].kill()
+    assert [job.result(60).seed for job in jobs] == list(range(40))
+    fleet.wait_until(lambda: per_gpu(client, "pid").get("sim-1") not in (None, before["sim-1"].pid), "a new sim-1")
+    after = per_gpu(client, "pid")
+    assert {name for name in NAMES if after[name] != before[name].pid} == {"sim-1"}
+    assert client.stats()["totals"]["workers_lost"] == 1
+    assert bench(fleet, "--burst", "12")["num_gpus"] == 3
+
+
+def test_no_worker_outlives_its_supervisor(fleet, start):
+    workers = start(*LONG)
+    fleet.kill("sim")
+    gone, alive = psutil.wait_procs(workers.values(), timeout=60)
+    assert (len(gone), alive) == (3, [])
+
+
+def test_sigterm_drains_them_all(fleet, client, start):
+    start(*LONG, name="leaving")
+    start(*SIMULATED, name="staying")
+    jobs = [client.submit(f"picture {number}", seed=number) for number in range(60)]
+    fleet.wait_until(lambda: per_gpu(client, "running")["leaving-2"] > 0, "a running batch")
+    assert fleet.terminate("leaving") == 0
+    assert [job.result(60).seed for job in jobs] == list(range(60))
+    assert client.stats()["totals"]["workers_lost"] == 0
+    assert sorted(per_gpu(client, "state")) == ["staying-0", "staying-1", "staying-2"]
+
+
+def test_a_stop_that_signals_every_process_of_the_service_drains_too(fleet, client, start):
+    """As systemd does it, unless told otherwise."""
+    workers = start(*LONG)
+    jobs = [client.submit(f"picture {number}", seed=number) for number in range(6)]
+    fleet.wait_until(lambda: all(per_gpu(client, "running").values()), "three running batches")
+    for process in workers.values():
+        process.send_signal(signal.SIGTERM)
+    assert fleet.terminate("sim") == 0
+    assert [job.result(60).seed for job in jobs] == list(range(6))
+    assert client.stats()["totals"]["workers_lost"] == 0
+
+
+def test_a_worker_that_was_sent_away_stays_away(fleet, client, start, tmp_path):
+    workers = start(*SIMULATED)
+    workers["sim-0"].send_signal(signal.SIGTERM)
+    psutil.wait_procs([workers["sim-0"]], timeout=60)
+    log = tmp_path / "logs" / "sim.log"
+    fleet.wait_until(
+        lambda: "worker ended, not started again worker=sim-0" in log.read_text(), "its end in the log"
+    )
+    assert bench(fleet, "--burst", "10")["num_gpus"] == 2
+    assert fleet.terminate("sim") == 0
+
+
+def test_a_broken_model_folder_makes_nobody_spin(fleet, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model_index.json").write_text("no model")
+    fleet.spawn(
+        "sim", ["imagegen-worker", "--gpu", "0,1", "--device", "cpu", "--name", "w", "--model", str(broken)]
+    )
+    log = tmp_path / "logs" / "sim.log"
+    fleet.wait_until(lambda: log.read_text().count("deaths_in_a_row=2") == 2, "two deaths of both", 120)
+    assert re.findall(r"worker=w-0 .*deaths_in_a_row=(\d) wait_seconds=(\d)", log.read_text())[:2] == [
+        ("1", "1"),
+        ("2", "2"),
+    ]
+    assert "the model could not be loaded" in log.read_text()
+    assert fleet.terminate("sim") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--device", "cpu", "--model", "/no/such"), "model_index.json"),
+        (("--backend", "simulated", "--http-port", "65535"), "the port of GPU 1 would be 65536"),
+    ],
+)
+def test_what_is_wrong_for_all_is_said_before_any_is_started(options, words):
+    done = command("imagegen-worker", "--gpu", "0,1", *options, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "started" not in done.stderr

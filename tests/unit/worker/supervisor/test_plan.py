@@ -1,0 +1,199 @@
+"""Who works on what: from `--gpu`, `--device`, `CUDA_VISIBLE_DEVICES` and the cards there are."""
+
+import socket
+import sys
+
+import pytest
+
+from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_worker.devices.nvml import list_gpus
+from imagegen_worker.devices.visible import GpuMissingError
+from imagegen_worker.supervisor.plan import about, children, plan
+from tests.unit.worker.devices.standin import MIG, A, B, Card, StandIn, split_card
+
+HOST = socket.gethostname()
+CARDS = (Card(A, "One"), Card(B, "Two"))
+
+
+def planned(gpu=None, cards=CARDS, environment=None, **fields):
+    def detect():
+        return list_gpus(StandIn(*cards))
+
+    return plan(WorkerConfig(**fields), gpu, environment or {}, detect)
+
+
+def simulated(gpu=None, **fields):
+    def detect():
+        raise AssertionError("a worker that uses no GPU looks for none")
+
+    return plan(WorkerConfig(**{"backend": "simulated", **fields}), gpu, {}, detect)
+
+
+def names(made):
+    return [seat.config.worker_name for seat in made.seats]
+
+
+def test_with_nothing_said_every_gpu_has_a_worker():
+    made = planned()
+    assert made.supervised
+    assert names(made) == [f"{HOST}-gpu0", f"{HOST}-gpu1"]
+    assert [(seat.config.gpu, seat.config.gpu_uuid, seat.config.gpu_name) for seat in made.seats] == [
+        (0, A, "One"),
+        (1, B, "Two"),
+    ]
+    assert {seat.config.device for seat in made.seats} == {"cuda"}
+    assert not made.warnings
+
+
+def test_a_worker_sees_its_own_card_alone_as_number_0():
+    for seat, uuid in zip(planned().seats, (A, B), strict=True):
+        assert seat.environment == {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        assert seat.gpu == "0"
+
+
+def test_what_a_supervised_worker_is_given_leads_it_to_the_same_card():
+    """Its process plans again, with the options and the environment of its seat."""
+    for cards in (CARDS, (split_card(0, 2), Card(A))):
+        for seat in planned(cards=cards, name="n").seats:
+            own = planned(seat.gpu, cards, seat.environment, name=seat.config.name)
+            assert not own.supervised
+            assert [again.config for again in own.seats] == [seat.config]
+            assert own.seats[0].environment == seat.environment
+
+
+def test_a_single_card_is_supervised_too_unless_it_is_named():
+    one = CARDS[:1]
+    assert planned(cards=one).supervised
+    assert not planned("0", cards=one).supervised
+    assert not planned(A).supervised
+    assert names(planned(B)) == [f"{HOST}-gpu1"]
+    assert planned("0,1").supervised
+
+
+def test_numbers_count_what_cuda_visible_devices_leaves():
+    made = planned("0", environment={"CUDA_VISIBLE_DEVICES": "1,0"})
+    (seat,) = made.seats
+    assert (seat.config.gpu, seat.config.gpu_uuid, seat.config.worker_name) == (1, B, f"{HOST}-gpu1")
+    assert [s.config.gpu for s in planned(environment={"CUDA_VISIBLE_DEVICES": B}).seats] == [1]
+
+
+def test_each_instance_of_a_split_card_has_a_worker():
+    made = planned(cards=(split_card(0, 2), Card(A)), http_port=9000)
+    assert names(made) == [f"{HOST}-gpu0-mig0", f"{HOST}-gpu0-mig2", f"{HOST}-gpu1"]
+    assert [seat.config.gpu for seat in made.seats] == [0, 0, 1]
+    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in made.seats] == [*MIG, A]
+    assert [seat.config.http_port for seat in made.seats] == [9000, 9001, 9002]
+    assert names(planned("1", cards=(split_card(0, 2),))) == [f"{HOST}-gpu0-mig2"]
+
+
+def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_warning():
+    made = planned(cards=())
+    assert not made.supervised
+    (seat,) = made.seats
+    assert (seat.config.device, seat.config.gpu_uuid, seat.environment) == ("cpu", None, {})
+    assert made.warnings == ("there is no GPU: the model runs on the CPU",)
+    hidden = planned(environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert hidden.seats[0].config.device == "cpu"
+    assert "CUDA_VISIBLE_DEVICES=: it is empty; there are: 0 (One, " in hidden.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cards", "environment", "fields", "words"),
+    [
+        ("2", CARDS, {}, {}, f"there is no GPU 2; there are: 0 (One, {A}); 1 (Two, {B})"),
+        ("0,1,2", CARDS, {}, {}, "there is no GPU 2"),
+        ("1", CARDS, {"CUDA_VISIBLE_DEVICES": "1"}, {}, f"there are: 0 (Two, {B}, GPU 1 of this host)"),
+        ("0", (), {}, {}, "--gpu 0: there is no GPU; --device cpu does without"),
+        (None, (), {}, {"device": "cuda"}, "--device cuda: there is no GPU; --device cpu does without"),
+        (None, CARDS, {"CUDA_VISIBLE_DEVICES": "x"}, {"device": "cuda"}, "CUDA_VISIBLE_DEVICES hides 0 (One"),
+        ("0", CARDS, {"CUDA_VISIBLE_DEVICES": ""}, {}, "CUDA_VISIBLE_DEVICES hides 0 (One"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_an_error(gpu, cards, environment, fields, words):
+    with pytest.raises(GpuMissingError) as caught:
+        planned(gpu, cards, environment, **fields)
+    assert words in str(caught.value)
+
+
+def test_an_entry_named_in_vain_is_told():
+    warning, _ = planned(environment={"CUDA_VISIBLE_DEVICES": "0,9"}).warnings
+    assert warning.startswith("CUDA_VISIBLE_DEVICES=0,9: '9' is no GPU, which hides it and all after it")
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, False),
+        ({"CUDA_VISIBLE_DEVICES": A}, False),
+        ({}, False),
+    ],
+)
+def test_among_unlike_cards_the_order_of_numbers_is_told(environment, warned):
+    warnings = planned(environment=environment).warnings
+    assert any("numbers are those of nvidia-smi" in warning for warning in warnings) == warned
+    alike = planned(cards=(Card(A), Card(B)), environment=environment)
+    assert not alike.warnings
+
+
+# ---- without GPUs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"backend": "diffusers", "device": "cpu"}, {"device": "cuda"}])
+def test_workers_that_use_no_gpu_take_numbers_as_names(fields):
+    alone = simulated(**fields)
+    assert (names(alone), alone.supervised) == ([f"{HOST}-gpu0"], False)
+    assert (names(simulated("3", **fields)), simulated("3", **fields).supervised) == ([f"{HOST}-gpu3"], False)
+    several = simulated("1,3", **fields)
+    assert (names(several), several.supervised) == ([f"{HOST}-gpu1", f"{HOST}-gpu3"], True)
+    assert [(seat.gpu, seat.environment) for seat in several.seats] == [("1", {}), ("3", {})]
+
+
+def test_names_and_ports_of_several_follow_their_numbers():
+    several = simulated("0,2", name="sim", http_port=9101)
+    assert names(several) == ["sim-0", "sim-2"]
+    assert [seat.config.http_port for seat in several.seats] == [9101, 9103]
+    assert [seat.config.http_port for seat in simulated("0,2", http_port=0).seats] == [0, 0]
+    alone = simulated("2", name="sim", http_port=9101).seats[0].config
+    assert (alone.worker_name, alone.http_port) == ("sim", 9101)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fields", "words"),
+    [
+        (A, {}, "workers that use no GPU take numbers only, as 0,1, got 'GPU-"),
+        ("1,1", {}, "--gpu 1,1: 1 is named twice"),
+        ("0-3", {}, "--gpu must be numbers or UUIDs with commas between, as 0,2, got '0-3'"),
+        ("1024", {}, "--gpu must be from 0 to 1023, got 1024"),
+        ("0,1", {"http_port": 65535}, "--http-port 65535: the port of GPU 1 would be 65536"),
+        ("0,1", {"name": "n" * 127}, "--name must name 1 to 128 characters"),
+    ],
+)
+def test_what_can_not_be_meant(gpu, fields, words):
+    with pytest.raises(ConfigError) as caught:
+        simulated(gpu, **fields)
+    assert words in str(caught.value)
+
+
+# ---- processes ---------------------------------------------------------------------------------------------
+
+
+def test_a_process_has_the_same_options_and_its_own_last():
+    given = ["--broker", "tcp://a:1", "--gpu", "0,1", "--http-port", "9101", "--vae-tiling"]
+    for number, child in enumerate(children(planned("0,1", http_port=9101), given)):
+        head = [sys.executable, "-P", "-m", "imagegen_worker"]
+        own = ["--gpu", "0", "--name", f"{HOST}-gpu{number}", "--http-port", str(9101 + number)]
+        assert child.command == [*head, *given, *own]
+        assert child.environment == {
+            "CUDA_VISIBLE_DEVICES": (A, B)[number],
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "IMAGEGEN_SUPERVISED": "1",
+        }
+        name = ("One", "Two")[number]
+        assert child.about == {
+            "worker": f"{HOST}-gpu{number}", "gpu": number, "gpu_uuid": (A, B)[number], "gpu_name": name,
+        }  # fmt: skip
+
+
+def test_a_worker_without_gpu_has_no_uuid_to_tell():
+    assert about(simulated("1").seats[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}

@@ -1,0 +1,96 @@
+"""The shell with real, small processes: sh in the place of workers."""
+
+import logging
+import os
+import signal
+import threading
+
+import psutil
+import pytest
+
+from imagegen_worker.supervisor.core import Policy
+from imagegen_worker.supervisor.shell import Child, Supervisor
+
+QUICK = Policy(first_wait=0.01, longest_wait=0.02, steady_seconds=3600.0)
+
+
+def child(script, **environment):
+    return Child(command=["sh", "-c", script], environment=environment, about={"worker": script[:20]})
+
+
+def supervise(*children):
+    return Supervisor(children, QUICK).run()
+
+
+@pytest.fixture
+def after():
+    """Call something on another thread once something holds."""
+    threads = []
+
+    def after(holds, call):
+        def wait():
+            while not holds():
+                threading.Event().wait(0.01)
+            call()
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+
+    yield after
+    for thread in threads:
+        thread.join(60)
+
+
+def test_when_all_have_ended_for_good_it_ends_with_the_worst_status(caplog):
+    caplog.set_level(logging.INFO)
+    assert supervise(child("exit 0"), child("exit 78"), child("exit 2")) == 78
+    told = [record for record in caplog.records if record.message == "worker ended, not started again"]
+    assert sorted(record.fields["status"] for record in told) == [0, 2, 78]
+
+
+def test_a_worker_that_dies_is_started_until_it_lives(tmp_path, caplog):
+    count = f"echo x >> {tmp_path}/runs; "
+    third = f"test $(wc -l < {tmp_path}/runs) -ge 3 && exit 0; kill -9 $$"
+    assert supervise(child(count + third)) == 0
+    assert (tmp_path / "runs").read_text() == "x\n" * 3
+    died = [record.fields for record in caplog.records if "to be started again" in record.message]
+    assert [(fields["status"], fields["deaths_in_a_row"]) for fields in died] == [(137, 1), (137, 2)]
+
+
+def test_a_program_that_is_not_there_is_tried_again(tmp_path, caplog, after):
+    program = tmp_path / "program"
+    after(lambda: caplog.text.count("worker can't be started") >= 2, lambda: program.symlink_to("/bin/true"))
+    assert supervise(Child(command=[str(program)])) == 0
+
+
+def test_environment_and_input(tmp_path):
+    script = 'test "$CARD" = 7 && test -n "$PATH" && ! read line'
+    assert supervise(child(f"{script} || exit 2", CARD="7")) == 0
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number):
+    drained = tmp_path / "drained"
+    worker = f"trap 'touch {drained}; exit 0' USR1; touch {tmp_path}/up; while :; do sleep 0.01; done"
+    after((tmp_path / "up").exists, send(number))
+    assert supervise(child(worker), child("exit 2")) == 0
+    assert drained.exists()
+
+
+def test_a_second_signal_kills(tmp_path, after):
+    worker = f"trap 'touch {tmp_path}/asked' USR1; echo $$ > {tmp_path}/up; while :; do sleep 0.01; done"
+    after((tmp_path / "up").exists, send(signal.SIGTERM))
+    after((tmp_path / "asked").exists, send(signal.SIGTERM))
+    assert supervise(child(worker)) == 128 + signal.SIGTERM
+    pid = int((tmp_path / "up").read_text())
+    assert not psutil.pid_exists(pid)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
+    supervise(child("exit 0"))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)] == before
