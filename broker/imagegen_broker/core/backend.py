@@ -135,8 +135,7 @@ class Backend:
         ledger = self._ledger
         ledger.placement.remove(worker)
         del ledger.workers[worker.id]
-        for request_id in list(worker.unclaimed):
-            ledger.unclaim(worker, request_id)
+        ledger.note_listed(worker, frozenset())
         for assignment in list(worker.holding.values()):
             assignment.request.worker = None
         self._ledger.note(
@@ -169,10 +168,8 @@ class Backend:
         self._ledger.counters.requeued[reason] += 1
         self._ledger.note_request("request queued again", request, request.worker, reason=reason)
         self._ledger.enqueue(request, front=True)
-        for other in self._ledger.workers.values():
-            if request.id in other.finished or (request.id in other.others and not other.stuck):
-                self._ledger.attach(request, other)  # it has a copy that another broker gave it
-                return
+        if (other := self._ledger.copy_of(request)) is not None:
+            self._ledger.attach(request, other)  # another broker gave it that
 
     # ---- heartbeats -----------------------------------------------------------------------------
 
@@ -217,12 +214,11 @@ class Backend:
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
         worker.running, worker.finished = frozenset(listed.running), frozenset(listed.finished)
-        self._check_step(worker, now)
         active = worker.running.union(listed.queued)
         finished = worker.finished
+        ledger.note_listed(worker, active | finished)
+        self._check_step(worker, now)
         worker.others = {request_id for request_id in active if request_id not in worker.assigned}
-        for request_id in worker.unclaimed - active - finished:
-            ledger.unclaim(worker, request_id)
         for request_id, assignment in list(worker.assigned.items()):
             if request_id in active or assignment.beat >= trusted_beat:
                 continue
@@ -246,14 +242,13 @@ class Backend:
         `usable`: there is an answer, or it can be expected.
         """
         request = self._ledger.requests.get(request_id)
+        worker.unclaimed.discard(request_id)
         if request is None:
             ended = self._ledger.tombstones.get(request_id)
             if ended is not None:
                 self._ledger.release(worker, request_id)
             if usable and not ended:  # nobody has its answer: whoever gave it up may come back for it
-                self._ledger.claimable(worker, request_id)
-            else:
-                self._ledger.unclaim(worker, request_id)
+                worker.unclaimed.add(request_id)
         elif request.state is State.QUEUED:
             if usable:
                 self._ledger.attach(request, worker)

@@ -39,8 +39,8 @@ class Ledger:
         self.requests: dict[bytes, Request] = {}
         self.clients: dict[bytes, Client] = {}
         self.workers: dict[bytes, Worker] = {}
-        self.holders: dict[bytes, Worker] = {}
-        """Who holds an id that no client has asked this broker for."""
+        self.holders: dict[bytes, dict[bytes, Worker]] = {}
+        """The workers that list an id in their last holding, by the ids of both."""
         self.unacknowledged: tuple[OrderedDict[bytes, Request], ...] = tuple(OrderedDict() for _ in range(6))
         """DELIVERED requests by the number of resends; within one, by the time of the last sending."""
         self.deadlines = Deadlines()
@@ -66,11 +66,11 @@ class Ledger:
         self.bytes += request.size
         self.tombstones.pop(request.id, None)
         self.counters.accepted += 1
-        holder = self.holders.get(request.id)
-        if holder is None:
-            self.enqueue(request)
-        else:
-            self.attach(request, holder)
+        for holder in self.holders.get(request.id, {}).values():
+            if request.id in holder.unclaimed:
+                self.attach(request, holder)
+                return
+        self.enqueue(request)
 
     def enqueue(self, request: Request, *, front: bool = False) -> None:
         """Put a request into the queue."""
@@ -91,7 +91,7 @@ class Ledger:
 
     def attach(self, request: Request, worker: Worker) -> None:
         """Bind a request to a worker that already has it, in place of making it twice."""
-        self.unclaim(worker, request.id)
+        worker.unclaimed.discard(request.id)
         self.assign(request, worker)
         request.attempt = max(1, request.attempt)
         request.dispatched = request.dispatched or request.arrived
@@ -206,18 +206,26 @@ class Ledger:
         request.worker = None
         request.state = state
 
-    # ---- what workers hold unasked --------------------------------------------------------------
+    # ---- what workers list ----------------------------------------------------------------------
 
-    def claimable(self, worker: Worker, request_id: bytes) -> None:
-        """Note that a worker holds an id that no client has asked for yet."""
-        worker.unclaimed.add(request_id)
-        self.holders[request_id] = worker
+    def note_listed(self, worker: Worker, listed: frozenset[bytes]) -> None:
+        """Book all the ids that a worker lists now; they cost what has changed."""
+        for request_id in worker.listed - listed:
+            holders = self.holders[request_id]
+            del holders[worker.id]
+            if not holders:
+                del self.holders[request_id]
+        for request_id in listed - worker.listed:
+            self.holders.setdefault(request_id, {})[worker.id] = worker
+        worker.unclaimed &= listed
+        worker.listed = listed
 
-    def unclaim(self, worker: Worker, request_id: bytes) -> None:
-        """Undo `claimable`."""
-        worker.unclaimed.discard(request_id)
-        if self.holders.get(request_id) is worker:
-            del self.holders[request_id]
+    def copy_of(self, request: Request) -> Worker | None:
+        """Return a worker that has a copy of a waiting request, and its answer or hope of one."""
+        for holder in self.holders.get(request.id, {}).values():
+            if request.id in holder.finished or (request.id in holder.others and not holder.stuck):
+                return holder
+        return None
 
     # ---- notes ----------------------------------------------------------------------------------
 

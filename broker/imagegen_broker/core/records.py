@@ -139,6 +139,8 @@ class Worker:
     """Answered and delivered, but not acknowledged."""
     others: set[bytes] = field(default_factory=set)
     """Listed as queued or running, but not assigned by this broker."""
+    listed: frozenset[bytes] = frozenset()
+    """All ids of its last holding."""
     running: frozenset[bytes] = frozenset()
     finished: frozenset[bytes] = frozenset()
     unclaimed: set[bytes] = field(default_factory=set)

@@ -221,8 +221,9 @@ def test_ids_that_nobody_asks_for_are_left_alone_and_acknowledged_ones_released(
     bench.ack(1)
     bench.beat("w", finished=[request, rid(9)])
     assert bench.ids(Release, "w") == [request, request]
-    assert list(bench.core.ledger.holders) == [rid(9)]
+    assert bench.core.ledger.workers[b"w"].unclaimed == {rid(9)}
     bench.beat("w")
+    assert not bench.core.ledger.workers[b"w"].unclaimed
     assert not bench.core.ledger.holders
 
 

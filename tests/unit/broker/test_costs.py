@@ -1,0 +1,62 @@
+"""What things cost, counted in lines of the core that are run: not how long they took."""
+
+import sys
+
+import pytest
+
+from imagegen_protocol.messages import Goodbye
+from tests.unit.broker.bench import Bench, rid
+
+
+def lines_of(what):
+    """Count the lines that are run in the broker's core while `what` is called."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if "imagegen_broker" not in frame.f_code.co_filename:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        what()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def fleet(workers, capacity=8):
+    """A bench with a worker `dying` that is full, and others that are full, too."""
+    bench = Bench(max_requests=200_000, max_requests_per_client=200_000).past_grace()
+    bench.ready("dying", capacity=capacity)
+    for number in range(capacity):
+        bench.submit(number)
+    for index in range(workers):
+        taken = [rid(1000 * (index + 1) + number) for number in range(4)]
+        bench.ready(f"other {index}", capacity=4, running=taken)
+    return bench
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_the_end_of_a_worker_costs_what_it_had_however_many_others_there_are(died):
+    def cost(workers, capacity=8):
+        bench = fleet(workers, capacity)
+        core, dying = bench.core, bench.core.ledger.workers[b"dying"]
+        bench.beat("dying", running=list(dying.assigned))
+        lines = lines_of(lambda: core.backend.remove(dying, bench.now, died=died))
+        assert core.ledger.queue.waiting("m") == capacity
+        return lines
+
+    few, many = cost(3), cost(300)
+    assert many == few
+    assert cost(3, capacity=16) < 2.2 * few
+
+
+def test_a_goodbye_leaves_nothing_of_what_was_listed():
+    bench = fleet(2)
+    for name in ("dying", "other 0", "other 1"):
+        bench.worker(name, Goodbye())
+    assert not bench.core.ledger.holders
