@@ -19,6 +19,9 @@ MAX_PREVIEW_SIDE_PIXELS = 64
 MAX_IDS_PER_MESSAGE = 1024
 """Ids in one ACK, ACCEPTED, RELEASE or RESEND; a longer list is sent as several messages."""
 
+MAX_MODELS = 256
+"""Models of one worker."""
+
 MAX_NAME_LENGTH = 128
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1

@@ -12,6 +12,7 @@ from msgspec import Meta
 from imagegen_protocol.limits import (
     ID_BYTES,
     MAX_IDS_PER_MESSAGE,
+    MAX_MODELS,
     MAX_NAME_LENGTH,
     MAX_TIMEOUT_SECONDS,
     VERSION,
@@ -20,6 +21,7 @@ from imagegen_protocol.limits import (
 Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
@@ -177,6 +179,8 @@ class Holding(Message, frozen=True, kw_only=True):
     stats: WorkerStats = WorkerStats()
     seconds_per_image: Seconds | None = None
     """Measured or modelled time of one image in a full batch; None while unknown."""
+    warm: Models = []
+    """The models that are loaded now; none: all that READY names."""
 
 
 class Ready(Holding, tag="ready", frozen=True, kw_only=True):
@@ -191,7 +195,7 @@ class Ready(Holding, tag="ready", frozen=True, kw_only=True):
     """The card's own, or that of its MIG instance."""
     device: Name
     backend: Name
-    models: Annotated[list[Name], Meta(min_length=1, max_length=256)]
+    models: Annotated[Models, Meta(min_length=1)]
     """The first is the worker's default model."""
     capacity: Annotated[int, Meta(ge=1, le=100_000)]
     """Requests that the worker takes at a time, running and waiting."""

@@ -11,6 +11,7 @@ loads = st.lists(
         depth=st.integers(0, 20),
         last_used=st.integers(0, 5),
         seconds=st.sampled_from([0.05, 0.1, 0.125, 0.25, 0.5, 1.0, 2.5]),
+        before=st.sampled_from([0.0, 0.0, 0.7, 10.0]),
     ),
     min_size=1,
     max_size=8,
@@ -30,7 +31,11 @@ def greedy(backlog, workers):
 
 
 def makespan(workers, counts):
-    ends = [(load.depth + count) * load.seconds for load, count in zip(workers, counts, strict=True) if count]
+    ends = [
+        load.before + (load.depth + count) * load.seconds
+        for load, count in zip(workers, counts, strict=True)
+        if count
+    ]
     return max(ends, default=0.0)
 
 
@@ -48,9 +53,9 @@ def test_nobody_could_finish_its_last_request_sooner(backlog, workers):
     plan = plan_least_wait(backlog, workers)
     for load, count in zip(workers, plan, strict=True):
         if count:
-            mine = (load.depth + count) * load.seconds
+            mine = load.before + (load.depth + count) * load.seconds
             others = [
-                (other.depth + other_count + 1) * other.seconds
+                other.before + (other.depth + other_count + 1) * other.seconds
                 for other, other_count in zip(workers, plan, strict=True)
             ]
             assert mine <= min(others) + 1e-9
@@ -60,6 +65,12 @@ def test_a_slow_worker_gets_nothing_that_a_fast_one_finishes_sooner():
     fast, slow = Load(depth=4, last_used=1, seconds=0.1), Load(depth=0, last_used=0, seconds=1.0)
     assert plan_least_wait(5, [fast, slow]) == [5, 0]
     assert plan_least_wait(7, [fast, slow]) == [6, 1]
+
+
+def test_a_cold_worker_gets_nothing_until_loading_is_quicker_than_waiting():
+    warm, cold = Load(depth=0, last_used=1, seconds=1.0), Load(depth=0, last_used=0, seconds=1.0, before=10.0)
+    assert plan_least_wait(10, [warm, cold]) == [10, 0]
+    assert plan_least_wait(14, [warm, cold]) == [12, 2]
 
 
 def test_no_workers_no_plan():

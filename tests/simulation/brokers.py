@@ -34,7 +34,7 @@ CHECK_EVERY = 24
 class Told:
     """What a worker has told a broker, remembered beside the core."""
 
-    __slots__ = ("active", "draining", "heard", "listed", "name", "step_age")
+    __slots__ = ("active", "draining", "heard", "listed", "name", "step_age", "warm")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,6 +46,8 @@ class Told:
         """Queued or running by its last word, and not answered since."""
         self.active: frozenset[bytes] = frozenset()
         """The same, less what was released since."""
+        self.warm: frozenset[str] = frozenset()
+        """None: all models."""
 
 
 class BrokerPeer(Peer):
@@ -125,6 +127,7 @@ class BrokerPeer(Peer):
             told.listed = told.listed - {message.request_id}
         if isinstance(message, Holding):
             told.active = told.listed = frozenset((*message.running, *message.queued))
+            told.warm = frozenset(message.warm)
         if isinstance(message, WorkerHeartbeat):
             told.draining, told.step_age = message.state == "draining", message.step_age_seconds
         elif isinstance(message, Error) and message.code == "returned":
@@ -170,7 +173,7 @@ class BrokerPeer(Peer):
         invariants.after_settle(world, self)
         for action in actions:
             if isinstance(action.message, Work):
-                invariants.on_dispatch(self, action.message)
+                invariants.on_dispatch(self, action.worker_id, action.message)
         for action in actions:
             message = action.message
             if isinstance(action, ToClient):

@@ -16,6 +16,7 @@ BACKEND = "imagegen_broker.core.backend:Backend."
 FRONTEND = "imagegen_broker.core.frontend:Frontend."
 LEDGER = "imagegen_broker.core.ledger:Ledger."
 BROKER = "imagegen_broker.core.broker:BrokerCore."
+PLACEMENT = "imagegen_broker.core.placement:Placement."
 QUEUE = "imagegen_broker.core.queue:FairQueue."
 RECORDS = "imagegen_broker.core.records:"
 WORKER = "imagegen_worker.core.worker:WorkerCore."
@@ -197,6 +198,13 @@ MUTATIONS = (
         "level.clients.move_to_end(request.client.id)",
         "pass",
         ("fair_share",),
+    ),
+    Mutation(
+        "any worker is as good as one that has the model loaded",
+        PLACEMENT + "update",
+        "not worker.is_warm(model)",
+        "False",
+        ("warm_first",),
     ),
     Mutation(
         "a client's bytes are not bounded",

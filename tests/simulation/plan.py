@@ -35,6 +35,9 @@ class Plan:
     strategy: str = "round-robin"
     two_models: bool = False
     """Worker 0 serves `m` and `n`, the others `m` alone."""
+    swaps: bool = False
+    """All workers serve both models, and each has room for one at a time; `load_seconds` to change it."""
+    load_seconds: float = 0.5
     skew: bool = False
     """Each process has a clock of its own speed, 0.97 to 1.03."""
     batch: int = 2
@@ -230,4 +233,5 @@ def draw(seed: int) -> Plan:
         "burst": dice.choice([1, 4, 12, 40]),
     }
     shape.update(THEMES[theme][1](dice))
+    shape["swaps"] = bool(shape["two_models"]) and dice.random() < 0.5
     return Plan(seed=seed, theme=theme, **shape)  # type: ignore[arg-type]

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo
+import msgspec
+
+from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, WorkerHeartbeat
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
@@ -65,7 +67,8 @@ class WorkerPeer(Peer):
         self._batch: list[ev.Job] = []
         self._over: set[int] = set()
         self._busy = False
-        names = "mn" if plan.two_models and index == 0 else "m"
+        names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
+        self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
         world.after(dice.uniform(0.01, 0.3), self.when_awake, self._feed, ev.Warm(models, "cpu", None))
 
@@ -99,6 +102,8 @@ class WorkerPeer(Peer):
         for action in actions:
             match action:
                 case ev.Send(link, message, frames):
+                    if isinstance(message, Ready | WorkerHeartbeat):
+                        message = msgspec.structs.replace(message, warm=self._warm)
                     self.world.network.send_up(self.lines[link], message, frames)
                 case ev.Job():
                     self._jobs.append(action)
@@ -149,20 +154,30 @@ class WorkerPeer(Peer):
         if not self.alive:
             return
         plan = self.world.plan
-        self._batch, self._jobs = self._jobs[: plan.batch], self._jobs[plan.batch :]
-        if not self._batch:
+        if not self._jobs:
             self._busy = False
             return
+        alike = [job for job in self._jobs if not plan.swaps or job.request.model == self._jobs[0].request.model]
+        self._batch = alike[: plan.batch]
+        self._jobs = [job for job in self._jobs if job not in self._batch]
+        loading = plan.load_seconds * self._load(self._batch[0].request.model)
         for job in self._batch:
             invariants.on_begun(self.world, self, self.core.held.by_number(job.number))
         self._feed(ev.Started(tuple(job.number for job in self._batch)))
         if not self.alive:
             return
-        seconds = self._speed * (plan.batch_seconds + plan.image_seconds * len(self._batch))
+        seconds = loading + self._speed * (plan.batch_seconds + plan.image_seconds * len(self._batch))
         if any(job.request.prompt == "poison" for job in self._batch):
             self.world.after(self.world.dice.uniform(0.05, 1.0) * seconds + 0.03, self._device, self._poisoned)
             seconds += 1e9
         self.world.after(seconds / STEPS, self._device, lambda: self._step(1, seconds / STEPS))
+
+    def _load(self, model: str) -> bool:
+        """Have the model on the device, in place of the other one; return whether it was not there."""
+        if not self._warm or model in self._warm:
+            return False
+        self._warm = [model]
+        return True
 
     def _step(self, step: int, pause: float) -> None:
         wanted = tuple(job.number for job in self._batch if job.number not in self._over)

@@ -87,6 +87,8 @@ class Ledger:
         request.worker = worker
         worker.assigned[request.id] = Assignment(request, worker.beat)
         worker.others.discard(request.id)
+        if worker.warm:
+            worker.warm.add(request.model)
         self.placement.update(worker)
 
     def attach(self, request: Request, worker: Worker) -> None:

@@ -6,17 +6,26 @@ from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
 
 _UNKNOWN_SECONDS = 1.0
+LOAD_SECONDS = 10.0
+"""What `least-wait` takes the loading of a model for: nobody tells, and the order of magnitude is enough."""
 _MAX_SEEN_MODELS = 4096
+
+_Place = tuple[bool, Key, int, bytes]
+"""Whether it comes after the warm ones, the strategy's key, the worker's version and id."""
 
 
 class Placement:
-    """Knows the workers, by model. Tell it of each change with `update`; stale entries are dropped lazily."""
+    """Knows the workers, by model. Tell it of each change with `update`; stale entries are dropped lazily.
+
+    Of the workers with room, those that have the model warm go first; a cold one takes what finds no room there.
+    `least-wait` adds the time of the loading to a cold worker's expected finish instead.
+    """
 
     def __init__(self, strategy: str) -> None:
         self.strategy = strategy
         self._key = KEYS[strategy]
         self._workers: dict[bytes, Worker] = {}
-        self._heaps: dict[str, list[tuple[Key, int, bytes]]] = {}
+        self._heaps: dict[str, list[_Place]] = {}
         self._serving: dict[str, dict[bytes, Worker]] = {}
         self._plans: dict[str, dict[bytes, int]] = {}
         self._seen: dict[str, None] = {}
@@ -64,10 +73,10 @@ class Placement:
         worker.version += 1
         if worker.id not in self._workers or worker.room == 0:
             return
-        entry = (self._key(self._load(worker)), worker.version, worker.id)
         for model in worker.ready.models:
             heap = self._heaps.setdefault(model, [])
-            heapq.heappush(heap, entry)
+            later = self.strategy != "least-wait" and not worker.is_warm(model)
+            heapq.heappush(heap, (later, self._key(self._load(worker, model)), worker.version, worker.id))
             if len(heap) > 64 and len(heap) > 8 * len(self._workers):
                 self._heaps[model] = [kept for kept in heap if self._is_fresh(kept)]
                 heapq.heapify(self._heaps[model])
@@ -77,7 +86,7 @@ class Placement:
         if self.strategy != "least-wait" or self._peek(model) is None:
             return
         workers = [worker for worker in self._serving[model].values() if worker.available]
-        counts = plan_least_wait(backlog, [self._load(worker) for worker in workers])
+        counts = plan_least_wait(backlog, [self._load(worker, model) for worker in workers])
         self._plans[model] = {worker.id: count for worker, count in zip(workers, counts, strict=True)}
 
     def choose(self, model: str) -> Worker | None:
@@ -109,19 +118,20 @@ class Placement:
         heap = self._heaps.get(model)
         while heap:
             if self._is_fresh(heap[0]):
-                return self._workers[heap[0][2]]
+                return self._workers[heap[0][3]]
             heapq.heappop(heap)
         return None
 
-    def _is_fresh(self, entry: tuple[Key, int, bytes]) -> bool:
-        worker = self._workers.get(entry[2])
-        return worker is not None and worker.version == entry[1] and worker.room > 0
+    def _is_fresh(self, place: _Place) -> bool:
+        worker = self._workers.get(place[3])
+        return worker is not None and worker.version == place[2] and worker.room > 0
 
-    def _load(self, worker: Worker) -> Load:
-        seconds = worker.seconds_per_image or _UNKNOWN_SECONDS
-        if self.strategy == "least-wait" and not worker.seconds_per_image:
-            seconds = self._typical_seconds()
-        return Load(worker.depth, worker.last_used, seconds)
+    def _load(self, worker: Worker, model: str) -> Load:
+        if self.strategy != "least-wait":
+            return Load(worker.depth, worker.last_used, _UNKNOWN_SECONDS)
+        seconds = worker.seconds_per_image or self._typical_seconds()
+        before = 0.0 if worker.is_warm(model) else LOAD_SECONDS
+        return Load(worker.depth, worker.last_used, seconds, before)
 
     def _typical_seconds(self) -> float:
         """A worker that has not measured itself yet counts as an average one."""

@@ -143,6 +143,8 @@ class Worker:
     """All ids of its last holding."""
     running: frozenset[bytes] = frozenset()
     finished: frozenset[bytes] = frozenset()
+    warm: set[str | None] = field(default_factory=set)
+    """The models that are loaded now, or needed by what it was given; none: all."""
     unclaimed: set[bytes] = field(default_factory=set)
     """Listed ids that no client has asked this broker for."""
     stats: WorkerStats = field(default_factory=WorkerStats)
@@ -163,6 +165,10 @@ class Worker:
     def depth(self) -> int:
         """The exact queue depth: listed, or dispatched and not seen finished."""
         return len(self.assigned) + len(self.others)
+
+    def is_warm(self, model: str) -> bool:
+        """Say whether one more request for the model makes it load nothing more."""
+        return not self.warm or model in self.warm
 
     @property
     def available(self) -> bool:

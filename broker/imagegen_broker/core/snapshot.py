@@ -70,6 +70,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "backend": ready.backend,
         "batching": ready.batching,
         "models": list(ready.models),
+        "warm_models": [model for model in ready.models if worker.is_warm(model)],
         "state": _state(worker),
         "current_queue_depth": worker.depth,
         "running": len(worker.running),

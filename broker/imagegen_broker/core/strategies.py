@@ -17,6 +17,8 @@ class Load(NamedTuple):
     depth: int
     last_used: int
     seconds: float
+    before: float = 0.0
+    """Seconds until it could begin with this model, beside those of what it has: of the loading."""
 
 
 Key = tuple[float, int]
@@ -34,7 +36,7 @@ def queue_depth(load: Load) -> Key:
 
 def expected_finish(load: Load) -> Key:
     """Order by when one more request would be done; ties go to the least recently used."""
-    return ((load.depth + 1) * load.seconds, load.last_used)
+    return (load.before + (load.depth + 1) * load.seconds, load.last_used)
 
 
 KEYS: dict[str, Callable[[Load], Key]] = {
@@ -54,7 +56,7 @@ def plan_least_wait(backlog: int, loads: Sequence[Load]) -> list[int]:
         return [0] * len(loads)
     level = _level(backlog, loads)
     # Rounded down: what is left is less than one request a worker, and is handed out one by one.
-    plan = [max(0, int(level / load.seconds) - load.depth) for load in loads]
+    plan = [max(0, int((level - load.before) / load.seconds) - load.depth) for load in loads]
     surplus = backlog - sum(plan)
     heap = [
         (expected_finish(load._replace(depth=load.depth + count)), index)
@@ -70,9 +72,15 @@ def plan_least_wait(backlog: int, loads: Sequence[Load]) -> list[int]:
 
 
 def _level(backlog: int, loads: Sequence[Load]) -> float:
-    """Return the time T with sum(max(0, T / seconds - depth)) = backlog, a little lowered against rounding up."""
-    busy = sorted((load.depth * load.seconds, load.depth, 1.0 / load.seconds) for load in loads)
-    depth = 0
+    """Return the time T with sum(max(0, (T - before) / seconds - depth)) = backlog, a little lowered.
+
+    Lowered so that nothing is rounded up.
+    """
+    busy = sorted(
+        (load.before + load.depth * load.seconds, load.depth + load.before / load.seconds, 1.0 / load.seconds)
+        for load in loads
+    )
+    depth = 0.0
     rate = 0.0
     level = 0.0
     for index, (_, own_depth, own_rate) in enumerate(busy):
