@@ -60,6 +60,11 @@ class AsyncJob:
         """The seed of the first image, known before it is made."""
         return self._job.seed
 
+    @property
+    def latest(self) -> Progress | None:
+        """As `Job.latest`."""
+        return self._job.latest
+
     def done(self) -> bool:
         """Return whether the answer, good or bad, is there."""
         return self._job.done()

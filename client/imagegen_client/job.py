@@ -12,7 +12,8 @@ from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, messages
 
 MAX_BEHIND = 32
-"""Signs that wait for their reader, from which on new ones come without previews: small, whoever never reads."""
+"""Signs that wait for their reader, from which on new ones come without previews, and those of places not at all:
+small, whoever never reads."""
 
 Signs = queue.SimpleQueue[Progress | None]
 
@@ -28,6 +29,7 @@ class Job:
         self._started = time.monotonic()
         self._signs: Signs | None = queue.SimpleQueue() if progress else None
         self._wake: Callable[[], object] | None = None
+        self._latest: Progress | None = None
         self.seed = seed
         """The seed of the first image, known before it is made."""
         self.future: Future[GenerationResult] = Future()
@@ -41,6 +43,14 @@ class Job:
     def request_id(self) -> str:
         """The id of the first submission, 32 hexadecimal digits (a retry after `overloaded` has another)."""
         return self._key.hex()
+
+    @property
+    def latest(self) -> Progress | None:
+        """The last sign of progress, which says where the request waits or how far it is; None before the first.
+
+        It needs `progress=True`, takes nothing away from `progress`, and may be asked for at any time.
+        """
+        return self._latest
 
     def done(self) -> bool:
         """Return whether the answer, good or bad, is there."""
@@ -78,7 +88,7 @@ class Job:
         self.future.add_done_callback(lambda _: callback(self))
 
     def progress(self) -> Iterator[Progress]:
-        """Yield each sign of progress (`step` of `steps`, `attempt`, `preview`) until the answer is there.
+        """Yield each sign of progress until the answer is there: places in the queue, then steps (see `Progress`).
 
         One consumer only. Raises `ValueError` if the job was not submitted with `progress=True`.
         """
@@ -120,7 +130,9 @@ class Job:
     def report(self, progress: messages.Progress, payload: Payload) -> None:
         """Take a sign of progress (called by the transport)."""
         behind = self._signs is not None and self._signs.qsize() >= MAX_BEHIND
-        self._note(make_progress(progress, () if behind else payload))
+        self._latest = sign = make_progress(progress, () if behind else payload)
+        if not (behind and sign.state == "queued"):
+            self._note(sign)
 
     def _note(self, sign: Progress | None) -> None:
         if self._signs is not None:

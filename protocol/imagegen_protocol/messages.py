@@ -89,15 +89,20 @@ class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
 
 
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
-    """How far a request is; `step` of `steps` denoising steps are done. Also worker to broker.
+    """How far a request is: queued at the broker, or running with `step` of `steps` denoising steps done.
 
-    Frame, where a preview was asked for: a small PNG or JPEG, or none.
+    Made by the broker, or by the worker. Frame, where a preview was asked for: a small PNG or JPEG, or none.
     """
 
     request_id: Id
     attempt: Count = 1
+    state: Literal["queued", "running"] = "running"
     step: Count = 0
     steps: Count = 0
+    place: Count | None = None
+    """Queued: how many go before it, at most."""
+    seconds_to_start: Seconds | None = None
+    """Queued: an estimate; None while unknown."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ def worker(index, models, warm, depth, last_used):
         models=models or ["m"], capacity=3, max_batch_size=1,
     )  # fmt: skip
     others = {bytes([number]) for number in range(depth)}
-    return Worker(id=bytes([index]), ready=ready, session=1, heard=0.0, warm=set(warm), others=others,
+    return Worker(id=bytes([index]), ready=ready, session=1, heard=0.0, warm=frozenset(warm), others=others,
                   last_used=last_used)  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_the_next_worker_is_a_warm_one_with_room_or_else_a_cold_one_in_the_strat
         placement.update(chosen)
         if data.draw(st.booleans()):
             changed = data.draw(st.sampled_from(fleet))
-            changed.warm = set(data.draw(MODELS))
+            changed.warm = frozenset(data.draw(MODELS))
             changed.others.clear()
             placement.update(changed)
 

@@ -64,7 +64,41 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             del waiting[request.id]
         assert len(queue) == queue.waiting("m") == len(waiting)
         assert {request.id for request in queue} == set(waiting)
+        for place, waits in enumerate(queue.in_order("m")):
+            assert place <= queue.place_at_most(waits) < len(waiting)
     assert queue.models() == (["m"] if waiting else [])
+
+
+@given(steps)
+def test_the_order_that_is_foretold_is_the_one_in_which_they_go(script):
+    queue = FairQueue()
+    for number, (what, which, priority, front) in enumerate(script):
+        if what == "push":
+            queue.push(make(number, CLIENTS[which], priority), front=front)
+        elif what == "take" and (request := queue.peek("m")) is not None:
+            queue.end_turn(request)
+            queue.remove(request)
+        elif what == "remove" and len(queue):
+            queue.remove(list(queue)[which % len(queue)])
+    foretold = list(queue.in_order("m"))
+    assert list(queue) == foretold
+    went = []
+    while (request := queue.peek("m")) is not None:
+        queue.end_turn(request)
+        queue.remove(request)
+        went.append(request)
+    assert went == foretold
+
+
+@given(st.lists(st.integers(0, 2), max_size=20), st.integers(0, 2))
+def test_the_first_place_is_exact_for_a_client_that_has_just_come_and_for_one_alone(owners, newcomer):
+    queue = FairQueue()
+    for number, owner in enumerate(owners):
+        queue.push(make(number, CLIENTS[owner]))
+    request = make(99, CLIENTS[newcomer])
+    queue.push(request)
+    if newcomer not in owners or set(owners) == {newcomer}:
+        assert queue.place_at_most(request) == list(queue.in_order("m")).index(request)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60))

@@ -11,6 +11,7 @@ from imagegen_protocol.messages import (
     Error,
     Goodbye,
     Holding,
+    Progress,
     Ready,
     Release,
     Result,
@@ -188,6 +189,8 @@ class BrokerPeer(Peer):
                     # One that was not taken leaves the worker out of reach until it says again what it has.
                     if (told := self.workers.get(action.worker_id)) is not None:
                         told.active = told.active.difference(message.request_ids)
+            if isinstance(message, Progress) and message.state == "queued":
+                invariants.on_place(self, message)
             if isinstance(message, Error) and message.code == "overloaded":
                 invariants.on_overload(world, self, action.client_id, message)
             if not taken:

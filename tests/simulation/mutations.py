@@ -207,6 +207,20 @@ MUTATIONS = (
         ("warm_first",),
     ),
     Mutation(
+        "a place does not count those of higher priority",
+        QUEUE + "place_at_most",
+        "priority > request.priority",
+        "False",
+        ("true_places",),
+    ),
+    Mutation(
+        "who follows a request is told of it when it has long been given out",
+        LEDGER + "_move",
+        "self.followed.pop(request.id, None)",
+        "pass",
+        ("books_agree", "true_places"),
+    ),
+    Mutation(
         "a client's bytes are not bounded",
         FRONTEND + "_overload",
         "client.held_bytes + size > settings.max_bytes_per_client",

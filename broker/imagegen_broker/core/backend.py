@@ -213,6 +213,7 @@ class Backend:
         ledger = self._ledger
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
+        worker.warm = frozenset(listed.warm)
         worker.running, worker.finished = frozenset(listed.running), frozenset(listed.finished)
         active = worker.running.union(listed.queued)
         finished = worker.finished
@@ -231,9 +232,6 @@ class Backend:
             if request_id not in finished and assignment.beat < trusted_beat:
                 del worker.holding[request_id]
                 assignment.request.worker = None  # the answer is gone; made again if nobody acknowledges
-        worker.warm = set(listed.warm)
-        if worker.warm:
-            worker.warm.update(assignment.request.model for assignment in worker.assigned.values())
         for request_id in (*listed.running, *listed.queued, *listed.finished):
             if request_id not in worker.assigned:
                 self._claim(worker, request_id, usable=request_id in finished or not worker.stuck)

@@ -1,5 +1,6 @@
 """`BrokerCore`: messages and time go in, messages to send come out."""
 
+from collections import Counter
 from typing import Any
 
 import msgpack
@@ -7,6 +8,7 @@ import msgpack
 from imagegen_broker.core.backend import Backend
 from imagegen_broker.core.frontend import Frontend
 from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.notices import Notices
 from imagegen_broker.core.records import (
     Action,
     Note,
@@ -43,6 +45,7 @@ class BrokerCore:
         self.ledger = Ledger(settings, now)
         self.frontend = Frontend(self.ledger)
         self.backend = Backend(self.ledger)
+        self.notices = Notices(self.ledger)
         self._next_tick = now + settings.interval
         self._dispatches = 0
 
@@ -110,13 +113,17 @@ class BrokerCore:
             text = f"timeout_seconds went by after {now - request.arrived:.3f} s; it was {request.state.value}"
             answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
             self.ledger.fail(request, answer, now)
-        if now >= self._next_tick:
+        is_tick = now >= self._next_tick
+        if is_tick:
             self._tick(now)
         actions = self.ledger.take_outbox()
         if now >= self.dispatching_from:
             self._dispatch(now)
-            actions += self.ledger.take_outbox()
-        return actions
+        # What still waits now has a place.
+        if is_tick:
+            self.notices.tick()
+        self.notices.greet()
+        return actions + self.ledger.take_outbox()
 
     def _tick(self, now: float) -> None:
         """Once an interval: deaths, heartbeats, and answers that nobody has acknowledged."""
@@ -195,9 +202,13 @@ class BrokerCore:
         states = [request.state for request in ledger.requests.values()]
         assert len(ledger.queue) == states.count(State.QUEUED)
         assert {request.id for request in ledger.queue} <= ledger.requests.keys()
+        followers = {r.id for r in ledger.requests.values() if r.state is State.QUEUED and r.progress}
+        assert followers == ledger.joined.keys() | ledger.followed.keys()
         assert sum(len(waiting) for waiting in ledger.unacknowledged) == states.count(State.DELIVERED)
         assigned = sum(len(worker.assigned) for worker in ledger.workers.values())
         assert assigned == states.count(State.DISPATCHED)
+        for worker in ledger.workers.values():
+            assert worker.needed == Counter(assignment.request.model for assignment in worker.assigned.values())
         assert sum(len(client.requests) for client in ledger.clients.values()) == len(ledger.requests)
         assert ledger.bytes == sum(request.size for request in ledger.requests.values())
         for client in ledger.clients.values():

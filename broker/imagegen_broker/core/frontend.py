@@ -159,6 +159,8 @@ class Frontend:
             self._ledger.hand_over(request, client)
         request.progress, request.preview = message.progress or message.preview, message.preview
         self._ledger.confirm(client.id, request.id)
+        if request.state is State.QUEUED:
+            self._ledger.follow(request)
         if request.state is State.DELIVERED:
             self.send_answer_again(request, now)
 
@@ -227,7 +229,7 @@ class Frontend:
             if model is None or not self._is_unknown(model, now):
                 continue
             text = self._served(model)
-            for request in self._ledger.queue.of(model):
+            for request in list(self._ledger.queue.in_order(model)):
                 answer = Error(request_id=request.id, code="model_not_found", message=text)
                 self._ledger.fail(request, answer, now)
 

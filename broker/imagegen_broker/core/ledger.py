@@ -3,7 +3,7 @@ and placement always agree. What is to be sent gathers in an outbox, joined wher
 """
 
 import logging
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
@@ -50,6 +50,10 @@ class Ledger:
         self.counters = Counters()
         self.rate = Rate()
         self.default_model = settings.default_model
+        self.joined: dict[bytes, Request] = {}
+        """QUEUED requests whose clients follow them, and have not been told a place yet."""
+        self.followed: OrderedDict[bytes, Request] = OrderedDict()
+        """Those that have been told one; the one that was looked at longest ago first."""
         self._notes: list[Note] = []
         self._outbox: list[Action] = []
         self._accepted: defaultdict[bytes, list[bytes]] = defaultdict(list)
@@ -78,6 +82,15 @@ class Ledger:
             self.deadlines.add(request, len(self.requests))  # its entry was dropped when it was answered
         self._move(request, State.QUEUED)
         self.queue.push(request, front=front)
+        self.follow(request)
+
+    def follow(self, request: Request) -> None:
+        """Have the client of a QUEUED request told how it stands, if it wants to know."""
+        self.followed.pop(request.id, None)
+        self.joined.pop(request.id, None)
+        request.told = None
+        if request.progress:
+            self.joined[request.id] = request
 
     def assign(self, request: Request, worker: Worker, *, turn: bool = False) -> None:
         """Book a request on a worker; its WORK or RESEND must go out now. `turn`: it was its client's turn."""
@@ -87,8 +100,7 @@ class Ledger:
         request.worker = worker
         worker.assigned[request.id] = Assignment(request, worker.beat)
         worker.others.discard(request.id)
-        if worker.warm:
-            worker.warm.add(request.model)
+        worker.needed[request.model] += 1
         self.placement.update(worker)
 
     def attach(self, request: Request, worker: Worker) -> None:
@@ -196,8 +208,11 @@ class Ledger:
             raise RuntimeError(f"request {request.id.hex()} can't go from {old.value} to {state.value}")
         if old is State.QUEUED:
             self.queue.remove(request)
+            self.joined.pop(request.id, None)
+            self.followed.pop(request.id, None)
         elif old is State.DISPATCHED and request.worker is not None:
-            request.worker.assigned.pop(request.id, None)
+            if request.worker.assigned.pop(request.id, None) is not None:
+                request.worker.needed -= Counter([request.model])
             self.placement.update(request.worker)
         elif old is State.DELIVERED:
             self.unacknowledged[request.resends].pop(request.id, None)

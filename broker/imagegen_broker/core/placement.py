@@ -28,6 +28,8 @@ class Placement:
         self._heaps: dict[str, list[_Place]] = {}
         self._serving: dict[str, dict[bytes, Worker]] = {}
         self._plans: dict[str, dict[bytes, int]] = {}
+        self.generation = 0
+        """Grows when a worker comes or goes."""
         self._seen: dict[str, None] = {}
         """Models that were served at any time, the first seen first."""
 
@@ -38,6 +40,10 @@ class Placement:
     def serves(self, model: str) -> bool:
         """Say whether some worker serves the model."""
         return bool(self._serving.get(model))
+
+    def serving(self, model: str | None) -> list[Worker]:
+        """Return the workers that serve the model and take work; O(workers)."""
+        return [] if model is None else [w for w in self._serving.get(model, {}).values() if w.available]
 
     def has_served(self, model: str) -> bool:
         """Say whether some worker serves the model, or did since the start."""
@@ -51,6 +57,7 @@ class Placement:
     def add(self, worker: Worker) -> None:
         """Take a worker in."""
         self._workers[worker.id] = worker
+        self.generation += 1
         for model in worker.ready.models:
             self._seen[model] = None
             if len(self._seen) > _MAX_SEEN_MODELS:
@@ -61,6 +68,7 @@ class Placement:
     def remove(self, worker: Worker) -> None:
         """Forget a worker."""
         self._workers.pop(worker.id, None)
+        self.generation += 1
         for model in worker.ready.models:
             serving = self._serving.get(model, {})
             serving.pop(worker.id, None)
@@ -85,7 +93,7 @@ class Placement:
         """Before a round of `choose`: fix how much of the backlog each worker may get (least-wait only)."""
         if self.strategy != "least-wait" or self._peek(model) is None:
             return
-        workers = [worker for worker in self._serving[model].values() if worker.available]
+        workers = self.serving(model)
         counts = plan_least_wait(backlog, [self._load(worker, model) for worker in workers])
         self._plans[model] = {worker.id: count for worker, count in zip(workers, counts, strict=True)}
 

@@ -1,5 +1,6 @@
 """What the broker knows: settings, requests, clients, workers. Plain records; `ledger.py` moves them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -93,6 +94,10 @@ class Request:
     dispatched: float = 0.0
     delivered: float = 0.0
     resends: int = 0
+    ticket: int = 0
+    """Its number in the line of the queue in which it waits; later ones have higher numbers."""
+    told: tuple[int, float | None] | None = None
+    """The place and the seconds to its start that its client was told last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,8 +148,10 @@ class Worker:
     """All ids of its last holding."""
     running: frozenset[bytes] = frozenset()
     finished: frozenset[bytes] = frozenset()
-    warm: set[str | None] = field(default_factory=set)
-    """The models that are loaded now, or needed by what it was given; none: all."""
+    warm: frozenset[str] = frozenset()
+    """The models that are loaded by its last word; none: all."""
+    needed: Counter[str | None] = field(default_factory=Counter)
+    """Models of what is assigned to it, and how often."""
     unclaimed: set[bytes] = field(default_factory=set)
     """Listed ids that no client has asked this broker for."""
     stats: WorkerStats = field(default_factory=WorkerStats)
@@ -167,8 +174,8 @@ class Worker:
         return len(self.assigned) + len(self.others)
 
     def is_warm(self, model: str) -> bool:
-        """Say whether one more request for the model makes it load nothing more."""
-        return not self.warm or model in self.warm
+        """Say whether it has the model loaded, or loads it anyway for what it was given."""
+        return not self.warm or model in self.warm or model in self.needed
 
     @property
     def available(self) -> bool:

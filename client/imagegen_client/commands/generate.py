@@ -16,6 +16,7 @@ from imagegen_client.commands.options import (
     seed_option,
 )
 from imagegen_client.job import Job
+from imagegen_client.progress import Progress as Sign
 from imagegen_client.result import GenerationResult
 from imagegen_client.targets import check_target
 from imagegen_protocol import ImagegenError, InvalidRequestError
@@ -158,9 +159,15 @@ def _show_progress(job: Job, preview: Path | None) -> None:
         task = bar.add_task("waiting", total=None)
         for sign in job.progress():
             again = f", attempt {sign.attempt}" if sign.attempt > 1 else ""
-            bar.update(task, description=f"drawing{again}", completed=sign.step, total=sign.steps or None)
+            doing = _waiting(sign) if sign.state == "queued" else "drawing"
+            bar.update(task, description=f"{doing}{again}", completed=sign.step, total=sign.steps or None)
             if preview is not None and (picture := sign.preview_image) is not None:
                 _keep(picture, preview)
+
+
+def _waiting(sign: Sign) -> str:
+    place = f", place {sign.place}" if sign.place else ", next"
+    return f"waiting{place}" + ("" if sign.seconds_to_start is None else f", about {sign.seconds_to_start:.0f} s")
 
 
 def _keep(picture: "Image", path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.simulation.invariants.refused_when_full import refused_when_full
 from tests.simulation.invariants.returned_go_first import returned_go_first
 from tests.simulation.invariants.right_image import right_image
 from tests.simulation.invariants.true_depth import true_depth, wrong_depths
+from tests.simulation.invariants.true_places import true_places
 from tests.simulation.invariants.warm_first import warm_first
 from tests.simulation.invariants.within_capacity import known_capacity, true_capacity
 from tests.simulation.invariants.work_moves_on import work_moves_on
@@ -59,6 +60,11 @@ def on_dispatch(broker: "BrokerPeer", worker_id: bytes, work: Any) -> None:
     returned_go_first(broker, work)
     fair_share(broker, work)
     warm_first(broker, worker_id, work)
+
+
+def on_place(broker: "BrokerPeer", progress: Any) -> None:
+    """A broker has told a client, in this round, of its request's place in the queue."""
+    true_places(broker, progress)
 
 
 def on_overload(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:

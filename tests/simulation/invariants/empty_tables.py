@@ -39,6 +39,7 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         yield broker.name, "requests", list(ledger.requests)
         yield broker.name, "queue", len(ledger.queue)
         yield broker.name, "queue levels", ledger.queue._models
+        yield broker.name, "followed requests", list(ledger.joined) or list(ledger.followed)
         yield broker.name, "holders", list(ledger.holders)
         yield broker.name, "bytes", ledger.bytes
         yield broker.name, "outbox", ledger._outbox or ledger._accepted or ledger._releases or ledger._resends

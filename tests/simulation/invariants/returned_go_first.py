@@ -15,7 +15,7 @@ def returned_go_first(broker: "BrokerPeer", work: Work) -> None:
     if work.attempt > 1 or not ledger.counters.requeued:
         return
     request = ledger.requests[work.request_id]
-    for waiting in ledger.queue.of(request.model):
+    for waiting in ledger.queue.in_order(request.model):
         if waiting.attempt > 0 and waiting.priority == request.priority:
             text = f"{request.id.hex()} is given before {waiting.id.hex()}, which came back"
             raise Violation("returned_go_first", text, waiting.id)

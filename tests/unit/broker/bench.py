@@ -13,6 +13,7 @@ from imagegen_protocol.messages import (
     Error,
     ImageInfo,
     Message,
+    Progress,
     Ready,
     Result,
     Submit,
@@ -127,6 +128,11 @@ class Bench:
 
     def messages(self, kind: type[M], side: str, peer: str) -> list[M]:
         return [m for s, p, m, _ in self.sent if s == side and p == peer.encode() and isinstance(m, kind)]
+
+    def places(self, client: str = "c") -> list[tuple[bytes, int | None]]:
+        """Requests and the places of which a client was told."""
+        told = self.messages(Progress, "client", client)
+        return [(sign.request_id, sign.place) for sign in told if sign.state == "queued"]
 
     def works(self, worker: str) -> list[bytes]:
         return [work.request_id for work in self.messages(Work, "worker", worker)]

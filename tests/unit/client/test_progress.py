@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from imagegen_client.commands.generate import _waiting
 from imagegen_client.job import MAX_BEHIND, Job
 from imagegen_client.progress import Progress, make_progress
 from imagegen_protocol import messages
@@ -16,7 +17,9 @@ SIGN = messages.Progress(request_id=rid(1), step=2, steps=5, attempt=3)
 
 
 def test_what_a_sign_tells():
-    assert make_progress(SIGN, ()) == Progress(2, 5, 3, None)
+    assert make_progress(SIGN, ()) == Progress(2, 5, 3, None, "running", None, None)
+    waits = messages.Progress(request_id=rid(1), state="queued", place=4, seconds_to_start=1.5)
+    assert make_progress(waits, ()) == Progress(0, 0, state="queued", place=4, seconds_to_start=1.5)
     sign = make_progress(SIGN, [memoryview(PNG)])
     assert sign.preview == PNG
     assert sign.preview_image.size == (4, 2)
@@ -55,3 +58,23 @@ def test_a_reader_that_never_reads_keeps_few_pictures_and_every_step():
     assert sum(sign.preview is not None for sign in signs) == MAX_BEHIND
     job.report(SIGN, [PNG])
     assert job.signs().get_nowait().preview == PNG
+
+
+def test_a_reader_that_never_reads_keeps_few_places_and_the_job_knows_the_latest():
+    job = Job(rid(1), 7, transport=None, owner=None, progress=True)
+    assert job.latest is None
+    for place in reversed(range(1000)):
+        job.report(messages.Progress(request_id=rid(1), state="queued", place=place), ())
+        assert job.latest.place == place
+    assert job.signs().qsize() == MAX_BEHIND
+    job.report(SIGN, ())
+    assert job.latest.step == 2
+    assert job.signs().qsize() == MAX_BEHIND + 1
+
+
+@pytest.mark.parametrize(
+    ("place", "seconds", "text"),
+    [(3, 4.2, "waiting, place 3, about 4 s"), (0, None, "waiting, next"), (0, 0.4, "waiting, next, about 0 s")],
+)
+def test_what_the_bar_says_of_a_request_that_waits(place, seconds, text):
+    assert _waiting(Progress(0, 0, state="queued", place=place, seconds_to_start=seconds)) == text

@@ -1,0 +1,27 @@
+"""A client is told the place of a request that waits, neither before those that surely go first nor behind all."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_broker.core.records import State
+from imagegen_protocol.messages import Progress
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+
+
+def true_places(broker: "BrokerPeer", progress: Progress) -> None:
+    """Judge what is about to be sent; `tests/property` compares whole orders."""
+    ledger = broker.core.ledger
+    request = ledger.requests.get(progress.request_id)
+    if request is None or request.state is not State.QUEUED or not request.progress:
+        raise Violation("true_places", f"{progress.request_id.hex()} is told a place, and does not wait for one")
+    others = [r for r in ledger.requests.values() if r.state is State.QUEUED and r.model == request.model]
+    first = sum(
+        other.priority > request.priority
+        or (other.priority == request.priority and other.attempt > 0 and request.attempt == 0)
+        for other in others
+    )
+    if progress.place is None or not first <= progress.place < len(others):
+        text = f"{request.id.hex()} is told place {progress.place}; {first} of {len(others)} surely go first"
+        raise Violation("true_places", text, request.id)
