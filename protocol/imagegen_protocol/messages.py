@@ -234,6 +234,8 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     timeout_seconds: Timeout | None = None
     progress: bool = False
     preview: bool = False
+    alone: bool = False
+    """It may be what took workers down: run it when nothing else runs, and nothing beside it."""
 
 
 class Release(Message, tag="release", frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from imagegen_client import CancelledError, Client, DeadlineExceededError
+from imagegen_worker.backends.simulated import CRASH_STATUS
 from tests.e2e.conftest import SIMULATED, program, start_simulated
 from tools.chaos import Load, Report
 from tools.fleet import Fleet
@@ -73,6 +74,22 @@ def test_a_worker_whose_device_hangs_ends_itself_and_says_so(fleet, tmp_path):
         for lines in fleet_logs:
             assert any("critical" in line and "step" in line for line in lines[-3:]), lines[-3:]
         assert client.generate("a calm picture", seed=2).seed == 2
+
+
+def test_only_the_poison_is_condemned_not_what_shared_its_batches(fleet, tmp_path):
+    fleet.start_broker(*BROKER)
+    crashing = ("--max-batch-size", "4", "--max-batch-wait-time", "1", "--simulated-fail", "crash-on:crash")
+    with Client(fleet.frontend) as client:
+        poison = client.submit("please crash", seed=1)
+        bystanders = [client.submit("a calm picture", seed=seed) for seed in (2, 3, 4)]
+        for name in ("one", "two", "three"):
+            fleet.start_worker(name, *SIMULATED, *crashing)
+            assert fleet.processes.pop(name).wait(60) == CRASH_STATUS
+        fleet.start_worker("four", *SIMULATED, *crashing)
+        assert getattr(poison.exception(60), "code", None) == "poison_request"
+        assert [job.result(60).seed for job in bystanders] == [2, 3, 4]
+    log = (tmp_path / "logs" / "two.log").read_text()
+    assert log.count("made") == 0, "they shared two batches with it"
 
 
 def test_workers_are_rolled_under_load_without_one_error(fleet, client):

@@ -41,11 +41,18 @@ class WorkerMachine(RuleBasedStateMachine):
         progress=st.booleans(),
         body=st.sampled_from([{}, {}, {}, {"width": 9}]),
         model=st.sampled_from([None, None, "m", "other"]),
+        alone=st.sampled_from([False, False, True]),
     )
-    def work(self, number, link, timeout, attempt, progress, body, model):
+    def work(self, number, link, timeout, attempt, progress, body, model, alone):
         known = self.bench.core.held.get(rid(number)) is not None
         before = len(self.bench.all_jobs)
-        fields = {"timeout_seconds": timeout, "attempt": attempt, "progress": progress, "model": model}
+        fields = {
+            "timeout_seconds": timeout,
+            "attempt": attempt,
+            "progress": progress,
+            "model": model,
+            "alone": alone,
+        }
         self.bench.work(number, link=link, body=body, **fields)
         assert len(self.bench.all_jobs) <= before + 1
         assert not known or len(self.bench.all_jobs) == before, "what is held is not made again"

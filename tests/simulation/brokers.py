@@ -175,6 +175,8 @@ class BrokerPeer(Peer):
         for action in actions:
             if isinstance(action.message, Work):
                 invariants.on_dispatch(self, action.worker_id, action.message)
+            elif isinstance(action.message, Progress) and action.message.state == "queued":
+                invariants.on_place(self, action.message)
         for action in actions:
             message = action.message
             if isinstance(action, ToClient):
@@ -189,8 +191,6 @@ class BrokerPeer(Peer):
                     # One that was not taken leaves the worker out of reach until it says again what it has.
                     if (told := self.workers.get(action.worker_id)) is not None:
                         told.active = told.active.difference(message.request_ids)
-            if isinstance(message, Progress) and message.state == "queued":
-                invariants.on_place(self, message)
             if isinstance(message, Error) and message.code == "overloaded":
                 invariants.on_overload(world, self, action.client_id, message)
             if not taken:

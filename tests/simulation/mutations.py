@@ -20,6 +20,7 @@ PLACEMENT = "imagegen_broker.core.placement:Placement."
 QUEUE = "imagegen_broker.core.queue:FairQueue."
 RECORDS = "imagegen_broker.core.records:"
 WORKER = "imagegen_worker.core.worker:WorkerCore."
+GATE = "imagegen_worker.core.gate:Gate."
 HELD = "imagegen_worker.core.held:Holding."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
@@ -205,6 +206,27 @@ MUTATIONS = (
         "not worker.is_warm(model)",
         "False",
         ("warm_first",),
+    ),
+    Mutation(
+        "a suspect has company",
+        BROKER + "_give",
+        "request.is_suspect(self.settings.max_attempts)",
+        "False",
+        ("reasoned_errors",),
+    ),
+    Mutation(
+        "nothing waits for the end of what runs alone",
+        GATE + "open",
+        "self._alone = number",
+        "pass",
+        ("runs_alone",),
+    ),
+    Mutation(
+        "what is to run alone does not wait for what runs",
+        GATE + "open",
+        "len(unfinished) > len(self._waiting)",
+        "False",
+        ("runs_alone",),
     ),
     Mutation(
         "a place does not count those of higher priority",

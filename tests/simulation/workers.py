@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, WorkerHeartbeat
+from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, Work, WorkerHeartbeat
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
@@ -67,6 +67,8 @@ class WorkerPeer(Peer):
         self._batch: list[ev.Job] = []
         self._over: set[int] = set()
         self._busy = False
+        self.alone: set[bytes] = set()
+        """Ids that it was given to run alone."""
         names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
         self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
@@ -82,6 +84,8 @@ class WorkerPeer(Peer):
             self.world.tell_message(f"{line.name} -> {self.name}", message)
         if not isinstance(message, BrokerHeartbeat):
             self.world.released_on_arrival(self, message)
+        if isinstance(message, Work) and message.alone and self.core.held.get(message.request_id) is None:
+            self.alone.add(message.request_id)
         self._feed(ev.Received(self._links[line], message, tuple(frames)))
         invariants.at_the_worker(self.world, self)
 
@@ -161,8 +165,10 @@ class WorkerPeer(Peer):
         self._batch = alike[: plan.batch]
         self._jobs = [job for job in self._jobs if job not in self._batch]
         loading = plan.load_seconds * self._load(self._batch[0].request.model)
-        for job in self._batch:
-            invariants.on_begun(self.world, self, self.core.held.by_number(job.number))
+        begun = [self.core.held.by_number(job.number) for job in self._batch]
+        invariants.on_batch(self, [held.id for held in begun if held is not None])
+        for held in begun:
+            invariants.on_begun(self.world, self, held)
         self._feed(ev.Started(tuple(job.number for job in self._batch)))
         if not self.alive:
             return

@@ -176,6 +176,7 @@ class BrokerCore:
             timeout_seconds=left,
             progress=request.progress,
             preview=request.preview,
+            alone=request.is_suspect(self.settings.max_attempts),
         )
         self.ledger.send(ToWorker(worker.id, work, request.payload))
 

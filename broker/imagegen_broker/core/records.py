@@ -99,6 +99,10 @@ class Request:
     told: tuple[int, float | None] | None = None
     """The place and the seconds to its start that its client was told last."""
 
+    def is_suspect(self, max_attempts: int) -> bool:
+        """Say whether one more death of its worker condemns it, which must not be the fault of another."""
+        return bool(self.deaths) and len(self.deaths) >= max_attempts - 1
+
 
 @dataclass(slots=True, eq=False)
 class Client:

@@ -1,6 +1,6 @@
 """The requests a worker holds: waiting, running, and answered but not yet released."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
@@ -59,6 +59,11 @@ class Holding:
     def get(self, request_id: bytes) -> Held | None:
         """Return what is held under an id."""
         return self.queued.get(request_id) or self.running.get(request_id) or self.finished.get(request_id)
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """The job numbers of what is queued or runs."""
+        return self._ids.keys()
 
     def unfinished(self) -> Iterator[Held]:
         """Yield what is queued, then what runs."""

@@ -31,6 +31,7 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.gate import Gate
 from imagegen_worker.core.held import Held, HeldLimits, Holding
 from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
 from imagegen_worker.core.link import Link
@@ -75,6 +76,7 @@ class WorkerCore:
         self._actions: list[ev.Action] = []
         self.draining = False
         self.held = Holding(policy.held)
+        self._gate = Gate()
         self.totals = Totals()
         self.outcomes: Counter[str] = Counter()
         """Answers by outcome: "result" or the error's code."""
@@ -249,7 +251,7 @@ class WorkerCore:
         except (InvalidRequestError, ModelNotFoundError) as error:
             self._fail(held, error.code, error.message, now)
         else:
-            self._actions.append(ev.Job(held.number, held.request, now, held.preview))
+            self._gate.add(ev.Job(held.number, held.request, now, held.preview), alone=work.alone)
 
     def _resolve(self, work: Work, frames: tuple[bytes, ...]) -> ResolvedRequest:
         model = self._models.get(work.model)
@@ -370,6 +372,7 @@ class WorkerCore:
     def _answer(self, held: Held, answer: Result | Error, images: tuple[bytes, ...], now: float) -> None:
         self.outcomes["result" if isinstance(answer, Result) else answer.code] += 1
         was_running = held.id in self.held.running
+        self._gate.discard(held.number)
         self._dropped(self.held.finish(held, answer, images, now), "too many")
         if self._links[held.owner].registered:
             self._send(self._links[held.owner], answer, images)
@@ -422,7 +425,8 @@ class WorkerCore:
     # ---- small things --------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> list[ev.Action]:
-        """End the process if the drain is complete; hand out the actions."""
+        """Let jobs through; end the process if the drain is complete; hand out the actions."""
+        self._actions += self._gate.open(self.held.numbers)
         if self.draining and not self._exited and not self.held.queued and not self.held.running:
             if self._quiet_since is None:
                 self._quiet_since = now
@@ -461,7 +465,8 @@ class WorkerCore:
         return max(owner.unregistered_since, owner.heard_at, held.arrived) + self._policy.orphan_seconds
 
     def _give_up(self, held: Held) -> None:
-        self._actions.append(ev.Cancel(held.number))
+        if not self._gate.discard(held.number):
+            self._actions.append(ev.Cancel(held.number))
 
     def _dropped(self, answers: list[Held], why: str) -> None:
         for held in answers:

@@ -19,6 +19,7 @@ from tests.simulation.invariants.reasoned_errors import reasoned_errors
 from tests.simulation.invariants.refused_when_full import refused_when_full
 from tests.simulation.invariants.returned_go_first import returned_go_first
 from tests.simulation.invariants.right_image import right_image
+from tests.simulation.invariants.runs_alone import runs_alone
 from tests.simulation.invariants.true_depth import true_depth, wrong_depths
 from tests.simulation.invariants.true_places import true_places
 from tests.simulation.invariants.warm_first import warm_first
@@ -85,6 +86,11 @@ def on_death(world: "World", worker: "WorkerPeer") -> None:
 def on_hang(world: "World", worker: "WorkerPeer") -> None:
     """The device of a worker hangs from now on."""
     work_moves_on(world, worker, hung=True)
+
+
+def on_batch(worker: "WorkerPeer", batch: list[bytes]) -> None:
+    """A worker's device begins a batch of these ids."""
+    runs_alone(worker, batch)
 
 
 def on_begun(world: "World", worker: "WorkerPeer", held: Any) -> None:

@@ -27,7 +27,9 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "deadline_exceeded" | "broker_unreachable":
             return ask.timeout is not None and ask.client.local() - ask.at >= ask.timeout * CLOCKS - 0.05
         case "poison_request":
-            # Whoever was with a poisonous request on the same workers is taken for one, too.
+            # The last attempt was made alone: without faults, nobody is condemned for another's poison.
+            if ask.prompt != "poison" and not plan.faults:
+                return False
             downs = sum(world.witness.downs[worker.id] for worker in {w.id: w for w in ask.begun}.values())
             return downs >= MAX_ATTEMPTS
         case "out_of_memory":

@@ -157,6 +157,44 @@ def test_a_request_that_takes_workers_down_is_poison():
     assert bench.works("d") == [bystander]
 
 
+def test_the_last_attempt_of_a_suspect_is_made_alone():
+    bench = Bench().past_grace()
+    request, bystander, late = bench.submit(1), bench.submit(2), rid(3)
+    for name in ("a", "b"):
+        bench.ready(name)
+        bench.beat(name, running=[request, bystander])
+        bench.worker(name, Goodbye())
+    assert not any(work.alone for name in "ab" for work in bench.messages(Work, "worker", name)), "it left, alive"
+    for name in ("d", "e"):
+        bench.ready(name)
+        bench.beat(name, running=[request, bystander])
+        bench.core.backend.remove(bench.core.ledger.workers[name.encode()], bench.now, died=True)
+        bench.settle()
+    bench.submit(3)
+    bench.ready("f")
+    works = {work.request_id: work.alone for work in bench.messages(Work, "worker", "f")}
+    assert works == {request: True, bystander: True, late: False}
+    bench.beat("f", running=[request], queued=[bystander, late])
+    bench.core.backend.remove(bench.core.ledger.workers[b"f"], bench.now, died=True)
+    bench.settle()
+    assert bench.errors() == [(request, "poison_request")], "whoever waited for its turn has done nothing"
+
+
+@pytest.mark.parametrize(("most", "alone"), [(1, []), (2, [False, True]), (3, [False, False, True])])
+def test_no_first_attempt_is_made_alone(most, alone):
+    bench = Bench(max_attempts=most).past_grace()
+    request = bench.submit(1)
+    told = []
+    while not bench.errors():
+        name = f"w{len(told)}"
+        bench.ready(name)
+        told += [work.alone for work in bench.messages(Work, "worker", name)]
+        bench.beat(name, running=[request])
+        bench.core.backend.remove(bench.core.ledger.workers[name.encode()], bench.now, died=True)
+        bench.settle()
+    assert told == (alone or [False])
+
+
 def test_a_worker_back_from_the_dead_is_relieved_of_what_moved_on():
     bench = fleet("w")
     moved, waiting = bench.submit(1), bench.submit(2)

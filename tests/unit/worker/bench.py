@@ -69,6 +69,8 @@ class Bench:
         self.jobs: dict[int, ev.Job] = {}
         """Given to the engine, neither cancelled nor ended."""
         self.all_jobs: list[ev.Job] = []
+        self.alone: set[int] = set()
+        """Job numbers of what is to run alone."""
         self.cancelled: list[int] = []
         self.notes: list[ev.Note] = []
         self.status: int | None = None
@@ -109,7 +111,10 @@ class Bench:
         assert held.finished_bytes == sum(answered.size for answered in held.finished.values())
         unfinished = {one.number: one.id for one in held.unfinished()}
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
-        assert set(unfinished) == set(self.jobs), "what is unfinished is what the engine has"
+        waiting = set(self.core._gate._waiting)
+        assert set(unfinished) == set(self.jobs) | waiting, "what is unfinished is what the engine has, or will"
+        assert not waiting & set(self.jobs)
+        assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
         assert all(one.answer is not None for one in held.finished.values())
         assert self.core._actions == []
 
@@ -145,7 +150,11 @@ class Bench:
 
     def work(self, number: int, *, link: int = 0, body: dict[str, Any] | None = None, **fields: Any) -> bytes:
         request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
+        known = self.core.held.get(rid(number))
         self.receive(Work(request_id=rid(number), **fields), encode_request(request), link=link)
+        held = self.core.held.get(rid(number))
+        if fields.get("alone") and held is not None and known is None:
+            self.alone.add(held.number)
         return rid(number)
 
     def release(self, *numbers: int, link: int = 0) -> None:
