@@ -209,3 +209,36 @@ def test_statistics_travel_as_a_map(start_broker, dial):
     assert gpu["worker"] == "raw"
     for field in ("gpu_id", "current_queue_depth", "total_requests", "total_batches", "avg_batch_size"):
         assert field in gpu
+
+
+def test_a_request_goes_to_the_worker_that_has_its_model_loaded(start_broker, dial):
+    broker = start_broker()
+    client = dial(broker.frontend_endpoint)
+    workers = {name: dial(broker.backend_endpoint) for name in ("m", "n")}
+    for name, worker in workers.items():
+        ready(worker, name=f"has {name}", models=["m", "n"], warm=[name])
+    for name in ("m", "n", "n"):
+        request_id = os.urandom(16)
+        submit(client, request_id, model=name)
+        work, _ = workers[name].receive("work")
+        assert (work["request_id"], work["model"], work["alone"]) == (request_id, name, False)
+    client.send({"type": "stats"})
+    _, (frame,) = client.receive("stats")
+    gpus = msgpack.unpackb(frame)["per_gpu_stats"]
+    assert {gpu["worker"]: gpu["warm_models"] for gpu in gpus} == {"has m": ["m"], "has n": ["n"]}
+
+
+def test_a_place_in_the_queue_is_told_as_it_changes(start_broker, dial):
+    broker = start_broker(interval=1.0, liveness=30)
+    client, worker = dial(broker.frontend_endpoint), dial(broker.backend_endpoint)
+    ready(worker, capacity=1, seconds_per_image=5.0)
+    ids = [os.urandom(16) for _ in range(3)]
+    submit(client, ids[0])
+    worker.receive("work")
+    submit(client, ids[1])
+    submit(client, ids[2], progress=True)
+    told, _ = client.receive("progress")
+    assert (told["request_id"], told["state"], told["place"], told["attempt"]) == (ids[2], "queued", 1, 1)
+    client.send({"type": "cancel", "request_id": ids[1]})
+    told, _ = client.receive("progress")
+    assert (told["place"], told["seconds_to_start"]) == (0, 5.0)
