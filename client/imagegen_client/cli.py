@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from imagegen_client.commands.errors import describe
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
 COMMANDS = {
@@ -46,14 +47,6 @@ class Commands(click.Group):
             status, line = EXIT_INTERRUPTED, "error: interrupted: what was unfinished is given up"
         click.echo(line, err=True)
         ctx.exit(status)
-
-
-def describe(error: ImagegenError) -> str:
-    """Return the one line that a person reads about an error."""
-    line = f"error: {error.code}: {' '.join(error.message.split())}"
-    if error.retry_after_seconds is not None:
-        line += f" (try again in {error.retry_after_seconds:.3g} s)"
-    return line
 
 
 @click.group("imagegen", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from imagegen_client.durations import clock
+
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
 _NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
 """Short, so that the names beside them have room on 80 columns."""
@@ -67,7 +69,7 @@ def _queue_line(statistics: Mapping[str, Any]) -> Text:
         f"queued {statistics.get('queued_requests', 0)}",
         f"at workers {requests.get('dispatched', 0)}",
         f"clients {statistics.get('clients', 0)}",
-        f"up {_duration(statistics.get('uptime_seconds', 0))}",
+        f"up {clock(statistics.get('uptime_seconds', 0))}",
     ]
     return Text(" · ".join(parts))
 
@@ -83,10 +85,3 @@ def _totals_line(totals: Mapping[str, Any]) -> Text:
     if lost := totals.get("workers_lost", 0):
         parts.append(f"workers lost {lost}")
     return Text("totals: " + " · ".join(parts), style="dim")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return (f"{days}d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from imagegen_client import bench
 from imagegen_client.bench import Growth, Report, growth, percentile, run_burst
-from imagegen_client.cli import COMMANDS, describe, main
+from imagegen_client.cli import COMMANDS, main
+from imagegen_client.commands.errors import HOW_TO_START, describe
 from imagegen_client.tables import stats_table
 from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
 
@@ -74,7 +75,7 @@ def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("out", "words"),
-    [("missing/a.png", "there is no folder"), (".", "is a folder"), ("a.xyz", "no picture format to write")],
+    [("missing/a.png", "there is no folder"), ("a.xyz", "no picture format to write")],
 )
 def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, out, words):
     monkeypatch.chdir(tmp_path)
@@ -90,7 +91,7 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
     monkeypatch.setattr("os.access", lambda path, mode: False)
     done = run("generate", "x", "--seed", "5")
     assert done.exit_code == 2
-    assert "imagegen-5.png can't be written" in " ".join(done.stderr.split())
+    assert done.stderr == "error: --out: the folder . can't be written\n"
 
 
 # ---- errors ------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (BrokerUnreachableError("nobody"), 3, "error: broker_unreachable: nobody\n"),
+        (BrokerUnreachableError("nobody"), 3, f"error: broker_unreachable: nobody{HOW_TO_START}\n"),
         (OutOfMemoryError("too\n  big"), 1, "error: out_of_memory: too big\n"),
         (OverloadedError("full", retry_after_seconds=2.5), 1, "error: overloaded: full (try again in 2.5 s)\n"),
         (KeyboardInterrupt(), 130, "error: interrupted: what was unfinished is given up\n"),
@@ -116,27 +117,6 @@ def test_each_error_is_a_line_and_an_exit_code(monkeypatch, error, status, line)
 
 def test_an_error_is_one_line():
     assert "\n" not in describe(GenerationFailedError("a\nb\n"))
-
-
-def test_a_picture_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    class Client:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, prompt, **options):
-            return SimpleNamespace(result=lambda: SimpleNamespace(save=self.save))
-
-        def save(self, path):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_: Client())
-    done = run("generate", "x", "--out", str(tmp_path / "a.png"))
-    assert done.exit_code == 1
-    assert done.stderr.startswith("error: not_written: ")
-    assert "No space left" in done.stderr
 
 
 def test_starting_imports_nothing_heavy():
