@@ -85,3 +85,29 @@ def _totals_line(totals: Mapping[str, Any]) -> Text:
     if lost := totals.get("workers_lost", 0):
         parts.append(f"workers lost {lost}")
     return Text("totals: " + " · ".join(parts), style="dim")
+
+
+def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return models with their workers, a row each; with how many are ready and how many warm."""
+    if not models:
+        return Text("no model is served; start a worker with imagegen-worker", style="yellow")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("model", overflow="fold")
+    table.add_column("ready", justify="right", no_wrap=True)
+    table.add_column("warm", justify="right", no_wrap=True)
+    table.add_column("workers", overflow="fold")
+    for model in models:
+        workers = model["workers"]
+        name = Text(model["model"], style="bold" if model["default"] else "")
+        table.add_row(
+            name.append(" (default)", style="cyan") if model["default"] else name,
+            Text(f"{sum(worker['state'] == 'ready' for worker in workers)}/{len(workers)}"),
+            Text(str(sum(worker["warm"] for worker in workers))),
+            Text(", ").join(_worker_name(worker) for worker in workers) or Text("none for now", style="yellow"),
+        )
+    return table
+
+
+def _worker_name(worker: Mapping[str, Any]) -> Text:
+    name = Text(str(worker["worker"]), style=_STATE_STYLES.get(str(worker["state"]), ""))
+    return name if worker["state"] == "ready" else name.append(f" {worker['state']}")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -32,6 +32,7 @@ class Running:
 
     prompt: str
     since: float
+    """When it was sent, or, once a worker has begun with it, that."""
     sign: Progress | None = None
 
     @property
@@ -69,7 +70,7 @@ def picture(board: Board, now: float) -> RenderableType:
         _add(grid, Text(f"  {' '.join(one.prompt.split())}"), one, now, again)
     rest = {"more being drawn": len(drawn) - MAX_ROWS, "waiting": len(board.running) - len(drawn)}
     if words := ", ".join(f"{number} {what}" for what, number in rest.items() if number > 0):
-        grid.add_row(Text(f"  {words}", style="dim"))
+        return Group(grid, Text(f"  {words}", style="dim", no_wrap=True, overflow="ellipsis"))
     return grid
 
 
@@ -135,7 +136,10 @@ class ProgressDisplay(Watcher):
     def sign(self, order: Order, sign: Progress) -> None:
         """Take in a sign of progress."""
         with self._lock:
-            self.board.running[order.index].sign = sign
+            running = self.board.running[order.index]
+            if running.sign is None:
+                running.since = self._now()
+            running.sign = sign
 
     def end(self, order: Order, *, good: bool) -> None:
         """Take in the end of a request."""
