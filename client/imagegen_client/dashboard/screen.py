@@ -72,10 +72,9 @@ def _title(hint: str, width: int) -> Text:
 
 def _broker_line(broker: Broker, width: int) -> Text:
     if broker.lost_for is not None:
-        since = f"for {roughly(broker.lost_for)}" if broker.statistics else "not heard yet"
-        return _line(
-            Text.assemble(("○ ", "red"), (broker.endpoint, "bold red")), [f"lost {since}; asking again"], width
-        )
+        words = f"lost for {roughly(broker.lost_for)}" if broker.statistics else "no answer yet"
+        head = Text.assemble(("○ ", "red"), (broker.endpoint, "bold red"))
+        return _line(head, [f"{words}; asking again"], width)
     said = broker.statistics
     wait = broker.wait_seconds
     pieces = [
@@ -97,7 +96,12 @@ def _fleet_line(gpus: Sequence[Gpu], trends: Trends, width: int) -> Text:
     if unready := sum(gpu.state != "ready" for gpu in there):
         pieces.append(f"{unready} not ready")
     rate = sum(gpu.rate or 0.0 for gpu in there)
-    head = Text.assemble("  ", (f"{len(there)} GPUs", "bold"), " · ", (f"{rate:.2f} images/s", "bold"))
+    head = Text.assemble(
+        "  ",
+        (f"{len(there)} GPU{'' if len(there) == 1 else 's'}", "bold"),
+        " · ",
+        (f"{rate:.2f} images/s", "bold"),
+    )
     total = [sum(values) for values in _aligned(trends)][-_FLEET_TREND_WIDTH:]
     if trend := sparkline(total, max(total, default=0.0), len(total)):
         head.append(f" {trend}", style="cyan")
