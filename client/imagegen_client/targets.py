@@ -13,6 +13,8 @@ from imagegen_client.naming import LATE_FIELDS, MAX_NAME_BYTES, NamePattern, pla
 from imagegen_client.prompts import Order
 
 DEFAULT_PATTERN = "imagegen-{seed}"
+_SUFFIXES = {"jpeg": ".jpg"}
+"""What a format is called in a file's name, where it is not just its own."""
 _PLAIN_SUFFIXES = frozenset(("", ".png", ".jpg", ".jpeg", ".webp"))
 """Known without asking Pillow, which takes longer to import than all the rest."""
 
@@ -54,7 +56,8 @@ class Targets:
         paths = []
         for image, (seed, format_) in enumerate(zip(order.seeds, formats, strict=True)):
             name = pattern.fill({**shared, "seed": seed, "image": image})
-            paths.append(self.folder / (name if pattern.suffix else f"{name}.{format_}"))
+            suffix = "" if pattern.suffix else _SUFFIXES.get(format_, f".{format_}")
+            paths.append(self.folder / f"{name}{suffix}")
         return paths
 
     def write(self, order: Order, result: Pictures) -> list[Path]:
@@ -126,7 +129,7 @@ def check_orders(targets: Targets, orders: Sequence[Order]) -> list[Order]:
         options: Mapping[str, Any] = order.options
         known = {"model": str(options["model"])} if options.get("model") else {}
         unknown = (targets.pattern.fields & LATE_FIELDS) - known.keys()
-        formats = [str(options.get("format") or "png")] * len(order.seeds)
+        formats = [str(options.get("output_format") or "png")] * len(order.seeds)
         paths = targets.paths(order, formats, {name: name for name in unknown} | known)
         told.update(paths)
         if unknown and targets.existing is Existing.SKIP:

@@ -141,7 +141,7 @@ def command(
 
     Prints, as the answers come, the files written, a line each, then a line with seed, worker and seconds. A
     prompt that fails gets a line on stderr and stops no other; the exit status is then 1. Files that are there
-    are refused before anything is drawn, unless told otherwise.
+    are refused before anything is drawn, unless told otherwise. With several prompts a full queue is waited for.
 
     \b
     Examples:

@@ -110,6 +110,7 @@ def test_a_file_is_taken_and_left_alone(tmp_path, name):
 def test_a_file_without_a_suffix_gets_that_of_its_format(tmp_path):
     targets = choose(str(tmp_path / "a"), None, Existing.REFUSE, several=False)
     assert names(targets, *orders("x"), Pictures(format="webp")) == ["a.webp"]
+    assert names(targets, *orders("x"), Pictures(format="jpeg")) == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
