@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
 
 from imagegen_client import Client
 from imagegen_client.cli import main
-from tests.integration.client.peers import NOWHERE, PATIENCE
+from tests.integration.client.peers import NOWHERE, PATIENCE, wait_for_end
 from tests.integration.client.test_cli import wait_for_gpus
 
 
@@ -80,10 +81,16 @@ def test_quiet_prints_the_files_alone(imagegen, worker):
 
 
 def test_no_more_than_so_many_are_on_their_way(imagegen, worker):
-    done = imagegen("generate", *(f"prompt {number}" for number in range(30)), "--jobs", "3")
-    assert done.exit_code == 0
+    prompts = [f"hold {number}" for number in range(30)]
+    done = []
+    thread = Thread(target=lambda: done.append(imagegen("generate", *prompts, "--jobs", "3")))
+    thread.start()
+    worker.wait_for_work(3)
+    worker.let_go.set()
+    wait_for_end(thread)
+    assert done[0].exit_code == 0
     assert len(files()) == 30
-    assert 1 <= worker.most_held <= 3
+    assert worker.most_held == 3
 
 
 def test_what_is_there_is_not_drawn_again(imagegen, worker):
