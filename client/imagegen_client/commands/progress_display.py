@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -38,7 +38,7 @@ class Running:
     @property
     def drawn(self) -> bool:
         """Whether a worker has begun with it."""
-        return self.sign is not None
+        return self.sign is not None and not is_queued(self.sign)
 
 
 @dataclass(slots=True)
@@ -61,17 +61,28 @@ def picture(board: Board, now: float) -> RenderableType:
         grid.add_column(no_wrap=True, overflow="ellipsis")
     if board.total == 1:
         for one in board.running.values():
-            _add(grid, Text(state(one.sign)), one, now, "")
+            _add(grid, Text(state(one.sign)), one, now, turn(one.sign))
         return grid
     _add_overall(grid, board, now)
     drawn = [one for one in board.running.values() if one.drawn]
     for one in drawn[:MAX_ROWS]:
         again = state(one.sign) if one.sign is not None and one.sign.attempt > 1 else ""
         _add(grid, Text(f"  {' '.join(one.prompt.split())}"), one, now, again)
-    rest = {"more being drawn": len(drawn) - MAX_ROWS, "waiting": len(board.running) - len(drawn)}
-    if words := ", ".join(f"{number} {what}" for what, number in rest.items() if number > 0):
+    if words := ", ".join(_rest(board, len(drawn) - MAX_ROWS)):
         return Group(grid, Text(f"  {words}", style="dim", no_wrap=True, overflow="ellipsis"))
     return grid
+
+
+def _rest(board: Board, left_out: int) -> Iterator[str]:
+    """Yield what there is to say of the requests that have no bar."""
+    if left_out > 0:
+        yield f"{left_out} more being drawn"
+    waiting = [one.sign for one in board.running.values() if not one.drawn]
+    if waiting:
+        yield f"{len(waiting)} waiting"
+    placed = [(place, sign) for sign in waiting if sign is not None and (place := place_of(sign)) is not None]
+    if placed:
+        yield f"the first: {turn(min(placed, key=lambda pair: pair[0])[1])}"
 
 
 def _add_overall(grid: Table, board: Board, now: float) -> None:
@@ -96,9 +107,28 @@ def _add(grid: Table, label: Text, one: Running, now: float, note: str) -> None:
 
 def state(sign: Progress | None) -> str:
     """Return in words what a request is doing."""
-    if sign is None:
+    if sign is None or is_queued(sign):
         return "waiting"
     return f"drawing, attempt {sign.attempt}" if sign.attempt > 1 else "drawing"
+
+
+def is_queued(sign: Progress) -> bool:
+    """Say whether the request still waits at the broker."""
+    return getattr(sign, "state", "running") == "queued"
+
+
+def place_of(sign: Progress) -> int | None:
+    """Return how many requests go before one that waits; None where the broker has not told."""
+    return getattr(sign, "place", None) if is_queued(sign) else None
+
+
+def turn(sign: Progress | None) -> str:
+    """Return when it is the turn of a request that waits; nothing where the broker has not told."""
+    if sign is None or (place := place_of(sign)) is None:
+        return ""
+    wait: float | None = getattr(sign, "seconds_to_start", None)
+    seconds = "" if wait is None else f", in about {roughly(wait)}"
+    return (f"{place} before it" if place else "next") + seconds
 
 
 class ProgressDisplay(Watcher):
@@ -137,9 +167,10 @@ class ProgressDisplay(Watcher):
         """Take in a sign of progress."""
         with self._lock:
             running = self.board.running[order.index]
-            if running.sign is None:
-                running.since = self._now()
+            begun = running.drawn
             running.sign = sign
+            if running.drawn and not begun:
+                running.since = self._now()
 
     def end(self, order: Order, *, good: bool) -> None:
         """Take in the end of a request."""

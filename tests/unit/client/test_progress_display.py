@@ -1,6 +1,7 @@
 """What `imagegen generate` draws on a terminal while it waits."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -46,6 +47,36 @@ def test_several_have_a_bar_above_and_the_ones_that_run():
         "prompt 2 0/20 0:08",
         "prompt 3 1/20 0:08 drawing, attempt 3",
         "2 waiting",
+    ]
+
+
+def queued(place, seconds=None):
+    return SimpleNamespace(
+        step=0, steps=0, attempt=1, preview=None, state="queued", place=place, seconds_to_start=seconds
+    )
+
+
+@pytest.mark.parametrize(
+    ("sign", "line"),
+    [
+        (queued(12, 8.2), "waiting 0:03 12 before it, in about 8 s"),
+        (queued(12), "waiting 0:03 12 before it"),
+        (queued(0, 0.5), "waiting 0:03 next, in about 0.5 s"),
+        (queued(None), "waiting 0:03"),
+    ],
+)
+def test_one_that_waits_says_when_it_is_its_turn(sign, line):
+    one = Running("x", since=2.0, sign=sign)
+    assert [words(line) for line in drawn(Board(1, 0.0, running={0: one}), 5.0)] == [line]
+
+
+def test_of_several_that_wait_the_first_says_when_it_is_its_turn():
+    signs = [queued(7, 9.0), queued(3, 4.0), None, Progress(1, 20)]
+    running = {at: Running(f"prompt {at}", since=2.0, sign=sign) for at, sign in enumerate(signs)}
+    lines = drawn(Board(9, 0.0, running=running), 5.0)
+    assert [words(line) for line in lines[1:]] == [
+        "prompt 3 1/20 0:03",
+        "3 waiting, the first: 3 before it, in about 4 s",
     ]
 
 
