@@ -5,13 +5,17 @@ from typing import Any
 
 import click
 
+from imagegen_client.commands.errors import describe
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
 COMMANDS = {
     "bench": "imagegen_client.commands.bench",
+    "completion": "imagegen_client.commands.completion",
     "generate": "imagegen_client.commands.generate",
     "keygen": "imagegen_client.commands.keygen",
+    "models": "imagegen_client.commands.models",
     "stats": "imagegen_client.commands.stats",
+    "top": "imagegen_client.commands.top",
 }
 """Each module has its command as `command`; imported late, since nobody should wait for what is not used."""
 
@@ -48,14 +52,6 @@ class Commands(click.Group):
         ctx.exit(status)
 
 
-def describe(error: ImagegenError) -> str:
-    """Return the one line that a person reads about an error."""
-    line = f"error: {error.code}: {' '.join(error.message.split())}"
-    if error.retry_after_seconds is not None:
-        line += f" (try again in {error.retry_after_seconds:.3g} s)"
-    return line
-
-
 @click.group("imagegen", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="imagegen-fleet", prog_name="imagegen")
 def main() -> None:
@@ -64,14 +60,16 @@ def main() -> None:
     \b
     Examples:
       imagegen generate "a yellow star on a purple background" --out star.png --seed 7
-      imagegen stats
+      imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png"
+      imagegen models
+      imagegen top
       imagegen bench --burst 50 --json
 
     \b
-    Exit codes:
+    Exit status:
       0    all went well
-      1    a request ended in an error (one line on stderr: error: CODE: MESSAGE)
-      2    the command line is wrong
+      1    a request ended in an error (a line on stderr each: error: CODE: MESSAGE)
+      2    the command line, or a file that it names, is wrong; nothing was asked
       3    no broker could be reached
       130  interrupted
     """

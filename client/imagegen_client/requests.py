@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import make_request
 
@@ -61,4 +62,12 @@ def build(
         raise InvalidRequestError(
             f"{name}: {problem[0].lower()}{problem[1:]}, got {header.get(name)!r}"
         ) from error
-    return submit, request.seed, encode_request(request)
+    try:
+        # Here, where somebody hears of it: the header is encoded again on the I/O thread.
+        encode(submit)
+        return submit, request.seed, encode_request(request)
+    except UnicodeEncodeError as error:
+        texts = {"prompt": prompt, **given, **header}
+        name = next((name for name, value in texts.items() if value == error.object), "loras")
+        shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+        raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error

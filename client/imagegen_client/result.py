@@ -134,16 +134,22 @@ class GenerationResult:
         """
         path = Path(path)
         written = []
-        for index, (format_, frame) in enumerate(zip(self.formats, self._frames, strict=True)):
+        for index, format_ in enumerate(self.formats):
             suffix = path.suffix or f".{format_}"
             number = f"-{index}" if len(self._frames) > 1 else ""
             target = path.with_name(f"{path.stem}{number}{suffix}")
-            if suffix.lower() in _SUFFIXES.get(format_, (f".{format_}",)):
-                target.write_bytes(frame)
-            else:
-                image = self.images[index]
-                # JPEG has no transparency, and a palette is no use to it either.
-                jpeg = suffix.lower() in _SUFFIXES["jpeg"]
-                (image.convert("RGB") if jpeg else image).save(target)
+            self.save_image(index, target)
             written.append(target)
         return written
+
+    def save_image(self, index: int, path: str | Path) -> None:
+        """Write one of the images to exactly this path, whose suffix says the format; raises as `save` does."""
+        path = Path(path)
+        format_ = self.formats[index]
+        if path.suffix.lower() in _SUFFIXES.get(format_, (f".{format_}",)):
+            path.write_bytes(self._frames[index])
+        else:
+            image = self.images[index]
+            # JPEG has no transparency, and a palette is no use to it either.
+            jpeg = path.suffix.lower() in _SUFFIXES["jpeg"]
+            (image.convert("RGB") if jpeg else image).save(path)

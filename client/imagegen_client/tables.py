@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from imagegen_client.durations import clock
+
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
 _NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
 """Short, so that the names beside them have room on 80 columns."""
@@ -67,7 +69,7 @@ def _queue_line(statistics: Mapping[str, Any]) -> Text:
         f"queued {statistics.get('queued_requests', 0)}",
         f"at workers {requests.get('dispatched', 0)}",
         f"clients {statistics.get('clients', 0)}",
-        f"up {_duration(statistics.get('uptime_seconds', 0))}",
+        f"up {clock(statistics.get('uptime_seconds', 0))}",
     ]
     return Text(" · ".join(parts))
 
@@ -85,8 +87,27 @@ def _totals_line(totals: Mapping[str, Any]) -> Text:
     return Text("totals: " + " · ".join(parts), style="dim")
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return (f"{days}d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
+def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return models with their workers, a row each; with how many are ready and how many warm."""
+    if not models:
+        return Text("no model is served; start a worker with imagegen-worker", style="yellow")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("model", overflow="fold")
+    table.add_column("ready", justify="right", no_wrap=True)
+    table.add_column("warm", justify="right", no_wrap=True)
+    table.add_column("workers", overflow="fold")
+    for model in models:
+        workers = model["workers"]
+        name = Text(model["model"], style="bold" if model["default"] else "")
+        table.add_row(
+            name.append(" (default)", style="cyan") if model["default"] else name,
+            Text(f"{sum(worker['state'] == 'ready' for worker in workers)}/{len(workers)}"),
+            Text(str(sum(worker["warm"] for worker in workers))),
+            Text(", ").join(_worker_name(worker) for worker in workers) or Text("none for now", style="yellow"),
+        )
+    return table
+
+
+def _worker_name(worker: Mapping[str, Any]) -> Text:
+    name = Text(str(worker["worker"]), style=_STATE_STYLES.get(str(worker["state"]), ""))
+    return name if worker["state"] == "ready" else name.append(f" {worker['state']}")

@@ -68,7 +68,7 @@ def test_loras_by_request(fleet, client, tmp_path, loras, options):
     command("imagegen", "generate", *words, "--lora", "ink")
     with Image.open(out) as image:
         assert max(abs(a - b) for a, b in zip(inked.tobytes(), image.tobytes(), strict=True)) <= 1
-    failed = command("imagegen", "generate", *words, "--lora", "oil:0.5", check=False)
+    failed = command("imagegen", "generate", *words, "--overwrite", "--lora", "oil:0.5", check=False)
     assert failed.returncode != 0
     assert "there are: ink, water.v2" in failed.stderr
 

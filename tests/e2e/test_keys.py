@@ -37,7 +37,9 @@ def test_a_guarded_fleet_draws(fleet, guarded, keys, tmp_path):
     asked = ("a red circle", "--out", str(out), "--broker", fleet.frontend)
     command("imagegen", "generate", *asked, *guarded("clients/alice.key_secret"))
     assert out.is_file()
-    stranger = command("imagegen", "generate", *asked, *guarded("later/late.key_secret"), check=False)
+    stranger = command(
+        "imagegen", "generate", *asked, "--overwrite", *guarded("later/late.key_secret"), check=False
+    )
     assert stranger.returncode == 1
     assert "error: unauthorized" in stranger.stderr
     assert "does not accept this key" in stranger.stderr

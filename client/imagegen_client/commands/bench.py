@@ -9,7 +9,14 @@ from typing import Any, Unpack
 import click
 
 from imagegen_client.bench import Report, run_burst
-from imagegen_client.commands.options import Connection, broker_options, open_client, request_options, seed_option
+from imagegen_client.commands.options import (
+    Connection,
+    broker_options,
+    model_option,
+    open_client,
+    request_options,
+    seed_option,
+)
 from imagegen_client.requests import RequestOptions
 from imagegen_protocol import InvalidRequestError
 
@@ -19,7 +26,7 @@ from imagegen_protocol import InvalidRequestError
     "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests sent at once."
 )
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
-@click.option("--model", metavar="NAME", help="One that the fleet serves.  [default: the broker's]")
+@model_option
 @seed_option("Of the first request; the others count on.  [default: random]")
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="The same numbers as JSON.")

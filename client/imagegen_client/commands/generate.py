@@ -1,35 +1,33 @@
-"""`imagegen generate`: one request, its pictures in files."""
+"""`imagegen generate`: prompts in, pictures in files."""
 
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import click
 
+from imagegen_client.commands.drawing import Watcher, draw
+from imagegen_client.commands.errors import InputError
 from imagegen_client.commands.options import (
-    Connection,
     Endpoints,
     broker_options,
+    model_option,
     open_client,
     request_options,
     seed_option,
 )
-from imagegen_client.job import Job
-from imagegen_client.progress import Progress as Sign
-from imagegen_client.result import GenerationResult
-from imagegen_client.targets import check_target
-from imagegen_protocol import ImagegenError, InvalidRequestError
+from imagegen_client.commands.report import NotWrittenError, Reporter
+from imagegen_client.progress import Progress
+from imagegen_client.prompts import Given, Order, number, read_lines
+from imagegen_client.requests import RequestOptions
+from imagegen_client.sync import DEFAULT_WINDOW
+from imagegen_client.targets import Existing, Targets, check_orders, choose
+from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES_PER_REQUEST
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-class NotWrittenError(ImagegenError):
-    """The picture came, and could not be written or converted."""
-
-    code = "not_written"
+_MOST_JOBS = 5000
+"""What a broker holds of one client, unless told otherwise."""
 
 
 def _read_loras(
@@ -46,15 +44,44 @@ def _read_loras(
 
 
 @click.command("generate")
-@click.argument("prompt")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option(
+    "--prompts",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="More prompts, one a line, '-' is stdin. Blank lines and those that begin with # are skipped; one that "
+    'begins with { is a JSON object with "prompt" and options of its own. May be given several times.',
+)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where to; the suffix says the format, several images get -0, -1, ... before it.  "
-    "[default: imagegen-<seed>.png]",
+    type=click.Path(),
+    metavar="PATH",
+    help="The file, whose suffix says the format; for several prompts, or with --pattern, the folder.  "
+    "[default: here]",
 )
-@seed_option("Of the first image; the next ones count on.  [default: random]")
+@click.option(
+    "--pattern",
+    metavar="NAME",
+    help="What files are called: {index} of the prompt and {image} (both from 0), {seed} of the image, {prompt} "
+    "(shortened), {model}, {worker}; {index:03} pads with zeros, a / makes folders.  [default: imagegen-{seed}]",
+)
+@click.option(
+    "--overwrite",
+    "existing",
+    flag_value=Existing.OVERWRITE,
+    type=Existing,
+    help="Write over files that are there.",
+)
+@click.option(
+    "--skip-existing",
+    "existing",
+    flag_value=Existing.SKIP,
+    type=Existing,
+    help="Draw only what is not there yet, as after an interruption.  [default: refuse]",
+)
+@seed_option("Of the first image; the seeds count on, image by image, prompt by prompt.  [default: random]")
 @request_options
 @click.option(
     "--guidance-scale",
@@ -76,105 +103,147 @@ def _read_loras(
     metavar="FILE",
     help="Keep here, as PNG, a small picture of what there is so far; some models can't make one.",
 )
-@click.option("--model", metavar="NAME", help="One that the fleet serves.  [default: the broker's]")
+@model_option
 @click.option("--num-images", type=click.IntRange(1, MAX_IMAGES_PER_REQUEST), default=1, show_default=True)
 @click.option(
     "--priority", type=click.IntRange(-100, 100), default=0, show_default=True, help="The higher the earlier."
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, _MOST_JOBS),
+    default=DEFAULT_WINDOW,
+    show_default=True,
+    help="Prompts on their way at a time.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No bars; print the files' names alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each prompt, a line each.")
 @broker_options
 def command(
-    prompt: str,
-    out: Path | None,
+    prompts: tuple[str, ...],
+    files: tuple[str, ...],
+    out: str | None,
+    pattern: str | None,
+    existing: Existing | None,
     preview: Path | None,
     seed: int | None,
     steps: int | None,
+    timeout: float | None,
+    jobs: int,
+    quiet: bool,
+    as_json: bool,
     brokers: Endpoints,
     connect_timeout: float,
     key: Path | None,
     broker_key: Path | None,
-    timeout: float | None,
     **options: Any,
 ) -> None:
-    """Draw PROMPT and write the picture.
+    """Draw each PROMPT and write the pictures.
 
-    Prints the files written, a line each, then a line with seed, worker and seconds.
+    Prints, as the answers come, the files written, a line each, then a line with seed, worker and seconds. A
+    prompt that fails gets a line on stderr and stops no other; the exit status is then 1. Files that are there
+    are refused before anything is drawn, unless told otherwise. With several prompts a full queue is waited for.
 
     \b
     Examples:
       imagegen generate "a red circle on a blue background"
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
       imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
+      imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
+      echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
-    # Chosen here already, since it names the file.
-    seed = secrets.randbits(63) if seed is None else seed
-    target = out or Path(f"imagegen-{seed}.png")
+    common = {**options, "num_inference_steps": steps, "timeout_seconds": timeout}
+    orders = _read(prompts, files, common, seed)
+    number_given = len(orders)
+    several = number_given > 1
+    if several and preview is not None:
+        raise click.UsageError("--preview: one prompt has room in one file")
+    targets, orders = _aim(orders, out, pattern, existing or Existing.REFUSE, several)
+    if (skipped := number_given - len(orders)) and not quiet:
+        click.echo(f"skipped {skipped} of {number_given}: their pictures are there", err=True)
+    watcher = _watcher(len(orders), shown=not quiet and sys.stderr.isatty())
+    report = Reporter(targets, watcher, quiet=quiet, as_json=as_json)
+    # Who brings many prompts waits for a full queue; who brings one wants to know.
+    with (
+        open_client(
+            {"brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key},
+            retry_overloaded=several,
+        ) as client,
+        watcher,
+    ):
+        outcomes = draw(
+            client,
+            orders,
+            watcher,
+            jobs=jobs,
+            progress=type(watcher) is not Watcher,
+            keep_preview=None if preview is None else lambda sign: _keep(sign, preview),
+        )
+        for outcome in outcomes:
+            report.take(outcome)
+    if report.failed:
+        click.get_current_context().exit(1)
+
+
+def _read(
+    prompts: tuple[str, ...], files: tuple[str, ...], common: dict[str, Any], seed: int | None
+) -> list[Order]:
+    """Return the requests. Raises `InputError` for what can't be one."""
+    given = [
+        Given(prompt, {}, f"prompt {at}" if files or len(prompts) > 1 else "")
+        for at, prompt in enumerate(prompts, 1)
+    ]
+    first_seed = secrets.randbits(63) if seed is None else seed
     try:
-        check_target(target)
+        for name in files:
+            lines = list(read_lines(_text_of(name), "stdin" if name == "-" else name))
+            if not lines:
+                raise InputError("--prompts", f"no prompt in {name}")
+            given += lines
+        if not given:
+            raise click.UsageError("Missing argument 'PROMPT': give a prompt, several, or --prompts FILE")
+        return number(given, cast(RequestOptions, common), first_seed)
+    except InvalidRequestError as error:
+        raise InputError("", error.message) from error
+
+
+def _text_of(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError("--prompts", f"can't read {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError("--prompts", f"{name}:{line}: not UTF-8 text") from error
+
+
+def _aim(
+    orders: list[Order], out: str | None, pattern: str | None, existing: Existing, several: bool
+) -> tuple[Targets, list[Order]]:
+    """Return where pictures go, and which there are to draw. Raises `InputError`."""
+    try:
+        targets = choose(out, pattern, existing, several=several)
+        return targets, check_orders(targets, orders)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--out'") from error
-    follow = sys.stderr.isatty()
-    connection: Connection = {
-        "brokers": brokers,
-        "connect_timeout": connect_timeout,
-        "key": key,
-        "broker_key": broker_key,
-    }
-    with open_client(connection) as client:
-        try:
-            job = client.submit(
-                prompt,
-                progress=follow,
-                preview=preview is not None,
-                seed=seed,
-                num_inference_steps=steps,
-                timeout_seconds=timeout,
-                **options,
-            )
-        except InvalidRequestError as error:
-            raise click.UsageError(error.message) from error
-        if follow or preview is not None:
-            _show_progress(job, preview)
-        result = job.result()
-    _write(result, target)
+        raise InputError("--out" if pattern is None else "--pattern", str(error)) from error
+    except OSError as error:
+        raise InputError("--out", f"{error.filename}: {error.strerror}") from error
 
 
-def _write(result: GenerationResult, target: Path) -> None:
-    try:
-        written = result.save(target)
-    except (OSError, ValueError) as error:
-        raise NotWrittenError(f"{target}: {error}") from error
-    for path in written:
-        click.echo(path)
-    click.echo(f"seed={result.seed} worker={result.worker} seconds={result.total_seconds:.2f}")
+def _watcher(total: int, *, shown: bool) -> Watcher:
+    if not shown or not total:
+        return Watcher()
+    from imagegen_client.commands.progress_display import ProgressDisplay
+
+    return ProgressDisplay(total)
 
 
-def _show_progress(job: Job, preview: Path | None) -> None:
-    """Until the answer is there, show the steps, on a terminal, and keep the last preview in its file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("waiting", total=None)
-        for sign in job.progress():
-            again = f", attempt {sign.attempt}" if sign.attempt > 1 else ""
-            doing = _waiting(sign) if sign.state == "queued" else "drawing"
-            bar.update(task, description=f"{doing}{again}", completed=sign.step, total=sign.steps or None)
-            if preview is not None and (picture := sign.preview_image) is not None:
-                _keep(picture, preview)
-
-
-def _waiting(sign: Sign) -> str:
-    place = f", place {sign.place}" if sign.place else ", next"
-    return f"waiting{place}" + ("" if sign.seconds_to_start is None else f", about {sign.seconds_to_start:.0f} s")
-
-
-def _keep(picture: "Image", path: Path) -> None:
-    """Write a picture so that whoever looks sees the old one or the new one, never half of it."""
+def _keep(sign: Progress, path: Path) -> None:
+    """Write a preview so that whoever looks sees the old one or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.part")
     try:
-        picture.save(beside, format="PNG")
-        beside.replace(path)
+        if (picture := sign.preview_image) is not None:
+            picture.save(beside, format="PNG")
+            beside.replace(path)
     except OSError as error:
         raise NotWrittenError(f"{path}: {error}") from error

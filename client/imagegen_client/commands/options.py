@@ -8,6 +8,7 @@ import click
 
 from imagegen_client.endpoints import check_endpoint
 from imagegen_client.sync import DEFAULT_BROKER, Client
+from imagegen_protocol import ImagegenError
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import MAX_SEED, MAX_SIDE_PIXELS, MAX_STEPS, MAX_TIMEOUT_SECONDS
 
@@ -15,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Endpoints = tuple[str, ...]
 
 _SIDE = click.IntRange(8, MAX_SIDE_PIXELS)
+_COMPLETION_SECONDS = 1.0
 _TIMEOUT = click.FloatRange(0, MAX_TIMEOUT_SECONDS, min_open=True)
 
 
@@ -40,7 +42,7 @@ def broker_options(function: F) -> F:
         ("--broker-key", "The broker's .key file, if the broker demands keys."),
         ("--key", "One's own .key_secret file, if the broker demands keys (imagegen keygen)."),
     ):
-        variable = "IMAGEGEN_" + option.removeprefix("--").replace("-", "_").upper()
+        variable = "IMAGEGEN_CLIENT_" + option.removeprefix("--").replace("-", "_").upper()
         function = click.option(
             option, type=click.Path(path_type=Path), envvar=variable, show_envvar=True, metavar="FILE", help=words
         )(function)
@@ -86,17 +88,39 @@ def request_options(function: F) -> F:
     return function
 
 
+def _complete_model(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """Ask the fleet for its models, with little patience: somebody waits for the completion."""
+    given = context.params.get("brokers") or (DEFAULT_BROKER,)
+    try:
+        with Client(given, connect_timeout=_COMPLETION_SECONDS) as client:
+            models: list[str] = client.stats(_COMPLETION_SECONDS).get("models", [])
+    except (ImagegenError, ValueError):
+        return []
+    return [model for model in models if model.startswith(begun)]
+
+
+def model_option(function: F) -> F:
+    """Add `--model`."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        shell_complete=_complete_model,
+        help="One that the fleet serves (imagegen models).  [default: the broker's]",
+    )(function)
+
+
 def seed_option(words: str) -> Callable[[F], F]:
     """Return the option `--seed` with its help."""
     return click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help=words)
 
 
-def open_client(connection: Connection) -> Client:
+def open_client(connection: Connection, *, retry_overloaded: bool = False) -> Client:
     """Return a client of the brokers; nothing is sent yet. Raises `click.UsageError` for unusable keys."""
     try:
         return Client(
             connection["brokers"],
             connect_timeout=connection["connect_timeout"],
+            retry_overloaded=retry_overloaded,
             key=connection["key"],
             broker_key=connection["broker_key"],
         )

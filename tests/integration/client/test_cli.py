@@ -13,6 +13,7 @@ from imagegen_client import (
     Client,
 )
 from imagegen_client.cli import main
+from imagegen_client.commands.errors import HOW_TO_START
 from tests.integration.client.peers import NOWHERE, PATIENCE
 
 
@@ -70,7 +71,8 @@ def test_the_command_finds_no_broker(tmp_path):
     for arguments in (["generate", "x", "--out", str(tmp_path / "a.png")], ["stats"], ["bench", "--burst", "1"]):
         done = imagegen(NOWHERE, *arguments, "--connect-timeout", "0.1")
         assert done.exit_code == 3
-        assert done.stderr == "error: broker_unreachable: no broker answered at tcp://127.0.0.1:1 within 0.1 s\n"
+        unreachable = "error: broker_unreachable: no broker answered at tcp://127.0.0.1:1 within 0.1 s"
+        assert done.stderr == f"{unreachable}{HOW_TO_START}\n"
 
 
 def test_the_command_takes_brokers_from_the_environment(broker, worker):

@@ -1,8 +1,10 @@
 """The command line without a broker: wrong usage, interruptions, numbers and tables."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +13,11 @@ from rich.console import Console
 
 from imagegen_client import bench
 from imagegen_client.bench import Growth, Report, growth, percentile, run_burst
-from imagegen_client.cli import COMMANDS, describe, main
-from imagegen_client.tables import stats_table
+from imagegen_client.cli import COMMANDS, main
+from imagegen_client.commands.completion import PROGRAMS
+from imagegen_client.commands.errors import HOW_TO_START, describe
+from imagegen_client.commands.models import served
+from imagegen_client.tables import models_table, stats_table
 from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
 
 
@@ -31,7 +36,7 @@ def test_help_has_examples_exit_codes_and_every_command():
         assert f"\n  {name} " in said
         text = run(name, "--help").output
         assert "Examples:" in text
-        assert name == "keygen" or "IMAGEGEN_FRONTEND" in text
+        assert name in ("keygen", "completion") or "IMAGEGEN_FRONTEND" in text
 
 
 def test_the_version_is_that_of_the_distribution():
@@ -58,6 +63,22 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--lora", "ink:11"], "loras: expected `float` <= 10.0"),
         (["generate", "x", "--lora", "../ink"], "loras: expected `str` matching"),
         (["generate", "x", "--model", ""], "model: expected `str` of length >= 1"),
+        (["generate", "x", "--jobs", "0"], "1<=x<=5000"),
+        (["generate", "x", "y", "--preview", "p.png"], "--preview: one prompt has room in one file"),
+        (["generate", "x", "y" * 10_001], "prompt 2: prompt: expected `str` of length <= 10000"),
+        (["generate", "--prompts", "missing"], "--prompts: can't read missing: No such file"),
+        (["generate", "--prompts", "."], "--prompts: can't read .: Is a directory"),
+        (["generate", "--prompts", "empty"], "--prompts: no prompt in empty"),
+        (["generate", "--prompts", "latin"], "--prompts: latin:2: not UTF-8 text"),
+        (["generate", "--prompts", "wrong"], "wrong:1: unknown field 'widht'"),
+        (["generate", "x", "--pattern", "{name}"], "--pattern: unknown field {name}; known are {index}"),
+        (["generate", "x", "y", "--pattern", "a.png"], "--pattern: 2 pictures would be called a.png"),
+        (["generate", "x", "y", "--out", "a.png"], "--out: several prompts need a folder"),
+        (["generate", "x", "--out", "there.png"], "--out: there.png is there already"),
+        (["generate", "x", "--out", "empty/a/"], "--out: empty/a: Not a directory"),
+        (["generate", "x", "--out", "a" * 300 + ".png"], "File name too long"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+        (["top", "--interval", "0"], "0.2<=x<=3600"),
         (["bench", "--burst", "0"], "1<=x<=100000"),
         (["bench", "--timeout", "-1"], "0<x<="),
         (["stats", "--connect-timeout", "0"], "x>0"),
@@ -67,6 +88,15 @@ def test_the_version_is_that_of_the_distribution():
 )
 def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    contents = {
+        "there.png": b"",
+        "empty": b"\n# no\n",
+        "latin": b"a\n\xe4",
+        "wrong": b'{"prompt": "a", "widht": 1}',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_, **__: pytest.fail("asked"))
     done = run(*arguments)
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
@@ -74,15 +104,16 @@ def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("out", "words"),
-    [("missing/a.png", "there is no folder"), (".", "is a folder"), ("a.xyz", "no picture format to write")],
+    [("missing/a.png", "there is no folder"), ("a.xyz", "no picture format to write")],
 )
 def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, out, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_, **__: pytest.fail("asked"))
     done = run("generate", "x", "--out", out)
     assert done.exit_code == 2
-    assert words in " ".join(done.stderr.split())
-    assert "--out" in done.stderr
+    assert done.stderr.startswith("error: --out: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, "one line"
 
 
 def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_path, monkeypatch):
@@ -90,7 +121,7 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
     monkeypatch.setattr("os.access", lambda path, mode: False)
     done = run("generate", "x", "--seed", "5")
     assert done.exit_code == 2
-    assert "imagegen-5.png can't be written" in " ".join(done.stderr.split())
+    assert done.stderr == "error: --out: the folder . can't be written\n"
 
 
 # ---- errors ------------------------------------------------------------------------------------------------
@@ -99,7 +130,7 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (BrokerUnreachableError("nobody"), 3, "error: broker_unreachable: nobody\n"),
+        (BrokerUnreachableError("nobody"), 3, f"error: broker_unreachable: nobody{HOW_TO_START}\n"),
         (OutOfMemoryError("too\n  big"), 1, "error: out_of_memory: too big\n"),
         (OverloadedError("full", retry_after_seconds=2.5), 1, "error: overloaded: full (try again in 2.5 s)\n"),
         (KeyboardInterrupt(), 130, "error: interrupted: what was unfinished is given up\n"),
@@ -116,27 +147,6 @@ def test_each_error_is_a_line_and_an_exit_code(monkeypatch, error, status, line)
 
 def test_an_error_is_one_line():
     assert "\n" not in describe(GenerationFailedError("a\nb\n"))
-
-
-def test_a_picture_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    class Client:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, prompt, **options):
-            return SimpleNamespace(result=lambda: SimpleNamespace(save=self.save))
-
-        def save(self, path):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("imagegen_client.commands.generate.open_client", lambda *_: Client())
-    done = run("generate", "x", "--out", str(tmp_path / "a.png"))
-    assert done.exit_code == 1
-    assert done.stderr.startswith("error: not_written: ")
-    assert "No space left" in done.stderr
 
 
 def test_starting_imports_nothing_heavy():
@@ -295,10 +305,10 @@ def a_fleet(*gpus):
     }  # fmt: skip
 
 
-def drawn(width, statistics):
+def drawn(width, statistics, table=stats_table):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     with console.file:
-        console.print(stats_table(statistics))
+        console.print(table(statistics))
         return console.export_text()
 
 
@@ -339,6 +349,90 @@ def test_statistics_of_another_version_are_shown_as_far_as_they_go():
     assert "?" in drawn(120, {"per_gpu_stats": [{"worker": "a"}]})
 
 
+# ---- models ------------------------------------------------------------------------------------------------
+
+
+def models_of(*gpus, **fields):
+    return served({"per_gpu_stats": list(gpus), **fields})
+
+
+def test_models_have_their_workers_and_the_default_comes_first():
+    gpus = [
+        full_gpu("a", models=["x", "y"], warm_models=["x"]),
+        full_gpu("b", models=["y"], state="draining"),
+    ]
+    models = models_of(*gpus, default_model="y", models=["x", "y"])
+    assert [(model["model"], model["default"]) for model in models] == [("y", True), ("x", False)]
+    assert [(worker["worker"], worker["warm"]) for worker in models[0]["workers"]] == [("a", False), ("b", False)]
+    assert models[1]["workers"] == [
+        {"worker": "a", "host": "render-host-01.example.org", "gpu_id": 0, "state": "ready", "warm": True}
+    ]
+    text = drawn(80, models, models_table)
+    rows = [line.split() for line in text.splitlines()[2:]]
+    assert rows == [["y", "(default)", "1/2", "0", "a,", "b", "draining"], ["x", "1/1", "1", "a"]]
+
+
+def test_a_default_model_without_workers_is_shown_and_no_model_is_said():
+    models = models_of(default_model="gone", models=[])
+    assert models == [{"model": "gone", "default": True, "workers": []}]
+    assert "none for now" in drawn(80, models, models_table)
+    assert "no model is served; start a worker" in drawn(80, models_of(default_model=None), models_table)
+
+
+# ---- completion --------------------------------------------------------------------------------------------
+
+
+def complete(program, *words):
+    """What a shell is told about the last of the words."""
+    environment = {
+        "COMP_WORDS": " ".join((program, *words)),
+        "COMP_CWORD": str(len(words)),
+        f"_{program.replace('-', '_').upper()}_COMPLETE": "bash_complete",
+    }
+    done = subprocess.run(
+        [Path(sys.executable).with_name(program)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    return [line.removeprefix("plain,") for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("imagegen", "ge"), ["generate"]),
+        (("imagegen", "generate", "--pr"), ["--prompts", "--preview", "--priority"]),
+        (("imagegen", "completion", "z"), ["zsh"]),
+        (("imagegen", "generate", "--broker", "nonsense", "--model", ""), []),
+        (("imagegen-broker", "--str"), ["--strategy"]),
+        (("imagegen-worker", "--device", "c"), ["cpu", "cuda"]),
+    ],
+)
+def test_a_shell_completes(words, expected):
+    assert complete(*words) == expected
+
+
+def test_the_script_for_bash_completes_in_bash():
+    script = (
+        'eval "$(imagegen completion bash)"; COMP_WORDS=(imagegen gen); COMP_CWORD=1; '
+        '_imagegen_completion imagegen; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    bash = ["bash", "--norc", "-c", script]
+    done = subprocess.run(bash, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["generate"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_shell_has_its_script_for_every_program(shell, program):
+    said = run("completion", shell, program).output
+    assert f"_{program.replace('-', '_').upper()}_COMPLETE={shell}_complete" in said
+    assert program in said
+
+
 # ---- keys --------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +450,14 @@ def test_keygen_takes_a_plain_name(name):
     said = run("keygen", name)
     assert said.exit_code == 2
     assert "expected the name of a file" in said.output
+
+
+def test_the_keys_of_a_client_have_variables_of_their_own():
+    said = run("stats", env={"IMAGEGEN_CLIENT_KEY": "missing", "IMAGEGEN_CLIENT_BROKER_KEY": "missing"})
+    assert (said.exit_code, "can't read the key file" in said.output) == (2, True)
+    # What a broker on the same machine is told of its own key.
+    broker = {"IMAGEGEN_BROKER_KEY": "missing", "IMAGEGEN_FRONTEND": "tcp://127.0.0.1:1"}
+    assert run("stats", "--connect-timeout", "0.1", env=broker).exit_code == 3
 
 
 def test_half_of_the_keys_is_refused_before_anything_is_asked(tmp_path):

@@ -5,7 +5,6 @@ import io
 import pytest
 from PIL import Image
 
-from imagegen_client.commands.generate import _waiting
 from imagegen_client.job import MAX_BEHIND, Job
 from imagegen_client.progress import Progress, make_progress
 from imagegen_protocol import messages
@@ -70,11 +69,3 @@ def test_a_reader_that_never_reads_keeps_few_places_and_the_job_knows_the_latest
     job.report(SIGN, ())
     assert job.latest.step == 2
     assert job.signs().qsize() == MAX_BEHIND + 1
-
-
-@pytest.mark.parametrize(
-    ("place", "seconds", "text"),
-    [(3, 4.2, "waiting, place 3, about 4 s"), (0, None, "waiting, next"), (0, 0.4, "waiting, next, about 0 s")],
-)
-def test_what_the_bar_says_of_a_request_that_waits(place, seconds, text):
-    assert _waiting(Progress(0, 0, state="queued", place=place, seconds_to_start=seconds)) == text

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from imagegen_client.result import GenerationResult
-from imagegen_client.targets import check_target
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.messages import ImageInfo, Result
 
@@ -80,45 +79,6 @@ def test_an_unknown_suffix_is_a_value_error(tmp_path):
 def test_no_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="missing"):
         a_result(encoded()).save(tmp_path / "missing" / "a.png")
-
-
-# ---- found out beforehand ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "a", "a.bmp", "a.tiff", "a.gif"])
-def test_a_good_target_is_taken_and_left_alone(tmp_path, name):
-    check_target(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
-    a_result(encoded()).save(tmp_path / name)
-    check_target(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("a.xyz", "no picture format"),
-        ("a.psd", "no picture format"),
-        ("a.xbm", "can't be written as"),
-        ("missing/a.png", "no folder"),
-        (".", "is a folder"),
-        ("file/a.png", "no folder"),
-    ],
-)
-def test_a_wrong_target_is_refused(tmp_path, name, words):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=words):
-        check_target(tmp_path / name)
-
-
-def test_a_target_without_permission_is_refused(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("os.access", lambda path, mode: asked.append(path))
-    with pytest.raises(ValueError, match="can't be written"):
-        check_target(tmp_path / "new.png")
-    (tmp_path / "old.png").write_text("")
-    with pytest.raises(ValueError, match="can't be written"):
-        check_target(tmp_path / "old.png")
-    assert asked == [tmp_path, tmp_path / "old.png"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 2), (4, 3), (30_000, 30_000)])

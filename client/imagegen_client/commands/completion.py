@@ -1,0 +1,27 @@
+"""`imagegen completion`: the script that teaches a shell our options."""
+
+import click
+from click.shell_completion import get_completion_class
+
+PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker")
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("program", type=click.Choice(PROGRAMS), default="imagegen")
+def command(shell: str, program: str) -> None:
+    """Print the script that lets SHELL complete the options of PROGRAM, imagegen unless told.
+
+    Names of models are asked of the broker. For the daemons say so.
+
+    \b
+    Examples:
+      eval "$(imagegen completion bash)"                        in ~/.bashrc
+      eval "$(imagegen completion zsh imagegen-worker)"         in ~/.zshrc
+      imagegen completion fish > ~/.config/fish/completions/imagegen.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows these shells"
+    variable = f"_{program}_COMPLETE".replace("-", "_").upper()
+    # The script asks the program itself, so that it needs to know nothing of the commands.
+    click.echo(kind(click.Command(program), {}, program, variable).source())

@@ -1,0 +1,1 @@
+"""What `imagegen top` shows: pure functions of two looks at the fleet."""

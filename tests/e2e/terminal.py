@@ -1,0 +1,78 @@
+"""A terminal for one command: what stands on its screen, and keys for it."""
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+import time
+
+import pyte
+
+from tests.e2e.conftest import program
+
+PATIENCE = 60.0
+
+
+class Terminal:
+    """Runs a command on a terminal of its own, until it is closed."""
+
+    def __init__(self, *words, columns=100, rows=24):
+        self.screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self.screen)
+        self._master, self._slave = pty.openpty()
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.settings = termios.tcgetattr(self._slave)
+        self.process = subprocess.Popen(
+            [program(words[0]), *words[1:]],
+            stdin=self._slave, stdout=self._slave, stderr=self._slave, start_new_session=True,
+            # Else Ctrl-C would be a letter like any other.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "TERM": "xterm-256color"},
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+        os.close(self._slave)
+
+    @property
+    def lines(self):
+        """What stands on the screen."""
+        return [line.rstrip() for line in self.screen.display]
+
+    def wait_for(self, *pieces):
+        """Wait until all of the pieces stand on the screen."""
+        self._read_until(lambda: all(piece in "\n".join(self.lines) for piece in pieces), pieces)
+
+    def press(self, keys):
+        os.write(self._master, keys.encode())
+
+    def wait_for_end(self):
+        """Wait until the command has ended, and return its status."""
+        self._read_until(lambda: self.process.poll() is not None, "the end")
+        while self._read(0):
+            pass
+        return self.process.returncode
+
+    def left_as_it_was(self):
+        """Whether the terminal behaves as before the command."""
+        return termios.tcgetattr(self._slave) == self.settings
+
+    def _read_until(self, holds, what):
+        end = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < end, f"no {what} on the screen:\n" + "\n".join(self.lines)
+            self._read(0.05)
+
+    def _read(self, seconds):
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        self._stream.feed(os.read(self._master, 65536))
+        return True

@@ -1,0 +1,64 @@
+"""What a person sees on a terminal: `imagegen top`, and the bars of `imagegen generate`."""
+
+import pytest
+
+from tests.e2e.conftest import SIMULATED, start_simulated
+from tests.e2e.terminal import Terminal
+
+SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "600")
+
+
+@pytest.fixture
+def top(fleet, client):
+    start_simulated(fleet, client, "one", "two")
+    with Terminal("imagegen", "top", "--interval", "0.2", "--broker", fleet.frontend) as terminal:
+        terminal.wait_for("imagegen top", "one", "two", "● ready", "q leaves", "2 GPUs")
+        yield terminal
+
+
+def test_top_follows_the_fleet(fleet, client, top):
+    assert top.lines[1].startswith(f"● {fleet.frontend}  queued 0")
+    assert all(len(line) <= 100 for line in top.lines)
+    for _ in client.map(["x"] * 20):
+        pass
+    top.wait_for("▇")
+    fleet.kill("two")
+    top.wait_for("● gone", "1 GPU ")
+    fleet.kill("broker")
+    top.wait_for(f"○ {fleet.frontend}  lost for", "● no news")
+    fleet.start_broker("--heartbeat-interval", "0.2")
+    top.wait_for(f"● {fleet.frontend}", "● ready")
+    top.press("q")
+    assert top.wait_for_end() == 0
+    assert top.left_as_it_was()
+
+
+def test_ctrl_c_leaves_top_too(top):
+    top.press("\x03")
+    assert top.wait_for_end() == 0
+    assert top.left_as_it_was()
+
+
+def test_many_prompts_have_bars_and_ctrl_c_gives_them_up(fleet, client, tmp_path):
+    start_simulated(fleet, client, "slow", options=SLOW)
+    prompts = [f"prompt {number}" for number in range(40)]
+    with Terminal(
+        "imagegen", "generate", *prompts, "--out", str(tmp_path), "--broker", fleet.frontend
+    ) as terminal:
+        terminal.wait_for("all prompts", "0/40", "  prompt 0", "waiting")
+        terminal.press("\x03")
+        assert terminal.wait_for_end() == 130
+        assert "error: interrupted" in "\n".join(terminal.lines)
+        assert "all prompts" not in "\n".join(terminal.lines), "the bars are gone"
+    assert list(tmp_path.glob("*.png")) == []
+    fleet.wait_until(lambda: client.stats()["requests"]["queued"] == 0, "an empty queue")
+
+
+def test_lines_stand_above_the_bars(fleet, client, tmp_path):
+    start_simulated(fleet, client, "quick", options=SIMULATED)
+    words = ("generate", "a", "b", "c", "--seed", "5", "--out", str(tmp_path), "--broker", fleet.frontend)
+    with Terminal("imagegen", *words, columns=200) as terminal:
+        assert terminal.wait_for_end() == 0
+        text = "\n".join(terminal.lines)
+    assert all(f"{tmp_path}/imagegen-{seed}.png" in text for seed in (5, 6, 7))
+    assert text.count("worker=quick") == 3
