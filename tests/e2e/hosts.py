@@ -1,0 +1,91 @@
+"""A broker, two workers and a place for clients, each on a host of its own: a network namespace."""
+
+import json
+import subprocess
+
+from tests.e2e.conftest import command, program
+from tools.fleet import Endpoints
+
+INTERVAL = 0.25
+LIVENESS_SECONDS = 3 * INTERVAL
+WORKERS = ("near", "far")
+HOSTS = ("broker", "client", *WORKERS)
+SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "0.1", "--simulated-image-seconds", "0.05")
+
+
+class Keys:
+    """Keys made as an operator makes them; each method returns the options of one role."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.make("broker")
+        self.make("alice", "clients")
+        for name in WORKERS:
+            self.make(name, "workers")
+
+    def make(self, name, place=""):
+        command("imagegen", "keygen", name, "--out", str(self.folder / place))
+
+    def of_broker(self):
+        return (
+            "--key", str(self.folder / "broker.key_secret"),
+            "--authorized-clients", str(self.folder / "clients"),
+            "--authorized-workers", str(self.folder / "workers"),
+        )  # fmt: skip
+
+    def of_peer(self, own, broker="broker"):
+        return (
+            "--key",
+            str(self.folder / f"{own}.key_secret"),
+            "--broker-key",
+            str(self.folder / f"{broker}.key"),
+        )
+
+
+class Hosts:
+    """A fleet over addresses beyond loopback, with keys or, without, on the operator's word."""
+
+    def __init__(self, network, fleet, keys=None):
+        self.network = network
+        self.fleet = fleet
+        self.keys = keys
+        self._client_options = keys.of_peer("clients/alice") if keys else ()
+        address = network.addresses["broker"]
+        place = Endpoints(f"tcp://{address}:0", f"tcp://{address}:0", f"http://{address}:0")
+        options = ("--heartbeat-interval", str(INTERVAL), *(keys.of_broker() if keys else ("--insecure",)))
+        fleet.start_broker(*options, at=place, prefix=network.enter("broker"))
+        for name in WORKERS:
+            self.start_worker(name, *(keys.of_peer(f"workers/{name}") if keys else ()))
+        self.wait_for_both()
+
+    def start_worker(self, name, *options, host=None):
+        self.fleet.start_worker(name, *SLOW, *options, prefix=self.network.enter(host or name))
+
+    def gpus(self):
+        """The broker's view of its workers, asked for on its own host."""
+        words = ("stats", "--json", "--broker", self.fleet.frontend, *self._client_options)
+        done = self.run("broker", *words)
+        return {gpu["worker"]: gpu for gpu in json.loads(done.stdout)["per_gpu_stats"]} if done.stdout else {}
+
+    def run(self, host, *words):
+        """Run `imagegen` on a host to its end."""
+        words = [*self.network.enter(host), program("imagegen"), *words]
+        return subprocess.run(words, capture_output=True, text=True, timeout=150, check=False)
+
+    def wait(self, holds, what):
+        self.fleet.wait_until(lambda: holds(self.gpus()), what)
+
+    def wait_for_both(self):
+        self.wait(lambda gpus: set(gpus) == set(WORKERS), "both workers")
+
+    def bench(self, burst):
+        """Start a burst on the client's host."""
+        words = ("bench", "--json", "--burst", str(burst), "--broker", self.fleet.frontend, *self._client_options)
+        command = [*self.network.enter("client"), program("imagegen"), *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def finished(process):
+    """Wait for a burst and return what it says."""
+    said, _ = process.communicate(timeout=150)
+    return json.loads(said)
