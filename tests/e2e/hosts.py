@@ -1,6 +1,7 @@
 """A broker, two workers and a place for clients, each on a host of its own: a network namespace."""
 
 import json
+import shutil
 import subprocess
 
 from tests.e2e.conftest import command, program
@@ -14,32 +15,36 @@ SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "0.1", "--simulat
 
 
 class Keys:
-    """Keys made as an operator makes them; each method returns the options of one role."""
+    """Keys as docs/operations.md has them: each host makes its own pair, and public keys change places."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self._folder = folder
         self.make("broker")
-        self.make("alice", "clients")
-        for name in WORKERS:
-            self.make(name, "workers")
+        for name, role in (("alice", "clients"), *((name, "workers") for name in WORKERS)):
+            self.make(name)
+            self.copy(name, "broker", role)
+            self.copy("broker", name)
 
-    def make(self, name, place=""):
-        command("imagegen", "keygen", name, "--out", str(self.folder / place))
+    def make(self, host):
+        """Make the pair of a host, on it."""
+        command("imagegen", "keygen", host, "--out", str(self._folder / host))
+
+    def copy(self, host, to, role="."):
+        """Bring a host's public key to another one."""
+        folder = self._folder / to / role
+        folder.mkdir(exist_ok=True)
+        shutil.copy(self._folder / host / f"{host}.key", folder)
 
     def of_broker(self):
-        return (
-            "--key", str(self.folder / "broker.key_secret"),
-            "--authorized-clients", str(self.folder / "clients"),
-            "--authorized-workers", str(self.folder / "workers"),
-        )  # fmt: skip
+        """The options of the broker."""
+        own = self._folder / "broker"
+        lists = ("--authorized-clients", str(own / "clients"), "--authorized-workers", str(own / "workers"))
+        return ("--key", str(own / "broker.key_secret"), *lists)
 
-    def of_peer(self, own, broker="broker"):
-        return (
-            "--key",
-            str(self.folder / f"{own}.key_secret"),
-            "--broker-key",
-            str(self.folder / f"{broker}.key"),
-        )
+    def of_peer(self, host, broker="broker"):
+        """The options of a worker or a client."""
+        own = self._folder / host
+        return ("--key", str(own / f"{host}.key_secret"), "--broker-key", str(own / f"{broker}.key"))
 
 
 class Hosts:
@@ -49,13 +54,13 @@ class Hosts:
         self.network = network
         self.fleet = fleet
         self.keys = keys
-        self._client_options = keys.of_peer("clients/alice") if keys else ()
+        self._client_options = keys.of_peer("alice") if keys else ()
         address = network.addresses["broker"]
         place = Endpoints(f"tcp://{address}:0", f"tcp://{address}:0", f"http://{address}:0")
         options = ("--heartbeat-interval", str(INTERVAL), *(keys.of_broker() if keys else ("--insecure",)))
         fleet.start_broker(*options, at=place, prefix=network.enter("broker"))
         for name in WORKERS:
-            self.start_worker(name, *(keys.of_peer(f"workers/{name}") if keys else ()))
+            self.start_worker(name, *(keys.of_peer(name) if keys else ()))
         self.wait_for_both()
 
     def start_worker(self, name, *options, host=None):

@@ -10,7 +10,7 @@ import zmq
 
 from imagegen_client import Client
 from imagegen_protocol.keys import read_dial_keys
-from tests.e2e.conftest import command, start_simulated
+from tests.e2e.conftest import BROKER, command, start_simulated
 from tests.families import sd
 
 REQUESTS = 2000
@@ -84,7 +84,7 @@ def door(request, fleet, tmp_path):
         options = ("--key", secret, *lists)
         worker = ("--key", tmp_path / "workers" / "gpu0.key_secret", "--broker-key", public)
         keys = {"key": tmp_path / "clients" / "alice.key_secret", "broker_key": public}
-    fleet.start_broker("--heartbeat-interval", "0.2", *map(str, options))
+    fleet.start_broker(*BROKER, *map(str, options))
     with Client(fleet.frontend, **keys) as client:
         start_simulated(fleet, client, "w", options=(*QUICK, *map(str, worker)))
         yield client, keys

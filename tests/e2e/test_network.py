@@ -26,7 +26,7 @@ def hold(seconds):
 def test_hosts_serve_one_another(hosts):
     said = finished(hosts.bench(40))
     assert said["successful"] == 40
-    hosts.wait(lambda gpus: sum(gpu["total_requests"] for gpu in gpus.values()) == 40, "complete totals")
+    hosts.wait(lambda gpus: sum(gpu["total_requests"] for gpu in gpus.values()) >= 40, "complete totals")
     assert min(gpu["total_requests"] for gpu in hosts.gpus().values()) > 0
 
 
@@ -35,7 +35,7 @@ def test_hosts_serve_one_another(hosts):
 @pytest.mark.parametrize("seconds", [0.5 * LIVENESS_SECONDS, 5 * LIVENESS_SECONDS], ids=["short", "long"])
 def test_a_cut_costs_time_and_no_request(hosts, victim, fault, seconds):
     burst = hosts.bench(60)
-    hosts.wait(lambda gpus: all(gpu["running"] for gpu in gpus.values()), "running batches on both")
+    hosts.wait(lambda gpus: sum(gpu["running"] > 0 for gpu in gpus.values()) == 2, "running batches on both")
     if fault == "link":
         hosts.network.link(victim, up=False)
     else:
@@ -52,7 +52,7 @@ def test_a_cut_costs_time_and_no_request(hosts, victim, fault, seconds):
 
 def test_the_work_of_a_host_that_is_cut_off_moves_on_before_it_is_back(hosts):
     burst = hosts.bench(30)
-    hosts.wait(lambda gpus: gpus["far"]["running"], "a running batch")
+    hosts.wait(lambda gpus: gpus.get("far", {}).get("running"), "a running batch")
     hosts.network.drop_packets("far", drop=True)
     assert finished(burst)["successful"] == 30
     assert "far" not in hosts.gpus()

@@ -10,6 +10,7 @@ from PIL import UnidentifiedImageError
 from imagegen_client import Client, InvalidRequestError, ModelNotFoundError, ProtocolError, RequestError
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import GenerationRequest
+from tests.e2e.conftest import PATIENT
 from tests.e2e.wrong_values import Wrong, wrong_values
 from tests.raw import Peers, ready, result
 from tools.fleet import Fleet
@@ -48,7 +49,7 @@ CLIENTS = [wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not Non
 def fleet(tmp_path_factory):
     """A broker that is patient with peers that tests play by hand, and a worker of each kind."""
     with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
-        fleet.start_broker("--heartbeat-interval", "0.2", "--liveness", "100")
+        fleet.start_broker(*PATIENT)
         free = ("--simulated-batch-seconds", "0", "--simulated-image-seconds", "0")
         fleet.start_worker("simulated", "--backend", "simulated", *free)
         fleet.start_worker("shapes", "--device", "cpu", "--torch-threads", "1")
