@@ -43,8 +43,8 @@ def _wrong(kind):
                 yield from _out_of_range(each)
             case inspect.StrType():
                 yield from _wrong_text(each)
-            case inspect.LiteralType() | inspect.EnumType():
-                yield "no-such-choice", "invalid"
+            case inspect.LiteralType():
+                yield from (("no-such-choice", str(choice)) for choice in each.values)
             case inspect.BytesType() if each.max_length is not None:
                 yield b"x" * (each.max_length + 1), f"<= {each.max_length}"
             case inspect.ListType():
@@ -63,7 +63,7 @@ def _kinds(kind):
     match kind:
         case inspect.FloatType():
             return {"float", "int"}
-        case inspect.LiteralType() | inspect.EnumType() | inspect.StrType():
+        case inspect.LiteralType() | inspect.StrType():
             return {"str"}
         case inspect.ListType():
             return {"array"}
@@ -104,6 +104,8 @@ def _good(kind):
     match kind:
         case inspect.StrType():
             return "a"
+        case inspect.LiteralType():
+            return kind.values[0]
         case inspect.IntType() | inspect.FloatType():
             return kind.ge or 1
         case inspect.BytesType():
