@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.explain import explain
 from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import make_request
@@ -53,15 +54,11 @@ def build(
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
     request = make_request(**{"prompt": prompt, "seed": seed, **given})
+    header |= {"progress": progress, "preview": preview}
     try:
-        signs = {"progress": progress, "preview": preview}
-        submit = msgspec.convert({"type": "submit", "request_id": request_id, **signs, **header}, Submit)
+        submit = msgspec.convert({"type": "submit", "request_id": request_id, **header}, Submit)
     except msgspec.ValidationError as error:
-        problem, _, name = str(error).partition(" - at `$.")
-        name = name.rstrip("`")
-        raise InvalidRequestError(
-            f"{name}: {problem[0].lower()}{problem[1:]}, got {header.get(name)!r}"
-        ) from error
+        raise InvalidRequestError(explain(header, str(error))) from error
     try:
         # Here, where somebody hears of it: the header is encoded again on the I/O thread.
         encode(submit)

@@ -78,7 +78,7 @@ class Client:
         field, value and range, and `ClientClosedError`; everything else comes from `Job.result`.
         """
         key = secrets.token_bytes(ID_BYTES)
-        signs = {"progress": progress or preview, "preview": preview}
+        signs = {"progress": progress, "preview": preview}
         submit, seed, body = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
         self._transport.ask(SubmitAsked(submit, (body,)), job)

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from imagegen_protocol.errors import ProtocolError, UnsupportedVersionError
+from imagegen_protocol.explain import explain
 from imagegen_protocol.limits import ID_BYTES, MAX_HEADER_BYTES, VERSION
 from imagegen_protocol.messages import (
     BrokerToClient,
@@ -18,6 +19,11 @@ from imagegen_protocol.messages import (
 _encoder = msgspec.msgpack.Encoder()
 encode: Callable[[Message], bytes] = _encoder.encode
 """Return the header frame of a message."""
+
+
+_MAX_SHOWN_TYPE = 32
+_MAX_PROBLEM = 500
+"""Characters of a complaint: whoever sent rubbish must not get more of it back, nor a header that is too long."""
 
 
 class _Envelope(msgspec.Struct):
@@ -79,14 +85,27 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
     try:
         envelope = _envelope.decode(header[:MAX_HEADER_BYTES])
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return ProtocolError(f"the header frame is not a message: {error}")
+        return ProtocolError(_cut(f"the header frame is not a message: {error}"))
     if envelope.v != VERSION:
         spoken = "none" if envelope.v == -1 else str(envelope.v)
         problem: ProtocolError = UnsupportedVersionError(
             f"protocol version {VERSION} is spoken here, the message has {spoken}"
         )
     else:
-        problem = ProtocolError(f"bad {envelope.type or 'untyped'} message: {error}")
+        why = explain(_fields(header), str(error))
+        problem = ProtocolError(_cut(f"bad {envelope.type[:_MAX_SHOWN_TYPE] or 'untyped'} message: {why}"))
     if isinstance(envelope.request_id, bytes) and len(envelope.request_id) == ID_BYTES:
         problem.request_id = envelope.request_id
     return problem
+
+
+def _fields(header: bytes) -> dict[str, Any]:
+    """Return what a header says, as far as it can be read at all."""
+    try:
+        return msgspec.msgpack.decode(header, type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_PROBLEM else text[: _MAX_PROBLEM - 3] + "..."

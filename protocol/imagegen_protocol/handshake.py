@@ -23,7 +23,7 @@ _PATIENCE = 3
 
 KEY_REFUSED = _FINAL[zmq.EVENT_HANDSHAKE_FAILED_AUTH]
 OTHER_SECURITY = _FINAL[zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL]
-BROKEN_OFF = "the broker breaks off the handshake: its key is probably another one"
+BROKEN_OFF = "the broker breaks off the handshake: its key is probably another one, or it uses none"
 
 
 class HandshakeWatch:
@@ -53,7 +53,9 @@ class HandshakeWatch:
                 self._failures += 1
         if self._failures >= _PATIENCE:
             self._failures = 0
-            reason = reason or BROKEN_OFF
+            # Whether libzmq reads why the other side hangs up, or finds it gone, is a matter of luck.
+            keyed = self._socket.get(zmq.MECHANISM) == zmq.CURVE
+            reason = reason or (BROKEN_OFF if keyed else OTHER_SECURITY)
         return reason
 
     def close(self) -> None:

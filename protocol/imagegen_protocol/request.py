@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.errors import InvalidRequestError
+from imagegen_protocol.explain import explain, show
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
     MAX_GUIDANCE_SCALE,
@@ -37,7 +38,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Image `i` of `num_images` is made with the seed `(seed + i) % 2**63`, from a generator of its own.
     """
 
-    prompt: Annotated[str, Meta(max_length=MAX_PROMPT_LENGTH)]
+    prompt: Annotated[str, Meta(min_length=1, max_length=MAX_PROMPT_LENGTH)]
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
     negative_prompt: Annotated[str, Meta(max_length=MAX_PROMPT_LENGTH)] | None = None
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
@@ -60,7 +61,11 @@ def make_request(**fields: Any) -> GenerationRequest:
     try:
         request = msgspec.convert(fields, GenerationRequest)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(_explain(fields, str(error))) from error
+        known = f"; known are {', '.join(FIELDS)}" if "unknown field" in str(error) else ""
+        raise InvalidRequestError(explain(fields, str(error)) + known) from error
+    if not request.prompt.strip():
+        shown = show(request.prompt)
+        raise InvalidRequestError(f"prompt: expected at least 1 character beside white space, got {shown}")
     names = [lora.name for lora in request.loras or ()]
     if len(set(names)) < len(names):
         raise InvalidRequestError(f"loras: expected each name once, got {', '.join(names)}")
@@ -83,16 +88,3 @@ def parse_request(body: bytes) -> GenerationRequest:
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise InvalidRequestError("the body must be a msgpack map with string keys")
     return make_request(**fields)
-
-
-def _explain(fields: dict[str, Any], problem: str) -> str:
-    """Turn a validation error into one that names the field, the value given and what is allowed."""
-    what, _, path = problem.partition(" - at `$.")
-    name = path.rstrip("`").partition("[")[0]
-    if name in fields:
-        given = repr(fields[name])
-        shown = given if len(given) <= 80 else given[:77] + "..."
-        return f"{name}: {what[0].lower()}{what[1:]}, got {shown}"
-    if "unknown field" in problem:
-        return f"{what[0].lower()}{what[1:]}; known are {', '.join(FIELDS)}"
-    return f"{what[0].lower()}{what[1:]}"

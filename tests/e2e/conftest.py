@@ -12,6 +12,11 @@ from tools.fleet import Fleet
 
 SIMULATED = ("--backend", "simulated", "--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.02")
 
+BROKER = ("--heartbeat-interval", "0.2", "--liveness", "10")
+"""Quick to hear, and patient enough with processes that a busy machine lets wait."""
+PATIENT = ("--heartbeat-interval", "0.2", "--liveness", "100")
+"""For tests in which nobody may be taken for dead."""
+
 
 @pytest.fixture
 def fleet(tmp_path):
@@ -23,7 +28,15 @@ def fleet(tmp_path):
 @pytest.fixture
 def client(fleet):
     """A client of the fleet's broker, which it starts."""
-    fleet.start_broker("--heartbeat-interval", "0.2")
+    fleet.start_broker(*BROKER)
+    with Client(fleet.frontend) as client:
+        yield client
+
+
+@pytest.fixture
+def patient_client(fleet):
+    """A client of a broker that takes nobody for dead."""
+    fleet.start_broker(*PATIENT)
     with Client(fleet.frontend) as client:
         yield client
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from imagegen_client import Client, InvalidRequestError
 from imagegen_worker.config import WorkerConfig
-from tests.e2e.conftest import SIMULATED, command
+from tests.e2e.conftest import BROKER, SIMULATED, command
 
 SHAPES = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
 
@@ -81,7 +81,7 @@ def test_a_worker_without_loras_says_so(fleet, client):
 
 
 def test_metrics_of_the_engine(fleet, tmp_path):
-    fleet.start_broker("--heartbeat-interval", "0.2")
+    fleet.start_broker(*BROKER)
     fleet.start_worker("w", *SHAPES, "--http-port", "0")
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 1)

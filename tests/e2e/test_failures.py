@@ -12,11 +12,10 @@ import zmq
 
 from imagegen_client import CancelledError, Client, DeadlineExceededError
 from imagegen_worker.backends.simulated import CRASH_STATUS
-from tests.e2e.conftest import SIMULATED, program, start_simulated
+from tests.e2e.conftest import BROKER, SIMULATED, program, start_simulated
 from tools.chaos import Load, Report
 from tools.fleet import Fleet
 
-BROKER = ("--heartbeat-interval", "0.2")
 SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "3600", "--simulated-image-seconds", "0")
 
 
@@ -92,7 +91,8 @@ def test_only_the_poison_is_condemned_not_what_shared_its_batches(fleet, tmp_pat
     assert log.count("made") == 0, "they shared two batches with it"
 
 
-def test_workers_are_rolled_under_load_without_one_error(fleet, client):
+def test_workers_are_rolled_under_load_without_one_error(fleet, patient_client):
+    client = patient_client
     start_simulated(fleet, client, "a", "b", "c")
     report = Report(0)
     load = Load([fleet.frontend], report, threading.Lock(), 0)

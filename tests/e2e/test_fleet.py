@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagegen_client import Client
-from tests.e2e.conftest import SIMULATED, bench, command, start_simulated
+from tests.e2e.conftest import BROKER, PATIENT, SIMULATED, bench, command, start_simulated
 
 
 def per_gpu(client, field):
@@ -35,9 +35,9 @@ def test_a_burst_of_fifty_is_spread_evenly(fleet, client):
 
 @pytest.mark.parametrize("strategy", ["queue-depth", "least-wait"])
 def test_fast_workers_get_their_share(fleet, strategy):
-    fleet.start_broker("--heartbeat-interval", "0.2", "--strategy", strategy)
+    fleet.start_broker(*PATIENT, "--strategy", strategy)
     with Client(fleet.frontend) as client:
-        for name, batch, image in (("fast", "0.04", "0.02"), ("slow", "0.2", "0.1")):
+        for name, batch, image in (("fast", "0.04", "0.02"), ("slow", "0.5", "0.25")):
             options = ("--simulated-batch-seconds", batch, "--simulated-image-seconds", image)
             fleet.start_worker(name, "--backend", "simulated", "--max-batch-size", "4", *options)
         fleet.wait_for_workers(client, 2)
@@ -95,18 +95,19 @@ def difference(image, other):
     return max(abs(a - b) for a, b in zip(image.tobytes(), other, strict=True))
 
 
-def test_sigterm_drains_a_worker_under_load(fleet, client):
+def test_sigterm_drains_a_worker_under_load(fleet, patient_client):
+    client = patient_client
     start_simulated(fleet, client, "leaving", "staying")
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(40)]
     fleet.wait_until(lambda: per_gpu(client, "running")["leaving"] > 0, "a running batch")
     assert fleet.terminate("leaving") == 0
     assert [job.result(60).seed for job in jobs] == list(range(40))
+    fleet.wait_until(lambda: list(per_gpu(client, "state")) == ["staying"], "one worker only")
     assert client.stats()["totals"]["workers_lost"] == 0
-    assert list(per_gpu(client, "state")) == ["staying"]
 
 
 def test_a_request_that_crashes_workers_becomes_poison(fleet):
-    fleet.start_broker("--heartbeat-interval", "0.1", "--max-attempts", "2")
+    fleet.start_broker(*BROKER, "--max-attempts", "2")
     with Client(fleet.frontend) as client:
         crashing = (*SIMULATED, "--simulated-fail", "crash-on:crash")
         start_simulated(fleet, client, "one", "two", "three", options=crashing)

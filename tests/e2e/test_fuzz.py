@@ -12,7 +12,7 @@ import zmq
 from imagegen_protocol.messages import ClientMessage, WorkerMessage
 from tests.e2e.conftest import start_simulated
 
-MESSAGES = 6000
+MESSAGES = 10_000
 """Bad messages at each door."""
 BETWEEN = 500
 """After so many, a good request must be answered."""
@@ -87,14 +87,21 @@ class Fuzzer:
         return [bytes(header), *(self.random.randbytes(30) for _ in range(self.random.randrange(3)))]
 
 
+def is_empty(stats):
+    """Whether nothing is left in a broker but its two workers and the client that asks."""
+    idle = all(gpu["current_queue_depth"] == gpu["unacknowledged"] == 0 for gpu in stats["per_gpu_stats"])
+    left = (stats["clients"], stats["num_gpus"], *stats["requests"].values(), stats["held_bytes"])
+    return idle and left == (1, 2, 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("side", ["client", "worker"])
-def test_bad_messages_between_good_requests(fleet, client, side):
+def test_bad_messages_between_good_requests(fleet, client, side, tmp_path, caplog):
     start_simulated(fleet, client, "a", "b")
     broker = psutil.Process(fleet.processes["broker"].pid)
     place = fleet.brokers["broker"]
     fuzzer = Fuzzer(7, side)
     context = zmq.Context()
-    before = None
+    before, threads = None, broker.num_threads()
     for number in range(MESSAGES):
         if number % BETWEEN == 0:
             dealer = context.socket(zmq.DEALER)
@@ -110,6 +117,12 @@ def test_bad_messages_between_good_requests(fleet, client, side):
     context.term()
     assert broker.memory_info().rss - before < GROWTH_BYTES
     assert client.stats()["totals"]["malformed"] > MESSAGES / 10
+    fleet.wait_until(lambda: is_empty(client.stats()), "an empty broker")
+    assert broker.num_threads() == threads
+    # Whatever could not be read was answered, and went no further.
+    for name in ("a", "b"):
+        assert "bad message" not in (tmp_path / "logs" / f"{name}.log").read_text()
+    assert not caplog.records
 
 
 def test_bytes_that_are_no_zeromq_at_all(fleet, client):

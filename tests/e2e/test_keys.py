@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from imagegen_client import Client, UnauthorizedError
-from tests.e2e.conftest import SIMULATED, command
+from tests.e2e.conftest import BROKER, SIMULATED, command
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def keys(tmp_path):
 def guarded(fleet, keys):
     """A guarded broker; returns how its peers come in."""
     fleet.start_broker(
-        "--heartbeat-interval", "0.2", "--key", str(keys / "broker.key_secret"),
+        *BROKER, "--key", str(keys / "broker.key_secret"),
         "--authorized-clients", str(keys / "clients"), "--authorized-workers", str(keys / "workers"),
     )  # fmt: skip
 
@@ -63,3 +63,47 @@ def test_a_worker_whose_key_comes_late_is_let_in_after_a_sighup(fleet, guarded, 
         job = client.submit("y", seed=2)
         with pytest.raises(UnauthorizedError):
             job.result(60)
+
+
+def client_of(fleet, keys, broker="broker"):
+    return Client(fleet.frontend, key=keys / "clients/alice.key_secret", broker_key=keys / f"{broker}.key")
+
+
+def test_a_workers_key_is_replaced_and_no_request_is_lost(fleet, guarded, keys, tmp_path):
+    log = tmp_path / "logs" / "broker.log"
+    fleet.start_worker("gpu0", *SIMULATED, *guarded("workers/gpu0.key_secret"))
+    with client_of(fleet, keys) as client:
+        fleet.wait_for_workers(client, 1)
+        jobs = [client.submit("x", seed=number) for number in range(40)]
+        command("imagegen", "keygen", "gpu0-next", "--out", str(keys / "workers"))
+        fleet.processes["broker"].send_signal(signal.SIGHUP)
+        fleet.wait_until(lambda: log.read_text().count("allow-list read role=workers") == 1, "the new list")
+        assert fleet.terminate("gpu0") == 0
+        fleet.start_worker("gpu0", *SIMULATED, *guarded("workers/gpu0-next.key_secret"))
+        (keys / "workers" / "gpu0.key").unlink()
+        fleet.processes["broker"].send_signal(signal.SIGHUP)
+        fleet.wait_until(lambda: log.read_text().count("allow-list read role=workers") == 2, "the next list")
+        assert [job.result(60).seed for job in jobs] == list(range(40))
+        fleet.start_worker("stale", *SIMULATED, *guarded("workers/gpu0.key_secret"))
+        stale = tmp_path / "logs" / "stale.log"
+        fleet.wait_until(lambda: "does not accept this key" in stale.read_text(), "the end of the old key")
+        assert [gpu["worker"] for gpu in client.stats()["per_gpu_stats"]] == ["gpu0"]
+
+
+def test_the_brokers_key_is_replaced_by_starting_all_anew(fleet, guarded, keys, tmp_path):
+    fleet.start_worker("gpu0", *SIMULATED, *guarded("workers/gpu0.key_secret"))
+    with client_of(fleet, keys) as client:
+        fleet.wait_for_workers(client, 1)
+    command("imagegen", "keygen", "broker-next", "--out", str(keys))
+    assert fleet.terminate("broker") == 0
+    fleet.start_broker(
+        *BROKER, "--key", str(keys / "broker-next.key_secret"),
+        "--authorized-clients", str(keys / "clients"), "--authorized-workers", str(keys / "workers"),
+    )  # fmt: skip
+    log = tmp_path / "logs" / "gpu0.log"
+    fleet.wait_until(lambda: "its key is probably another one" in log.read_text(), "the worker's complaint")
+    assert fleet.terminate("gpu0") == 0
+    own = ("--key", str(keys / "workers/gpu0.key_secret"), "--broker-key", str(keys / "broker-next.key"))
+    fleet.start_worker("gpu0", *SIMULATED, *own)
+    with client_of(fleet, keys, "broker-next") as client:
+        assert client.generate("x", seed=1).worker == "gpu0"

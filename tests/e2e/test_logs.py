@@ -20,7 +20,7 @@ def objects(tmp_path, name):
 
 
 def test_one_id_is_found_in_the_logs_of_client_broker_and_worker(fleet, tmp_path, caplog):
-    fleet.start_broker("--heartbeat-interval", "0.2", *JSON)
+    fleet.start_broker(*JSON)
     fleet.start_worker("painter", *SIMULATED, *JSON)
     with caplog.at_level(logging.DEBUG, "imagegen.client"), Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 1)

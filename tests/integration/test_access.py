@@ -8,7 +8,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from imagegen_protocol.keys import DialKeys, generate, read_pair, read_public
-from tests.integration.test_wire import PATIENCE_MS, Peer, ready, submit
+from tests.raw import PATIENCE_MS, Peer, ready, submit
 
 
 class GuardedPeer(Peer):

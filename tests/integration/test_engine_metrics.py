@@ -12,7 +12,8 @@ from imagegen_worker.core import events as ev
 from imagegen_worker.metrics import Metrics
 from tests.families import FAMILIES
 from tests.integration.continuous.company import job, one_thread, rows_of, serve
-from tests.integration.test_wire import dial, ready
+from tests.integration.test_wire import dial
+from tests.raw import ready
 from tests.unit.worker.bench import Bench
 from tests.unit.worker.test_metrics import Scrape
 

@@ -4,83 +4,15 @@ import os
 
 import msgpack
 import pytest
-import zmq
 
-PATIENCE_MS = 20_000
-
-
-class Peer:
-    """A DEALER that speaks maps."""
-
-    def __init__(self, context, endpoint):
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))
-        self.socket.connect(endpoint)
-
-    def send(self, header, *frames):
-        self.socket.send_multipart([msgpack.packb({"v": 1, **header}), *frames])
-
-    def receive(self, kind=None):
-        """Return the next message (of a kind, others skipped) as its header and its further frames."""
-        while True:
-            assert self.socket.poll(PATIENCE_MS), f"no {kind or 'message'} came"
-            header, *frames = self.socket.recv_multipart()
-            message = msgpack.unpackb(header)
-            assert message["v"] == 1
-            if kind is None or message["type"] == kind:
-                return message, frames
+from tests.raw import Peers, ready, result, submit
 
 
 @pytest.fixture
 def dial():
-    context = zmq.Context()
-    peers = []
-
-    def connect(endpoint):
-        peer = Peer(context, endpoint)
-        peers.append(peer)
-        return peer
-
-    yield connect
-    for peer in peers:
-        peer.socket.close(0)
-    context.term()
-
-
-def ready(worker, **fields):
-    worker.send(
-        {
-            "type": "ready",
-            "worker_id": os.urandom(16),
-            "name": "raw",
-            "host": "here",
-            "gpu_id": 0,
-            "device": "cpu",
-            "backend": "none",
-            "models": ["raw-model"],
-            "capacity": 2,
-            "max_batch_size": 1,
-            **fields,
-        }
-    )
-    heartbeat, _ = worker.receive("heartbeat")
-    assert heartbeat["session"] > 0
-    return heartbeat
-
-
-def submit(client, request_id, **fields):
-    body = msgpack.packb({"prompt": "a red circle", "seed": 7})
-    client.send({"type": "submit", "request_id": request_id, **fields}, body)
-    return body
-
-
-def result(worker, request_id, *images):
-    info = [{"format": "png", "width": 1, "height": 1, "seed": 7}] * len(images)
-    worker.send(
-        {"type": "result", "request_id": request_id, "worker": "raw", "model": "raw-model", "images": info},
-        *images,
-    )
+    peers = Peers()
+    yield peers
+    peers.close()
 
 
 def test_a_request_from_submit_to_release(start_broker, dial):

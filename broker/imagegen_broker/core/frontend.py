@@ -24,6 +24,8 @@ _UNMEASURED_RETRY_SECONDS = 5.0
 """While nothing has been answered yet."""
 _MISSED_A_TIME = 8
 """Missed answers that a client which is heard gets each interval, beside one for each that it acknowledges."""
+_MODELS_TOLD = 64
+"""Models that an error lists; its header has a bound."""
 
 
 class Frontend:
@@ -220,7 +222,10 @@ class Frontend:
         return not (now < self._ledger.listening_until or placement.empty or placement.has_served(model))
 
     def _served(self, model: str) -> str:
-        served = ", ".join(self._ledger.placement.models())
+        models = self._ledger.placement.models()
+        served = ", ".join(models[:_MODELS_TOLD])
+        if len(models) > _MODELS_TOLD:
+            served += f" and {len(models) - _MODELS_TOLD} more"
         return f"no worker serves the model {model!r}; served are: {served}"
 
     def refuse_unknown_models(self, now: float) -> None:

@@ -36,7 +36,11 @@ def test_no_keys_end_a_request_with_a_sentence(guarded):
 
 
 def test_keys_for_a_broker_that_has_none_end_with_a_sentence(broker, keys):
-    with open_client(broker, keys) as client, pytest.raises(UnauthorizedError, match="one side uses keys"):
+    # Which of the two it is depends on who hangs up first.
+    with (
+        open_client(broker, keys) as client,
+        pytest.raises(UnauthorizedError, match=r"one side uses|it uses none"),
+    ):
         client.submit("a red circle").result(PATIENCE)
 
 

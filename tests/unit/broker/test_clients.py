@@ -5,6 +5,8 @@ import itertools
 import pytest
 
 from imagegen_broker.core.records import Settings
+from imagegen_protocol.frames import encode
+from imagegen_protocol.limits import MAX_HEADER_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     ClientHeartbeat,
@@ -228,6 +230,16 @@ def test_a_model_that_nobody_serves_is_refused_and_the_served_are_listed():
     assert error.code == "model_not_found"
     assert "'other'" in error.message
     assert error.message.endswith("served are: m")
+
+
+def test_the_list_of_models_never_outgrows_a_header():
+    bench = serving()
+    for number in range(4):
+        bench.ready(f"w{number}", models=[f"{number}-{index}".ljust(128, "x") for index in range(256)])
+    bench.submit(1, model="other")
+    (error,) = bench.messages(Error, "client", "c")
+    assert "and 961 more" in error.message
+    assert len(encode(error)) < MAX_HEADER_BYTES
 
 
 def test_while_no_worker_is_there_every_model_may_wait():

@@ -53,12 +53,12 @@ def test_any_msgpack_library_may_write_what_is_decoded():
     [
         ({"type": "submit"}, "missing required field `request_id`"),
         ({"type": "submit", "request_id": b"short"}, "length >= 16"),
-        ({"type": "submit", "request_id": "i" * 16}, "Expected `bytes`"),
-        ({"type": "submit", "request_id": ID, "priority": 101}, "`$.priority`"),
-        ({"type": "submit", "request_id": ID, "timeout_seconds": 0}, "`$.timeout_seconds`"),
-        ({"type": "submit", "request_id": ID, "timeout_seconds": float("nan")}, "`$.timeout_seconds`"),
-        ({"type": "submit", "request_id": ID, "model": "bad\nname"}, "`$.model`"),
-        ({"type": "submit", "request_id": ID, "model": "name\n"}, "`$.model`"),
+        ({"type": "submit", "request_id": "i" * 16}, "expected `bytes`"),
+        ({"type": "submit", "request_id": ID, "priority": 101}, "priority: "),
+        ({"type": "submit", "request_id": ID, "timeout_seconds": 0}, "timeout_seconds: "),
+        ({"type": "submit", "request_id": ID, "timeout_seconds": float("nan")}, "timeout_seconds: "),
+        ({"type": "submit", "request_id": ID, "model": "bad\nname"}, "model: "),
+        ({"type": "submit", "request_id": ID, "model": "name\n"}, "model: "),
         ({"type": "ack", "request_ids": [ID] * 1025}, "length <= 1024"),
         ({"type": "dance"}, "'dance'"),
         ({"type": 7}, "not a message"),
@@ -121,7 +121,7 @@ def test_depth_and_announced_lengths_are_no_weapon(decode, data):
 # ---- bodies ------------------------------------------------------------------------------------------------
 
 REQUESTS = st.fixed_dictionaries(
-    {"prompt": st.text(max_size=50), "seed": st.integers(0, 2**63 - 1)},
+    {"prompt": st.text(max_size=50).filter(str.strip), "seed": st.integers(0, 2**63 - 1)},
     optional={
         "negative_prompt": st.none() | st.text(max_size=20),
         "num_inference_steps": st.integers(1, 1000),

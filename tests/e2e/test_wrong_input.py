@@ -1,0 +1,338 @@
+"""Wrong input at every door of one running fleet: it is refused in words, and the next good request works."""
+
+import math
+import os
+
+import msgpack
+import pytest
+from PIL import UnidentifiedImageError
+
+from imagegen_client import Client, InvalidRequestError, ModelNotFoundError, ProtocolError, RequestError
+from imagegen_protocol.messages import Submit
+from imagegen_protocol.request import GenerationRequest
+from tests.e2e.conftest import PATIENT
+from tests.e2e.wrong_values import Wrong, wrong_values
+from tests.raw import Peers, ready, result
+from tools.fleet import Fleet
+
+MODELS = ("simulated", "builtin:shapes")
+GOOD = {
+    "prompt": "a red circle on a blue background",
+    "seed": 7,
+    "num_inference_steps": 1,
+    "width": 64,
+    "height": 64,
+}
+NAMED = [
+    Wrong("prompt", "", ">= 1"),
+    Wrong("prompt", " \n\t", "at least 1"),
+    Wrong("prompt", "x" * 1_000_000, "10000"),
+    Wrong("width", 0, ">= 8"),
+    Wrong("width", -1, ">= 8"),
+    Wrong("width", 10**9, "<= 8192"),
+    Wrong("width", "big", "int"),
+    Wrong("num_inference_steps", 0, ">= 1"),
+    Wrong("num_inference_steps", 10**6, "<= 1000"),
+    Wrong("guidance_scale", math.nan, "0"),
+    Wrong("guidance_scale", math.inf, "100"),
+    Wrong("seed", -1, ">= 0"),
+    Wrong("seed", 2**64, "<= 9223372036854775807"),
+]
+"""Those that anyone would think of; the others are read off the types."""
+BODY = wrong_values(GenerationRequest)
+HEADER = wrong_values(Submit, "v", "request_id")
+CLIENTS = [wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not None]
+"""In the client None stands for the default."""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """A broker that is patient with peers that tests play by hand, and a worker of each kind."""
+    with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
+        fleet.start_broker(*PATIENT)
+        free = ("--simulated-batch-seconds", "0", "--simulated-image-seconds", "0")
+        fleet.start_worker("simulated", "--backend", "simulated", *free)
+        fleet.start_worker("shapes", "--device", "cpu", "--torch-threads", "1")
+        with Client(fleet.frontend) as client:
+            fleet.wait_for_workers(client, 2)
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def client(fleet):
+    with Client(fleet.frontend) as client:
+        yield client
+
+
+@pytest.fixture
+def dial():
+    peers = Peers()
+    yield peers
+    peers.close()
+
+
+@pytest.fixture
+def raw(fleet, client, dial):
+    """A client that checks nothing; whatever it sends, the next good request works."""
+    peer = dial(fleet.frontend)
+    yield peer
+    peer.send({"type": "goodbye"})
+    jobs = [client.submit(**GOOD, model=model) for model in MODELS]
+    assert [job.result(120).seed for job in jobs] == [7, 7]
+    assert [process.poll() for process in fleet.processes.values()] == [None] * 3
+
+
+def asked(raw, header, *frames):
+    """Send a SUBMIT of any kind and return the error that is its answer."""
+    request_id = os.urandom(16)
+    raw.send({"type": "submit", "request_id": request_id, **header}, *frames)
+    while True:
+        error, _ = raw.receive("error")
+        if error["request_id"] in (request_id, None):
+            return error
+
+
+def shows(message, wrong):
+    """Whether an error names the field, the value given and what is allowed."""
+    return f"{wrong.field}: " in message and repr(wrong.value)[:12] in message and wrong.says in message
+
+
+# ---- through the client ------------------------------------------------------------------------------------
+
+
+def ids(wrong):
+    return str(wrong) if isinstance(wrong, Wrong) else None
+
+
+# In the client None stands for the default.
+@pytest.mark.parametrize(
+    "wrong", [wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not None], ids=ids
+)
+def test_the_client_refuses_it_before_it_is_sent(client, wrong):
+    with pytest.raises(InvalidRequestError) as caught:
+        client.submit(**{**GOOD, wrong.field: wrong.value})
+    assert shows(caught.value.message, wrong), caught.value.message
+
+
+def test_the_client_refuses_a_word_that_is_no_option(client):
+    with pytest.raises(InvalidRequestError, match="unknown field `colour`; known are prompt, seed, "):
+        client.submit(**GOOD, colour="red")
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "model"])
+def test_the_client_refuses_text_that_cant_be_sent_and_lives(client, field):
+    with pytest.raises(InvalidRequestError, match=rf"{field}: .*, got 'half \\ud800'"):
+        client.submit(**{**GOOD, field: "half \ud800"})
+    assert client.generate(**GOOD).seed == GOOD["seed"]
+
+
+# ---- past the client: the worker's and the broker's own checks ---------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("wrong", [*NAMED, *BODY], ids=ids)
+def test_the_worker_refuses_it(raw, model, wrong):
+    value = 2**64 - 1 if wrong.value == 2**64 else wrong.value
+    error = asked(raw, {"model": model}, msgpack.packb({**GOOD, wrong.field: value}))
+    assert error["code"] == "invalid_request"
+    if len(repr(value)) > 256 * 1024:
+        assert "the body is 1000" in error["message"]
+        assert "at most 262144 are allowed" in error["message"]
+    else:
+        assert shows(error["message"], wrong._replace(value=value)), error["message"]
+
+
+@pytest.mark.parametrize("wrong", HEADER, ids=ids)
+def test_the_broker_refuses_it(raw, wrong):
+    error = asked(raw, {wrong.field: wrong.value}, msgpack.packb(GOOD))
+    assert error["code"] == "protocol_error"
+    assert error["request_id"] is not None
+    assert shows(error["message"], wrong), error["message"]
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_a_size_that_the_model_cant_make_is_answered_with_the_nearest_that_it_can(raw, client, field):
+    error = asked(raw, {"model": "builtin:shapes"}, msgpack.packb({**GOOD, field: 63}))
+    assert error["code"] == "invalid_request"
+    assert error["message"].startswith(f"{field}: ")
+    assert error["message"].endswith("got 63; 56 or 64 would be right")
+    with pytest.raises(InvalidRequestError, match="got 63; 56 or 64 would be right"):
+        client.generate(**{**GOOD, field: 63}, model="builtin:shapes")
+
+
+def test_a_model_that_nobody_serves_is_answered_with_those_that_are(client):
+    with pytest.raises(ModelNotFoundError, match=r"no worker serves the model 'dall-e'; served are: .*simulated"):
+        client.generate(**GOOD, model="dall-e")
+
+
+LIST = b"\x91"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (os.urandom(1000), ""),
+        (msgpack.packb(GOOD)[:-1], "not msgpack"),
+        (msgpack.packb(GOOD)[:7], "not msgpack"),
+        (msgpack.packb(GOOD) + b"\x00", "not msgpack"),
+        (msgpack.packb([GOOD]), "must be a msgpack map"),
+        (msgpack.packb({1: 2}), "int is not allowed for map key"),
+        (msgpack.packb({b"prompt": 2}), "must be a msgpack map with string keys"),
+        (b"\xdf\xff\xff\xff\xff", "not msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "not msgpack"),
+        (b"\xdb\xff\xff\xff\xff", "not msgpack"),
+        (b"\xc9\xff\xff\xff\xff\x00", "not msgpack"),
+        (LIST * 200_000, "not msgpack"),
+        (b"\x81\xa6prompt" + LIST * 1_000 + b"\x01", "prompt: expected `str`, got `array`"),
+        (b"\x81\xa6prompt" + LIST * 1_023 + b"\x01", ""),
+        (b"\x81\xa6prompt\xdd\x00\x03\xd0\x90" + b"\x00" * 250_000, "prompt: expected `str`, got `array`"),
+        (b"\x81\xa6prompt\xa2\xff\xfe", "not msgpack"),
+        (b"\x81\xa6prompt\xd4\xff\x00", ""),
+        (msgpack.packb({**GOOD, "colour": "red"}), "unknown field `colour`; known are prompt, seed, "),
+        (msgpack.packb({**GOOD, "c" * 200_000: "red"}), "unknown field `cccccccc"),
+        (msgpack.packb({"prompt": "a cat"}), "missing required field `seed`"),
+        (b"x" * 262_145, "the body is 262145 bytes long, at most 262144 are allowed"),
+    ],
+    ids=range(23),
+)
+def test_a_body_that_is_none_is_refused(raw, model, body, says):
+    error = asked(raw, {"model": model}, body)
+    assert error["code"] == "invalid_request"
+    assert says in error["message"]
+    assert 0 < len(error["message"]) <= 2000
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("frames", "code", "says"),
+    [
+        ([], "invalid_request", "needs a body frame"),
+        ([msgpack.packb(GOOD), b"image"], "invalid_request", "image"),
+        ([msgpack.packb(GOOD), *[b""] * 64], "invalid_request", "image"),
+        ([msgpack.packb(GOOD), *[b""] * 65], "protocol_error", "66 frames"),
+        ([msgpack.packb(GOOD), *[b""] * 5000], "protocol_error", "66 frames"),
+    ],
+    ids=["none", "one too many", "64 too many", "66", "5000"],
+)
+def test_a_wrong_number_of_frames_is_refused(raw, model, frames, code, says):
+    error = asked(raw, {"model": model}, *frames)
+    assert error["code"] == code
+    assert says in error["message"]
+
+
+def test_a_frame_beyond_all_bounds_costs_its_sender_the_connection(raw):
+    raw.send({"type": "submit", "request_id": os.urandom(16)}, bytes(64 * 1024 * 1024 + 1))
+    raw.send({"type": "submit", "request_id": os.urandom(16)})
+    assert "needs a body frame" in raw.receive("error")[0]["message"]
+
+
+# ---- a worker that answers nonsense -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def liar(fleet, raw, dial):
+    """A worker that is played by hand, the only one of its model."""
+    worker = dial(fleet.brokers["broker"].backend)
+    worker.session = ready(worker, name="liar", models=["nonsense"], capacity=1)["session"]
+    yield worker
+    worker.send({"type": "goodbye"})
+
+
+@pytest.fixture
+def ask_liar(client, liar):
+    """Submit a request to the liar; return the job and the id under which the liar has it."""
+
+    def ask(**options):
+        job = client.submit(**GOOD, model="nonsense", **options)
+        return job, liar.receive("work")[0]["request_id"]
+
+    return ask
+
+
+def test_a_result_without_its_images_is_an_error(liar, ask_liar):
+    job, request_id = ask_liar()
+    info = [{"format": "png", "width": 1, "height": 1, "seed": 7}]
+    result(liar, request_id, images=info)
+    with pytest.raises(ProtocolError, match="the result lists 1 images and has 0 frames"):
+        job.result(60)
+    assert liar.receive("release")[0]["request_ids"] == [request_id]
+
+
+@pytest.mark.parametrize("frame", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
+def test_an_image_that_is_none_is_an_error_where_it_is_looked_at(liar, ask_liar, frame):
+    job, request_id = ask_liar()
+    result(liar, request_id, frame)
+    answer = job.result(60)
+    with pytest.raises((UnidentifiedImageError, SyntaxError, OSError)):
+        answer.image.load()
+
+
+def test_an_error_of_an_unknown_kind_ends_the_request(liar, ask_liar):
+    job, request_id = ask_liar()
+    liar.send({"type": "error", "request_id": request_id, "code": "bad_mood", "message": "not today"})
+    with pytest.raises(RequestError, match="bad_mood: not today"):
+        job.result(60)
+
+
+UNREADABLE = [
+    [b""],
+    [b"\xc1"],
+    [os.urandom(500)],
+    [LIST * 60_000],
+    [b"x" * 70_000],
+    [msgpack.packb({"v": 2, "type": "result"})],
+    [msgpack.packb({"v": 1, "type": "dance"})],
+    [msgpack.packb({"v": 1, "type": "result", "worker": "liar"}), b"image"],
+    [msgpack.packb({"v": 1, "type": "heartbeat", "session": -1})],
+    [msgpack.packb({"v": 1, "type": "heartbeat", "session": 1, "queued": [b"short"]})],
+    [msgpack.packb({"v": 1, "type": "heartbeat", "session": 1, "seconds_per_image": math.nan})],
+    [msgpack.packb({"v": 1, "type": "ready", "name": "two\nlines"})],
+    [msgpack.packb({"v": 1, "type": "goodbye"}), *[b""] * 100],
+]
+
+
+@pytest.mark.parametrize("frames", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_what_a_worker_says_and_nobody_can_read_reaches_no_client(liar, ask_liar, frames):
+    job, request_id = ask_liar(progress=True)
+    liar.socket.send_multipart(frames)
+    assert liar.receive("error")[0]["code"] in ("protocol_error", "unsupported_version")
+    result(liar, request_id, b"the answer")
+    assert list(job.progress()) == []
+    assert job.result(60).encoded == [b"the answer"]
+
+
+def test_nonsense_that_can_be_read_changes_nothing(liar, ask_liar, client):
+    job, request_id = ask_liar(progress=True)
+    stranger = os.urandom(16)
+    liar.send({"type": "progress", "request_id": request_id, "step": 10**9, "steps": 0}, bytes(100_000), b"")
+    liar.send({"type": "progress", "request_id": stranger, "step": 1})
+    result(liar, stranger, b"an answer that nobody asked for")
+    liar.send({"type": "error", "request_id": stranger, "code": "returned", "message": ""})
+    liar.send({"type": "error", "code": "of no request", "message": ""})
+    ids = [os.urandom(16) for _ in range(1024)]
+    held = {"queued": [request_id, *ids[1:]], "running": ids, "finished": ids}
+    liar.send({"type": "heartbeat", "session": liar.session, "beat": 2**63, "step_age_seconds": 0.0, **held})
+    (sign,) = [sign for sign in client.stats()["per_gpu_stats"] if sign["worker"] == "liar"]
+    assert sign["current_queue_depth"] >= 1024
+    liar.send({"type": "heartbeat", "session": liar.session, "queued": [request_id]})
+    result(liar, request_id, b"the answer")
+    result(liar, request_id, b"another answer")
+    assert job.result(60).encoded == [b"the answer"]
+    assert {sign.step for sign in job.progress()} <= {10**9}
+
+
+def test_a_worker_that_takes_a_living_ones_name_is_refused(fleet, client, raw, dial):
+    twin = dial(fleet.brokers["broker"].backend)
+    twin.send(
+        {
+            "type": "ready", "worker_id": os.urandom(16), "name": "simulated", "host": "there", "gpu_id": 0,
+            "device": "cpu", "backend": "none", "models": ["simulated"], "capacity": 1, "max_batch_size": 1,
+        }
+    )  # fmt: skip
+    error, _ = twin.receive("error")
+    assert error["code"] == "worker_name_taken"
+    assert "is named 'simulated'; choose another with --name" in error["message"]
+    assert client.generate(**GOOD, model="simulated").worker == "simulated"

@@ -1,0 +1,75 @@
+"""Workers that can't work: a broken model, a name that is taken. Each says so in a line, and how to mend it."""
+
+import json
+import shutil
+
+import pytest
+
+from imagegen_worker.config import BUILTIN_FOLDER
+from tests.e2e.conftest import SIMULATED, command, start_simulated
+
+SHAPES = BUILTIN_FOLDER / "shapes"
+
+
+def _nothing(folder):
+    shutil.rmtree(folder)
+
+
+def _no_index(folder):
+    (folder / "model_index.json").unlink()
+
+
+def _no_json(folder):
+    (folder / "model_index.json").write_text('{"_class_name": "Stable')
+
+
+def _unknown_class(folder):
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
+
+
+def _no_weights(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def _cut_weights(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+
+
+def _other_shape(folder):
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "cross_attention_dim": 48}))
+
+
+@pytest.mark.parametrize(
+    "spoil", [_nothing, _no_index, _no_json, _unknown_class, _no_weights, _cut_weights, _other_shape]
+)
+def test_a_worker_with_a_broken_model_says_so_and_ends(tmp_path, spoil):
+    folder = tmp_path / "model"
+    shutil.copytree(SHAPES, folder)
+    spoil(folder)
+    done = command("imagegen-worker", "--model", str(folder), "--device", "cpu", check=False)
+    assert done.returncode in (1, 2, 78)
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert "model" in last
+    assert "Traceback" not in last
+
+
+def test_a_second_worker_of_one_name_waits_until_the_first_has_left(fleet, client, tmp_path):
+    start_simulated(fleet, client, "gpu0")
+    dial = ("--broker", fleet.brokers["broker"].backend)
+    fleet.spawn("twin", ["imagegen-worker", *dial, "--name", "gpu0", "--gpu", "7", *SIMULATED])
+    log = tmp_path / "logs" / "twin.log"
+    fleet.wait_until(lambda: "worker_name_taken" in log.read_text(), "the refusal in the twin's log")
+    assert "is named 'gpu0'; choose another with --name" in log.read_text()
+
+    def gpus():
+        return [gpu["gpu_id"] for gpu in client.stats()["per_gpu_stats"]]
+
+    assert gpus() == [0]
+    assert client.generate("a red circle").worker == "gpu0"
+    assert fleet.terminate("gpu0") == 0
+    fleet.wait_until(lambda: gpus() == [7], "the twin in the place of the first")
+    assert client.generate("a red circle").worker == "gpu0"
+    assert log.read_text().count("worker_name_taken") == 1
