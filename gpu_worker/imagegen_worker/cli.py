@@ -66,7 +66,23 @@ class _BatchingOption(click.Option):
     "started again if it dies.  [default: every GPU]",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
-@click.option("--model", help="Folder of a diffusers pipeline.  [default: builtin:shapes]")
+@click.option(
+    "--model",
+    metavar="[NAME=]SOURCE",
+    help="A folder of a diffusers pipeline, a .safetensors file, or an id on the hub (owner/name, or"
+    " owner/name@revision); NAME is what clients ask for.  [default: builtin:shapes]",
+)
+@click.option(
+    "--model-config",
+    metavar="SOURCE",
+    help="Folder or hub id with the configuration of a single file's pipeline, and with what the file lacks."
+    "  [default: what the weights look like, from the hub or its cache]",
+)
+@click.option(
+    "--model-variant",
+    metavar="NAME",
+    help="Of the weights, as in model.fp16.safetensors.  [default: the plain ones, else those that are there]",
+)
 @click.option(
     "--backend",
     type=click.Choice(["diffusers", "simulated"]),
@@ -187,6 +203,8 @@ def main(
     cpu_offload: bool,
     deterministic: bool,
     lora_folder: Path | None,
+    model_config: str | None,
+    model_variant: str | None,
     log_level: str,
     log_format: str,
     simulated_batch_seconds: float,
@@ -215,8 +233,9 @@ def main(
       1   everything that is not below; the last line of the log says what
       2   a setting is wrong
       70  the device hangs
+      78  the model can't be loaded, or a setting can't work on this machine
 
-    With several GPUs, a worker that ends with 0 or 2 is not started again. When all have ended so, the worst of
+    With several GPUs, a worker that ends with 0, 2 or 78 is not started again. When all have ended so, the worst of
     their statuses is that of the command.
     """
     context = click.get_current_context()
@@ -245,6 +264,8 @@ def main(
             cpu_offload=cpu_offload,
             deterministic=deterministic,
             lora_folder=lora_folder,
+            model_config=model_config,
+            model_variant=model_variant,
             log_level=log_level,
             simulated_batch_seconds=simulated_batch_seconds,
             simulated_image_seconds=simulated_image_seconds,
@@ -294,7 +315,7 @@ def _serve(config: WorkerConfig) -> int:
         return Daemon(config).run()
     except StartError as error:
         log(_log, logging.CRITICAL, str(error))
-        return 1
+        return error.status
 
 
 def _check_faults(config: WorkerConfig) -> None:

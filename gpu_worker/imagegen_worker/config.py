@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_NAME_LENGTH
+from imagegen_worker.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
 
-BUILTIN = "builtin:"
-BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 MAX_CAPACITY = MAX_IDS_PER_MESSAGE
 """A heartbeat lists no more queued ids than this."""
 MAX_BATCH_SIZE = MAX_CAPACITY // 2
@@ -35,6 +34,10 @@ class LoadOptions:
     cpu_offload: bool = False
     deterministic: bool = False
     lora_folder: Path | None = None
+    model_config: str | None = None
+    """Of a single file: the folder or hub id that tells the parts of its pipeline; None: found out."""
+    model_variant: str | None = None
+    """Of the weights, as in `model.fp16.safetensors`; None: whichever is there, the plain ones first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ class WorkerConfig:
     cpu_offload: bool = False
     deterministic: bool = False
     lora_folder: Path | None = None
+    model_config: str | None = None
+    model_variant: str | None = None
     log_level: str = "info"
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
@@ -100,7 +105,7 @@ class WorkerConfig:
             raise ConfigError("--http-host must not be empty; 0.0.0.0 stands for all interfaces")
         _check_name("--name", self.worker_name)
         if self.backend == "diffusers":
-            _check_folder(self.model_folder)
+            self._check_model()
             if self.simulated_fail:
                 raise ConfigError("--simulated-fail needs --backend simulated")
         elif self.batching == "continuous":
@@ -110,6 +115,20 @@ class WorkerConfig:
         if self.lora_folder is not None:
             self._check_loras(self.lora_folder)
         _check_name("--model", self.model_name)
+
+    def _check_model(self) -> None:
+        single = isinstance(self.model_source.place, Path) and self.model_source.place.is_file()
+        if self.model_config is not None:
+            if not single:
+                raise ConfigError(f"--model-config is for a single {WEIGHTS_SUFFIX} file as --model")
+            place = _read_source("--model-config", self.model_config).place
+            if isinstance(place, Path) and not place.is_dir():
+                raise ConfigError(f"--model-config must be a folder or a hub id, got {self.model_config!r}")
+        if self.model_variant is not None:
+            if not re.fullmatch(r"\w+", self.model_variant, re.ASCII):
+                raise ConfigError(f"--model-variant must look like fp16, got {self.model_variant!r}")
+            if single:
+                raise ConfigError("--model-variant is for models of several files, got a single one")
 
     def _check_loras(self, folder: Path) -> None:
         if self.backend != "diffusers":
@@ -145,6 +164,8 @@ class WorkerConfig:
             cpu_offload=self.cpu_offload,
             deterministic=self.deterministic,
             lora_folder=self.lora_folder,
+            model_config=self.model_config,
+            model_variant=self.model_variant,
         )
 
     @property
@@ -159,20 +180,15 @@ class WorkerConfig:
 
     @property
     def model_name(self) -> str:
-        """The name under which clients ask for the model: a folder's own name, without its path."""
-        if self.model is None:
-            return f"{BUILTIN}shapes" if self.backend == "diffusers" else "simulated"
-        if self.model.startswith(BUILTIN) or self.backend == "simulated":
-            return self.model
-        return Path(self.model).resolve().name
+        """The name under which clients ask for the model; see `read_source`."""
+        if self.backend == "simulated":
+            return self.model or "simulated"
+        return self.model_source.name
 
     @property
-    def model_folder(self) -> Path:
-        """The folder of a diffusers model."""
-        model = f"{BUILTIN}shapes" if self.model is None else self.model
-        if model.startswith(BUILTIN):
-            return BUILTIN_FOLDER / model.removeprefix(BUILTIN)
-        return Path(model)
+    def model_source(self) -> ModelSource:
+        """Where a diffusers model comes from. Raises `ConfigError`."""
+        return _read_source("--model", self.model or f"{BUILTIN}shapes")
 
 
 def _in_range(option: str, value: float, low: float, high: float) -> None:
@@ -201,13 +217,8 @@ def _check_brokers(brokers: Sequence[str]) -> None:
         raise ConfigError(f"--broker names one endpoint twice: {', '.join(brokers)}")
 
 
-def _check_folder(folder: Path) -> None:
-    if (folder / "model_index.json").is_file():
-        return
-    if folder.parent == BUILTIN_FOLDER:
-        present = sorted(found.parent.name for found in BUILTIN_FOLDER.glob("*/model_index.json"))
-        known = ", ".join(BUILTIN + name for name in present) or "none"
-        raise ConfigError(f"--model {BUILTIN}{folder.name} is not built in; built in are: {known}")
-    raise ConfigError(
-        f"--model must be {BUILTIN}shapes or a diffusers folder with a model_index.json, got {str(folder)!r}"
-    )
+def _read_source(option: str, text: str) -> ModelSource:
+    try:
+        return read_source(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error

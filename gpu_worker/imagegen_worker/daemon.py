@@ -17,7 +17,7 @@ import zmq
 from imagegen_common.logs import log
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
-from imagegen_worker.backends import StartError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, NotNowError, StartError
 from imagegen_worker.backends.make import Device
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.connection import Connection
@@ -137,6 +137,8 @@ class Daemon:
             raise
         except ModuleNotFoundError as error:
             raise StartError(f"{error}; install imagegen-fleet[worker]") from error
+        except (DeviceMemoryError, DeviceLostError) as error:  # another process may have had the device
+            raise NotNowError(f"{type(error).__name__}: {error}") from error
         except Exception as error:
             _log.exception("loading the model raised")
             raise StartError(f"{type(error).__name__}: {error}") from error
@@ -228,9 +230,9 @@ class Daemon:
     def _died(self, error: BaseException) -> int:
         if isinstance(error, StartError):
             self._failure = f"the model could not be loaded: {error}"
-        else:
-            _log.error("the device thread raised", exc_info=error)
-            self._failure = f"the device thread died: {type(error).__name__}: {error}"
+            return error.status
+        _log.error("the device thread raised", exc_info=error)
+        self._failure = f"the device thread died: {type(error).__name__}: {error}"
         return 1
 
     # ---- sockets and signals -------------------------------------------------------------------------------
@@ -244,7 +246,7 @@ class Daemon:
         try:
             bound = self._metrics.serve(host, port)
         except OSError as error:
-            raise StartError(f"--http-port: can't bind {host}:{port}: {error}") from error
+            raise NotNowError(f"--http-port: can't bind {host}:{port}: {error}") from error
         stack.callback(self._metrics.close)
         shown = f"[{host}]" if ":" in host else host
         log(_log, logging.INFO, "metrics served", address=f"http://{shown}:{bound}/metrics")

@@ -23,7 +23,7 @@ MANY_STEPS = {"num_inference_steps": 1000}
 BROKEN = """
 import threading
 import imagegen_worker.backends.make as make
-from imagegen_worker.backends import DeviceLostError, StartError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.backends.simulated import SimulatedBackend
 from imagegen_worker.cli import main
 
@@ -369,16 +369,17 @@ def test_out_of_memory_halves_and_one_guilty_request_fails_alone(broker, start):
 
 
 @pytest.mark.parametrize(
-    ("method", "body", "words"),
+    ("body", "status", "words"),
     [
-        ("warm_up", "raise StartError('no such file')", "the model could not be loaded: no such file"),
-        ("warm_up", "raise OSError('bad weights')", "the model could not be loaded: OSError: bad weights"),
-        ("warm_up", "import no_such_module", "No module named 'no_such_module'; install imagegen-fleet[worker]"),
+        ("raise StartError('no such file')", 78, "the model could not be loaded: no such file"),
+        ("raise OSError('bad weights')", 78, "the model could not be loaded: OSError: bad weights"),
+        ("import no_such_module", 78, "No module named 'no_such_module'; install imagegen-fleet[worker]"),
+        ("raise DeviceMemoryError('another has it')", 1, "could not be loaded: DeviceMemoryError: another has it"),
     ],
 )
-def test_a_model_that_can_not_be_loaded_ends_the_process(start, method, body, words):
-    worker = start(command=broken(method, body))
-    assert worker.end() == 1
+def test_a_model_that_can_not_be_loaded_ends_the_process(start, body, status, words):
+    worker = start(command=broken("warm_up", body))
+    assert worker.end() == status
     assert words in worker.lines[-1]
     assert " critical " in worker.lines[-1]
 

@@ -25,8 +25,20 @@ def nobody_watches(step: int, steps: int, sketches: "Sequence[Sketch | None]" = 
     """An `OnStep` that takes no notice."""
 
 
+CONFIG_STATUS = 78
+"""The exit status of a worker that its settings keep from starting (EX_CONFIG): to be started again is no help."""
+
+
 class StartError(Exception):
-    """The worker can't start; the message says why in one line."""
+    """The worker can't start; the message says why in one line. `status`: what the process ends with."""
+
+    status = CONFIG_STATUS
+
+
+class NotNowError(StartError):
+    """The worker can't start now, but may later: a port is taken, or memory."""
+
+    status = 1
 
 
 class DeviceMemoryError(Exception):

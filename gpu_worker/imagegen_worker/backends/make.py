@@ -19,7 +19,7 @@ class Device:
             from imagegen_worker.continuous import ContinuousEngine
 
             stepwise = StepwiseDiffusers(
-                config.model_folder, config.model_name, config.load_options, max_batch_size=config.batch_size
+                config.model_source.place, config.model_name, config.load_options, max_batch_size=config.batch_size
             )
             self.warm = stepwise.warm_up()
             self.engine = ContinuousEngine(
@@ -64,4 +64,4 @@ def make_backend(config: WorkerConfig) -> Backend:
         )
     from imagegen_worker.backends.diffusers import DiffusersBackend
 
-    return DiffusersBackend(config.model_folder, config.model_name, config.load_options)
+    return DiffusersBackend(config.model_source.place, config.model_name, config.load_options)

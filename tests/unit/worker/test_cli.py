@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from imagegen_worker.backends import StartError
+from imagegen_worker.backends import NotNowError, StartError
 from imagegen_worker.cli import main
 from imagegen_worker.devices.nvml import list_gpus
 from imagegen_worker.supervisor.plan import SUPERVISED
@@ -290,10 +290,11 @@ def test_the_status_is_the_daemons(run):
 
 
 def test_what_hinders_the_start_is_the_last_line(run):
-    run.status = StartError("the port is taken")
-    result = run("--name", "w")
-    assert result.exit_code == 1
-    assert "critical the port is taken worker=w gpu=0" in result.output.splitlines()[-1]
+    for error, status in ((StartError("no metrics here"), 78), (NotNowError("the port is taken"), 1)):
+        run.status = error
+        result = run("--name", "w")
+        assert result.exit_code == status
+        assert f"critical {error} worker=w gpu=0" in result.output.splitlines()[-1]
 
 
 def test_a_port_that_can_not_be_bound(monkeypatch):

@@ -40,13 +40,13 @@ def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
 
 
 def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagegen_worker.config.BUILTIN_FOLDER", tmp_path)
+    monkeypatch.setattr("imagegen_worker.sources.BUILTIN_FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="built in are: none"):
         WorkerConfig()
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "model_index.json").write_text("{}")
     assert WorkerConfig().model_name == "builtin:shapes"
-    assert WorkerConfig().model_folder == tmp_path / "shapes"
+    assert WorkerConfig().model_source.place == tmp_path / "shapes"
     with pytest.raises(ConfigError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
         WorkerConfig(model="builtin:shape")
 
@@ -83,7 +83,7 @@ def test_endpoints(endpoint):
         ({"model": "m" * 129}, "--model must name 1 to 128 characters"),
         (
             {"backend": "diffusers", "model": "/no/such"},
-            "a diffusers folder with a model_index.json, got '/no/such'",
+            "--model: there is no '/no/such'; expected builtin:shapes, a diffusers folder with a model_index.json",
         ),
     ],
 )

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,17 @@ from imagegen_worker.backends.diffusers.loading import (
 from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, ResolvedRequest
+from imagegen_worker.sources import Place
 
 
 class LoadedPipeline:
     """One diffusers pipeline on its device. Raises `StartError` if there can't be one."""
 
-    def __init__(self, folder: Path, name: str, options: LoadOptions) -> None:
+    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
-        self.pipeline = load_pipeline(folder, self.device, options)
+        self.pipeline, folder = load_pipeline(place, self.device, options)
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:
             self.adapters = Adapters(self.pipeline, options.lora_folder)

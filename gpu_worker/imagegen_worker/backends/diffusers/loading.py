@@ -1,4 +1,4 @@
-"""From a pipeline folder to a pipeline on a device, and to what brokers are told of it."""
+"""From a model's source to a pipeline on a device, and to what brokers are told of it."""
 
 import inspect
 import json
@@ -11,9 +11,14 @@ import torch
 import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
-from imagegen_worker.backends import StartError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
+from imagegen_worker.backends.diffusers.checking import in_a_line
+from imagegen_worker.backends.diffusers.finding import find_model
+from imagegen_worker.backends.diffusers.single_file import load_single_file
+from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model
+from imagegen_worker.sources import Place
 
 DEFAULTS_FILE = "imagegen.json"
 """Beside `model_index.json`: this model's own defaults, by the names in `_DEFAULT_KEYS`."""
@@ -47,8 +52,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def load_pipeline(folder: Path, device: torch.device, options: LoadOptions) -> Pipeline:
-    """Load a pipeline, offline, and put it on its device. Raises `StartError` if it can't be used."""
+def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
+    """Load a pipeline and put it on its device; return it with the folder of its configuration.
+
+    The hub is asked for nothing but a model or a configuration of which there is no copy in its cache. Raises
+    `StartError` if it can't be used, `DeviceMemoryError` and `DeviceLostError`.
+    """
     if options.cpu_offload and device.type == "cpu":
         raise StartError("--cpu-offload needs a GPU: on a CPU the model is where it would be put")
     for library in (transformers, diffusers):
@@ -62,16 +71,28 @@ def load_pipeline(folder: Path, device: torch.device, options: LoadOptions) -> P
     usual = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, usual if options.dtype == "auto" else options.dtype)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        if options.cpu_offload:
-            pipeline.enable_model_cpu_offload(device=device)
-        else:
-            pipeline.to(device)
+        with translated_errors():
+            pipeline, folder = _read(place, dtype, options)
+            if options.cpu_offload:
+                pipeline.enable_model_cpu_offload(device=device)
+            else:
+                pipeline.to(device)
+    except (StartError, DeviceMemoryError, DeviceLostError):
+        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StartError(f"--model {folder}: {type(error).__name__}: {reason}") from error
+        raise StartError(f"{place}: {in_a_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline, folder
+
+
+def _read(place: Place, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:
+    if isinstance(place, Path) and place.is_file():
+        return load_single_file(place, options.model_config, dtype)
+    folder, variant = find_model(place, options.model_variant)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+    )
+    return pipeline, folder
 
 
 def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:

@@ -1,7 +1,6 @@
 """One call of a whole pipeline for a batch of alike requests."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import Warm
+from imagegen_worker.sources import Place
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,8 +22,8 @@ _SMOOTHING = 0.2
 class DiffusersBackend:
     """Implements `Backend` with a diffusers pipeline; each image has a generator of its own."""
 
-    def __init__(self, folder: Path, name: str, options: LoadOptions) -> None:
-        self._source = (folder, name, options)
+    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
+        self._source = (place, name, options)
         self._loaded: LoadedPipeline | None = None
         self._speeds: dict[int, float] = {}
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.sources import Place
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class StepwiseDiffusers:
     """Implements `StepwiseBackend`. `max_batch_size` images run at a time at most."""
 
-    def __init__(self, folder: Path, name: str, options: LoadOptions, *, max_batch_size: int) -> None:
-        self._source = (folder, name, options)
+    def __init__(self, place: Place, name: str, options: LoadOptions, *, max_batch_size: int) -> None:
+        self._source = (place, name, options)
         self._options = options
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None

@@ -1,0 +1,155 @@
+"""Is a folder a whole pipeline? Asked before anything is loaded: what diffusers says of a broken one misleads."""
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from imagegen_worker.backends import StartError
+from imagegen_worker.sources import INDEX_FILE, PICKLE_SUFFIXES, WEIGHTS_SUFFIX
+
+_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-0*(?P<shards>\d+))?"
+    + re.escape(WEIGHTS_SUFFIX),
+    re.ASCII,
+)
+
+_Variants = dict[str | None, list[Path]]
+"""The files of each variant of a part's weights; None: the plain ones."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return the type of an error, and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what `model_index.json` says. Raises `StartError` if it names no pipeline of diffusers."""
+    path = folder / INDEX_FILE
+    try:
+        index = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise StartError(f"there is no {path}") from error
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path}: not JSON: {error}") from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if isinstance(name, list) or (folder / "None.py").exists():  # diffusers would look for code under that name
+        raise StartError(f"{path}: a pipeline with code of its own is not loaded")
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise StartError(f"{path}: diffusers {diffusers.__version__} has no pipeline {name!r}")
+    return dict(index)
+
+
+def check_folder(folder: Path, variant: str | None = None, *, without: Collection[str] = ()) -> str | None:
+    """Return the variant to load from a folder: the plain weights (None) where all parts have them.
+
+    `without`: parts that come from elsewhere. Raises `StartError` for a folder with parts that are missing, cut
+    short, pickled, or of an unknown class.
+    """
+    parts: dict[str, _Variants] = {}
+    for part, value in read_index(folder).items():
+        if part in without or not isinstance(value, list) or len(value) != 2 or value[0] is None:
+            continue
+        library, name = value
+        flat = (folder / "config.json").is_file()  # the one part of such a repository is at its root
+        if not (folder / part).is_dir():
+            if flat:
+                continue
+            raise StartError(f"{folder}: the folder of {part} ({name}) is missing")
+        _check_settings(folder / part)
+        if _has_weights(folder / part, str(library), str(name)):
+            parts[part] = _variants(folder / part)
+            if not parts[part]:
+                raise StartError(f"{folder / part}: {_lack(folder / part)}")
+    chosen = _choose(folder, parts, variant)
+    for there in parts.values():
+        for path in there[chosen if chosen in there else None]:
+            read_shapes(path)
+    return chosen
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a file.
+
+    Raises `StartError` for one that is cut short, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StartError(f"{path}: not a whole {WEIGHTS_SUFFIX} file: {in_a_line(error)}") from error
+
+
+def refuse_pickles(folder: Path, parts: Collection[str]) -> None:
+    """Raise `StartError` if a part has weights, and only pickled ones."""
+    for part in parts:
+        if (folder / part).is_dir() and not _variants(folder / part) and _pickles(folder / part):
+            raise StartError(f"{folder / part}: {_lack(folder / part)}")
+
+
+def _check_settings(folder: Path) -> None:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise StartError(f"{path}: not JSON: {error}") from error
+
+
+def _has_weights(folder: Path, library: str, name: str) -> bool:
+    if library not in _LIBRARIES:
+        return (folder / "config.json").is_file()
+    kind = getattr(_LIBRARIES[library], name, None)
+    if not isinstance(kind, type):
+        version = _LIBRARIES[library].__version__
+        raise StartError(f"{folder.parent / INDEX_FILE}: {library} {version} has no {name!r} for {folder.name}")
+    return issubclass(kind, torch.nn.Module)
+
+
+def _variants(folder: Path) -> _Variants:
+    found: _Variants = {}
+    shards: dict[str | None, int] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"], []).append(path)
+            shards[match["variant"]] = int(match["shards"] or 1)
+    for variant, paths in found.items():
+        if len(paths) < shards[variant]:
+            raise StartError(f"{folder}: {len(paths)} of {shards[variant]} files with weights are there")
+    return found
+
+
+def _pickles(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+
+
+def _lack(folder: Path) -> str:
+    if pickles := _pickles(folder):
+        return (
+            f"only pickled weights ({', '.join(pickles)}), which are not loaded; convert them to {WEIGHTS_SUFFIX}"
+        )
+    return f"the weights ({WEIGHTS_SUFFIX}) are missing"
+
+
+def _choose(folder: Path, parts: dict[str, _Variants], variant: str | None) -> str | None:
+    """Return the variant that was asked for, or one with which each part has weights."""
+    if variant is not None and not any(variant in there for there in parts.values()):
+        known = ", ".join(sorted({each for there in parts.values() for each in there if each})) or "none"
+        raise StartError(f"{folder}: there is no variant {variant!r} of the weights; there are: {known}")
+    chosen = variant
+    if chosen is None and (lacking := [there for there in parts.values() if None not in there]):
+        chosen = min(each for each in lacking[0] if each is not None)
+    for part, there in parts.items():
+        if chosen not in there and None not in there:
+            raise StartError(
+                f"{folder / part}: neither plain weights nor those of the variant {chosen!r} are there"
+            )
+    return chosen

@@ -1,0 +1,66 @@
+"""A pipeline from one file with weights in the layout of the model's authors; diffusers converts them.
+
+What parts the pipeline has is told by a folder with a configuration. What the file lacks comes from there too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders import single_file_utils
+
+from imagegen_worker.backends import StartError
+from imagegen_worker.backends.diffusers.checking import read_index, read_shapes, refuse_pickles
+from imagegen_worker.backends.diffusers.finding import find_config, find_model
+from imagegen_worker.sources import HubModel, Place, read_source
+
+_DENOISERS = ("unet", "transformer")
+_VAE_PREFIXES = tuple(single_file_utils.LDM_VAE_KEYS)
+_UNKNOWN = "v1"
+"""What diffusers takes a file for that it does not know."""
+
+
+def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> tuple[Any, Path]:
+    """Return the pipeline, and the folder of its configuration.
+
+    `config`: a folder or a hub id; None: that of the model that the weights look like. Raises `StartError`, and
+    whatever diffusers does for weights that don't fit.
+    """
+    shapes = read_shapes(path)
+    place = infer_config(path, shapes) if config is None else read_source(config).place
+    folder = find_config(place)
+    index = read_index(folder)
+    if not any(name.startswith(_VAE_PREFIXES) for name in shapes):
+        return _load_denoiser(path, place, index, dtype)
+    kind: Any = getattr(diffusers, index["_class_name"])
+    if not hasattr(kind, "from_single_file"):
+        raise StartError(f"{path}: diffusers can't make a {kind.__name__} from a single file")
+    refuse_pickles(folder, index)
+    return kind.from_single_file(str(path), config=str(folder), dtype=dtype, local_files_only=True), folder
+
+
+def infer_config(path: Path, shapes: dict[str, tuple[int, ...]]) -> HubModel:
+    """Return the model whose configuration is that of weights of these names and shapes. Raises `StartError`."""
+    names = single_file_utils.CHECKPOINT_KEY_NAMES
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    kind = single_file_utils.infer_diffusers_model_type(weights)
+    if kind == _UNKNOWN and not {names["v1"], names["clip"]} & weights.keys():
+        raise StartError(f"{path}: the weights are of no known layout; say with --model-config what they are")
+    return HubModel(single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
+
+
+def _load_denoiser(path: Path, place: Place, index: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Path]:
+    """The file has the denoiser alone; all else is the folder's."""
+    part = next((name for name in _DENOISERS if index.get(name)), None)
+    kind: Any = None if part is None else getattr(diffusers, str(index[part][1]), None)
+    if part is None or not hasattr(kind, "from_single_file"):
+        raise StartError(
+            f"{path}: diffusers can't make the denoiser of a {index['_class_name']} from a single file"
+        )
+    folder, variant = find_model(place, None, without=[part])
+    denoiser = kind.from_single_file(
+        str(path), config=str(folder), subfolder=part, dtype=dtype, local_files_only=True
+    )
+    rest = {part: denoiser, "dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **rest), folder

@@ -1,0 +1,70 @@
+"""Models from where they are found, through the commands as they are installed."""
+
+import json
+import os
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from tests import checkpoints, families
+from tests.e2e.conftest import command
+
+QUICK = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
+COMMIT = "c0ffee" + "0" * 34
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny Stable Diffusion in a folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    families.sd().pipeline.save_pretrained(folder)
+    (folder / "imagegen.json").write_text(json.dumps(SMALL))
+    return folder
+
+
+@pytest.fixture
+def hub(saved, tmp_path):
+    """A folder for HF_HOME with a tiny FLUX in the cache of the hub."""
+    place = tmp_path / "hf" / "hub" / "models--owner--flux"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    families.flux().pipeline.save_pretrained(place / "snapshots" / COMMIT)
+    (place / "snapshots" / COMMIT / "imagegen.json").write_text(json.dumps(SMALL))
+    return {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+
+
+def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
+    config = shutil.copytree(saved, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(checkpoints.stable_diffusion(families.sd().pipeline), tmp_path / "dream.safetensors")
+    fleet.start_worker("folder", *QUICK, "--model", str(saved))
+    fleet.start_worker("id", *QUICK, "--gpu", "1", "--model", "owner/flux", environment=hub)
+    file = (f"dream={tmp_path}/dream.safetensors", "--model-config", str(config))
+    fleet.start_worker("file", *QUICK, "--gpu", "2", "--model", *file, environment=hub)
+    fleet.wait_for_workers(client, 3)
+    jobs = [client.submit("a cat", model=model, seed=3) for model in ("tiny", "owner/flux", "dream")]
+    results = [job.result(120) for job in jobs]
+    assert [result.worker for result in results] == ["folder", "id", "file"]
+    assert [result.image.size for result in results] == [(64, 64)] * 3
+    assert results[0].image.tobytes() == results[2].image.tobytes(), "the same weights"
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "words"),
+    [
+        ("owner/none", 78, "could not be loaded: owner/none: there is no such folder here, and no whole copy"),
+        ("broken", 78, "broken/vae/diffusion_pytorch_model.safetensors: not a whole .safetensors file"),
+        ("nowhere", 2, "--model: there is no 'nowhere'; expected builtin:shapes, a diffusers folder"),
+    ],
+)
+def test_a_model_that_can_not_be_loaded_ends_the_worker(saved, hub, tmp_path, model, status, words):
+    broken = shutil.copytree(saved, tmp_path / "broken")
+    weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = command(
+        "imagegen-worker", *QUICK, "--model", model, check=False, cwd=tmp_path, env={**os.environ, **hub}
+    )
+    assert done.returncode == status
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

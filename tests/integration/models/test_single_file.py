@@ -1,0 +1,117 @@
+"""Checkpoints of one file, in the layouts that the models' authors use."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imagegen_worker.backends import StartError
+from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.config import ConfigError, LoadOptions, WorkerConfig
+from tests import checkpoints
+from tests.integration.models.recent import PIPELINES
+from tests.integration.models.worker import make_images, stock_image
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+V1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.fixture
+def stable_diffusion(tmp_path):
+    """A whole Stable Diffusion in one file."""
+    path = tmp_path / "dream.v8.safetensors"
+    save_file(checkpoints.stable_diffusion(PIPELINES["sd"]()), path)
+    return path
+
+
+def load(path, config=None):
+    return LoadedPipeline(path, "tiny", LoadOptions(device="cpu", threads=1, model_config=config))
+
+
+def same(image, family):
+    pipeline = PIPELINES[family]()
+    pipeline.set_progress_bar_config(disable=True)
+    return image.tobytes() == stock_image(pipeline).tobytes()
+
+
+def test_a_whole_pipeline_in_one_file(saved, tmp_path, stable_diffusion):
+    config = shutil.copytree(saved("sd"), tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    model, (image,) = make_images(stable_diffusion, model_config=str(config))
+    assert model.name == "dream.v8"
+    assert same(image, "sd")
+
+
+def test_the_configuration_of_a_known_layout_is_found_in_the_cache(saved, hub_cache, stable_diffusion):
+    hub_cache(saved("sd"), V1)
+    model, (image,) = make_images(f"dream={stable_diffusion}")
+    assert model.name == "dream"
+    assert same(image, "sd")
+
+
+@pytest.mark.parametrize("family", ["sdxl", "z-image"])
+def test_a_denoiser_alone_is_put_into_the_pipeline_of_the_folder(saved, hub_cache, tmp_path, family):
+    pipeline = PIPELINES[family]()
+    part, layout = ("unet", checkpoints.unet_weights) if family == "sdxl" else ("transformer", checkpoints.z_image)
+    path = tmp_path / "tuned.safetensors"
+    save_file({name: weight.contiguous() for name, weight in layout(getattr(pipeline, part)).items()}, path)
+    snapshot = hub_cache(saved(family), "owner/base")
+    for weights in (snapshot / part).glob("*.safetensors"):
+        weights.unlink()
+    model, (image,) = make_images(path, model_config="owner/base")
+    assert model.name == "tuned"
+    assert same(image, family)
+    loaded = load(path, str(snapshot)).pipeline
+    assert {loaded.vae.dtype, getattr(loaded, part).dtype} == {torch.float32}
+
+
+def test_a_layout_that_nobody_knows_needs_to_be_told(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(
+        StartError, match=r"odd\.safetensors: the weights are of no known layout; say with --model-c"
+    ):
+        load(path)
+
+
+def test_a_known_layout_without_its_configuration(hub_cache, stable_diffusion):
+    with pytest.raises(StartError, match=f"{V1}: there is no such folder here, and no whole copy"):
+        load(stable_diffusion)
+
+
+def test_weights_that_do_not_fit_the_configuration(saved, stable_diffusion):
+    with pytest.raises(StartError, match=r"SingleFileComponentError|Error: ") as caught:
+        load(stable_diffusion, str(saved("sd3")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_whole_file(tmp_path, saved, stable_diffusion):
+    stable_diffusion.write_bytes(stable_diffusion.read_bytes()[:-1])
+    with pytest.raises(StartError, match=r"dream\.v8\.safetensors: not a whole \.safetensors file"):
+        load(stable_diffusion)
+    pickled = tmp_path / "pickled.safetensors"
+    torch.save({"weight": torch.zeros(2)}, pickled)
+    with pytest.raises(StartError, match=r"pickled\.safetensors: not a whole \.safetensors file"):
+        load(pickled, str(saved("sd")))
+
+
+def test_parts_that_come_from_the_folder_are_not_unpickled(saved, tmp_path, stable_diffusion):
+    config = shutil.copytree(saved("sd"), tmp_path / "config")
+    weights = config / "text_encoder" / "model.safetensors"
+    torch.save({}, weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(StartError, match=r"only pickled weights \(pytorch_model\.bin\), which are not loaded"):
+        load(stable_diffusion, str(config))
+
+
+def test_settings_that_do_not_go_together(saved, stable_diffusion):
+    with pytest.raises(ConfigError, match=r"--model-config is for a single \.safetensors file"):
+        WorkerConfig(model=str(saved("sd")), model_config=str(saved("sd")))
+    with pytest.raises(ConfigError, match="--model-config: there is no '/no/such'"):
+        WorkerConfig(model=str(stable_diffusion), model_config="/no/such")
+    with pytest.raises(ConfigError, match="--model-config must be a folder or a hub id"):
+        WorkerConfig(model=str(stable_diffusion), model_config=str(stable_diffusion))
+    with pytest.raises(ConfigError, match="--model-variant is for models of several files"):
+        WorkerConfig(model=str(stable_diffusion), model_variant="fp16")
+    with pytest.raises(ConfigError, match=r"--model-variant must look like fp16, got '\.\./x'"):
+        WorkerConfig(model=str(saved("sd")), model_variant="../x")

@@ -1,0 +1,59 @@
+"""What a worker's device thread has, run on requests in the test's own thread."""
+
+import types
+
+import torch
+
+from imagegen_protocol import GenerationRequest
+from imagegen_worker.backends.make import Device
+from imagegen_worker.config import WorkerConfig
+from imagegen_worker.core import events as ev
+from imagegen_worker.mailbox import Mailbox
+
+SIZED = {"width": 64, "height": 64, "num_inference_steps": 2}
+
+
+class Script(Mailbox):
+    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+
+    def __init__(self, commands):
+        super().__init__()
+        self.commands = iter(commands)
+        self.posted = []
+
+    def take(self, timeout):
+        return next(self.commands, ev.Stop() if timeout is None else None)
+
+    def post(self, event):
+        self.posted.append(event)
+
+
+def make_images(model, *requests, **settings):
+    """Load a model as a worker does and make the requests; return the model and the images by request."""
+    config = WorkerConfig(model=str(model), device="cpu", torch_threads=1, max_batch_size=2, **settings)
+    made = {}
+    encoder = types.SimpleNamespace(submit=lambda raw: made.__setitem__(raw.number, raw.images))
+    device = Device(config, encoder)
+    described = device.warm.models[0]
+    asked = requests or ({},)
+    jobs = [
+        ev.Job(
+            number, described.resolve(GenerationRequest(**{"prompt": "a cat", "seed": 3, **SIZED, **each})), 0.0
+        )
+        for number, each in enumerate(asked)
+    ]
+    mailbox = Script(jobs)
+    try:
+        device.engine.run(mailbox)
+    finally:
+        mailbox.close()
+        device.close()
+    failed = [event for event in mailbox.posted if isinstance(event, ev.Failed)]
+    assert not failed, failed
+    return described, [made[number][0] for number in range(len(asked))]
+
+
+def stock_image(pipeline, **more):
+    """The image that the plain pipeline makes of the same request."""
+    arguments = {"prompt": "a cat", **SIZED, **more}
+    return pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(3)).images[0]

@@ -1,0 +1,87 @@
+"""What `--model` says, read without loading anything."""
+
+import pytest
+
+from imagegen_worker.sources import BUILTIN_FOLDER, HubModel, ModelSource, read_source
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("sdxl-base", "a=b", "owner/local"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model_index.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for file in ("dream.v8.safetensors", "old.ckpt", "notes.md"):
+        (tmp_path / file).write_bytes(b"")
+    return tmp_path
+
+
+def test_a_built_in_model():
+    assert read_source("builtin:shapes") == ModelSource("builtin:shapes", BUILTIN_FOLDER / "shapes")
+    assert read_source("mine=builtin:shapes").name == "mine"
+    with pytest.raises(ValueError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
+        read_source("builtin:shape")
+    with pytest.raises(ValueError, match="is not built in"):
+        read_source("builtin:../builtin/shapes")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path"),
+    [
+        ("sdxl-base", "sdxl-base", "sdxl-base"),
+        ("./sdxl-base/", "sdxl-base", "sdxl-base"),
+        ("sdxl-base/../a=b", "a=b", "sdxl-base/../a=b"),
+        ("dream.v8.safetensors", "dream.v8", "dream.v8.safetensors"),
+        ("dream=dream.v8.safetensors", "dream", "dream.v8.safetensors"),
+        ("a=b", "a=b", "a=b"),
+        ("c=a=b", "c", "a=b"),
+        ("owner/local", "local", "owner/local"),
+        ("team/dream=sdxl-base", "team/dream", "sdxl-base"),
+    ],
+)
+def test_what_is_here_goes_by_its_own_name_unless_given_one(text, name, path):
+    source = read_source(text)
+    assert (source.name, str(source.place)) == (name, path)
+
+
+def test_the_folder_we_stand_in_has_a_name(here, monkeypatch):
+    monkeypatch.chdir(here / "sdxl-base")
+    assert read_source(".").name == "sdxl-base"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "place"),
+    [
+        ("owner/name", "owner/name", HubModel("owner/name")),
+        ("Qwen/Qwen-Image_2.1@v1.0/x", "Qwen/Qwen-Image_2.1", HubModel("Qwen/Qwen-Image_2.1", "v1.0/x")),
+        ("base=owner/name@main", "base", HubModel("owner/name", "main")),
+    ],
+)
+def test_what_is_not_here_and_looks_like_an_id_is_on_the_hub(text, name, place):
+    assert read_source(text) == ModelSource(name, place)
+    assert str(place) == text.split("=")[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sdxl", r"there is no 'sdxl'; expected builtin:shapes, a diffusers folder with a model_index\.json"),
+        ("/no/such", "there is no '/no/such'"),
+        ("a/b/c", "there is no 'a/b/c'"),
+        ("", "there is no ''|has no model_index.json"),
+        ("x" * 5000, "there is no 'x"),
+        ("empty", r"the folder 'empty' has no model_index\.json"),
+        ("models/dream.safetensors", r"there is no 'models/dream\.safetensors'"),
+        ("notes.md", r"'notes\.md' is no \.safetensors file"),
+        ("old.ckpt", r"'old\.ckpt': a pickle can run any code when it is read"),
+        ("models/there-is-none.bin", "a pickle can run any code"),
+        ("=sdxl-base", "expected NAME=SOURCE"),
+        ("base=", "expected NAME=SOURCE"),
+        ("https://huggingface.co/owner/name", "there is no 'https:"),
+    ],
+)
+def test_what_can_not_be_a_model_is_told_in_one_line(text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        read_source(text)
+    assert "\n" not in str(caught.value)
