@@ -64,7 +64,7 @@ def _find(model: HubModel, asks: Sequence[Callable[..., Any]], check: Callable[[
                 reasons.append(str(error))
             except Exception as error:  # noqa: BLE001 - of many kinds, all of them about what is not to be had
                 if not offline:
-                    reasons.append(f"the hub did not give it: {in_a_line(error)}")
+                    reasons.append(f"the hub did not give it: {in_a_line(error.__cause__ or error)}")
     said = "; ".join(dict.fromkeys(reasons))
     raise StartError(
         f"{model}: there is no such folder here, and no whole copy of a model of this id in"
