@@ -5,13 +5,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
-from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
 from imagegen_worker.devices.detect import detect
 from imagegen_worker.devices.visible import GpuMissingError, entries
 from imagegen_worker.supervisor.plan import SUPERVISED, Plan, children, plan
@@ -46,6 +46,27 @@ class _BatchingOption(click.Option):
         return "auto" if ctx.lookup_default("batching") == "off" else None
 
 
+class _Commas(click.types.StringParamType):
+    """A text; in the environment several, with commas between them."""
+
+    envvar_list_splitter = ","
+
+
+class _Bytes(click.types.StringParamType):
+    """A number of bytes, with or without a suffix."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; fails as click wants it."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.command(
     cls=SettingsCommand, context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_WORKER"}
 )
@@ -69,9 +90,26 @@ class _BatchingOption(click.Option):
 @click.option(
     "--model",
     metavar="[NAME=]SOURCE",
+    type=_Commas(),
+    multiple=True,
     help="A folder of a diffusers pipeline, a .safetensors file, or an id on the hub (owner/name, or"
-    " owner/name@revision); NAME is what clients ask for.  [default: builtin:shapes]",
+    " owner/name@revision); NAME is what clients ask for. May be given several times: the first is the default,"
+    " the others are loaded when they are asked for.  [default: builtin:shapes]",
 )
+@click.option(
+    "--model-memory",
+    type=_Bytes(),
+    metavar="BYTES",
+    help="What the weights of several models may take, as 20GiB; the least recently used one makes room."
+    "  [default: 70 % of the card's memory; on a CPU half of the machine's]",
+)
+@click.option(
+    "--model-patience",
+    type=float,
+    default=10.0,
+    help="Seconds that a model waits for the place of one that is used; then that one's new images wait.",
+)
+@click.option("--preload", is_flag=True, help="Load all models that fit at the start, not only the first.")
 @click.option(
     "--model-config",
     metavar="SOURCE",
@@ -170,6 +208,7 @@ class _BatchingOption(click.Option):
 )
 @click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
 @click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
+@click.option("--simulated-load-seconds", type=float, default=0.0, help="Cost of loading a model, of 1 GiB each.")
 @click.option(
     "--simulated-fail",
     multiple=True,
@@ -182,7 +221,10 @@ def main(
     broker: tuple[str, ...],
     gpu: str | None,
     device: Literal["auto", "cpu", "cuda"],
-    model: str | None,
+    model: tuple[str, ...],
+    model_memory: int | None,
+    model_patience: float,
+    preload: bool,
     backend: Literal["diffusers", "simulated"],
     batching: Literal["auto", "continuous", "static", "off"],
     max_batch_size: int,
@@ -209,6 +251,7 @@ def main(
     log_format: str,
     simulated_batch_seconds: float,
     simulated_image_seconds: float,
+    simulated_load_seconds: float,
     simulated_fail: tuple[str, ...],
 ) -> None:
     """Make images on every GPU of this host, or on those of --gpu, for one or several brokers.
@@ -243,7 +286,10 @@ def main(
         config = WorkerConfig(
             brokers=broker,
             device=device,
-            model=model,
+            models=model,
+            model_memory=model_memory,
+            model_patience=model_patience,
+            preload=preload,
             backend=backend,
             batching=None if batching == "auto" else batching,
             max_batch_size=max_batch_size,
@@ -269,6 +315,7 @@ def main(
             log_level=log_level,
             simulated_batch_seconds=simulated_batch_seconds,
             simulated_image_seconds=simulated_image_seconds,
+            simulated_load_seconds=simulated_load_seconds,
             simulated_fail=simulated_fail,
         )
         _check_faults(config)

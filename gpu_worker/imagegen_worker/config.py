@@ -1,6 +1,7 @@
 """What a worker can be told, with its defaults and checks. Nothing heavy is imported here."""
 
 import math
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_NAME_LENGTH
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_MODELS, MAX_NAME_LENGTH
 from imagegen_worker.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
 
 MAX_CAPACITY = MAX_IDS_PER_MESSAGE
@@ -44,8 +45,8 @@ class LoadOptions:
 class WorkerConfig:
     """The settings of one worker. Times in seconds. Raises `ConfigError` for what can't work.
 
-    `batching`, `name`, `capacity`, `model` and `torch_threads` may be None: see `effective_batching`,
-    `worker_name`, `effective_capacity` and `model_name`, and the diffusers backend. `http_port` None serves no
+    `batching`, `name`, `capacity`, `model_memory` and `torch_threads` may be None: see `effective_batching`,
+    `worker_name`, `effective_capacity`, and the diffusers backend. `http_port` None serves no
     HTTP, 0 picks a free port. `gpu` is the card's index on the host, whatever torch calls it.
     """
 
@@ -54,7 +55,10 @@ class WorkerConfig:
     gpu_uuid: str | None = None
     gpu_name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    model: str | None = None
+    models: tuple[str, ...] = ()
+    model_memory: int | None = None
+    model_patience: float = 10.0
+    preload: bool = False
     backend: Literal["diffusers", "simulated"] = "diffusers"
     batching: Literal["continuous", "static", "off"] | None = None
     max_batch_size: int = 8
@@ -80,6 +84,7 @@ class WorkerConfig:
     log_level: str = "info"
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
+    simulated_load_seconds: float = 0.0
     simulated_fail: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -95,6 +100,10 @@ class WorkerConfig:
             )
         _in_range("--simulated-batch-seconds", self.simulated_batch_seconds, 0, 24 * 3600)
         _in_range("--simulated-image-seconds", self.simulated_image_seconds, 0, 24 * 3600)
+        _in_range("--simulated-load-seconds", self.simulated_load_seconds, 0, 24 * 3600)
+        _in_range("--model-patience", self.model_patience, 0, 24 * 3600)
+        if self.model_memory is not None:
+            _in_range("--model-memory", self.model_memory, 1, 2**60)
         if self.capacity is not None:
             _in_range("--capacity", self.capacity, 1, MAX_CAPACITY)
         if self.http_port is not None:
@@ -105,7 +114,7 @@ class WorkerConfig:
             raise ConfigError("--http-host must not be empty; 0.0.0.0 stands for all interfaces")
         _check_name("--name", self.worker_name)
         if self.backend == "diffusers":
-            self._check_model()
+            self._check_sources()
             if self.simulated_fail:
                 raise ConfigError("--simulated-fail needs --backend simulated")
         elif self.batching == "continuous":
@@ -114,12 +123,21 @@ class WorkerConfig:
             raise ConfigError("--deterministic needs --batching continuous")
         if self.lora_folder is not None:
             self._check_loras(self.lora_folder)
-        _check_name("--model", self.model_name)
+        self._check_names()
 
-    def _check_model(self) -> None:
-        single = isinstance(self.model_source.place, Path) and self.model_source.place.is_file()
+    def _check_names(self) -> None:
+        if len(self._named) > MAX_MODELS:
+            raise ConfigError(f"--model: a worker serves at most {MAX_MODELS} models, got {len(self._named)}")
+        for name, _ in self._named:
+            _check_name("--model", name)
+        names = [name for name, _ in self._named]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"--model: two are named {twice[0]!r}; give one another name: NAME=SOURCE")
+
+    def _check_sources(self) -> None:
+        files = [isinstance(source.place, Path) and source.place.is_file() for _, source in self._named if source]
         if self.model_config is not None:
-            if not single:
+            if not any(files):
                 raise ConfigError(f"--model-config is for a single {WEIGHTS_SUFFIX} file as --model")
             place = _read_source("--model-config", self.model_config).place
             if isinstance(place, Path) and not place.is_dir():
@@ -127,7 +145,7 @@ class WorkerConfig:
         if self.model_variant is not None:
             if not re.fullmatch(r"\w+", self.model_variant, re.ASCII):
                 raise ConfigError(f"--model-variant must look like fp16, got {self.model_variant!r}")
-            if single:
+            if all(files):
                 raise ConfigError("--model-variant is for models of several files, got a single one")
 
     def _check_loras(self, folder: Path) -> None:
@@ -180,15 +198,40 @@ class WorkerConfig:
 
     @property
     def model_name(self) -> str:
-        """The name under which clients ask for the model; see `read_source`."""
-        if self.backend == "simulated":
-            return self.model or "simulated"
-        return self.model_source.name
+        """The name under which clients ask for the first model; see `read_source`."""
+        return self._named[0][0]
+
+    @property
+    def sources(self) -> dict[str, ModelSource | None]:
+        """Where the models come from, by name, the default first; None for a simulated one."""
+        return dict(self._named)
 
     @property
     def model_source(self) -> ModelSource:
-        """Where a diffusers model comes from. Raises `ConfigError`."""
-        return _read_source("--model", self.model or f"{BUILTIN}shapes")
+        """Where the first model comes from, which is a diffusers one."""
+        source = self._named[0][1]
+        assert source is not None
+        return source
+
+    @property
+    def _named(self) -> list[tuple[str, ModelSource | None]]:
+        if self.backend == "simulated":
+            return [(name, None) for name in self.models or ("simulated",)]
+        sources = [_read_source("--model", text) for text in self.models or (f"{BUILTIN}shapes",)]
+        return [(source.name, source) for source in sources]
+
+
+def half_of_memory() -> int:
+    """Return half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a text as 20GiB, 500MB or 1000. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE | re.ASCII)
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"expected bytes as 20GiB, 500MB or 1000, got {text!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
 
 
 def _in_range(option: str, value: float, low: float, high: float) -> None:

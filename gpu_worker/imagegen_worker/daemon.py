@@ -28,6 +28,7 @@ from imagegen_worker.core.events import (
     Event,
     Exit,
     Job,
+    Load,
     Malformed,
     Note,
     Received,
@@ -91,7 +92,7 @@ class Daemon:
             "worker starts",
             brokers=",".join(config.brokers),
             backend=config.backend,
-            model=config.model_name,
+            models=",".join(config.sources),
             batching=config.effective_batching,
             max_batch_size=config.batch_size,
             capacity=config.effective_capacity,
@@ -201,7 +202,7 @@ class Daemon:
             match action:
                 case Send():
                     self._send(action)
-                case Job() | Cancel():
+                case Job() | Load() | Cancel():
                     self._mailbox.put(action)
                 case Note():
                     fields = dict(action.fields)

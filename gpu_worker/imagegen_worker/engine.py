@@ -8,7 +8,7 @@ from typing import Protocol
 from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
-from imagegen_worker.backends import Backend, DeviceLostError, DeviceMemoryError, Row, Sketch, StoppedError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Maker, Row, Sketch, StoppedError
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.events import (
     CallDone,
@@ -18,6 +18,7 @@ from imagegen_worker.core.events import (
     Failed,
     Idle,
     Job,
+    Load,
     Started,
     Stepped,
     Stop,
@@ -25,6 +26,7 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
+from imagegen_worker.stock import AlwaysReady, Models
 
 
 class Engine(Protocol):
@@ -88,14 +90,16 @@ class StaticEngine:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Maker,
         encoder: EncodePool,
         *,
         max_batch_size: int,
         max_batch_wait: float,
         clock: Callable[[], float] = time.monotonic,
         fits: tuple[int, int] | None = None,
+        models: Models | None = None,
     ) -> None:
+        self._models = models or AlwaysReady()
         self._backend = backend
         self._encoder = encoder
         self._max_rows = max_batch_size
@@ -112,11 +116,14 @@ class StaticEngine:
             self._absorb(mailbox)
             if self._stopping:
                 return
+            for name in self._models.tend(mailbox, (), self._former.models()):
+                self._former.discard(name)
             now = self._clock()
-            if batch := self._former.take(now):
+            if batch := self._former.take(now, self._models.ready):
                 self._run_batch(mailbox, batch)
                 continue
-            deadline = self._former.next_deadline()
+            times = (self._former.next_deadline(self._models.ready), self._models.due_at())
+            deadline = min((time for time in times if time is not None), default=None)
             command = mailbox.take(None if deadline is None else deadline - now)
             if command is not None:
                 self._obey(command)
@@ -130,6 +137,8 @@ class StaticEngine:
         match command:
             case Job():
                 self._former.add(command)
+            case Load():
+                self._models.want(command.name)
             case Cancel():
                 if not self._former.remove(command.number):
                     for member in self._members:

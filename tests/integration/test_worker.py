@@ -31,7 +31,7 @@ class Backend(SimulatedBackend):
     def {method}(self, *arguments):
         {body}
 
-make.make_backend = lambda config: Backend(worker="w", batch_seconds=0, image_seconds=0, max_batch_size=1)
+make.make_backend = lambda *_: Backend(worker="w", batch_seconds=0, image_seconds=0, max_batch_size=1)
 main()
 """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.core.model import Model, ResolvedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,15 +62,12 @@ class Row:
     preview: bool = False
 
 
-class Backend(Protocol):
-    """A loaded model, or what acts like one."""
+class Maker(Protocol):
+    """What makes images by whole calls."""
 
     @property
     def seconds_per_image(self) -> float | None:
         """Measured or modelled time of one image in a full batch; None while unknown."""
-
-    def warm_up(self) -> Warm:
-        """Load everything and make a first image; return what brokers are to know."""
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Make one image for each row; all requests have the same `batch_key`.
@@ -78,6 +75,19 @@ class Backend(Protocol):
         Raises `DeviceMemoryError` and `DeviceLostError`; passes what `on_step` raises on; anything else that it
         raises is taken for the fault of a request.
         """
+
+
+class Backend(Maker, Protocol):
+    """A model, or what acts like one: loaded before it makes images."""
+
+    def weigh(self) -> int:
+        """Return the bytes that the model takes when it is loaded. Raises `StartError` if it can't be."""
+
+    def load(self) -> Model:
+        """Load the model. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
+
+    def warm_up(self) -> Warm:
+        """Load the model and make a first image; return what brokers are to know."""
 
     def close(self) -> None:
         """Free the device."""

@@ -17,7 +17,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +27,8 @@ from imagegen_worker.core.model import Model
 
 CRASH_STATUS = 70
 """The exit status of a scripted crash."""
+MODEL_BYTES = 2**30
+"""What each model takes of `--model-memory`."""
 MODEL = Model(name="simulated", num_inference_steps=20, guidance_scale=7.5, width=256, height=256, max_side=4096)
 
 
@@ -80,6 +82,7 @@ class SimulatedBackend:
         image_seconds: float,
         max_batch_size: int,
         model: str | None = None,
+        load_seconds: float = 0.0,
         faults: Faults | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -91,6 +94,7 @@ class SimulatedBackend:
         self._image_seconds = image_seconds * self._faults.slow
         self._max_batch_size = max_batch_size
         self._model = model or MODEL.name
+        self._load_seconds = load_seconds * self._faults.slow
         self._clock = clock
         self._sleep = sleep
         self._crash = crash
@@ -101,17 +105,18 @@ class SimulatedBackend:
         """Time of one image in a full batch, by the cost model."""
         return self._image_seconds + self._batch_seconds / self._max_batch_size
 
+    def weigh(self) -> int:
+        """Return what a simulated model is taken to need."""
+        return MODEL_BYTES
+
+    def load(self) -> Model:
+        """Take the time that loading costs."""
+        self._wait_until(self._clock() + self._load_seconds)
+        return replace(MODEL, name=self._model)
+
     def warm_up(self) -> Warm:
-        """Return what brokers are to know; takes no time."""
-        model = Model(
-            name=self._model,
-            num_inference_steps=MODEL.num_inference_steps,
-            guidance_scale=MODEL.guidance_scale,
-            width=MODEL.width,
-            height=MODEL.height,
-            max_side=MODEL.max_side,
-        )
-        return Warm((model,), "simulated", self.seconds_per_image)
+        """Take the time that loading costs; return what brokers are to know."""
+        return Warm((self.load(),), "simulated", self.seconds_per_image)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
         """Take the time that the cost model says, and draw; faults as asked for."""

@@ -26,6 +26,7 @@ from imagegen_worker.core.events import (
     Failed,
     Idle,
     Job,
+    Load,
     Started,
     Stepped,
     Stop,
@@ -34,6 +35,7 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.encoding import EncodePool, RawResult
 from imagegen_worker.engine import Fitting, blame
 from imagegen_worker.mailbox import Mailbox
+from imagegen_worker.stock import AlwaysReady, Models
 
 SMOOTHING = 0.2
 """Weight of the newest image in the mean time of an image."""
@@ -118,7 +120,9 @@ class ContinuousEngine:
         fits: tuple[int, int] | None = None,
         caps: MemoryCaps | None = None,
         costs: RowCosts | None = None,
+        models: Models | None = None,
     ) -> None:
+        self._models = models or AlwaysReady()
         self._backend = backend
         self._encoder = encoder
         self._max_batch_size = max_batch_size
@@ -150,6 +154,7 @@ class ContinuousEngine:
         while True:
             while (command := mailbox.take(0)) is not None:
                 self._obey(command)
+            self._tend()
             self._admit()
             if self._hub.step():
                 self._reap()
@@ -169,6 +174,8 @@ class ContinuousEngine:
                 member = self._members[command.number] = _Member(command, steps=[0] * len(seeds))
                 for index in range(len(seeds)):
                     self._line.add(_shape(member), (member, index))
+            case Load():
+                self._models.want(command.name)
             case Cancel():
                 if (unwanted := self._members.get(command.number)) is not None:
                     self._drop(unwanted)
@@ -177,6 +184,20 @@ class ContinuousEngine:
                 self._stopping = True
 
     # ---- in and out ----------------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Have models loaded; forget the jobs for those that can't be."""
+        if self._stopping:
+            return
+        waiting = {_model(shape) for shape in self._line.shapes()}
+        running = {_model(shape) for shape in self._running}
+        for name in self._models.tend(self._mailbox, running, waiting):
+            for member in [each for each in self._members.values() if each.job.request.model == name]:
+                self._drop(member)
+            self._reap()
+
+    def _may_begin(self, shape: Hashable) -> bool:
+        return self._models.ready(_model(shape))
 
     def _admit(self) -> None:
         """Start images while there is room; those that are alike and start together share one pipeline call."""
@@ -190,7 +211,7 @@ class ContinuousEngine:
         alike: dict[Hashable, list[_Place]] = {}
         shapes: dict[Hashable, Hashable] = {}
         while not self._stopping and self._running.total() < self._max_batch_size:
-            taken = self._line.take(self._running)
+            taken = self._line.take(self._running, self._may_begin)
             if taken is None:
                 break
             shape, (member, index) = taken
@@ -387,6 +408,11 @@ class ContinuousEngine:
         self._beside_seconds = 0.0
         self._fallbacks.clear()
         self._waits.clear()
+
+
+def _model(shape: Any) -> str:
+    """Return the model of images of this shape."""
+    return str(shape[0])
 
 
 def _shape(member: _Member) -> Hashable:

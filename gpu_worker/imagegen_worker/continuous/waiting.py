@@ -1,7 +1,7 @@
 """Images that wait for a place among those that run."""
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,11 +27,21 @@ class WaitingLine(Generic[T]):
         else:
             line.append(item)
 
-    def take(self, running: Counter[Hashable]) -> tuple[Hashable, T] | None:
-        """Return the next item and its shape; None if nothing waits. `running` counts the images by shape."""
-        if not self._lines:
+    def shapes(self) -> Iterable[Hashable]:
+        """Return the shapes of which items wait."""
+        return self._lines.keys()
+
+    def take(
+        self, running: Counter[Hashable], ready: Callable[[Hashable], bool] = lambda shape: True
+    ) -> tuple[Hashable, T] | None:
+        """Return the next item and its shape, of those that are `ready`; None if none of those waits.
+
+        `running` counts the images by shape.
+        """
+        candidates = [shape for shape in self._lines if ready(shape)]
+        if not candidates:
             return None
-        shape = min(self._lines, key=lambda shape: running[shape])  # the one that came first, among equals
+        shape = min(candidates, key=lambda shape: running[shape])  # the one that came first, among equals
         line = self._lines.pop(shape)
         item = line.popleft()
         if line:

@@ -1,7 +1,7 @@
 """Which jobs share a batch, and when it goes."""
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from imagegen_worker.core.events import Job
 
@@ -37,9 +37,21 @@ class BatchFormer:
                     return True
         return False
 
-    def take(self, now: float) -> tuple[Job, ...]:
-        """Return the next batch that may go at `now`, or () if none may yet."""
-        ripe = [key for key, group in self._groups.items() if self._goes_at(group) <= now]
+    def models(self) -> set[str]:
+        """Return the names of the models for which jobs wait."""
+        return {group[0].request.model for group in self._groups.values()}
+
+    def discard(self, model: str) -> None:
+        """Forget all jobs for a model."""
+        self._groups = {key: group for key, group in self._groups.items() if group[0].request.model != model}
+
+    def take(self, now: float, ready: Callable[[str], bool] = lambda model: True) -> tuple[Job, ...]:
+        """Return the next batch that may go at `now`, of a model that is `ready`, or () if none may yet."""
+        ripe = [
+            key
+            for key, group in self._groups.items()
+            if self._goes_at(group) <= now and ready(group[0].request.model)
+        ]
         if not ripe:
             return ()
         key = min(ripe, key=lambda key: self._groups[key][0].number)
@@ -53,9 +65,10 @@ class BatchFormer:
             del self._groups[key]
         return tuple(batch)
 
-    def next_deadline(self) -> float | None:
-        """Return when the next batch goes if no job is added; None if none waits."""
-        return min((self._goes_at(group) for group in self._groups.values()), default=None)
+    def next_deadline(self, ready: Callable[[str], bool] = lambda model: True) -> float | None:
+        """Return when the next batch of a model that is `ready` goes if no job is added; None if none does."""
+        times = (self._goes_at(group) for group in self._groups.values() if ready(group[0].request.model))
+        return min(times, default=None)
 
     def _goes_at(self, group: deque[Job]) -> float:
         images = 0

@@ -43,11 +43,40 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The models are loaded; the first is the default. `seconds_per_image` is None while unknown."""
+    """The worker can begin: these models are loaded. `seconds_per_image` is None while unknown.
+
+    `served` has the names of all that it serves, the default first; empty: those of the loaded ones.
+    """
 
     models: tuple[Model, ...]
     device: str
     seconds_per_image: float | None = None
+    served: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The device is taken up by a model that is being loaded. `warm`: what is loaded then, if all goes well."""
+
+    name: str
+    warm: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model was loaded; `warm` are all that are now."""
+
+    model: Model
+    warm: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A model can't be loaded, and its jobs are forgotten; `warm` are those that are loaded."""
+
+    name: str
+    message: str
+    warm: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +164,8 @@ class Idle:
     """The device has ended a batch; nothing runs on it until the next `Started`."""
 
 
-EngineEvent = Warm | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
+ModelEvent = Warm | Loading | Loaded | LoadFailed
+EngineEvent = ModelEvent | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
 Event = Received | Malformed | DrainRequested | EngineEvent
 
 # ---- commands to the engine --------------------------------------------------------------------------------
@@ -155,6 +185,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Have this model loaded when it may be: a request waits for it of which nothing more is known before."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Nobody wants this job any more."""
 
@@ -166,7 +203,7 @@ class Stop:
     """End the engine once its batch is done."""
 
 
-Command = Job | Cancel | Stop
+Command = Job | Load | Cancel | Stop
 
 # ---- actions -----------------------------------------------------------------------------------------------
 
@@ -196,4 +233,4 @@ class Note:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Action = Send | Job | Cancel | Exit | Note
+Action = Send | Job | Load | Cancel | Exit | Note

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
-from imagegen_protocol.messages import Error, Result
+from imagegen_protocol.messages import Error, Result, Work
 from imagegen_worker.core.model import ResolvedRequest
 
 ANSWER_OVERHEAD_BYTES = 1024
@@ -23,6 +23,9 @@ class Held:
     arrived: float
     deadline: float | None
     preview: bool = False
+    model: str = ""
+    unread: tuple[Work, tuple[bytes, ...]] | None = None
+    """What came, while its model is not known: only then can it be read."""
     request: ResolvedRequest | None = None
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()

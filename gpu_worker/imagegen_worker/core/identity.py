@@ -32,6 +32,7 @@ class Condition:
     stats: WorkerStats
     seconds_per_image: float | None
     step_age_seconds: float | None
+    warm: tuple[str, ...]
     draining: bool
 
 
@@ -55,6 +56,7 @@ def ready(identity: Identity, models: Iterable[str], device: str, condition: Con
         finished=list(condition.holding.finished),
         stats=condition.stats,
         seconds_per_image=condition.seconds_per_image,
+        warm=list(condition.warm),
     )
 
 
@@ -70,4 +72,5 @@ def heartbeat(link: Link, condition: Condition) -> WorkerHeartbeat:
         finished=list(condition.holding.finished),
         stats=condition.stats,
         seconds_per_image=condition.seconds_per_image,
+        warm=list(condition.warm),
     )

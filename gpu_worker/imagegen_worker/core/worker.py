@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from imagegen_protocol import InvalidRequestError, ModelNotFoundError, ProtocolError, parse_request
+from imagegen_protocol import (
+    GenerationRequest,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ProtocolError,
+    parse_request,
+)
 from imagegen_protocol.errors import (
     RETURNED,
     DeadlineExceededError,
@@ -31,11 +37,11 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.catalogue import Catalogue
 from imagegen_worker.core.gate import Gate
 from imagegen_worker.core.held import Held, HeldLimits, Holding
 from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
 from imagegen_worker.core.link import Link
-from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.core.totals import Totals
 
 DEVICE_HUNG_STATUS = 70
@@ -66,7 +72,8 @@ class WorkerCore:
         self._identity = identity
         self._policy = policy
         self._links = [Link(index, unregistered_since=now, send_at=now) for index in range(links)]
-        self._models: dict[str | None, Model] = {}
+        self._catalogue = Catalogue()
+        self._loading = False
         self._device = ""
         self._numbers = 0
         self._stepped_at: float | None = None
@@ -83,8 +90,8 @@ class WorkerCore:
 
     @property
     def warm(self) -> bool:
-        """Whether the models are loaded."""
-        return bool(self._models)
+        """Whether the first model is loaded."""
+        return bool(self._catalogue.served)
 
     @property
     def registered(self) -> int:
@@ -109,6 +116,13 @@ class WorkerCore:
                 self._drain(event.reason, now)
             case ev.Warm():
                 self._warm(event, now)
+            case ev.Loading():
+                self._loading = True
+                self._shelved(event.warm, now)
+            case ev.Loaded():
+                self._loaded(event, now)
+            case ev.LoadFailed():
+                self._load_failed(event, now)
             case ev.Started():
                 self._started(event, now)
             case ev.Stepped():
@@ -125,6 +139,7 @@ class WorkerCore:
             case ev.CallFailed():
                 self.totals.call_failed(event)
             case ev.Idle():
+                self._loading = False
                 self._stepped_at = None
         return self._settle(now)
 
@@ -139,7 +154,7 @@ class WorkerCore:
                 link.unregister(now)
                 link.unanswered = link.liveness  # said here, and not again by `_unanswered`
                 self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
-            if self._models and now >= link.send_at:
+            if self.warm and now >= link.send_at:
                 if link.asked:
                     self._unanswered(link)
                 self._speak(link, now)
@@ -159,7 +174,7 @@ class WorkerCore:
             return None
         times = [self._hung_at()] if self._stepped_at is not None and self._policy.step_timeout else []
         times += [link.dead_at for link in self._links if link.registered]
-        if self._models:
+        if self.warm:
             times += [link.send_at for link in self._links]
         times += [held.deadline for held in self.held.unfinished() if held.deadline]
         times += [self._orphaned_at(held) for held in self.held.queued.values()]
@@ -231,7 +246,7 @@ class WorkerCore:
             self._resend(link, held)
             return
         full = len(self.held.queued) >= MAX_IDS_PER_MESSAGE  # a holding could not list one more
-        if self.draining or not self._models or full:
+        if self.draining or not self.warm or full:
             self._return(link, work.request_id, work.attempt)
             return
         self._numbers += 1
@@ -247,22 +262,27 @@ class WorkerCore:
         )
         self.held.add(held)
         try:
-            held.request = self._resolve(work, frames)
-        except (InvalidRequestError, ModelNotFoundError) as error:
+            held.model = self._catalogue.name(work.model)
+        except ModelNotFoundError as error:
+            self._fail(held, error.code, error.message, now)
+            return
+        self._begin(held, work, frames, now)
+
+    def _begin(self, held: Held, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+        """Give a request to the engine, or first have the model loaded without which it can't be read."""
+        try:
+            request = _parse(held.model, frames)
+            model = self._catalogue.get(held.model)
+            if model is None:
+                held.unread = (work, frames)
+                self._actions.append(ev.Load(held.model))
+                return
+            held.unread = None
+            held.request = model.resolve(request)
+        except InvalidRequestError as error:
             self._fail(held, error.code, error.message, now)
         else:
-            self._gate.add(ev.Job(held.number, held.request, now, held.preview), alone=work.alone)
-
-    def _resolve(self, work: Work, frames: tuple[bytes, ...]) -> ResolvedRequest:
-        model = self._models.get(work.model)
-        if model is None:
-            served = ", ".join(name for name in self._models if name is not None)
-            raise ModelNotFoundError(f"the worker does not serve {work.model}; it serves {served}")
-        if not frames:
-            raise InvalidRequestError("the body frame is missing")
-        if len(frames) > 1:
-            raise InvalidRequestError(f"the model {model.name} takes no input images, got {len(frames) - 1}")
-        return model.resolve(parse_request(frames[0]))
+            self._gate.add(ev.Job(held.number, held.request, held.arrived, held.preview), alone=work.alone)
 
     def _resend(self, link: Link, held: Held) -> None:
         """The broker on this link is owed the answer from now on."""
@@ -298,14 +318,38 @@ class WorkerCore:
     # ---- from the engine -----------------------------------------------------------------------------------
 
     def _warm(self, event: ev.Warm, now: float) -> None:
-        self._models = {model.name: model for model in event.models}
-        self._models[None] = event.models[0]
+        self._catalogue.open(event.models, event.served)
         self._device = event.device
         self._seconds_per_image = event.seconds_per_image
         for link in self._links:
             self._speak(link, now)
 
+    def _shelved(self, warm: tuple[str, ...], now: float) -> None:
+        """Tell which models are loaded. A device that loads makes no steps, and does not hang."""
+        if self._stepped_at is not None:
+            self._stepped_at = now
+        if warm != self._catalogue.warm:
+            self._catalogue.warm = warm
+            self._tell_all(now)
+
+    def _loaded(self, event: ev.Loaded, now: float) -> None:
+        self._loading = False
+        self._catalogue.learn(event.model)
+        self._shelved(event.warm, now)
+        for held in list(self.held.queued.values()):
+            if held.unread is not None and held.model == event.model.name:
+                self._begin(held, *held.unread, now)
+
+    def _load_failed(self, event: ev.LoadFailed, now: float) -> None:
+        self._loading = False
+        self._shelved(event.warm, now)
+        for held in list(self.held.unfinished()):
+            if held.model == event.name:
+                self._give_up(held)
+                self._fail(held, GenerationFailedError.code, event.message, now)
+
     def _started(self, event: ev.Started, now: float) -> None:
+        self._loading = False
         self._stepped_at = now
         for number in event.numbers:
             held = self.held.by_number(number)
@@ -316,6 +360,7 @@ class WorkerCore:
         self._tell_all(now)
 
     def _stepped(self, event: ev.Stepped, now: float) -> None:
+        self._loading = False
         self._stepped_at = now
         for number in event.numbers:
             if (held := self.held.by_number(number)) is not None:
@@ -405,22 +450,22 @@ class WorkerCore:
 
     def _speak(self, link: Link, now: float) -> None:
         """Send HEARTBEAT, or READY where we are not registered; both carry the whole holding."""
-        if not self._models:
+        if not self.warm:
             return
         link.send_at = now + link.interval
         condition = Condition(
             holding=self.held,
             stats=self.totals.for_wire(),
             seconds_per_image=self._seconds_per_image,
-            step_age_seconds=None if self._stepped_at is None else max(now - self._stepped_at, 0.0),
+            step_age_seconds=self._step_age(now),
+            warm=self._catalogue.warm,
             draining=self.draining,
         )
         if link.registered:
             self._send(link, heartbeat(link, condition))
         else:
             link.asked = True
-            names = [name for name in self._models if name is not None]
-            self._send(link, ready(self._identity, names, self._device, condition))
+            self._send(link, ready(self._identity, self._catalogue.served, self._device, condition))
 
     # ---- small things --------------------------------------------------------------------------------------
 
@@ -443,9 +488,13 @@ class WorkerCore:
 
     def _hung_at(self) -> float:
         """When the device counts as hung, if it makes no step before."""
-        if self._stepped_at is None or not self._policy.step_timeout:
+        if self._stepped_at is None or self._loading or not self._policy.step_timeout:
             return float("inf")
         return self._stepped_at + self._policy.step_timeout
+
+    def _step_age(self, now: float) -> float | None:
+        """Seconds since the device made a step; None if it need not make any."""
+        return None if self._stepped_at is None or self._loading else max(now - self._stepped_at, 0.0)
 
     def _hung(self, now: float) -> None:
         """End the process, without a GOODBYE: to the brokers this is a death, and counts towards poison."""
@@ -477,6 +526,14 @@ class WorkerCore:
 
     def _note(self, level: int, text: str, **fields: object) -> None:
         self._actions.append(ev.Note(level, text, fields))
+
+
+def _parse(model: str, frames: tuple[bytes, ...]) -> GenerationRequest:
+    if not frames:
+        raise InvalidRequestError("the body frame is missing")
+    if len(frames) > 1:
+        raise InvalidRequestError(f"the model {model} takes no input images, got {len(frames) - 1}")
+    return parse_request(frames[0])
 
 
 def _cut(message: str) -> str:

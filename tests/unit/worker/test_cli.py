@@ -65,7 +65,8 @@ def test_defaults(run):
         8,
     )
     assert (config.max_batch_wait, config.drain_timeout) == (0.05, 30.0)
-    assert config.http_port is config.capacity is config.name is config.model is config.torch_threads is None
+    assert config.http_port is config.capacity is config.name is config.model_memory is None
+    assert config.models == ()
 
 
 def test_every_option_arrives(run):
@@ -78,7 +79,7 @@ def test_every_option_arrives(run):
     assert run(*arguments.split()).exit_code == 0
     config = run.config
     assert (config.brokers, config.gpu, config.device) == (("tcp://a:1", "tcp://b:2"), 3, "cpu")
-    assert (config.model, config.name, config.capacity) == ("m", "n", 7)
+    assert (config.models, config.name, config.capacity) == (("m",), "n", 7)
     assert (config.batching, config.max_batch_size, config.max_batch_wait) == ("off", 4, 0.5)
     assert (config.http_host, config.http_port, config.drain_timeout) == ("0.0.0.0", 9101, 5.0)
     assert (config.torch_threads, config.log_level) == (2, "debug")

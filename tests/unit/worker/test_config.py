@@ -32,11 +32,11 @@ def test_the_name_is_the_host_and_the_device_unless_given():
 
 
 def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
-    assert WorkerConfig(model=str(folder)).model_name == "sdxl-base"
+    assert WorkerConfig(models=(str(folder),)).model_name == "sdxl-base"
     monkeypatch.chdir(folder)
-    assert WorkerConfig(model=".").model_name == "sdxl-base"
+    assert WorkerConfig(models=(".",)).model_name == "sdxl-base"
     assert simulated().model_name == "simulated"
-    assert simulated(model="anything").model_name == "anything"
+    assert simulated(models=("anything",)).model_name == "anything"
 
 
 def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
     assert WorkerConfig().model_name == "builtin:shapes"
     assert WorkerConfig().model_source.place == tmp_path / "shapes"
     with pytest.raises(ConfigError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
-        WorkerConfig(model="builtin:shape")
+        WorkerConfig(models=("builtin:shape",))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_endpoints(endpoint):
         ({"simulated_batch_seconds": -1.0}, "--simulated-batch-seconds must be from 0"),
         ({"simulated_image_seconds": -1.0}, "--simulated-image-seconds must be from 0"),
         *(({"name": name}, "--name must name 1 to 128 characters") for name in ("", "a\nb", "n" * 129, "\udce4")),
-        ({"model": "m" * 129}, "--model must name 1 to 128 characters"),
+        ({"models": ("m" * 129,)}, "--model must name 1 to 128 characters"),
         (
-            {"backend": "diffusers", "model": "/no/such"},
+            {"backend": "diffusers", "models": ("/no/such",)},
             "--model: there is no '/no/such'; expected builtin:shapes, a diffusers folder with a model_index.json",
         ),
     ],
@@ -96,14 +96,14 @@ def test_a_wrong_setting_is_told_in_one_line(fields, words):
 
 def test_drills_need_the_simulated_backend(folder):
     with pytest.raises(ConfigError, match="--simulated-fail needs --backend simulated"):
-        WorkerConfig(model=str(folder), simulated_fail=("oom:1",))
+        WorkerConfig(models=(str(folder),), simulated_fail=("oom:1",))
 
 
 def test_loras_come_from_a_folder_that_is_there(folder):
-    given = {"model": str(folder), "lora_folder": folder}
+    given = {"models": (str(folder),), "lora_folder": folder}
     assert WorkerConfig(**given).load_options.lora_folder == folder
     with pytest.raises(ConfigError, match="--lora-folder must be a folder"):
-        WorkerConfig(model=str(folder), lora_folder=folder / "model_index.json")
+        WorkerConfig(models=(str(folder),), lora_folder=folder / "model_index.json")
     with pytest.raises(ConfigError, match="--lora-folder needs --backend diffusers"):
         simulated(lora_folder=folder)
     for option in ("compile", "cpu_offload"):

@@ -1,8 +1,9 @@
 """Is a folder a whole pipeline? Asked before anything is loaded: what diffusers says of a broken one misleads."""
 
 import json
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def check_folder(folder: Path, variant: str | None = None, *, without: Collectio
     `without`: parts that come from elsewhere. Raises `StartError` for a folder with parts that are missing, cut
     short, pickled, or of an unknown class.
     """
+    chosen, files = _chosen(folder, variant, without)
+    for path in files:
+        read_shapes(path)
+    return chosen
+
+
+def count_weights(folder: Path, variant: str | None, *, without: Collection[str] = ()) -> int:
+    """Return how many numbers the weights of a pipeline are. Raises as `check_folder` does."""
+    return sum(count_numbers(read_shapes(path)) for path in _chosen(folder, variant, without)[1])
+
+
+def count_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many numbers tensors of these shapes have."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _chosen(folder: Path, variant: str | None, without: Collection[str]) -> tuple[str | None, list[Path]]:
+    """Return the variant to load, and its files."""
     parts: dict[str, _Variants] = {}
     for part, value in read_index(folder).items():
         if part in without or not isinstance(value, list) or len(value) != 2 or value[0] is None:
@@ -71,10 +90,7 @@ def check_folder(folder: Path, variant: str | None = None, *, without: Collectio
             if not parts[part]:
                 raise StartError(f"{folder / part}: {_lack(folder / part)}")
     chosen = _choose(folder, parts, variant)
-    for there in parts.values():
-        for path in there[chosen if chosen in there else None]:
-            read_shapes(path)
-    return chosen
+    return chosen, [path for there in parts.values() for path in there[chosen if chosen in there else None]]
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
 
+import gc
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
@@ -91,6 +92,7 @@ class LoadedPipeline:
 
     def close(self) -> None:
         """Free the device."""
-        self.pipeline = None
+        self.pipeline = self.adapters = self._sketcher = None
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

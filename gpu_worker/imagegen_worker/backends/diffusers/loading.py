@@ -12,17 +12,18 @@ import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.backends.diffusers.checking import in_a_line
+from imagegen_worker.backends.diffusers.checking import count_weights, in_a_line
 from imagegen_worker.backends.diffusers.finding import find_model
-from imagegen_worker.backends.diffusers.single_file import load_single_file
+from imagegen_worker.backends.diffusers.single_file import count_of_single_file, load_single_file
 from imagegen_worker.backends.diffusers.stages import translated_errors
-from imagegen_worker.config import LoadOptions
+from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
 from imagegen_worker.sources import Place
 
 DEFAULTS_FILE = "imagegen.json"
 """Beside `model_index.json`: this model's own defaults, by the names in `_DEFAULT_KEYS`."""
 
+_SHARE_OF_CARD = 0.7
 _DEFAULT_STEPS = 50
 _DEFAULT_SIDE = 512
 _DEFAULT_KEYS = ("num_inference_steps", "guidance_scale", "width", "height", "max_side")
@@ -67,9 +68,7 @@ def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> t
         library.logging.disable_default_handler()
         library.logging.enable_propagation()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    # Half the memory and twice the speed on a GPU; on a CPU half precision is many times slower.
-    usual = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = getattr(torch, usual if options.dtype == "auto" else options.dtype)
+    dtype = _dtype(device, options)
     try:
         with translated_errors():
             pipeline, folder = _read(place, dtype, options)
@@ -83,6 +82,30 @@ def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> t
         raise StartError(f"{place}: {in_a_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, folder
+
+
+def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
+    """Return the bytes that the weights take once they are loaded. Raises `StartError` if they can't be."""
+    width = _dtype(choose_device(options.device, options.gpu), options).itemsize
+    if isinstance(place, Path) and place.is_file():
+        return width * count_of_single_file(place, options.model_config)
+    folder, variant = find_model(place, options.model_variant)
+    return width * count_weights(folder, variant)
+
+
+def memory_for_models(options: LoadOptions) -> int:
+    """Return the bytes that models may take unless told: the rest is for the images that are made."""
+    device = choose_device(options.device, options.gpu)
+    if device.type == "cpu" or options.cpu_offload:
+        return half_of_memory()
+    return int(_SHARE_OF_CARD * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _dtype(device: torch.device, options: LoadOptions) -> torch.dtype:
+    # Half the memory and twice the speed on a GPU; on a CPU half precision is many times slower.
+    usual = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, usual if options.dtype == "auto" else options.dtype)
+    return dtype
 
 
 def _read(place: Place, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:

@@ -81,8 +81,9 @@ class Rendezvous:
             stage.remove()
         self._stages.clear()
 
+    @staticmethod
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session() -> Iterator[None]:
         """Hold `no_grad` open. It belongs to the thread: the first task to end would turn gradients on for all."""
         with torch.no_grad():
             yield

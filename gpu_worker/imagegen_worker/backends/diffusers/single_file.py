@@ -11,7 +11,13 @@ import torch
 from diffusers.loaders import single_file_utils
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.checking import read_index, read_shapes, refuse_pickles
+from imagegen_worker.backends.diffusers.checking import (
+    count_numbers,
+    count_weights,
+    read_index,
+    read_shapes,
+    refuse_pickles,
+)
 from imagegen_worker.backends.diffusers.finding import find_config, find_model
 from imagegen_worker.sources import HubModel, Place, read_source
 
@@ -28,16 +34,36 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> tupl
     whatever diffusers does for weights that don't fit.
     """
     shapes = read_shapes(path)
-    place = infer_config(path, shapes) if config is None else read_source(config).place
+    place = _place_of_config(path, config, shapes)
     folder = find_config(place)
     index = read_index(folder)
-    if not any(name.startswith(_VAE_PREFIXES) for name in shapes):
+    if not _is_whole(shapes):
         return _load_denoiser(path, place, index, dtype)
     kind: Any = getattr(diffusers, index["_class_name"])
     if not hasattr(kind, "from_single_file"):
         raise StartError(f"{path}: diffusers can't make a {kind.__name__} from a single file")
     refuse_pickles(folder, index)
     return kind.from_single_file(str(path), config=str(folder), dtype=dtype, local_files_only=True), folder
+
+
+def count_of_single_file(path: Path, config: str | None) -> int:
+    """Return how many numbers the weights of the file, and those that it lacks, are. Raises `StartError`."""
+    shapes = read_shapes(path)
+    place = _place_of_config(path, config, shapes)
+    count = count_numbers(shapes)
+    if not _is_whole(shapes):
+        folder, variant = find_model(place, None, without=_DENOISERS)
+        count += count_weights(folder, variant, without=_DENOISERS)
+    return count
+
+
+def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> Place:
+    return infer_config(path, shapes) if config is None else read_source(config).place
+
+
+def _is_whole(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the file has more than a denoiser."""
+    return any(name.startswith(_VAE_PREFIXES) for name in shapes)
 
 
 def infer_config(path: Path, shapes: dict[str, tuple[int, ...]]) -> HubModel:

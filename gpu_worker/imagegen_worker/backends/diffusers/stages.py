@@ -72,6 +72,8 @@ class ModuleStage:
             setattr(self._module, self._method, self._forward)
         else:
             delattr(self._module, self._method)
+        # Forwards that are still being accounted for remember their stage; it must not keep the weights.
+        del self._module, self._forward, self._watch, self._activate
 
     @property
     def exclusive(self) -> bool:

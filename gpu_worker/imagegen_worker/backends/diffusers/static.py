@@ -7,9 +7,11 @@ import torch
 
 from imagegen_worker.backends import OnStep, Row, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import Warm
+from imagegen_worker.core.model import Model
 from imagegen_worker.sources import Place
 
 if TYPE_CHECKING:
@@ -32,9 +34,19 @@ class DiffusersBackend:
         """A moving average of the fullest calls so far; None before the first."""
         return self._speeds[max(self._speeds)] if self._speeds else None
 
-    def warm_up(self) -> Warm:
-        """Load the pipeline and make a first image. Raises `StartError`."""
+    def weigh(self) -> int:
+        """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
+        return weigh_model(*self._source)
+
+    def load(self) -> Model:
+        """Load the pipeline. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
         self._loaded = LoadedPipeline(*self._source)
+        return self._loaded.model
+
+    def warm_up(self) -> Warm:
+        """Load the pipeline and make a first image. Raises as `load` does."""
+        self.load()
+        assert self._loaded is not None
         # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
         for _ in range(2):
             self._speeds.clear()
@@ -58,6 +70,7 @@ class DiffusersBackend:
         """Free the device."""
         if self._loaded is not None:
             self._loaded.close()
+            self._loaded = None
 
     def _arguments(self, loaded: LoadedPipeline, rows: list[Row], on_step: OnStep) -> dict[str, Any]:
         steps = rows[0].request.num_inference_steps

@@ -10,6 +10,7 @@ import numpy as np
 
 from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.continuous.calls import Task
@@ -17,7 +18,7 @@ from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.sources import Place
 
 if TYPE_CHECKING:
@@ -34,14 +35,23 @@ _log = logging.getLogger(__name__)
 class StepwiseDiffusers:
     """Implements `StepwiseBackend`. `max_batch_size` images run at a time at most."""
 
-    def __init__(self, place: Place, name: str, options: LoadOptions, *, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        options: LoadOptions,
+        *,
+        max_batch_size: int,
+        caps: MemoryCaps | None = None,
+        costs: RowCosts | None = None,
+    ) -> None:
         self._source = (place, name, options)
         self._options = options
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
         self._meeting: Rendezvous | None = None
-        self.caps = MemoryCaps()
-        self.costs = RowCosts()
+        self.caps = caps or MemoryCaps()
+        self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
         self._shares = False
         self.drops_rows = False
@@ -52,24 +62,42 @@ class StepwiseDiffusers:
         """Measures forwards on the device."""
         return self._rendezvous.timer
 
+    def weigh(self) -> int:
+        """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
+        return weigh_model(*self._source)
+
+    def load(self) -> Model:
+        """Load the pipeline, and make a few short images together. Raises as `warm_up` does."""
+        loaded = self._open()
+        with self.session():
+            self._try_together(min(_SHORT, loaded.model.num_inference_steps))
+        return loaded.model
+
     def warm_up(self) -> Warm:
-        """Load the pipeline, make a first image, then as many together as will run. Raises `StartError`."""
+        """Load the pipeline, make a first image, then as many together as will run.
+
+        Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`.
+        """
+        loaded = self._open()
+        with self.session():
+            # Twice: the first one pays for what is set up lazily, and would spoil the measured speed.
+            self._try([loaded.trial()])
+            (task,) = self._try([loaded.trial()])
+            self._try_together(min(_SHORT, loaded.model.num_inference_steps))
+        return Warm((loaded.model,), loaded.device_name, task.seconds)
+
+    def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
         # Two rows an image, where guidance makes two of one.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
         adapters = self._loaded.adapters
         activate = None if adapters is None else adapters.activate
         self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
-        with self.session():
-            # Twice: the first one pays for what is set up lazily, and would spoil the measured speed.
-            self._try([self._loaded.trial()])
-            (task,) = self._try([self._loaded.trial()])
-            self._try_together(min(_SHORT, self._loaded.model.num_inference_steps))
-        return Warm((self._loaded.model,), self._loaded.device_name, task.seconds)
+        return self._loaded
 
     def session(self) -> AbstractContextManager[Any]:
         """Return a context that is held open around everything, on the device thread."""
-        return self._rendezvous.session()
+        return Rendezvous.session()
 
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.shares_calls`."""
@@ -90,8 +118,10 @@ class StepwiseDiffusers:
         """Free the device."""
         if self._meeting is not None:
             self._meeting.close()
+            self._meeting = None
         if self._loaded is not None:
             self._loaded.close()
+            self._loaded = None
 
     @property
     def _rendezvous(self) -> Rendezvous:
