@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from imagegen_common.logs import log
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.core.events import Loaded, LoadFailed, Loading
 from imagegen_worker.core.model import Model
 from imagegen_worker.core.shelf import Shelf, Swap
-from imagegen_common.logs import log
 from imagegen_worker.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)

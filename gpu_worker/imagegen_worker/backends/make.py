@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from imagegen_common.logs import log
 from imagegen_worker.backends import Backend, Maker, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.shelf import Shelf
 from imagegen_worker.encoding import EncodePool
 from imagegen_worker.engine import Engine, StaticEngine
-from imagegen_common.logs import log
 from imagegen_worker.sources import ModelSource
 from imagegen_worker.stock import B, Models, Stock
 

@@ -189,7 +189,7 @@ class ContinuousEngine:
         """Have models loaded; forget the jobs for those that can't be."""
         if self._stopping:
             return
-        waiting = {_model(shape) for shape in self._line.shapes()}
+        waiting = list(dict.fromkeys(map(_model, self._line.shapes())))
         running = {_model(shape) for shape in self._running}
         for name in self._models.tend(self._mailbox, running, waiting):
             for member in [each for each in self._members.values() if each.job.request.model == name]:

@@ -37,9 +37,10 @@ class BatchFormer:
                     return True
         return False
 
-    def models(self) -> set[str]:
-        """Return the names of the models for which jobs wait."""
-        return {group[0].request.model for group in self._groups.values()}
+    def models(self) -> list[str]:
+        """Return the names of the models for which jobs wait, that of the oldest job first."""
+        oldest = sorted((group[0] for group in self._groups.values()), key=lambda job: job.number)
+        return list(dict.fromkeys(job.request.model for job in oldest))
 
     def discard(self, model: str) -> None:
         """Forget all jobs for a model."""

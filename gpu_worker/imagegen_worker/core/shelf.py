@@ -17,7 +17,8 @@ class Shelf:
     """Models by name, up to `budget` bytes in all; one that is bigger than that stands alone.
 
     Wanted models come in turn, the one that was wanted first before the others; where there is free room for a
-    later one it need not wait for that. The least recently used make room. One that is used has at least
+    later one it need not wait for that. Of those that have no work the least recently used make room, then those
+    that were loaded first. One that has work stays at least
     `patience` seconds, counted from when the other was wanted and from when models changed places last; then
     nothing more is begun with it, so that it comes to rest and can go.
     """
@@ -26,6 +27,9 @@ class Shelf:
         self._budget = budget
         self._patience = patience
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._loads: dict[str, int] = {}
+        self._count = 0
+        self._busy: frozenset[str] = frozenset()
         self._wanted: dict[str, tuple[int, float]] = {}
         self._changed_at = float("-inf")
 
@@ -56,12 +60,14 @@ class Shelf:
         """A model has been loaded; `changed`: in the place of others."""
         self._wanted.pop(name, None)
         self._sizes[name] = size
+        self._count += 1
+        self._loads[name] = self._count
         if changed:
             self._changed_at = now
 
     def remove(self, name: str) -> None:
         """A model is gone."""
-        del self._sizes[name]
+        del self._sizes[name], self._loads[name]
 
     def use(self, name: str) -> None:
         """A model is at work."""
@@ -72,6 +78,7 @@ class Shelf:
 
         `running`: the models with images under way. `waiting`: those for which more are to be begun.
         """
+        self._busy = frozenset((*running, *waiting))
         due = self._is_due(now)
         in_use = set(running) if due else {*running, *waiting}
         for place, (name, (size, _)) in enumerate(self._wanted.items()):
@@ -101,9 +108,10 @@ class Shelf:
         """Return those that must go for a model of this size."""
         out: list[str] = []
         left = sum(self._sizes.values())
-        for name, taken in self._sizes.items():
+        idle = [name for name in self._sizes if name not in self._busy]
+        for name in (*idle, *sorted(self._busy & self._sizes.keys(), key=self._loads.__getitem__)):
             if left + size <= self._budget:
                 break
             out.append(name)
-            left -= taken
+            left -= self._sizes[name]
         return tuple(out)

@@ -72,6 +72,7 @@ class Bench:
         self.alone: set[int] = set()
         """Job numbers of what is to run alone."""
         self.cancelled: list[int] = []
+        self.loads: list[str] = []
         self.notes: list[ev.Note] = []
         self.status: int | None = None
         self._beats = [0] * links
@@ -93,6 +94,8 @@ class Bench:
                 case ev.Job():
                     self.jobs[action.number] = action
                     self.all_jobs.append(action)
+                case ev.Load(name):
+                    self.loads.append(name)
                 case ev.Cancel(number):
                     self.jobs.pop(number, None)
                     self.cancelled.append(number)
@@ -111,8 +114,9 @@ class Bench:
         assert held.finished_bytes == sum(answered.size for answered in held.finished.values())
         unfinished = {one.number: one.id for one in held.unfinished()}
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
+        read = {one.number for one in held.unfinished() if one.unread is None}
         waiting = set(self.core._gate._waiting)
-        assert set(unfinished) == set(self.jobs) | waiting, "what is unfinished is what the engine has, or will"
+        assert read == set(self.jobs) | waiting, "what is unfinished is what the engine has, or will"
         assert not waiting & set(self.jobs)
         assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
         assert all(one.answer is not None for one in held.finished.values())

@@ -138,9 +138,11 @@ def file(tmp_path):
 
 
 def test_a_file(run, file):
-    run(*file('broker = ["tcp://a:1", "tcp://b:2"]\nmax_batch_size = 3\nmodel = "m"\ndrain_timeout = 5'))
+    models = 'model = ["m", "n"]\nmodel_memory = "2GiB"'
+    run(*file(f'broker = ["tcp://a:1", "tcp://b:2"]\nmax_batch_size = 3\n{models}\ndrain_timeout = 5'))
     assert (run.config.brokers, run.config.max_batch_size) == (("tcp://a:1", "tcp://b:2"), 3)
-    assert (run.config.model, run.config.drain_timeout) == ("m", 5.0)
+    assert (run.config.models, run.config.model_memory) == (("m", "n"), 2 * 2**30)
+    assert run.config.drain_timeout == 5.0
 
 
 def test_the_environment_of_the_guide_wins_over_a_file(run, file):

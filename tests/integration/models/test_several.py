@@ -1,0 +1,158 @@
+"""Several models on one device, under both engines: each makes its own images, and what goes is gone."""
+
+import shutil
+import types
+import weakref
+
+import pytest
+import torch
+
+from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
+from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loading import weigh_model
+from imagegen_worker.backends.make import Device
+from imagegen_worker.config import LoadOptions, WorkerConfig
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.model import ResolvedRequest
+from tests.integration.models.recent import PIPELINES
+from tests.integration.models.worker import Script, stock_image
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+GUIDANCES = {"sd": 7.5, "flux": 3.5, "sd3": 7.0, "broken": 7.5}
+"""The stock defaults."""
+OPTIONS = LoadOptions(device="cpu", threads=1)
+BATCHINGS = pytest.mark.parametrize("batching", ["continuous", "static"])
+
+
+def job(number, model, *, prompt="a cat", steps=2):
+    request = ResolvedRequest(
+        model=model,
+        prompt=prompt,
+        negative_prompt=None,
+        seeds=(3,),
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCES[model],
+        width=64,
+        height=64,
+    )
+    return ev.Job(number, request, 0.0)
+
+
+class Worker:
+    """What a device thread has, run on commands until nothing is left to do."""
+
+    def __init__(self, folders, **settings):
+        self.config = WorkerConfig(
+            models=tuple(map(str, folders)), device="cpu", torch_threads=1, max_batch_size=4, **settings
+        )
+        self.images = {}
+        encoder = types.SimpleNamespace(submit=lambda raw: self.images.__setitem__(raw.number, raw.images[0]))
+        self.device = Device(self.config, encoder)
+
+    def run(self, *commands):
+        mailbox = Script(commands)
+        self.device.engine.run(mailbox)
+        mailbox.close()
+        return mailbox.posted
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """The denoisers that have not been freed, by the model's name."""
+    weights = {}
+    load = LoadedPipeline.__init__
+
+    def watched(self, place, name, options):
+        load(self, place, name, options)
+        denoiser = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        weights.setdefault(name, []).append(weakref.ref(denoiser))
+
+    monkeypatch.setattr(LoadedPipeline, "__init__", watched)
+    return lambda: {name for name, refs in weights.items() for ref in refs if ref() is not None}
+
+
+def stock(family):
+    pipeline = PIPELINES[family]()
+    pipeline.set_progress_bar_config(disable=True)
+    return stock_image(pipeline).tobytes()
+
+
+@BATCHINGS
+def test_each_model_makes_its_own_images_and_there_is_room_for_two(saved, alive, batching):
+    folders = [saved(family) for family in ("sd", "flux", "sd3")]
+    sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
+    worker = Worker(folders, batching=batching, model_memory=sum(sizes) - 1, model_patience=0.0)
+    assert worker.device.warm.served == ("sd", "flux", "sd3")
+    assert [model.name for model in worker.device.warm.models] == ["sd"]
+    order = ("sd", "flux", "sd3", "sd", "flux")
+    jobs = [job(number, model) for number, model in enumerate(order)]
+    events = worker.run(*jobs[:3], *[None] * 300, *jobs[3:])
+    for number, model in enumerate(order):
+        assert worker.images[number].tobytes() == stock(model), model
+    loads = [event.model.name for event in events if isinstance(event, ev.Loaded)]
+    assert loads[:3] == ["flux", "sd3", "sd"], "the first was freed for the third, and comes back"
+    assert all(len(event.warm) <= 2 for event in events if isinstance(event, ev.Loaded))
+    warm = next(event.warm for event in reversed(events) if isinstance(event, ev.Loaded))
+    assert alive() == set(warm), "what was freed is gone, whatever still remembers its forwards"
+    worker.device.close()
+    assert alive() == set()
+
+
+def test_where_there_is_room_a_model_is_loaded_between_steps_and_images_run_side_by_side(saved):
+    worker = Worker([saved("sd"), saved("flux")], model_memory=2**30)
+    events = worker.run(job(1, "sd", steps=30), job(2, "flux", steps=8))
+    told = [type(event).__name__ + str(getattr(event, "numbers", "")) for event in events]
+    assert told.index("Loaded") < told.index("Started(2,)")
+    ends = {number: max(at for at, name in enumerate(told) if name == f"Stepped({number},)") for number in (1, 2)}
+    assert told.index("Started(2,)") < ends[1], "the first one was not over"
+    assert {number: image.size for number, image in worker.images.items()} == {1: (64, 64), 2: (64, 64)}
+    worker.device.close()
+
+
+@BATCHINGS
+def test_a_model_that_can_not_be_loaded_leaves_the_others_alone(saved, tmp_path, batching):
+    broken = shutil.copytree(saved("sd"), tmp_path / "broken")
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    worker = Worker([saved("sd"), broken], batching=batching)
+    events = worker.run(job(1, "broken"), ev.Load("broken"), job(2, "sd"))
+    failed = [event for event in events if isinstance(event, ev.LoadFailed)]
+    assert "the model broken can't be loaded" in failed[0].message
+    assert "unet: the weights (.safetensors) are missing" in failed[0].message
+    assert failed[0].warm == ("sd",)
+    assert set(worker.images) == {2}
+    worker.device.close()
+
+
+@BATCHINGS
+def test_all_that_fit_are_loaded_at_the_start_if_asked_for(saved, batching):
+    folders = [saved(family) for family in ("sd", "flux", "sd3")]
+    sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
+    worker = Worker(folders, batching=batching, model_memory=sizes[0] + sizes[2], preload=True)
+    fitting = ["sd", "flux", "sd3"] if sizes[1] == 0 else ["sd", "flux"] if sizes[1] <= sizes[2] else ["sd", "sd3"]
+    assert [model.name for model in worker.device.warm.models] == fitting
+    worker.device.close()
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "z-image"])
+def test_the_weight_is_told_before_it_is_loaded(saved, family):
+    told = weigh_model(saved(family), "m", OPTIONS)
+    loaded = LoadedPipeline(saved(family), "m", OPTIONS)
+    parts = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    taken = sum(weight.nbytes for part in parts for weight in part.state_dict().values())
+    assert told == pytest.approx(taken, rel=0.05)
+    loaded.close()
+
+
+@pytest.mark.parametrize("kind", ["static", "continuous"])
+def test_a_backend_that_was_closed_keeps_nothing(saved, alive, kind):
+    remembered = []
+    if kind == "static":
+        backend = DiffusersBackend(saved("sd"), "sd", OPTIONS)
+    else:
+        backend = StepwiseDiffusers(saved("sd"), "sd", OPTIONS, max_batch_size=2)
+    assert backend.load().name == "sd"
+    if kind == "continuous":
+        remembered += backend._meeting._stages  # as a hub does of those that were short of memory
+    assert alive() == {"sd"}
+    backend.close()
+    assert alive() == set()
