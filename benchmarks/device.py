@@ -88,7 +88,6 @@ class Served:
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
         self._meeting = Rendezvous(pipeline)
         self._arguments = arguments
-        self.drops_rows = False
 
     @property
     def timer(self) -> Timer:
@@ -102,6 +101,10 @@ class Served:
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.shares_calls`."""
         return True
+
+    def drops_rows(self, request: ResolvedRequest) -> bool:
+        """See `StepwiseBackend.drops_rows`."""
+        return False
 
     def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Make one image for each row; see `StepwiseBackend.make`."""

@@ -278,8 +278,8 @@ def main(
       70  the device hangs
       78  the model can't be loaded, or a setting can't work on this machine
 
-    With several GPUs, a worker that ends with 0, 2 or 78 is not started again. When all have ended so, the worst of
-    their statuses is that of the command.
+    With several GPUs, a worker that ends with 0, 2 or 78 is not started again. When all have ended so, the worst
+    of their statuses is that of the command.
     """
     context = click.get_current_context()
     try:

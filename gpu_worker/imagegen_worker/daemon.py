@@ -37,7 +37,8 @@ from imagegen_worker.core.events import (
     Warm,
 )
 from imagegen_worker.core.identity import Identity
-from imagegen_worker.core.worker import Policy, WorkerCore
+from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.worker import WorkerCore
 from imagegen_worker.encoding import EncodePool
 from imagegen_worker.mailbox import Died, Mailbox
 from imagegen_worker.supervisor.core import DRAIN_SIGNAL

@@ -20,7 +20,18 @@ from imagegen_protocol.errors import (
 )
 from imagegen_protocol.messages import WorkerStats
 from imagegen_worker.config import WorkerConfig
-from imagegen_worker.core.events import CallDone, CallFailed, EngineEvent, Finished, Idle, Started, Stepped
+from imagegen_worker.core.events import (
+    CallDone,
+    CallFailed,
+    EngineEvent,
+    Finished,
+    Idle,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Started,
+    Stepped,
+)
 from imagegen_worker.core.worker import WorkerCore
 from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.http import HttpServer
@@ -49,6 +60,7 @@ class _View:
     """A copy of what the core knows."""
 
     warm: bool = False
+    warm_models: int = 0
     draining: bool = False
     registered: int = 0
     queued: int = 0
@@ -101,6 +113,14 @@ class Metrics(Collector):
             ["worker", "gpu", "reason"],
             registry=self.registry,
         )
+        self._loads = Counter(
+            _PREFIX + "model_loads",
+            "Models that were loaded because they were asked for, by outcome.",
+            ["worker", "gpu", "outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("done", "failed"):
+            self._loads.labels(*self._identity, outcome)
         for outcome in _CALL_OUTCOMES:
             self._calls.labels(*self._identity, outcome)
         for reason in _FALLBACKS:
@@ -121,6 +141,12 @@ class Metrics(Collector):
     def observe(self, event: EngineEvent) -> None:
         """Count what happened on the device."""
         match event:
+            case Loading():
+                self._stepped_at = None
+            case Loaded():
+                self._loads.labels(*self._identity, "done").inc()
+            case LoadFailed():
+                self._loads.labels(*self._identity, "failed").inc()
             case Started() | Stepped():
                 self._stepped_at = self._clock()
             case Idle():
@@ -149,6 +175,7 @@ class Metrics(Collector):
         """Copy what the core knows now."""
         self._view = _View(
             warm=core.warm,
+            warm_models=len(core.warm_models),
             draining=core.draining,
             registered=core.registered,
             queued=len(core.held.queued),
@@ -180,6 +207,7 @@ class Metrics(Collector):
         build.add_metric([version("imagegen-fleet"), self._config.backend, self._config.effective_batching], 1)
         yield build
         yield self._gauge("warm", "1 once the model is loaded.", view.warm)
+        yield self._gauge("warm_models", "Models that are loaded, or are being loaded.", view.warm_models)
         yield self._gauge("draining", "1 while the worker takes no more and leaves.", view.draining)
         yield self._gauge("brokers", "Brokers that are dialled.", len(self._config.brokers))
         yield self._gauge("registered_brokers", "Brokers that have the worker registered.", view.registered)

@@ -81,6 +81,8 @@ class Stock(Generic[B]):
         self._loaded: dict[str, B] = {}
         self._sizes: dict[str, int] = {}
         self._asked: list[str] = []
+        self._told: set[str] = set()
+        """Those of the wanted that were asked for by `want`, and so not only by jobs that wait."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,6 +112,11 @@ class Stock(Generic[B]):
 
     def want(self, name: str) -> None:
         """See `Models.want`."""
+        if name not in self._loaded:
+            self._told.add(name)
+            self._ask(name)
+
+    def _ask(self, name: str) -> None:
         if name not in self._loaded and name not in self._asked and name not in self._shelf.wanted:
             self._asked.append(name)
 
@@ -123,8 +130,11 @@ class Stock(Generic[B]):
 
     def tend(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
         """See `Models.tend`. Raises `DeviceLostError`."""
+        for name in self._shelf.wanted:
+            if name not in waiting and name not in self._told:
+                self._shelf.forget(name)
         for name in waiting:
-            self.want(name)
+            self._ask(name)
         failed = self._size_up(mailbox)
         while (swap := self._shelf.next(running, waiting, self._clock())) is not None:
             failed += self._swap(mailbox, swap, running)
@@ -164,6 +174,7 @@ class Stock(Generic[B]):
             failure = error.with_traceback(None)  # its frames hold what was loaded
         if failure is not None:
             return [self._fail(mailbox, swap.name, failure)]
+        self._told.discard(swap.name)
         seconds = self._clock() - begun
         size = self._sizes[swap.name]
         self._shelf.put(swap.name, size, self._clock(), changed=bool(swap.out))
@@ -205,6 +216,7 @@ class Stock(Generic[B]):
 
     def _fail(self, mailbox: Mailbox, name: str, error: Exception) -> str:
         self._shelf.forget(name)
+        self._told.discard(name)
         said = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
         log(_log, logging.ERROR, "a model can't be loaded", model=name, error=said)
         mailbox.post(LoadFailed(name, f"the model {name} can't be loaded: {said}", self._warm()))

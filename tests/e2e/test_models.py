@@ -7,8 +7,9 @@ import shutil
 import pytest
 from safetensors.torch import save_file
 
+from imagegen_client import GenerationFailedError, InvalidRequestError
 from tests import checkpoints, families
-from tests.e2e.conftest import command
+from tests.e2e.conftest import SIMULATED, command
 
 QUICK = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
 COMMIT = "c0ffee" + "0" * 34
@@ -68,3 +69,39 @@ def test_a_model_that_can_not_be_loaded_ends_the_worker(saved, hub, tmp_path, mo
     assert done.returncode == status
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_several_models_in_one_worker(fleet, client, saved, hub):
+    models = ("--model", str(saved), "--model", "owner/flux", "--model-memory", "1kB", "--model-patience", "0")
+    fleet.start_worker("w", *QUICK, *models, environment=hub)
+    fleet.wait_for_workers(client, 1)
+    assert client.stats()["per_gpu_stats"][0]["models"] == ["tiny", "owner/flux"]
+    wanted = ["tiny", "owner/flux", None, "owner/flux", "tiny"]
+    jobs = [client.submit("a cat", model=model, seed=3) for model in wanted]
+    results = [job.result(120) for job in jobs]
+    assert [result.model for result in results] == ["tiny", "owner/flux", "tiny", "owner/flux", "tiny"]
+    assert {result.image.size for result in results} == {(64, 64)}
+    with pytest.raises(InvalidRequestError, match="the model owner/flux makes multiples of 16 pixels"):
+        client.generate("a cat", model="owner/flux", width=72)
+
+
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_a_model_that_breaks_at_demand_fails_its_own_requests(fleet, client, saved, tmp_path, batching):
+    broken = shutil.copytree(saved, tmp_path / "broken")
+    (broken / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    models = ("--model", str(saved), "--model", str(broken), "--batching", batching)
+    fleet.start_worker("w", *QUICK, *models)
+    fleet.wait_for_workers(client, 1)
+    for _ in range(2):
+        with pytest.raises(GenerationFailedError, match=r"the model broken can't be loaded: .*'NoSuchPipeline'"):
+            client.generate("a cat", model="broken")
+        assert client.generate("a cat", model="tiny").model == "tiny"
+
+
+def test_a_simulated_worker_with_more_models_than_it_has_room_for(fleet, client):
+    models = [word for name in "abc" for word in ("--model", name)]
+    cost = ("--simulated-load-seconds", "0.05", "--model-memory", "2GiB", "--model-patience", "0.1")
+    fleet.start_worker("w", *SIMULATED, *cost, *models)
+    fleet.wait_for_workers(client, 1)
+    jobs = [client.submit("a cat", model="abc"[number % 3]) for number in range(30)]
+    assert [job.result(120).model for job in jobs] == ["abc"[number % 3] for number in range(30)]

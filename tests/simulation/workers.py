@@ -10,7 +10,8 @@ from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.worker import Policy, WorkerCore
+from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.worker import WorkerCore
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer

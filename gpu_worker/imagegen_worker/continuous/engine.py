@@ -56,9 +56,8 @@ class StepwiseBackend(Protocol):
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """Whether `make` takes rows of this kind together, and makes the images that it makes of each alone."""
 
-    @property
-    def drops_rows(self) -> bool:
-        """Whether the rows of a task's `unwanted` images are left out of its forwards."""
+    def drops_rows(self, request: ResolvedRequest) -> bool:
+        """Whether the rows of a task's `unwanted` images, of this kind, are left out of its forwards."""
 
     def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Make one image for each row; all requests have the same `batch_key`.
@@ -357,7 +356,7 @@ class ContinuousEngine:
             places = task.tag.places
             if not any(self._wants(other) for other, _ in places):
                 self._hub.cancel(task)
-            elif self._backend.drops_rows:
+            elif self._backend.drops_rows(member.job.request):
                 task.unwanted.update(at for at, (other, _) in enumerate(places) if other is member)
 
     # ---- what is told --------------------------------------------------------------------------------------

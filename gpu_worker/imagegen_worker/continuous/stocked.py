@@ -30,6 +30,11 @@ class StockedStepwise:
         model: StepwiseBackend = self._stock[request.model]
         return model.shares_calls(request)
 
+    def drops_rows(self, request: ResolvedRequest) -> bool:
+        """See `StepwiseBackend.drops_rows`."""
+        model: StepwiseBackend = self._stock[request.model]
+        return model.drops_rows(request)
+
     def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
         """See `StepwiseBackend.make`."""
         model: StepwiseBackend = self._stock[rows[0].request.model]

@@ -5,16 +5,13 @@ The same events at the same times give the same actions, always: there is no soc
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 
 import msgspec
 
 from imagegen_protocol import (
-    GenerationRequest,
     InvalidRequestError,
     ModelNotFoundError,
     ProtocolError,
-    parse_request,
 )
 from imagegen_protocol.errors import (
     RETURNED,
@@ -37,32 +34,18 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.answers import cut, read_request, result
 from imagegen_worker.core.catalogue import Catalogue
 from imagegen_worker.core.gate import Gate
-from imagegen_worker.core.held import Held, HeldLimits, Holding
+from imagegen_worker.core.held import Held, Holding
 from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
 from imagegen_worker.core.link import Link
+from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.steps import StepWatch
 from imagegen_worker.core.totals import Totals
 
 DEVICE_HUNG_STATUS = 70
 """The exit status of a worker whose device hangs (EX_SOFTWARE): to be started afresh."""
-MAX_ERROR_MESSAGE_LENGTH = 2000
-"""Longer ones are cut, so that an ERROR fits its header frame."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """Bounds, in bytes and seconds.
-
-    `orphan_seconds`: how long queued work is kept for a broker that is silent. `drain_seconds`: how long a
-    draining worker that has nothing left to do waits for the release of its answers. `step_timeout`: age of a
-    running step beyond which the device counts as hung, and the process ends; None or 0: never.
-    """
-
-    held: HeldLimits = field(default_factory=HeldLimits)
-    orphan_seconds: float = 60.0
-    drain_seconds: float = 30.0
-    step_timeout: float | None = 300.0
 
 
 class WorkerCore:
@@ -73,10 +56,9 @@ class WorkerCore:
         self._policy = policy
         self._links = [Link(index, unregistered_since=now, send_at=now) for index in range(links)]
         self._catalogue = Catalogue()
-        self._loading = False
         self._device = ""
         self._numbers = 0
-        self._stepped_at: float | None = None
+        self._steps = StepWatch(policy.step_timeout)
         self._seconds_per_image: float | None = None
         self._exited = False
         self._quiet_since: float | None = None
@@ -92,6 +74,11 @@ class WorkerCore:
     def warm(self) -> bool:
         """Whether the first model is loaded."""
         return bool(self._catalogue.served)
+
+    @property
+    def warm_models(self) -> tuple[str, ...]:
+        """The models that are loaded, or are being loaded."""
+        return self._catalogue.warm
 
     @property
     def registered(self) -> int:
@@ -117,7 +104,7 @@ class WorkerCore:
             case ev.Warm():
                 self._warm(event, now)
             case ev.Loading():
-                self._loading = True
+                self._steps.load()
                 self._shelved(event.warm, now)
             case ev.Loaded():
                 self._loaded(event, now)
@@ -139,13 +126,12 @@ class WorkerCore:
             case ev.CallFailed():
                 self.totals.call_failed(event)
             case ev.Idle():
-                self._loading = False
-                self._stepped_at = None
+                self._steps.rest()
         return self._settle(now)
 
     def tick(self, now: float) -> list[ev.Action]:
         """Do what has become due by `now`."""
-        if now >= self._hung_at():
+        if now >= self._steps.hung_at():
             self._hung(now)
         if self._exited:
             return self._settle(now)
@@ -172,7 +158,7 @@ class WorkerCore:
         """Return when `tick` must be called if no event comes; None: never."""
         if self._exited:
             return None
-        times = [self._hung_at()] if self._stepped_at is not None and self._policy.step_timeout else []
+        times = [at] if (at := self._steps.hung_at()) != float("inf") else []
         times += [link.dead_at for link in self._links if link.registered]
         if self.warm:
             times += [link.send_at for link in self._links]
@@ -207,7 +193,7 @@ class WorkerCore:
     def _malformed(self, link: Link, error: ProtocolError, now: float) -> None:
         link.heard_at = now
         self._note(logging.WARNING, "bad message", link=link.index, error=error.message)
-        self._send(link, Error(code=error.code, message=_cut(error.message), request_id=error.request_id))
+        self._send(link, Error(code=error.code, message=cut(error.message), request_id=error.request_id))
 
     def _heard_beat(self, link: Link, beat: BrokerHeartbeat, now: float) -> None:
         link.announce(beat, now)
@@ -271,7 +257,7 @@ class WorkerCore:
     def _begin(self, held: Held, work: Work, frames: tuple[bytes, ...], now: float) -> None:
         """Give a request to the engine, or first have the model loaded without which it can't be read."""
         try:
-            request = _parse(held.model, frames)
+            request = read_request(held.model, frames)
             model = self._catalogue.get(held.model)
             if model is None:
                 held.unread = (work, frames)
@@ -325,15 +311,13 @@ class WorkerCore:
             self._speak(link, now)
 
     def _shelved(self, warm: tuple[str, ...], now: float) -> None:
-        """Tell which models are loaded. A device that loads makes no steps, and does not hang."""
-        if self._stepped_at is not None:
-            self._stepped_at = now
+        """Tell which models are loaded."""
         if warm != self._catalogue.warm:
             self._catalogue.warm = warm
             self._tell_all(now)
 
     def _loaded(self, event: ev.Loaded, now: float) -> None:
-        self._loading = False
+        self._steps.loaded(now)
         self._catalogue.learn(event.model)
         self._shelved(event.warm, now)
         for held in list(self.held.queued.values()):
@@ -341,7 +325,7 @@ class WorkerCore:
                 self._begin(held, *held.unread, now)
 
     def _load_failed(self, event: ev.LoadFailed, now: float) -> None:
-        self._loading = False
+        self._steps.loaded(now)
         self._shelved(event.warm, now)
         for held in list(self.held.unfinished()):
             if held.model == event.name:
@@ -349,8 +333,7 @@ class WorkerCore:
                 self._fail(held, GenerationFailedError.code, event.message, now)
 
     def _started(self, event: ev.Started, now: float) -> None:
-        self._loading = False
-        self._stepped_at = now
+        self._steps.step(now)
         for number in event.numbers:
             held = self.held.by_number(number)
             if held is None or held.request is None:
@@ -360,8 +343,7 @@ class WorkerCore:
         self._tell_all(now)
 
     def _stepped(self, event: ev.Stepped, now: float) -> None:
-        self._loading = False
-        self._stepped_at = now
+        self._steps.step(now)
         for number in event.numbers:
             if (held := self.held.by_number(number)) is not None:
                 self._progress(held, event.step, event.steps)
@@ -380,18 +362,6 @@ class WorkerCore:
             message = f"an encoded image has {longest} bytes, at most {MAX_FRAME_BYTES} can be sent"
             self._fail(held, GenerationFailedError.code, message, now)
             return
-        result = Result(
-            request_id=held.id,
-            attempt=held.attempt,
-            worker=self._identity.name,
-            model=held.request.model,
-            images=list(event.infos),
-            batch_size=event.batch_size,
-            queue_seconds=event.queue_seconds,
-            generation_seconds=event.generation_seconds,
-            encode_seconds=event.encode_seconds,
-            parameters=held.request.parameters(),
-        )
         self.totals.requests += 1
         self._note(
             logging.INFO,
@@ -401,7 +371,7 @@ class WorkerCore:
             batch_size=event.batch_size,
             seconds=event.generation_seconds,
         )
-        self._answer(held, result, event.images, now)
+        self._answer(held, result(held, event, self._identity.name), event.images, now)
 
     def _failed(self, event: ev.Failed, now: float) -> None:
         if (held := self.held.by_number(event.number)) is not None:
@@ -411,7 +381,7 @@ class WorkerCore:
 
     def _fail(self, held: Held, code: str, message: str, now: float) -> None:
         self.totals.failed += 1
-        error = Error(code=code, message=_cut(message), request_id=held.id, attempt=held.attempt)
+        error = Error(code=code, message=cut(message), request_id=held.id, attempt=held.attempt)
         self._answer(held, error, (), now)
 
     def _answer(self, held: Held, answer: Result | Error, images: tuple[bytes, ...], now: float) -> None:
@@ -457,7 +427,7 @@ class WorkerCore:
             holding=self.held,
             stats=self.totals.for_wire(),
             seconds_per_image=self._seconds_per_image,
-            step_age_seconds=self._step_age(now),
+            step_age_seconds=self._steps.age(now),
             warm=self._catalogue.warm,
             draining=self.draining,
         )
@@ -486,23 +456,13 @@ class WorkerCore:
         actions, self._actions = self._actions, []
         return actions
 
-    def _hung_at(self) -> float:
-        """When the device counts as hung, if it makes no step before."""
-        if self._stepped_at is None or self._loading or not self._policy.step_timeout:
-            return float("inf")
-        return self._stepped_at + self._policy.step_timeout
-
-    def _step_age(self, now: float) -> float | None:
-        """Seconds since the device made a step; None if it need not make any."""
-        return None if self._stepped_at is None or self._loading else max(now - self._stepped_at, 0.0)
-
     def _hung(self, now: float) -> None:
         """End the process, without a GOODBYE: to the brokers this is a death, and counts towards poison."""
-        if self._exited or self._stepped_at is None:
+        if self._exited:
             return
         self._exited = True
         ids = ",".join(request_id.hex() for request_id in self.held.running)
-        age = round(now - self._stepped_at, 3)
+        age = round(self._steps.age(now) or 0.0, 3)
         self._note(logging.CRITICAL, "device hung", step_age_seconds=age, running=ids or "released requests")
         self._actions.append(ev.Exit(DEVICE_HUNG_STATUS))
 
@@ -526,18 +486,3 @@ class WorkerCore:
 
     def _note(self, level: int, text: str, **fields: object) -> None:
         self._actions.append(ev.Note(level, text, fields))
-
-
-def _parse(model: str, frames: tuple[bytes, ...]) -> GenerationRequest:
-    if not frames:
-        raise InvalidRequestError("the body frame is missing")
-    if len(frames) > 1:
-        raise InvalidRequestError(f"the model {model} takes no input images, got {len(frames) - 1}")
-    return parse_request(frames[0])
-
-
-def _cut(message: str) -> str:
-    message = message.encode(errors="replace").decode()  # half a surrogate pair can't be sent
-    if len(message) <= MAX_ERROR_MESSAGE_LENGTH:
-        return message
-    return message[: MAX_ERROR_MESSAGE_LENGTH - 3] + "..."

@@ -88,7 +88,7 @@ class Backend:
         self.arguments = arguments
         self.timer = rendezvous.timer
         self.shares_calls = lambda request: shares_calls
-        self.drops_rows = True
+        self.drops_rows = lambda request: True
 
     def session(self):
         return self.rendezvous.session()

@@ -10,7 +10,8 @@ from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.core.worker import Policy, WorkerCore
+from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.worker import WorkerCore
 
 EPOCH = b"e" * 16
 MODEL = Model(

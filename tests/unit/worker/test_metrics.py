@@ -3,6 +3,7 @@
 import dataclasses
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,7 +13,7 @@ from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.metrics import Metrics
-from tests.unit.worker.bench import Bench
+from tests.unit.worker.bench import MODEL, Bench
 from tests.unit.worker.devices.standin import A, Card, StandIn
 
 
@@ -268,3 +269,20 @@ def test_a_taken_port_is_an_error(metrics):
     port = metrics.serve("127.0.0.1", 0)
     with pytest.raises(OSError, match="in use"):
         Metrics(WorkerConfig(backend="simulated")).serve("127.0.0.1", port)
+
+
+def test_models_that_come_and_go(metrics):
+    bench = Bench()
+    metrics.update(bench.core)
+    assert scrape(metrics)("warm_models") == 1
+    for event in (
+        ev.Loading("other", ("m", "other")),
+        ev.Loaded(replace(MODEL, name="other"), ("m", "other")),
+        ev.LoadFailed("third", "no such file", ("m", "other")),
+    ):
+        bench.event(event)
+        metrics.observe(event)
+    metrics.update(bench.core)
+    got = scrape(metrics)
+    assert got("warm_models") == 2
+    assert (got("model_loads_total", outcome="done"), got("model_loads_total", outcome="failed")) == (1, 1)

@@ -7,7 +7,8 @@ import pytest
 from imagegen_protocol.messages import BrokerHeartbeat, Goodbye, Work
 from imagegen_protocol.request import GenerationRequest, encode_request
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.worker import DEVICE_HUNG_STATUS, Policy, WorkerCore
+from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.worker import DEVICE_HUNG_STATUS, WorkerCore
 from tests.unit.worker.bench import IDENTITY, MODEL, rid
 
 

@@ -86,7 +86,7 @@ def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> t
 
 def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
     """Return the bytes that the weights take once they are loaded. Raises `StartError` if they can't be."""
-    width = _dtype(choose_device(options.device, options.gpu), options).itemsize
+    width = _dtype(choose_device(options.device), options).itemsize
     if isinstance(place, Path) and place.is_file():
         return width * count_of_single_file(place, options.model_config)
     folder, variant = find_model(place, options.model_variant)
@@ -95,7 +95,7 @@ def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
 
 def memory_for_models(options: LoadOptions) -> int:
     """Return the bytes that models may take unless told: the rest is for the images that are made."""
-    device = choose_device(options.device, options.gpu)
+    device = choose_device(options.device)
     if device.type == "cpu" or options.cpu_offload:
         return half_of_memory()
     return int(_SHARE_OF_CARD * torch.cuda.get_device_properties(device).total_memory)

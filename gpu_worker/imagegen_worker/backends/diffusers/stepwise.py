@@ -54,8 +54,7 @@ class StepwiseDiffusers:
         self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
         self._shares = False
-        self.drops_rows = False
-        """See `StepwiseBackend`; both are found out by the first images."""
+        self._drops = False
 
     @property
     def timer(self) -> Timer:
@@ -102,6 +101,10 @@ class StepwiseDiffusers:
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.shares_calls`."""
         return self._shares
+
+    def drops_rows(self, request: ResolvedRequest) -> bool:
+        """See `StepwiseBackend.drops_rows`; found out by the first images."""
+        return self._drops
 
     def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
         """Make one image for each row; see `StepwiseBackend.make`."""
@@ -151,7 +154,7 @@ class StepwiseDiffusers:
                 _log.warning("the pipeline does not make the same images in one call: each has its own")
             elif len(rows) > 1:
                 without_first = self._make_or_none(rows, unwanted={0})
-                self.drops_rows = without_first is not None and _alike([alone[0], *without_first[1:]], alone)
+                self._drops = without_first is not None and _alike([alone[0], *without_first[1:]], alone)
         for count in counts[:-1] if self._shares else counts:
             self._try(rows[:count])
 
