@@ -152,7 +152,7 @@ class Stock(Generic[B]):
         for name in asked:
             try:
                 if name not in self._sizes:
-                    mailbox.post(Loading(name, self._warm(name)))  # it may have to be fetched
+                    mailbox.post(Loading(name, self._warm()))  # it may have to be fetched, and to wait
                     self._weigh(name, self._make[name]())
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this model
                 failed.append(self._fail(mailbox, name, error))

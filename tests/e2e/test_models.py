@@ -105,3 +105,15 @@ def test_a_simulated_worker_with_more_models_than_it_has_room_for(fleet, client)
     fleet.wait_for_workers(client, 1)
     jobs = [client.submit("a cat", model="abc"[number % 3]) for number in range(30)]
     assert [job.result(120).model for job in jobs] == ["abc"[number % 3] for number in range(30)]
+
+
+def test_requests_go_where_their_model_is_loaded(fleet, client):
+    room = ("--model-memory", "1GiB", "--model-patience", "3600", "--simulated-load-seconds", "0.01")
+    fleet.start_worker("has-a", *SIMULATED, *room, "--model", "a", "--model", "b")
+    fleet.start_worker("has-b", *SIMULATED, *room, "--gpu", "1", "--model", "b", "--model", "a")
+    fleet.wait_for_workers(client, 2)
+    told = {each["worker"]: each["warm_models"] for each in client.stats()["per_gpu_stats"]}
+    assert told == {"has-a": ["a"], "has-b": ["b"]}
+    for number in range(6):
+        model = "ab"[number % 2]
+        assert client.generate("a cat", model=model).worker == f"has-{model}"

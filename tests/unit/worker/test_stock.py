@@ -91,7 +91,7 @@ def job(number, model):
 def test_another_model_takes_the_place_of_one_that_has_no_work():
     desk = Desk(job(1, "a"), job(2, "b"))
     assert desk.story == ["make a 1", "free a", "load b", "make b 2"]
-    assert [event.warm for event in desk.of((ev.Loading, ev.Loaded))] == [("a", "b"), ("b",), ("b",)]
+    assert [event.warm for event in desk.of((ev.Loading, ev.Loaded))] == [("a",), ("b",), ("b",)]
     assert desk.of(ev.Loaded)[0].model.name == "b"
 
 
