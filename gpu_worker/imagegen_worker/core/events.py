@@ -56,7 +56,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The device is taken up by a model that is fetched or loaded. `warm`: those that are loaded, or about to be."""
+    """A model that is fetched or loaded takes the device up. `warm`: those that are loaded, or about to be."""
 
     name: str
     warm: tuple[str, ...]
