@@ -20,8 +20,9 @@ _log = logging.getLogger("imagegen.notify")
 class Notifier:
     """Tells systemd of one process; where it does not listen, nothing is done. Times are monotonic seconds.
 
-    The watchdog is told of life four times in its time, by the thread that calls `tick`, and no more once the
-    work has been stuck for half of that time: it strikes between one time and one and a half after the last step.
+    The watchdog is told of life eight times in its time, by the thread that calls `tick`, and no more once the work
+    has been stuck for a quarter of it. So no step that is shorter than its time is taken for a hang, and it strikes
+    at the latest one and a quarter of its time after the last step.
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
@@ -63,10 +64,10 @@ class Notifier:
             self._status_at = now + STATUS_SECONDS
             lines.append(_status(status()))
         if now >= self._feed_at:
-            self._feed_at = now + self._watchdog / 4
-            if stuck_seconds < self._watchdog / 2:
+            self._feed_at = now + self._watchdog / 8
+            if stuck_seconds < self._watchdog / 4:
                 lines.append("WATCHDOG=1")
-            else:
+            elif stuck_seconds > self._watchdog / 2:
                 log(_log, logging.WARNING, "no step: the watchdog is not told of life", seconds=stuck_seconds)
         self._send(*lines)
 
