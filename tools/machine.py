@@ -6,6 +6,7 @@ It sees this machine's programs; what it writes, starts and empties is its own a
 import ctypes
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -103,11 +104,14 @@ class Machine:
         return [str(json.loads(line)["MESSAGE"]) for line in lines]
 
     def wait_until(self, unit: str, timeout: float = 60.0, **properties: str) -> dict[str, str]:
-        """Wait until a unit has these properties, and return all. Raises `MachineError` with its journal."""
+        """Wait until the properties of a unit match these patterns, and return all.
+
+        Raises `MachineError`, with the unit's journal, after `timeout` seconds.
+        """
         end = time.monotonic() + timeout
         while True:
             shown = self.show(unit)
-            if all(shown[key] == value for key, value in properties.items()):
+            if all(re.fullmatch(pattern, shown[key]) for key, pattern in properties.items()):
                 return shown
             if time.monotonic() > end:
                 told = "\n".join(self.journal(unit))
