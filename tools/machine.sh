@@ -52,4 +52,6 @@ cd /
 mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
 umount -l /outside
+# As systemd expects it: what it mounts for a service in another namespace, as credentials, must come here.
+mount --make-rshared /
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=unshare "$init" --system --unit=multi-user.target
