@@ -20,8 +20,8 @@ _log = logging.getLogger("imagegen.notify")
 class Notifier:
     """Tells systemd of one process; where it does not listen, nothing is done. Times are monotonic seconds.
 
-    The watchdog is told of life eight times in its time, by the thread that calls `tick`, and no more once the work
-    has been stuck for a quarter of it. So no step that is shorter than its time is taken for a hang, and it strikes
+    The watchdog is told of life eight times in its time, by the thread that calls `tick`, and no more once the
+    work has been stuck for a quarter of it. So no step shorter than its time is taken for a hang, and it strikes
     at the latest one and a quarter of its time after the last step.
     """
 

@@ -39,7 +39,7 @@ def environment(folder):
     (binaries / "python3").symlink_to("/opt/python/bin/python3")
     for name, module in COMMANDS.items():
         script = binaries / name
-        # Where our Python's own library was is hidden from the units; another version's would be found in its stead.
+        # Where our Python's own library was is hidden from the units; they would find another version's.
         script.write_text(
             "#!/bin/sh\nLD_LIBRARY_PATH=/opt/python/lib exec /opt/imagegen/bin/python3 "
             f"-c 'from {module} import main; main()' \"$@\"\n"
@@ -147,6 +147,7 @@ def test_installing_again_changes_nothing_and_keeps_the_operators_settings(machi
     assert "kept /etc/imagegen/worker.toml" in would
     assert "wrote" not in machine.run(*INSTALL)
     assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
+    assert "no GPU was found" in machine.run(*INSTALL[:3], "--dry-run"), "the worker's command is asked"
     enabled = machine.run("systemctl", "is-enabled", BROKER, WORKERS, ONE, TWO).split()
     assert enabled == ["enabled"] * 4
 
