@@ -23,6 +23,12 @@ _SCRIPT = Path(__file__).with_suffix(".sh")
 _NAMESPACES = ("--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private")
 _PROGRAMS = ("unshare", "nsenter", "systemctl", "systemd-analyze", "pivot_root")
 _INITS = (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/systemd"))
+_PROBE = """
+set -e; mount -t tmpfs t "$0"; mkdir "$0/u" "$0/w" "$0/r"
+mount -t overlay o -o lowerdir=/,upperdir="$0/u",workdir="$0/w" "$0/r"
+mount -t proc p "$0/r/proc"; mount -t sysfs -o ro s "$0/r/sys"; mount -t cgroup2 c "$0/r/sys/fs/cgroup"
+"""
+"""The mounts that a container may be denied."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,10 +50,8 @@ def available() -> str | None:
         return f"no control group: {error}"
     group.rmdir()
     with tempfile.TemporaryDirectory() as folder:
-        words = 'mount -t tmpfs t "$0" && mkdir "$0/u" "$0/w" "$0/r" && mount -t overlay o -o ' \
-            'lowerdir=/,upperdir="$0/u",workdir="$0/w" "$0/r" && mount -t proc p "$0/r/proc"'  # fmt: skip
         tried = subprocess.run(
-            ["unshare", *_NAMESPACES, "sh", "-c", words, folder], capture_output=True, text=True, check=False
+            ["unshare", *_NAMESPACES, "sh", "-c", _PROBE, folder], capture_output=True, text=True, check=False
         )
     return f"no namespaces with an overlay: {tried.stderr.strip()}" if tried.returncode else None
 

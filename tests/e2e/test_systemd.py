@@ -158,7 +158,7 @@ def test_a_burst_is_served_and_the_status_tells_of_it(fleet):
 
 
 def test_killed_workers_and_brokers_are_back_and_nothing_is_lost(fleet):
-    burst = Burst(fleet, 100)
+    burst = Burst(fleet, 80)
     wait_for_load(fleet, ONE)
     before = {unit: fleet.show(unit)["MainPID"] for unit in (ONE, BROKER)}
     kill(fleet, ONE, "SIGKILL")
