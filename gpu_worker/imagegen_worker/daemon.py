@@ -183,7 +183,7 @@ class Daemon:
     def _tell_warm(self, warm: Warm) -> None:
         names = ",".join(model.name for model in warm.models)
         log(_log, logging.INFO, "worker warm", device=warm.device, models=names)
-        self._line = StatusLine(names, warm.device, len(self._config.brokers))
+        self._line = StatusLine(warm.device, len(self._config.brokers))
         self._notifier.ready(f"{names} on {warm.device}")
 
     def _notify(self, now: float) -> None:

@@ -11,8 +11,8 @@ _SAMPLES = 13
 class StatusLine:
     """Says what a warm worker does; keeps what it needs to know the speed. Times are monotonic seconds."""
 
-    def __init__(self, model: str, device: str, brokers: int) -> None:
-        self._about = f"{model} on {device}"
+    def __init__(self, device: str, brokers: int) -> None:
+        self._device = device
         self._brokers = brokers
         self._made: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
@@ -23,7 +23,7 @@ class StatusLine:
         since, before = self._made[0]
         speed = (core.totals.images - before) / (now - since) if now > since else 0.0
         words = [
-            self._about,
+            f"{', '.join(core.warm_models)} on {self._device}",
             f"depth {len(held.queued) + len(held.running)} ({len(held.running)} running)",
             f"{speed:.2f} images/s",
             f"{core.registered} of {self._brokers} brokers",

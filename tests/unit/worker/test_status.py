@@ -12,23 +12,19 @@ def made(images):
 def test_it_tells_model_depth_speed_and_brokers():
     bench = Bench(links=2, registered=False)
     bench.beat(1)
-    line = StatusLine("sdxl", "cuda:0", brokers=2)
-    assert line.text(bench.core, bench.now) == (
-        "sdxl on cuda:0, depth 0 (0 running), 0.00 images/s, 1 of 2 brokers"
-    )
+    line = StatusLine("cuda:0", brokers=2)
+    assert line.text(bench.core, bench.now) == ("m on cuda:0, depth 0 (0 running), 0.00 images/s, 1 of 2 brokers")
     bench.work(1, link=1)
     bench.work(2, link=1)
     bench.event(Started((1,)))
     bench.event(made(5))
     bench.now += 10.0
-    assert line.text(bench.core, bench.now) == (
-        "sdxl on cuda:0, depth 2 (1 running), 0.50 images/s, 1 of 2 brokers"
-    )
+    assert line.text(bench.core, bench.now) == ("m on cuda:0, depth 2 (1 running), 0.50 images/s, 1 of 2 brokers")
 
 
 def test_the_speed_is_that_of_the_last_minute():
     bench = Bench()
-    line = StatusLine("m", "cpu", brokers=1)
+    line = StatusLine("cpu", brokers=1)
     for _ in range(100):
         text = line.text(bench.core, bench.now)
         bench.event(made(10))
@@ -45,7 +41,7 @@ def test_a_worker_that_drains_says_so():
     bench.work(1)
     bench.event(Started((1,)))
     bench.event(DrainRequested("SIGTERM"))
-    assert StatusLine("m", "cpu", brokers=1).text(bench.core, bench.now).startswith("draining, m on cpu, depth 1")
+    assert StatusLine("cpu", brokers=1).text(bench.core, bench.now).startswith("draining, m on cpu, depth 1")
 
 
 def test_the_age_of_a_step_is_known_while_there_is_one():
