@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MINUTES ?= 10
+PREFIX ?= /opt/imagegen
+ROLES ?= broker,worker
 
-.PHONY: help demo test lint soak clean
+.PHONY: help demo test lint soak bench install uninstall clean
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
@@ -13,6 +15,8 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
 	@echo "make bench   compare ways of batching, in a minute, into out/benchmarks/"
+	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker"
+	@echo "make uninstall as root: stop the units and remove them"
 	@echo "make clean   remove the virtual environment and what was generated"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -40,6 +44,14 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.engine --quick
+
+install:
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$(ROLES)]'
+	$(PYTHON) systemd/install.py install --prefix $(PREFIX) --roles $(ROLES)
+
+uninstall:
+	$(PYTHON) systemd/install.py uninstall
 
 clean:
 	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,7 @@ from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
+from imagegen_common.notify import Notifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import ID_BYTES
@@ -173,11 +174,12 @@ def main(
         if address is not None:
             _check_http()
         end_check(context)
-        server = Server(settings, frontend, backend, access)
+        notifier = Notifier(os.environ)
+        server = Server(settings, frontend, backend, access, notifier)
     except (ConfigError, KeyFileError, zmq.ZMQError) as error:
         raise usage_error(context, error) from error
     set_up(log_level, log_format, own="imagegen.broker")
-    _serve(server, address, strategy)
+    _serve(server, address, strategy, notifier)
 
 
 def _check_http() -> None:
@@ -187,7 +189,7 @@ def _check_http() -> None:
         raise ConfigError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
 
 
-def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> None:
+def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: Notifier) -> None:
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -203,8 +205,10 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str) -> No
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
     log(_log, logging.INFO, "serving", strategy=strategy, frontend=server.frontend_endpoint)
+    notifier.ready("serving")
     started = time.monotonic()
     server.run()
+    notifier.close()
     signal.set_wakeup_fd(-1)
     if http is not None:
         http.close()

@@ -19,7 +19,9 @@ from imagegen_broker.access import Access, AllowList, Role
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
+from imagegen_broker.core.snapshot import status
 from imagegen_common.logs import log
+from imagegen_common.notify import Notifier
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
@@ -47,13 +49,22 @@ class Snapshot:
 class Server:
     """Two bound sockets and the loop over them. `run` blocks until `stop` is called from any thread."""
 
-    def __init__(self, settings: Settings, frontend: str, backend: str, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        frontend: str,
+        backend: str,
+        access: Access | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         """Bind both endpoints; with `access`, only for peers whose keys are on its lists.
 
-        Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound.
+        The loop feeds the watchdog of `notifier`. Raises `zmq.ZMQError` with the endpoint in its text if one can't
+        be bound.
         """
         self._context = zmq.Context()
         self._access = access
+        self._notifier = Notifier({}) if notifier is None else notifier
         if access is not None:
             access.start(self._context)
         self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE, "clients")
@@ -85,7 +96,8 @@ class Server:
         poller.register(self._wake_read, zmq.POLLIN)
         try:
             while not self._stopping:
-                wait = max(0.0, self.core.next_deadline() - time.monotonic())
+                due_at = min(self.core.next_deadline(), self._notifier.due_at)
+                wait = max(0.0, due_at - time.monotonic())
                 # Rounded up, so that the loop does not spin through the last millisecond.
                 ready = dict(poller.poll(int(wait * 1000) + 1))
                 if self._wake_read in ready:
@@ -102,6 +114,8 @@ class Server:
                     log(_log, note.level, note.text, **note.fields)
                 while self._asked:
                     self._answer_snapshot(self._asked.popleft())
+                self._notifier.tick(time.monotonic(), self._status)
+            self._notifier.stopping("ending")
         finally:
             self._close()
 
@@ -135,6 +149,9 @@ class Server:
         )
         if asked.set_running_or_notify_cancel():
             asked.set_result(view)
+
+    def _status(self) -> str:
+        return status(self.core.ledger)
 
     def _wake(self) -> None:
         with self._wake_lock:

@@ -1,1 +1,1 @@
-"""What the daemons' commands share: settings from files, and logs. No role is imported here."""
+"""What the daemons' commands share: settings from files, logs, word to systemd. No role is imported here."""

@@ -1,5 +1,6 @@
 """The command `imagegen-worker`."""
 
+import json
 import logging
 import os
 import re
@@ -13,8 +14,8 @@ from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
 from imagegen_worker.devices.detect import detect
-from imagegen_worker.devices.visible import GpuMissingError, entries
-from imagegen_worker.supervisor.plan import SUPERVISED, Plan, children, plan
+from imagegen_worker.devices.visible import GpuMissingError, entries, visible
+from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, children, plan
 from imagegen_worker.supervisor.shell import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,15 @@ _NO = ("false", "0", "no", "off")
 def _split(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Endpoints may also stand in one text, with commas between them."""
     return tuple(endpoint for text in given for endpoint in re.split(r",(?=tcp://|ipc://)", text))
+
+
+def _list_gpus(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    """Print the GPUs that may be used, if that is what the command was called for."""
+    if not asked:
+        return
+    for number, gpu in enumerate(visible(detect(), os.environ.get(CUDA_VISIBLE_DEVICES)).gpus):
+        click.echo(json.dumps({"number": number, "uuid": gpu.uuid, "name": gpu.name, "label": gpu.label}))
+    context.exit()
 
 
 class _BatchingOption(click.Option):
@@ -85,6 +95,14 @@ class _Bytes(click.types.StringParamType):
     metavar="GPU[,GPU...]",
     help="Numbers or UUIDs, among those that CUDA_VISIBLE_DEVICES leaves. Several get a process each, which is "
     "started again if it dies.  [default: every GPU]",
+)
+@click.option(
+    "--list-gpus",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_gpus,
+    help="Print what --gpu can name, one JSON object a line, and end.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
 @click.option(

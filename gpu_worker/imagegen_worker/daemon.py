@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from imagegen_common.logs import log
+from imagegen_common.notify import Notifier
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, NotNowError, StartError
@@ -41,6 +42,7 @@ from imagegen_worker.core.policy import Policy
 from imagegen_worker.core.worker import WorkerCore
 from imagegen_worker.encoding import EncodePool
 from imagegen_worker.mailbox import Died, Mailbox
+from imagegen_worker.status import StatusLine
 from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class Daemon:
         self._connections: list[Connection] = []
         self._signals: list[int] = []
         self._metrics: Metrics | None = None
+        self._notifier = Notifier(os.environ)
+        self._line: StatusLine | None = None
         self._status: int | None = None
         self._failure = ""
 
@@ -102,6 +106,8 @@ class Daemon:
         )
         with contextlib.ExitStack() as stack:
             stack.callback(self._mailbox.close)
+            stack.callback(self._notifier.close)
+            self._notifier.starting(f"loading {config.model_name}")
             self._catch_signals(stack)
             stack.callback(self._context.term)
             if config.http_port is not None:
@@ -155,8 +161,7 @@ class Daemon:
                 if isinstance(event, Died):
                     return self._died(event.error)
                 if isinstance(event, Warm):
-                    names = ",".join(model.name for model in event.models)
-                    log(_log, logging.INFO, "worker warm", device=event.device, models=names)
+                    self._tell_warm(event)
                 if self._metrics is not None:
                     self._metrics.observe(event)
                 self._handle(event)
@@ -171,13 +176,28 @@ class Daemon:
             self._perform(self._core.tick(time.monotonic()))
             if self._metrics is not None:
                 self._metrics.update(self._core)
+            self._notify(time.monotonic())
+        self._notifier.stopping("ending")
         return self._status
+
+    def _tell_warm(self, warm: Warm) -> None:
+        names = ",".join(model.name for model in warm.models)
+        log(_log, logging.INFO, "worker warm", device=warm.device, models=names)
+        self._line = StatusLine(warm.device, len(self._config.brokers))
+        self._notifier.ready(f"{names} on {warm.device}")
+
+    def _notify(self, now: float) -> None:
+        """Feed systemd's watchdog for the device thread: what it can't do for itself when it hangs."""
+        if (line := self._line) is not None and now >= self._notifier.due_at:
+            self._notifier.tick(now, lambda: line.text(self._core, now), self._core.step_age(now) or 0.0)
 
     def _wait_milliseconds(self) -> int | None:
         times = [connection.redial_at for connection in self._connections if connection.redial_at is not None]
         deadline = self._core.next_deadline()
         if deadline is not None and math.isfinite(deadline):
             times.append(deadline)
+        if self._line is not None and math.isfinite(self._notifier.due_at):
+            times.append(self._notifier.due_at)
         if not times:
             return None
         return max(math.ceil((min(times) - time.monotonic()) * 1000), 0)

@@ -49,6 +49,19 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
     }
 
 
+def status(ledger: Ledger) -> str:
+    """Return one line about the broker, for people."""
+    queued, workers = len(ledger.queue), ledger.workers.values()
+    dispatched = sum(len(worker.assigned) for worker in workers)
+    words = (
+        f"{len(workers)} workers",
+        f"{len(ledger.clients)} clients",
+        f"depth {queued + dispatched} ({queued} queued, {dispatched} dispatched)",
+        f"{ledger.rate.per_second:.2f} answers/s",
+    )
+    return ", ".join(words)
+
+
 def _state(worker: Worker) -> str:
     if worker.stuck:
         return "stuck"

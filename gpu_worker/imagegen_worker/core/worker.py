@@ -90,6 +90,10 @@ class WorkerCore:
         """The backend's last word on its speed."""
         return self._seconds_per_image
 
+    def step_age(self, now: float) -> float | None:
+        """Return the seconds since the device's last step; None if it need not make any."""
+        return self._steps.age(now)
+
     # ---- the three calls of the shell ----------------------------------------------------------------------
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Action]:

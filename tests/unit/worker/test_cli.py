@@ -1,5 +1,6 @@
 """The command: options, environment, and how wrong settings end."""
 
+import json
 import os
 import socket
 import subprocess
@@ -333,3 +334,15 @@ def test_a_simulated_worker_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_gpus_are_listed_for_programs(run):
+    run.cards = (Card(A, name="H100"), Card(B, name="L4"))
+    result = run("--list-gpus")
+    assert (result.exit_code, run.config) == (0, None)
+    told = [json.loads(line) for line in result.output.splitlines()]
+    assert [(gpu["number"], gpu["uuid"], gpu["name"]) for gpu in told] == [(0, A, "H100"), (1, B, "L4")]
+    (left,) = run("--list-gpus", CUDA_VISIBLE_DEVICES="1").output.splitlines()
+    assert json.loads(left) == {"number": 0, "uuid": B, "name": "L4", "label": "1"}
+    run.cards = ()
+    assert run("--list-gpus").output == ""

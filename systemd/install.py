@@ -1,0 +1,277 @@
+"""Lays the fleet's units, settings and user down on a host, and takes them away. Needs Python and systemd alone.
+
+    sudo python3 systemd/install.py install             # units, settings, user; a worker for each GPU found
+    sudo python3 systemd/install.py install --dry-run   # says what it would do
+    sudo python3 systemd/install.py uninstall
+
+It may be run again at any time: what is as it should be stays untouched, and settings are never overwritten.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+UNITS = Path("/usr/local/lib/systemd/system")
+SYSUSERS = Path("/usr/local/lib/sysusers.d/imagegen.conf")
+DOCUMENTATION = Path("/usr/local/share/doc/imagegen")
+SETTINGS = Path("/etc/imagegen")
+CACHE = Path("/var/cache/imagegen")
+WANTED = Path("/etc/systemd/system/imagegen-workers.target.wants")
+GROUP = "imagegen"
+ROLES = ("broker", "worker")
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What the units can't see (ProtectHome, PrivateTmp)."""
+BACKOFF_VERSION = 254
+"""The systemd that knows RestartSteps; an older one would complain of it at each start."""
+_GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[\w-]+")
+
+
+class InstallError(Exception):
+    """The host is not as it must be; the message says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to be; `keep`: one that is there already belongs to the operator."""
+
+    path: Path
+    content: str
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Where it all goes: the running system, or a folder that becomes one (`destdir`)."""
+
+    destdir: Path | None
+    dry_run: bool
+
+    def at(self, path: Path) -> Path:
+        """Return where a path of the host is from here."""
+        return path if self.destdir is None else self.destdir / path.relative_to("/")
+
+    def say(self, done: str, would: str, what: object) -> None:
+        """Tell what was done, or would be."""
+        print(f"{would if self.dry_run else done} {what}")
+
+    def folder(self, path: Path, mode: int, group: str | None = None) -> None:
+        """Make a folder that is not there yet."""
+        there = self.at(path)
+        if there.is_dir():
+            return
+        self.say("made", "would make", there)
+        if not self.dry_run:
+            there.mkdir(parents=True)
+            there.chmod(mode)
+            if group is not None and self.destdir is None:
+                shutil.chown(there, group=group)
+
+    def write(self, file: File) -> None:
+        """Write a file, unless it is as it should be or is the operator's."""
+        there = self.at(file.path)
+        if there.is_file() and (file.keep or there.read_text() == file.content):
+            print(f"{'kept' if file.keep else 'unchanged'} {there}")
+            return
+        self.folder(file.path.parent, 0o755)
+        self.say("wrote", "would write", there)
+        if not self.dry_run:
+            there.write_text(file.content)
+            there.chmod(0o644)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a folder that is there."""
+        there = self.at(path)
+        if not there.exists():
+            return
+        self.say("removed", "would remove", there)
+        if self.dry_run:
+            return
+        if there.is_dir():
+            shutil.rmtree(there)
+        else:
+            there.unlink()
+
+    def run(self, *words: str) -> None:
+        """Run a command on the host; in a folder there is nothing to run. Raises `InstallError` if it fails."""
+        if self.destdir is not None:
+            return
+        self.say("running", "would run", " ".join(words))
+        if not self.dry_run and (status := subprocess.run(words, check=False).returncode):
+            raise InstallError(f"{' '.join(words)} ended with status {status}")
+
+
+def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] | None, *, now: bool) -> None:
+    """Lay everything down and enable it; `gpus` None: those that the worker's own command finds."""
+    version = systemd_version()
+    if host.destdir is None:
+        if not version:
+            raise InstallError("systemd is not installed")
+        check_environment(prefix, roles)
+    for file in files(prefix, roles, version):
+        host.write(file)
+    host.run("systemd-sysusers", str(SYSUSERS))
+    for folder in (SETTINGS / "keys", SETTINGS / "keys/clients", SETTINGS / "keys/workers"):
+        host.folder(folder, 0o750, GROUP)
+    if booted():
+        host.run("systemctl", "daemon-reload")
+    if host.destdir is not None:
+        return
+    units = ["imagegen-broker.service"] if "broker" in roles else []
+    if "worker" in roles:
+        found = find_gpus(prefix) if gpus is None else gpus
+        if not found:
+            print(
+                "no GPU was found, and no worker is enabled; name what there is to be with --gpus, as in --gpus 0"
+            )
+        units += ["imagegen-workers.target", *(f"imagegen-worker@{gpu}.service" for gpu in found)]
+    host.run("systemctl", "enable", *(["--now"] if now else []), *units)
+    if not now:
+        print(f"look through {SETTINGS}/*.toml, then: systemctl start {' '.join(units)}")
+
+
+def uninstall(host: Host, *, purge: bool) -> None:
+    """Stop and disable everything and take it away; `purge`: settings, keys and cached models too."""
+    instances = sorted(path.name for path in host.at(WANTED).glob("imagegen-worker@*.service"))
+    if host.at(UNITS / "imagegen-broker.service").exists():
+        instances.append("imagegen-broker.service")
+    if host.at(UNITS / "imagegen-workers.target").exists():
+        instances.append("imagegen-workers.target")
+    if booted():
+        host.run("systemctl", "stop", "imagegen-worker@*.service")  # those started by hand, too
+    if instances:
+        host.run("systemctl", "disable", *(["--now"] if booted() else []), *instances)
+    for path in sorted(host.at(UNITS).glob("imagegen-*")):
+        host.remove(UNITS / path.name)
+    for path in (SYSUSERS, DOCUMENTATION, *((SETTINGS, CACHE) if purge else ())):
+        host.remove(path)
+    if booted():
+        host.run("systemctl", "daemon-reload")
+    left = [path for path in (SETTINGS, CACHE) if host.at(path).exists()]
+    if left and not host.dry_run:
+        print(f"left: {', '.join(map(str, left))} (--purge removes them), and the user {GROUP}")
+
+
+def files(prefix: Path, roles: Sequence[str], version: int) -> list[File]:
+    """Return what a host of these roles has, for a version of systemd."""
+    found = [File(SYSUSERS, (HERE / "sysusers.conf").read_text())]
+    for role in roles:
+        for unit in sorted(HERE.glob(f"imagegen-{role}*.*")):
+            found.append(File(UNITS / unit.name, unit.read_text().replace("@PREFIX@", str(prefix))))
+            if unit.suffix == ".service" and version >= BACKOFF_VERSION:
+                backoff = (HERE / "backoff.conf").read_text()
+                found.append(File(UNITS / f"{unit.name}.d/10-backoff.conf", backoff))
+        settings = (REPOSITORY / f"configs/{role}.toml").read_text()
+        found.append(File(SETTINGS / f"{role}.toml", settings, keep=True))
+    for page in (REPOSITORY / "docs/systemd.md", *sorted((HERE / "examples").iterdir())):
+        found.append(File(DOCUMENTATION / page.name, page.read_text()))
+    return found
+
+
+def check_environment(prefix: Path, roles: Sequence[str]) -> None:
+    """Raise `InstallError` unless the units could run what is in the virtual environment."""
+    for role in roles:
+        if not (prefix / f"bin/imagegen-{role}").is_file():
+            raise InstallError(
+                f"{prefix}/bin/imagegen-{role} is not there; make the environment first: "
+                f"python3 -m venv {prefix} && {prefix}/bin/pip install '.[broker,worker]'"
+            )
+    for path in (prefix, (prefix / "bin/python3").resolve()):
+        if any(path.is_relative_to(hidden) for hidden in HIDDEN):
+            raise InstallError(
+                f"{path} can't be seen by the units, which see nothing of {', '.join(HIDDEN)}; make the "
+                "environment elsewhere, with a Python that is installed for all users"
+            )
+
+
+def find_gpus(prefix: Path) -> list[str]:
+    """Return the numbers of this host's GPUs. Raises `InstallError` if the worker's command does not tell them."""
+    done = subprocess.run(
+        [prefix / "bin/imagegen-worker", "--list-gpus"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise InstallError(
+            f"imagegen-worker --list-gpus ended with status {done.returncode}; name them with --gpus"
+        )
+    return [str(json.loads(line)["number"]) for line in done.stdout.splitlines()]
+
+
+def booted() -> bool:
+    """Say whether systemd runs this host, and has not just been installed into it."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def systemd_version() -> int:
+    """Return the version of systemd here; 0: there is none."""
+    if shutil.which("systemctl") is None:
+        return 0
+    said = subprocess.run(["systemctl", "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
+    match = re.match(r"systemd (\d+)", said)
+    return int(match[1]) if match else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    host = Host(destdir=options.destdir, dry_run=options.dry_run)
+    try:
+        if options.destdir is None and not options.dry_run and os.geteuid() != 0:
+            raise InstallError("only root can change the host; --dry-run says what it would do")
+        if options.command == "uninstall":
+            uninstall(host, purge=options.purge)
+        else:
+            install(host, options.prefix, options.roles, options.gpus, now=options.now)
+    except (InstallError, OSError) as error:
+        print(f"install.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    common.add_argument("--destdir", type=_absolute, help="lay it down in this folder, and run nothing")
+    laying = commands.add_parser("install", parents=[common], help="lay down, or bring up to date, and enable")
+    laying.add_argument(
+        "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="the virtual environment [/opt/imagegen]"
+    )
+    laying.add_argument("--roles", type=_roles, default=ROLES, help="broker, worker, or both with a comma [both]")
+    laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs, as 0,1, or 'none' [every GPU that is found]")
+    laying.add_argument("--now", action="store_true", help="start them, too")
+    taking = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
+    taking.add_argument("--purge", action="store_true", help="settings, keys and cached models too")
+    return parser
+
+
+def _absolute(text: str) -> Path:
+    if not text.startswith("/") or re.search(r"[\s%$\"'\\]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an absolute path without spaces or %$\"'\\")
+    return Path(os.path.normpath(text))
+
+
+def _roles(text: str) -> tuple[str, ...]:
+    roles = tuple(text.split(","))
+    if not set(roles) <= set(ROLES):
+        raise argparse.ArgumentTypeError(f"{text!r} must be some of {', '.join(ROLES)}, with a comma between")
+    return roles
+
+
+def _gpus(text: str) -> tuple[str, ...]:
+    gpus = () if text == "none" else tuple(text.split(","))
+    if not all(_GPU.fullmatch(gpu) for gpu in gpus):
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers or UUIDs with commas between, or 'none'")
+    return gpus
+
+
+if __name__ == "__main__":
+    sys.exit(main())

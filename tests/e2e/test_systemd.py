@@ -1,0 +1,257 @@
+"""The units on a real systemd: installed as on a host, started, killed, hung, stopped, and taken away."""
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tools.machine import Machine, available
+
+_why_not = available()
+pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGES = ("common", "protocol", "broker", "gpu_worker", "client")
+COMMANDS = {
+    "imagegen": "imagegen_client.cli",
+    "imagegen-broker": "imagegen_broker.cli",
+    "imagegen-worker": "imagegen_worker.cli",
+}
+BROKER, ONE, TWO = "imagegen-broker.service", "imagegen-worker@0.service", "imagegen-worker@1.service"
+WORKERS = "imagegen-workers.target"
+INSTALL = ("/opt/python/bin/python3", "/opt/source/systemd/install.py", "install", "--gpus", "0,1")
+SETTINGS = """
+backend = "simulated"
+max_batch_size = 4
+simulated_batch_seconds = 0.1
+simulated_image_seconds = 0.05
+"""
+
+
+def environment(folder):
+    """Make what is seen as /opt/imagegen: an environment with this checkout in it, and our Python's packages."""
+    binaries = folder / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python3").symlink_to("/opt/python/bin/python3")
+    for name, module in COMMANDS.items():
+        script = binaries / name
+        # Where our Python's own library was is hidden from the units; they would find another version's.
+        script.write_text(
+            "#!/bin/sh\nLD_LIBRARY_PATH=/opt/python/lib exec /opt/imagegen/bin/python3 "
+            f"-c 'from {module} import main; main()' \"$@\"\n"
+        )
+        script.chmod(0o755)
+    (folder / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
+    site = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    site.mkdir(parents=True)
+    site.joinpath("checkout.pth").write_text(
+        "".join(f"/opt/source/{name}\n" for name in PACKAGES) + "/opt/packages\n"
+    )
+    for place in [folder, *folder.rglob("*")]:
+        if place.is_dir():
+            place.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """A host on which the fleet is installed, with settings for simulated workers."""
+    folder = tmp_path_factory.mktemp("machine")
+    shown = {
+        "/opt/python": Path(sys.base_prefix),
+        "/opt/packages": Path(sysconfig.get_path("purelib")),
+        "/opt/source": REPOSITORY,
+        "/opt/imagegen": environment(folder / "imagegen"),
+    }
+    with Machine(folder, shown) as machine:
+        machine.write("/etc/imagegen/worker.toml", SETTINGS)
+        machine.write("/etc/imagegen/broker.toml", "heartbeat_interval = 0.25\n")
+        machine.run(*INSTALL)
+        yield machine
+
+
+@pytest.fixture
+def fleet(machine):
+    """The machine, with a broker and two workers that are ready."""
+    machine.run("systemctl", "start", BROKER, ONE, TWO, check=False)
+    for unit in (BROKER, ONE, TWO):
+        machine.wait_until(unit, timeout=10, ActiveState="active")
+    yield machine
+    machine.run("sh", "-c", "rm -rf /run/systemd/system/imagegen-* /etc/imagegen/worker.env")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "stop", BROKER, ONE, TWO)
+    machine.run("systemctl", "reset-failed")
+
+
+def drop_in(machine, unit, text):
+    machine.write(f"/run/systemd/system/{unit}.d/test.conf", text)
+    machine.run("systemctl", "daemon-reload")
+
+
+def imagegen(machine, *words):
+    """Return how to run `imagegen` on the machine."""
+    return [*machine.enter(), "/opt/imagegen/bin/imagegen", *words]
+
+
+class Burst:
+    """Requests that are sent at once, and what became of them."""
+
+    def __init__(self, machine, count, *words):
+        command = imagegen(machine, "bench", "--json", "--burst", str(count), *words)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.count = count
+
+    def must_succeed(self):
+        said, _ = self.process.communicate(timeout=120)
+        told = json.loads(said)
+        assert (told["successful"], told["failed"]) == (self.count, 0)
+
+
+def wait_for_load(machine, unit):
+    """Wait until the broker knows that a worker has work running."""
+    pid = int(machine.show(unit)["MainPID"])
+    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/stats').read().decode())"
+    while True:
+        stats = json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+        if any(gpu["pid"] == pid and gpu["running"] for gpu in stats["per_gpu_stats"]):
+            return
+
+
+def kill(machine, unit, number):
+    machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={number}", unit)
+
+
+def test_the_units_have_no_mistakes_and_little_exposure(machine):
+    units = [f"/usr/local/lib/systemd/system/{unit}" for unit in (BROKER, "imagegen-worker@.service", WORKERS)]
+    done = subprocess.run(
+        [*machine.enter(), "systemd-analyze", "verify", *units], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
+    for unit, most in ((BROKER, 20), (ONE, 45)):
+        words = ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={most}"]
+        path = f"/tmp/{unit}"
+        machine.run("cp", units[0] if unit == BROKER else units[1], path)
+        assert "Overall exposure level" in machine.run(*words, path)
+
+
+def test_installing_again_changes_nothing_and_keeps_the_operators_settings(machine):
+    would = machine.run(*INSTALL, "--dry-run")
+    assert "would write" not in would
+    assert "kept /etc/imagegen/worker.toml" in would
+    assert "wrote" not in machine.run(*INSTALL)
+    assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
+    assert "no GPU was found" in machine.run(*INSTALL[:3], "--dry-run"), "the worker's command is asked"
+    enabled = machine.run("systemctl", "is-enabled", BROKER, WORKERS, ONE, TWO).split()
+    assert enabled == ["enabled"] * 4
+
+
+def test_a_burst_is_served_and_the_status_tells_of_it(fleet):
+    Burst(fleet, 20).must_succeed()
+    shown = fleet.show(ONE)
+    assert (shown["ActiveState"], shown["SubState"], shown["User"]) == ("active", "running", "imagegen")
+    assert shown["StatusText"].startswith("simulated on simulated")
+    fleet.wait_until(BROKER, StatusText=r"\d workers, \d clients, depth \d+ \(\d+ queued, .* answers/s")
+
+
+def test_killed_workers_and_brokers_are_back_and_nothing_is_lost(fleet):
+    burst = Burst(fleet, 80)
+    wait_for_load(fleet, ONE)
+    before = {unit: fleet.show(unit)["MainPID"] for unit in (ONE, BROKER)}
+    kill(fleet, ONE, "SIGKILL")
+    fleet.wait_until(ONE, NRestarts="1", ActiveState="active")
+    kill(fleet, BROKER, "SIGKILL")
+    fleet.wait_until(BROKER, NRestarts="1", ActiveState="active")
+    burst.must_succeed()
+    assert all(fleet.show(unit)["MainPID"] != pid for unit, pid in before.items())
+
+
+def test_a_worker_whose_device_hangs_is_started_again_by_the_watchdog(fleet):
+    fleet.run("systemctl", "stop", TWO)
+    fleet.write("/etc/imagegen/worker.env", "IMAGEGEN_WORKER_SIMULATED_FAIL=hang-on:hang\n")
+    drop_in(fleet, ONE, "[Service]\nWatchdogSec=2\n")
+    fleet.run("systemctl", "restart", ONE)
+    fleet.run("rm", "/etc/imagegen/worker.env")  # the next start is without the drill
+    burst = Burst(fleet, 1, "--prompt", "please hang")
+    fleet.wait_until(ONE, NRestarts="1", ActiveState="active")
+    burst.must_succeed()
+    told = "\n".join(fleet.journal(ONE))
+    assert "Watchdog timeout" in told
+    assert "simulated.py" in told, "where it hung"
+
+
+def test_a_broker_whose_loop_stands_still_is_started_again_by_the_watchdog(fleet):
+    drop_in(fleet, BROKER, "[Service]\nWatchdogSec=2\n")
+    fleet.run("systemctl", "restart", BROKER)
+    burst = Burst(fleet, 80)
+    wait_for_load(fleet, ONE)
+    kill(fleet, BROKER, "SIGSTOP")
+    fleet.wait_until(BROKER, NRestarts="1", ActiveState="active")
+    burst.must_succeed()
+    assert any("Watchdog timeout" in line for line in fleet.journal(BROKER))
+
+
+def test_stopping_a_worker_under_load_drains_it(fleet):
+    burst = Burst(fleet, 80)
+    wait_for_load(fleet, ONE)
+    fleet.run("systemctl", "stop", ONE)
+    shown = fleet.show(ONE)
+    assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert any(re.search(r"\bdrained unreleased=0\b", line) for line in fleet.journal(ONE))
+    burst.must_succeed()
+
+
+def test_after_a_boot_workers_may_be_there_before_their_broker(fleet):
+    fleet.run("systemctl", "stop", BROKER, WORKERS)
+    assert fleet.show(TWO)["ActiveState"] == "inactive", "the target's end is that of its workers"
+    fleet.run("systemctl", "start", WORKERS)
+    for unit in (ONE, TWO):
+        fleet.wait_until(unit, ActiveState="active")
+    fleet.run("systemctl", "start", BROKER)
+    Burst(fleet, 10).must_succeed()
+
+
+def test_a_wrong_setting_is_not_tried_again(fleet):
+    fleet.write("/etc/imagegen/worker.env", "MAX_BATCH_SIZE=0\n")
+    fleet.run("systemctl", "restart", ONE, check=False)
+    shown = fleet.wait_until(ONE, ActiveState="failed", ExecMainStatus="2")
+    assert shown["NRestarts"] == "0"
+    assert any("max_batch_size" in line and "MAX_BATCH_SIZE" in line for line in fleet.journal(ONE))
+
+
+def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
+    keys = "/etc/imagegen/keys"
+    for name, place in (("broker", keys), ("worker", keys), ("early", "/root/keys"), ("late", "/root/keys")):
+        fleet.run("/opt/imagegen/bin/imagegen", "keygen", name, "--out", place)
+    fleet.run("cp", f"{keys}/worker.key", f"{keys}/workers/")
+    fleet.run("cp", "/root/keys/early.key", f"{keys}/clients/")
+    for unit, example in ((BROKER, "broker-keys"), ("imagegen-worker@.service", "worker-keys")):
+        text = fleet.run("cat", f"/usr/local/share/doc/imagegen/{example}.conf")
+        drop_in(fleet, unit, text)
+    fleet.run("systemctl", "restart", BROKER, ONE, TWO)
+    assert fleet.run("stat", "-c", "%U %a", f"{keys}/broker.key_secret") == "root 600\n"
+
+    def own(name):
+        return ("--key", f"/root/keys/{name}.key_secret", "--broker-key", f"{keys}/broker.key")
+
+    Burst(fleet, 4, *own("early")).must_succeed()
+    fleet.run("cp", "/root/keys/late.key", f"{keys}/clients/")
+    fleet.run("systemctl", "reload", BROKER)
+    Burst(fleet, 4, *own("late")).must_succeed()
+
+
+def test_uninstalling_leaves_settings_and_nothing_else(machine):
+    uninstall = (*INSTALL[:2], "uninstall")
+    assert "would remove" in machine.run(*uninstall, "--dry-run")
+    machine.run("systemctl", "start", BROKER, ONE)
+    machine.run(*uninstall)
+    known = machine.run("systemctl", "list-unit-files", "--no-pager", "imagegen*", check=False)
+    assert "0 unit files" in known
+    assert "imagegen" not in machine.run("systemctl", "list-units", "--no-pager", "--plain", "imagegen-worker*")
+    assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
+    machine.run(*uninstall, "--purge")
+    assert machine.run("ls", "/etc/imagegen", check=False) == ""
+    machine.run(*INSTALL)

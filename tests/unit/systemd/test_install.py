@@ -1,0 +1,144 @@
+"""The installer, on folders that are to become hosts."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from systemd import install
+from systemd.install import InstallError, check_environment, files, find_gpus, main
+
+UNITS = "usr/local/lib/systemd/system"
+
+
+def lay(folder, *words):
+    return main(["install", "--destdir", str(folder), *words])
+
+
+def laid(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A virtual environment as far as the installer looks at it, where the units may see it."""
+    monkeypatch.setattr(install, "HIDDEN", ("/nowhere",))
+    folder = tmp_path / "environment"
+    (folder / "bin").mkdir(parents=True)
+    for name in ("imagegen-broker", "imagegen-worker", "python3"):
+        (folder / "bin" / name).write_text("#!/bin/sh\n")
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+def test_a_folder_gets_all_of_both_roles(tmp_path):
+    assert lay(tmp_path, "--prefix", "/srv/fleet") == 0
+    assert {
+        f"{UNITS}/imagegen-broker.service",
+        f"{UNITS}/imagegen-worker@.service",
+        f"{UNITS}/imagegen-workers.target",
+        "usr/local/lib/sysusers.d/imagegen.conf",
+        "usr/local/share/doc/imagegen/systemd.md",
+        "etc/imagegen/broker.toml",
+        "etc/imagegen/worker.toml",
+    } <= laid(tmp_path)
+    for unit in (tmp_path / UNITS).glob("*.service"):
+        assert "ExecStart=/srv/fleet/bin/imagegen-" in unit.read_text()
+        assert "@PREFIX@" not in unit.read_text()
+        assert stat.S_IMODE(unit.stat().st_mode) == 0o644
+    assert (tmp_path / "etc/imagegen/keys/clients").is_dir()
+
+
+def test_a_host_of_one_role_gets_no_more(tmp_path):
+    lay(tmp_path, "--roles", "worker")
+    assert not any("broker.service" in name or "broker.toml" in name for name in laid(tmp_path))
+    assert (tmp_path / UNITS / "imagegen-worker@.service").is_file()
+
+
+def test_what_is_old_is_written_anew_and_the_operators_settings_are_kept(tmp_path, capsys):
+    lay(tmp_path)
+    settings, unit = tmp_path / "etc/imagegen/worker.toml", tmp_path / UNITS / "imagegen-broker.service"
+    settings.write_text("mine")
+    unit.write_text("old")
+    capsys.readouterr()
+    lay(tmp_path)
+    assert settings.read_text() == "mine"
+    assert "Type=notify" in unit.read_text()
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote")] == [f"wrote {unit}"]
+
+
+def test_a_dry_run_tells_and_does_nothing(tmp_path, capsys):
+    assert lay(tmp_path, "--dry-run") == 0
+    assert "would write" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    lay(tmp_path)
+    before = laid(tmp_path)
+    assert main(["uninstall", "--destdir", str(tmp_path), "--dry-run", "--purge"]) == 0
+    assert laid(tmp_path) == before
+
+
+def test_uninstalling_leaves_settings_unless_they_are_to_go_too(tmp_path):
+    lay(tmp_path)
+    main(["uninstall", "--destdir", str(tmp_path)])
+    assert laid(tmp_path) == {"etc/imagegen/broker.toml", "etc/imagegen/worker.toml"}
+    main(["uninstall", "--destdir", str(tmp_path), "--purge"])
+    assert laid(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("version", "told"), [(252, False), (254, True)])
+def test_the_backoff_is_there_where_systemd_knows_it(version, told):
+    names = [str(file.path) for file in files(Path("/opt/imagegen"), ("broker", "worker"), version)]
+    assert any(name.endswith("imagegen-worker@.service.d/10-backoff.conf") for name in names) == told
+
+
+def test_gpus_are_those_that_the_workers_command_tells(environment):
+    (environment / "bin/imagegen-worker").write_text(
+        "#!/bin/sh\n" + "".join(f"echo '{json.dumps({'number': number})}'\n" for number in (0, 1))
+    )
+    assert find_gpus(environment) == ["0", "1"]
+    (environment / "bin/imagegen-worker").write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(InstallError, match="ended with status 3; name them with --gpus"):
+        find_gpus(environment)
+
+
+def test_an_environment_that_is_not_there_is_told_how_to_make(environment):
+    check_environment(environment, ("broker", "worker"))
+    (environment / "bin/imagegen-broker").unlink()
+    with pytest.raises(InstallError, match="imagegen-broker is not there; make the environment first: python3 -m"):
+        check_environment(environment, ("broker", "worker"))
+
+
+def test_an_environment_that_the_units_could_not_see_is_refused(environment, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    private.mkdir()
+    (environment / "bin/python3").rename(private / "python3")
+    (environment / "bin/python3").symlink_to(private / "python3")
+    monkeypatch.setattr(install, "HIDDEN", (str(private),))
+    with pytest.raises(InstallError, match="can't be seen by the units"):
+        check_environment(environment, ("broker",))
+
+
+def test_only_root_changes_a_host(monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["install"]) == 1
+    assert "only root can change the host" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["install", "--roles", "router"], "'router' must be some of broker, worker"),
+        (["install", "--gpus", "first"], "'first' must be numbers or UUIDs"),
+        (["install", "--gpus", "0;reboot"], "must be numbers or UUIDs"),
+        (["install", "--prefix", "here"], "'here' must be an absolute path"),
+        (["install", "--prefix", "/opt/100%"], "without spaces or"),
+        (["remove"], "invalid choice"),
+    ],
+)
+def test_wrong_words_are_explained(words, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
