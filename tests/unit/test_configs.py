@@ -50,7 +50,9 @@ def test_every_setting_is_there_and_no_other(role):
 
 def test_every_value_is_the_default(role):
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in active(role).items()}
-    assert given == {key: value for key, value in defaults(COMMANDS[role]).items() if value is not None}
+    unset = (None, ())
+    expected = {key: value for key, value in defaults(COMMANDS[role]).items() if value not in unset}
+    assert {key: value for key, value in given.items() if value not in unset} == expected
 
 
 def test_every_setting_has_its_line_of_explanation(role):
