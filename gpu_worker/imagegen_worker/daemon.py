@@ -24,6 +24,7 @@ from imagegen_worker.connection import Connection
 from imagegen_worker.core.events import (
     Action,
     Cancel,
+    Decode,
     DrainRequested,
     Event,
     Exit,
@@ -199,7 +200,12 @@ class Daemon:
             match action:
                 case Send():
                     self._send(action)
-                case Job() | Cancel():
+                case Decode():
+                    self._encoder.decode(action)
+                case Cancel():
+                    self._encoder.forget(action.number)
+                    self._mailbox.put(action)
+                case Job():
                     self._mailbox.put(action)
                 case Note():
                     fields = dict(action.fields)

@@ -7,7 +7,7 @@ event about the first must not be taken for one about the second.
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagegen_protocol import ProtocolError
+from imagegen_protocol import GenerationRequest, ProtocolError
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
 from imagegen_worker.core.model import Model, ResolvedRequest
 
@@ -135,7 +135,15 @@ class Idle:
     """The device has ended a batch; nothing runs on it until the next `Started`."""
 
 
-EngineEvent = Warm | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The images of a job are ready, and nothing of it is left open any more."""
+
+    number: int
+    request: ResolvedRequest
+
+
+EngineEvent = Decoded | Warm | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
 Event = Received | Malformed | DrainRequested | EngineEvent
 
 # ---- commands to the engine --------------------------------------------------------------------------------
@@ -172,6 +180,16 @@ Command = Job | Cancel | Stop
 
 
 @dataclass(frozen=True, slots=True)
+class Decode:
+    """Make the images of a job ready: one frame for each of the request's `inputs`; answered by `Decoded`."""
+
+    number: int
+    request: GenerationRequest
+    model: Model
+    frames: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send a message to the broker on this link; losing it is allowed."""
 
@@ -196,4 +214,4 @@ class Note:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Action = Send | Job | Cancel | Exit | Note
+Action = Send | Decode | Job | Cancel | Exit | Note

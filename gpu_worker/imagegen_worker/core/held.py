@@ -23,7 +23,10 @@ class Held:
     arrived: float
     deadline: float | None
     preview: bool = False
+    alone: bool = False
+    """It is to run alone, once its images are decoded."""
     request: ResolvedRequest | None = None
+    """None until its images are decoded."""
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()
     answered_at: float = 0.0

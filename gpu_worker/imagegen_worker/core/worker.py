@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from imagegen_protocol import InvalidRequestError, ModelNotFoundError, ProtocolError, parse_request
+from imagegen_protocol import (
+    GenerationRequest,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ProtocolError,
+    check_frames,
+    parse_request,
+)
 from imagegen_protocol.errors import (
     RETURNED,
     DeadlineExceededError,
@@ -109,6 +116,10 @@ class WorkerCore:
                 self._drain(event.reason, now)
             case ev.Warm():
                 self._warm(event, now)
+            case ev.Decoded():
+                held = self.held.by_number(event.number)
+                if held is not None and held.request is None:
+                    self._give_to_engine(held, event.request)
             case ev.Started():
                 self._started(event, now)
             case ev.Stepped():
@@ -242,27 +253,35 @@ class WorkerCore:
             attempt=work.attempt,
             progress=work.progress or work.preview,
             preview=work.preview,
+            alone=work.alone,
             arrived=now,
             deadline=deadline,
         )
         self.held.add(held)
         try:
-            held.request = self._resolve(work, frames)
+            model, request = self._read(work, frames)
+            if request.inputs:
+                self._actions.append(ev.Decode(held.number, request, model, frames[1:]))
+            else:
+                self._give_to_engine(held, model.resolve(request))
         except (InvalidRequestError, ModelNotFoundError) as error:
             self._fail(held, error.code, error.message, now)
-        else:
-            self._gate.add(ev.Job(held.number, held.request, now, held.preview), alone=work.alone)
 
-    def _resolve(self, work: Work, frames: tuple[bytes, ...]) -> ResolvedRequest:
+    def _give_to_engine(self, held: Held, request: ResolvedRequest) -> None:
+        held.request = request
+        self._gate.add(ev.Job(held.number, request, held.arrived, held.preview), alone=held.alone)
+
+    def _read(self, work: Work, frames: tuple[bytes, ...]) -> tuple[Model, GenerationRequest]:
         model = self._models.get(work.model)
         if model is None:
             served = ", ".join(name for name in self._models if name is not None)
             raise ModelNotFoundError(f"the worker does not serve {work.model}; it serves {served}")
         if not frames:
             raise InvalidRequestError("the body frame is missing")
-        if len(frames) > 1:
-            raise InvalidRequestError(f"the model {model.name} takes no input images, got {len(frames) - 1}")
-        return model.resolve(parse_request(frames[0]))
+        request = parse_request(frames[0])
+        check_frames(request, len(frames) - 1)
+        model.check(request)
+        return model, request
 
     def _resend(self, link: Link, held: Held) -> None:
         """The broker on this link is owed the answer from now on."""

@@ -31,6 +31,8 @@ def test_what_is_given_counts():
     assert made.negative_prompt == "n"
     assert made.seeds == (5, 6, 7)
     assert made.parameters() == {
+        "task": "text-to-image",
+        "output_format": "png",
         "seed": 5,
         "num_images": 3,
         "num_inference_steps": 9,

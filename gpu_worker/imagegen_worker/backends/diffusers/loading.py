@@ -12,6 +12,7 @@ import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_worker.backends import StartError
+from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model
 
@@ -21,9 +22,6 @@ DEFAULTS_FILE = "imagegen.json"
 _DEFAULT_STEPS = 50
 _DEFAULT_SIDE = 512
 _DEFAULT_KEYS = ("num_inference_steps", "guidance_scale", "width", "height", "max_side")
-
-Pipeline = Any
-"""A `diffusers.DiffusionPipeline`: the library's own annotations leave out most of what it can do."""
 
 
 def choose_device(wanted: str, gpu: int = 0) -> torch.device:
@@ -92,7 +90,7 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
         raise StartError(f"the model can't be tuned as asked: {type(error).__name__}: {error}") from error
 
 
-def describe(pipeline: Pipeline, name: str, folder: Path) -> Model:
+def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) -> Model:
     """Return what can be asked of a pipeline, with its defaults: the file's, else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
@@ -115,6 +113,8 @@ def describe(pipeline: Pipeline, name: str, folder: Path) -> Model:
         size_multiple=multiple,
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
+        schedulers=variants.schedulers,
+        tasks=variants.traits,
     )
 
 
