@@ -72,13 +72,24 @@ class Loaded:
         events = []
         with self.stepwise.session():
             hub = Hub(observe=events.append, timer=self.stepwise.timer)
-            tasks = [hub.start(functools.partial(self.stepwise.make, row, nobody_watches)) for row in rows]
+            tasks = [hub.start(functools.partial(self.stepwise.make, [row], nobody_watches)) for row in rows]
             while hub.step():
                 pass
         for task in tasks:
             if task.error is not None:
                 raise task.error
-        return [task.result for task in tasks], events
+        return [task.result[0] for task in tasks], events
+
+    def in_one_call(self, rows):
+        """The images of alike rows, made by one call among those that meet."""
+        with self.stepwise.session():
+            hub = Hub(timer=self.stepwise.timer)
+            task = hub.start(functools.partial(self.stepwise.make, rows, nobody_watches), images=len(rows))
+            while hub.step():
+                pass
+        if task.error is not None:
+            raise task.error
+        return task.result
 
     def by_stock(self, task="text-to-image", scheduler=None, seed=3, **arguments):
         """The image of the stock pipeline for a task."""
@@ -138,8 +149,8 @@ def load(tmp_path_factory):
             made[name] = Loaded(name, stock, static, stepwise, model)
         return made[name]
 
-    def trial(loaded, steps=None, stock=LoadedPipeline.trial):
-        row = stock(loaded, steps)
+    def trial(loaded, *arguments, stock=LoadedPipeline.trial, **options):
+        row = stock(loaded, *arguments, **options)
         extra = loaded.model.tasks[row.request.task].read_extra("", SHORT.get(loaded.model.name, {}))
         return replace(row, request=replace(row.request, extra=extra))
 
@@ -198,6 +209,8 @@ def test_alike_requests_with_images_of_their_own_share_a_call(load, name, task):
     rows = [Row(request, request.seeds[0]) for request in requests]
     images = loaded.static.generate(rows, nobody_watches)
     assert max(map(apart, images, alone)) <= MOST
+    assert loaded.stepwise.shares_calls(requests[0])
+    assert max(map(apart, loaded.in_one_call(rows), alone)) <= MOST
     assert images[0].tobytes() != images[1].tobytes()
 
 
