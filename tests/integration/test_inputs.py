@@ -16,8 +16,9 @@ from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
 from imagegen_worker.backends import Row, nobody_watches
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
+from imagegen_worker.backends.diffusers.channels import AsManyAsLatents
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
-from imagegen_worker.config import LoadOptions
+from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.continuous.hub import ForwardDone, Hub
 from imagegen_worker.core.model import Model
 from imagegen_worker.decoding import decode_inputs
@@ -123,6 +124,11 @@ def png(image):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def load_builtin():
+    config = WorkerConfig()
+    return LoadedPipeline(config.model_folder, config.model_name, LoadOptions(device="cpu", threads=1))
 
 
 def apart(one, other):
@@ -391,3 +397,26 @@ def test_images_that_are_hints_for_one_picture_are_never_mixed(load):
         made = loaded.static.generate([Row(request, seed) for seed in request.seeds], nobody_watches)
         assert apart(made[0], loaded.by_stock(image=image, **size)) <= MOST
         assert apart(made[1], loaded.by_stock(image=image, seed=4, **size)) <= MOST
+
+
+def test_a_kind_of_task_that_fails_when_it_is_tried_is_not_offered(monkeypatch, caplog):
+    monkeypatch.setattr("imagegen_worker.backends.diffusers.variants.has_odd_channels", lambda pipeline: False)
+    loaded = load_builtin()  # its 8 channels are refused by the pipeline itself
+    assert list(loaded.model.tasks) == ["text-to-image", "image-to-image"]
+    assert "the model can't be used for inpainting: ValueError: The unet" in caplog.text
+    with pytest.raises(InvalidRequestError, match="does text-to-image and image-to-image, not inpainting"):
+        loaded.model.check(make_request(prompt="p", seed=1, inputs=["image", "mask_image"]))
+
+
+def test_a_unet_that_is_called_otherwise_makes_the_same_image(load):
+    pipeline = AUTO["inpainting"].from_pipe(load("sd").stock)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for unet in (pipeline.unet, AsManyAsLatents(pipeline.unet)):
+        object.__setattr__(pipeline, "unet", unet)
+        generator = torch.Generator("cpu").manual_seed(1)
+        images.append(
+            pipeline("a cat", **STARTS["inpainting"], num_inference_steps=4, generator=generator).images[0]
+        )
+    assert images[0].tobytes() == images[1].tobytes()
+    assert load_builtin().model.tasks["inpainting"].strength == 1.0

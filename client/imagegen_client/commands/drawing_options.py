@@ -11,6 +11,8 @@ from imagegen_protocol.request import OutputFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
 
 def drawing_options(function: F) -> F:
     """Add `image`, `mask_image`, `strength`, `scheduler`, `output_format`, `quality` and `extra`."""
@@ -39,7 +41,7 @@ def drawing_options(function: F) -> F:
                 "--format",
                 "output_format",
                 type=click.Choice(get_args(OutputFormat)),
-                help="How the workers encode the picture.  [default: png]",
+                help="How the workers encode the picture.  [default: by the suffix of --out, else png]",
             ),
             click.option("--quality", type=click.IntRange(1, 100), help="Of jpeg and webp.  [default: 90]"),
             click.option(
@@ -54,6 +56,11 @@ def drawing_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def format_of(name: str | None) -> str | None:
+    """Return the format that a file's name asks for, if workers have it."""
+    return None if name is None else _FORMATS.get(Path(name).suffix.lower())
 
 
 def _read_extra(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:

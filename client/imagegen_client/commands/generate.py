@@ -8,7 +8,7 @@ from typing import Any, cast
 import click
 
 from imagegen_client.commands.drawing import Watcher, draw
-from imagegen_client.commands.drawing_options import drawing_options
+from imagegen_client.commands.drawing_options import drawing_options, format_of
 from imagegen_client.commands.errors import InputError
 from imagegen_client.commands.options import (
     Endpoints,
@@ -154,6 +154,7 @@ def command(
       imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
+    options["output_format"] = options["output_format"] or format_of(pattern or out)
     common = {**options, "num_inference_steps": steps, "timeout_seconds": timeout}
     orders = _read(prompts, files, common, seed)
     number_given = len(orders)

@@ -15,6 +15,7 @@ from imagegen_client import bench
 from imagegen_client.bench import Growth, Report, growth, percentile, run_burst
 from imagegen_client.cli import COMMANDS, main
 from imagegen_client.commands.completion import PROGRAMS
+from imagegen_client.commands.drawing_options import format_of
 from imagegen_client.commands.errors import HOW_TO_START, describe
 from imagegen_client.commands.models import served
 from imagegen_client.tables import models_table, stats_table
@@ -137,6 +138,22 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
     done = run("generate", "x", "--seed", "5")
     assert done.exit_code == 2
     assert done.stderr == "error: --out: the folder . can't be written\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        (None, None),
+        ("a.png", "png"),
+        ("b/a.JPG", "jpeg"),
+        ("{seed}.jpeg", "jpeg"),
+        ("a.webp", "webp"),
+        ("a.tiff", None),
+        ("a/", None),
+    ],
+)
+def test_the_format_follows_from_the_suffix(name, format_):
+    assert format_of(name) == format_
 
 
 # ---- errors ------------------------------------------------------------------------------------------------
