@@ -65,7 +65,7 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--lora", "../ink"], "loras: expected `str` matching"),
         (["generate", "x", "--image", "nowhere.png"], "File 'nowhere.png' does not exist"),
         (["generate", "x", "--image", __file__], "image: expected an image, got "),
-        (["generate", "x", "--mask", __file__], "expected an image with the mask_image"),
+        (["generate", "x", "--mask", __file__], "mask_image: expected an image, got "),
         (["generate", "x", "--strength", "0"], "0<x<=1"),
         (["generate", "x", "--strength", "nan"], "strength"),
         (["generate", "x", "--strength", "0.5"], "strength: expected only with an image"),
