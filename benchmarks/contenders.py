@@ -150,7 +150,7 @@ class OneByOne:
                 RawResult(
                     number=job.number,
                     images=tuple(images),
-                    seeds=job.request.seeds,
+                    request=job.request,
                     batch_size=1,
                     queue_seconds=begun - job.arrived,
                     generation_seconds=seconds,

@@ -227,8 +227,8 @@ def sd3() -> Family:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=SIDE // 8,
         patch_size=1,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,  # fewer are refused by the pipeline that inpaints
+        out_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -237,7 +237,7 @@ def sd3() -> Family:
         pooled_projection_dim=64,
     ).eval()
     pipeline = diffusers.StableDiffusion3Pipeline(
-        vae=autoencoder(scaling_factor=1.5, shift_factor=0.06),
+        vae=autoencoder(latent_channels=16, scaling_factor=1.5, shift_factor=0.06),
         text_encoder=clip_text(projection=True),
         text_encoder_2=clip_text(projection=True),
         text_encoder_3=t5_text(),

@@ -12,7 +12,7 @@ from typing import Any, Self, Unpack, cast
 
 from imagegen_client.job import Job
 from imagegen_client.progress import Progress
-from imagegen_client.requests import RequestOptions
+from imagegen_client.requests import RequestOptions, has_images, with_frames
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import DEFAULT_BROKER, DEFAULT_WINDOW, Client
 from imagegen_protocol import ImagegenError
@@ -162,7 +162,10 @@ class AsyncClient:
     def submit(
         self, prompt: str, *, progress: bool = False, preview: bool = False, **options: Unpack[RequestOptions]
     ) -> AsyncJob:
-        """As `Client.submit`: send a request off and return at once. Needs a running loop."""
+        """As `Client.submit`: send a request off and return at once. Needs a running loop.
+
+        Images are read and encoded here; `generate` and `map` do it on a thread beside the loop.
+        """
         # Before anything is sent: a request whose job can't be handed out would be nobody's.
         asyncio.get_running_loop()
         return AsyncJob(self._client.submit(prompt, progress=progress, preview=preview, **options))
@@ -181,6 +184,8 @@ class AsyncClient:
         waiting (an exception of `on_progress`, a cancelled task) cancels the request. Raises `ImagegenError`s.
         """
         follow = on_progress is not None
+        if has_images(options):
+            options = await asyncio.to_thread(with_frames, options)
         job = self.submit(prompt, progress=follow, preview=follow and preview, **options)
         try:
             if on_progress is not None:
@@ -211,9 +216,13 @@ class AsyncClient:
         self, prompts: Iterator[str | Mapping[str, Any]], window: int, common: RequestOptions
     ) -> AsyncGenerator[GenerationResult, None]:
         jobs: deque[AsyncJob] = deque()
+        if has_images(common):
+            common = await asyncio.to_thread(with_frames, common)
         try:
             for item in prompts:
-                own = {"prompt": item} if isinstance(item, str) else item
+                own: Mapping[str, Any] = {"prompt": item} if isinstance(item, str) else item
+                if has_images(own):
+                    own = await asyncio.to_thread(with_frames, cast(Any, own))
                 jobs.append(self.submit(**cast(Any, {**common, **own})))
                 if len(jobs) >= window:
                     yield await jobs[0].result()

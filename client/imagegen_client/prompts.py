@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from imagegen_client.requests import RequestOptions, build
+from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.limits import ID_BYTES, MAX_SEED
 
@@ -77,6 +77,7 @@ def number(given: Iterable[Given], common: RequestOptions, first_seed: int) -> l
     """
     orders: list[Order] = []
     seed = first_seed
+    common = with_frames(common)
     for index, one in enumerate(given):
         own = {name: value for name, value in one.options.items() if value is not None}
         options = cast(RequestOptions, {**common, "seed": seed, **own})

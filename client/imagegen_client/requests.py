@@ -1,10 +1,11 @@
-"""Keyword arguments to a checked request."""
+"""Keyword arguments to a checked request and its frames."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import msgspec
 
+from imagegen_client.pictures import ImageSource, read_picture
 from imagegen_protocol import InvalidRequestError, encode_request
 from imagegen_protocol.explain import explain
 from imagegen_protocol.frames import encode
@@ -27,6 +28,19 @@ class RequestOptions(TypedDict, total=False):
     num_images: int
     loras: Sequence[Mapping[str, str | float]] | None
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; without a scale it is 1."""
+    image: ImageSource | None
+    """What to start from: a PIL image, a path, or the bytes of a file. Its size is what is made, unless said."""
+    mask_image: ImageSource | None
+    """Of the image's size: white is made anew, black stays."""
+    strength: float | None
+    """How far to go from the image: more than 0, and at 1 nothing of it is kept."""
+    scheduler: str | None
+    """The name of a diffusers class, such as `EulerDiscreteScheduler`; the error for a wrong one lists others."""
+    output_format: Literal["png", "jpeg", "webp"] | None
+    quality: int | None
+    """1 … 100, of JPEG and WebP."""
+    extra: Mapping[str, Any] | None
+    """Further parameters of the model's pipeline, by name; the error for a wrong one lists those it takes."""
     model: str | None
     """None: the broker's default model."""
     priority: int
@@ -36,6 +50,22 @@ class RequestOptions(TypedDict, total=False):
 
 
 _HEADER_OPTIONS = ("model", "priority", "timeout_seconds")
+_INPUTS = ("image", "mask_image")
+
+
+def with_frames(options: RequestOptions) -> RequestOptions:
+    """Return options whose images are encoded, so that many requests can share them. Raises as `build` does."""
+    read: dict[str, Any] = {name: read_picture(name, source) for name, source in _images(options)}
+    return cast(RequestOptions, {**options, **read})
+
+
+def has_images(options: Mapping[str, Any]) -> bool:
+    """Say whether there is something to read or to encode, which takes a moment."""
+    return bool(_images(options))
+
+
+def _images(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, options[name]) for name in _INPUTS if options.get(name) is not None]
 
 
 def build(
@@ -46,14 +76,21 @@ def build(
     seed: int,
     progress: bool = False,
     preview: bool = False,
-) -> tuple[Submit, int, bytes]:
-    """Return header, seed and body frame of a request; `seed` is taken where the options have none.
+) -> tuple[Submit, int, tuple[bytes, ...]]:
+    """Return header, seed and frames of a request: body and images. `seed` is taken where the options have none.
 
     Raises `InvalidRequestError` naming the field, its value and the range.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
-    request = make_request(**{"prompt": prompt, "seed": seed, **given})
+    sources = {name: given.pop(name) for name in _INPUTS if name in given}
+    # Checked before the images are read, which takes longer.
+    inputs = {"inputs": list(sources)} if sources else {}
+    if "inputs" in given:
+        raise InvalidRequestError("inputs: expected image and mask_image themselves, got their names")
+    if isinstance(given.get("extra"), Mapping):
+        given["extra"] = dict(given["extra"])
+    request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
     header |= {"progress": progress, "preview": preview}
     try:
         submit = msgspec.convert({"type": "submit", "request_id": request_id, **header}, Submit)
@@ -62,9 +99,10 @@ def build(
     try:
         # Here, where somebody hears of it: the header is encoded again on the I/O thread.
         encode(submit)
-        return submit, request.seed, encode_request(request)
+        body = encode_request(request)
     except UnicodeEncodeError as error:
         texts = {"prompt": prompt, **given, **header}
         name = next((name for name, value in texts.items() if value == error.object), "loras")
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
+    return submit, request.seed, (body, *(read_picture(name, source) for name, source in sources.items()))

@@ -71,6 +71,11 @@ class GenerationResult:
         return [info.format for info in self._header.images]
 
     @property
+    def format(self) -> str:
+        """The encoding of the images: `png`, `jpeg` or `webp`."""
+        return self.formats[0]
+
+    @property
     def seeds(self) -> list[int]:
         """The seed of each image."""
         return [info.seed for info in self._header.images]

@@ -16,7 +16,7 @@ from imagegen_client.endpoints import check_endpoint
 from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
 from imagegen_client.progress import Progress
-from imagegen_client.requests import RequestOptions, build
+from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
@@ -79,9 +79,9 @@ class Client:
         """
         key = secrets.token_bytes(ID_BYTES)
         signs = {"progress": progress, "preview": preview}
-        submit, seed, body = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
+        submit, seed, frames = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
-        self._transport.ask(SubmitAsked(submit, (body,)), job)
+        self._transport.ask(SubmitAsked(submit, frames), job)
         return job
 
     def generate(
@@ -123,7 +123,7 @@ class Client:
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
-        return self._map(iter(prompts), window, common)
+        return self._map(iter(prompts), window, with_frames(common))
 
     def _map(
         self, prompts: Iterator[str | Mapping[str, Any]], window: int, common: RequestOptions

@@ -25,6 +25,7 @@ from imagegen_worker.connection import Connection
 from imagegen_worker.core.events import (
     Action,
     Cancel,
+    Decode,
     DrainRequested,
     Event,
     Exit,
@@ -223,7 +224,12 @@ class Daemon:
             match action:
                 case Send():
                     self._send(action)
-                case Job() | Load() | Cancel():
+                case Decode():
+                    self._encoder.decode(action)
+                case Cancel():
+                    self._encoder.forget(action.number)
+                    self._mailbox.put(action)
+                case Job() | Load():
                     self._mailbox.put(action)
                 case Note():
                     fields = dict(action.fields)

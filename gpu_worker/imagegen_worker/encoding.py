@@ -1,45 +1,48 @@
-"""Images to bytes, on a few threads beside the device's, so that the device never waits for zlib."""
+"""Images to bytes and back, on a few threads beside the device's, so that the device never waits for zlib."""
 
-import io
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image
-from PIL import PngImagePlugin as PngImagePlugin  # so that the first image need not look for its encoder
 
-from imagegen_protocol.errors import GenerationFailedError
+from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError
 from imagegen_protocol.limits import MAX_PREVIEW_SIDE_PIXELS
 from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.backends import Sketch
-from imagegen_worker.core.events import Failed, Finished, Previewed
+from imagegen_worker.core.events import Decode, Decoded, Failed, Finished, Previewed
+from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.decoding import decode_inputs
+from imagegen_worker.files import encode_image, encode_png
 from imagegen_worker.mailbox import Mailbox
-
-PNG_COMPRESS_LEVEL = 4
-"""6, Pillow's default, takes twice as long for files a tenth smaller."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawResult:
-    """The images of a job as they left the device, one for each seed; seconds of wall time."""
+    """The images of a job as they left the device, one for each seed of its request; seconds of wall time."""
 
     number: int
     images: tuple[Image.Image, ...]
-    seeds: tuple[int, ...]
+    request: ResolvedRequest
     batch_size: int
     queue_seconds: float
     generation_seconds: float
 
 
 class EncodePool:
-    """Encodes results and posts each as `Finished`, or as `Failed` if it can't be encoded."""
+    """Encodes results and posts each as `Finished`, or as `Failed` if it can't be encoded.
+
+    Decodes the images of requests and posts each as `Decoded`, or as `Failed` if they are not what they should be.
+    `decode` and `forget` belong to one thread.
+    """
 
     def __init__(self, mailbox: Mailbox, threads: int = 2) -> None:
         self._mailbox = mailbox
         self._sketched: set[int] = set()
+        self._decoding: dict[int, Future[None]] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     def submit(self, raw: RawResult) -> None:
@@ -52,6 +55,16 @@ class EncodePool:
             return
         self._sketched.add(number)
         self._threads.submit(self._draw, number, sketch)
+
+    def decode(self, wanted: Decode) -> None:
+        """Take the images of a request; return at once."""
+        self._decoding = {number: future for number, future in self._decoding.items() if not future.done()}
+        self._decoding[wanted.number] = self._threads.submit(self._read, wanted)
+
+    def forget(self, number: int) -> None:
+        """Nobody wants this job any more: don't begin with its images."""
+        if (future := self._decoding.pop(number, None)) is not None:
+            future.cancel()
 
     def close(self) -> None:
         """Wait for what is being encoded; what has not begun is dropped."""
@@ -67,17 +80,31 @@ class EncodePool:
         finally:
             self._sketched.discard(number)
 
+    def _read(self, wanted: Decode) -> None:
+        try:
+            request = decode_inputs(wanted.request, wanted.model, wanted.frames)
+        except InvalidRequestError as error:
+            self._mailbox.post(Failed(wanted.number, error.code, error.message))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must get an answer
+            message = f"the images could not be decoded: {type(error).__name__}: {error}"
+            self._mailbox.post(Failed(wanted.number, GenerationFailedError.code, message))
+        else:
+            self._mailbox.post(Decoded(wanted.number, request))
+
     def _work(self, raw: RawResult) -> None:
         begun = time.monotonic()
+        request = raw.request
         try:
-            encoded = tuple(encode_png(image) for image in raw.images)
+            encoded = tuple(
+                encode_image(image, request, seed) for image, seed in zip(raw.images, request.seeds, strict=True)
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must get an answer
             message = f"the image could not be encoded: {type(error).__name__}: {error}"
             self._mailbox.post(Failed(raw.number, GenerationFailedError.code, message))
             return
         infos = tuple(
-            ImageInfo(format="png", width=image.width, height=image.height, seed=seed)
-            for image, seed in zip(raw.images, raw.seeds, strict=True)
+            ImageInfo(format=request.output_format, width=image.width, height=image.height, seed=seed)
+            for image, seed in zip(raw.images, request.seeds, strict=True)
         )
         self._mailbox.post(
             Finished(
@@ -90,10 +117,3 @@ class EncodePool:
                 encode_seconds=time.monotonic() - begun,
             )
         )
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Return an image as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=PNG_COMPRESS_LEVEL)
-    return buffer.getvalue()

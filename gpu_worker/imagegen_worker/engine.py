@@ -243,7 +243,7 @@ class StaticEngine:
             RawResult(
                 number=member.job.number,
                 images=tuple(member.images[index] for index in range(len(seeds))),
-                seeds=seeds,
+                request=member.job.request,
                 batch_size=member.batch_size,
                 queue_seconds=max(self._begun - member.job.arrived, 0.0),
                 generation_seconds=self._clock() - self._begun,

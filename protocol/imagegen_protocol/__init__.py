@@ -30,7 +30,7 @@ from imagegen_protocol.frames import (
     encode,
 )
 from imagegen_protocol.limits import VERSION
-from imagegen_protocol.request import GenerationRequest, encode_request, parse_request
+from imagegen_protocol.request import GenerationRequest, check_frames, encode_request, parse_request
 
 __all__ = [
     "VERSION",
@@ -51,6 +51,7 @@ __all__ = [
     "UnauthorizedError",
     "UnsupportedVersionError",
     "WorkerNameTakenError",
+    "check_frames",
     "decode_broker_to_client",
     "decode_broker_to_worker",
     "decode_from_client",

@@ -31,6 +31,12 @@ MAX_IMAGES_PER_REQUEST = 16
 MAX_GUIDANCE_SCALE = 100.0
 MAX_LORAS = 8
 MAX_LORA_SCALE = 10.0
+MAX_EXTRA = 32
+"""Entries of `extra`."""
+MAX_EXTRA_ITEMS = 1000
+"""Items of one list or map in `extra`: as many as there may be steps."""
+MAX_EXTRA_BYTES = 16 * 1024
+"""`extra` as msgpack: RESULT tells it again, in a header."""
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0
 
 DEFAULT_HEARTBEAT_INTERVAL_SECONDS = 1.0

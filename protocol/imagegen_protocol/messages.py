@@ -4,7 +4,7 @@ A header is a msgpack map with the keys `type` (the struct's tag), `v` (the prot
 fields. Unknown keys are ignored, so that fields can be added; unknown types and wrong values are errors.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -27,8 +27,8 @@ Count = Annotated[int, Meta(ge=0)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 
-Parameter = str | int | float | bool | None | list[dict[str, str | float]]
-"""What RESULT tells of one parameter; a list has one map for each LoRA."""
+Parameter = str | int | float | bool | None | list[dict[str, str | float]] | dict[str, Any]
+"""What RESULT tells of one parameter; a list has one map for each LoRA, a map is `extra`."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

@@ -42,8 +42,9 @@ class WorkerMachine(RuleBasedStateMachine):
         body=st.sampled_from([{}, {}, {}, {"width": 9}]),
         model=st.sampled_from([None, None, "m", "other"]),
         alone=st.sampled_from([False, False, True]),
+        images=st.sampled_from([(), (), (b"image",)]),
     )
-    def work(self, number, link, timeout, attempt, progress, body, model, alone):
+    def work(self, number, link, timeout, attempt, progress, body, model, alone, images):
         known = self.bench.core.held.get(rid(number)) is not None
         before = len(self.bench.all_jobs)
         fields = {
@@ -53,7 +54,8 @@ class WorkerMachine(RuleBasedStateMachine):
             "model": model,
             "alone": alone,
         }
-        self.bench.work(number, link=link, body=body, **fields)
+        body = {**body, "inputs": ["image"]} if images else body
+        self.bench.work(number, *images, link=link, body=body, **fields)
         assert len(self.bench.all_jobs) <= before + 1
         assert not known or len(self.bench.all_jobs) == before, "what is held is not made again"
 
@@ -86,6 +88,11 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(link=links)
     def malformed(self, link):
         self.bench.event(ev.Malformed(link, ProtocolError("bad")))
+
+    @precondition(alive)
+    @rule(job=jobs)
+    def decoded(self, job):
+        self.bench.decoded_job(job)
 
     @precondition(alive)
     @rule(start=jobs, count=st.integers(1, 4))
@@ -151,6 +158,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if bench.status is None:
             # However it stands, a drain ends once the engine has made what it has.
             bench.event(ev.DrainRequested("SIGTERM"))
+            assert not bench.decoding, "what has not begun is given back"
             for job in list(bench.jobs):
                 bench.finish_job(job)
             bench.event(ev.Idle())

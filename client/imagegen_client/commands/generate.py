@@ -8,6 +8,7 @@ from typing import Any, cast
 import click
 
 from imagegen_client.commands.drawing import Watcher, draw
+from imagegen_client.commands.drawing_options import drawing_options, format_of
 from imagegen_client.commands.errors import InputError
 from imagegen_client.commands.options import (
     Endpoints,
@@ -97,6 +98,7 @@ def _read_loras(
     callback=_read_loras,
     help="A LoRA that the workers have, and how much of it (1 unless given); may be given several times.",
 )
+@drawing_options
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -147,10 +149,12 @@ def command(
     Examples:
       imagegen generate "a red circle on a blue background"
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
+      imagegen generate "a red circle" --image sketch.png --strength 0.6 --format webp --quality 80
       imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
       imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
+    options["output_format"] = options["output_format"] or format_of(pattern or out)
     common = {**options, "num_inference_steps": steps, "timeout_seconds": timeout}
     orders = _read(prompts, files, common, seed)
     number_given = len(orders)

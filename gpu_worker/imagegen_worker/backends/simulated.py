@@ -24,12 +24,25 @@ from PIL import Image, ImageDraw, ImageFont
 from imagegen_worker.backends import DeviceMemoryError, OnStep, Row, Sketch
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model
+from imagegen_worker.core.traits import TaskTraits
 
 CRASH_STATUS = 70
 """The exit status of a scripted crash."""
 MODEL_BYTES = 2**30
 """What each model takes of `--model-memory`."""
-MODEL = Model(name="simulated", num_inference_steps=20, guidance_scale=7.5, width=256, height=256, max_side=4096)
+MODEL = Model(
+    name="simulated",
+    num_inference_steps=20,
+    guidance_scale=7.5,
+    width=256,
+    height=256,
+    max_side=4096,
+    tasks={
+        "text-to-image": TaskTraits(),
+        "image-to-image": TaskTraits(strength=0.8),
+        "inpainting": TaskTraits(strength=1.0),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +177,7 @@ def _strikes(word: str | None, after: int | None, prompts: list[str], good_calls
 
 
 def draw(row: Row, worker: str) -> Image.Image:
-    """Return an image that shows prompt, seed and worker; nothing but (prompt, seed, size, worker) decides it.
+    """Return an image that shows prompt, seed and worker; nothing but these, the size and the task decides it.
 
     The worker's name stands in the last line and nowhere else.
     """
@@ -182,7 +195,8 @@ def draw(row: Row, worker: str) -> Image.Image:
     font = ImageFont.load_default(size)
     letters = max(4, 2 * request.width // size - 2)
     room = max(1, (request.height - 3 * size) // (size + 4))
-    lines = [*textwrap.wrap(request.prompt[: letters * room], letters)[:room], f"seed {row.seed}"]
+    task = [] if request.image is None else [request.task]
+    lines = [*textwrap.wrap(request.prompt[: letters * room], letters)[:room], *task, f"seed {row.seed}"]
     canvas.multiline_text((size // 2, size // 2), "\n".join(lines), fill="white", font=font)
     canvas.text((size // 2, request.height - size - size // 2), worker, fill="white", font=font)
     return image

@@ -307,7 +307,7 @@ class ContinuousEngine:
             RawResult(
                 number=member.job.number,
                 images=tuple(member.images[index] for index in range(len(request.seeds))),
-                seeds=request.seeds,
+                request=request,
                 batch_size=member.batch_size,
                 queue_seconds=max(member.begun - member.job.arrived, 0.0),
                 generation_seconds=self._clock() - member.begun,

@@ -1,6 +1,6 @@
 """Requests as they are read, and answers as they are told."""
 
-from imagegen_protocol import GenerationRequest, InvalidRequestError, parse_request
+from imagegen_protocol import GenerationRequest, InvalidRequestError, check_frames, parse_request
 from imagegen_protocol.messages import Result
 from imagegen_worker.core.events import Finished
 from imagegen_worker.core.held import Held
@@ -9,13 +9,13 @@ MAX_ERROR_MESSAGE_LENGTH = 2000
 """Longer ones are cut, so that an ERROR fits its header frame."""
 
 
-def read_request(model: str, frames: tuple[bytes, ...]) -> GenerationRequest:
+def read_request(frames: tuple[bytes, ...]) -> GenerationRequest:
     """Return the request that a message carries behind its header. Raises `InvalidRequestError`."""
     if not frames:
         raise InvalidRequestError("the body frame is missing")
-    if len(frames) > 1:
-        raise InvalidRequestError(f"the model {model} takes no input images, got {len(frames) - 1}")
-    return parse_request(frames[0])
+    request = parse_request(frames[0])
+    check_frames(request, len(frames) - 1)
+    return request
 
 
 def result(held: Held, event: Finished, worker: str) -> Result:

@@ -23,7 +23,7 @@ class BatchFormer:
         return sum(len(group) for group in self._groups.values())
 
     def add(self, job: Job) -> None:
-        """Let a job wait for company. Jobs must be added in the order of their arrival."""
+        """Let a job wait for company. Jobs come about in the order of arrival: images take time."""
         self._groups.setdefault(job.request.batch_key, deque()).append(job)
 
     def remove(self, number: int) -> bool:

@@ -7,7 +7,7 @@ event about the first must not be taken for one about the second.
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagegen_protocol import ProtocolError
+from imagegen_protocol import GenerationRequest, ProtocolError
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
 from imagegen_worker.core.model import Model, ResolvedRequest
 
@@ -164,8 +164,17 @@ class Idle:
     """The device has ended a batch; nothing runs on it until the next `Started`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The images of a job are ready, and nothing of it is left open any more."""
+
+    number: int
+    request: ResolvedRequest
+
+
 ModelEvent = Warm | Loading | Loaded | LoadFailed
-EngineEvent = ModelEvent | Started | Stepped | Previewed | Finished | Failed | CallDone | CallFailed | Idle
+JobEvent = Decoded | Started | Stepped | Previewed | Finished | Failed
+EngineEvent = ModelEvent | JobEvent | CallDone | CallFailed | Idle
 Event = Received | Malformed | DrainRequested | EngineEvent
 
 # ---- commands to the engine --------------------------------------------------------------------------------
@@ -209,6 +218,16 @@ Command = Job | Load | Cancel | Stop
 
 
 @dataclass(frozen=True, slots=True)
+class Decode:
+    """Make the images of a job ready: one frame for each of the request's `inputs`; answered by `Decoded`."""
+
+    number: int
+    request: GenerationRequest
+    model: Model
+    frames: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send a message to the broker on this link; losing it is allowed."""
 
@@ -233,4 +252,4 @@ class Note:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Action = Send | Job | Load | Cancel | Exit | Note
+Action = Send | Decode | Job | Load | Cancel | Exit | Note

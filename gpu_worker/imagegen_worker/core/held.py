@@ -26,7 +26,10 @@ class Held:
     model: str = ""
     unread: tuple[Work, tuple[bytes, ...]] | None = None
     """What came, while its model is not known: only then can it be read."""
+    alone: bool = False
+    """It is to run alone, once its images are decoded."""
     request: ResolvedRequest | None = None
+    """None until its images are decoded."""
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()
     answered_at: float = 0.0

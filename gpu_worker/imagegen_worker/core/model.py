@@ -1,18 +1,40 @@
 """What a model takes, and what is made in the end once its defaults are filled in."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.messages import Parameter
+from imagegen_protocol.request import DEFAULT_OUTPUT_FORMAT, OutputFormat
+from imagegen_worker.core.traits import TaskTraits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Task = Literal["text-to-image", "image-to-image", "inpainting"]
+DEFAULT_QUALITY = 90
+"""Of JPEG and WebP: what is lost can't be seen, and the file is a fifth of the PNG."""
+
+
+def task_of(request: GenerationRequest) -> Task:
+    """Return the kind of task that a request is."""
+    inputs = request.inputs or []
+    if "mask_image" in inputs:
+        return "inpainting"
+    return "image-to-image" if "image" in inputs else "text-to-image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRequest:
     """A request with nothing left open. One image for each seed; sizes in pixels.
 
-    `guidance_scale` is None for a model that has none, `negative_prompt` is None if none was given.
+    `guidance_scale`, `strength` and `scheduler` are None for a model that has none, `negative_prompt` is None if
+    none was given, `quality` is None for a format that has none. `image` (RGB) and `mask_image` (L) have the size
+    of what is made.
     """
 
     model: str
@@ -25,12 +47,21 @@ class ResolvedRequest:
     height: int
     loras: tuple[tuple[str, float], ...] = ()
     """Name and scale of each, in the order of the names."""
+    task: Task = "text-to-image"
+    image: "Image | None" = field(default=None, repr=False)
+    mask_image: "Image | None" = field(default=None, repr=False)
+    strength: float | None = None
+    scheduler: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    output_format: OutputFormat = DEFAULT_OUTPUT_FORMAT
+    quality: int | None = None
 
     @property
     def batch_key(self) -> Hashable:
         """Requests with equal keys can share one pipeline call."""
         return (
             self.model,
+            self.task,
             self.width,
             self.height,
             self.num_inference_steps,
@@ -38,25 +69,50 @@ class ResolvedRequest:
             # A pipeline may treat "no negative prompt" otherwise than an empty one (SDXL does).
             self.negative_prompt is None,
             self.loras,
+            self.strength,
+            self.scheduler,
+            # As text: 1, 1.0 and true are equal in Python, and not to a pipeline.
+            json.dumps(self.extra, sort_keys=True),
+            # Where there is no strength, several images are several hints for one picture: none is shared.
+            None if self.image is None or self.strength is not None else id(self.image),
         )
 
     def parameters(self) -> dict[str, Parameter]:
         """Return what a RESULT tells; without the prompts, which could outgrow a header frame."""
-        told: dict[str, Parameter] = {"loras": [{"name": name, "scale": scale} for name, scale in self.loras]}
+        loras: list[dict[str, str | float]] = [{"name": name, "scale": scale} for name, scale in self.loras]
+        optional: dict[str, Parameter] = {
+            "loras": loras or None,
+            "strength": self.strength,
+            "scheduler": self.scheduler,
+            "extra": dict(self.extra) or None,
+            "quality": self.quality,
+        }
         return {
-            **(told if self.loras else {}),
+            "task": self.task,
             "seed": self.seeds[0],
             "num_images": len(self.seeds),
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "width": self.width,
             "height": self.height,
+            "output_format": self.output_format,
+            **{name: value for name, value in optional.items() if value is not None},
         }
+
+    def parameters_of(self, seed: int) -> dict[str, Parameter]:
+        """Return what is written into the image of one seed."""
+        prompts: dict[str, Parameter] = {"prompt": self.prompt}
+        if self.negative_prompt is not None:
+            prompts["negative_prompt"] = self.negative_prompt
+        return {"model": self.model, **prompts, **self.parameters(), "seed": seed, "num_images": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model's name, defaults and limits. Sizes in pixels; `guidance_scale` None: the model has none."""
+    """A model's name, defaults and limits. Sizes in pixels; `guidance_scale` None: the model has none.
+
+    `schedulers` are the classes that it can run with, the first of which it does run with; none: it has no such.
+    """
 
     name: str
     num_inference_steps: int
@@ -67,17 +123,47 @@ class Model:
     max_side: int = MAX_SIDE_PIXELS
     takes_negative_prompt: bool = True
     takes_loras: bool = False
+    schedulers: tuple[str, ...] = ()
+    tasks: Mapping[Task, TaskTraits] = field(default_factory=lambda: {"text-to-image": TaskTraits()})
 
-    def resolve(self, request: GenerationRequest) -> ResolvedRequest:
-        """Fill in the defaults. Raises `InvalidRequestError` for what this model can't make."""
-        width = self._check_side("width", request.width, self.width)
-        height = self._check_side("height", request.height, self.height)
+    def check(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequestError` for what this model can't make, as far as that shows without the images."""
+        task = task_of(request)
+        if task not in self.tasks:
+            given = f"the inputs {', '.join(request.inputs)}" if request.inputs else "no image"
+            raise InvalidRequestError(
+                f"inputs: the model {self.name} does {' and '.join(self.tasks)}, not {task}: got {given}"
+            )
         if request.negative_prompt and not self.takes_negative_prompt:
             raise InvalidRequestError(f"negative_prompt: the model {self.name} takes none")
         if request.guidance_scale is not None and self.guidance_scale is None:
             raise InvalidRequestError(f"guidance_scale: the model {self.name} takes none")
         if request.loras and not self.takes_loras:
             raise InvalidRequestError(f"loras: the worker has none for the model {self.name}")
+        if request.scheduler is not None and request.scheduler not in self.schedulers:
+            able = ", ".join(self.schedulers) or "none but its own way"
+            raise InvalidRequestError(
+                f"scheduler: the model {self.name} can't run with {request.scheduler!r}; it can with: {able}"
+            )
+        self._check_strength(request, self.tasks[task].strength)
+        self.tasks[task].read_extra(self.name, request.extra or {})
+        for name, side in (("width", request.width), ("height", request.height)):
+            if side is not None:
+                self._check_side(name, side)
+
+    def resolve(self, request: GenerationRequest, image_size: tuple[int, int] | None = None) -> ResolvedRequest:
+        """Fill in the defaults. Raises `InvalidRequestError` for what this model can't make.
+
+        `image_size`: width and height of the request's image, in pixels. The images themselves are left out.
+        """
+        self.check(request)
+        task = task_of(request)
+        width, height = request.width or self.width, request.height or self.height
+        if image_size is not None:
+            width = request.width or self._side_of_image("width", image_size[0])
+            height = request.height or self._side_of_image("height", image_size[1])
+        strength = self.tasks[task].strength
+        format_ = request.output_format or DEFAULT_OUTPUT_FORMAT
         return ResolvedRequest(
             model=self.name,
             prompt=request.prompt,
@@ -88,21 +174,44 @@ class Model:
             width=width,
             height=height,
             loras=tuple(sorted((lora.name, lora.scale) for lora in request.loras or ())),
+            task=task,
+            strength=strength if request.strength is None else request.strength,
+            scheduler=request.scheduler or next(iter(self.schedulers), None),
+            extra=self.tasks[task].read_extra(self.name, request.extra or {}),
+            output_format=format_,
+            quality=None if format_ == "png" else request.quality or DEFAULT_QUALITY,
         )
 
-    def _check_side(self, field: str, asked: int | None, default: int) -> int:
-        if asked is None:
-            return default
+    def _check_strength(self, request: GenerationRequest, default: float | None) -> None:
+        if request.strength is not None and default is None:
+            raise InvalidRequestError(f"strength: the model {self.name} takes none")
+        strength = request.strength or default
+        steps = request.num_inference_steps or self.num_inference_steps
+        if strength is not None and int(steps * strength) < 1:
+            raise InvalidRequestError(
+                f"strength: {strength:g} of {steps} steps leaves none to make; at least"
+                f" {math.ceil(10_000 / steps) / 10_000:g} is needed, or {math.ceil(1 / strength)} steps"
+            )
+
+    def _side_of_image(self, name: str, own: int) -> int:
+        """Return the side that is made from an image's own: whole multiples, at least one."""
+        if own - own % self.size_multiple > self.max_side:
+            raise InvalidRequestError(
+                f"{name}: the model {self.name} makes at most {self.max_side} pixels, got {own}, the image's own:"
+                f" say which width and height are wanted"
+            )
+        return max(own - own % self.size_multiple, self.size_multiple)
+
+    def _check_side(self, name: str, asked: int) -> None:
         if asked > self.max_side:
             raise InvalidRequestError(
-                f"{field}: the model {self.name} makes at most {self.max_side} pixels, got {asked}"
+                f"{name}: the model {self.name} makes at most {self.max_side} pixels, got {asked}"
             )
         over = asked % self.size_multiple
         if over:
             around = [asked - over, asked - over + self.size_multiple]
             right = " or ".join(str(side) for side in around if 8 <= side <= self.max_side)
             raise InvalidRequestError(
-                f"{field}: the model {self.name} makes multiples of {self.size_multiple} pixels,"
+                f"{name}: the model {self.name} makes multiples of {self.size_multiple} pixels,"
                 f" got {asked}; {right} would be right"
             )
-        return asked

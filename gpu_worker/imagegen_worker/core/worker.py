@@ -40,6 +40,7 @@ from imagegen_worker.core.gate import Gate
 from imagegen_worker.core.held import Held, Holding
 from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
 from imagegen_worker.core.link import Link
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.core.policy import Policy
 from imagegen_worker.core.steps import StepWatch
 from imagegen_worker.core.totals import Totals
@@ -114,6 +115,10 @@ class WorkerCore:
                 self._loaded(event, now)
             case ev.LoadFailed():
                 self._load_failed(event, now)
+            case ev.Decoded():
+                held = self.held.by_number(event.number)
+                if held is not None and held.request is None:
+                    self._give_to_engine(held, event.request)
             case ev.Started():
                 self._started(event, now)
             case ev.Stepped():
@@ -247,6 +252,7 @@ class WorkerCore:
             attempt=work.attempt,
             progress=work.progress or work.preview,
             preview=work.preview,
+            alone=work.alone,
             arrived=now,
             deadline=deadline,
         )
@@ -259,20 +265,26 @@ class WorkerCore:
         self._begin(held, work, frames, now)
 
     def _begin(self, held: Held, work: Work, frames: tuple[bytes, ...], now: float) -> None:
-        """Give a request to the engine, or first have the model loaded without which it can't be read."""
+        """Give a request to decoders or engine, or first ask for the model without which it can't be read."""
         try:
-            request = read_request(held.model, frames)
+            request = read_request(frames)
             model = self._catalogue.get(held.model)
             if model is None:
                 held.unread = (work, frames)
                 self._actions.append(ev.Load(held.model))
                 return
             held.unread = None
-            held.request = model.resolve(request)
+            model.check(request)
+            if request.inputs:
+                self._actions.append(ev.Decode(held.number, request, model, frames[1:]))
+            else:
+                self._give_to_engine(held, model.resolve(request))
         except InvalidRequestError as error:
             self._fail(held, error.code, error.message, now)
-        else:
-            self._gate.add(ev.Job(held.number, held.request, held.arrived, held.preview), alone=work.alone)
+
+    def _give_to_engine(self, held: Held, request: ResolvedRequest) -> None:
+        held.request = request
+        self._gate.add(ev.Job(held.number, request, held.arrived, held.preview), alone=held.alone)
 
     def _resend(self, link: Link, held: Held) -> None:
         """The broker on this link is owed the answer from now on."""

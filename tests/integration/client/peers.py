@@ -28,6 +28,8 @@ class RawWorker:
         self.name = name
         self.let_go = threading.Event()
         self.begun = []
+        self.images = []
+        """The frames behind each body."""
         self.most_held = 0
         self._capacity = capacity
         self._running = {}
@@ -97,7 +99,7 @@ class RawWorker:
                     self._ready()
                 self._heartbeat()
             case "work":
-                self._begin(message, msgpack.unpackb(frames[0]))
+                self._begin(message, msgpack.unpackb(frames[0]), frames[1:])
             case "release":
                 for request_id in message["request_ids"]:
                     self._running.pop(request_id, None)
@@ -110,11 +112,12 @@ class RawWorker:
     def _heartbeat(self):
         self._send({"type": "heartbeat", "session": self._session, "beat": self._beat, **self._holding()})
 
-    def _begin(self, work, body):
+    def _begin(self, work, body, images):
         request_id = work["request_id"]
         if request_id in self._running or request_id in self._answers:
             return
         self.begun.append(body["prompt"])
+        self.images.append(images)
         self._running[request_id] = (work, body)
         self.most_held = max(self.most_held, len(self._running))
         if work.get("progress"):

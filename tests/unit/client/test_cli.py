@@ -15,6 +15,7 @@ from imagegen_client import bench
 from imagegen_client.bench import Growth, Report, growth, percentile, run_burst
 from imagegen_client.cli import COMMANDS, main
 from imagegen_client.commands.completion import PROGRAMS
+from imagegen_client.commands.drawing_options import format_of
 from imagegen_client.commands.errors import HOW_TO_START, describe
 from imagegen_client.commands.models import served
 from imagegen_client.tables import models_table, stats_table
@@ -62,6 +63,21 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--lora", "ink:much"], "'ink:much': 'much' is not a number"),
         (["generate", "x", "--lora", "ink:11"], "loras: expected `float` <= 10.0"),
         (["generate", "x", "--lora", "../ink"], "loras: expected `str` matching"),
+        (["generate", "x", "--image", "nowhere.png"], "File 'nowhere.png' does not exist"),
+        (["generate", "x", "--image", __file__], "image: expected an image, got "),
+        (["generate", "x", "--mask", __file__], "mask_image: expected an image, got "),
+        (["generate", "x", "--strength", "0"], "0<x<=1"),
+        (["generate", "x", "--strength", "nan"], "strength"),
+        (["generate", "x", "--strength", "0.5"], "strength: expected only with an image"),
+        (["generate", "x", "--scheduler", "a.b"], "scheduler: expected `str` matching"),
+        (["generate", "x", "--format", "gif"], "'gif' is not one of 'png', 'jpeg', 'webp'"),
+        (["generate", "x", "--quality", "0"], "1<=x<=100"),
+        (["generate", "x", "--quality", "50"], "quality: expected none for the output_format 'png'"),
+        (["generate", "x", "--extra", "clip_skip"], "'clip_skip': expected NAME=VALUE"),
+        (["generate", "x", "--extra", "prompt_2=a cat"], "prompt_2: 'a cat' is not JSON"),
+        (["generate", "x", "--extra", "a=1", "--extra", "a=2"], "'a' is given twice"),
+        (["generate", "x", "--extra", "a=NaN"], "extra: a: expected nil"),
+        (["generate", "x", "--extra", "width=8"], "extra: 'width' is a field of the request itself"),
         (["generate", "x", "--model", ""], "model: expected `str` of length >= 1"),
         (["generate", "x", "--jobs", "0"], "1<=x<=5000"),
         (["generate", "x", "y", "--preview", "p.png"], "--preview: one prompt has room in one file"),
@@ -122,6 +138,22 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
     done = run("generate", "x", "--seed", "5")
     assert done.exit_code == 2
     assert done.stderr == "error: --out: the folder . can't be written\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        (None, None),
+        ("a.png", "png"),
+        ("b/a.JPG", "jpeg"),
+        ("{seed}.jpeg", "jpeg"),
+        ("a.webp", "webp"),
+        ("a.tiff", None),
+        ("a/", None),
+    ],
+)
+def test_the_format_follows_from_the_suffix(name, format_):
+    assert format_of(name) == format_
 
 
 # ---- errors ------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Keyword arguments become a header and a body, or an error that says what is wrong."""
 
+import io
 import math
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from imagegen_client.requests import build
+from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_protocol import InvalidRequestError, parse_request
 from imagegen_protocol.limits import MAX_SEED
 
@@ -14,7 +17,7 @@ def made(prompt="a red circle", **options):
 
 
 def test_options_go_where_they_belong():
-    submit, seed, body = made(
+    submit, seed, (body,) = made(
         model="m", priority=-3, timeout_seconds=2, num_inference_steps=4, guidance_scale=2, width=64, height=32,
         num_images=2, negative_prompt="blur", seed=5,
     )  # fmt: skip
@@ -26,10 +29,9 @@ def test_options_go_where_they_belong():
 
 
 def test_none_is_as_good_as_absent():
-    plain, _, body = made()
-    names = ("seed", "model", "priority", "timeout_seconds", "width", "num_images", "negative_prompt")
-    submit, seed, same = made(**dict.fromkeys(names))
-    assert (submit, same) == (plain, body)
+    plain, _, frames = made()
+    submit, seed, same = made(**dict.fromkeys(set(RequestOptions.__annotations__)))
+    assert (submit, same) == (plain, frames)
     assert seed == 7, "the one made beforehand"
 
 
@@ -58,6 +60,8 @@ def test_none_is_as_good_as_absent():
         ("timeout_seconds", 8 * 24 * 3600, "604800"),
         ("timeout_seconds", math.inf, "604800"),
         ("timeout_seconds", math.nan, "float"),
+        ("scheduler", "no.class", "regex"),
+        ("output_format", "gif", "png or jpeg or webp"),
         ("model", "", "length >= 1"),
         ("model", "x" * 129, "length <= 128"),
         ("model", "two\nlines", "regex"),
@@ -84,3 +88,109 @@ def test_an_unknown_option_is_answered_with_the_known_ones():
     with pytest.raises(InvalidRequestError, match="step_count") as caught:
         made(step_count=3)
     assert "num_inference_steps" in str(caught.value)
+
+
+# ---- images ------------------------------------------------------------------------------------------------
+
+
+def a_file(kind, size=(4, 2), mode="RGB"):
+    buffer = io.BytesIO()
+    Image.new(mode, size, "red").save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_files_are_sent_as_they_are(tmp_path, kind):
+    path = tmp_path / "picture.txt"
+    path.write_bytes(a_file(kind))
+    for source in (path, str(path), a_file(kind), bytearray(a_file(kind)), memoryview(a_file(kind))):
+        _, _, (body, *frames) = made(image=source, strength=0.5)
+        request = parse_request(body)
+        assert (request.inputs, request.strength) == (["image"], 0.5)
+        assert frames == [a_file(kind)]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_other_files_are_sent_as_png(tmp_path, kind):
+    path = tmp_path / "picture"
+    path.write_bytes(a_file(kind))
+    for source in (path, a_file(kind)):
+        _, _, (_, frame) = made(image=source)
+        with Image.open(io.BytesIO(frame)) as image:
+            assert (image.format, image.size, image.convert("RGB").getpixel((0, 0))) == (
+                "PNG",
+                (4, 2),
+                (255, 0, 0),
+            )
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "HSV", "F"])
+def test_pil_images_of_every_mode_are_sent(mode):
+    _, _, (body, image, mask) = made(image=Image.new(mode, (4, 2)), mask_image=Image.new("L", (4, 2)))
+    assert parse_request(body).inputs == ["image", "mask_image"]
+    for frame in (image, mask):
+        with Image.open(io.BytesIO(frame)) as sent:
+            assert (sent.format, sent.size) == ("PNG", (4, 2))
+
+
+def test_the_orientation_of_a_pil_image_goes_along():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(buffer, "JPEG", exif=exif)
+    with Image.open(buffer) as image:
+        _, _, (_, frame) = made(image=image)
+    with Image.open(io.BytesIO(frame)) as sent:
+        assert sent.getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image": b"text"}, "image: expected an image, got 4 bytes"),
+        ({"image": Path("nowhere.png")}, "image: nowhere.png: No such file"),
+        ({"image": "."}, "image: .: Is a directory"),
+        ({"image": 5}, "image: expected a PIL image, a path or the bytes of a file, got a int"),
+        ({"image": Image.new("1", (8193, 1))}, "image: expected at most 8192x8192 pixels, got 8193x1"),
+        (
+            {"image": b"\x89PNG\r\n\x1a\n" + bytes(64 * 2**20)},
+            "image: expected at most 67108864 bytes, got 67108872",
+        ),
+        ({"mask_image": a_file("PNG")}, "inputs: expected an image with the mask_image"),
+        ({"strength": 0.5}, "strength: expected only with an image"),
+        ({"image": a_file("PNG"), "strength": math.nan}, "strength: expected `float`"),
+        ({"image": a_file("PNG"), "strength": 0}, "strength: expected `float` > 0.0, got 0"),
+        ({"inputs": ["image"]}, "inputs: expected image and mask_image themselves"),
+        ({"quality": 5}, "quality: expected none for the output_format 'png'"),
+        ({"extra": {"x": math.inf}}, "extra: x: expected nil"),
+        ({"extra": 5}, "extra: expected `object | null`"),
+    ],
+)
+def test_what_can_not_be_sent_is_told(options, words):
+    with pytest.raises(InvalidRequestError) as caught:
+        made(**options)
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path):
+    path = tmp_path / "long.png"
+    with path.open("wb") as file:
+        file.truncate(64 * 2**20 + 1)
+    with pytest.raises(
+        InvalidRequestError, match=r"image: expected at most 67108864 bytes, got 67108865 \(.*long"
+    ):
+        made(image=path)
+
+
+def test_frames_are_made_once_for_many():
+    options = with_frames({"image": Image.new("RGB", (4, 2)), "mask_image": None, "seed": 3})
+    _, _, (_, first) = made(**options)
+    _, _, (_, second) = made(**options)
+    assert first is second is options["image"]
+
+
+def test_extra_may_be_any_mapping():
+    _, _, (body,) = made(extra={"clip_skip": 2, "sigmas": (1.0, 0.5)}, output_format="webp", quality=7)
+    request = parse_request(body)
+    assert request.extra == {"clip_skip": 2, "sigmas": [1.0, 0.5]}
+    assert (request.output_format, request.quality) == ("webp", 7)

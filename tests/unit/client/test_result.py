@@ -28,6 +28,7 @@ def a_result(*frames, kind="png"):
 def test_it_tells_how_it_was_made():
     result = a_result(encoded(), memoryview(encoded()))
     assert (result.seed, result.seeds, result.formats) == (5, [5, 6], ["png", "png"])
+    assert (result.format, a_result(b"", kind="webp").format) == ("png", "webp")
     assert (result.worker, result.model, result.attempt, result.batch_size) == ("w", "m", 2, 3)
     assert (result.queue_seconds, result.generation_seconds, result.encode_seconds) == (0.1, 0.2, 0.3)
     assert result.parameters == {"num_inference_steps": 4}

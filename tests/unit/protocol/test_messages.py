@@ -24,8 +24,9 @@ from imagegen_protocol import (
     errors,
     parse_request,
 )
+from imagegen_protocol.images import sniff_format
 from imagegen_protocol.messages import Ack, Error, Ready, Submit, Work
-from imagegen_protocol.request import FIELDS, make_request
+from imagegen_protocol.request import FIELDS, check_frames, make_request
 
 ID = b"i" * 16
 DECODERS = (decode_from_client, decode_from_worker, decode_broker_to_client, decode_broker_to_worker)
@@ -120,6 +121,14 @@ def test_depth_and_announced_lengths_are_no_weapon(decode, data):
 
 # ---- bodies ------------------------------------------------------------------------------------------------
 
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+)
+VALUES = SCALARS | st.lists(SCALARS, max_size=5) | st.dictionaries(st.sampled_from(["a", "b"]), SCALARS)
 REQUESTS = st.fixed_dictionaries(
     {"prompt": st.text(max_size=50).filter(str.strip), "seed": st.integers(0, 2**63 - 1)},
     optional={
@@ -129,6 +138,9 @@ REQUESTS = st.fixed_dictionaries(
         "width": st.integers(8, 8192),
         "height": st.integers(8, 8192),
         "num_images": st.integers(1, 16),
+        "scheduler": st.sampled_from([None, "DDIMScheduler"]),
+        "output_format": st.sampled_from([None, "png", "jpeg", "webp"]),
+        "extra": st.none() | st.dictionaries(st.sampled_from(["clip_skip", "sigmas", "_a1"]), VALUES),
     },
 )
 
@@ -173,6 +185,38 @@ def test_whatever_body_comes_only_invalid_request_is_raised(body):
         ({"loras": [{"name": ""}]}, "loras: "),
         ({"loras": [{"name": "a", "scale": 10.5}]}, "loras: expected `float` <= 10.0"),
         ({"loras": [{"name": "a", "scale": float("nan")}]}, "loras: "),
+        ({"inputs": "image"}, "inputs: expected `array | null`, got `str`"),
+        ({"inputs": ["picture"]}, "inputs: expected image or mask_image, got ['picture']"),
+        ({"inputs": ["image", "image"]}, "inputs: expected each name once, got image, image"),
+        ({"inputs": ["image"] * 3}, "inputs: expected `array` of length <= 2"),
+        ({"inputs": ["mask_image"]}, "inputs: expected an image with the mask_image, got mask_image alone"),
+        ({"strength": 0.5}, "strength: expected only with an image, got 0.5 without one"),
+        ({"inputs": ["image"], "strength": 0}, "strength: expected `float` > 0.0, got 0"),
+        ({"inputs": ["image"], "strength": 1.01}, "strength: expected `float` <= 1.0, got 1.01"),
+        ({"inputs": ["image"], "strength": float("nan")}, "strength: expected `float` > 0.0, got nan"),
+        ({"scheduler": ""}, "scheduler: expected `str` matching regex"),
+        ({"scheduler": "os.system"}, "scheduler: expected `str` matching regex"),
+        ({"scheduler": "DDIMScheduler\n"}, "scheduler: "),
+        ({"scheduler": "D" * 129}, "scheduler: expected `str` of length <= 128"),
+        ({"output_format": "gif"}, "output_format: expected png or jpeg or webp, got 'gif'"),
+        ({"output_format": 3}, "output_format: "),
+        ({"output_format": "jpeg", "quality": 0}, "quality: expected `int` >= 1, got 0"),
+        ({"output_format": "webp", "quality": 101}, "quality: expected `int` <= 100, got 101"),
+        ({"quality": 80}, "quality: expected none for the output_format 'png' (jpeg and webp have one), got 80"),
+        ({"extra": []}, "extra: expected `object | null`, got `array`"),
+        ({"extra": {str(index): 1 for index in range(33)}}, "extra: expected at most 32 parameters, got 33"),
+        ({"extra": {"a-b": 1}}, "extra: expected the name of a parameter"),
+        ({"extra": {"é": 1}}, "extra: expected the name of a parameter"),
+        ({"extra": {"width": 64}}, "extra: 'width' is a field of the request itself"),
+        ({"extra": {"a": float("nan")}}, "extra: a: expected nil, a bool, an int of 64 bits, a finite float"),
+        ({"extra": {"a": [1.0, float("-inf")]}}, "extra: a: expected nil, a bool"),
+        ({"extra": {"a": {"b": float("inf")}}}, "extra: a: expected nil, a bool"),
+        ({"extra": {"a": b"bytes"}}, "got b'bytes'"),
+        ({"extra": {"a": [[1]]}}, "a flat list or map of those, got [1]"),
+        ({"extra": {"a": {"b": {}}}}, "a flat list or map of those, got {}"),
+        ({"extra": {"a": 2**63}}, "extra: a: expected nil, a bool, an int of 64 bits"),
+        ({"extra": {"a": [0] * 1001}}, "extra: a: expected at most 1000 items, got 1001"),
+        ({"extra": {"a": "x" * 16_384}}, "extra: expected at most 16384 bytes in all, got "),
         ({"colour": "red"}, "unknown field `colour`; known are prompt, seed"),
     ],
 )
@@ -181,6 +225,47 @@ def test_a_bad_field_is_named_with_its_value_and_range(fields, words):
         parse_request(msgpack.packb({"prompt": "p", "seed": 1, **fields}))
     assert words in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_nesting_is_told_and_not_followed():
+    nested: object = 1
+    for _ in range(900):
+        nested = [nested]
+    for fields in ({"extra": {"a": nested}}, {"negative_prompt": nested}, {"extra": nested}):
+        with pytest.raises(InvalidRequestError, match=next(iter(fields))):
+            make_request(prompt="p", seed=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "frames", "words"),
+    [
+        (None, 1, "expected 0 image frames behind the body, got 1"),
+        (["image"], 0, r"expected 1 image frames \(image\) behind the body, got 0"),
+        (["image", "mask_image"], 1, r"expected 2 image frames \(image, mask_image\) behind the body, got 1"),
+        (["mask_image", "image"], 3, r"expected 2 image frames \(mask_image, image\) behind the body, got 3"),
+    ],
+)
+def test_frames_that_are_not_as_many_as_inputs_are_told(inputs, frames, words):
+    request = make_request(prompt="p", seed=1, inputs=inputs)
+    check_frames(request, len(inputs or []))
+    with pytest.raises(InvalidRequestError, match=f"inputs: {words}"):
+        check_frames(request, frames)
+
+
+@pytest.mark.parametrize(
+    ("data", "format_"),
+    [
+        (b"\x89PNG\r\n\x1a\n....", "png"),
+        (b"\xff\xd8\xff\xe0", "jpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "webp"),
+        (b"RIFF\0\0\0\0WAVE", None),
+        (b"GIF89a", None),
+        (b"", None),
+    ],
+)
+def test_formats_are_known_by_their_first_bytes(data, format_):
+    assert sniff_format(data) == format_
+    assert sniff_format(memoryview(data)) == format_
 
 
 @pytest.mark.parametrize("body", [b"", b"\x90", b"\x91" * 60_000, msgpack.packb({1: 2}), b"x" * 300_000])

@@ -11,11 +11,19 @@ from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.traits import TaskTraits
 from imagegen_worker.core.worker import WorkerCore
 
 EPOCH = b"e" * 16
 MODEL = Model(
-    name="m", num_inference_steps=4, guidance_scale=7.5, width=64, height=64, size_multiple=8, max_side=512
+    name="m",
+    num_inference_steps=4,
+    guidance_scale=7.5,
+    width=64,
+    height=64,
+    size_multiple=8,
+    max_side=512,
+    tasks={"text-to-image": TaskTraits(), "image-to-image": TaskTraits(strength=0.5)},
 )
 IDENTITY = Identity(
     worker_id=b"w" * 16,
@@ -72,6 +80,8 @@ class Bench:
         self.all_jobs: list[ev.Job] = []
         self.alone: set[int] = set()
         """Job numbers of what is to run alone."""
+        self.decoding: dict[int, ev.Decode] = {}
+        """Given to the decoders, neither cancelled nor answered."""
         self.cancelled: list[int] = []
         self.loads: list[str] = []
         self.notes: list[ev.Note] = []
@@ -92,6 +102,8 @@ class Bench:
                 case ev.Send(link, message, frames):
                     assert len(encode(message)) <= 65_536
                     self.sent.append((link, message, frames))
+                case ev.Decode():
+                    self.decoding[action.number] = action
                 case ev.Job():
                     self.jobs[action.number] = action
                     self.all_jobs.append(action)
@@ -99,6 +111,7 @@ class Bench:
                     self.loads.append(name)
                 case ev.Cancel(number):
                     self.jobs.pop(number, None)
+                    self.decoding.pop(number, None)
                     self.cancelled.append(number)
                 case ev.Note():
                     self.notes.append(action)
@@ -117,8 +130,10 @@ class Bench:
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
         read = {one.number for one in held.unfinished() if one.unread is None}
         waiting = set(self.core._gate._waiting)
-        assert read == set(self.jobs) | waiting, "what is unfinished is what the engine has, or will"
+        with_others = {*self.jobs, *self.decoding, *waiting}
+        assert read == with_others, "what is read and unfinished is with the engine, the decoders, or waits"
         assert not waiting & set(self.jobs)
+        assert not set(self.decoding) & {*self.jobs, *waiting}
         assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
         assert all(one.answer is not None for one in held.finished.values())
         assert self.core._actions == []
@@ -153,10 +168,17 @@ class Bench:
             self.advance(1.0)
             self.beat(link)
 
-    def work(self, number: int, *, link: int = 0, body: dict[str, Any] | None = None, **fields: Any) -> bytes:
+    def work(
+        self,
+        number: int,
+        *images: bytes,
+        link: int = 0,
+        body: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> bytes:
         request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
         known = self.core.held.get(rid(number))
-        self.receive(Work(request_id=rid(number), **fields), encode_request(request), link=link)
+        self.receive(Work(request_id=rid(number), **fields), encode_request(request), *images, link=link)
         held = self.core.held.get(rid(number))
         if fields.get("alone") and held is not None and known is None:
             self.alone.add(held.number)
@@ -174,7 +196,13 @@ class Bench:
     def drain(self, link: int = 0) -> None:
         self.receive(Drain(), link=link)
 
-    # ---- the engine ---------------------------------------------------------------------------------------
+    # ---- the decoders and the engine ----------------------------------------------------------------------
+
+    def decoded_job(self, job: int) -> None:
+        """Images are ready, of a request that was not given up meanwhile or of one that was."""
+        wanted = self.decoding.pop(job, None)
+        request = resolved() if wanted is None else wanted.model.resolve(wanted.request, (64, 64))
+        self.event(ev.Decoded(job, request))
 
     def number(self, number: int) -> int:
         """The job number of an unfinished request."""
@@ -211,6 +239,7 @@ class Bench:
 
     def fail_job(self, job: int, code: str = "generation_failed", message: str = "it broke") -> None:
         self.jobs.pop(job, None)
+        self.decoding.pop(job, None)
         self.event(ev.Failed(job, code, message))
 
     # ---- what was sent ------------------------------------------------------------------------------------

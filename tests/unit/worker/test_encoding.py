@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from imagegen_worker.core.events import Failed, Finished, Stop
-from imagegen_worker.encoding import EncodePool, RawResult, encode_png
+from imagegen_worker.encoding import EncodePool, RawResult
+from imagegen_worker.files import encode_png
 from imagegen_worker.mailbox import Mailbox
+from tests.unit.worker.bench import resolved
 
 
 @pytest.fixture
@@ -25,11 +27,11 @@ def pool(mailbox):
     pool.close()
 
 
-def raw(*images):
+def raw(*images, **fields):
     return RawResult(
         number=3,
         images=images,
-        seeds=tuple(range(len(images))),
+        request=resolved(seeds=tuple(range(len(images))), **fields),
         batch_size=2,
         queue_seconds=1.0,
         generation_seconds=2.0,

@@ -83,7 +83,7 @@ def test_a_batch_and_what_is_told_of_it():
     assert (done.requests, done.images, done.seconds, done.seconds_per_image) == (2, 2, 2.0, 0.5)
     result = desk.results[2]
     assert (result.batch_size, result.queue_seconds, result.generation_seconds) == (2, 1.0, 2.0)
-    assert result.seeds == (200,)
+    assert result.request.seeds == (200,)
 
 
 def test_a_full_batch_does_not_wait_and_a_lone_job_does():
@@ -94,7 +94,7 @@ def test_a_full_batch_does_not_wait_and_a_lone_job_does():
 def test_many_images_of_one_request_are_split_over_calls():
     desk = Desk(job(1, images=10), job(2), size=4)
     assert [len(call) for call in desk.calls] == [4, 4, 2, 1]
-    assert desk.results[1].seeds == tuple(range(100, 110))
+    assert desk.results[1].request.seeds == tuple(range(100, 110))
     assert len(desk.results[1].images) == 10
     assert desk.of(Started) == [Started((1,)), Started((2,))]
 

@@ -6,7 +6,8 @@ import pytest
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.request import make_request
-from tests.unit.worker.bench import MODEL
+from imagegen_worker.core.traits import TaskTraits
+from tests.unit.worker.bench import MODEL, resolved
 
 PLAIN = dataclasses.replace(MODEL, name="plain", guidance_scale=None, takes_negative_prompt=False)
 
@@ -31,6 +32,8 @@ def test_what_is_given_counts():
     assert made.negative_prompt == "n"
     assert made.seeds == (5, 6, 7)
     assert made.parameters() == {
+        "task": "text-to-image",
+        "output_format": "png",
         "seed": 5,
         "num_images": 3,
         "num_inference_steps": 9,
@@ -84,3 +87,129 @@ def test_a_wrong_side_is_told_with_field_value_and_range(field, model, side, wor
 def test_what_a_model_does_not_take_is_told(field, value):
     with pytest.raises(InvalidRequestError, match=f"{field}: the model plain takes none"):
         PLAIN.resolve(request(**{field: value}))
+
+
+# ---- images, schedulers, further parameters ----------------------------------------------------------------
+
+RICH = dataclasses.replace(
+    MODEL,
+    schedulers=("OwnScheduler", "OtherScheduler"),
+    tasks={
+        "text-to-image": TaskTraits(
+            extra={"clip_skip": int | None, "target": tuple[int, int] | None, "eta": float}
+        ),
+        "image-to-image": TaskTraits(strength=0.5, owned={"generator": "say the seed"}),
+    },
+)
+HINTS = dataclasses.replace(MODEL, name="hints", tasks={"image-to-image": TaskTraits()})
+
+
+def asked(**fields):
+    return make_request(**{"prompt": "p", "seed": 5, **fields})
+
+
+def test_the_task_follows_from_the_images_and_has_its_own_defaults():
+    plain = RICH.resolve(asked())
+    assert (plain.task, plain.strength, plain.scheduler) == ("text-to-image", None, "OwnScheduler")
+    other = RICH.resolve(asked(inputs=["image"], scheduler="OtherScheduler"), (72, 50))
+    assert (other.task, other.strength, other.scheduler) == ("image-to-image", 0.5, "OtherScheduler")
+    assert (other.width, other.height) == (72, 48)
+    assert RICH.resolve(asked(inputs=["image"], strength=0.25), (64, 64)).strength == 0.25
+
+
+def test_the_format_has_its_quality():
+    assert [RICH.resolve(asked()).output_format, RICH.resolve(asked()).quality] == ["png", None]
+    assert RICH.resolve(asked(output_format="webp")).quality == 90
+    assert RICH.resolve(asked(output_format="jpeg", quality=5)).quality == 5
+
+
+def test_extra_parameters_come_in_the_types_that_the_model_wants():
+    extra = {"clip_skip": 2, "target": [64, 32], "eta": 1}
+    made = RICH.resolve(asked(extra=extra))
+    assert made.extra == {"clip_skip": 2, "target": (64, 32), "eta": 1.0}
+    assert isinstance(made.extra["eta"], float)
+    assert made.parameters()["extra"] == made.extra
+    assert RICH.resolve(asked(extra={"clip_skip": None})).extra == {"clip_skip": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"inputs": ["image", "mask_image"]},
+            "inputs: the model m does text-to-image and image-to-image, not inpainting: got the inputs image",
+        ),
+        (
+            {"scheduler": "Third"},
+            "scheduler: the model m can't run with 'Third'; it can with: OwnScheduler, Other",
+        ),
+        ({"extra": {"foo": 1}}, "extra: the model m takes no 'foo'; it takes: clip_skip, eta, target"),
+        ({"extra": {"clip_skip": "two"}}, "extra: clip_skip: expected `int | null`, got `str`, got 'two'"),
+        ({"extra": {"target": [1]}}, "extra: target: expected `array` of length 2"),
+        ({"extra": {"eta": None}}, "extra: eta: expected `float`, got `null`, got None"),
+        ({"inputs": ["image"], "extra": {"clip_skip": 1}}, "takes no 'clip_skip'; it takes: none"),
+        ({"inputs": ["image"], "extra": {"generator": 1}}, "extra: 'generator' can't be said so: say the seed"),
+        (
+            {"inputs": ["image"], "strength": 0.2},
+            "strength: 0.2 of 4 steps leaves none to make; at least 0.25 is needed, or 5 steps",
+        ),
+        ({"inputs": ["image"], "num_inference_steps": 1}, "strength: 0.5 of 1 steps leaves none to make"),
+    ],
+)
+def test_what_the_model_can_not_is_told_before_images_are_looked_at(fields, words):
+    with pytest.raises(InvalidRequestError) as caught:
+        RICH.check(asked(**fields))
+    assert words in caught.value.message
+
+
+def test_a_model_that_needs_an_image_and_has_no_strength():
+    with pytest.raises(
+        InvalidRequestError, match="the model hints does image-to-image, not text-to-image: got no"
+    ):
+        HINTS.check(asked())
+    with pytest.raises(InvalidRequestError, match="strength: the model hints takes none"):
+        HINTS.check(asked(inputs=["image"], strength=0.5))
+    with pytest.raises(InvalidRequestError, match="'X'; it can with: none but its own way"):
+        HINTS.check(asked(inputs=["image"], scheduler="X"))
+    assert HINTS.resolve(asked(inputs=["image"]), (64, 64)).strength is None
+
+
+@pytest.mark.parametrize(("steps", "enough"), [(steps, 1 / steps) for steps in range(1, 1001, 37)])
+def test_what_is_said_to_be_enough_is_enough(steps, enough):
+    with pytest.raises(InvalidRequestError) as caught:
+        RICH.check(asked(inputs=["image"], strength=enough * 0.9, num_inference_steps=steps))
+    told = caught.value.message.split("at least ")[1].split(" is")[0]
+    RICH.check(asked(inputs=["image"], strength=float(told), num_inference_steps=steps))
+    more = int(caught.value.message.split(" or ")[1].split(" steps")[0])
+    if more <= 1000:
+        RICH.check(asked(inputs=["image"], strength=enough * 0.9, num_inference_steps=more))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"task": "image-to-image"},
+        {"strength": 0.5},
+        {"scheduler": "Other"},
+        {"extra": {"a": 1}},
+    ],
+)
+def test_what_must_be_alike_in_one_call_keeps_apart(other):
+    assert resolved().batch_key != resolved(**other).batch_key
+
+
+def test_values_that_python_takes_for_equal_keep_apart():
+    assert len({resolved(extra={"a": value}).batch_key for value in (1, 1.0, True)}) == 3
+    one, two = resolved(extra={"a": 1, "b": 2}), resolved(extra={"b": 2, "a": 1})
+    assert one.batch_key == two.batch_key
+    assert resolved(output_format="webp", quality=3).batch_key == resolved().batch_key, "encoding is no part of it"
+
+
+def test_images_are_no_hindrance_unless_several_are_hints_for_one_picture():
+    from PIL import Image
+
+    images = [Image.new("RGB", (64, 64)) for _ in range(2)]
+    started = [resolved(task="image-to-image", image=image, strength=0.5).batch_key for image in images]
+    assert started[0] == started[1]
+    hinted = [resolved(task="image-to-image", image=image).batch_key for image in images]
+    assert hinted[0] != hinted[1]

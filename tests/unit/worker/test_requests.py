@@ -2,11 +2,17 @@
 
 import pytest
 
+from imagegen_protocol import encode_request
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
+from imagegen_protocol.request import make_request
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES
 from tests.unit.worker.bench import Bench, rid
+
+BODY = encode_request(make_request(prompt="p", seed=1))
+WITH_IMAGE = encode_request(make_request(prompt="p", seed=1, inputs=["image"]))
+WITH_MASK = encode_request(make_request(prompt="p", seed=1, inputs=["image", "mask_image"]))
 
 
 def test_the_way_of_a_request():
@@ -118,7 +124,14 @@ def test_progress_goes_only_to_those_who_asked():
     [
         ((), {}, "invalid_request", "body frame is missing"),
         ((b"\xc1",), {}, "invalid_request", "not msgpack"),
-        ((b"\x80", b"png"), {}, "invalid_request", "no input images, got 1"),
+        ((BODY, b"png"), {}, "invalid_request", "inputs: expected 0 image frames behind the body, got 1"),
+        ((WITH_IMAGE,), {}, "invalid_request", "inputs: expected 1 image frames (image) behind the body, got 0"),
+        (
+            (WITH_MASK, b"png", b"png"),
+            {},
+            "invalid_request",
+            "inputs: the model m does text-to-image",
+        ),
         ((b"\x82\xa6prompt\xa1p\xa4seed\x01",), {"model": "other"}, "model_not_found", "serves m"),
         ((b"\x83\xa6prompt\xa1p\xa4seed\x01\xa5width\xcd\x04\x00",), {}, "invalid_request", "512"),
     ],

@@ -1,6 +1,7 @@
 """The simulated backend: its cost model on a clock of the test's own, its pictures, and each fault."""
 
 import pytest
+from PIL import Image
 
 from imagegen_worker.backends import DeviceMemoryError, Row, StoppedError
 from imagegen_worker.backends.simulated import CRASH_STATUS, Faults, SimulatedBackend, draw, parse_faults
@@ -69,6 +70,17 @@ def test_what_brokers_are_told():
     assert warm.device == "simulated"
     assert warm.models[0].name == "simulated"
     assert warm.seconds_per_image == pytest.approx(2 * (0.1 + 0.2 / 4))
+
+
+def test_an_image_is_taken_and_the_picture_says_so():
+    desk = Desk()
+    assert list(desk.backend.warm_up().models[0].tasks) == ["text-to-image", "image-to-image", "inpainting"]
+    image = Image.new("RGB", (64, 64))
+    pictures = [
+        draw(Row(resolved(image=image if task else None, task=task or "text-to-image"), 1), "sim").tobytes()
+        for task in (None, "image-to-image", "inpainting")
+    ]
+    assert len(set(pictures)) == 3
 
 
 def test_what_nobody_wants_stops():

@@ -1,12 +1,13 @@
 """A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
 
 import gc
-import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
@@ -18,9 +19,13 @@ from imagegen_worker.backends.diffusers.loading import (
     tune_pipeline,
 )
 from imagegen_worker.backends.diffusers.sketching import make_sketcher
+from imagegen_worker.backends.diffusers.variants import Variants
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.model import Model, ResolvedRequest
+from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.sources import Place
+
+_SHORT = 4
+"""Steps with which it is tried whether a kind of task can be done at all."""
 
 
 class LoadedPipeline:
@@ -34,36 +39,24 @@ class LoadedPipeline:
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:
             self.adapters = Adapters(self.pipeline, options.lora_folder)
-        self.model: Model = replace(describe(self.pipeline, name, folder), takes_loras=self.adapters is not None)
+        self.variants = Variants(self.pipeline)
+        described = describe(self.pipeline, name, folder, self.variants)
+        self.model: Model = replace(described, takes_loras=self.adapters is not None)
         tune_pipeline(self.pipeline, options)  # last: a compiled module tells less of itself
+        self.variants.share(self.pipeline)
+        for task in list(self.model.tasks)[1:]:
+            self.variants.prove(self.trial(_SHORT, task=task))
+        self.model = replace(self.model, tasks=self.variants.traits)
         self._sketcher = make_sketcher(self.pipeline)
-        self._parameters = frozenset(inspect.signature(self.pipeline.__call__).parameters)
 
     @property
     def device_name(self) -> str:
         """What brokers show: `cpu`, or the card's own name."""
         return device_name(self.device)
 
-    def takes(self, parameter: str) -> bool:
-        """Say whether the pipeline's call has a parameter."""
-        return parameter in self._parameters
-
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the arguments of one call for alike rows, without generators."""
-        request = rows[0].request
-        prompts = [row.request.prompt for row in rows]
-        arguments: dict[str, Any] = {
-            "prompt": prompts if len(rows) > 1 else prompts[0],
-            "num_inference_steps": request.num_inference_steps,
-            "width": request.width,
-            "height": request.height,
-        }
-        if request.guidance_scale is not None:
-            arguments["guidance_scale"] = request.guidance_scale
-        if request.negative_prompt is not None:
-            negative = [row.request.negative_prompt for row in rows]
-            arguments["negative_prompt"] = negative if len(rows) > 1 else negative[0]
-        return arguments
+        """Return what one call for alike rows is given, all but generators and callbacks."""
+        return self.variants.arguments(rows)
 
     def sketches(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
         """Return what draws each row's image so far from its latents; None where it is not wanted, or can't be."""
@@ -75,23 +68,34 @@ class LoadedPipeline:
             for row, part in zip(rows, latents, strict=True)
         ]
 
-    def trial(self, steps: int | None = None, seed: int = 0) -> Row:
-        """Return a row to warm up with; `steps` None: the model's own number."""
+    def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None) -> Row:
+        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task."""
         model = self.model
+        kind: Task = next(iter(model.tasks)) if task is None else task
+        strength = model.tasks[kind].strength
+        size = (model.width, model.height)
+        grey = 128 if strength is None else 64 + 32 * (seed % 5)  # unlike, where each may have an image of its own
+        least = 1 if strength is None else math.ceil(1 / strength)
         request = ResolvedRequest(
             model=model.name,
             prompt="",
             negative_prompt=None,
             seeds=(seed,),
-            num_inference_steps=steps or model.num_inference_steps,
+            num_inference_steps=max(steps or model.num_inference_steps, least),
             guidance_scale=model.guidance_scale,
             width=model.width,
             height=model.height,
+            task=kind,
+            image=None if kind == "text-to-image" else Image.new("RGB", size, (grey, grey, grey)),
+            mask_image=Image.new("L", size, "white") if kind == "inpainting" else None,
+            strength=strength,
+            scheduler=next(iter(model.schedulers), None),
         )
         return Row(request, seed)
 
     def close(self) -> None:
         """Free the device."""
+        self.variants.close()
         self.pipeline = self.adapters = self._sketcher = None
         gc.collect()
         if self.device.type == "cuda":

@@ -16,6 +16,7 @@ from imagegen_worker.backends.diffusers.checking import count_weights, in_a_line
 from imagegen_worker.backends.diffusers.finding import find_model
 from imagegen_worker.backends.diffusers.single_file import count_of_single_file, load_single_file
 from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
 from imagegen_worker.sources import Place
@@ -27,9 +28,6 @@ _SHARE_OF_CARD = 0.7
 _DEFAULT_STEPS = 50
 _DEFAULT_SIDE = 512
 _DEFAULT_KEYS = ("num_inference_steps", "guidance_scale", "width", "height", "max_side")
-
-Pipeline = Any
-"""A `diffusers.DiffusionPipeline`: the library's own annotations leave out most of what it can do."""
 
 
 def choose_device(wanted: str, gpu: int = 0) -> torch.device:
@@ -136,7 +134,7 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
         raise StartError(f"the model can't be tuned as asked: {type(error).__name__}: {error}") from error
 
 
-def describe(pipeline: Pipeline, name: str, folder: Path) -> Model:
+def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) -> Model:
     """Return what can be asked of a pipeline, with its defaults: the file's, else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
@@ -159,6 +157,8 @@ def describe(pipeline: Pipeline, name: str, folder: Path) -> Model:
         size_multiple=multiple,
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
+        schedulers=variants.schedulers,
+        tasks=variants.traits,
     )
 
 

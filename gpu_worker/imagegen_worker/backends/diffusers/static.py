@@ -60,7 +60,8 @@ class DiffusersBackend:
             self._loaded.adapters.activate(rows[0].request.loras)
         begun = time.monotonic()
         with translated_errors():
-            images: list[Image] = self._loaded.pipeline(**self._arguments(self._loaded, rows, on_step)).images
+            pipeline = self._loaded.variants.pipeline(rows[0].request)
+            images: list[Image] = pipeline(**self._arguments(self._loaded, rows, on_step)).images
         seconds = (time.monotonic() - begun) / len(rows)
         known = self._speeds.get(len(rows), seconds)
         self._speeds[len(rows)] = known + _SMOOTHING * (seconds - known)
@@ -73,15 +74,17 @@ class DiffusersBackend:
             self._loaded = None
 
     def _arguments(self, loaded: LoadedPipeline, rows: list[Row], on_step: OnStep) -> dict[str, Any]:
-        steps = rows[0].request.num_inference_steps
+        request = rows[0].request
         arguments = loaded.arguments(rows)
         # On the CPU whatever the device is: the same seed gives the same noise on every card.
         arguments["generator"] = [torch.Generator("cpu").manual_seed(row.seed) for row in rows]
-        if loaded.takes("callback_on_step_end"):
+        if loaded.variants.takes(request, "callback_on_step_end"):
 
             def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 latents = tensors.get("latents")
                 drawable = latents is not None and len(latents) == len(rows) and any(row.preview for row in rows)
+                # Fewer than were asked for, where an image is the start.
+                steps = getattr(pipeline, "num_timesteps", None) or request.num_inference_steps
                 on_step(step + 1, steps, *([loaded.sketches(rows, latents)] if drawable else []))
                 return tensors
 

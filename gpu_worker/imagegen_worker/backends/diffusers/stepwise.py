@@ -53,7 +53,8 @@ class StepwiseDiffusers:
         self.caps = caps or MemoryCaps()
         self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
-        self._shares = False
+        self._shares: set[str] = set()
+        """The kinds of tasks of which one call makes several images as several calls do."""
         self._drops = False
 
     @property
@@ -92,6 +93,8 @@ class StepwiseDiffusers:
         adapters = self._loaded.adapters
         activate = None if adapters is None else adapters.activate
         self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
+        for variant in self._loaded.variants.pipelines():
+            self._meeting.adopt(variant)
         return self._loaded
 
     def session(self) -> AbstractContextManager[Any]:
@@ -100,7 +103,7 @@ class StepwiseDiffusers:
 
     def shares_calls(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.shares_calls`."""
-        return self._shares
+        return request.task in self._shares
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`; found out by the first images."""
@@ -114,8 +117,11 @@ class StepwiseDiffusers:
             # Now, so that what can't be loaded is this request's fault.
             loaded.adapters.load(rows[0].request.loras)
         seeds = [row.seed for row in rows]
+        pipeline = loaded.variants.pipeline(rows[0].request)
         sketches = partial(loaded.sketches, rows) if any(row.preview for row in rows) else None
-        return self._rendezvous.generate_all(loaded.arguments(rows), seeds, on_step, sketches=sketches)
+        return self._rendezvous.generate_all(
+            loaded.arguments(rows), seeds, on_step, pipeline=pipeline, sketches=sketches
+        )
 
     def close(self) -> None:
         """Free the device."""
@@ -146,17 +152,26 @@ class StepwiseDiffusers:
         counts = self._row_counts()
         if not counts:
             return
-        rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
-        if not self._options.deterministic:
-            alone = [self._try([row])[0].result[0] for row in rows[:2]]
-            self._shares = _alike(self._make_or_none(rows), alone)
-            if not self._shares:
-                _log.warning("the pipeline does not make the same images in one call: each has its own")
-            elif len(rows) > 1:
-                without_first = self._make_or_none(rows, unwanted={0})
-                self._drops = without_first is not None and _alike([alone[0], *without_first[1:]], alone)
-        for count in counts[:-1] if self._shares else counts:
-            self._try(rows[:count])
+        drops = []
+        for task in self._loaded.model.tasks:
+            first = task == next(iter(self._loaded.model.tasks))
+            rows = [self._loaded.trial(steps, seed, task=task) for seed in range(counts[-1] if first else 2)]
+            if not self._options.deterministic:
+                drops.append(self._find_out(task, rows))
+            if first:
+                for count in counts[:-1] if task in self._shares else counts:
+                    self._try(rows[:count])
+        self._drops = bool(self._shares) and all(drops)
+
+    def _find_out(self, task: str, rows: Sequence[Row]) -> bool:
+        """Find out whether one call makes the same images as several do; return whether it can leave rows out."""
+        alone = [self._try([row])[0].result[0] for row in rows[:2]]
+        if not _alike(self._make_or_none(rows), alone):
+            _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
+            return True  # there are none to leave out
+        self._shares.add(task)
+        without_first = self._make_or_none(rows, unwanted={0})
+        return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
 
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""

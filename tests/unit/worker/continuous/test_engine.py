@@ -114,7 +114,7 @@ def test_a_job_starts_steps_and_ends():
     assert of(ev.Stepped, posted) == [ev.Stepped((7,), 1, 2), ev.Stepped((7,), 2, 2)]
     assert isinstance(posted[-1], ev.Idle)
     assert results[7].images[0].getpixel((0, 0)) == 5
-    assert (results[7].seeds, results[7].batch_size) == ((5,), 1)
+    assert (results[7].request.seeds, results[7].batch_size) == ((5,), 1)
 
 
 def test_jobs_join_and_leave_at_any_forward():

@@ -1,0 +1,109 @@
+"""What a pipeline's call takes beside what each request has: the parameters whose types are plain."""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+import msgspec
+
+from imagegen_protocol.request import FIELDS
+
+OWNED: Mapping[str, str] = {
+    "generator": "say the seed",
+    "num_images_per_prompt": "say num_images",
+    "output_type": "say the output_format",
+}
+"""What these are for is said in the request itself."""
+_NEVER = frozenset({"return_dict", "padding_mask_crop"})
+"""They change what comes back."""
+_TENSORS = ("_embeds", "latents", "_mask")
+"""Ends of names of what is made by models; some pipelines give them the types of text."""
+
+_PLAIN = (bool, int, float, str)
+_SCALAR = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The parameters of a call by name: all, those that may be asked for with their types, and their defaults.
+
+    `texts` are those of them that are said for each prompt.
+    """
+
+    names: frozenset[str]
+    extra: Mapping[str, Any]
+    texts: frozenset[str]
+    defaults: Mapping[str, Any]
+
+
+def read_signature(pipeline: Any) -> Signature:
+    """Return what the call of a pipeline, or of a class of them, takes."""
+    parameters = _parameters(pipeline)
+    extra, texts = {}, set()
+    for name, parameter in parameters.items():
+        owned = name in FIELDS or name in OWNED or name in _NEVER
+        if owned or name.startswith("callback") or name.endswith(_TENSORS):
+            continue
+        hint = _plain(parameter.annotation)
+        if hint is None or not _can_check(hint | None):
+            continue
+        if _is_text(parameter.annotation):
+            texts.add(name)
+            hint = str
+        extra[name] = hint | None if parameter.default is None or type(None) in typing.get_args(hint) else hint
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    return Signature(frozenset(parameters), extra, frozenset(texts), defaults)
+
+
+def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+    call = pipeline.__call__
+    try:
+        signature = inspect.signature(call, eval_str=True)
+    except (NameError, SyntaxError, TypeError):  # annotations of names that are only there for a type checker
+        signature = inspect.signature(call)
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        name: part for name, part in signature.parameters.items() if name != "self" and part.kind not in variadic
+    }
+
+
+def _plain(hint: Any) -> Any:
+    """Return the part of a type that a message can carry; None if that is nothing but None."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _PLAIN:
+        return hint
+    if origin in (Union, types.UnionType):
+        members = [part for part in map(_plain, parts) if part is not None]
+        joined: Any = None
+        for member in members:
+            joined = member if joined is None else joined | member
+        return joined if joined is None or type(None) not in parts else joined | None
+    if origin is list and all(_is_scalar(part) for part in parts):
+        return hint
+    if origin is tuple and all(part is Ellipsis or _is_scalar(part) for part in parts):
+        # Where one type is written, more than one value is meant.
+        return types.GenericAlias(tuple, (parts[0], ...)) if len(parts) == 1 else hint
+    if origin is dict and parts[0] is str and (parts[1] is Any or _is_scalar(parts[1])):
+        return dict[str, _SCALAR] if parts[1] is Any else hint
+    return None
+
+
+def _is_scalar(hint: Any) -> bool:
+    parts = typing.get_args(hint)
+    return hint in (*_PLAIN, type(None)) or (bool(parts) and all(part in (*_PLAIN, type(None)) for part in parts))
+
+
+def _is_text(hint: Any) -> bool:
+    return {str, list[str]} <= set(typing.get_args(hint))
+
+
+def _can_check(hint: Any) -> bool:
+    """Say whether values can be checked against a type: of two kinds of lists, for example, they can't."""
+    try:
+        msgspec.convert(None, hint)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,202 @@
+"""Images to start from, masks, schedulers and formats, through the commands as they are installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import ExifTags, Image, ImageDraw
+
+from imagegen_client import Client, GenerationResult, InvalidRequestError
+from tests.e2e.conftest import SIMULATED, command
+from tests.pictures import huge_png
+from tools.fleet import Fleet
+
+SHAPES = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
+ENGINES = {"simulated": SIMULATED, "continuous": SHAPES, "static": (*SHAPES, "--batching", "static")}
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A picture to start from and a mask, of 64 x 64 pixels, and larger ones."""
+    for name, side in (("", 64), ("large-", 200)):
+        image = Image.new("RGB", (side, side), "yellow")
+        ImageDraw.Draw(image).ellipse((side // 4, side // 4, 3 * side // 4, 3 * side // 4), fill="green")
+        image.save(tmp_path / f"{name}image.png")
+        mask = Image.new("L", (side, side), 0)
+        mask.paste(255, (side // 2, 0, side, side))
+        mask.save(tmp_path / f"{name}mask.png")
+    return tmp_path
+
+
+def needs_a_model(engine):
+    if engine == "simulated":
+        pytest.skip("there is no model to draw with")
+
+
+def generate(fleet, folder, *arguments, check=True):
+    brief = ("--seed", "1", "--broker", fleet.frontend)
+    return command("imagegen", "generate", PROMPT, *arguments, *brief, cwd=folder, check=check)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request):
+    """The name of an engine: all tests of one share a fleet, whose worker takes a while to start."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fleet(engine, tmp_path_factory):
+    with Fleet(log_folder=tmp_path_factory.mktemp(engine)) as fleet:
+        fleet.start_broker("--heartbeat-interval", "0.2")
+        fleet.start_worker("w", *ENGINES[engine])
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def client(fleet):
+    with Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 1)
+        yield client
+
+
+def test_from_an_image_and_into_a_mask(engine, fleet, client, images):
+    generate(fleet, images, "--steps", "4", "--out", "plain.png")
+    generate(fleet, images, "--steps", "4", "--image", "image.png", "--strength", "0.5", "--out", "close.png")
+    masked = ("--image", "image.png", "--mask", "mask.png", "--strength", "1")
+    generate(fleet, images, "--steps", "4", *masked, "--out", "masked.png")
+    made = {name: Image.open(images / f"{name}.png") for name in ("plain", "close", "masked")}
+    tasks = [json.loads(image.text["parameters"])["task"] for image in made.values()]
+    assert tasks == ["text-to-image", "image-to-image", "inpainting"]
+    assert len({image.tobytes() for image in made.values()}) == 3
+    size = (256, 256) if engine == "simulated" else (64, 64)
+    assert [image.size for image in made.values()] == [size, (64, 64), (64, 64)]
+
+
+def test_what_is_not_masked_stays(engine, fleet, client, images):
+    needs_a_model(engine)
+    generate(fleet, images, "--image", "image.png", "--mask", "mask.png", "--out", "masked.png")
+    with Image.open(images / "masked.png") as image, Image.open(images / "image.png") as before:
+        left = [(x, y) for x in range(4, 24, 4) for y in range(4, 60, 4)]
+        right = [(x, y) for x in range(44, 62, 4) for y in range(4, 60, 4)]
+        kept, anew = (
+            sum(abs(a - b) for at in part for a, b in zip(image.getpixel(at), before.getpixel(at), strict=True))
+            / len(part)
+            for part in (left, right)
+        )
+    assert 3 * kept < anew
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_formats_with_their_parameters_inside(engine, fleet, client, images, kind):
+    done = generate(fleet, images, "--format", kind, "--quality", "60", "--width", "64")
+    name = {"jpeg": "imagegen-1.jpg", "webp": "imagegen-1.webp"}[kind]
+    assert name in done.stdout
+    with Image.open(images / name) as image:
+        assert image.format == kind.upper()
+        told = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    told = json.loads(told.removeprefix(b"ASCII\0\0\0"))
+    assert (told["prompt"], told["seed"], told["output_format"], told["quality"]) == (PROMPT, 1, kind, 60)
+    result = client.generate(PROMPT, output_format=kind)
+    assert (result.format, result.image.format) == (kind, kind.upper())
+    assert result.parameters["output_format"] == kind
+
+
+def test_schedulers_and_further_parameters(engine, fleet, client, images):
+    needs_a_model(engine)
+    few = {"seed": 1, "num_inference_steps": 6, "image": images / "image.png", "strength": 0.9}
+    own = client.generate(PROMPT, **few)
+    assert own.parameters["scheduler"] == "DDIMScheduler"
+    other = client.generate(PROMPT, **few, scheduler="EulerDiscreteScheduler", extra={"eta": 0.0})
+    assert other.parameters["scheduler"] == "EulerDiscreteScheduler"
+    assert other.parameters["extra"] == {"eta": 0.0}
+    assert other.parameters["strength"] == 0.9
+    assert other.encoded != own.encoded
+    assert client.generate(PROMPT, **few).encoded == own.encoded
+    for wrong, words in (
+        (
+            {"scheduler": "FlowMatchEulerDiscreteScheduler"},
+            r"it can with: DDIMScheduler, .*EulerDiscreteScheduler",
+        ),
+        ({"extra": {"foo": 1}}, "takes no 'foo'; it takes: clip_skip"),
+        ({"extra": {"latents": [1.0]}}, "takes no 'latents'"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            client.generate(PROMPT, **few, **wrong)
+
+
+def test_wrong_images_are_told_and_the_next_one_is_made(engine, fleet, client, images, monkeypatch):
+    (images / "text.png").write_text("just some text")
+    refused = generate(fleet, images, "--image", "text.png", check=False)
+    assert refused.returncode == 2
+    assert "image: expected an image, got text.png" in refused.stderr
+    good = (images / "image.png").read_bytes()
+    mask = (images / "large-mask.png").read_bytes()
+    monkeypatch.setattr("imagegen_client.requests.read_picture", lambda name, source: source)  # no help from here
+    wrong = [
+        ({"image": good[:-40]}, "image: the png image can't be decoded"),
+        ({"image": good[:60] + bytes(40) + good[100:]}, "image: the png image can't be decoded"),
+        ({"image": huge_png(50_000, 50_000)}, "image: expected at most 8192x8192 pixels, got 50000x50000"),
+        ({"image": b"just some text"}, "image: expected a PNG, JPEG or WebP image, got 14 bytes"),
+        (
+            {"image": good, "mask_image": mask},
+            "mask_image: expected the size of the image, 64x64 pixels, got 200x200",
+        ),
+        ({"image": good, "strength": 0.001}, "strength: 0.001 of "),
+    ]
+    for inputs, words in wrong:
+        with pytest.raises(InvalidRequestError, match=words):
+            client.generate(PROMPT, **inputs)
+        result = client.generate(PROMPT, image=good, num_inference_steps=2)
+        assert isinstance(result, GenerationResult)
+        assert result.parameters["task"] == "image-to-image"
+
+
+def test_frames_that_are_not_as_many_as_inputs_are_told(engine, fleet, client, images, monkeypatch):
+    from imagegen_client import sync
+
+    made = sync.build
+    for change, words in (
+        (lambda frames: frames[:-1], r"expected 2 image frames \(image, mask_image\) behind the body, got 1"),
+        (
+            lambda frames: (*frames, b"more"),
+            r"expected 2 image frames \(image, mask_image\) behind the body, got 3",
+        ),
+    ):
+
+        def build(*arguments, change=change, **options):
+            submit, seed, frames = made(*arguments, **options)
+            return submit, seed, change(frames)
+
+        monkeypatch.setattr(sync, "build", build)
+        with pytest.raises(InvalidRequestError, match=words):
+            client.generate(PROMPT, image=images / "image.png", mask_image=images / "mask.png")
+    monkeypatch.undo()
+    client.generate(PROMPT, image=images / "image.png", mask_image=images / "mask.png")
+
+
+def test_a_large_image_wants_a_size_from_a_small_model(engine, fleet, client, images):
+    needs_a_model(engine)
+    with Image.open(images / "large-image.png") as image:
+        image.resize((600, 400)).save(images / "huge.png")
+    with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, got 600, the image.s own"):
+        client.generate(PROMPT, image=images / "huge.png")
+    few = {"num_inference_steps": 4, "image": Path(images / "large-image.png")}
+    assert client.generate(PROMPT, **few).image.size == (200, 200)
+    assert client.generate(PROMPT, **few, width=64, height=96).image.size == (64, 96)
+
+
+def test_many_at_once_of_every_kind(engine, fleet, client, images):
+    """Company changes nothing that could be seen, and the images are each one's own."""
+    needs_a_model(engine)
+    common = {"num_inference_steps": 8, "width": 64, "height": 64}
+    requests = []
+    for seed in range(12):
+        image = Image.new("RGB", (64, 64), ("red", "lime", "blue")[seed % 3])
+        inputs = [{}, {"image": image}, {"image": image, "mask_image": images / "mask.png"}][seed // 4]
+        requests.append({"seed": seed, **common, **inputs})
+    alone = [client.generate(PROMPT, **request).image for request in requests]
+    jobs = [client.submit(PROMPT, **request) for request in requests]
+    for job, image in zip(jobs, alone, strict=True):
+        pairs = zip(job.result(120).image.tobytes(), image.tobytes(), strict=True)
+        assert max(abs(a - b) for a, b in pairs) <= 3

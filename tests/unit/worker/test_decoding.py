@@ -1,0 +1,235 @@
+"""Images of requests: seen as they are meant, brought to size, and refused before they do harm."""
+
+import functools
+import io
+import itertools
+import random
+import struct
+import threading
+import zlib
+
+import pytest
+from PIL import Image, ImageDraw
+
+from imagegen_protocol import InvalidRequestError
+from imagegen_protocol.request import make_request
+from imagegen_worker.core.events import Decode, Decoded, Failed
+from imagegen_worker.core.model import Model
+from imagegen_worker.core.traits import TaskTraits
+from imagegen_worker.decoding import decode_inputs
+from imagegen_worker.encoding import EncodePool
+from imagegen_worker.mailbox import Mailbox
+from tests.pictures import huge_png, huge_webp
+from tests.unit.worker.test_encoding import wait
+
+MODEL = Model(
+    name="m",
+    num_inference_steps=10,
+    guidance_scale=1.0,
+    width=64,
+    height=64,
+    size_multiple=8,
+    max_side=256,
+    tasks={
+        "text-to-image": TaskTraits(),
+        "image-to-image": TaskTraits(strength=0.5),
+        "inpainting": TaskTraits(strength=0.5),
+    },
+)
+
+
+def encoded(image, format_="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=format_, **options)
+    return buffer.getvalue()
+
+
+def picture(width=64, height=48):
+    image = Image.new("RGB", (width, height), "navy")
+    ImageDraw.Draw(image).rectangle((0, 0, width // 2, height // 2), fill="orange")
+    return image
+
+
+def decode(image, mask=None, **fields):
+    frames = (image,) if mask is None else (image, mask)
+    names = ["image", "mask_image"][: len(frames)]
+    return decode_inputs(make_request(prompt="p", seed=1, inputs=names, **fields), MODEL, frames)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+def test_each_format_is_known_by_its_bytes(format_):
+    options = {"lossless": True} if format_ == "WEBP" else {"quality": 100} if format_ == "JPEG" else {}
+    made = decode(encoded(picture(), format_, **options))
+    assert (made.image.mode, made.image.size, made.width, made.height) == ("RGB", (64, 48), 64, 48)
+    if format_ != "JPEG":
+        assert made.image.tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "made"),
+    [
+        ((64, 48), {}, (64, 48)),
+        ((71, 55), {}, (64, 48)),
+        ((3, 1), {}, (8, 8)),
+        ((71, 55), {"width": 128}, (128, 48)),
+        ((600, 600), {"width": 64, "height": 256}, (64, 256)),
+    ],
+)
+def test_the_size_is_the_images_own_or_what_is_asked_for(own, asked, made):
+    request = decode(encoded(picture(*own)), encoded(picture(*own)), **asked)
+    assert (request.width, request.height) == made
+    assert request.image.size == request.mask_image.size == made
+
+
+def test_an_image_too_large_for_the_model_says_what_to_ask_for():
+    with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, got 600, the image's own"):
+        decode(encoded(picture(600, 64)))
+
+
+def test_the_mask_is_grey_and_the_order_of_frames_that_of_the_names():
+    mask = Image.new("RGB", (64, 48), "white")
+    request = make_request(prompt="p", seed=1, inputs=["mask_image", "image"])
+    made = decode_inputs(request, MODEL, (encoded(mask), encoded(picture())))
+    assert (made.task, made.mask_image.mode, made.mask_image.getextrema()) == ("inpainting", "L", (255, 255))
+    assert made.image.tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+def test_the_orientation_of_the_file_counts(format_):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    made = decode(encoded(picture(64, 48), format_, exif=exif))
+    assert (made.width, made.height) == (48, 64)
+    red, _, blue = made.image.getpixel((44, 4))
+    assert red > blue, "what was top left is top right"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_mode_becomes_colours(mode):
+    grey = Image.new("I;16", (64, 48), 0x8000) if mode == "I;16" else picture().convert(mode)
+    made = decode(encoded(grey), encoded(grey))
+    assert (made.image.mode, made.mask_image.mode) == ("RGB", "L")
+    if mode == "I;16":
+        assert made.image.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"", "image: expected a PNG, JPEG or WebP image, got 0 bytes"),
+        (
+            b"just some text",
+            r"image: expected a PNG, JPEG or WebP image, got 14 bytes that begin with b'just som'",
+        ),
+        (encoded(picture(), "GIF"), "image: expected a PNG, JPEG or WebP"),
+        (encoded(picture())[:-30], "image: the png image can't be decoded"),
+        (encoded(picture(), "JPEG")[:-30], "image: the jpeg image can't be decoded"),
+        (encoded(picture(), "WEBP")[:-30], "image: the webp image can't be decoded"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "image: the png image can't be decoded"),
+        (b"\xff\xd8\xff" + bytes(40), "image: the jpeg image can't be decoded"),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(40), "image: the webp image can't be decoded"),
+        (huge_png(50_000, 50_000), "image: expected at most 8192x8192 pixels, got 50000x50000"),
+        (huge_png(8_193, 1), "image: expected at most 8192x8192 pixels, got 8193x1"),
+        (huge_webp(16_000, 16_000), "image: "),
+    ],
+)
+def test_what_is_no_good_image_is_told(frame, words):
+    with pytest.raises(InvalidRequestError, match=words):
+        decode(frame)
+    assert decode(encoded(picture())).image is not None
+
+
+def test_text_that_unfolds_is_no_way_in():
+    image = encoded(picture())
+    content = b"zTXt" + b"k\0\0" + zlib.compress(bytes(200_000_000), 9)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    with pytest.raises(InvalidRequestError, match=r"png image can't be decoded: .*too large"):
+        decode(image[:33] + chunk + image[33:])
+
+
+def test_the_mask_must_have_the_size_of_the_image():
+    with pytest.raises(
+        InvalidRequestError, match="mask_image: expected the size of the image, 64x48 pixels, got 48x"
+    ):
+        decode(encoded(picture()), encoded(picture(48, 64)))
+    with pytest.raises(InvalidRequestError, match="mask_image: expected a PNG"):
+        decode(encoded(picture()), b"mask")
+
+
+def test_whatever_is_done_to_the_bytes_it_is_an_image_or_an_error():
+    chance = random.Random(1)
+    for format_, _ in itertools.product(["PNG", "JPEG", "WEBP"], range(60)):
+        data = bytearray(encoded(picture(), format_))
+        for _ in range(chance.randint(1, 8)):
+            data[chance.randrange(12, len(data))] = chance.randrange(256)
+        try:
+            made = decode(bytes(data))
+        except InvalidRequestError:
+            continue
+        else:
+            assert made.image.mode == "RGB"
+
+
+# ---- in the pool -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mailbox():
+    mailbox = Mailbox()
+    yield mailbox
+    mailbox.close()
+
+
+def wanted(number, frame):
+    return Decode(number, make_request(prompt="p", seed=1, inputs=["image"]), MODEL, (frame,))
+
+
+def test_the_pool_answers_each(mailbox):
+    pool = EncodePool(mailbox, threads=1)
+    pool.decode(wanted(1, encoded(picture())))
+    pool.decode(wanted(2, b"text"))
+    events = [*wait(mailbox)]
+    while len(events) < 2:
+        events += wait(mailbox)
+    pool.close()
+    assert isinstance(events[0], Decoded)
+    assert (events[0].number, events[0].request.image.size) == (1, (64, 48))
+    assert isinstance(events[1], Failed)
+    assert (events[1].number, events[1].code) == (2, "invalid_request")
+
+
+def test_what_is_forgotten_before_its_turn_is_not_decoded(mailbox, monkeypatch):
+    begun, go_on, decoded = threading.Event(), threading.Event(), []
+
+    def slow(request, model, frames):
+        begun.set()
+        assert go_on.wait(60)
+        decoded.append(frames[0])
+        return decode_inputs(request, model, frames)
+
+    monkeypatch.setattr("imagegen_worker.encoding.decode_inputs", functools.partial(slow))
+    pool = EncodePool(mailbox, threads=1)
+    for number in range(3):
+        pool.decode(wanted(number, encoded(picture(8 + 8 * number))))
+    assert begun.wait(60)
+    pool.forget(1)
+    pool.forget(7)
+    go_on.set()
+    numbers = []
+    while 2 not in numbers:
+        numbers += [event.number for event in wait(mailbox)]
+    pool.close()
+    assert numbers == [0, 2]
+
+
+def test_an_error_nobody_thought_of_is_an_answer_too(mailbox, monkeypatch):
+    def broken(request, model, frames):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("imagegen_worker.encoding.decode_inputs", broken)
+    pool = EncodePool(mailbox)
+    pool.decode(wanted(4, b""))
+    (failed,) = wait(mailbox)
+    pool.close()
+    assert (failed.number, failed.code) == (4, "generation_failed")
+    assert "MemoryError" in failed.message
