@@ -8,11 +8,7 @@ from collections import Counter
 
 import msgspec
 
-from imagegen_protocol import (
-    InvalidRequestError,
-    ModelNotFoundError,
-    ProtocolError,
-)
+from imagegen_protocol import InvalidRequestError, ModelNotFoundError, ProtocolError
 from imagegen_protocol.errors import (
     RETURNED,
     DeadlineExceededError,
