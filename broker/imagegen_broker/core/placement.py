@@ -1,6 +1,7 @@
 """An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
 
 import heapq
+from collections.abc import Collection
 
 from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
@@ -30,8 +31,8 @@ class Placement:
         self._plans: dict[str, dict[bytes, int]] = {}
         self.generation = 0
         """Grows when a worker comes or goes."""
-        self._seen: dict[str, None] = {}
-        """Models that were served at any time, the first seen first."""
+        self._seen: dict[str, float | None] = {}
+        """Models that were served at any time, and the seconds an image that they took when served last."""
 
     def models(self) -> list[str]:
         """Return the models that some worker serves, sorted."""
@@ -49,6 +50,21 @@ class Placement:
         """Say whether some worker serves the model, or did since the start."""
         return self.serves(model) or model in self._seen
 
+    def seen(self) -> Collection[str]:
+        """Return the models that were served at any time since the start."""
+        return self._seen.keys()
+
+    def seconds_per_image(self, model: str) -> float | None:
+        """Return what one of the workers that serve the model needs for an image, or did; None while unknown.
+
+        The harmonic mean: n workers together make n images in this time.
+        """
+        serving = self._serving.get(model, {}).values()
+        known = [worker.seconds_per_image for worker in serving if worker.seconds_per_image]
+        if not known:
+            return self._seen.get(model)
+        return len(known) / sum(1 / seconds for seconds in known)
+
     @property
     def empty(self) -> bool:
         """Whether there is no worker at all."""
@@ -59,7 +75,7 @@ class Placement:
         self._workers[worker.id] = worker
         self.generation += 1
         for model in worker.ready.models:
-            self._seen[model] = None
+            self._seen.setdefault(model, None)
             if len(self._seen) > _MAX_SEEN_MODELS:
                 del self._seen[next(iter(self._seen))]
             self._serving.setdefault(model, {})[worker.id] = worker
@@ -70,6 +86,8 @@ class Placement:
         self._workers.pop(worker.id, None)
         self.generation += 1
         for model in worker.ready.models:
+            if model in self._seen:
+                self._seen[model] = self.seconds_per_image(model)
             serving = self._serving.get(model, {})
             serving.pop(worker.id, None)
             if not serving:
