@@ -222,6 +222,8 @@ def test_a_workers_metrics_say_which_gpu_it_has():
     got = scrape(Metrics(without_uuid))
     assert got("gpu_info", uuid="", name="Card") == 1
     assert not any(name.startswith("imagegen_worker_gpu") for name in scrape(Metrics(CONFIG)).families)
+
+
 def test_image_steps_and_pixels(metrics):
     metrics.observe(ev.CallDone(requests=2, images=3, steps=20, seconds=1.0, seconds_per_image=None))  # static
     metrics.observe(ev.CallDone(requests=4, images=1, rows=8, steps=1, seconds=0.1, seconds_per_image=None))
