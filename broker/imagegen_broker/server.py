@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
@@ -47,6 +47,18 @@ class Snapshot:
     duration: Histogram
     held_by_client: tuple[int, ...]
     """Requests held of each client."""
+
+    @classmethod
+    def of(cls, core: BrokerCore, now: float) -> Self:
+        """Copy what is to be shown: all that a view costs the loop."""
+        counters = core.ledger.counters
+        return cls(
+            core.statistics(now),
+            core.is_ready(now),
+            counters.queue_wait.copy(),
+            counters.duration.copy(),
+            tuple([len(client.requests) for client in core.ledger.clients.values()]),
+        )
 
 
 class Server:
@@ -147,15 +159,7 @@ class Server:
     # ---- inside the loop ----------------------------------------------------------------------
 
     def _answer_snapshot(self, asked: Future[Snapshot]) -> None:
-        now = time.monotonic()
-        counters = self.core.ledger.counters
-        view = Snapshot(
-            self.core.statistics(now),
-            self.core.is_ready(now),
-            counters.queue_wait.copy(),
-            counters.duration.copy(),
-            tuple([len(client.requests) for client in self.core.ledger.clients.values()]),
-        )
+        view = Snapshot.of(self.core, time.monotonic())
         if asked.set_running_or_notify_cancel():
             asked.set_result(view)
 

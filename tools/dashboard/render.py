@@ -19,7 +19,8 @@ from tools.dashboard.panels import FLEET, GPU, Panel
 
 _COLUMNS = 4
 _POINTS = 120
-_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
+_MOST_NAMES = 4
 _UNITS = {"s": "s", "bytes": "B", "watt": "W", "hertz": "Hz", "reqps": "/s"}
 
 
@@ -52,12 +53,16 @@ def _draw_panel(
         for series in prometheus.range(query.expr, start, end, (end - start) / _POINTS, worker):
             if series.has_data:
                 lines.append((legend(query.legend, series), series))
+    if len(lines) > _MOST_NAMES:
+        lines = [line for line in lines if any(value > 0 for value in line[1].values)] or lines[:_MOST_NAMES]
     axis.set_title(title, fontsize=9, loc="left")
     axis.set_xlim(start - end, 0)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, panel.unit)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
+    axis.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0f} s" if end - start < 180 else f"{value / 60:.0f} min")
+    )
     if panel.kind == "stat" and lines:
         last = next(value for value in reversed(lines[0][1].values) if math.isfinite(value))
         axis.text(
@@ -99,5 +104,6 @@ def in_unit(value: float, unit: str) -> str:
         return f"{value:.0%}"
     if unit == "celsius":
         return f"{value:.0f} °C"
-    size, prefix = next(((size, prefix) for size, prefix in _STEPS if abs(value) >= size), (1.0, ""))
+    prefixes = _PREFIXES if unit == "s" else _PREFIXES[:-1]  # half an image is no 500 milliimages
+    size, prefix = next(((size, prefix) for size, prefix in prefixes if abs(value) >= size), (1.0, ""))
     return f"{value / size:.3g} {prefix}{_UNITS.get(unit, '')}".strip()

@@ -14,11 +14,8 @@ from tests.unit.broker.bench import Bench
 
 def text_of(bench):
     """What a scrape of the bench's broker would give."""
-    core, counters = bench.core, bench.core.ledger.counters
-    held = tuple(len(client.requests) for client in core.ledger.clients.values())
-    view = Snapshot(core.statistics(bench.now), True, counters.queue_wait, counters.duration, held)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(BrokerCollector(view))
+    registry.register(BrokerCollector(Snapshot.of(bench.core, bench.now)))
     return generate_latest(registry).decode()
 
 
