@@ -32,7 +32,7 @@ class Placement:
         self.generation = 0
         """Grows when a worker comes or goes."""
         self._seen: dict[str, float | None] = {}
-        """Models that were served at any time, and the seconds an image that they took when served last."""
+        """Models that were served at any time, and the seconds an image of the last worker that left."""
 
     def models(self) -> list[str]:
         """Return the models that some worker serves, sorted."""
@@ -86,13 +86,13 @@ class Placement:
         self._workers.pop(worker.id, None)
         self.generation += 1
         for model in worker.ready.models:
-            if model in self._seen:
-                self._seen[model] = self.seconds_per_image(model)
             serving = self._serving.get(model, {})
             serving.pop(worker.id, None)
             if not serving:
                 self._serving.pop(model, None)
                 self._heaps.pop(model, None)
+                if model in self._seen:
+                    self._seen[model] = worker.seconds_per_image or self._seen[model]
 
     def update(self, worker: Worker) -> None:
         """Note that the worker's depth, speed or state has changed."""
