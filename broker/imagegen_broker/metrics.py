@@ -120,7 +120,7 @@ def _models(rows: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
     yield gauge("model_idle_workers", "Those of them that have nothing to do.", "idle_workers")
     yield gauge("model_waiting_requests", "Requests for the model that wait here.", "waiting")
     yield gauge("model_unfinished_requests", "Requests for the model, waiting here or at workers.", "unfinished")
-    yield gauge("model_seconds_per_image", "What one worker needs for an image.", "seconds_per_image")
+    yield gauge("model_seconds_per_request", "What one worker needs for a request.", "seconds_per_request")
     text = "Device time that the unfinished requests will take; over the number of workers: until all is done."
     yield gauge("backlog_seconds", text, "backlog_seconds")
 

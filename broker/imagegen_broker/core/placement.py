@@ -1,8 +1,9 @@
 """An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Mapping
 
+from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
 
@@ -31,8 +32,8 @@ class Placement:
         self._plans: dict[str, dict[bytes, int]] = {}
         self.generation = 0
         """Grows when a worker comes or goes."""
-        self._seen: dict[str, float | None] = {}
-        """Models that were served at any time, and the seconds an image of the last worker that left."""
+        self._seen: dict[str | None, float | None] = {}
+        """The first seen first; see `seen`."""
 
     def models(self) -> list[str]:
         """Return the models that some worker serves, sorted."""
@@ -50,20 +51,9 @@ class Placement:
         """Say whether some worker serves the model, or did since the start."""
         return self.serves(model) or model in self._seen
 
-    def seen(self) -> Collection[str]:
-        """Return the models that were served at any time since the start."""
-        return self._seen.keys()
-
-    def seconds_per_image(self, model: str) -> float | None:
-        """Return what one of the workers that serve the model needs for an image, or did; None while unknown.
-
-        The harmonic mean: n workers together make n images in this time.
-        """
-        serving = self._serving.get(model, {}).values()
-        known = [worker.seconds_per_image for worker in serving if worker.seconds_per_image]
-        if not known:
-            return self._seen.get(model)
-        return len(known) / sum(1 / seconds for seconds in known)
+    def seen(self) -> Mapping[str | None, float | None]:
+        """Return the models that were served at any time, and the seconds a request of the last worker gone."""
+        return self._seen
 
     @property
     def empty(self) -> bool:
@@ -92,7 +82,7 @@ class Placement:
                 self._serving.pop(model, None)
                 self._heaps.pop(model, None)
                 if model in self._seen:
-                    self._seen[model] = worker.seconds_per_image or self._seen[model]
+                    self._seen[model] = seconds_per_request([worker]) or self._seen[model]
 
     def update(self, worker: Worker) -> None:
         """Note that the worker's depth, speed or state has changed."""

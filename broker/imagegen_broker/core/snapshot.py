@@ -87,7 +87,9 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "backend": ready.backend,
         "batching": ready.batching,
         "models": list(ready.models),
-        "warm_models": [model for model in ready.models if worker.is_warm(model)],
+        "warm_models": [model for model in ready.models if worker.is_warm(model)]
+        if worker.warm
+        else list(ready.models),
         "state": _state(worker),
         "current_queue_depth": worker.depth,
         "running": len(worker.running),

@@ -104,14 +104,14 @@ def test_the_backlog_is_the_work_that_is_not_done_in_seconds_of_one_device(bench
             "idle_workers": 0,
             "waiting": 3,
             "unfinished": 5,
-            "seconds_per_image": 4.0,
+            "seconds_per_request": 4.0,
             "backlog_seconds": 20.0,
         }
     }
     got = Scrape(bench)
     assert got("backlog_seconds", model="m") == 20.0
     assert got("model_waiting_requests", model="m") == 3
-    assert got("model_seconds_per_image", model="m") == 4.0
+    assert got("model_seconds_per_request", model="m") == 4.0
 
 
 def test_workers_of_unlike_speed_count_by_what_they_make_together(bench):
@@ -119,8 +119,15 @@ def test_workers_of_unlike_speed_count_by_what_they_make_together(bench):
         bench.ready(name)
         bench.beat(name, seconds_per_image=seconds)
     # Together four images in three seconds: two workers, 1.5 s each.
-    assert rows(bench)["m"]["seconds_per_image"] == pytest.approx(1.5)
+    assert rows(bench)["m"]["seconds_per_request"] == pytest.approx(1.5)
     assert rows(bench)["m"]["idle_workers"] == 2
+
+
+def test_requests_for_several_images_count_as_much_as_those_before_them(bench):
+    bench.ready("w")
+    bench.beat("w", seconds_per_image=2.0, stats=WorkerStats(total_requests=10, total_images=30))
+    bench.submit(1)
+    assert rows(bench)["m"]["backlog_seconds"] == pytest.approx(6.0)
 
 
 def test_a_model_whose_workers_are_gone_is_told_with_its_last_speed(bench):
