@@ -101,7 +101,7 @@ def legend(form: str, series: Series) -> str:
 def in_unit(value: float, unit: str) -> str:
     """Write a value short, in one of Grafana's units."""
     if unit == "percentunit":
-        return f"{value:.0%}"
+        return f"{100 * value:.3g}%"
     if unit == "celsius":
         return f"{value:.0f} °C"
     prefixes = _PREFIXES if unit == "s" else _PREFIXES[:-1]  # half an image is no 500 milliimages
