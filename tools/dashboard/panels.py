@@ -202,6 +202,12 @@ GPU = (
     ),
     Panel("Requests", "", "short", (_by("state", _worker("queue_depth")),), stacked=True),
     Panel(
+        "Models",
+        "Loaded; loads a second because a model was asked for, by outcome.",
+        "short",
+        (Query(f"sum({_worker('warm_models')})", "loaded"), _by("outcome", _rate("model_loads_total"))),
+    ),
+    Panel(
         "Made",
         "A second.",
         "short",
