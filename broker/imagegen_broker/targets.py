@@ -79,6 +79,7 @@ class TargetsFile:
         beside = self._path.with_name(f".{self._path.name}.new")
         try:
             beside.write_text(json.dumps(groups, indent=2) + "\n")
+            beside.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
             beside.replace(self._path)
         except OSError as error:
             log(_log, logging.ERROR, "can't write the Prometheus targets, trying on", path=self._path, error=error)

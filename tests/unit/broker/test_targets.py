@@ -1,6 +1,8 @@
 """The file that tells Prometheus where the workers are."""
 
 import json
+import os
+import stat
 import threading
 
 import pytest
@@ -54,6 +56,17 @@ def test_the_last_word_is_written_before_the_end(tmp_path):
         {"targets": ["h:1", "h:2"], "labels": {"host": "h"}}
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["workers.json"]
+
+
+def test_prometheus_may_read_it_whatever_the_umask_of_the_service(tmp_path):
+    usual = os.umask(0o077)
+    try:
+        file = TargetsFile(tmp_path / "workers.json")
+        file.show([])
+        file.close()
+    finally:
+        os.umask(usual)
+    assert stat.S_IMODE((tmp_path / "workers.json").stat().st_mode) == 0o644
 
 
 def test_a_write_that_fails_is_tried_again(tmp_path, monkeypatch):
