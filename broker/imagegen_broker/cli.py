@@ -16,6 +16,7 @@ from imagegen_broker.config import ConfigError, check_endpoint, make_access, par
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
+from imagegen_broker.targets import TargetsFile, check_targets_path
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import Notifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
@@ -49,6 +50,11 @@ class _Seconds(click.FloatRange):
     "http_address",
     default="127.0.0.1:8080",
     help="HOST:PORT of /stats, /metrics, /healthz and /readyz; 'off' for none.",
+)
+@click.option(
+    "--prometheus-targets",
+    type=_FILE,
+    help="A .json file to keep, from which Prometheus learns the workers' addresses (file_sd).  [default: none]",
 )
 @click.option(
     "--strategy",
@@ -110,6 +116,7 @@ def main(
     frontend: str,
     backend: str,
     http_address: str,
+    prometheus_targets: Path | None,
     strategy: str,
     default_model: str | None,
     heartbeat_interval: float,
@@ -173,13 +180,19 @@ def main(
         address = None if http_address == "off" else parse_address("--http", http_address)
         if address is not None:
             _check_http()
+        if prometheus_targets is not None:
+            check_targets_path(prometheus_targets)
         end_check(context)
         notifier = Notifier(os.environ)
-        server = Server(settings, frontend, backend, access, notifier)
+        targets = None if prometheus_targets is None else TargetsFile(prometheus_targets)
+        show_workers = None if targets is None else targets.show
+        server = Server(settings, frontend, backend, access, notifier, show_workers)
     except (ConfigError, KeyFileError, zmq.ZMQError) as error:
         raise usage_error(context, error) from error
     set_up(log_level, log_format, own="imagegen.broker")
     _serve(server, address, strategy, notifier)
+    if targets is not None:
+        targets.close()
 
 
 def _check_http() -> None:

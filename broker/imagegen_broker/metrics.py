@@ -1,16 +1,51 @@
 """Prometheus metrics of the broker: a view of one snapshot, made when it is scraped."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from imagegen_broker.core.counters import BUCKETS, Histogram
 from imagegen_broker.server import Snapshot
+from imagegen_protocol.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    GenerationFailedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    OverloadedError,
+    PoisonRequestError,
+)
 
+OUTCOMES = (
+    "result",
+    InvalidRequestError.code,
+    ModelNotFoundError.code,
+    DeadlineExceededError.code,
+    CancelledError.code,
+    PoisonRequestError.code,
+    OutOfMemoryError.code,
+    GenerationFailedError.code,
+)
+"""Told from the start, as 0, so that the first one shows in a rate; so are the two below."""
+REJECTIONS = (InvalidRequestError.code, ModelNotFoundError.code, OverloadedError.code)
+REQUEUE_REASONS = (
+    "worker_lost",
+    "worker_left",
+    "worker_stuck",
+    "lost",
+    "returned",
+    "unreachable",
+    "answer_lost",
+)
+OTHER = "other"
+"""Stands for the codes that a worker of another version made up."""
+_STATES = ("ready", "draining", "unreachable", "stuck")
 _PREFIX = "imagegen_broker_"
 
 
@@ -23,38 +58,102 @@ class BrokerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every metric."""
         stats = self._snapshot.statistics
-        totals = stats["totals"]
-        workers = stats["per_gpu_stats"]
         yield _gauge("build_info", "Always 1; the version is a label.", {version("imagegen-fleet"): 1}, "version")
+        yield _gauge("uptime_seconds", "Since the start.", stats["uptime_seconds"])
+        yield from self._held(stats)
+        yield from self._totals(stats["totals"], stats["strategy"])
+        yield _histogram("queue_wait_seconds", "From arrival to dispatch.", self._snapshot.queue_wait)
+        yield _histogram("request_duration_seconds", "From arrival to the answer.", self._snapshot.duration)
+        yield from _models(stats["per_model_stats"])
+        yield from _workers(stats["per_gpu_stats"])
+
+    def _held(self, stats: Mapping[str, Any]) -> Iterable[Metric]:
+        held = [count for count in self._snapshot.held_by_client if count]
         yield _gauge("pending_requests", "Requests held, by state.", stats["requests"], "state")
         yield _gauge("held_bytes", "Bytes of the requests held.", stats["held_bytes"])
+        yield _gauge("max_requests", "Requests that may be held; more are refused.", stats["limits"]["requests"])
+        yield _gauge("max_held_bytes", "Bytes that may be held.", stats["limits"]["bytes"])
         yield _gauge("clients", "Clients that are alive.", stats["clients"])
-        states = Counter(worker["state"] for worker in workers)
-        states.update(ready=0, draining=0, unreachable=0, stuck=0)
-        yield _gauge("workers", "Registered workers, by state.", states, "state")
+        yield _gauge("busy_clients", "Clients that have requests here.", len(held))
+        yield _gauge("largest_client_requests", "Requests of the client that has most.", max(held, default=0))
+        yield _gauge(
+            "client_inequality_ratio",
+            "Gini coefficient of the requests by busy client: 0 where all have as many, near 1 where one has all.",
+            gini(held),
+        )
+
+    def _totals(self, totals: Mapping[str, Any], strategy: str) -> Iterable[Metric]:
         yield _counter("accepted_requests", "Requests taken in.", totals["accepted"])
-        yield _counter("rejected_requests", "Requests refused at the door.", totals["rejected"], "reason")
-        yield _counter("answers", "Terminal answers, by outcome.", totals["answered"], "outcome")
+        rejected = _known(totals["rejected"], REJECTIONS)
+        yield _counter("rejected_requests", "Requests refused at the door.", rejected, "reason")
+        answers = _known(totals["answered"], OUTCOMES)
+        yield _counter("answers", "Terminal answers, by outcome.", answers, "outcome")
         yield _counter("acknowledgements", "Answers that clients have acknowledged.", totals["acknowledged"])
         yield _counter("abandoned_requests", "Given up: the client left or died.", totals["abandoned"])
-        dispatches = {stats["strategy"]: totals["dispatched"]}
+        dispatches = {strategy: totals["dispatched"]}
         yield _counter("dispatches", "Requests given to workers.", dispatches, "strategy")
         yield _counter("attached_requests", "Found at a worker that had them already.", totals["attached"])
-        yield _counter("requeues", "Went back to the queue.", totals["requeued"], "reason")
+        requeues = _known(totals["requeued"], REQUEUE_REASONS)
+        yield _counter("requeues", "Went back to the queue.", requeues, "reason")
         yield _counter("resent_answers", "Answers sent, or asked for, again.", totals["resent"])
+        yield _counter("workers_registered", "Registrations of workers.", totals["workers_registered"])
         yield _counter("workers_lost", "Workers that fell silent.", totals["workers_lost"])
         yield _counter("workers_stuck", "Workers whose device hung.", totals["workers_stuck"])
         yield _counter("clients_lost", "Clients that fell silent.", totals["clients_lost"])
         yield _counter("malformed_messages", "Messages that did not decode.", totals["malformed"])
         yield _counter("dropped_messages", "Messages that a peer did not take.", totals["dropped"])
-        yield _histogram("queue_wait_seconds", "From arrival to dispatch.", self._snapshot.queue_wait)
-        yield _histogram("request_duration_seconds", "From arrival to the answer.", self._snapshot.duration)
-        depth = GaugeMetricFamily(
-            _PREFIX + "worker_queue_depth", "Requests at a worker.", labels=["worker", "gpu"]
-        )
-        for worker in workers:
-            depth.add_metric([worker["worker"], str(worker["gpu_id"])], worker["current_queue_depth"])
-        yield depth
+
+
+def gini(counts: Sequence[int]) -> float:
+    """Return the Gini coefficient of positive counts: 0 where all are equal, near 1 where one has nearly all."""
+    total, n = sum(counts), len(counts)
+    if not total:
+        return 0.0
+    return sum((2 * place - n + 1) * count for place, count in enumerate(sorted(counts))) / (n * total)
+
+
+def _models(rows: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    def gauge(name: str, text: str, key: str) -> Metric:
+        return _gauge(name, text, {row["model"]: row[key] for row in rows if row[key] is not None}, "model")
+
+    yield gauge("model_workers", "Workers that serve the model and take work.", "workers")
+    yield gauge("model_idle_workers", "Those of them that have nothing to do.", "idle_workers")
+    yield gauge("model_waiting_requests", "Requests for the model that wait here.", "waiting")
+    yield gauge("model_unfinished_requests", "Requests for the model, waiting here or at workers.", "unfinished")
+    yield gauge("model_seconds_per_request", "What one worker needs for a request.", "seconds_per_request")
+    text = "Device time that the unfinished requests will take; over the number of workers: until all is done."
+    yield gauge("backlog_seconds", text, "backlog_seconds")
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    states = Counter(worker["state"] for worker in workers)
+    states.update(dict.fromkeys(_STATES, 0))
+    yield _gauge("workers", "Registered workers, by state.", states, "state")
+    for name, text, key in (
+        ("worker_queue_depth", "Requests at a worker.", "current_queue_depth"),
+        ("worker_capacity_requests", "Requests that a worker takes at a time.", "capacity"),
+        ("worker_last_heard_seconds", "Since a worker's last message.", "last_heard_seconds"),
+    ):
+        yield _each_worker(GaugeMetricFamily(_PREFIX + name, text, labels=["worker", "gpu"]), workers, key)
+    dispatches = CounterMetricFamily(
+        _PREFIX + "worker_dispatches", "Requests given to a worker since it registered.", labels=["worker", "gpu"]
+    )
+    yield _each_worker(dispatches, workers, "dispatched")
+
+
+def _each_worker(
+    family: GaugeMetricFamily | CounterMetricFamily, workers: Sequence[Mapping[str, Any]], key: str
+) -> Metric:
+    for worker in workers:
+        family.add_metric([worker["worker"], str(worker["gpu_id"])], worker[key])
+    return family
+
+
+def _known(counts: Mapping[str, int], keys: Sequence[str]) -> dict[str, int]:
+    """Return the counts by known keys, each there, and what is left under one more if there is any."""
+    shown = {key: counts.get(key, 0) for key in keys}
+    other = sum(count for key, count in counts.items() if key not in shown)
+    return shown | {OTHER: other} if other else shown
 
 
 def _gauge(name: str, text: str, values: float | Mapping[str, float], label: str | None = None) -> Metric:

@@ -7,11 +7,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
@@ -25,6 +25,7 @@ from imagegen_common.notify import Notifier
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
+from imagegen_protocol.messages import Ready
 
 _log = logging.getLogger("imagegen.broker")
 
@@ -44,6 +45,20 @@ class Snapshot:
     ready: bool
     queue_wait: Histogram
     duration: Histogram
+    held_by_client: tuple[int, ...]
+    """Requests held of each client."""
+
+    @classmethod
+    def of(cls, core: BrokerCore, now: float) -> Self:
+        """Copy what is to be shown: all that a view costs the loop."""
+        counters = core.ledger.counters
+        return cls(
+            core.statistics(now),
+            core.is_ready(now),
+            counters.queue_wait.copy(),
+            counters.duration.copy(),
+            tuple([len(client.requests) for client in core.ledger.clients.values()]),
+        )
 
 
 class Server:
@@ -56,15 +71,19 @@ class Server:
         backend: str,
         access: Access | None = None,
         notifier: Notifier | None = None,
+        show_workers: Callable[[Sequence[Ready]], None] | None = None,
     ) -> None:
         """Bind both endpoints; with `access`, only for peers whose keys are on its lists.
 
-        The loop feeds the watchdog of `notifier`. Raises `zmq.ZMQError` with the endpoint in its text if one can't
-        be bound.
+        The loop feeds the watchdog of `notifier`. `show_workers` is called with the registered workers, in the
+        loop, when one has come or gone; not before the broker has been there for long enough to know them.
+        Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound.
         """
         self._context = zmq.Context()
         self._access = access
         self._notifier = Notifier({}) if notifier is None else notifier
+        self._show_workers = show_workers
+        self._shown_generation = -1
         if access is not None:
             access.start(self._context)
         self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE, "clients")
@@ -112,6 +131,7 @@ class Server:
                     self._send(action)
                 for note in self.core.take_notes():
                     log(_log, note.level, note.text, **note.fields)
+                self._tell_of_workers()
                 while self._asked:
                     self._answer_snapshot(self._asked.popleft())
                 self._notifier.tick(time.monotonic(), self._status)
@@ -139,19 +159,20 @@ class Server:
     # ---- inside the loop ----------------------------------------------------------------------
 
     def _answer_snapshot(self, asked: Future[Snapshot]) -> None:
-        now = time.monotonic()
-        counters = self.core.ledger.counters
-        view = Snapshot(
-            self.core.statistics(now),
-            self.core.is_ready(now),
-            counters.queue_wait.copy(),
-            counters.duration.copy(),
-        )
+        view = Snapshot.of(self.core, time.monotonic())
         if asked.set_running_or_notify_cancel():
             asked.set_result(view)
 
     def _status(self) -> str:
         return status(self.core.ledger)
+
+    def _tell_of_workers(self) -> None:
+        ledger = self.core.ledger
+        if self._show_workers is None or self._shown_generation == ledger.placement.generation:
+            return
+        if time.monotonic() >= self.core.dispatching_from:
+            self._shown_generation = ledger.placement.generation
+            self._show_workers([worker.ready for worker in ledger.workers.values()])
 
     def _wake(self) -> None:
         with self._wake_lock:

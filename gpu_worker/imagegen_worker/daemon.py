@@ -267,6 +267,7 @@ class Daemon:
 
     def _serve_metrics(self, stack: contextlib.ExitStack, host: str, port: int) -> None:
         try:
+            from imagegen_worker.http import address_for_others
             from imagegen_worker.metrics import Metrics
         except ModuleNotFoundError as error:
             raise StartError(f"--http-port: {error}; install imagegen-fleet[worker]") from error
@@ -276,8 +277,9 @@ class Daemon:
         except OSError as error:
             raise NotNowError(f"--http-port: can't bind {host}:{port}: {error}") from error
         stack.callback(self._metrics.close)
-        shown = f"[{host}]" if ":" in host else host
-        log(_log, logging.INFO, "metrics served", address=f"http://{shown}:{bound}/metrics")
+        address = address_for_others(host, bound)
+        self._core.shows_metrics_at(address)
+        log(_log, logging.INFO, "metrics served", address=f"http://{address}/metrics")
 
     def _dial(self, stack: contextlib.ExitStack) -> None:
         routing_id = b"w" + secrets.token_bytes(15)

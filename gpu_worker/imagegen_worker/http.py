@@ -13,6 +13,13 @@ from prometheus_client.exposition import choose_encoder
 _log = logging.getLogger(__name__)
 
 
+def address_for_others(host: str, port: int) -> str:
+    """Return HOST:PORT by which others reach a bind; a bind to every address goes by this host's name."""
+    if host in ("", "0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 

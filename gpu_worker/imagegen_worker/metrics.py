@@ -101,12 +101,12 @@ class Metrics(Collector):
         )
         self._step = self._histogram("step_seconds", "One denoising step of a whole batch.", STEP_BUCKETS)
         self._first = self._histogram("first_step_wait_seconds", "From arrival to the first denoising step.")
-        self._beside = Counter(
-            _PREFIX + "beside_seconds",
+        self._beside = self._count(
+            "beside_seconds",
             "Seconds that the device spent in text encoders and decoders; part of the busy seconds.",
-            ["worker", "gpu"],
-            registry=self.registry,
-        ).labels(*self._identity)
+        )
+        self._steps = self._count("image_steps", "Denoising steps made, one for each image that made it.")
+        self._pixels = self._count("pixels", "Pixels of the images that were answered.")
         self._fallbacks = Counter(
             _PREFIX + "fallbacks",
             "Calls of the model that could not be shared and went alone, by reason.",
@@ -155,6 +155,7 @@ class Metrics(Collector):
                 self._queue_wait.observe(event.queue_seconds)
                 self._generation.observe(event.generation_seconds)
                 self._encode.observe(event.encode_seconds)
+                self._pixels.inc(sum(info.width * info.height for info in event.infos))
             case CallDone():
                 self._called(event)
             case CallFailed():
@@ -165,6 +166,8 @@ class Metrics(Collector):
         self._calls.labels(*self._identity, "done").inc()
         self._rows.observe(event.rows or event.images)
         self._step.observe(event.seconds / max(event.steps, 1))
+        # A call of the static engine makes all steps of its images; one of the other, a step of those in it.
+        self._steps.inc(event.steps * (event.requests if event.rows else event.images))
         self._beside.inc(event.beside_seconds)
         for seconds in event.waits:
             self._first.observe(seconds)
@@ -231,6 +234,9 @@ class Metrics(Collector):
         return Histogram(
             _PREFIX + name, text, ["worker", "gpu"], registry=self.registry, buckets=tuple(buckets)
         ).labels(*self._identity)
+
+    def _count(self, name: str, text: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["worker", "gpu"], registry=self.registry).labels(*self._identity)
 
     def _gauge(
         self, name: str, text: str, values: float | Mapping[str, float], label: str | None = None

@@ -22,6 +22,8 @@ Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
+Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
+"""HOST:PORT, an IPv6 host in brackets."""
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
@@ -207,6 +209,8 @@ class Ready(Holding, tag="ready", frozen=True, kw_only=True):
     max_batch_size: Annotated[int, Meta(ge=1, le=100_000)]
     batching: str = "off"
     pid: Count = 0
+    http: Address | None = None
+    """Where its `/metrics` is; None: nowhere."""
 
 
 class WorkerHeartbeat(Holding, tag="heartbeat", frozen=True, kw_only=True):

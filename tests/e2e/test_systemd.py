@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,21 @@ def test_a_broker_whose_loop_stands_still_is_started_again_by_the_watchdog(fleet
     fleet.wait_until(BROKER, NRestarts="1", ActiveState="active")
     burst.must_succeed()
     assert any("Watchdog timeout" in line for line in fleet.journal(BROKER))
+
+
+def test_prometheus_finds_the_workers_in_a_file_of_the_broker(fleet):
+    for example, unit in (("broker-metrics", BROKER), ("worker-metrics", "imagegen-worker@.service")):
+        text = fleet.run("cat", f"/usr/local/share/doc/imagegen/{example}.conf")
+        drop_in(fleet, unit, text)
+    fleet.run("systemctl", "restart", BROKER, ONE, TWO)
+    # The user `nobody`, as whom Prometheus might run.
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    end = time.monotonic() + 30
+    while "9101" not in (said := fleet.run(*nobody, "cat", "/var/lib/imagegen-broker/targets.json", check=False)):
+        assert time.monotonic() < end, said
+        threading.Event().wait(0.1)
+    (group,) = json.loads(said)
+    assert group["targets"] == ["127.0.0.1:9100", "127.0.0.1:9101"]
 
 
 def test_stopping_a_worker_under_load_drains_it(fleet):

@@ -1,13 +1,16 @@
 """The broker's HTTP doors: statistics, metrics, health."""
 
 import json
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from imagegen_broker.http import HttpServer
+from imagegen_broker.metrics import BrokerCollector
 
 
 @pytest.fixture
@@ -48,6 +51,25 @@ def test_health_says_alive_and_readiness_waits_for_a_worker(web):
     status, text = web("/readyz")
     assert status == 503
     assert "no worker" in text
+
+
+def test_a_scrape_that_takes_its_time_holds_up_neither_the_loop_nor_others(web, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    collect = BrokerCollector.collect
+
+    def slow(self):
+        begun.set()
+        assert go_on.wait(60)
+        yield from collect(self)
+
+    monkeypatch.setattr(BrokerCollector, "collect", slow)
+    with ThreadPoolExecutor() as pool:
+        scrape = pool.submit(web, "/metrics")
+        assert begun.wait(60)
+        assert web("/healthz") == (200, "ok\n")  # the loop has answered
+        assert not scrape.done()
+        go_on.set()
+        assert scrape.result(60)[0] == 200
 
 
 def test_an_unknown_path_lists_those_there_are(web):

@@ -425,7 +425,7 @@ def test_the_http_doors(broker, start):
                 return error.code, error.read().decode()
 
     assert fetch("/healthz") == (200, "ok\n")
-    broker.receive("ready")
+    assert f"http://{broker.receive('ready')['http']}" == address
     broker.receive("ready")  # the views are made anew at the end of a turn: that of the first one is over
     assert fetch("/readyz") == (503, "no broker has registered the worker\n")
     broker.beat()

@@ -32,6 +32,12 @@ def pace(workers: Collection[Worker], answers_per_second: float) -> Pace | None:
     return Pace(per_second, sum(worker.depth for worker in workers) - at_a_time)
 
 
+def seconds_per_request(workers: Collection[Worker]) -> float | None:
+    """Return the device time of a request: n of these workers make n in it; None while nothing is measured."""
+    current = pace(workers, 0.0)
+    return None if current is None else len(workers) / current.per_second
+
+
 def seconds_to_start(place: int, pace: Pace) -> float:
     """Return in how many seconds a request will be begun that `place` others go before."""
     return max(0.0, (place + 1 + pace.ahead) / pace.per_second)

@@ -1,7 +1,9 @@
 """An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
 
 import heapq
+from collections.abc import Mapping
 
+from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
 
@@ -30,8 +32,8 @@ class Placement:
         self._plans: dict[str, dict[bytes, int]] = {}
         self.generation = 0
         """Grows when a worker comes or goes."""
-        self._seen: dict[str, None] = {}
-        """Models that were served at any time, the first seen first."""
+        self._seen: dict[str | None, float | None] = {}
+        """The first seen first; see `seen`."""
 
     def models(self) -> list[str]:
         """Return the models that some worker serves, sorted."""
@@ -49,6 +51,10 @@ class Placement:
         """Say whether some worker serves the model, or did since the start."""
         return self.serves(model) or model in self._seen
 
+    def seen(self) -> Mapping[str | None, float | None]:
+        """Return the models that were served at any time, and the seconds a request of the last worker gone."""
+        return self._seen
+
     @property
     def empty(self) -> bool:
         """Whether there is no worker at all."""
@@ -59,7 +65,7 @@ class Placement:
         self._workers[worker.id] = worker
         self.generation += 1
         for model in worker.ready.models:
-            self._seen[model] = None
+            self._seen.setdefault(model, None)
             if len(self._seen) > _MAX_SEEN_MODELS:
                 del self._seen[next(iter(self._seen))]
             self._serving.setdefault(model, {})[worker.id] = worker
@@ -75,6 +81,8 @@ class Placement:
             if not serving:
                 self._serving.pop(model, None)
                 self._heaps.pop(model, None)
+                if model in self._seen:
+                    self._seen[model] = seconds_per_request([worker]) or self._seen[model]
 
     def update(self, worker: Worker) -> None:
         """Note that the worker's depth, speed or state has changed."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from imagegen_broker.core.demand import demand
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import State, Worker
 
@@ -27,6 +28,7 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
         },
         "queued_requests": queued,
         "held_bytes": ledger.bytes,
+        "limits": {"requests": ledger.settings.max_requests, "bytes": ledger.settings.max_bytes},
         "answers_per_second": round(ledger.rate.per_second, 3),
         "totals": {
             "accepted": counters.accepted,
@@ -45,6 +47,7 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
             "rejected": dict(counters.rejected),
             "requeued": dict(counters.requeued),
         },
+        "per_model_stats": demand(ledger),
         "per_gpu_stats": [_worker(worker, now) for worker in workers],
     }
 
@@ -79,11 +82,14 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "worker": ready.name,
         "host": ready.host,
         "pid": ready.pid,
+        "http": ready.http,
         "device": ready.device,
         "backend": ready.backend,
         "batching": ready.batching,
         "models": list(ready.models),
-        "warm_models": [model for model in ready.models if worker.is_warm(model)],
+        "warm_models": [model for model in ready.models if worker.is_warm(model)]
+        if worker.warm
+        else list(ready.models),
         "state": _state(worker),
         "current_queue_depth": worker.depth,
         "running": len(worker.running),

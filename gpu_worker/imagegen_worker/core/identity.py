@@ -22,6 +22,7 @@ class Identity:
     max_batch_size: int
     batching: str
     pid: int
+    http: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ def ready(identity: Identity, models: Iterable[str], device: str, condition: Con
         max_batch_size=identity.max_batch_size,
         batching=identity.batching,
         pid=identity.pid,
+        http=identity.http,
         queued=list(condition.holding.queued),
         running=list(condition.holding.running),
         finished=list(condition.holding.finished),

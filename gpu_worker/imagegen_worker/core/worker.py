@@ -5,6 +5,7 @@ The same events at the same times give the same actions, always: there is no soc
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import msgspec
 
@@ -90,6 +91,10 @@ class WorkerCore:
     def step_age(self, now: float) -> float | None:
         """Return the seconds since the device's last step; None if it need not make any."""
         return self._steps.age(now)
+
+    def shows_metrics_at(self, address: str) -> None:
+        """Learn, before READY, where the metrics are, as HOST:PORT."""
+        self._identity = replace(self._identity, http=address)
 
     # ---- the three calls of the shell ----------------------------------------------------------------------
 

@@ -97,6 +97,17 @@ def test_a_worker_must_serve_something():
     assert Ready.__struct_config__.tag == "ready"
 
 
+@pytest.mark.parametrize("address", ["nowhere", "host:", "host:123456", "a b:1", "http://host:1/metrics", ":80"])
+def test_where_a_worker_shows_its_metrics_is_host_and_port(address):
+    with pytest.raises(ProtocolError, match="http"):
+        decode_from_worker(
+            header(
+                type="ready", worker_id=ID, name="w", host="h", gpu_id=0, device="cpu", backend="b", models=["m"],
+                capacity=1, max_batch_size=1, http=address,
+            )
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("decode", DECODERS)
 @given(
     st.binary(max_size=200)

@@ -1,6 +1,7 @@
 """The metrics as a scraper reads them, and the HTTP doors."""
 
 import dataclasses
+import socket
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -9,10 +10,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.gpu_metrics import GpuCollector
+from imagegen_worker.http import address_for_others
 from imagegen_worker.metrics import Metrics
+from tests.promtool import needs_promtool, promtool
 from tests.unit.worker.bench import MODEL, Bench
 from tests.unit.worker.devices.standin import A, Card, StandIn
 
@@ -218,6 +222,32 @@ def test_a_workers_metrics_say_which_gpu_it_has():
     got = scrape(Metrics(without_uuid))
     assert got("gpu_info", uuid="", name="Card") == 1
     assert not any(name.startswith("imagegen_worker_gpu") for name in scrape(Metrics(CONFIG)).families)
+
+
+def test_image_steps_and_pixels(metrics):
+    metrics.observe(ev.CallDone(requests=2, images=3, steps=20, seconds=1.0, seconds_per_image=None))  # static
+    metrics.observe(ev.CallDone(requests=4, images=1, rows=8, steps=1, seconds=0.1, seconds_per_image=None))
+    infos = tuple(ImageInfo(format="png", width=64, height=32, seed=seed) for seed in (1, 2))
+    seconds = {"queue_seconds": 0.0, "generation_seconds": 1.0, "encode_seconds": 0.0}
+    metrics.observe(ev.Finished(number=1, images=(b"", b""), infos=infos, batch_size=1, **seconds))
+    got = scrape(metrics)
+    assert got("image_steps_total") == 3 * 20 + 4
+    assert got("pixels_total") == 2 * 64 * 32
+
+
+@needs_promtool
+def test_promtool_has_nothing_to_say(metrics):
+    assert promtool("check", "metrics", text=generate_latest(metrics.registry).decode()) == (0, "")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_a_bind_to_every_address_is_reached_by_the_hosts_name(host):
+    assert address_for_others(host, 9101) == f"{socket.gethostname()}:9101"
+
+
+def test_any_other_bind_is_reached_as_it_is():
+    assert address_for_others("127.0.0.1", 9101) == "127.0.0.1:9101"
+    assert address_for_others("fe80::1", 9101) == "[fe80::1]:9101"
 
 
 @pytest.fixture

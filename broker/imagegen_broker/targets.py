@@ -1,0 +1,87 @@
+"""A file that tells Prometheus where the workers show their metrics, as its file discovery (file_sd) reads it."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from imagegen_broker.config import ConfigError, is_loopback
+from imagegen_common.logs import log
+from imagegen_protocol.messages import Ready
+
+_log = logging.getLogger("imagegen.broker")
+
+_RETRY_SECONDS = 5.0
+_CLOSING_SECONDS = 2.0
+
+
+def target_groups(workers: Iterable[Ready], here: str) -> list[dict[str, object]]:
+    """Return the groups of targets, one a host, for a Prometheus on the host named `here`.
+
+    Workers without HTTP are left out, and those on another host that show their metrics on its loopback only.
+    """
+    hosts: dict[str, list[str]] = {}
+    for worker in workers:
+        if worker.http is None:
+            continue
+        if worker.host == here or not is_loopback(worker.http.rpartition(":")[0]):
+            hosts.setdefault(worker.host, []).append(worker.http)
+    return [{"targets": sorted(hosts[host]), "labels": {"host": host}} for host in sorted(hosts)]
+
+
+def check_targets_path(path: Path) -> Path:
+    """Return the path. Raises `ConfigError` if no such file can be written, or Prometheus would not read it."""
+    if path.suffix != ".json":
+        raise ConfigError(f"--prometheus-targets: {path} must end in .json, or Prometheus does not read it")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--prometheus-targets: can't write {path}: {path.parent} is no folder that takes files")
+    if path.is_dir():
+        raise ConfigError(f"--prometheus-targets: can't write {path}: it is a folder")
+    return path
+
+
+class TargetsFile:
+    """Keeps the file as it was last told, from a thread of its own: a slow disk holds nobody up."""
+
+    def __init__(self, path: Path, retry_seconds: float = _RETRY_SECONDS) -> None:
+        self._path = path
+        self._retry_seconds = retry_seconds
+        self._here = socket.gethostname()
+        self._told: SimpleQueue[Sequence[Ready] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="targets", daemon=True)
+        self._thread.start()
+
+    def show(self, workers: Sequence[Ready]) -> None:
+        """Have the file list these workers soon. Never blocks."""
+        self._told.put(workers)
+
+    def close(self) -> None:
+        """Write what was told last, if it can be written soon, and end the thread."""
+        self._told.put(None)
+        self._thread.join(_CLOSING_SECONDS)
+
+    def _run(self) -> None:
+        unwritten: Sequence[Ready] | None = None
+        while True:
+            try:
+                told = self._told.get(timeout=None if unwritten is None else self._retry_seconds)
+            except Empty:
+                told = unwritten
+            if told is None:
+                return
+            unwritten = None if self._write(target_groups(told, self._here)) else told
+
+    def _write(self, groups: list[dict[str, object]]) -> bool:
+        beside = self._path.with_name(f".{self._path.name}.new")
+        try:
+            beside.write_text(json.dumps(groups, indent=2) + "\n")
+            beside.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
+            beside.replace(self._path)
+        except OSError as error:
+            log(_log, logging.ERROR, "can't write the Prometheus targets, trying on", path=self._path, error=error)
+            return False
+        return True

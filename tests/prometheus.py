@@ -1,0 +1,72 @@
+"""A real Prometheus with the configuration that is shipped, but for addresses and intervals."""
+
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "prometheus"
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+
+
+def wait_until(holds, what, timeout=90):
+    """Ask until something holds, and return it."""
+    end = time.monotonic() + timeout
+    while not (found := holds()):
+        assert time.monotonic() < end, f"no {what} after {timeout} s"
+        threading.Event().wait(0.1)
+    return found
+
+
+class PrometheusServer:
+    """Runs in a folder until the context is left; `targets` is where a broker is to list its workers."""
+
+    def __init__(self, folder, interval="200ms"):
+        self._folder = folder
+        self._interval = interval
+        self.targets = folder / "targets.json"
+        shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
+
+    def start(self, broker, *more_workers):
+        """Scrape a broker (HOST:PORT), its workers, and what else is said to be a worker's."""
+        config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": self._interval, "evaluation_interval": self._interval}
+        brokers, workers = config["scrape_configs"]
+        brokers["static_configs"][0]["targets"] = [broker]
+        workers["static_configs"] = [{"targets": list(more_workers)}]
+        (self._folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self._log = (self._folder / "prometheus.log").open("w")
+        self._process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={self._folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={self._folder / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
+        return self
+
+    def url(self):
+        """Where it listens, once it does."""
+        process = psutil.Process(self._process.pid)
+
+        def port():
+            assert self._process.poll() is None, (self._folder / "prometheus.log").read_text()
+            return [one.laddr.port for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+
+        return f"http://127.0.0.1:{wait_until(port, 'listening Prometheus')[0]}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait()
+        self._log.close()

@@ -1,0 +1,76 @@
+"""The Grafana dashboard: the file is what the code makes, and it has what Grafana needs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.dashboard.asking import Prometheus, Series
+from tools.dashboard.build import dashboard_json
+from tools.dashboard.panels import FLEET, GPU
+from tools.dashboard.render import in_unit, legend
+
+GRAFANA = Path(__file__).parents[3] / "configs" / "grafana"
+SHIPPED = (GRAFANA / "dashboards" / "imagegen.json").read_text()
+
+
+def test_the_file_is_what_the_code_makes():
+    assert dashboard_json() == SHIPPED, "python -m tools.dashboard writes it anew"
+
+
+def test_one_row_for_the_fleet_and_one_for_each_gpu():
+    panels = json.loads(SHIPPED)["panels"]
+    rows = [(panel["title"], panel.get("repeat")) for panel in panels if panel["type"] == "row"]
+    assert rows == [("Fleet", None), ("GPU of $worker", "worker")]
+    assert len(panels) == len(rows) + len(FLEET) + len(GPU)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    of_a_gpu = panels[[panel.get("repeat") for panel in panels].index("worker") + 1 :]
+    assert len(of_a_gpu) == len(GPU)
+    assert all('worker=~"$worker"' in target["expr"] for panel in of_a_gpu for target in panel["targets"])
+
+
+def test_no_two_panels_lie_over_each_other():
+    taken = set()
+    for panel in json.loads(SHIPPED)["panels"]:
+        place = panel["gridPos"]
+        columns = range(place["x"], place["x"] + place["w"])
+        cells = {(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])}
+        assert not taken & cells, panel["title"]
+        assert columns.stop <= 24
+        taken |= cells
+
+
+def test_every_panel_asks_the_data_source_that_is_chosen():
+    for panel in json.loads(SHIPPED)["panels"]:
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert panel["targets"]
+
+
+def test_grafana_counts_rates_from_the_scrape_interval_of_prometheus():
+    (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    prometheus = yaml.safe_load((GRAFANA.parent / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+
+
+def test_variables_are_filled_in():
+    asked = Prometheus("http://nowhere", window="2m")
+    assert asked.filled('rate(x{w=~"$worker"}[$__rate_interval])', "gpu0") == 'rate(x{w=~"gpu0"}[2m])'
+    assert asked.filled('x{w=~"$worker"}', None) == 'x{w=~".+"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [(0.25, "percentunit", "25%"), (0.05, "s", "50 ms"), (2e9, "bytes", "2 GB"), (61, "celsius", "61 °C"),
+     (0.5, "short", "0.5"), (1500, "short", "1.5 k"), (0, "s", "0 s")],
+)  # fmt: skip
+def test_values_in_their_units(value, unit, expected):
+    assert in_unit(value, unit) == expected
+
+
+def test_legends_and_data():
+    series = Series({"state": "ready"}, [1.0, 2.0], [float("nan"), 3.0])
+    assert legend("{{state}} of {{nothing}}all", series) == "ready of all"
+    assert series.has_data
+    assert not Series({}, [1.0], [float("nan")]).has_data

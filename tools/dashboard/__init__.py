@@ -1,0 +1,1 @@
+"""The Grafana dashboard of a fleet, as code: `python -m tools.dashboard` writes `configs/grafana/dashboards/`."""

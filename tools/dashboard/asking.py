@@ -1,0 +1,61 @@
+"""Asking a Prometheus as Grafana does: PromQL over a stretch of time, with the variables filled in."""
+
+import json
+import math
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tools.dashboard.panels import RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a panel: Unix times and values; NaN stands for no value."""
+
+    labels: Mapping[str, str]
+    times: list[float]
+    values: list[float]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is a number in it."""
+        return any(math.isfinite(value) for value in self.values)
+
+
+class Prometheus:
+    """One server, by its URL. `window` stands for Grafana's `$__rate_interval`."""
+
+    def __init__(self, url: str, window: str = "1m") -> None:
+        self._url = url.rstrip("/")
+        self._window = window
+
+    def filled(self, expr: str, worker: str | None) -> str:
+        """Return an expression of a panel with nothing left for Grafana to fill in; `worker` None: all."""
+        return expr.replace(RATE, self._window).replace("$worker", worker or ".+")
+
+    def range(self, expr: str, start: float, end: float, step: float, worker: str | None = None) -> list[Series]:
+        """Return the series between two Unix times. Raises `urllib.error.HTTPError` for what is no PromQL."""
+        query = {"query": self.filled(expr, worker), "start": start, "end": end, "step": step}
+        result = self._get("query_range", query)["result"]
+        return [
+            Series(
+                one["metric"],
+                [float(time) for time, _ in one["values"]],
+                [float(value) for _, value in one["values"]],
+            )
+            for one in result
+        ]
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        """Return the values that a label of a metric has."""
+        values: list[str] = self._get(f"label/{label}/values", {"match[]": metric})
+        return values
+
+    def _get(self, path: str, query: Mapping[str, Any]) -> Any:
+        with urllib.request.urlopen(
+            f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30
+        ) as answer:
+            return json.load(answer)["data"]
