@@ -106,8 +106,10 @@ def test_deadlines_end_what_runs_what_waits_at_the_worker_and_what_waits_here(fl
     for job in reversed(jobs):
         with pytest.raises(DeadlineExceededError):
             job.result(60)
-    states = [[sign.state for sign in job.progress()] for job in jobs]
-    assert [set(seen) for seen in states] == [{"running"}, set(), {"queued"}]
+    running, at_the_worker, here = [{sign.state for sign in job.progress()} for job in jobs]
+    assert "running" in running
+    assert "running" not in at_the_worker
+    assert here == {"queued"}
     fleet.wait_until(lambda: not any(held(client).values()), "an empty broker")
     (worker,) = client.stats()["per_gpu_stats"]
     fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["current_queue_depth"] == 0, "an idle worker")

@@ -41,8 +41,8 @@ NAMED = [
 """Those that anyone would think of; the others are read off the types."""
 BODY = wrong_values(GenerationRequest)
 HEADER = wrong_values(Submit, "v", "request_id")
-CLIENTS = [wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not None]
-"""In the client None stands for the default."""
+CLIENTS = [wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not None and wrong.field != "inputs"]
+"""In the client None stands for the default, and images are given themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_what_a_worker_says_and_nobody_can_read_reaches_no_client(liar, ask_liar
     assert job.result(60).encoded == [b"the answer"]
 
 
-def test_nonsense_that_can_be_read_changes_nothing(liar, ask_liar, client):
+def test_nonsense_that_can_be_read_changes_nothing(fleet, liar, ask_liar, client):
     job, request_id = ask_liar(progress=True)
     stranger = os.urandom(16)
     liar.send({"type": "progress", "request_id": request_id, "step": 10**9, "steps": 0}, bytes(100_000), b"")
@@ -315,13 +315,17 @@ def test_nonsense_that_can_be_read_changes_nothing(liar, ask_liar, client):
     ids = [os.urandom(16) for _ in range(1024)]
     held = {"queued": [request_id, *ids[1:]], "running": ids, "finished": ids}
     liar.send({"type": "heartbeat", "session": liar.session, "beat": 2**63, "step_age_seconds": 0.0, **held})
-    (sign,) = [sign for sign in client.stats()["per_gpu_stats"] if sign["worker"] == "liar"]
-    assert sign["current_queue_depth"] >= 1024
+
+    def depth():
+        (shown,) = [each for each in client.stats()["per_gpu_stats"] if each["worker"] == "liar"]
+        return shown["current_queue_depth"]
+
+    fleet.wait_until(lambda: depth() >= 1024, "what the liar says it holds")
     liar.send({"type": "heartbeat", "session": liar.session, "queued": [request_id]})
     result(liar, request_id, b"the answer")
     result(liar, request_id, b"another answer")
     assert job.result(60).encoded == [b"the answer"]
-    assert {sign.step for sign in job.progress()} <= {10**9}
+    assert {sign.step for sign in job.progress() if sign.state == "running"} <= {10**9}
 
 
 def test_a_worker_that_takes_a_living_ones_name_is_refused(fleet, client, raw, dial):

@@ -78,7 +78,7 @@ class LoadedPipeline:
         least = 1 if strength is None else math.ceil(1 / strength)
         request = ResolvedRequest(
             model=model.name,
-            prompt="",
+            prompt=f"picture {seed}",
             negative_prompt=None,
             seeds=(seed,),
             num_inference_steps=max(steps or model.num_inference_steps, least),
