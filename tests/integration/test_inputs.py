@@ -128,7 +128,7 @@ def png(image):
 
 def load_builtin():
     config = WorkerConfig()
-    return LoadedPipeline(config.model_folder, config.model_name, LoadOptions(device="cpu", threads=1))
+    return LoadedPipeline(config.model_source.place, config.model_name, LoadOptions(device="cpu", threads=1))
 
 
 def apart(one, other):

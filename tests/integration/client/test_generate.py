@@ -140,7 +140,14 @@ def test_many_prompts_without_a_broker_are_one_error(tmp_path, monkeypatch):
 def test_an_interruption_gives_up_what_is_on_its_way(broker, worker, tmp_path):
     program = str(Path(sys.executable).with_name("imagegen"))
     words = [program, "generate", "a", "hold 1", "hold 2", "--out", "out/", "--broker", broker.frontend_endpoint]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     worker.wait_for_work(3)
     assert process.stdout.readline().startswith("out/imagegen-"), "what is there is written"
     process.send_signal(signal.SIGINT)
