@@ -41,10 +41,9 @@ def test_alike_requests_share_calls_and_rows_can_be_left_out(warmed):
     assert backend.drops_rows(request(backend))
 
 
-def test_a_scheduler_or_parameters_of_its_own_keep_a_request_apart(warmed):
+def test_a_scheduler_of_its_own_keeps_a_request_apart(warmed):
     backend = warmed()
     assert not backend.shares_calls(request(backend, scheduler="EulerAncestralDiscreteScheduler"))
-    assert not backend.shares_calls(request(backend, extra={"guidance_rescale": 0.5}))
 
 
 def test_a_deterministic_worker_shares_none(warmed):

@@ -102,10 +102,10 @@ class StepwiseDiffusers:
         return Rendezvous.session()
 
     def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`; known of the pipeline's own scheduler and parameters alone."""
+        """See `StepwiseBackend.shares_calls`; known of the pipeline's own scheduler alone."""
         assert self._loaded is not None, "warm_up comes first"
         own = next(iter(self._loaded.model.schedulers), None)
-        return request.task in self._shares and request.scheduler == own and not request.extra
+        return request.task in self._shares and request.scheduler == own
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`; found out by the first images."""
