@@ -146,7 +146,6 @@ def test_an_interruption_gives_up_what_is_on_its_way(broker, worker, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     worker.wait_for_work(3)
     assert process.stdout.readline().startswith("out/imagegen-"), "what is there is written"
