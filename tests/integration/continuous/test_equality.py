@@ -103,51 +103,58 @@ def test_half_precision_in_company(meet):
         assert difference(task, image) <= 0.05
 
 
+class OneCall:
+    """The requests of a family, but alike, as one call; `expected` are the images that the stock pipeline gives."""
+
+    def __init__(self, family, meet):
+        if "mask_image" in family.arguments:
+            pytest.skip("inpainting draws the noise of its input for the whole call: such requests share no call")
+        calls = list(requests(family))
+        common = {name: value for name, value in calls[0].items() if name not in ("prompt", "negative_prompt")}
+        self.prompts = [call["prompt"] for call in calls]
+        self.expected = [
+            stock(family.pipeline, dict(common, prompt=prompt), seed) for seed, prompt in enumerate(self.prompts)
+        ]
+        self._arguments = dict(common, prompt=self.prompts)
+        self._rendezvous = meet(family.pipeline)
+        settled(self._rendezvous, family)
+        self.events = []
+
+    def run(self, after_step=lambda task: None):
+        """Run it, and keep what the hub tells; return the images."""
+        with self._rendezvous.session():
+            hub = Hub(observe=self.events.append)
+            seeds = range(len(self.prompts))
+            task = hub.start(lambda: self._rendezvous.generate_all(self._arguments, seeds), images=len(seeds))
+            while hub.step():
+                after_step(task)
+        if task.error is not None:
+            raise task.error
+        return task.result
+
+
+def apart(image, other):
+    return (image - other).abs().max().item()
+
+
 def test_in_one_call_within_rounding(family, meet):
-    if "mask_image" in family.arguments:
-        pytest.skip("inpainting draws the noise of its input for the whole call: such requests share no call")
-    calls = list(requests(family))
-    common = {name: value for name, value in calls[0].items() if name not in ("prompt", "negative_prompt")}
-    prompts = [call["prompt"] for call in calls]
-    expected = [stock(family.pipeline, dict(common, prompt=prompt), seed) for seed, prompt in enumerate(prompts)]
-    rendezvous = meet(family.pipeline)
-    settled(rendezvous, family)
-    events = []
-    with rendezvous.session():
-        hub = Hub(observe=events.append)
-        arguments = dict(common, prompt=prompts)
-        task = hub.start(lambda: rendezvous.generate_all(arguments, range(len(prompts))), images=len(prompts))
-        while hub.step():
-            pass
-    if task.error is not None:
-        raise task.error
-    for image, same in zip(task.result, expected, strict=True):
-        assert (image - same).abs().max().item() <= TOLERANCE
-    assert {event.images for event in events} == {len(prompts)}
-    assert {event.fallback for event in events} == {""}
+    call = OneCall(family, meet)
+    for image, same in zip(call.run(), call.expected, strict=True):
+        assert apart(image, same) <= TOLERANCE
+    assert {event.images for event in call.events} == {len(call.prompts)}
+    assert {event.fallback for event in call.events} == {""}
 
 
 def test_without_the_rows_of_who_left(family, meet):
-    if "mask_image" in family.arguments:
-        pytest.skip("inpainting shares no call")
-    calls = list(requests(family))
-    common = {name: value for name, value in calls[0].items() if name not in ("prompt", "negative_prompt")}
-    prompts = [call["prompt"] for call in calls]
-    expected = [stock(family.pipeline, dict(common, prompt=prompt), seed) for seed, prompt in enumerate(prompts)]
-    rendezvous = meet(family.pipeline)
-    settled(rendezvous, family)
-    events = []
-    with rendezvous.session():
-        hub = Hub(observe=events.append)
-        arguments = dict(common, prompt=prompts)
-        task = hub.start(lambda: rendezvous.generate_all(arguments, range(len(prompts))), images=len(prompts))
-        while hub.step():
-            if any(event.stage.is_denoiser for event in events):
-                task.unwanted.update({0, 2})
-    if task.error is not None:
-        raise task.error
+    call = OneCall(family, meet)
+
+    def leave(task):
+        if any(event.stage.is_denoiser for event in call.events):
+            task.unwanted.update({0, 2})
+
+    images = call.run(leave)
     for index in (1, 3):
-        assert (task.result[index] - expected[index]).abs().max().item() <= TOLERANCE
-    rows = [event.rows for event in events if event.stage.is_denoiser]
+        assert apart(images[index], call.expected[index]) <= TOLERANCE
+    rows = [event.rows for event in call.events if event.stage.is_denoiser]
     if len(rows) > 2:  # the second was under way already
         assert rows[-1] * 2 == rows[0]
