@@ -104,7 +104,7 @@ def test_half_precision_in_company(meet):
 
 
 class OneCall:
-    """The requests of a family, but alike, as one call; `expected` are the images that the stock pipeline gives."""
+    """The requests of a family, but alike, as one call; `expected` are the stock pipeline's images."""
 
     def __init__(self, family, meet):
         if "mask_image" in family.arguments:
