@@ -42,6 +42,16 @@ class Link:
         """When a registered broker counts as dead, if it stays silent."""
         return self.heard_at + self.liveness * self.interval
 
+    @property
+    def silent_since(self) -> float:
+        """Since when nothing has been heard of the broker; infinite while we are registered there."""
+        return float("inf") if self.registered else max(self.unregistered_since, self.heard_at)
+
+    def goes_unanswered(self) -> bool:
+        """Count an interval without an answer to READY; return whether it is time, once, to say so."""
+        self.unanswered += 1
+        return self.unanswered == self.liveness and not self.refusal
+
     def announce(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Take over what every broker heartbeat tells."""
         self.beat = heartbeat.beat

@@ -148,11 +148,11 @@ class WorkerCore:
         for link in self._links:
             if link.registered and now >= link.dead_at:
                 link.unregister(now)
-                link.unanswered = link.liveness  # said here, and not again by `_unanswered`
+                link.unanswered = link.liveness  # said here, and not again below
                 self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
             if self.warm and now >= link.send_at:
-                if link.asked:
-                    self._unanswered(link)
+                if link.asked and link.goes_unanswered():
+                    self._note(logging.WARNING, "no answer from broker, trying on", link=link.index)
                 self._speak(link, now)
         for held in [held for held in self.held.unfinished() if held.deadline and now >= held.deadline]:
             self._give_up(held)
@@ -226,12 +226,6 @@ class WorkerCore:
         if error.code in (WorkerNameTakenError.code, UnauthorizedError.code) and link.registered:
             link.unregister(now)
             link.send_at = now + link.interval
-
-    def _unanswered(self, link: Link) -> None:
-        """Say once that a broker does not answer READY at all."""
-        link.unanswered += 1
-        if link.unanswered == link.liveness and not link.refusal:
-            self._note(logging.WARNING, "no answer from broker, trying on", link=link.index)
 
     def _work(self, link: Link, work: Work, frames: tuple[bytes, ...], now: float) -> None:
         deadline = None if work.timeout_seconds is None else now + work.timeout_seconds
@@ -485,10 +479,7 @@ class WorkerCore:
 
     def _orphaned_at(self, held: Held) -> float:
         """When a queued request is dropped because its broker stays silent."""
-        owner = self._links[held.owner]
-        if owner.registered:
-            return float("inf")
-        return max(owner.unregistered_since, owner.heard_at, held.arrived) + self._policy.orphan_seconds
+        return max(self._links[held.owner].silent_since, held.arrived) + self._policy.orphan_seconds
 
     def _give_up(self, held: Held) -> None:
         if not self._gate.discard(held.number):
