@@ -50,6 +50,7 @@ class Report:
     errors: Sequence[ImagegenError]
     growth: Mapping[str, Growth]
     num_gpus: int
+    """Workers that serve the model."""
 
     @property
     def missing(self) -> int:
@@ -95,6 +96,12 @@ def growth(before: Statistics, after: Statistics) -> dict[str, Growth]:
     return {gpu["worker"]: _grown(earlier.get(gpu["worker"]), gpu) for gpu in after["per_gpu_stats"]}
 
 
+def serving_gpus(statistics: Statistics, model: str | None) -> int:
+    """Return how many workers serve the model, or the broker's default for None."""
+    wanted = statistics["default_model"] if model is None else model
+    return sum(wanted in gpu["models"] for gpu in statistics["per_gpu_stats"])
+
+
 def _grown(before: Statistics | None, after: Statistics) -> Growth:
     if before is None:
         return Growth(after["total_batches"], after["total_batched_requests"], True)
@@ -134,7 +141,8 @@ def run_burst(
     end = time.monotonic() + TOTALS_TIMEOUT_SECONDS
     while True:
         after = client.stats(patience)
-        report = Report(duration, results, errors, growth(before, after), after["num_gpus"])
+        serving = serving_gpus(after, options.get("model"))
+        report = Report(duration, results, errors, growth(before, after), serving)
         if not report.missing or time.monotonic() >= end:
             return report
         Event().wait(_ASK_AGAIN_SECONDS)

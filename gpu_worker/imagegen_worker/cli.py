@@ -34,7 +34,15 @@ def _list_gpus(context: click.Context, parameter: click.Parameter, asked: bool) 
     """Print the GPUs that may be used, if that is what the command was called for."""
     if not asked:
         return
-    for number, gpu in enumerate(visible(detect(), os.environ.get(CUDA_VISIBLE_DEVICES)).gpus):
+    every, said = detect(), os.environ.get(CUDA_VISIBLE_DEVICES)
+    seen = visible(every, said)
+    if not every:
+        click.echo("there is no GPU", err=True)
+    elif len(seen.gpus) < len(every):
+        click.echo(
+            f"{CUDA_VISIBLE_DEVICES}={said} hides {len(every) - len(seen.gpus)} of {len(every)} GPUs", err=True
+        )
+    for number, gpu in enumerate(seen.gpus):
         click.echo(json.dumps({"number": number, "uuid": gpu.uuid, "name": gpu.name, "label": gpu.label}))
     context.exit()
 
@@ -293,6 +301,7 @@ def main(
       0   drained, or the settings are right (--check-config)
       1   everything that is not below; the last line of the log says what
       2   a setting is wrong
+      69  the GPU is not there, of a worker whose supervisor waits for it
       70  the device hangs
       78  the model can't be loaded, or a setting can't work on this machine
 
@@ -373,6 +382,8 @@ def _warn(planned: Plan) -> None:
 
 
 def _serve(config: WorkerConfig) -> int:
+    # As it is imported it warns that torchvision is not there, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from imagegen_worker.backends import StartError
     from imagegen_worker.daemon import Daemon
 

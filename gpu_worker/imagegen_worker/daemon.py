@@ -24,6 +24,7 @@ from imagegen_worker.config import WorkerConfig
 from imagegen_worker.connection import Connection
 from imagegen_worker.core.events import (
     Action,
+    CallFailed,
     Cancel,
     Decode,
     DrainRequested,
@@ -161,8 +162,7 @@ class Daemon:
             for event in self._mailbox.events():
                 if isinstance(event, Died):
                     return self._died(event.error)
-                if isinstance(event, Warm):
-                    self._tell_warm(event)
+                self._tell(event)
                 if self._metrics is not None:
                     self._metrics.observe(event)
                 self._handle(event)
@@ -180,6 +180,14 @@ class Daemon:
             self._notify(time.monotonic())
         self._notifier.stopping("ending")
         return self._status
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Warm):
+            self._tell_warm(event)
+        elif isinstance(event, CallFailed) and event.split:
+            log(
+                _log, logging.WARNING, "out of memory: tried again in halves, nothing is lost", images=event.images
+            )
 
     def _tell_warm(self, warm: Warm) -> None:
         names = ",".join(model.name for model in warm.models)

@@ -45,6 +45,15 @@ def test_one_id_is_found_in_the_logs_of_client_broker_and_worker(fleet, tmp_path
     assert (made["message"], made["images"], made["worker"], made["gpu"]) == ("made", 2, "painter", 0)
 
 
+def test_libraries_write_no_lines_of_their_own(fleet, tmp_path):
+    fleet.start_broker("--heartbeat-interval", "0.2")
+    fleet.start_worker("painter", "--device", "cpu", *JSON)
+    with Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 1)
+    fleet.terminate("painter")
+    assert {line["level"] for line in objects(tmp_path, "painter")} == {"info"}
+
+
 def test_requests_need_not_be_logged(fleet, tmp_path):
     fleet.start_broker("--heartbeat-interval", "0.2", "--no-log-requests")
     fleet.start_worker("painter", *SIMULATED)

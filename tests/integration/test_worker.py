@@ -355,7 +355,7 @@ def test_more_images_than_a_call_takes_are_spread_over_calls(broker, start):
 def test_out_of_memory_halves_and_one_guilty_request_fails_alone(broker, start):
     # Nothing is begun before four are there: the first wait would be an hour.
     wait = ("--max-batch-size", "4", "--max-batch-wait-time", "3600")
-    start(*QUICK, *wait, "--simulated-fail", "oom:2", "--simulated-fail", "error-on:evil")
+    worker = start(*QUICK, *wait, "--simulated-fail", "oom:2", "--simulated-fail", "error-on:evil")
     broker.register()
     many = ids(4)
     for one in many:
@@ -365,6 +365,7 @@ def test_out_of_memory_halves_and_one_guilty_request_fails_alone(broker, start):
     assert [answers[one]["type"] for one in many] == ["result", "error", "result", "result"]
     assert answers[many[1]]["code"] == "generation_failed"
     assert answers[many[2]]["batch_size"] == 2
+    assert "tried again in halves, nothing is lost images=4 " in worker.line("warning out of memory")
     broker.send("release", request_ids=many)
 
 

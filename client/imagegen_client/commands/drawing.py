@@ -50,6 +50,8 @@ class Outcome:
     """How a request ended: with a result or with an error."""
 
     order: Order
+    request_id: str
+    """32 hexadecimal digits, as the broker and the worker log it."""
     result: GenerationResult | None = None
     error: ImagegenError | None = None
 
@@ -119,4 +121,5 @@ def _outcome(order: Order, job: Job) -> Outcome:
     error = job.exception()
     if isinstance(error, _ENDS_ALL):
         raise error
-    return Outcome(order, error=error) if error is not None else Outcome(order, job.result())
+    result = None if error is not None else job.result()
+    return Outcome(order, job.request_id, result, error)

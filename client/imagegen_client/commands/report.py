@@ -1,13 +1,12 @@
 """What `imagegen generate` writes and says of each answer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imagegen_client.commands.drawing import Outcome, Watcher
 from imagegen_client.commands.errors import describe
-from imagegen_client.prompts import Order
-from imagegen_client.result import GenerationResult
 from imagegen_client.targets import Targets
 from imagegen_protocol import ImagegenError
 
@@ -46,25 +45,28 @@ class Reporter:
         self.failed += error is not None
         if error is not None:
             self._watcher.say(describe(error, order.where), err=True)
-        for line in self._lines(order, result, error, files):
+        for line in self._lines(replace(outcome, error=error), files):
             self._watcher.say(line)
 
-    def _lines(
-        self, order: Order, result: GenerationResult | None, error: ImagegenError | None, files: list[Path]
-    ) -> list[str]:
+    def _lines(self, outcome: Outcome, files: list[Path]) -> list[str]:
+        result, error = outcome.result, outcome.error
         if self._as_json:
-            return [json.dumps(as_json(order, result, error, files), ensure_ascii=False)]
+            return [json.dumps(as_json(outcome, files), ensure_ascii=False)]
         lines = [str(path) for path in files]
         if result is not None and error is None and not self._quiet:
             lines.append(f"seed={result.seed} worker={result.worker} seconds={result.total_seconds:.2f}")
         return lines
 
 
-def as_json(
-    order: Order, result: GenerationResult | None, error: ImagegenError | None, files: list[Path]
-) -> dict[str, Any]:
+def as_json(outcome: Outcome, files: list[Path]) -> dict[str, Any]:
     """Return what is told of a request with `--json`."""
-    said: dict[str, Any] = {"index": order.index, "prompt": order.prompt, "seed": order.seed}
+    order, result, error = outcome.order, outcome.result, outcome.error
+    said: dict[str, Any] = {
+        "index": order.index,
+        "prompt": order.prompt,
+        "seed": order.seed,
+        "request_id": outcome.request_id,
+    }
     if error is not None:
         return {**said, "error": {"code": error.code, "message": error.message}}
     assert result is not None, "a request ends in a result or an error"

@@ -66,6 +66,9 @@ def test_a_line_of_json_for_each_prompt(imagegen, worker):
     assert done.exit_code == 1
     good, bad = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda said: said["index"])
     assert good.pop("seconds") > 0
+    ids = good.pop("request_id"), bad.pop("request_id")
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    assert ids[0] != ids[1]
     assert good == {
         "index": 0, "prompt": "a", "seed": 5, "files": ["imagegen-5.png"], "seeds": [5], "worker": "raw",
         "model": "raw-model", "batch_size": 1, "attempt": 1, "parameters": {},

@@ -194,14 +194,15 @@ def test_starting_imports_nothing_heavy():
 # ---- the numbers of a burst --------------------------------------------------------------------------------
 
 
-def gpu(worker="a", batches=0, requests=0, pid=1, host="h"):
+def gpu(worker="a", batches=0, requests=0, pid=1, host="h", models=("m",)):
     return {
         "worker": worker, "host": host, "pid": pid, "total_batches": batches, "total_batched_requests": requests,
+        "models": list(models),
     }  # fmt: skip
 
 
-def statistics(*gpus):
-    return {"num_gpus": len(gpus), "per_gpu_stats": list(gpus)}
+def statistics(*gpus, default_model="m"):
+    return {"num_gpus": len(gpus), "default_model": default_model, "per_gpu_stats": list(gpus)}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,11 @@ def test_the_growth_of_a_worker(before, after, expected):
 
 def test_a_worker_that_left_counts_for_nothing():
     assert growth(statistics(gpu(batches=5, requests=9)), statistics()) == {}
+
+
+def test_workers_of_other_models_are_not_counted_in_a_burst():
+    told = statistics(gpu("a"), gpu("b", models=("n", "m")), gpu("c", models=("n",)), default_model="m")
+    assert [bench.serving_gpus(told, model) for model in (None, "m", "n", "x")] == [2, 2, 2, 0]
 
 
 def test_percentiles_are_nearest_ranks():

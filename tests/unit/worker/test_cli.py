@@ -342,7 +342,11 @@ def test_gpus_are_listed_for_programs(run):
     assert (result.exit_code, run.config) == (0, None)
     told = [json.loads(line) for line in result.output.splitlines()]
     assert [(gpu["number"], gpu["uuid"], gpu["name"]) for gpu in told] == [(0, A, "H100"), (1, B, "L4")]
-    (left,) = run("--list-gpus", CUDA_VISIBLE_DEVICES="1").output.splitlines()
+    assert result.stderr == ""
+    hidden = run("--list-gpus", CUDA_VISIBLE_DEVICES="1")
+    (left,) = hidden.stdout.splitlines()
+    assert hidden.stderr == "CUDA_VISIBLE_DEVICES=1 hides 1 of 2 GPUs\n"
     assert json.loads(left) == {"number": 0, "uuid": B, "name": "L4", "label": "1"}
     run.cards = ()
-    assert run("--list-gpus").output == ""
+    none = run("--list-gpus")
+    assert (none.exit_code, none.stdout, none.stderr) == (0, "", "there is no GPU\n")
