@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def main(
         max_clients=max_clients,
         step_timeout=step_timeout,
         default_model=default_model,
+        version=version("imagegen-fleet"),
         log_requests=log_requests and log_level in ("debug", "info"),
     )
     try:

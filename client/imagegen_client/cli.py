@@ -11,6 +11,7 @@ from imagegen_protocol import BrokerUnreachableError, ImagegenError
 COMMANDS = {
     "bench": "imagegen_client.commands.bench",
     "completion": "imagegen_client.commands.completion",
+    "doctor": "imagegen_client.commands.doctor",
     "generate": "imagegen_client.commands.generate",
     "keygen": "imagegen_client.commands.keygen",
     "models": "imagegen_client.commands.models",
@@ -64,11 +65,12 @@ def main() -> None:
       imagegen models
       imagegen top
       imagegen bench --burst 50 --json
+      imagegen doctor
 
     \b
     Exit status:
       0    all went well
-      1    a request ended in an error (a line on stderr each: error: CODE: MESSAGE)
+      1    a request ended in an error (a line on stderr each: error: CODE: MESSAGE); doctor: a problem
       2    the command line, or a file that it names, is wrong; nothing was asked
       3    no broker could be reached
       130  interrupted

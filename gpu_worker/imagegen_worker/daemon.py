@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ class Daemon:
             max_batch_size=config.batch_size,
             batching=config.effective_batching,
             pid=os.getpid(),
+            version=version("imagegen-fleet"),
         )
         policy = Policy(drain_seconds=config.drain_timeout, step_timeout=config.step_timeout)
         self._core = WorkerCore(identity, links=len(config.brokers), policy=policy, now=time.monotonic())

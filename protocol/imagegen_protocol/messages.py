@@ -211,6 +211,8 @@ class Ready(Holding, tag="ready", frozen=True, kw_only=True):
     pid: Count = 0
     http: Address | None = None
     """Where its `/metrics` is; None: nowhere."""
+    version: Name | None = None
+    """Of the worker's program; None: not told."""
 
 
 class WorkerHeartbeat(Holding, tag="heartbeat", frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ class Settings:
     tombstones: int = 20_000
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
+    version: str | None = None
+    """Of this program, for the statistics; None: not told."""
     log_requests: bool = False
     """Whether there are notes of requests too, and not of workers alone."""
 

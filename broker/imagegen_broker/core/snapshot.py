@@ -16,6 +16,8 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
     return {
         "strategy": ledger.settings.strategy,
         "epoch": ledger.settings.epoch.hex(),
+        "version": ledger.settings.version,
+        "heartbeat": {"interval_seconds": ledger.settings.interval, "liveness": ledger.settings.liveness},
         "uptime_seconds": round(now - started, 3),
         "default_model": ledger.default_model,
         "models": ledger.placement.models(),
@@ -82,6 +84,7 @@ def _worker(worker: Worker, now: float) -> dict[str, Any]:
         "worker": ready.name,
         "host": ready.host,
         "pid": ready.pid,
+        "version": ready.version,
         "http": ready.http,
         "device": ready.device,
         "backend": ready.backend,

@@ -23,6 +23,7 @@ class Identity:
     batching: str
     pid: int
     http: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ def ready(identity: Identity, models: Iterable[str], device: str, condition: Con
         batching=identity.batching,
         pid=identity.pid,
         http=identity.http,
+        version=identity.version,
         queued=list(condition.holding.queued),
         running=list(condition.holding.running),
         finished=list(condition.holding.finished),

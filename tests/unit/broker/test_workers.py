@@ -329,15 +329,21 @@ def test_an_unreachable_worker_gets_nothing_until_it_is_heard():
 
 def test_statistics_have_the_guides_fields():
     bench = Bench()
-    bench.ready("w", gpu_uuid="GPU-1")
+    bench.ready("w", gpu_uuid="GPU-1", version="1.2.3")
     bench.settle()
     bench.submit(1)
     bench.beat(
         "w", queued=[rid(1)], stats=WorkerStats(total_requests=6, total_batches=2, total_batched_requests=6)
     )
     (gpu,) = bench.core.statistics(bench.now)["per_gpu_stats"]
-    assert (gpu["gpu_id"], gpu["gpu_uuid"]) == (0, "GPU-1")
+    assert (gpu["gpu_id"], gpu["gpu_uuid"], gpu["version"]) == (0, "GPU-1", "1.2.3")
     assert gpu["current_queue_depth"] == 1
     assert gpu["total_requests"] == 6
     assert gpu["total_batches"] == 2
     assert gpu["avg_batch_size"] == 3.0
+
+
+def test_statistics_tell_the_version_and_the_heartbeats():
+    statistics = (bench := Bench(version="1.2.3", interval=0.5, liveness=4)).core.statistics(bench.now)
+    assert statistics["version"] == "1.2.3"
+    assert statistics["heartbeat"] == {"interval_seconds": 0.5, "liveness": 4}

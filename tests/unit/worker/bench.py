@@ -31,6 +31,7 @@ IDENTITY = Identity(
     host="h",
     gpu_id=0,
     gpu_uuid="GPU-1",
+    version="1.2.3",
     backend="test",
     capacity=4,
     max_batch_size=2,

@@ -18,7 +18,7 @@ def test_nothing_is_said_before_the_model_is_warm():
     bench.event(ev.Warm((MODEL,), "cpu", 0.5))
     (ready,) = bench.messages(Ready)
     assert (ready.name, ready.models, ready.device, ready.capacity) == ("worker", ["m"], "cpu", 4)
-    assert (ready.gpu_id, ready.gpu_uuid) == (0, "GPU-1")
+    assert (ready.gpu_id, ready.gpu_uuid, ready.version) == (0, "GPU-1", "1.2.3")
     assert ready.seconds_per_image == 0.5
     assert ready.queued == ready.running == ready.finished == []
 
