@@ -1,6 +1,7 @@
 """The doctor at fleets that are well, dead, closed to us, and short of a worker."""
 
 import json
+import signal
 
 import pytest
 
@@ -117,6 +118,24 @@ def test_a_killed_worker(fleet):
     assert wrong[0][1] == f"{fleet.frontend} has no worker: requests wait"
     assert wrong[1][1] == "no worker takes work for simulated, the default"
     assert messages["worker"][1].startswith(f"{fleet.frontend} has lost 1 worker in the ")
+
+
+def test_a_frozen_worker(fleet, patient_client):
+    start_simulated(fleet, patient_client, "a")
+    fleet.processes["a"].send_signal(signal.SIGSTOP)
+    try:
+
+        def late():
+            return patient_client.stats()["per_gpu_stats"][0]["last_heard_seconds"] > 1.0
+
+        fleet.wait_until(late, "missing heartbeats")
+        done = command("imagegen", "doctor", "--broker", fleet.frontend, "--only", "fleet")
+    finally:
+        fleet.processes["a"].send_signal(signal.SIGCONT)
+    (line,) = [line for line in done.stdout.splitlines() if "worker: a (" in line]
+    assert line.startswith("warning  ")
+    assert "heartbeats are missing -> see whether its process lives" in line
+    assert "after 20 s it counts as dead" in line
 
 
 def test_nothing_of_the_other_roles_is_imported():

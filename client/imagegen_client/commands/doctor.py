@@ -1,6 +1,7 @@
 """`imagegen doctor`: is the fleet well, and is this machine?"""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Unpack
@@ -71,6 +72,8 @@ def command(
       0  nothing is wrong, though there may be warnings
       1  there is a problem
     """
+    # What a peer complains of is told as a finding, and not in a log line too.
+    logging.getLogger("imagegen.client").addHandler(logging.NullHandler())
     findings = list(_findings(connection, http, models, only))
     if as_json:
         click.echo(json.dumps(report(findings), indent=2, ensure_ascii=False))
