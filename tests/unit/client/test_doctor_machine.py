@@ -193,7 +193,8 @@ def test_who_listens_is_found(listening):
 def test_a_listener_of_another_user_has_no_name(tmp_path):
     (tmp_path / "net").mkdir()
     line = "0: 0100007F:15B3 00000000:0000 0A 0:0 00:0 0 1000 0 4711"
-    (tmp_path / "net" / "tcp").write_text(f"heads\n{line}\n")
+    connected = line.replace("15B3", "15B4").replace(" 0A ", " 01 ")
+    (tmp_path / "net" / "tcp").write_text(f"heads\n{line}\n{connected}\n")
     assert listener(0x15B3, tmp_path) == ("", None)
     assert listener(0x15B4, tmp_path) is None
 
