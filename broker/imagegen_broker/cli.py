@@ -18,9 +18,11 @@ from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.targets import TargetsFile, check_targets_path
+from imagegen_broker.tracing import Traces
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import Notifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
+from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import ID_BYTES
 
@@ -112,6 +114,11 @@ class _Seconds(click.FloatRange):
     default=True,
     help="A line at 'info' for the end of each request. It costs some 20 microseconds of the broker's one thread.",
 )
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="An OpenTelemetry collector (http://HOST:4318) for the spans of traced requests.  [default: none]",
+)
 @click.version_option(package_name="imagegen-fleet")
 def main(
     frontend: str,
@@ -136,6 +143,7 @@ def main(
     log_level: str,
     log_format: str,
     log_requests: bool,
+    otlp_endpoint: str | None,
 ) -> None:
     """Take requests from clients and hand them to GPU workers.
 
@@ -174,6 +182,7 @@ def main(
         default_model=default_model,
         version=version("imagegen-fleet"),
         log_requests=log_requests and log_level in ("debug", "info"),
+        traces=otlp_endpoint is not None,
     )
     try:
         access = make_access(key, authorized_clients, authorized_workers)
@@ -184,17 +193,22 @@ def main(
             _check_http()
         if prometheus_targets is not None:
             check_targets_path(prometheus_targets)
+        if otlp_endpoint is not None:
+            check_otlp_endpoint(otlp_endpoint)
         end_check(context)
         notifier = Notifier(os.environ)
         targets = None if prometheus_targets is None else TargetsFile(prometheus_targets)
         show_workers = None if targets is None else targets.show
-        server = Server(settings, frontend, backend, access, notifier, show_workers)
-    except (ConfigError, KeyFileError, zmq.ZMQError) as error:
+        traces = None if otlp_endpoint is None else Traces(open_tracer(otlp_endpoint, "imagegen-broker"))
+        server = Server(settings, frontend, backend, access, notifier, show_workers, traces)
+    except (ConfigError, KeyFileError, TracingError, zmq.ZMQError) as error:
         raise usage_error(context, error) from error
     set_up(log_level, log_format, own="imagegen.broker")
     _serve(server, address, strategy, notifier)
     if targets is not None:
         targets.close()
+    if traces is not None:
+        traces.close()
 
 
 def _check_http() -> None:

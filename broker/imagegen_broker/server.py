@@ -20,6 +20,7 @@ from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
 from imagegen_broker.core.snapshot import status
+from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log
 from imagegen_common.notify import Notifier
 from imagegen_protocol.errors import ProtocolError
@@ -72,6 +73,7 @@ class Server:
         access: Access | None = None,
         notifier: Notifier | None = None,
         show_workers: Callable[[Sequence[Ready]], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Bind both endpoints; with `access`, only for peers whose keys are on its lists.
 
@@ -83,6 +85,7 @@ class Server:
         self._access = access
         self._notifier = Notifier({}) if notifier is None else notifier
         self._show_workers = show_workers
+        self._traces = traces
         self._shown_generation = -1
         if access is not None:
             access.start(self._context)
@@ -131,6 +134,10 @@ class Server:
                     self._send(action)
                 for note in self.core.take_notes():
                     log(_log, note.level, note.text, **note.fields)
+                if self._traces is not None:
+                    now = time.monotonic()
+                    for move in self.core.take_moves():
+                        self._traces.moved(move, now)
                 self._tell_of_workers()
                 while self._asked:
                     self._answer_snapshot(self._asked.popleft())

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from imagegen_client.job import Job
 from imagegen_client.progress import Progress
@@ -16,6 +16,9 @@ from imagegen_client.requests import RequestOptions, has_images, with_frames
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import DEFAULT_BROKER, DEFAULT_WINDOW, Client
 from imagegen_protocol import ImagegenError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
@@ -138,6 +141,7 @@ class AsyncClient:
         retry_overloaded: bool = False,
         key: str | Path | None = None,
         broker_key: str | Path | None = None,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         self._client = Client(
             broker,
@@ -145,6 +149,7 @@ class AsyncClient:
             retry_overloaded=retry_overloaded,
             key=key,
             broker_key=broker_key,
+            tracer_provider=tracer_provider,
         )
 
     async def __aenter__(self) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import msgpack
 
@@ -18,10 +18,14 @@ from imagegen_client.job import Job
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_client.result import GenerationResult
+from imagegen_client.tracing import Traces, end_with
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"
 DEFAULT_WINDOW = 256
@@ -37,6 +41,7 @@ class Client:
     answered; None waits for one. `retry_overloaded`: wait and ask again when a broker's queue is full, in
     place of raising `OverloadedError`. `key`, `broker_key`: for a broker that demands keys, the paths of one's own
     `.key_secret` file and of the broker's `.key` file (`imagegen keygen`).
+    `tracer_provider`: an OpenTelemetry one, for a span for each request, which brokers and workers add theirs to.
     Raises `ValueError` for an endpoint or a key file that can't be one.
     """
 
@@ -48,10 +53,12 @@ class Client:
         retry_overloaded: bool = False,
         key: str | Path | None = None,
         broker_key: str | Path | None = None,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         endpoints = [check_endpoint(endpoint) for endpoint in ([broker] if isinstance(broker, str) else broker)]
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
         self._transport = Transport(core, read_dial_keys(key, broker_key))
+        self._traces = None if tracer_provider is None else Traces(tracer_provider)
         # Whoever forgets to close a client, or just ends the program, leaves nothing behind either.
         self._closer = weakref.finalize(self, self._transport.close)
 
@@ -81,6 +88,9 @@ class Client:
         signs = {"progress": progress, "preview": preview}
         submit, seed, frames = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
+        if self._traces is not None:
+            submit, span = self._traces.begin(submit)
+            end_with(job.future, span)
         self._transport.ask(SubmitAsked(submit, frames), job)
         return job
 

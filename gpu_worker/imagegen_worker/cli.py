@@ -232,6 +232,11 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
 )
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="An OpenTelemetry collector (http://HOST:4318) for the spans of traced requests.  [default: none]",
+)
 @click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
 @click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
 @click.option("--simulated-load-seconds", type=float, default=0.0, help="Cost of loading a model, of 1 GiB each.")
@@ -275,6 +280,7 @@ def main(
     model_variant: str | None,
     log_level: str,
     log_format: str,
+    otlp_endpoint: str | None,
     simulated_batch_seconds: float,
     simulated_image_seconds: float,
     simulated_load_seconds: float,
@@ -340,6 +346,7 @@ def main(
             model_config=model_config,
             model_variant=model_variant,
             log_level=log_level,
+            otlp_endpoint=otlp_endpoint,
             simulated_batch_seconds=simulated_batch_seconds,
             simulated_image_seconds=simulated_image_seconds,
             simulated_load_seconds=simulated_load_seconds,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from imagegen_common.tracing import TracingError, check_otlp_endpoint
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_MODELS, MAX_NAME_LENGTH
 from imagegen_worker.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
 
@@ -82,6 +83,7 @@ class WorkerConfig:
     model_config: str | None = None
     model_variant: str | None = None
     log_level: str = "info"
+    otlp_endpoint: str | None = None
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
     simulated_load_seconds: float = 0.0
@@ -104,6 +106,11 @@ class WorkerConfig:
         _in_range("--model-patience", self.model_patience, 0, 24 * 3600)
         if self.model_memory is not None:
             _in_range("--model-memory", self.model_memory, 1, 2**60)
+        if self.otlp_endpoint is not None:
+            try:
+                check_otlp_endpoint(self.otlp_endpoint)
+            except TracingError as error:
+                raise ConfigError(str(error)) from error
         if self.capacity is not None:
             _in_range("--capacity", self.capacity, 1, MAX_CAPACITY)
         if self.http_port is not None:

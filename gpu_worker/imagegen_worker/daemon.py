@@ -17,6 +17,7 @@ import zmq
 
 from imagegen_common.logs import log
 from imagegen_common.notify import Notifier
+from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, NotNowError, StartError
@@ -50,6 +51,7 @@ from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 
 if TYPE_CHECKING:
     from imagegen_worker.metrics import Metrics
+    from imagegen_worker.tracing import Traces
 
 MESSAGES_PER_TURN = 256
 """Messages read from one broker before the others and the engine have their turn."""
@@ -86,6 +88,7 @@ class Daemon:
         self._connections: list[Connection] = []
         self._signals: list[int] = []
         self._metrics: Metrics | None = None
+        self._traces: Traces | None = None
         self._notifier = Notifier(os.environ)
         self._line: StatusLine | None = None
         self._status: int | None = None
@@ -111,6 +114,8 @@ class Daemon:
         with contextlib.ExitStack() as stack:
             stack.callback(self._mailbox.close)
             stack.callback(self._notifier.close)
+            if config.otlp_endpoint is not None:
+                self._trace(stack, config.otlp_endpoint)
             self._notifier.starting(f"loading {config.model_name}")
             self._catch_signals(stack)
             stack.callback(self._context.term)
@@ -167,6 +172,8 @@ class Daemon:
                 self._tell(event)
                 if self._metrics is not None:
                     self._metrics.observe(event)
+                if self._traces is not None:
+                    self._traces.event(event, self._id_of, time.monotonic())
                 self._handle(event)
             self._take_signals()  # after `events`, which also takes the byte with which a signal wakes
             for link, connection in enumerate(self._connections):
@@ -227,6 +234,8 @@ class Daemon:
             except ProtocolError as error:
                 self._handle(Malformed(link, error))
             else:
+                if self._traces is not None:
+                    self._traces.received(message, time.monotonic())
                 self._handle(Received(link, message, tuple(frames)))
 
     def _perform(self, actions: list[Action]) -> None:
@@ -290,6 +299,22 @@ class Daemon:
         address = address_for_others(host, bound)
         self._core.shows_metrics_at(address)
         log(_log, logging.INFO, "metrics served", address=f"http://{address}/metrics")
+
+    def _trace(self, stack: contextlib.ExitStack, endpoint: str) -> None:
+        from imagegen_worker.tracing import Traces
+
+        about: dict[str, Attribute] = {"host.name": socket.gethostname(), "imagegen.gpu": self._config.gpu}
+        about["service.instance.id"] = self._config.worker_name
+        try:
+            tracer = open_tracer(endpoint, "imagegen-worker", **about)
+        except TracingError as error:
+            raise StartError(str(error)) from error
+        self._traces = Traces(tracer)
+        stack.callback(self._traces.close)
+
+    def _id_of(self, number: int) -> bytes | None:
+        held = self._core.held.by_number(number)
+        return None if held is None else held.id
 
     def _dial(self, stack: contextlib.ExitStack) -> None:
         routing_id = b"w" + secrets.token_bytes(15)

@@ -27,6 +27,8 @@ Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
+Traceparent = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
+"""Where a request stands in a trace, as W3C's Trace Context writes it."""
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 
 Parameter = str | int | float | bool | None | list[dict[str, str | float]] | dict[str, Any]
@@ -52,6 +54,7 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     progress: bool = False
     preview: bool = False
     """Send small pictures on the way; implies `progress`."""
+    traceparent: Traceparent | None = None
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
@@ -240,6 +243,7 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     timeout_seconds: Timeout | None = None
     progress: bool = False
     preview: bool = False
+    traceparent: Traceparent | None = None
     alone: bool = False
     """It may be what took workers down: run it when nothing else runs, and nothing beside it."""
 

@@ -11,6 +11,7 @@ from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.notices import Notices
 from imagegen_broker.core.records import (
     Action,
+    Moved,
     Note,
     Payload,
     Request,
@@ -147,6 +148,10 @@ class BrokerCore:
         """Return the lines that are to be logged since the last call."""
         return self.ledger.take_notes()
 
+    def take_moves(self) -> list[Moved]:
+        """Return how the states of traced requests have changed since the last call."""
+        return self.ledger.take_moves()
+
     # ---- dispatch -------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
@@ -176,6 +181,7 @@ class BrokerCore:
             timeout_seconds=left,
             progress=request.progress,
             preview=request.preview,
+            traceparent=request.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
         )
         self.ledger.send(ToWorker(worker.id, work, request.payload))

@@ -139,6 +139,7 @@ class Frontend:
             priority=message.priority,
             progress=message.progress or message.preview,
             preview=message.preview,
+            traceparent=message.traceparent,
             payload=payload,
             size=sum(len(frame) for frame in payload),
             arrived=now,

@@ -14,6 +14,7 @@ from imagegen_broker.core.records import (
     Action,
     Assignment,
     Client,
+    Moved,
     Note,
     Payload,
     Request,
@@ -55,6 +56,7 @@ class Ledger:
         self.followed: OrderedDict[bytes, Request] = OrderedDict()
         """Those that have been told one; the one that was looked at longest ago first."""
         self._notes: list[Note] = []
+        self._moves: list[Moved] = []
         self._outbox: list[Action] = []
         self._accepted: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._releases: defaultdict[bytes, list[bytes]] = defaultdict(list)
@@ -206,6 +208,9 @@ class Ledger:
         old = request.state
         if state not in TRANSITIONS[old]:
             raise RuntimeError(f"request {request.id.hex()} can't go from {old.value} to {state.value}")
+        if self.settings.traces and request.traceparent is not None:
+            name = None if request.worker is None else request.worker.name
+            self._moves.append(Moved(request.id, request.traceparent, old, state, request.attempt, name))
         if old is State.QUEUED:
             self.queue.remove(request)
             self.joined.pop(request.id, None)
@@ -261,6 +266,11 @@ class Ledger:
         """Return what is to be logged, in order, and start afresh."""
         notes, self._notes = self._notes, []
         return notes
+
+    def take_moves(self) -> list[Moved]:
+        """Return the changes of state of traced requests, in order, and start afresh."""
+        moves, self._moves = self._moves, []
+        return moves
 
     # ---- outbox ---------------------------------------------------------------------------------
 

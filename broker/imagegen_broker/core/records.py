@@ -35,6 +35,8 @@ class Settings:
     """Of this program, for the statistics; None: not told."""
     log_requests: bool = False
     """Whether there are notes of requests too, and not of workers alone."""
+    traces: bool = False
+    """Whether changes of the state of traced requests are told."""
 
     @property
     def grace(self) -> float:
@@ -84,6 +86,7 @@ class Request:
     arrived: float
     deadline: float | None = None
     preview: bool = False
+    traceparent: str | None = None
     state: State = State.NEW
     worker: "Worker | None" = None
     """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""
@@ -226,3 +229,15 @@ class Note:
     level: int
     text: str
     fields: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A traced request has changed its state; `worker` is the one that it leaves, if it was at one."""
+
+    request_id: bytes
+    traceparent: str
+    old: State
+    new: State
+    attempt: int
+    worker: str | None

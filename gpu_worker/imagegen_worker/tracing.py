@@ -1,0 +1,130 @@
+"""Spans of requests at the worker: `wait`, `forwards`, `decode`, `encode` and `delivery`."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from imagegen_common.tracing import Attribute, Tracer
+from imagegen_protocol.messages import BrokerToWorker, Release, Work
+from imagegen_worker.core.events import CallDone, EngineEvent, Failed, Finished, Started, Stepped
+
+_MAX_FOLLOWED = 4096
+"""Requests that are followed at a time: answers that are dropped unreleased are forgotten so."""
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far a request is; times in seconds of the monotonic clock."""
+
+    traceparent: str
+    attempt: int
+    received: float
+    started: float | None = None
+    stepped: float | None = None
+    steps: int = 0
+    forwards: int = 0
+    rows: int = 0
+    most_rows: int = 0
+    answered: float | None = None
+
+    def joined(self, call: CallDone) -> None:
+        """Count a forward that ended while this one ran."""
+        rows = call.rows or call.requests
+        self.forwards += 1
+        self.rows += rows
+        self.most_rows = max(self.most_rows, rows)
+
+    @property
+    def is_running(self) -> bool:
+        return self.started is not None and self.answered is None
+
+
+class Traces:
+    """Follows each traced request from WORK to RELEASE, by what passes through the shell."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._courses: OrderedDict[bytes, _Course] = OrderedDict()
+
+    def received(self, message: BrokerToWorker, now: float) -> None:
+        """Take a message of a broker, before the core does."""
+        match message:
+            case Work(request_id=request_id, traceparent=str(traceparent)):
+                if request_id not in self._courses:
+                    self._courses[request_id] = _Course(traceparent, message.attempt, now)
+                    if len(self._courses) > _MAX_FOLLOWED:
+                        self._courses.popitem(last=False)
+            case Release():
+                for request_id in message.request_ids:
+                    if (course := self._courses.pop(request_id, None)) is not None:
+                        self._released(request_id, course, now)
+
+    def event(self, event: EngineEvent, find: Callable[[int], bytes | None], now: float) -> None:
+        """Take an event of the engine, before the core does; `find` gives the request id of a job's number."""
+        match event:
+            case CallDone():
+                for course in self._courses.values():
+                    if course.is_running:
+                        course.joined(event)
+            case Started():
+                for request_id, course in self._of(event.numbers, find):
+                    if course.started is None:
+                        course.started = now
+                        self._tell("wait", request_id, course, course.received, now)
+            case Stepped():
+                for _, course in self._of(event.numbers, find):
+                    course.stepped, course.steps = now, event.step
+            case Finished():
+                for request_id, course in self._of((event.number,), find):
+                    self._finished(request_id, course, event, now)
+            case Failed():
+                for request_id, course in self._of((event.number,), find):
+                    course.answered = now
+                    self._broken_off(request_id, course, now, error=event.code)
+
+    @property
+    def followed(self) -> int:
+        """How many requests are followed now."""
+        return len(self._courses)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._tracer.close()
+
+    def _of(self, numbers: tuple[int, ...], find: Callable[[int], bytes | None]) -> list[tuple[bytes, _Course]]:
+        ids = [request_id for number in numbers if (request_id := find(number)) is not None]
+        return [(request_id, self._courses[request_id]) for request_id in ids if request_id in self._courses]
+
+    def _finished(self, request_id: bytes, course: _Course, event: Finished, now: float) -> None:
+        encoded_from = now - event.encode_seconds
+        started = course.received if course.started is None else course.started
+        stepped = started if course.stepped is None else course.stepped
+        decoded = max(stepped, min(encoded_from, started + event.generation_seconds))
+        self._tell("forwards", request_id, course, started, stepped, **_forwards(course))
+        self._tell("decode", request_id, course, stepped, decoded, images=len(event.images))
+        self._tell("encode", request_id, course, encoded_from, now, bytes=sum(map(len, event.images)))
+        course.answered = now
+
+    def _released(self, request_id: bytes, course: _Course, now: float) -> None:
+        if course.answered is not None:
+            self._tell("delivery", request_id, course, course.answered, now)
+        else:
+            self._broken_off(request_id, course, now, released=True)
+
+    def _broken_off(self, request_id: bytes, course: _Course, now: float, **why: Attribute) -> None:
+        if course.started is None:
+            self._tell("wait", request_id, course, course.received, now, **why)
+        else:
+            self._tell("forwards", request_id, course, course.started, now, **_forwards(course), **why)
+
+    def _tell(
+        self, name: str, request_id: bytes, course: _Course, start: float, end: float, **more: Attribute
+    ) -> None:
+        words: dict[str, Attribute] = {"request_id": request_id.hex(), "attempt": course.attempt}
+        self._tracer.span(name, course.traceparent, start, end, **words, **more)
+
+
+def _forwards(course: _Course) -> dict[str, Attribute]:
+    """Return how many forwards a request took part in, and how full they were."""
+    mean = round(course.rows / course.forwards, 3) if course.forwards else 0.0
+    return {"steps": course.steps, "forwards": course.forwards, "rows": mean, "most_rows": course.most_rows}
