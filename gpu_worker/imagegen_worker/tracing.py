@@ -28,7 +28,7 @@ class _Course:
     answered: float | None = None
 
     def joined(self, call: CallDone) -> None:
-        """Count a forward that ended while this one ran."""
+        """Count a forward that was told of while this request ran."""
         rows = call.rows or call.requests
         self.forwards += 1
         self.rows += rows
@@ -100,7 +100,8 @@ class Traces:
         started = course.received if course.started is None else course.started
         stepped = started if course.stepped is None else course.stepped
         decoded = max(stepped, min(encoded_from, started + event.generation_seconds))
-        self._tell("forwards", request_id, course, started, stepped, **_forwards(course))
+        company = event.batch_size
+        self._tell("forwards", request_id, course, started, stepped, batch_size=company, **_forwards(course))
         self._tell("decode", request_id, course, stepped, decoded, images=len(event.images))
         self._tell("encode", request_id, course, encoded_from, now, bytes=sum(map(len, event.images)))
         course.answered = now
@@ -125,6 +126,11 @@ class Traces:
 
 
 def _forwards(course: _Course) -> dict[str, Attribute]:
-    """Return how many forwards a request took part in, and how full they were."""
-    mean = round(course.rows / course.forwards, 3) if course.forwards else 0.0
-    return {"steps": course.steps, "forwards": course.forwards, "rows": mean, "most_rows": course.most_rows}
+    """Return the steps of a request, and how full the device's forwards were meanwhile.
+
+    A forward is told by the engine when the next one ends: the last one of a request may not be among them.
+    """
+    if not course.forwards:
+        return {"steps": course.steps}
+    mean = round(course.rows / course.forwards, 3)
+    return {"steps": course.steps, "rows": mean, "most_rows": course.most_rows}

@@ -74,7 +74,7 @@ def test_a_trace_from_end_to_end(fleet, collector):
     (forwards,) = [span for span in collector.spans["imagegen-worker"] if span.name == "forwards"]
     about = {each.key: each.value for each in forwards.attributes}
     assert about["imagegen.steps"].int_value > 0
-    assert about["imagegen.most_rows"].int_value == 1
+    assert about["imagegen.batch_size"].int_value == 1
 
 
 def test_a_collector_that_is_not_there_holds_nobody_up(fleet):

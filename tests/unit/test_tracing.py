@@ -166,7 +166,7 @@ def test_the_worker_tells_each_stage(traces, exporter):
     ]  # fmt: skip
     about = {name: attributes for name, _, attributes in told}
     key = {"request_id": ID.hex(), "attempt": 2}
-    assert about["forwards"] == {**key, "steps": 2, "forwards": 2, "rows": 3.0, "most_rows": 4}
+    assert about["forwards"] == {**key, "steps": 2, "batch_size": 1, "rows": 3.0, "most_rows": 4}
     assert about["encode"] == {**key, "bytes": 3}
 
 
@@ -177,6 +177,14 @@ def test_an_error_ends_what_was_going_on(traces, exporter):
     assert [(name, about.get("error")) for name, _, about in spans(exporter)] == [
         ("wait", None), ("forwards", "out_of_memory"),
     ]  # fmt: skip
+
+
+def test_rows_are_not_told_where_none_are_known(traces, exporter):
+    work(traces, 10.0)
+    for event in (Started((1,)), Stepped((1,), 1, 1), finished()):
+        traces.event(event, find, 11.0)
+    (about,) = [about for name, _, about in spans(exporter) if name == "forwards"]
+    assert about == {"request_id": ID.hex(), "attempt": 1, "steps": 1, "batch_size": 1}
 
 
 def test_a_release_ends_what_was_going_on(traces, exporter):
