@@ -71,6 +71,8 @@ def test_a_trace_from_end_to_end(fleet, collector):
         assert span.trace_id == root.context.trace_id.to_bytes(16, "big")
         assert span.parent_span_id == root.context.span_id.to_bytes(8, "big")
         assert span.start_time_unix_nano <= span.end_time_unix_nano
+        # On the clock of the day, as the client's: not more apart than a test may take.
+        assert abs(span.start_time_unix_nano - root.start_time) < 180e9
     (forwards,) = [span for span in collector.spans["imagegen-worker"] if span.name == "forwards"]
     about = {each.key: each.value for each in forwards.attributes}
     assert about["imagegen.steps"].int_value > 0
