@@ -1,8 +1,8 @@
 """Says whether a daemon in this container is alive: exit status 0 or 1, for HEALTHCHECK.
 
-python healthcheck.py PORT [COUNT]
+python healthcheck.py PORT|FIRST-LAST...
 
-One of COUNT ports from PORT on must answer /healthz with 200, and none that is open may answer otherwise.
+One of the ports must answer /healthz with 200, and none that is open may answer otherwise.
 """
 
 import sys
@@ -24,10 +24,15 @@ def answers(port: int) -> bool | None:
         return False
 
 
+def ports(argument: str) -> range:
+    """Return the ports that one argument names."""
+    first, _, last = argument.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def main(arguments: list[str]) -> int:
     """Return the exit status."""
-    first, count = int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 1
-    told = [answers(port) for port in range(first, first + count)]
+    told = [answers(port) for argument in arguments for port in ports(argument)]
     return 0 if True in told and False not in told else 1
 
 
