@@ -12,12 +12,12 @@ from tests.unit.deploy.test_kubernetes import FOLDER, build, container, pod, wor
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
 
 
-def project(volume, names, sources, target):
+def project(files, target):
     """Lay a secret's or a config map's files down: links to a folder of a hidden name, which can be exchanged."""
     (target / "..2026").mkdir(parents=True)
     (target / "..data").symlink_to("..2026")
-    for name in names:
-        shutil.copy(sources[name], target / "..2026" / name)
+    for name, path in files.items():
+        shutil.copy(path, target / "..2026" / name)
         (target / name).symlink_to(f"..data/{name}")
 
 
@@ -28,9 +28,8 @@ def secrets(tmp_path):
     for words in words_of_the_comment():
         command(*words, cwd=tmp_path)
     sources = {path.name: path for path in tmp_path.rglob("*.key*")}
-    return {
-        thing["metadata"]["name"]: {name: sources[name] for name in thing["data"]} for thing in build(tmp_path)
-    }
+    made = {thing["metadata"]["name"]: thing["data"] for thing in build(tmp_path)}
+    return {name: {file: sources[file] for file in files} for name, files in made.items()}
 
 
 def words(objects, role, secrets, root):
@@ -39,7 +38,7 @@ def words(objects, role, secrets, root):
     for volume in pod(objects, role)["volumes"]:
         name = volume.get("secret", {}).get("secretName") or volume.get("configMap", {}).get("name")
         if name:
-            project(volume, secrets[name], secrets[name], root / mounts[volume["name"]].lstrip("/"))
+            project(secrets[name], root / mounts[volume["name"]].lstrip("/"))
     return [re.sub(r"=/keys/", f"={root}/keys/", word) for word in container(objects, role)["args"]]
 
 
@@ -47,9 +46,8 @@ def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
     objects = build(FOLDER / "overlays/single-node")
     broker = words(objects, "broker", secrets, tmp_path / "broker")
     # Its addresses are free ports here.
-    place = fleet.start_broker(
-        *[word for word in broker if "tcp://" not in word and "--http=" not in word], *BROKER
-    )
+    here = [word for word in broker if not re.match("--(frontend|backend|http)=", word)]
+    place = fleet.start_broker(*here, *BROKER)
     worker = words(objects, "worker", secrets, tmp_path / "worker")
     here = [word for word in worker if not re.match("--(broker=|name=|device=|http-)", word)]
     fleet.start_worker("pod-1", *here, *SIMULATED)

@@ -85,6 +85,16 @@ def test_the_commands_know_every_variable_and_word(file, monkeypatch):
             understood(role, service.get("command") or (), service["environment"], monkeypatch)
 
 
+def test_workers_dial_where_the_broker_listens(file, monkeypatch):
+    made = services(file)
+    broker = understood("broker", (), made["broker"]["environment"], monkeypatch)
+    for name, port in BROKER_PORTS.items():
+        assert broker[name].endswith(f"0.0.0.0:{port}")
+    for service in workers(made).values():
+        worker = understood("worker", service["command"] or (), service["environment"], monkeypatch)
+        assert worker["broker"] == (f"tcp://broker:{BROKER_PORTS['backend']}",)
+
+
 def test_the_names_of_the_old_guide_work(file, monkeypatch):
     old = {
         "ENABLE_BATCHING": "false",

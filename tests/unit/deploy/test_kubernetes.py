@@ -93,20 +93,22 @@ def test_the_operators_have_such_objects(objects):
     assert check_custom(objects) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "right", "wrong"),
-    [
-        ("ScaledObject", "cooldownPeriod", "cooldownTime"),
-        ("ScaledObject", "currentReplicas", "sameReplicas"),
-        ("PodMonitor", "podMetricsEndpoints", "podMetricEndpoints"),
-        ("ServiceMonitor", "10s", "ten seconds"),
-    ],
-)
-def test_a_slip_would_be_found(kind, right, wrong):
-    every = build(FOLDER / "overlays/autoscale")
-    (thing,) = [json.dumps(thing) for thing in every if thing["kind"] == kind]
-    assert right in thing
-    assert check_custom([json.loads(thing.replace(right, wrong))])
+SLIPS = {
+    "cooldownPeriod": "cooldownTime",
+    "currentReplicas": "sameReplicas",
+    "podMetricsEndpoints": "podMetricEndpoints",
+    '"interval": "10s"': '"interval": "ten"',
+}
+
+
+def test_slips_would_be_found():
+    wrong = []
+    for thing in build(FOLDER / "overlays/autoscale"):
+        text = json.dumps(thing)
+        wrong += [json.loads(text.replace(right, slip)) for right, slip in SLIPS.items() if right in text]
+    found = "\n".join(check_custom(wrong))
+    for said in ("cooldownTime", "fallback/behavior", "podMetricEndpoints", "podMetricsEndpoints", "0/interval"):
+        assert said in found
 
 
 def test_everything_is_in_the_namespace(objects):
