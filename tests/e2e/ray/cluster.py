@@ -3,7 +3,9 @@
 Prints its address, then carries out lines from stdin: `add NAME GPUS`, `kill NAME`, `drain NAME`; answers `done`.
 """
 
+import os
 import sys
+import tempfile
 import time
 
 import ray
@@ -25,6 +27,14 @@ def drain(address: str, node_id: str) -> None:
 
 def main() -> None:
     """Serve until stdin ends."""
+    # Short: the paths of sockets in it have a bound.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        serve()
+
+
+def serve() -> None:
+    """Carry out what stdin says."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
     nodes = {}
     print(cluster.address, flush=True)
