@@ -7,11 +7,12 @@ MINUTES ?= 10
 PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 
-.PHONY: help demo test lint soak bench install uninstall clean
+.PHONY: help demo test test-ray lint soak bench install uninstall clean
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
 	@echo "make test    run the tests"
+	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
 	@echo "make bench   compare ways of batching, in a minute, into out/benchmarks/"
@@ -31,6 +32,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+RAY_STAMP := .venv-ray/.installed
+
+$(RAY_STAMP): deploy/ray/requirements.txt
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --requirement deploy/ray/requirements.txt
+	@touch $@
+
+test-ray: $(STAMP) $(RAY_STAMP)
+	@$(BIN)/python -m pytest tests/e2e/ray -m ray
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -54,4 +65,4 @@ uninstall:
 	$(PYTHON) systemd/install.py uninstall
 
 clean:
-	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -50,7 +50,6 @@ class _Seconds(click.FloatRange):
 @click.option("--backend", default="tcp://127.0.0.1:5556", help="Endpoint that workers dial; port 0 is any.")
 @click.option(
     "--http",
-    "http_address",
     default="127.0.0.1:8080",
     help="HOST:PORT of /stats, /metrics, /healthz and /readyz; 'off' for none.",
 )
@@ -123,7 +122,7 @@ class _Seconds(click.FloatRange):
 def main(
     frontend: str,
     backend: str,
-    http_address: str,
+    http: str,
     prometheus_targets: Path | None,
     strategy: str,
     default_model: str | None,
@@ -188,7 +187,7 @@ def main(
         access = make_access(key, authorized_clients, authorized_workers)
         check_endpoint("--frontend", frontend, open_to_all=insecure or access is not None)
         check_endpoint("--backend", backend, open_to_all=insecure or access is not None)
-        address = None if http_address == "off" else parse_address("--http", http_address)
+        address = None if http == "off" else parse_address("--http", http)
         if address is not None:
             _check_http()
         if prometheus_targets is not None:

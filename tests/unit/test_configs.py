@@ -48,6 +48,10 @@ def test_every_setting_is_there_and_no_other(role):
     assert sorted([*active(role), *examples(role)]) == sorted(options_of(COMMANDS[role]))
 
 
+def test_every_setting_has_the_variable_of_its_name(role):
+    assert {key: option.name for key, option in options_of(COMMANDS[role]).items() if option.name != key} == {}
+
+
 def test_every_value_is_the_default(role):
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in active(role).items()}
     unset = (None, ())

@@ -1,0 +1,80 @@
+"""Ray has a Python of its own (`make test-ray`): it is large, and nothing else needs it."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".venv-ray/bin/python")
+
+
+class Nodes:
+    """A Ray cluster of several nodes on this machine; a head without GPUs is there from the start."""
+
+    def __init__(self, log):
+        self._process = subprocess.Popen(
+            [PYTHON, ROOT / "tests/e2e/ray/cluster.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=clean(),
+        )
+        self.address = self._process.stdout.readline().strip()
+        assert self.address, f"no cluster; {log.name} says why"
+
+    def tell(self, *words):
+        """Add, kill or drain a node."""
+        self._process.stdin.write(" ".join(words) + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+
+    def close(self):
+        """End every process of the cluster."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    if not PYTHON.exists():
+        pytest.skip(f"there is no {PYTHON}; `make test-ray` makes it")
+    with (tmp_path / "cluster.log").open("w") as log:
+        nodes = Nodes(log)
+        yield nodes
+        nodes.close()
+
+
+@pytest.fixture
+def start_manager(nodes, tmp_path):
+    """Start the program that keeps workers on the cluster; it is drained at the end."""
+    processes = []
+
+    def start(*arguments):
+        log = (tmp_path / "manager.log").open("a")
+        command = [PYTHON, "-m", "deploy.ray.fleet", "--address", nodes.address, *arguments]
+        processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=clean()))
+        log.close()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+def clean():
+    """Return an environment in which Ray's Python finds its own packages alone."""
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return own | {"RAY_USAGE_STATS_ENABLED": "0"}

@@ -1,0 +1,58 @@
+"""The words of the Kubernetes pods, with volumes laid down as the kubelet does it: the fleet joins, with keys."""
+
+import re
+import shutil
+
+import pytest
+
+from imagegen_client import Client
+from tests.e2e.conftest import BROKER, SIMULATED, command
+from tests.unit.deploy.test_kubernetes import FOLDER, build, container, pod, words_of_the_comment
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
+
+
+def project(files, target):
+    """Lay a secret's or a config map's files down: links to a folder of a hidden name, which can be exchanged."""
+    (target / "..2026").mkdir(parents=True)
+    (target / "..data").symlink_to("..2026")
+    for name, path in files.items():
+        shutil.copy(path, target / "..2026" / name)
+        (target / name).symlink_to(f"..data/{name}")
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    """The keys, made as the folder's comment says: the files of each object that kustomize generates."""
+    shutil.copy(FOLDER / "keys/kustomization.yaml", tmp_path)
+    for words in words_of_the_comment():
+        command(*words, cwd=tmp_path)
+    sources = {path.name: path for path in tmp_path.rglob("*.key*")}
+    made = {thing["metadata"]["name"]: thing["data"] for thing in build(tmp_path)}
+    return {name: {file: sources[file] for file in files} for name, files in made.items()}
+
+
+def words(objects, role, secrets, root):
+    """A pod's words, its mounts under `root`."""
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(objects, role)["volumeMounts"]}
+    for volume in pod(objects, role)["volumes"]:
+        name = volume.get("secret", {}).get("secretName") or volume.get("configMap", {}).get("name")
+        if name:
+            project(secrets[name], root / mounts[volume["name"]].lstrip("/"))
+    return [re.sub(r"=/keys/", f"={root}/keys/", word) for word in container(objects, role)["args"]]
+
+
+def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
+    objects = build(FOLDER / "overlays/single-node")
+    broker = words(objects, "broker", secrets, tmp_path / "broker")
+    # Its addresses are free ports here.
+    here = [word for word in broker if not re.match("--(frontend|backend|http)=", word)]
+    place = fleet.start_broker(*here, *BROKER)
+    worker = words(objects, "worker", secrets, tmp_path / "worker")
+    here = [word for word in worker if not re.match("--(broker=|name=|device=|http-)", word)]
+    fleet.start_worker("pod-1", *here, *SIMULATED)
+
+    alice = tmp_path / "clients/alice.key_secret"
+    with Client(place.frontend, key=alice, broker_key=tmp_path / "broker.key") as client:
+        fleet.wait_for_workers(client, 1)
+        assert client.generate("a red circle", seed=1).worker == "pod-1"
