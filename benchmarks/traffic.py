@@ -47,4 +47,5 @@ def _request(model: Model, number: int, rng: random.Random, alike: bool) -> Reso
         guidance_scale=model.guidance_scale if alike else guidance,
         width=model.width,
         height=model.height,
+        scheduler=next(iter(model.schedulers), None),
     )
