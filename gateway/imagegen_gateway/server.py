@@ -1,0 +1,91 @@
+"""Serves the application until it is told to end."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from imagegen_common.addresses import ConfigError
+from imagegen_gateway.app import make_app
+from imagegen_gateway.config import Settings
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # What goes on for long ends now; uvicorn waits for the rest.
+        asyncio.get_running_loop().call_soon_threadsafe(self._stopping.set)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound. Raises `ConfigError`."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"--http: can't bind {host}:{port}: {error.strerror or error}") from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the state folder, so that no two gateways make the same jobs. Raises `ConfigError`."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--state-folder: can't use {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(f"--state-folder: another gateway works with {folder}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    on_start: Callable[[], object],
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> bool:
+    """Serve until SIGTERM or SIGINT; `on_start` is called once requests are taken. False: it could not start."""
+    stopping = asyncio.Event()
+    config = uvicorn.Config(
+        make_app(settings, stopping),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    server = _Server(config, stopping, on_start)
+    # uvicorn raises the signal again once it has ended, when it would end the process with its number.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run([listener])
+    return server.started
