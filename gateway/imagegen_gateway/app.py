@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from imagegen_gateway import errors
+from imagegen_gateway.bodies import BodyLimit
 from imagegen_gateway.config import Settings
 from imagegen_gateway.metrics import Measuring
 from imagegen_gateway.routes import files, images, jobs, models, operations
@@ -33,12 +34,12 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
         telemetry={"tracing": False},
     )
     errors.install(app)
     for router in (images.router, jobs.router, models.router, files.router, operations.router):
         app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

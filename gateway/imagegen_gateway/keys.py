@@ -45,10 +45,10 @@ class Keys:
         """Make a key; return it, which is not kept, and its owner. Raises `ApiKeyError` if the name is taken."""
         if name == EVERYBODY:
             raise ApiKeyError(f"{name!r} stands for whoever asks where no keys are needed; take another name")
-        if await self._database.row("SELECT 1 FROM keys WHERE name = ?", (name,)):
-            raise ApiKeyError(f"there is, or was, a key {name!r}; take another name")
         key = KEY_PREFIX + secrets.token_urlsafe(32)
-        return key, await self._insert(name, _hash(key), limits, now)
+        if not await self._insert(name, _hash(key), limits, now):
+            raise ApiKeyError(f"there is, or was, a key {name!r}; take another name")
+        return key, await self.by_name(name)
 
     async def find(self, key: str) -> Caller | None:
         """Return who a key stands for; None for one that is unknown or revoked."""
@@ -57,8 +57,13 @@ class Keys:
 
     async def everybody(self, now: float) -> Caller:
         """Return who asks where no keys are needed."""
-        row = await self._database.row("SELECT * FROM keys WHERE name = ?", (EVERYBODY,))
-        return await self._insert(EVERYBODY, None, UNLIMITED, now) if row is None else _caller(row)
+        find = "SELECT * FROM keys WHERE name = ?"
+        row = await self._database.row(find, (EVERYBODY,))
+        if row is None:
+            await self._insert(EVERYBODY, None, UNLIMITED, now)
+            row = await self._database.row(find, (EVERYBODY,))
+            assert row is not None, "it was just put there, by us or beside us"
+        return _caller(row)
 
     async def by_id(self, id_: str) -> Caller | None:
         """Return who an id stands for, revoked or not."""
@@ -82,14 +87,15 @@ class Keys:
         await self.by_name(name)
         await self._database.change("UPDATE keys SET revoked = ? WHERE name = ? AND revoked IS NULL", (now, name))
 
-    async def _insert(self, name: str, hash_: str | None, limits: Limits, now: float) -> Caller:
+    async def _insert(self, name: str, hash_: str | None, limits: Limits, now: float) -> bool:
+        """Insert a key; False: the name is taken."""
         secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-        caller = Caller("key_" + secrets.token_hex(8), name, limits, secret, now)
-        await self._database.change(
-            "INSERT INTO keys (id, name, hash, webhook_secret, limits, created) VALUES (?, ?, ?, ?, ?, ?)",
-            (caller.id, name, hash_, secret, json.dumps(limits.as_json()), now),
+        inserted = await self._database.change(
+            "INSERT INTO keys (id, name, hash, webhook_secret, limits, created) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (name) DO NOTHING",
+            ("key_" + secrets.token_hex(8), name, hash_, secret, json.dumps(limits.as_json()), now),
         )
-        return caller
+        return inserted > 0
 
 
 def _hash(key: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,9 @@ import uvicorn
 from imagegen_common.addresses import ConfigError
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
+
+ANSWER_SECONDS = 5
+"""What is given up has so long to be told of it."""
 
 
 class _Server(uvicorn.Server):
@@ -79,7 +83,7 @@ def serve(
         lifespan="on",
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + ANSWER_SECONDS,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from imagegen_gateway.config import Settings
@@ -78,6 +78,12 @@ class Services:
             await self.fleet.close_idle()
             await asyncio.sleep(SWEEP_SECONDS)
 
+    async def drain(self) -> None:
+        """Once the gateway is told to end, give what goes on some time; then what is unfinished is given up."""
+        await self.stopping.wait()
+        await asyncio.sleep(self.settings.drain_seconds)
+        await self.fleet.close()
+
 
 @asynccontextmanager
 async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Services]:
@@ -115,10 +121,10 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             stopping=stopping,
         )
         await runner.resume()
-        sweeping = asyncio.create_task(services.sweep(), name="sweep")
+        tasks = [asyncio.create_task(work()) for work in (services.sweep, services.drain)]
         try:
             yield services
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

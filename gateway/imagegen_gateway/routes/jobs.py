@@ -19,7 +19,7 @@ from imagegen_gateway.jobs.view import show, show_event
 from imagegen_gateway.keys import Caller
 from imagegen_gateway.pictures import check_image, decode_base64, mask_image
 from imagegen_gateway.schemas import answers
-from imagegen_gateway.schemas.requests import JobBody
+from imagegen_gateway.schemas.requests import JobBody, Page
 from imagegen_gateway.services import Services
 from imagegen_protocol.request import make_request
 
@@ -77,16 +77,13 @@ async def create(
 async def list_jobs(
     services: TheServices,
     caller: TheCaller,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="The last job of the page before.")] = None,
+    page: Annotated[Page, Query()],
 ) -> answers.Jobs:
     """List one's own jobs, the newest first."""
-    edge = None
-    if after is not None:
-        edge = await _own(services, caller, after)
-    jobs = await services.store.newest(caller.id, limit + 1, edge)
-    shown = [show(job, services.runner.live(job.id)) for job in jobs[:limit]]
-    return answers.Jobs(data=shown, has_more=len(jobs) > limit)
+    edge = None if page.after is None else await _own(services, caller, page.after)
+    jobs = await services.store.newest(caller.id, page.limit + 1, edge)
+    shown = [show(job, services.runner.live(job.id)) for job in jobs[: page.limit]]
+    return answers.Jobs(data=shown, has_more=len(jobs) > page.limit)
 
 
 @router.get("/{job_id}", responses=responses(401, 403, 404, 422), summary="Look at a job")
@@ -105,12 +102,11 @@ async def cancel(job_id: JobId, services: TheServices, caller: TheCaller) -> ans
 
 @router.get(
     "/{job_id}/events",
-    status_code=200,
-    response_class=sse.EventStream,
+    response_class=Response,
     responses={
         200: {
-            "model": answers.JobEvent,
-            "description": "Events `queued`, `running` and, at the end, `done`; the data of each is the job.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "Events `queued`, `running`, then `done`; the data is the job, with `preview`.",
         },
         **responses(401, 403, 404, 422),
     },

@@ -33,10 +33,10 @@ class Lora(BaseModel):
 
 
 def _loras(value: Any) -> Any:
-    """A form has only texts: there the list is JSON."""
-    if isinstance(value, str):
+    """A form has only texts, in lists: there the LoRAs are JSON."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         try:
-            return json.loads(value)
+            return json.loads(value[0])
         except ValueError as error:
             raise ValueError(f'expected JSON such as [{{"name": "ink", "scale": 0.8}}]: {error}') from error
     return value
@@ -63,7 +63,7 @@ class Drawing(BaseModel):
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_LENGTH)
     scheduler: str | None = Field(None, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     strength: float | None = Field(None, gt=0, le=1, description="How far to go from the image.")
-    loras: Annotated[list[Lora] | None, BeforeValidator(_loras)] = Field(None, max_length=MAX_LORAS)
+    loras: list[Lora] | None = Field(None, max_length=MAX_LORAS)
     priority: int | None = Field(None, ge=-100, le=100, description="At most the key's own.")
     timeout_seconds: float | None = Field(None, gt=0, le=MAX_TIMEOUT_SECONDS)
     background: Literal["auto", "opaque"] | None = Field(None, description="Taken, without effect.")
@@ -100,6 +100,9 @@ class EditBody(Drawing, Answering):
     mask: UploadFile | None = Field(
         None, description="Where it is transparent, or white if it has no transparency, is made anew."
     )
+    loras: Annotated[list[Lora] | None, BeforeValidator(_loras)] = Field(
+        None, max_length=MAX_LORAS, description="As JSON."
+    )
     input_fidelity: Literal["high", "low"] | None = Field(None, description="Taken, without effect.")
 
 
@@ -113,6 +116,15 @@ class JobBody(Drawing):
     webhook_url: str | None = Field(
         None, max_length=2000, pattern=r"^https?://\S+$", description="Called when the job has ended."
     )
+
+
+class Page(BaseModel):
+    """Which part of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100)
+    after: str | None = Field(None, description="The last job of the page before.")
 
 
 _SIZE_PARTS = re.compile(r"(\d+)x(\d+)")
