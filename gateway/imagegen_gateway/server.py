@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import FrameType
 import uvicorn
 
 from imagegen_common.addresses import ConfigError
+from imagegen_common.notify import Notifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
 
@@ -22,15 +24,32 @@ ANSWER_SECONDS = 5
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object], notifier: Notifier
+    ) -> None:
         super().__init__(config)
         self._stopping = stopping
         self._on_start = on_start
+        self._notifier = notifier
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_start()
+            self._notifier.ready("serving")
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten times a second, in the loop that serves: what stands still is not told of as alive.
+        self._notifier.tick(time.monotonic(), self._status)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._notifier.stopping("ending")
+        await super().shutdown(sockets)
+
+    def _status(self) -> str:
+        open_ = len(self.server_state.connections)
+        return f"{open_} connections, {self.server_state.total_requests} requests"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -87,9 +106,11 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    server = _Server(config, stopping, on_start)
+    notifier = Notifier(os.environ)
+    server = _Server(config, stopping, on_start, notifier)
     # uvicorn raises the signal again once it has ended, when it would end the process with its number.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run([listener])
+    notifier.close()
     return server.started
