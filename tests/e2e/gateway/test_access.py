@@ -16,6 +16,14 @@ def guarded(start_gateway):
     return start_gateway("--auth", "keys")
 
 
+@pytest.fixture
+def lonely(fleet):
+    """The frontend of a broker without a worker."""
+    yield fleet.start_broker(name="lonely").frontend
+    fleet.terminate("lonely")
+    del fleet.brokers["lonely"]
+
+
 def bearer(key):
     return {"Authorization": f"Bearer {key}"}
 
@@ -128,14 +136,15 @@ def test_the_rate(guarded):
     assert generate(guarded, guarded.add_key("bob"))[0] == 200, "others are not held up"
 
 
-def test_jobs_and_requests_in_flight(guarded):
+def test_jobs_and_requests_in_flight(start_gateway, lonely):
+    guarded = start_gateway("--auth", "keys", "--broker", lonely)
     key = guarded.add_key("alice", "--max-in-flight", "1")
-    # No worker serves it, but one did: it waits, and holds the one place.
-    body = {"prompt": "x", "size": "64x64", "n": 16}
-    job = guarded.http.post("/v1/jobs", json=body, headers=bearer(key)).json()
+    job = guarded.http.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(key)).json()
     assert generate(guarded, key) == (429, "too_many_in_flight")
+    assert guarded.http.post("/v1/jobs", json={"prompt": "y"}, headers=bearer(key)).status_code == 429
     guarded.http.delete(f"/v1/jobs/{job['id']}", headers=bearer(key))
-    assert generate(guarded, key)[0] == 200
+    assert generate(guarded, key) == (503, "no_worker")
+    assert generate(guarded, key) == (503, "no_worker"), "what has ended takes no place"
 
 
 def test_a_job_is_its_keys_own(guarded):
@@ -188,12 +197,11 @@ def test_cross_origin_requests_are_off_unless_configured(gateway, start_gateway)
     assert other.http.get("/v1/models", headers=asked).status_code == 200
 
 
-def test_no_worker_and_no_broker(fleet, start_gateway):
-    fleet.start_broker(name="lonely")
+def test_no_worker_and_no_broker(start_gateway, lonely):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
-        for broker, code in ((fleet.brokers["lonely"].frontend, "no_worker"), (nobody, "broker_unreachable")):
+        for broker, code in ((lonely, "no_worker"), (nobody, "broker_unreachable")):
             gateway = start_gateway("--broker", broker)
             assert gateway.http.get("/healthz").status_code == 200
             assert gateway.http.get("/readyz").status_code == 503
@@ -201,5 +209,3 @@ def test_no_worker_and_no_broker(fleet, start_gateway):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
             assert int(answer.headers["retry-after"]) > 0
             assert gateway.http.post("/v1/jobs", json={"prompt": "x"}).status_code == 202, "jobs can wait"
-    fleet.terminate("lonely")
-    del fleet.brokers["lonely"]
