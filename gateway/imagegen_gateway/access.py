@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from imagegen_common.addresses import is_loopback
 from imagegen_gateway.errors import ApiError
@@ -30,6 +31,10 @@ async def get_caller(
     if not services.settings.keys_needed:
         _check_local(request, services)
         return await services.keys.everybody(time.time())
+    return await _find(services, credentials)
+
+
+async def _find(services: Services, credentials: HTTPAuthorizationCredentials | None) -> Caller:
     challenge = {"WWW-Authenticate": "Bearer"}
     if credentials is None:
         message = "no API key was given; send it as: Authorization: Bearer KEY"
@@ -39,6 +44,24 @@ async def get_caller(
         services.metrics.refused.labels(reason="key").inc()
         raise ApiError(401, "invalid_api_key", "this API key is unknown, or was revoked", headers=challenge)
     return caller
+
+
+class KnownFirst:
+    """Refuses strangers before their bodies are read; the paths' own look at the key comes after that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            request = Request(scope)
+            try:
+                await _find(get_services(request), await _bearer(request))
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _check_local(request: Request, services: Services) -> None:

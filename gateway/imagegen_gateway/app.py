@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from imagegen_gateway import errors
+from imagegen_gateway.access import KnownFirst
 from imagegen_gateway.bodies import BodyLimit
 from imagegen_gateway.config import Settings
 from imagegen_gateway.metrics import Measuring
@@ -40,6 +41,8 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
     for router in (images.router, jobs.router, models.router, files.router, operations.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.keys_needed:
+        app.add_middleware(KnownFirst)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

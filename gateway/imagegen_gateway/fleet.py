@@ -99,10 +99,6 @@ class InFlight:
     def __getitem__(self, caller_id: str) -> int:
         return self._counts[caller_id]
 
-    def total(self) -> int:
-        """Return how many there are of all keys."""
-        return self._counts.total()
-
     def begin(self, caller_id: str) -> None:
         """Count one more."""
         self._counts[caller_id] += 1

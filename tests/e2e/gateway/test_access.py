@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 
+import httpx2
 import openai
 import pytest
 
@@ -47,6 +51,14 @@ def test_a_key_is_needed(guarded):
         assert client.images.generate(prompt="x", size="64x64").data
     for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert guarded.http.get(path).status_code == 200
+
+
+def test_a_stranger_is_refused_before_the_body_is_read(guarded):
+    host, port = guarded.url.removeprefix("http://").split(":")
+    head = "Content-Type: application/json\r\nContent-Length: 30000000\r\nAuthorization: Bearer imagegen_wrong"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\n{head}\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_revoked_key_is_refused_at_once(guarded):
@@ -186,6 +198,27 @@ def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(gateway):
     answer = gateway.http.post("/v1/images/generations", json=body, headers={"Origin": "https://evil.example"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
     assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_https(start_gateway, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    made = [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(made, check=True, capture_output=True)
+    gateway = start_gateway("--tls-certificate", str(certificate), "--tls-key", str(key))
+    assert gateway.url.startswith("https://127.0.0.1:")
+    trust = ssl.create_default_context(cafile=certificate)
+    assert httpx2.get(f"{gateway.url}/readyz", verify=trust, trust_env=False).text == "ok\n"
+
+
+def test_behind_a_proxy_urls_begin_with_the_public_one(start_gateway):
+    gateway = start_gateway("--public-url", "https://images.example.org/api/")
+    body = {"prompt": "x", "size": "64x64", "response_format": "url"}
+    answer = gateway.http.post("/v1/images/generations", json=body, headers={"Host": "images.example.org"})
+    assert answer.json()["data"][0]["url"].startswith("https://images.example.org/api/v1/files/")
+    job = gateway.ended(gateway.job(prompt="x")["id"])
+    assert job["images"][0]["url"].startswith("https://images.example.org/api/v1/files/")
 
 
 def test_cross_origin_requests_are_off_unless_configured(gateway, start_gateway):
