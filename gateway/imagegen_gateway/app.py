@@ -8,7 +8,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from imagegen_gateway import errors
+from imagegen_gateway import errors, page
 from imagegen_gateway.access import KnownFirst
 from imagegen_gateway.bodies import BodyLimit
 from imagegen_gateway.config import Settings
@@ -40,6 +40,7 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
     errors.install(app)
     for router in (images.router, jobs.router, models.router, files.router, operations.router):
         app.include_router(router)
+    page.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.keys_needed:
         app.add_middleware(KnownFirst)
