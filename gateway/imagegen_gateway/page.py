@@ -17,6 +17,7 @@ from imagegen_client.dashboard.watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
 from imagegen_gateway.access import TheCaller, TheServices
 from imagegen_gateway.fleet import Fleet
+from imagegen_gateway.readings import CardReadings
 from imagegen_protocol import ImagegenError
 
 LOOK_SECONDS = 1.0
@@ -80,6 +81,7 @@ class Feed:
         self._looks: deque[Look] = deque()
         self._trends: dict[str, deque[float]] = {}
         self._statistics: dict[str, Any] = {}
+        self._readings = CardReadings()
         self._heard = time.monotonic()
         self._told = ""
         self._news: asyncio.Future[None] | None = None
@@ -96,8 +98,10 @@ class Feed:
                     self._looking = asyncio.create_task(self._look(fleet), name="fleet feed")
                 if self._news is None:
                     self._news = asyncio.get_running_loop().create_future()
-                waited: set[asyncio.Future[Any]] = {self._news, stopped}
+                waited: set[asyncio.Future[Any]] = {self._news, stopped, self._looking}
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if self._looking.done():
+                    self._looking.result()  # it failed: so do all who watch, and come again
                 if not stopped.done():
                     yield sse.event("fleet", self._told)
         finally:
@@ -106,6 +110,7 @@ class Feed:
             if not self._watchers and self._looking is not None:
                 self._looking.cancel()
                 await asyncio.gather(self._looking, return_exceptions=True)
+                await self._readings.close()
 
     async def _look(self, fleet: Fleet) -> None:
         while True:
@@ -113,6 +118,7 @@ class Feed:
             try:
                 self._statistics = await fleet.stats()
                 self._heard = time.monotonic()
+                self._readings.refresh(self._statistics["per_gpu_stats"])
             except ImagegenError:
                 lost_for = time.monotonic() - self._heard
             self._remember(Look(time.monotonic(), (Broker("", self._statistics, lost_for),)))
@@ -144,7 +150,11 @@ class Feed:
             "estimated_wait_seconds": broker.wait_seconds,
             **{name: broker.statistics.get(name) for name in _OF_BROKER},
             "gpus": [
-                {**{field: row.get(field) for field in _OF_GPU}, "images_per_second": list(self._trends.get(name, ()))}
+                {
+                    **{field: row.get(field) for field in _OF_GPU},
+                    **self._readings.of(name),
+                    "images_per_second": list(self._trends.get(name, ())),
+                }
                 for name, row in in_order(self._looks[-1].workers())
             ],
         }
@@ -165,7 +175,9 @@ async def index() -> Response:
 
 
 @router.get("/fleet/events")
-async def fleet_events(services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]) -> Response:
+async def fleet_events(
+    services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
+) -> Response:
     """Tell how the fleet stands, once a second, with server-sent events."""
     return sse.EventStream(feed.events(services.fleet, services.stopping), lambda: None)
 

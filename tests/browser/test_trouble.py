@@ -22,7 +22,9 @@ def gateway_with(fleet, folder, *arguments):
 
 def add_key(folder, name, *limits):
     """Make an API key and return it."""
-    said = command("imagegen-gateway", "--state-folder", str(folder), "keys", "add", name, *limits, "--json").stdout
+    said = command(
+        "imagegen-gateway", "--state-folder", str(folder), "keys", "add", name, *limits, "--json"
+    ).stdout
     return json.loads(said)["key"]
 
 

@@ -36,7 +36,7 @@ export function announce(text) {
 
 /** Return seconds as people say them: `8 s`, `3 min`, `2 h`. */
 export function duration(seconds) {
-  if (seconds < 1) return "less than a second";
+  if (seconds < 1) return "1 s";
   if (seconds < 100) return `${Math.round(seconds)} s`;
   if (seconds < 100 * 60) return `${Math.round(seconds / 60)} min`;
   return `${Math.round(seconds / 3600)} h`;

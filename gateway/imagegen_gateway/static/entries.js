@@ -6,7 +6,7 @@ const STORE = "imagegen-history";
 const DEFAULTS = "imagegen-defaults";
 const MOST = 200;
 /** A browser opens few connections to one host: the jobs behind these are asked for in turn. */
-const STREAMS = 2;
+const STREAMS = 3;
 const POLL_MS = 2000;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 

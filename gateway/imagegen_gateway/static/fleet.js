@@ -61,6 +61,7 @@ function newCard(gpu) {
     rows: make("div", { className: "rows", role: "img" }),
     load: make("span"),
     rate: make("strong"),
+    told: make("div"),
     line: draw("path"),
     under: draw("path", { class: "under" }),
     goneSince: null,
@@ -68,7 +69,7 @@ function newCard(gpu) {
   const spark = draw("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" }, card.under, card.line);
   const head = make("div", { className: "gpu-head" }, make("h3", {}, gpu.worker), card.state);
   const rate = make("span", {}, card.rate, " images/s");
-  const numbers = make("div", {}, make("div", {}, card.load), make("div", {}, rate));
+  const numbers = make("div", {}, make("div", {}, card.load), make("div", {}, rate), card.told);
   card.element = make("li", { className: "gpu" }, head, card.where, card.rows, make("div", { className: "gpu-numbers" }, numbers, spark));
   find("gpus").append(card.element);
   return card;
@@ -86,7 +87,19 @@ function showGpu(card, gpu, state, most) {
   showRows(card.rows, gpu.running, waiting, Math.max(gpu.capacity, gpu.current_queue_depth));
   say(card.load, `${gpu.running} running, ${waiting} waiting`);
   say(card.rate, (gpu.images_per_second.at(-1) ?? 0).toFixed(2));
+  say(card.told, readings(gpu));
   showSpark(card, gpu.images_per_second, most);
+}
+
+/** Memory and temperature, where the worker tells them. */
+function readings(gpu) {
+  const told = [];
+  if (gpu.memory_used_bytes !== undefined) {
+    const [used, total] = [gpu.memory_used_bytes, gpu.memory_total_bytes ?? 0].map((bytes) => (bytes / 2 ** 30).toFixed(1));
+    told.push(gpu.memory_total_bytes === undefined ? `${used} GiB` : `${used} of ${total} GiB`);
+  }
+  if (gpu.temperature_celsius !== undefined) told.push(`${Math.round(gpu.temperature_celsius)} °C`);
+  return told.join(", ");
 }
 
 function showRows(rows, running, waiting, capacity) {

@@ -134,9 +134,9 @@ export function standing(job) {
 }
 
 function waiting(job) {
-  if (job.state === "running") return ["", "Starting"];
+  if (job.state === "running") return job.step ? [`${Math.round((100 * job.step) / job.steps)} %`, ""] : ["", "Starting"];
   if (job.seconds_to_start === null || job.seconds_to_start === undefined) return ["", "Waiting"];
-  return [`${duration(job.seconds_to_start)}`, "until it starts, about"];
+  return [`about ${duration(job.seconds_to_start)}`, "until it starts"];
 }
 
 const NAMES = {
