@@ -1,5 +1,6 @@
 """`python -m tools.screenshots`: draw the page of the gateway into docs/images, over a fleet on this machine."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ OUT = Path(__file__).parents[1] / "docs" / "images"
 WIDE: ViewportSize = {"width": 1680, "height": 1050}
 NARROW: ViewportSize = {"width": 375, "height": 812}
 SMALL = ("--max-batch-size", "2", "--capacity", "2")
-SLOW_STEPS = 400
+SLOW_STEPS = 250
 TREND_SECONDS = 40
 
 
@@ -44,7 +45,7 @@ def _wide(browser: Browser, url: str) -> None:
     page.screenshot(path=OUT / "page.png")
     _settle(page)
     page.emulate_media(color_scheme="dark")
-    page.locator("button.frame").nth(2).click()
+    page.locator("button.frame").nth(6).click()
     page.locator("#detail").wait_for()
     page.wait_for_timeout(300)
     page.screenshot(path=OUT / "page-dark.png")
@@ -58,6 +59,8 @@ def _narrow(browser: Browser, url: str) -> None:
     _settle(page)
     _ask(page, PROMPTS[3], steps=SLOW_STEPS)
     page.locator("img.preview").wait_for()
+    page.evaluate("document.activeElement.blur()")
+    expect(page.locator(".bar")).to_have_attribute("aria-valuenow", re.compile("^[6-9][0-9]$"), timeout=120_000)
     page.screenshot(path=OUT / "page-narrow.png", full_page=True)
     page.close()
 
@@ -83,7 +86,8 @@ def _busy(page: Page) -> None:
     page.get_by_label("Steps").fill("")
     page.locator("img.preview").nth(2).wait_for()
     page.evaluate("document.activeElement.blur()")
-    page.wait_for_timeout(2500)
+    oldest = page.locator(".bar").last
+    expect(oldest).to_have_attribute("aria-valuenow", re.compile("^[6-9][0-9]$"), timeout=120_000)
 
 
 def _settle(page: Page) -> None:
