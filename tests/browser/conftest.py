@@ -5,10 +5,11 @@ from contextlib import ExitStack
 import pytest
 
 from imagegen_client import Client
-from tests.e2e.conftest import PATIENT
 from tools.browser import CHROMIUM, SHAPES, open_browser, start_gateway
 from tools.fleet import Fleet
 
+BROKER = ("--heartbeat-interval", "0.2", "--liveness", "25")
+"""Five seconds until a worker that is killed counts as dead."""
 SMALL = ("--max-batch-size", "2", "--capacity", "2")
 """A worker that is soon full: what comes next waits in the broker's queue."""
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 375, "height": 812}
@@ -35,7 +36,7 @@ def browser():
 def fleet(browser, tmp_path_factory):
     """A broker and one worker that draws with the embedded model, for all tests of a file."""
     with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
-        fleet.start_broker(*PATIENT)
+        fleet.start_broker(*BROKER)
         fleet.start_worker("gpu0", "--gpu", "0", *SHAPES, *SMALL)
         with Client(fleet.frontend) as client:
             fleet.wait_for_workers(client, 1)

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.actions import SLOW, ask_for, make, pictures
-from tests.browser.conftest import SMALL
+from tests.browser.conftest import BROKER, SMALL
 from tests.e2e.conftest import command
 from tools.browser import SHAPES, start_gateway
 
@@ -48,7 +48,7 @@ def test_a_broker_that_is_lost_is_told_and_work_goes_on_when_it_is_back(page, fl
     expect(banner).to_contain_text("does not answer", timeout=60_000)
     expect(page.locator(".gpu .state").first).to_have_text("no news")
     ask_for(page, "a patient star")
-    fleet.start_broker()
+    fleet.start_broker(*BROKER)
     expect(banner).to_have_text("The broker is back.", timeout=60_000)
     expect(pictures(page, "a patient star")).to_be_visible(timeout=60_000)
     expect(banner).to_be_hidden()
@@ -63,6 +63,7 @@ def test_a_gateway_that_is_lost_is_told_and_its_jobs_go_on(new_page, fleet, tmp_
     expect(page.locator("#banner")).to_contain_text("Trying again", timeout=60_000)
     port = url.rpartition(":")[2]
     start_gateway(fleet, tmp_path, "--http", f"127.0.0.1:{port}", name="mortal")
+    expect(page.locator("#banner")).to_have_text("The gateway is back.", timeout=60_000)
     expect(pictures(page, "a surviving ring")).to_be_visible(timeout=120_000)
     expect(page.locator("#banner")).to_be_hidden(timeout=60_000)
     page.context.close()

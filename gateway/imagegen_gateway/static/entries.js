@@ -27,7 +27,7 @@ export const defaults = {
   },
 };
 
-/** All entries, the newest first; `{ id, asked, job, preview }`. */
+/** All entries, the newest first; `{ id, asked, job, preview }`, and the `image` it starts from until a reload. */
 export class Entries {
   #streams = new Map();
   #onChange;
@@ -55,7 +55,7 @@ export class Entries {
   /** Have something made; return its entry. Throws `ApiError`. */
   async add(asked, image) {
     const job = await ask("v1/jobs", { method: "POST", body: image ? { ...asked, image } : asked });
-    const entry = { id: job.id, asked, job, preview: null };
+    const entry = { id: job.id, asked, image, job, preview: null };
     this.all.unshift(entry);
     this.#save();
     this.#pump();
@@ -113,7 +113,9 @@ export class Entries {
     this.#streams.set(name, stream);
     work(stream.signal)
       .catch((error) => {
-        if (!stream.signal.aborted) this.#onLost(error);
+        if (stream.signal.aborted) return undefined;
+        this.#onLost(error);
+        return pause(POLL_MS, stream.signal).catch(() => {});
       })
       .finally(() => {
         if (this.#streams.get(name) === stream) this.#streams.delete(name);

@@ -10,41 +10,54 @@ import { parametersIn } from "./png.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000];
 const ALL_WELL_MS = 4000;
+const NOTE_MS = 8000;
 const LEARNED = ["width", "height", "num_inference_steps", "guidance_scale", "scheduler"];
 
 let shown = null;
 let stream = null;
 let models = "";
-let wellTimer = null;
+let bannerTimer = null;
+/** What the banner says when the trouble that it tells of is over; null: it is no lasting one. */
+let whenOver = null;
 
 // ---- banner and key ---------------------------------------------------------------------------------------
 
-function warn(text) {
-  clearTimeout(wellTimer);
+function showBanner(text, look, milliseconds = null) {
+  clearTimeout(bannerTimer);
   const banner = find("banner");
-  banner.className = "banner";
+  banner.className = look;
   banner.hidden = false;
   say(banner, text);
+  if (milliseconds !== null) bannerTimer = setTimeout(() => (banner.hidden = true), milliseconds);
 }
 
-function allWell(text) {
-  const banner = find("banner");
-  if (banner.hidden || banner.classList.contains("good")) return;
-  banner.className = "banner good";
-  say(banner, text);
-  wellTimer = setTimeout(() => (banner.hidden = true), ALL_WELL_MS);
+/** Tell of a trouble until `allWell`, which says `over` then; without it, for a while. */
+function warn(text, over = null) {
+  if (over === null && whenOver !== null) return;
+  whenOver = over;
+  showBanner(text, "banner", over === null ? NOTE_MS : null);
+}
+
+function allWell() {
+  if (whenOver === null) return;
+  showBanner(whenOver, "banner good", ALL_WELL_MS);
+  whenOver = null;
 }
 
 function askForKey(why) {
   say(find("key-why"), why);
+  if (find("key-dialog").open) return;
   find("key").value = key.get();
-  if (!find("key-dialog").open) find("key-dialog").showModal();
+  find("key-dialog").showModal();
 }
 
 /** Say what an error means that nobody waits for. */
 function tell(error) {
-  if (error.status === 401) askForKey(key.get() ? `The gateway does not take this key: ${error.message}.` : "This gateway needs a key. It is kept in this tab only.");
-  else warn(error.status === 0 ? `${error.message} Trying again.` : error.message);
+  if (error.status === 401) {
+    suspend();
+    askForKey(key.get() ? `The gateway does not take this key: ${error.message}.` : "This gateway needs a key. It is kept in this tab only.");
+  } else if (error.status === 0) warn(`${error.message} Trying again.`, "The gateway is back.");
+  else warn(error.message);
 }
 
 // ---- pictures ---------------------------------------------------------------------------------------------
@@ -53,6 +66,7 @@ const gallery = new Gallery({
   open,
   cancel: (entry) => entries.cancel(entry).catch(tell),
   again(entry) {
+    form.setImage(entry.image ?? null);
     form.fill(entry.asked);
     find("prompt").focus();
   },
@@ -125,6 +139,7 @@ async function startFrom() {
 }
 
 function useAgain(seed) {
+  form.setImage(shown.entry.image ?? null);
   form.fill({ ...shown.entry.asked, n: seed === null ? shown.entry.asked.n : 1, seed: seed ?? "" });
   find("detail").close();
 }
@@ -137,8 +152,8 @@ async function watchFleet(signal) {
       await follow("fleet/events", (_, fleet) => {
         failures = 0;
         showFleet(fleet);
-        if (fleet.lost_for_seconds === null) allWell("The broker is back.");
-        else warn("The broker does not answer. What was asked for is kept, and goes on when it is back.");
+        if (fleet.lost_for_seconds === null) allWell();
+        else warn("The broker does not answer. What was asked for is kept, and goes on when it is back.", "The broker is back.");
         const served = JSON.stringify([fleet.models, fleet.default_model]);
         if (fleet.models && served !== models) loadModels(fleet.default_model).then(() => (models = served), tell);
       }, signal);
@@ -175,6 +190,7 @@ function resume() {
 
 async function start() {
   suspend();
+  models = "";
   form.clearProblem();
   try {
     form.setRanges(await ask("openapi.json"));
@@ -184,7 +200,6 @@ async function start() {
     if (error.status === 0) setTimeout(start, RETRY_MS.at(-1));
     return;
   }
-  find("banner").hidden = true;
   gallery.show(entries.all);
   resume();
 }
