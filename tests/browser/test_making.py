@@ -52,6 +52,30 @@ def test_what_waits_tells_its_place(page):
         expect(tile.locator(".words")).to_have_text("Cancelled")
 
 
+def test_memory_and_temperature_show_where_they_are_told(page):
+    expect(page.locator(".gpu")).not_to_contain_text("GiB")
+    gpu = {
+        "worker": "gpu0",
+        "host": "h",
+        "gpu_id": 0,
+        "device": "cuda",
+        "models": ["m"],
+        "state": "ready",
+        "current_queue_depth": 3,
+        "running": 2,
+        "capacity": 4,
+        "images_per_second": [0.5],
+        "memory_used_bytes": 3 * 2**30,
+        "memory_total_bytes": 80 * 2**30,
+        "temperature_celsius": 61.0,
+    }
+    told = {"lost_for_seconds": None, "estimated_wait_seconds": 0.0, "queued_requests": 0, "gpus": [gpu]}
+    page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(told)}\n\n"))
+    page.reload()
+    expect(page.locator(".gpu")).to_contain_text("3.0 of 80.0 GiB, 61 °C")
+    expect(page.get_by_label("2 running and 1 waiting, of 4")).to_be_visible()
+
+
 def test_a_reload_shows_what_was_made_and_goes_on_with_what_is(page):
     make(page, "a green square")
     ask_for(page, "a slow cross", num_inference_steps=SLOW)

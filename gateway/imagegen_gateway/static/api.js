@@ -38,7 +38,8 @@ async function failure(response) {
   try {
     return new ApiError(response.status, (await response.json()).error, wait);
   } catch {
-    return new ApiError(response.status, { message: `The gateway answered with status ${response.status}.` }, wait);
+    const message = `The gateway answered with status ${response.status}.`;
+    return new ApiError(response.status, { message }, wait);
   }
 }
 

@@ -66,11 +66,13 @@ function newCard(gpu) {
     under: draw("path", { class: "under" }),
     goneSince: null,
   };
-  const spark = draw("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" }, card.under, card.line);
+  const look = { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" };
+  const spark = draw("svg", look, card.under, card.line);
   const head = make("div", { className: "gpu-head" }, make("h3", {}, gpu.worker), card.state);
   const rate = make("span", {}, card.rate, " images/s");
   const numbers = make("div", {}, make("div", {}, card.load), make("div", {}, rate), card.told);
-  card.element = make("li", { className: "gpu" }, head, card.where, card.rows, make("div", { className: "gpu-numbers" }, numbers, spark));
+  const below = make("div", { className: "gpu-numbers" }, numbers, spark);
+  card.element = make("li", { className: "gpu" }, head, card.where, card.rows, below);
   find("gpus").append(card.element);
   return card;
 }
@@ -95,8 +97,9 @@ function showGpu(card, gpu, state, most) {
 function readings(gpu) {
   const told = [];
   if (gpu.memory_used_bytes !== undefined) {
-    const [used, total] = [gpu.memory_used_bytes, gpu.memory_total_bytes ?? 0].map((bytes) => (bytes / 2 ** 30).toFixed(1));
-    told.push(gpu.memory_total_bytes === undefined ? `${used} GiB` : `${used} of ${total} GiB`);
+    const gibibytes = (bytes) => (bytes / 2 ** 30).toFixed(1);
+    const total = gpu.memory_total_bytes === undefined ? "" : ` of ${gibibytes(gpu.memory_total_bytes)}`;
+    told.push(`${gibibytes(gpu.memory_used_bytes)}${total} GiB`);
   }
   if (gpu.temperature_celsius !== undefined) told.push(`${Math.round(gpu.temperature_celsius)} °C`);
   return told.join(", ");

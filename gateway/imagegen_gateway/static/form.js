@@ -57,7 +57,8 @@ export function setImage(url) {
 
 /** Fill the fields in with parameters, and empty the others. */
 export function fill(parameters) {
-  for (const name of ["prompt", ...TEXTS, ...NUMBERS, "strength", "seed"]) find(name).value = parameters[name] ?? "";
+  const names = ["prompt", ...TEXTS, ...NUMBERS, "strength", "seed"];
+  for (const name of names) find(name).value = parameters[name] ?? "";
   const [width = "", height = ""] = (parameters.size ?? "").split("x");
   find("width").value = width;
   find("height").value = height;
@@ -68,7 +69,7 @@ export function fill(parameters) {
   showDefaults();
 }
 
-/** Return what is asked for, and the picture to start from or null; null if a field is wrong, which is shown then. */
+/** Return what is asked for, and the picture to start from or null; null if a field is wrong, which is shown. */
 export function readForm() {
   clearProblem();
   const wrong = check();

@@ -65,16 +65,19 @@ export class Gallery {
 
   #make(entry) {
     const { job } = entry;
-    const made = job.state === "succeeded" ? job.images.map((image) => this.#picture(entry, image)) : [this.#other(entry)];
+    const done = job.state === "succeeded";
+    const made = done ? job.images.map((image) => this.#picture(entry, image)) : [this.#other(entry)];
     this.#tiles.set(entry.id, made);
     return made;
   }
 
   #picture(entry, image) {
     const { prompt } = entry.job;
-    const picture = make("img", { src: fileOf(image), alt: prompt, loading: "lazy", width: image.width, height: image.height });
+    const { width, height } = image;
+    const picture = make("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height });
     const onclick = () => this.#act.open(entry, image);
-    const frame = make("button", { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" }, picture);
+    const look = { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" };
+    const frame = make("button", look, picture);
     return make("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`));
   }
 
@@ -82,8 +85,8 @@ export class Gallery {
     const { job } = entry;
     if (STATES[job.state]) {
       const failed = job.state === "failed";
-      const words = failed ? job.error.message : STATES[job.state];
-      const frame = make("div", { className: failed ? "frame failed" : "frame" }, make("div", { className: "words" }, words));
+      const words = make("div", { className: "words" }, failed ? job.error.message : STATES[job.state]);
+      const frame = make("div", { className: failed ? "frame failed" : "frame" }, words);
       const again = this.#button("Use again", "again", entry);
       const line = caption(job.prompt, STATES[job.state], again, this.#button("Remove", "forget", entry));
       return make("li", { className: "tile" }, frame, line);
@@ -99,13 +102,15 @@ export class Gallery {
 
   #button(text, act, entry) {
     const onclick = () => this.#act[act](entry);
-    return make("button", { type: "button", className: "quiet", onclick, "aria-label": `${text}: ${entry.job.prompt}` }, text);
+    const label = `${text}: ${entry.job.prompt}`;
+    return make("button", { type: "button", className: "quiet", onclick, "aria-label": label }, text);
   }
 }
 
 function caption(prompt, text, ...buttons) {
   const line = make("p", { className: "caption-line" }, make("span", {}, text), ...buttons);
-  return make("div", { className: "caption" }, make("p", { className: "caption-prompt", title: prompt }, prompt), line);
+  const above = make("p", { className: "caption-prompt", title: prompt }, prompt);
+  return make("div", { className: "caption" }, above, line);
 }
 
 function showProgress(tile, { job, preview }) {
@@ -134,7 +139,8 @@ export function standing(job) {
 }
 
 function waiting(job) {
-  if (job.state === "running") return job.step ? [`${Math.round((100 * job.step) / job.steps)} %`, ""] : ["", "Starting"];
+  if (job.state === "running" && job.step) return [`${Math.round((100 * job.step) / job.steps)} %`, ""];
+  if (job.state === "running") return ["", "Starting"];
   if (job.seconds_to_start === null || job.seconds_to_start === undefined) return ["", "Waiting"];
   return [`about ${duration(job.seconds_to_start)}`, "until it starts"];
 }
@@ -159,8 +165,12 @@ export function showDetail(entry, image, parameters) {
   find("detail-parameters").replaceChildren(...rows.flat());
   say(find("detail-prompt"), entry.job.prompt);
   Object.assign(find("detail-image"), { src: fileOf(image), alt: entry.job.prompt });
-  Object.assign(find("download"), { href: fileOf(image), download: `${nameOf(entry.job.prompt)}-${image.seed}.${image.format}` });
+  const name = `${nameOf(entry.job.prompt)}-${image.seed}.${image.format}`;
+  Object.assign(find("download"), { href: fileOf(image), download: name });
   if (!find("detail").open) find("detail").showModal();
 }
 
-const nameOf = (prompt) => prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-|-$/g, "") || "picture";
+function nameOf(prompt) {
+  const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
+  return words.slice(0, 40).replace(/^-|-$/g, "") || "picture";
+}

@@ -9,6 +9,7 @@ import { Gallery, fileOf, showDetail, standing } from "./gallery.js";
 import { parametersIn } from "./png.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000];
+const BROKER_LOST = "The broker does not answer. What was asked for is kept, and goes on when it is back.";
 const ALL_WELL_MS = 4000;
 const NOTE_MS = 8000;
 const LEARNED = ["width", "height", "num_inference_steps", "guidance_scale", "scheduler"];
@@ -55,7 +56,8 @@ function askForKey(why) {
 function tell(error) {
   if (error.status === 401) {
     suspend();
-    askForKey(key.get() ? `The gateway does not take this key: ${error.message}.` : "This gateway needs a key. It is kept in this tab only.");
+    const needed = "This gateway needs a key. It is kept in this tab only.";
+    askForKey(key.get() ? `The gateway does not take this key: ${error.message}.` : needed);
   } else if (error.status === 0) warn(`${error.message} Trying again.`, "The gateway is back.");
   else warn(error.message);
 }
@@ -109,17 +111,18 @@ async function bytesOf(image) {
 /** Return what a picture was made with: what was asked, and what the picture itself tells. */
 async function parametersOf(entry, image) {
   const told = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
-  return { ...entry.asked, ...told, size: `${image.width}x${image.height}`, seed: image.seed, output_format: image.format };
+  const size = `${image.width}x${image.height}`;
+  return { ...entry.asked, ...told, size, seed: image.seed, output_format: image.format };
 }
 
 async function learn(entry) {
   const [image] = entry.job.images;
   const told = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
   if (told === null || told.task !== "text-to-image") return;
-  const { asked } = entry;
-  const own = LEARNED.filter((name) => asked[name] === undefined && !(asked.size && (name === "width" || name === "height")));
-  const found = own.filter((name) => told[name] !== undefined && told[name] !== null).map((name) => [name, told[name]]);
-  defaults.learn(told.model, Object.fromEntries(found));
+  const sides = entry.asked.size ? ["width", "height"] : [];
+  const asked = new Set([...Object.keys(entry.asked), ...sides]);
+  const found = LEARNED.filter((name) => !asked.has(name) && (told[name] ?? null) !== null);
+  defaults.learn(told.model, Object.fromEntries(found.map((name) => [name, told[name]])));
   form.showDefaults();
 }
 
@@ -153,7 +156,7 @@ async function watchFleet(signal) {
         failures = 0;
         showFleet(fleet);
         if (fleet.lost_for_seconds === null) allWell();
-        else warn("The broker does not answer. What was asked for is kept, and goes on when it is back.", "The broker is back.");
+        else warn(BROKER_LOST, "The broker is back.");
         const served = JSON.stringify([fleet.models, fleet.default_model]);
         if (fleet.models && served !== models) loadModels(fleet.default_model).then(() => (models = served), tell);
       }, signal);
