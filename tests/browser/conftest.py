@@ -25,9 +25,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"there is no {CHROMIUM}; install Debian's chromium"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium, for all tests."""
+    """Chromium, for all tests of a file: while it is open, this thread can run no other event loop."""
     with open_browser() as browser:
         yield browser
 
