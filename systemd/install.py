@@ -25,9 +25,11 @@ SYSUSERS = Path("/usr/local/lib/sysusers.d/imagegen.conf")
 DOCUMENTATION = Path("/usr/local/share/doc/imagegen")
 SETTINGS = Path("/etc/imagegen")
 CACHE = Path("/var/cache/imagegen")
+STATE = Path("/var/lib/imagegen-gateway")
 WANTED = Path("/etc/systemd/system/imagegen-workers.target.wants")
 GROUP = "imagegen"
-ROLES = ("broker", "worker")
+ROLES = ("broker", "worker", "gateway")
+USUAL_ROLES = ("broker", "worker")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """What the units can't see (ProtectHome, PrivateTmp)."""
 BACKOFF_VERSION = 254
@@ -133,16 +135,19 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
                 "no GPU was found, and no worker is enabled; name what there is to be with --gpus, as in --gpus 0"
             )
         units += ["imagegen-workers.target", *(f"imagegen-worker@{gpu}.service" for gpu in found)]
+    if "gateway" in roles:
+        units.append("imagegen-gateway.service")
     host.run("systemctl", "enable", *(["--now"] if now else []), *units)
     if not now:
         print(f"look through {SETTINGS}/*.toml, then: systemctl start {' '.join(units)}")
 
 
 def uninstall(host: Host, *, purge: bool) -> None:
-    """Stop and disable everything and take it away; `purge`: settings, keys and cached models too."""
+    """Stop and disable everything and take it away; `purge`: settings, keys, cached models and kept jobs too."""
     instances = sorted(path.name for path in host.at(WANTED).glob("imagegen-worker@*.service"))
-    if host.at(UNITS / "imagegen-broker.service").exists():
-        instances.append("imagegen-broker.service")
+    for unit in ("imagegen-broker.service", "imagegen-gateway.service"):
+        if host.at(UNITS / unit).exists():
+            instances.append(unit)
     if host.at(UNITS / "imagegen-workers.target").exists():
         instances.append("imagegen-workers.target")
     if booted():
@@ -151,11 +156,11 @@ def uninstall(host: Host, *, purge: bool) -> None:
         host.run("systemctl", "disable", *(["--now"] if booted() else []), *instances)
     for path in sorted(host.at(UNITS).glob("imagegen-*")):
         host.remove(UNITS / path.name)
-    for path in (SYSUSERS, DOCUMENTATION, *((SETTINGS, CACHE) if purge else ())):
+    for path in (SYSUSERS, DOCUMENTATION, *((SETTINGS, CACHE, STATE) if purge else ())):
         host.remove(path)
     if booted():
         host.run("systemctl", "daemon-reload")
-    left = [path for path in (SETTINGS, CACHE) if host.at(path).exists()]
+    left = [path for path in (SETTINGS, CACHE, STATE) if host.at(path).exists()]
     if left and not host.dry_run:
         print(f"left: {', '.join(map(str, left))} (--purge removes them), and the user {GROUP}")
 
@@ -245,11 +250,16 @@ def _parser() -> argparse.ArgumentParser:
     laying.add_argument(
         "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="the virtual environment [/opt/imagegen]"
     )
-    laying.add_argument("--roles", type=_roles, default=ROLES, help="broker, worker, or both with a comma [both]")
+    laying.add_argument(
+        "--roles",
+        type=_roles,
+        default=USUAL_ROLES,
+        help="some of broker, worker, gateway, with commas [broker,worker]",
+    )
     laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs, as 0,1, or 'none' [every GPU that is found]")
     laying.add_argument("--now", action="store_true", help="start them, too")
     taking = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
-    taking.add_argument("--purge", action="store_true", help="settings, keys and cached models too")
+    taking.add_argument("--purge", action="store_true", help="settings, keys, cached models and kept jobs too")
     return parser
 
 

@@ -1,5 +1,6 @@
 """`make demo`: a broker and two workers on this machine draw a dozen prompts."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -67,6 +68,8 @@ def run(fleet: Fleet, console: Console) -> None:
             f"{len(results)} pictures are in [bold]{OUT}/[/bold], all on [bold]{OUT / 'sheet.png'}[/bold]"
         )
         console.print(stats_table(client.stats()))
+    command = os.path.relpath(Path(sys.executable).with_name("imagegen"))
+    console.print(f"For pictures of your own, in a browser: [bold]{command} up[/bold], then http://127.0.0.1:8000")
 
 
 def draw(client: Client, console: Console) -> list[GenerationResult]:

@@ -13,12 +13,13 @@ from typing import Any
 import click
 import zmq
 
-from imagegen_broker.config import ConfigError, check_endpoint, make_access, parse_address
+from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.targets import TargetsFile, check_targets_path
 from imagegen_broker.tracing import Traces
+from imagegen_common.addresses import ConfigError, parse_address
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import Notifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error

@@ -1,15 +1,11 @@
 """What an operator may set, checked: every wrong value gets an error that says what would be right."""
 
-import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from imagegen_broker.access import Access
+from imagegen_common.addresses import ConfigError, is_loopback
 from imagegen_protocol.keys import read_pair
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message says which, and what would be right."""
 
 
 def make_access(key: Path | None, clients: Path | None, workers: Path | None) -> Access | None:
@@ -42,19 +38,3 @@ def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:
             "keys (--key, --authorized-clients, --authorized-workers), or say --insecure on a network of your own"
         )
     return endpoint
-
-
-def parse_address(name: str, address: str) -> tuple[str, int]:
-    """Split `HOST:PORT`. Raises `ConfigError`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{name}: {address!r} is not an address; one looks like 127.0.0.1:8080")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a bind to the host stays on this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from imagegen_broker.config import ConfigError, is_loopback
+from imagegen_common.addresses import ConfigError, is_loopback
 from imagegen_common.logs import log
 from imagegen_protocol.messages import Ready
 

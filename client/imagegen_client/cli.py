@@ -17,6 +17,7 @@ COMMANDS = {
     "models": "imagegen_client.commands.models",
     "stats": "imagegen_client.commands.stats",
     "top": "imagegen_client.commands.top",
+    "up": "imagegen_client.commands.up",
 }
 """Each module has its command as `command`; imported late, since nobody should wait for what is not used."""
 
@@ -64,6 +65,7 @@ def main() -> None:
       imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png"
       imagegen models
       imagegen top
+      imagegen up
       imagegen bench --burst 50 --json
       imagegen doctor
 

@@ -76,6 +76,11 @@ class GenerationResult:
         return self.formats[0]
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The width and the height of each image."""
+        return [(info.width, info.height) for info in self._header.images]
+
+    @property
     def seeds(self) -> list[int]:
         """The seed of each image."""
         return [info.seed for info in self._header.images]

@@ -65,6 +65,7 @@ def test_the_demo_draws_what_it_was_asked_for(demo, tmp_path):
     assert demo.returncode == 0, said
     assert "gpu0" in said
     assert "gpu1" in said
+    assert "imagegen up, then http://127.0.0.1:8000" in " ".join(said.split())
     out = tmp_path / "out" / "demo"
     pictures = sorted(out.glob("[0-9]*.png"))
     assert len(pictures) == len(PROMPTS)

@@ -17,14 +17,16 @@ _why_not = available()
 pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("common", "protocol", "broker", "gpu_worker", "client")
+PACKAGES = ("common", "protocol", "broker", "gpu_worker", "client", "gateway")
 COMMANDS = {
     "imagegen": "imagegen_client.cli",
     "imagegen-broker": "imagegen_broker.cli",
     "imagegen-worker": "imagegen_worker.cli",
+    "imagegen-gateway": "imagegen_gateway.cli",
 }
 BROKER, ONE, TWO = "imagegen-broker.service", "imagegen-worker@0.service", "imagegen-worker@1.service"
 WORKERS = "imagegen-workers.target"
+GATEWAY = "imagegen-gateway.service"
 INSTALL = ("/opt/python/bin/python3", "/opt/source/systemd/install.py", "install", "--gpus", "0,1")
 SETTINGS = """
 backend = "simulated"
@@ -260,6 +262,37 @@ def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     fleet.run("cp", "/root/keys/late.key", f"{keys}/clients/")
     fleet.run("systemctl", "reload", BROKER)
     Burst(fleet, 4, *own("late")).must_succeed()
+
+
+def over_http(machine, path, body=None):
+    """Ask the gateway on the machine, and return what it says."""
+    sent = None if body is None else json.dumps(body).encode()
+    ask = (
+        "import urllib.request as r; "
+        f"q = r.Request('http://127.0.0.1:8000{path}', {sent!r}, {{'Content-Type': 'application/json'}}); "
+        "print(r.urlopen(q).read().decode())"
+    )
+    return json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+
+
+def test_the_gateway_is_back_after_a_kill_and_its_jobs_end(fleet):
+    fleet.run(*INSTALL, "--roles", "gateway")
+    unit = f"/usr/local/lib/systemd/system/{GATEWAY}"
+    assert fleet.run("systemd-analyze", "verify", unit) == ""
+    fleet.run("cp", unit, f"/tmp/{GATEWAY}")
+    fleet.run("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=20", f"/tmp/{GATEWAY}")
+    fleet.run("systemctl", "start", GATEWAY)
+    before = fleet.show(GATEWAY)["MainPID"]
+    jobs = [over_http(fleet, "/v1/jobs", {"prompt": "x", "size": "64x64", "n": 16})["id"] for _ in range(4)]
+    kill(fleet, GATEWAY, 9)
+    fleet.wait_until(GATEWAY, timeout=30, ActiveState="active", NRestarts="1")
+    assert fleet.show(GATEWAY)["MainPID"] != before
+    for job in jobs:
+        while (found := over_http(fleet, f"/v1/jobs/{job}"))["state"] in ("queued", "running"):
+            pass
+        assert found["state"] == "succeeded"
+    fleet.run("systemctl", "stop", GATEWAY)
+    assert fleet.show(GATEWAY)["Result"] == "success"
 
 
 def test_uninstalling_leaves_settings_and_nothing_else(machine):

@@ -8,11 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 import imagegen_broker.cli
+import imagegen_gateway.cli
 import imagegen_worker.cli
 from imagegen_common.settings import options_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COMMANDS = {"broker": imagegen_broker.cli.main, "worker": imagegen_worker.cli.main}
+COMMANDS = {
+    "broker": imagegen_broker.cli.main,
+    "gateway": imagegen_gateway.cli.main,
+    "worker": imagegen_worker.cli.main,
+}
 
 
 @pytest.fixture(params=sorted(COMMANDS))

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker")
+PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker", "imagegen-gateway")
 
 
 @click.command("completion")

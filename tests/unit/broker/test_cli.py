@@ -8,7 +8,8 @@ from click.core import ParameterSource
 from click.testing import CliRunner
 
 from imagegen_broker.cli import main
-from imagegen_broker.config import ConfigError, check_endpoint, is_loopback, parse_address
+from imagegen_broker.config import check_endpoint
+from imagegen_common.addresses import ConfigError, is_loopback, parse_address
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_help_has_examples_exit_codes_and_every_command():
         assert f"\n  {name} " in said
         text = run(name, "--help").output
         assert "Examples:" in text
-        assert name in ("keygen", "completion") or "IMAGEGEN_FRONTEND" in text
+        assert name in ("keygen", "completion", "up") or "IMAGEGEN_FRONTEND" in text
 
 
 def test_the_version_is_that_of_the_distribution():
@@ -313,6 +313,7 @@ def complete(program, *words):
         (("imagegen", "generate", "--broker", "nonsense", "--model", ""), []),
         (("imagegen-broker", "--str"), ["--strategy"]),
         (("imagegen-worker", "--device", "c"), ["cpu", "cuda"]),
+        (("imagegen-gateway", "--auth", "k"), ["keys"]),
     ],
 )
 def test_a_shell_completes(words, expected):

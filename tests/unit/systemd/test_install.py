@@ -57,6 +57,15 @@ def test_a_host_of_one_role_gets_no_more(tmp_path):
     assert (tmp_path / UNITS / "imagegen-worker@.service").is_file()
 
 
+def test_a_gateway_is_laid_down_where_it_is_asked_for(tmp_path):
+    lay(tmp_path)
+    assert not any("gateway" in name for name in laid(tmp_path))
+    lay(tmp_path, "--roles", "gateway")
+    assert {f"{UNITS}/imagegen-gateway.service", "etc/imagegen/gateway.toml"} <= laid(tmp_path)
+    main(["uninstall", "--destdir", str(tmp_path)])
+    assert not any("gateway.service" in name for name in laid(tmp_path))
+
+
 def test_what_is_old_is_written_anew_and_the_operators_settings_are_kept(tmp_path, capsys):
     lay(tmp_path)
     settings, unit = tmp_path / "etc/imagegen/worker.toml", tmp_path / UNITS / "imagegen-broker.service"
@@ -129,7 +138,7 @@ def test_only_root_changes_a_host(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["install", "--roles", "router"], "'router' must be some of broker, worker"),
+        (["install", "--roles", "router"], "'router' must be some of broker, worker, gateway"),
         (["install", "--gpus", "first"], "'first' must be numbers or UUIDs"),
         (["install", "--gpus", "0;reboot"], "must be numbers or UUIDs"),
         (["install", "--prefix", "here"], "'here' must be an absolute path"),

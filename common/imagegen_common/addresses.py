@@ -1,0 +1,23 @@
+"""Addresses that daemons bind, checked alike for all."""
+
+import ipaddress
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message says which, and what would be right."""
+
+
+def parse_address(name: str, address: str) -> tuple[str, int]:
+    """Split `HOST:PORT`. Raises `ConfigError`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{name}: {address!r} is not an address; one looks like 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a bind to the host stays on this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

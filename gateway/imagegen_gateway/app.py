@@ -1,0 +1,56 @@
+"""The application: paths, errors, and what stands before them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from imagegen_gateway import errors, page
+from imagegen_gateway.access import KnownFirst
+from imagegen_gateway.bodies import BodyLimit
+from imagegen_gateway.config import Settings
+from imagegen_gateway.metrics import Measuring
+from imagegen_gateway.routes import files, images, jobs, models, operations
+from imagegen_gateway.services import open_services
+
+_ABOUT = "Images from a fleet of GPUs: OpenAI's images API, durable jobs beside it."
+
+
+def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
+    """Return the application, whose services open with its lifespan; `stopping` is set when it should end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, stopping) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="imagegen gateway",
+        description=_ABOUT,
+        version=version("imagegen-fleet"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False},
+    )
+    errors.install(app)
+    for router in (images.router, jobs.router, models.router, files.router, operations.router):
+        app.include_router(router)
+    page.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.keys_needed:
+        app.add_middleware(KnownFirst)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+            expose_headers=["Retry-After", "Location"],
+        )
+    app.add_middleware(Measuring, metrics=lambda: app.state.services.metrics)
+    return app

@@ -1,0 +1,170 @@
+"""`imagegen-gateway keys …`."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from imagegen_gateway.core.limits import Limits
+from imagegen_protocol.limits import MAX_NAME_LENGTH, MAX_SIDE_PIXELS, MAX_STEPS
+
+T = TypeVar("T")
+_SIZE = re.compile(r"(\d{1,4})x(\d{1,4})")
+
+
+class _Size(click.ParamType[Any]):
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = _SIZE.fullmatch(value)
+        if parts is None or not all(8 <= int(side) <= MAX_SIDE_PIXELS for side in parts.groups()):
+            self.fail(
+                f"expected a size such as 1024x1024, of 8 to {MAX_SIDE_PIXELS} pixels, got {value!r}", param, ctx
+            )
+        return int(parts[1]), int(parts[2])
+
+
+def _with_keys(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Do something with the keys of a state folder."""
+    from imagegen_gateway.database import DatabaseError, open_database
+    from imagegen_gateway.keys import ApiKeyError, Keys
+
+    async def run() -> T:
+        async with open_database(folder) as database:
+            return await work(Keys(database))
+
+    try:
+        return asyncio.run(run())
+    except (ApiKeyError, DatabaseError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable() or name != name.strip():
+        raise click.BadParameter(f"expected 1 to {MAX_NAME_LENGTH} printable characters, got {name!r}")
+    return name
+
+
+@click.command("add")
+@click.argument("name", callback=_name)
+@click.option(
+    "--requests-per-minute",
+    type=click.FloatRange(0, min_open=True, max=1e6),
+    help="Images and jobs it may ask for, a minute.  [default: any number]",
+)
+@click.option(
+    "--max-in-flight", type=click.IntRange(1), help="Requests and jobs at a time.  [default: any number]"
+)
+@click.option("--max-size", type=_Size(), help="The largest width and height.  [default: any]")
+@click.option(
+    "--max-steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps at most.  [default: any number]"
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="One it may use; again for more. The first is its default.  [default: any]",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(-100, 100),
+    default=0,
+    help="Of its requests, which may ask for less.  [default: 0]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.pass_obj
+def add(
+    folder: Path,
+    name: str,
+    requests_per_minute: float | None,
+    max_in_flight: int | None,
+    max_size: tuple[int, int] | None,
+    max_steps: int | None,
+    models: tuple[str, ...],
+    priority: int,
+    as_json: bool,
+) -> None:
+    """Make a key for NAME and print it, once: it is not kept. The secret that signs its webhooks comes with it."""
+    limits = Limits(
+        requests_per_minute=requests_per_minute,
+        max_in_flight=max_in_flight,
+        max_width=None if max_size is None else max_size[0],
+        max_height=None if max_size is None else max_size[1],
+        max_steps=max_steps,
+        models=models or None,
+        priority=priority,
+    )
+    key, caller = _with_keys(folder, lambda keys: keys.add(name, limits, time.time()))
+    if as_json:
+        click.echo(
+            json.dumps({"name": name, "id": caller.id, "key": key, "webhook_secret": caller.webhook_secret})
+        )
+    else:
+        click.echo(f"key             {key}\nwebhook secret  {caller.webhook_secret}")
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_obj
+def list_(folder: Path, as_json: bool) -> None:
+    """List the keys, by name, with their limits; the keys themselves are not kept."""
+    found = _with_keys(folder, lambda keys: keys.all())
+    if as_json:
+        shown = [
+            {
+                "name": caller.name,
+                "id": caller.id,
+                "created": caller.created,
+                "revoked": caller.revoked,
+                **caller.limits.as_json(),
+            }
+            for caller in found
+        ]
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "id", "created", "state", "limits", box=None)
+    for caller in found:
+        limits = {name: value for name, value in caller.limits.as_json().items() if value is not None}
+        shown_limits = ", ".join(f"{name}={value}" for name, value in limits.items())
+        state = "good" if caller.revoked is None else f"revoked {_day(caller.revoked)}"
+        table.add_row(caller.name, caller.id, _day(caller.created), state, shown_limits)
+    Console().print(table)
+
+
+@click.command("revoke")
+@click.argument("name")
+@click.pass_obj
+def revoke(folder: Path, name: str) -> None:
+    """Refuse NAME's key from the next request on. Jobs that were accepted go on."""
+    _with_keys(folder, lambda keys: keys.revoke(name, time.time()))
+    click.echo(f"revoked {name}")
+
+
+@click.command("secret")
+@click.argument("name", default="everybody")
+@click.pass_obj
+def secret(folder: Path, name: str) -> None:
+    """Print the secret that signs the webhooks of NAME, or, where no keys are asked for, of everybody."""
+    click.echo(_with_keys(folder, lambda keys: _secret(keys, name)))
+
+
+async def _secret(keys: Any, name: str) -> str:
+    from imagegen_gateway.keys import EVERYBODY
+
+    caller = await (keys.everybody(time.time()) if name == EVERYBODY else keys.by_name(name))
+    found: str = caller.webhook_secret
+    return found
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -1,0 +1,53 @@
+"""Where a webhook may go: to public addresses, and to networks that the operator names."""
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
+    """Say whether a webhook may be sent to an address: a public one, or one in an allowed network."""
+    real = _unwrap(address)
+    if any(real in network for network in allowed if network.version == real.version):
+        return True
+    return real.is_global and not real.is_multicast
+
+
+def _unwrap(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 one only carries: it is where the packets go in the end."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if (inner := address.ipv4_mapped or address.sixtofour) is not None:
+            return inner
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address.teredo is not None:
+            return address.teredo[1]
+    return address
+
+
+def check_webhook_url(url: str, allowed: Sequence[Network]) -> str:
+    """Return the URL. Raises `ValueError` for one that can't be called, or names an address it may not.
+
+    A name is looked up only when it is called: what it stands for may change until then.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"expected an http or https URL, got {url!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in url):
+        raise ValueError(f"expected an http or https URL, got {url!r}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("expected a URL without a user and a password")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return url
+    if not may_reach(address, allowed):
+        raise ValueError(f"expected a public address, got {host}")
+    return url

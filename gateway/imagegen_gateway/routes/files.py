@@ -1,0 +1,33 @@
+"""`/v1/files`: images that are kept for a while, for whoever has their names."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from imagegen_gateway.access import TheServices
+from imagegen_gateway.errors import not_found, responses
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _PICTURE)
+
+
+@router.get(
+    "/{name}",
+    response_class=Response,
+    responses={200: {"content": _CONTENT, "description": "The image."}, **responses(404, 422)},
+    summary="Fetch an image",
+)
+async def fetch(
+    name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{32,40}\.(png|jpeg|webp)$")], services: TheServices
+) -> Response:
+    """Fetch an image by its name, which can't be guessed: no key is asked for."""
+    found = await services.results.fetch(name, time.time())
+    if found is None:
+        raise not_found("file", name)
+    data, media_type = found
+    # Whoever made the image, no browser shall take it for a page.
+    headers = {"Cache-Control": "private, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(data, media_type=media_type, headers=headers)

@@ -1,0 +1,49 @@
+"""What operators look at."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+
+from imagegen_client import ImagegenError
+from imagegen_gateway.access import TheCaller, TheServices
+from imagegen_gateway.errors import responses
+from imagegen_gateway.schemas.answers import Statistics
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/stats", responses=responses(401, 403, 503), summary="The broker's statistics")
+async def stats(services: TheServices, caller: TheCaller) -> Statistics:
+    """Return what the broker's own `/stats` has, at most half a second old."""
+    return await services.fleet.stats()
+
+
+@router.get("/metrics", response_class=PlainTextResponse, summary="The gateway's metrics")
+async def metrics(request: Request, services: TheServices) -> Response:
+    """Return the gateway's own metrics, for Prometheus."""
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(services.metrics.registry), headers={"Content-Type": content_type})
+
+
+@router.get("/healthz", response_class=PlainTextResponse, summary="Does the gateway live?")
+async def healthz(services: TheServices) -> str:
+    """Say that the gateway serves, and reaches its database."""
+    await services.database.row("SELECT 1")
+    return "ok\n"
+
+
+@router.get(
+    "/readyz",
+    response_class=PlainTextResponse,
+    responses={503: {"description": "Not now.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    summary="Can images be made?",
+)
+async def readyz(services: TheServices, response: Response) -> Response:
+    """Say whether a broker answers and has a worker."""
+    try:
+        found = await services.fleet.stats()
+    except ImagegenError as error:
+        return PlainTextResponse(f"{error.message}\n", 503)
+    if not found["num_gpus"]:
+        return PlainTextResponse("no worker is registered\n", 503)
+    return PlainTextResponse("ok\n")

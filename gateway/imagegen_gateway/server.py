@@ -1,0 +1,116 @@
+"""Serves the application until it is told to end."""
+
+import asyncio
+import fcntl
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from imagegen_common.addresses import ConfigError
+from imagegen_common.notify import Notifier
+from imagegen_gateway.app import make_app
+from imagegen_gateway.config import Settings
+
+ANSWER_SECONDS = 5
+"""What is given up has so long to be told of it."""
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object], notifier: Notifier
+    ) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._on_start = on_start
+        self._notifier = notifier
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+            self._notifier.ready("serving")
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten times a second, in the loop that serves: what stands still is not told of as alive.
+        self._notifier.tick(time.monotonic(), self._status)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._notifier.stopping("ending")
+        await super().shutdown(sockets)
+
+    def _status(self) -> str:
+        open_ = len(self.server_state.connections)
+        return f"{open_} connections, {self.server_state.total_requests} requests"
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # What goes on for long ends now; uvicorn waits for the rest.
+        asyncio.get_running_loop().call_soon_threadsafe(self._stopping.set)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound. Raises `ConfigError`."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"--http: can't bind {host}:{port}: {error.strerror or error}") from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the state folder, so that no two gateways make the same jobs. Raises `ConfigError`."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--state-folder: can't use {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(f"--state-folder: another gateway works with {folder}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    on_start: Callable[[], object],
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> bool:
+    """Serve until SIGTERM or SIGINT; `on_start` is called once requests are taken. False: it could not start."""
+    stopping = asyncio.Event()
+    config = uvicorn.Config(
+        make_app(settings, stopping),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + ANSWER_SECONDS,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    notifier = Notifier(os.environ)
+    server = _Server(config, stopping, on_start, notifier)
+    # uvicorn raises the signal again once it has ended, when it would end the process with its number.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run([listener])
+    notifier.close()
+    return server.started

@@ -1,0 +1,31 @@
+"""What people do on the page."""
+
+from playwright.sync_api import expect
+
+SLOW = 1000
+"""Steps that take a worker long enough for anything."""
+
+
+def ask_for(page, prompt, **fields):
+    """Fill the form in and send it; return the tile that stands for it."""
+    for name, value in {"num_inference_steps": "", "n": "", "seed": "", **fields}.items():
+        page.locator(f"#{name}").fill(str(value))
+    page.locator("#prompt").fill(prompt)
+    page.get_by_role("button", name="Generate").click()
+    tile = page.locator(".tile", has_text=prompt)
+    tile.first.wait_for()
+    return tile
+
+
+def pictures(page, prompt):
+    """Return the finished pictures of a prompt."""
+    return page.get_by_role("button").get_by_alt_text(prompt, exact=True)
+
+
+def make(page, prompt, **fields):
+    """Have a picture made, wait until it can be seen, and return it."""
+    ask_for(page, prompt, **fields)
+    picture = pictures(page, prompt)
+    expect(picture.first).to_be_visible(timeout=60_000)
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.first.element_handle())
+    return picture

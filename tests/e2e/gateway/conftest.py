@@ -1,0 +1,138 @@
+"""A broker and a simulated worker for all tests of a file, and gateways that they start as they like."""
+
+import json
+import subprocess
+from contextlib import ExitStack
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from imagegen_client import Client
+from tests.e2e.conftest import BROKER, command
+from tools.fleet import Fleet
+
+QUICK = ("--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.01")
+SLOW = ("--simulated-batch-seconds", "1", "--simulated-image-seconds", "0")
+
+
+class Gateway:
+    """A running `imagegen-gateway`, and a plain HTTP client of it."""
+
+    def __init__(self, fleet, name, folder, arguments):
+        self.fleet, self.name, self.folder, self.arguments = fleet, name, folder, arguments
+        self.http = None
+        self.start()
+
+    def start(self):
+        words = ["--http", "127.0.0.1:0", "--state-folder", str(self.folder), "--log-level", "debug"]
+        broker = [] if "--broker" in self.arguments else ["--broker", self.fleet.frontend]
+        process = self.fleet.spawn(
+            self.name, ["imagegen-gateway", *words, *broker, *self.arguments], stdout=subprocess.PIPE
+        )
+        line = process.stdout.readline()
+        assert line.startswith("http="), "the gateway did not start; its log says why"
+        self.url = line.strip().removeprefix("http=")
+        self.close()
+        self.http = httpx2.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def close(self):
+        if self.http is not None:
+            self.http.close()
+
+    def kill(self):
+        self.fleet.kill(self.name)
+
+    def restart(self):
+        """Kill it as the kernel would, and start it again with the same state, on another port."""
+        self.kill()
+        self.start()
+
+    def keys(self, *words):
+        """Run `imagegen-gateway keys …`."""
+        return command("imagegen-gateway", "--state-folder", str(self.folder), "keys", *words).stdout
+
+    def add_key(self, name, *limits):
+        """Make a key and return it."""
+        return json.loads(self.keys("add", name, *limits, "--json"))["key"]
+
+    def openai(self, key="none", kind=OpenAI, **options):
+        """Return the official client; errors come at once unless asked otherwise."""
+        options.setdefault("max_retries", 0)
+        return kind(base_url=f"{self.url}/v1", api_key=key, **options)
+
+    def job(self, **body):
+        """Send a job and return it."""
+        response = self.http.post("/v1/jobs", json={"size": "64x64", **body})
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    def events(self, job_id):
+        """Follow a job to its end; return the events as pairs of name and data."""
+        with self.http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            return list(read_events(response))
+
+    def ended(self, job_id):
+        """Wait until a job has ended and return it."""
+        return self.events(job_id)[-1][1]
+
+
+def read_events(response):
+    """Yield the events of a stream as pairs of name and data."""
+    name = None
+    for line in response.iter_lines():
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield name, json.loads(value)
+
+
+@pytest.fixture(scope="module")
+def worker_options():
+    """What the file's worker is started with."""
+    return QUICK
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, worker_options):
+    """A broker and one simulated worker, for all tests of a file."""
+    with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
+        fleet.start_broker(*BROKER)
+        fleet.start_worker("sim", "--gpu", "0", "--backend", "simulated", *worker_options)
+        with Client(fleet.frontend) as client:
+            fleet.wait_for_workers(client, 1)
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def broker_client(fleet):
+    """A client of the broker itself."""
+    with Client(fleet.frontend) as client:
+        yield client
+
+
+@pytest.fixture
+def start_gateway(fleet, tmp_path):
+    """Start gateways, each with a state folder of its own; all are stopped at the end."""
+    started = []
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            number = len(started)
+            gateway = Gateway(fleet, f"gateway-{tmp_path.name}-{number}", tmp_path / f"state-{number}", arguments)
+            started.append(gateway)
+            stack.callback(gateway.close)
+            return gateway
+
+        yield start
+    for gateway in started:
+        if gateway.name in fleet.processes:
+            assert fleet.terminate(gateway.name) == 0, "the gateway did not end well; its log says why"
+
+
+@pytest.fixture
+def gateway(start_gateway):
+    """A gateway without keys."""
+    return start_gateway()

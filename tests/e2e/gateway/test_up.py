@@ -1,0 +1,91 @@
+"""`imagegen up`: a fleet of real processes in the foreground, ended as one."""
+
+import signal
+import subprocess
+
+import httpx2
+import psutil
+import pytest
+
+from tests.e2e.conftest import command, program
+
+ANY = 'frontend = "tcp://127.0.0.1:0"\nbackend = "tcp://127.0.0.1:0"\nhttp = "127.0.0.1:0"\n'
+
+
+@pytest.fixture
+def words(tmp_path):
+    (tmp_path / "broker.toml").write_text(ANY)
+    (tmp_path / "gateway.toml").write_text(f'http = "127.0.0.1:0"\nstate_folder = "{tmp_path}/state"\n')
+    configs = [
+        "--broker-config",
+        str(tmp_path / "broker.toml"),
+        "--gateway-config",
+        str(tmp_path / "gateway.toml"),
+    ]
+    return [program("imagegen"), "up", *configs, "--", "--backend", "simulated", "--gpu", "0,1"]
+
+
+@pytest.fixture
+def up(words):
+    """Start it, as a shell would."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def children(up):
+    return psutil.Process(up.pid).children(recursive=True)
+
+
+def ready(up):
+    """Wait until it says that it is, and return the URL."""
+    said = [up.stdout.readline(), up.stdout.readline()]
+    assert said[1].startswith("ready: http://127.0.0.1:"), (
+        said,
+        up.stderr.read() if up.poll() is not None else "",
+    )
+    return said[1].split()[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_all(up, number):
+    url = ready(up)
+    answer = httpx2.post(
+        f"{url}/v1/images/generations", json={"prompt": "x", "size": "64x64"}, timeout=60, trust_env=False
+    )
+    assert answer.status_code == 200
+    started = children(up)
+    assert len(started) >= 5, "a broker, a supervisor with two workers, a gateway"
+    up.send_signal(number)
+    _, errors = up.communicate(timeout=60)
+    assert (up.returncode, "Traceback" in errors) == (0, False), errors
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+def test_it_takes_all_with_it_when_it_is_killed(up):
+    ready(up)
+    started = children(up)
+    up.kill()
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+
+
+def test_when_one_ends_all_end(up):
+    ready(up)
+    started = children(up)
+    [gateway] = [process for process in started if "imagegen-gateway" in " ".join(process.cmdline())]
+    gateway.kill()
+    _, errors = up.communicate(timeout=60)
+    assert up.returncode == 1
+    assert "error: gateway ended with status -9" in errors
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+def test_a_wrong_setting_ends_it_with_2(words, tmp_path):
+    (tmp_path / "gateway.toml").write_text('auth = "maybe"\n')
+    ended = command("imagegen", *words[1:], check=False)
+    assert ended.returncode == 2
+    assert "gateway.toml:1" in ended.stderr
+    assert "error: gateway ended with status 2" in ended.stderr

@@ -1,0 +1,68 @@
+"""The command line of the gateway: what it refuses before it serves."""
+
+import pytest
+from click.testing import CliRunner
+
+from imagegen_gateway.cli import main
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*words):
+        return CliRunner().invoke(main, ["--state-folder", str(tmp_path / "state"), "--check-config", *words])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--http", "8000"), "--http: '8000' is not an address; one looks like 127.0.0.1:8080"),
+        (
+            ("--http", "0.0.0.0:8000"),
+            "--http: 0.0.0.0 can be reached from other machines, and no keys are asked for",
+        ),
+        (("--broker", "http://x"), "--broker: expected tcp://host:port or ipc://path, got 'http://x'"),
+        (("--public-url", "images.example.org"), "--public-url: 'images.example.org' is not a URL"),
+        (("--cors-origin", "https://a.example/page"), "--cors-origin: 'https://a.example/page' is not a URL"),
+        (("--webhook-allow", "10.0.0.1/8"), "--webhook-allow: 10.0.0.1/8 has host bits set; a network looks like"),
+        (("--tls-key", "key.pem"), "--tls-certificate and --tls-key go together"),
+        (("--tls-key", "no", "--tls-certificate", "no"), "--tls-certificate: there is no file no"),
+        (("--key", "no.key_secret"), "--key and --broker-key go together"),
+        (("--auth", "on"), "'on' is not one of 'off', 'keys'"),
+        (("--results-kept", "nan"), "nan is not a finite number of seconds"),
+        (("--max-jobs", "0"), "0 is not in the range x>=1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_settings(check, words, says):
+    result = check(*words)
+    assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+
+
+def test_right_settings(check, tmp_path):
+    assert check("--http", "0.0.0.0:8000", "--auth", "keys", "--webhook-allow", "10.0.0.0/8").exit_code == 0
+    assert not (tmp_path / "state").exists(), "nothing is made by looking"
+
+
+def test_a_setting_of_the_file_is_named_with_its_line(check, tmp_path):
+    (tmp_path / "gateway.toml").write_text('auth = "off"\nhttp = "0.0.0.0:1"\n')
+    result = check("--config", str(tmp_path / "gateway.toml"))
+    assert (result.exit_code, f"http: file {tmp_path / 'gateway.toml'}:2" in result.stderr) == (2, True)
+
+
+def test_a_results_folder_that_can_not_be_used(tmp_path):
+    words = ["--state-folder", str(tmp_path), "--http", "127.0.0.1:0", "--results-url", "nosuch://bucket"]
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, "--results-url: nosuch://bucket can't be used" in result.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["--state-folder", str(tmp_path), "--http", f"127.0.0.1:{port}"])
+    assert (result.exit_code, f"--http: can't bind 127.0.0.1:{port}" in result.stderr) == (2, True)
