@@ -28,7 +28,9 @@ def words(tmp_path):
 @pytest.fixture
 def up(words):
     """Start it, as a shell would."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what runs in its background
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, usual)
     yield process
     process.kill()
     process.wait()
