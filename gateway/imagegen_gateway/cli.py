@@ -43,10 +43,9 @@ class _Gateway(SettingsCommand, click.Group):
     context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_GATEWAY"},
 )
 @settings_options
-@click.option("--http", "http_address", default="127.0.0.1:8000", help="HOST:PORT to serve on; port 0 is any.")
+@click.option("--http", default="127.0.0.1:8000", help="HOST:PORT to serve on; port 0 is any.")
 @click.option(
     "--broker",
-    "brokers",
     multiple=True,
     default=("tcp://127.0.0.1:5555",),
     envvar="IMAGEGEN_FRONTEND",
@@ -76,14 +75,13 @@ class _Gateway(SettingsCommand, click.Group):
 @click.option(
     "--public-url", help="Where callers see this gateway, for the URLs it gives.  [default: as they called]"
 )
-@click.option("--cors-origin", "cors_origins", multiple=True, help="A site whose pages may ask here; '*' for all.")
+@click.option("--cors-origin", multiple=True, help="A site whose pages may ask here; '*' for all.")
 @click.option(
     "--max-body-bytes", type=click.IntRange(1024), default=32 * 1024**2, help="Longer requests are refused."
 )
 @click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Unfinished jobs held at a time.")
 @click.option(
     "--webhook-allow",
-    "webhook_networks",
     multiple=True,
     metavar="NETWORK",
     help="A network that webhooks may reach beside public addresses, as 10.0.0.0/8.",
@@ -106,8 +104,8 @@ class _Gateway(SettingsCommand, click.Group):
 @click.pass_context
 def main(
     context: click.Context,
-    http_address: str,
-    brokers: tuple[str, ...],
+    http: str,
+    broker: tuple[str, ...],
     key: Path | None,
     broker_key: Path | None,
     auth: str,
@@ -115,10 +113,10 @@ def main(
     results_url: str | None,
     results_kept: float,
     public_url: str | None,
-    cors_origins: tuple[str, ...],
+    cors_origin: tuple[str, ...],
     max_body_bytes: int,
     max_jobs: int,
-    webhook_networks: tuple[str, ...],
+    webhook_allow: tuple[str, ...],
     webhook_attempts: int,
     webhook_retry: float,
     drain_timeout: float,
@@ -152,11 +150,11 @@ def main(
         context.obj = folder
         return
     try:
-        host, port = parse_address("--http", http_address)
+        host, port = parse_address("--http", http)
         check_bind(host, keys_needed=auth == "keys")
         check_tls(tls_certificate, tls_key)
         settings = Settings(
-            brokers=tuple(_endpoint(broker) for broker in brokers),
+            brokers=tuple(_endpoint(each) for each in broker),
             key=key,
             broker_key=broker_key,
             keys_needed=auth == "keys",
@@ -164,10 +162,10 @@ def main(
             results_url=results_url,
             results_seconds=results_kept,
             public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
-            cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origins),
+            cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
             max_body_bytes=max_body_bytes,
             max_jobs=max_jobs,
-            webhook_networks=check_networks(webhook_networks),
+            webhook_networks=check_networks(webhook_allow),
             webhook_attempts=webhook_attempts,
             webhook_retry_seconds=webhook_retry,
             drain_seconds=drain_timeout,
