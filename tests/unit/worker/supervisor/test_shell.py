@@ -73,10 +73,10 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number):
+def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number, caplog):
     drained = tmp_path / "drained"
     worker = f"trap 'touch {drained}; exit 0' USR1; touch {tmp_path}/up; while :; do sleep 0.01; done"
-    after((tmp_path / "up").exists, send(number))
+    after(lambda: (tmp_path / "up").exists() and "not started again" in caplog.text, send(number))
     assert supervise(child(worker), child("exit 2")) == 0
     assert drained.exists()
 
