@@ -245,10 +245,10 @@ def test_a_wrong_setting_is_not_tried_again(fleet):
 
 def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     keys = "/etc/imagegen/keys"
-    for name, place in (("broker", keys), ("worker", keys), ("early", "/root/keys"), ("late", "/root/keys")):
+    for name, place in (("broker", keys), ("worker", keys), ("early", "/srv/keys"), ("late", "/srv/keys")):
         fleet.run("/opt/imagegen/bin/imagegen", "keygen", name, "--out", place)
     fleet.run("cp", f"{keys}/worker.key", f"{keys}/workers/")
-    fleet.run("cp", "/root/keys/early.key", f"{keys}/clients/")
+    fleet.run("cp", "/srv/keys/early.key", f"{keys}/clients/")
     for unit, example in ((BROKER, "broker-keys"), ("imagegen-worker@.service", "worker-keys")):
         text = fleet.run("cat", f"/usr/local/share/doc/imagegen/{example}.conf")
         drop_in(fleet, unit, text)
@@ -256,10 +256,10 @@ def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     assert fleet.run("stat", "-c", "%U %a", f"{keys}/broker.key_secret") == "root 600\n"
 
     def own(name):
-        return ("--key", f"/root/keys/{name}.key_secret", "--broker-key", f"{keys}/broker.key")
+        return ("--key", f"/srv/keys/{name}.key_secret", "--broker-key", f"{keys}/broker.key")
 
     Burst(fleet, 4, *own("early")).must_succeed()
-    fleet.run("cp", "/root/keys/late.key", f"{keys}/clients/")
+    fleet.run("cp", "/srv/keys/late.key", f"{keys}/clients/")
     fleet.run("systemctl", "reload", BROKER)
     Burst(fleet, 4, *own("late")).must_succeed()
 
