@@ -54,7 +54,7 @@ soak: $(STAMP)
 	@$(BIN)/python -m tools.chaos --minutes $(MINUTES)
 
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks.engine --quick
+	@$(BIN)/python -m benchmarks.batching --quick
 
 install:
 	$(PYTHON) -m venv $(PREFIX)

@@ -1,1 +1,1 @@
-"""What the engine is worth, in figures. Start one with `python -m benchmarks.engine` or `benchmarks.gpu`."""
+"""What imagegen is worth, in figures: one room for each question. README.md says how each one measures."""

@@ -10,10 +10,11 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner  # noqa: E402
 
-from benchmarks import engine, gpu, overhead, report, traffic  # noqa: E402
-from benchmarks.contenders import contenders, run  # noqa: E402
-from benchmarks.full_size import REAL  # noqa: E402
-from benchmarks.models import MODELS  # noqa: E402
+from benchmarks.batching import __main__ as engine  # noqa: E402
+from benchmarks.batching import gpu, overhead, report, traffic  # noqa: E402
+from benchmarks.batching.contenders import contenders, run  # noqa: E402
+from benchmarks.batching.full_size import REAL  # noqa: E402
+from benchmarks.batching.models import MODELS  # noqa: E402
 from imagegen_worker.core.model import Model  # noqa: E402
 
 # diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.

@@ -1,4 +1,4 @@
-"""The models of `benchmarks.engine`: random weights, made in code and kept in a folder for as long as it runs."""
+"""The models of the batching benchmark: random weights, made in code and kept in a folder while it runs."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Continuous batching against static batching and the stock pipeline, on the CPU: `python -m benchmarks.engine`.
+"""Continuous batching against static batching and the stock pipeline, on the CPU: `python -m benchmarks.batching`.
 
 Every contender meets the same requests at the same times, in the same process and in turns, so that only ratios
 within a run mean anything. See docs/performance.md.
@@ -15,10 +15,10 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import overhead, report, traffic
-from benchmarks.contenders import WAITS, Field, Outcome, contenders, run
-from benchmarks.models import MODELS
-from benchmarks.traffic import Arrival
+from benchmarks.batching import overhead, report, traffic
+from benchmarks.batching.contenders import WAITS, Field, Outcome, contenders, run
+from benchmarks.batching.models import MODELS
+from benchmarks.batching.traffic import Arrival
 
 MAX_BATCH_SIZE = 8
 WARM_UP = 12

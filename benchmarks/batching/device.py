@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from benchmarks.contenders import Outcome, run
-from benchmarks.traffic import Arrival
+from benchmarks.batching.contenders import Outcome, run
+from benchmarks.batching.traffic import Arrival
 from imagegen_worker.backends import OnStep, Row
 from imagegen_worker.backends.diffusers.joining import count_rows
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from benchmarks.traffic import Arrival
+from benchmarks.batching.traffic import Arrival
 from imagegen_worker.backends import Row, nobody_watches
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.config import LoadOptions

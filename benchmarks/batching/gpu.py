@@ -1,4 +1,4 @@
-"""The engine against the best offline loop on a GPU, at equal rows: `python -m benchmarks.gpu`.
+"""The engine against the best offline loop on a GPU, at equal rows: `python -m benchmarks.batching.gpu`.
 
 SDXL and FLUX.1 at their real size (about 10 and 34 GB in bfloat16), 512 and 1024 pixels, with and without
 `torch.compile`. `--small` runs next to nothing on the CPU, to see that all of it works. See docs/performance.md.
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from benchmarks.device import GIB, OnDevice
-from benchmarks.full_size import REAL, SMALL, GpuModel
-from benchmarks.traffic import Arrival, burst
+from benchmarks.batching.device import GIB, OnDevice
+from benchmarks.batching.full_size import REAL, SMALL, GpuModel
+from benchmarks.batching.traffic import Arrival, burst
 from imagegen_worker.backends.diffusers.loading import choose_device, device_name, tune_pipeline
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import Field
-from benchmarks.traffic import Arrival, burst
+from benchmarks.batching.contenders import Field
+from benchmarks.batching.traffic import Arrival, burst
 from imagegen_worker.backends import Row
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.continuous import ContinuousEngine
