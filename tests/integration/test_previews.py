@@ -1,5 +1,7 @@
 """Pictures of latents: what they look like, where there are none, and their way over real sockets to a client."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from imagegen_client import AsyncClient, Client
 from imagegen_worker.backends import Row
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.backends.diffusers.sketching import Sketcher, make_sketcher
+from imagegen_worker.backends.diffusers.sketching import Layout, Sketcher, make_sketcher
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.core.model import ResolvedRequest
@@ -86,7 +88,7 @@ def test_other_sizes_have_their_own(backend):
 
 
 def test_a_large_one_is_made_smaller():
-    sketcher = Sketcher(torch.eye(4, 3), scale=8)
+    sketcher = Sketcher(Layout(torch.eye(4, 3), scale=8))
     latents = torch.zeros(3, 100, 150)
     latents[0] = 1.0
     picture = sketcher.sketch(latents, (1200, 800))()
@@ -94,19 +96,135 @@ def test_a_large_one_is_made_smaller():
     assert picture.getpixel((49, 33)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (64, 3), (4, 8, 8), (3, 8, 16), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (64, 3), (17, 3), (4, 8, 8), (3, 8, 16), (3, 4, 4)])
 def test_latents_of_another_kind_have_none(shape):
-    assert Sketcher(torch.eye(4, 3), scale=8).sketch(torch.zeros(shape), (64, 64)) is None
+    sketcher = Sketcher(Layout(torch.eye(4, 3), scale=8), Layout(torch.eye(4, 3), scale=16))
+    assert sketcher.sketch(torch.zeros(16, 3), (64, 64)) is not None
+    assert sketcher.sketch(torch.zeros(shape), (64, 64)) is None
+    assert Sketcher(Layout(torch.eye(4, 3), scale=8)).sketch(torch.zeros(16, 3), (64, 64)) is None
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2-klein", "sdxl"])
 def test_where_the_latents_do_not_tell_the_colours_there_is_none(name):
-    # Random weights: no linear map explains their decoder. FLUX.2 packs and normalises besides.
+    # Random weights: no linear map explains their decoder.
     assert make_sketcher(FAMILIES[name]().pipeline) is None
 
 
-@pytest.mark.parametrize(("name", "asked"), [("sdxl", 4), ("pixart-sigma", 4)])
-def test_the_latents_are_those_of_each_step(name, asked):
+# ---- other ways to lay latents out and to normalise them ------------------------------------------------------
+
+
+class Mean(torch.nn.Module):
+    """An autoencoder whose four channels are colours, turned, and one of nothing: a linear map explains it."""
+
+    def __init__(self, *, frames=False, bn=False, **config):
+        super().__init__()
+        self.config = config
+        self.frames = frames
+        self.turn = torch.nn.Parameter(torch.linalg.qr(torch.randn(4, 4, generator=seeded()))[0])
+        self.kernel = torch.nn.Parameter(torch.zeros(1, 1, *([1] * (3 if frames else 2))))
+        if bn:
+            self.bn = torch.nn.BatchNorm2d(16)
+            self.bn.running_mean[:] = torch.randn(16, generator=seeded())
+            self.bn.running_var[:] = torch.rand(16, generator=seeded()) + 0.5
+            self.config["batch_norm_eps"] = 1e-4
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def encode(self, pictures):
+        assert pictures.ndim == (5 if self.frames else 4)
+        small = torch.nn.functional.avg_pool2d(pictures[:, :, 0] if self.frames else pictures, 8)
+        latents = torch.einsum("dc,bchw->bdhw", self.turn, torch.cat([small, small[:, :1] * 0], dim=1))
+        latents = latents[:, :, None] if self.frames else latents
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
+
+    def decode(self, latents, return_dict):
+        flat = latents[:, :, 0] if self.frames else latents
+        colours = torch.einsum("dc,bdhw->bchw", self.turn, flat)[:, :3]
+        large = colours.repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
+        return (large[:, :, None] if self.frames else large,)
+
+
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+PICTURE = torch.rand(1, 3, 16, 32, generator=seeded()).repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
+SIZE = (256, 128)
+
+
+def encoded(vae):
+    """The picture as the decoder takes it, without frames."""
+    latents = vae.encode(PICTURE[:, :, None] * 2 - 1 if vae.frames else PICTURE * 2 - 1).latent_dist.mode()
+    return latents[:, :, 0] if vae.frames else latents
+
+
+def assert_it_is_the_picture(sketch):
+    picture = sketch()
+    expected = torch.nn.functional.avg_pool2d(PICTURE, SIZE[0] // picture.size[0])[0].movedim(0, -1)
+    assert np.abs(np.asarray(picture) / 255 - expected.numpy()).max() < 0.02
+
+
+MEAN, STD = [0.5, -1.0, 0.2, 0.0], [2.0, 0.7, 1.0, 3.0]
+COLUMN = (1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "normal"),
+    [
+        ({"scaling_factor": 0.2}, lambda x: x * 0.2),
+        ({"scaling_factor": 1.5, "shift_factor": 0.3}, lambda x: (x - 0.3) * 1.5),
+        (
+            {"latents_mean": MEAN, "latents_std": STD},
+            lambda x: (x - torch.tensor(MEAN).view(COLUMN)) / torch.tensor(STD).view(COLUMN),
+        ),
+        (
+            {"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.2},
+            lambda x: (x - torch.tensor(MEAN).view(COLUMN)) / torch.tensor(STD).view(COLUMN) * 0.2,
+        ),
+    ],
+    ids=["scaled", "shifted", "by channel", "by channel and scaled"],
+)
+@pytest.mark.parametrize("frames", [False, True])
+def test_latents_are_drawn_however_they_are_normalised(config, normal, frames):
+    vae = Mean(frames=frames, **config)
+    latents = normal(encoded(vae))
+    bare = SimpleNamespace(vae=vae, device=torch.device("cpu"))
+    assert_it_is_the_picture(make_sketcher(bare).sketch(latents[0], SIZE))
+    pipeline = FAMILIES["flux"]().pipeline  # packs by itself
+    pipeline.vae = vae
+    packed = pipeline._pack_latents(latents, 1, 4, 16, 32)
+    assert_it_is_the_picture(make_sketcher(pipeline).sketch(packed[0], SIZE))
+
+
+def test_latents_normalised_by_the_channels_of_a_patch_are_drawn():
+    pipeline = FAMILIES["flux2-klein"]().pipeline
+    vae = pipeline.vae = Mean(bn=True)
+    patches = pipeline._patchify_latents(encoded(vae))
+    packed = pipeline._pack_latents(vae.bn.eval()(patches))
+    assert_it_is_the_picture(make_sketcher(pipeline).sketch(packed[0], SIZE))
+
+
+def test_latents_that_nothing_says_how_to_normalise_have_none():
+    assert (
+        make_sketcher(SimpleNamespace(vae=Mean(), device=torch.device("cpu"))).sketch(torch.zeros(4, 16, 32), SIZE)
+        is None
+    )
+
+
+def test_a_pipeline_that_packs_in_another_order_has_none():
+    pipeline = FAMILIES["flux"]().pipeline
+    pipeline.vae = Mean(scaling_factor=1.0)
+    pack = pipeline._pack_latents
+    pipeline._pack_latents = lambda *given: pack(*given).flip(-1)
+    assert make_sketcher(pipeline).sketch(torch.zeros(8 * 16, 16), SIZE) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("sdxl", (1, 4, 8, 8)), ("pixart-sigma", (1, 4, 8, 8)), ("flux", (1, 16, 16)), ("flux2-klein", (1, 16, 16))],
+)
+def test_the_latents_are_those_of_each_step(name, shape):
     family = FAMILIES[name]()  # PixArt has no callback: its scheduler tells
     rendezvous = Rendezvous(family.pipeline)
     seen = []
@@ -122,7 +240,7 @@ def test_the_latents_are_those_of_each_step(name, asked):
         while hub.step():
             pass
     rendezvous.close()
-    assert seen == [(1, 4, 8, 8)] * asked
+    assert seen == [shape] * 4
 
 
 # ---- over sockets ------------------------------------------------------------------------------------------

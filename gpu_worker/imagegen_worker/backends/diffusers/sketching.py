@@ -6,6 +6,7 @@ the latents is explained by them. It costs microseconds a picture, where the dec
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,31 +21,50 @@ _SIDE = 128
 _PATCHES = 4
 _COUNT = 8
 _RIDGE = 1e-3
+_PATCH = 4
+"""Positions that one token of packed latents stands for."""
 
 _log = logging.getLogger(__name__)
 
 
-class Sketcher:
-    """Draws the latents of one model. `scale`: pixels a latent; `weights`: (channels + 1, 3), the last for 1."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one position of latents tells. `weights`: (channels + 1, 3), the last for 1; `scale`: pixels a side."""
 
-    def __init__(self, weights: torch.Tensor, scale: int) -> None:
-        self._weights = weights
-        self._scale = scale
+    weights: torch.Tensor
+    scale: int
+
+
+class Sketcher:
+    """Draws the latents of one model. `plain`: as the decoder takes them; `packed`: by patches of 2 by 2."""
+
+    def __init__(self, plain: Layout | None, packed: Layout | None = None) -> None:
+        self._plain = plain
+        self._packed = packed
 
     def sketch(self, latents: Any, size: tuple[int, int]) -> Sketch | None:
-        """Return what draws one image's latents, of shape (channels, height, width); None if they are no such.
+        """Return what draws one image's latents; None if they are of no kind that is known.
 
-        `size`: width and height of the image in pixels. The device is not waited for.
+        `latents`: of shape (channels, height, width), or packed, (positions, channels), row by row. `size`: width
+        and height of the image in pixels. The device is not waited for.
         """
-        channels = len(self._weights) - 1
-        expected = (channels, size[1] // self._scale, size[0] // self._scale)
-        if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected:
-            return None  # packed in patches, of several frames, or of another size: better none than a wrong one
-        shrink = -(-max(expected[1:]) // MAX_PREVIEW_SIDE_PIXELS)
-        small = latents.detach()[None].float()
+        if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):
+            return None
+        layout = self._packed if latents.ndim == 2 else self._plain
+        if layout is None:
+            return None
+        channels, height, width = len(layout.weights) - 1, size[1] // layout.scale, size[0] // layout.scale
+        expected = (height * width, channels) if latents.ndim == 2 else (channels, height, width)
+        if tuple(latents.shape) != expected:
+            return None  # of another size, or with something beside the image: better none than a wrong one
+        grid = latents.detach().float()
+        if latents.ndim == 2:
+            grid = grid.T.reshape(channels, height, width)
+        shrink = -(-max(height, width) // MAX_PREVIEW_SIDE_PIXELS)
         if shrink > 1:
-            small = torch.nn.functional.avg_pool2d(small, shrink, ceil_mode=True, count_include_pad=False)
-        colours = small[0].movedim(0, -1) @ self._weights[:-1] + self._weights[-1]
+            pool = torch.nn.functional.avg_pool2d
+            grid = pool(grid[None], shrink, ceil_mode=True, count_include_pad=False)[0]
+        colours = grid.movedim(0, -1) @ layout.weights[:-1] + layout.weights[-1]
         pixels = colours.clamp(0, 1).mul(255).round().to(torch.uint8)
         if pixels.device.type != "cuda":
             return lambda: Image.fromarray(pixels.numpy())
@@ -71,19 +91,19 @@ def make_sketcher(pipeline: Any) -> Sketcher | None:
 
 def _fit(pipeline: Any) -> Sketcher | None:
     vae = getattr(pipeline, "vae", None)
-    config: Mapping[str, Any] = getattr(vae, "config", {})
-    # Models that normalise each channel for itself, or have no `scaling_factor`, do something else to latents.
-    if config.get("scaling_factor") is None or config.get("latents_mean") is not None or hasattr(vae, "bn"):
+    if vae is None:
         return None
-    assert vae is not None
     device = getattr(pipeline, "_execution_device", pipeline.device)
-    encoded = vae.encode(_pictures().to(device, vae.dtype)).latent_dist.mode()
-    if encoded.ndim != 4:
-        return None
+    pictures = _pictures().to(device, vae.dtype)
+    frames = next(weights.ndim == 5 for weights in vae.parameters() if weights.ndim >= 4)  # made for videos too
+    coded = vae.encode(pictures[:, :, None] if frames else pictures)
+    encoded = coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latent
     decoded = (vae.decode(encoded, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
-    latents = (encoded.float() - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
-    scale = _SIDE // latents.shape[-1]
-    inputs = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
+    if frames:
+        encoded, decoded = encoded[:, :, 0], decoded[:, :, 0]
+    encoded = encoded.float()
+    scale = _SIDE // encoded.shape[-1]
+    inputs = torch.cat([encoded, torch.ones_like(encoded[:, :1])], dim=1)
     seen = torch.nn.functional.avg_pool2d(decoded, scale)
     weights = _solve(_pixels(inputs[1:-1]), _pixels(seen[1:-1]))
     held_out, colours = _pixels(inputs[:: _COUNT - 1]), _pixels(seen[:: _COUNT - 1])  # the first and the last
@@ -92,7 +112,53 @@ def _fit(pipeline: Any) -> Sketcher | None:
     if not explained >= MIN_EXPLAINED:  # also where it is not a number
         _log.info("no previews: the latents explain only %.2f of the colours", explained)
         return None
-    return Sketcher(weights.float().to(device), scale)
+    patches = torch.cat([weights[:-1].repeat_interleave(_PATCH, dim=0) / _PATCH, weights[-1:]])
+    plain, packed = _normalisations(vae, encoded.shape[1])
+    return Sketcher(
+        None if plain is None else Layout(_fold(weights, *plain).float().to(device), scale),
+        Layout(_fold(patches, *packed).float().to(device), 2 * scale)
+        if packed is not None and _packs_patches(pipeline, encoded.shape[1])
+        else None,
+    )
+
+
+_Affine = tuple[torch.Tensor, torch.Tensor]
+"""By channel: what latents on the way are multiplied by, and what is added, to have what the decoder takes."""
+
+
+def _normalisations(vae: Any, channels: int) -> tuple[_Affine | None, _Affine | None]:
+    """Return how plain latents and packed ones are normalised; None where nothing says it."""
+    config: Mapping[str, Any] = vae.config
+    if hasattr(vae, "bn"):  # FLUX.2's way: by the statistics of each channel of a patch, and never plain
+        spread = (vae.bn.running_var.double().cpu() + config["batch_norm_eps"]).sqrt()
+        return None, (spread, vae.bn.running_mean.double().cpu())
+    mean, spread, factor = (config.get(name) for name in ("latents_mean", "latents_std", "scaling_factor"))
+    if mean is None or spread is None:  # one alone is not used
+        mean = spread = None
+        if factor is None:
+            return None, None
+    one = torch.ones(channels, dtype=torch.double)
+    times = one * torch.tensor(1.0 if spread is None else spread, dtype=torch.double) / (factor or 1.0)
+    plus = one * torch.tensor((config.get("shift_factor") or 0.0) if mean is None else mean, dtype=torch.double)
+    return (times, plus), (times.repeat_interleave(_PATCH), plus.repeat_interleave(_PATCH))
+
+
+def _fold(weights: torch.Tensor, times: torch.Tensor, plus: torch.Tensor) -> torch.Tensor:
+    """Return the weights for latents on the way, given those for what the decoder takes."""
+    return torch.cat([weights[:-1] * times[:, None], weights[-1:] + plus @ weights[:-1]])
+
+
+def _packs_patches(pipeline: Any, channels: int) -> bool:
+    """Whether the pipeline packs as most do: a token for 2 by 2 positions, row by row, its channels outermost."""
+    if not hasattr(pipeline, "_pack_latents"):
+        return False
+    marked = torch.arange(channels * 16.0).view(1, channels, 4, 4)
+    if hasattr(pipeline, "_patchify_latents"):
+        packed = pipeline._pack_latents(pipeline._patchify_latents(marked))
+    else:
+        packed = pipeline._pack_latents(marked, 1, channels, 4, 4)
+    patches = marked.view(1, channels, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return torch.equal(packed, patches.reshape(1, 4, channels * _PATCH))
 
 
 def _pictures() -> torch.Tensor:
