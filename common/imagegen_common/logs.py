@@ -7,9 +7,11 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -72,16 +74,70 @@ def _second(seconds: int) -> str:
 
 
 def _show(value: object) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = str(value)
+    return text if text.isalnum() or _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def log(logger: logging.Logger, level: int, text: str, **fields: Any) -> None:
     """Log a message with `key=value` pairs."""
+    _handle(logger, level, text, fields)
+
+
+def log_all(logger: logging.Logger, lines: Iterable[tuple[int, str, dict[str, Any]]]) -> None:
+    """Log several messages, each with its level and its pairs, in one write."""
+    handlers = [handler for handler in logging.root.handlers if isinstance(handler, _LineHandler)]
+    for handler in handlers:
+        handler.hold()
+    try:
+        for level, text, fields in lines:
+            _handle(logger, level, text, fields)
+    finally:
+        for handler in handlers:
+            handler.let_go()
+
+
+def _handle(logger: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> None:
     if logger.isEnabledFor(level):
         # `logger.log` would look up who calls it, for long, and find this line.
-        record = logger.makeRecord(logger.name, level, __file__, 0, text, (), None, extra={"fields": fields})
+        record = logging.LogRecord(logger.name, level, __file__, 0, text, (), None)
+        record.fields = fields
         logger.handle(record)
+
+
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes each line at once, or, while they are held, all together."""
+
+    _held: list[str] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._held is None:
+            super().emit(record)
+            return
+        try:
+            self._held.append(self.format(record))
+        except Exception:  # noqa: BLE001 - as in the standard library: a bad line must not end the program
+            self.handleError(record)
+
+    def hold(self) -> None:
+        with self._locked():
+            self._held = []
+
+    def let_go(self) -> None:
+        with self._locked():
+            held, self._held = self._held, None
+            if held:
+                self.stream.write(self.terminator.join(held) + self.terminator)
+                self.flush()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 def set_up(level: str, format: str, own: str, **constant: object) -> None:
@@ -89,7 +145,9 @@ def set_up(level: str, format: str, own: str, **constant: object) -> None:
 
     Python's warnings, and exceptions that nobody catches in any thread, become lines too.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    # What no line shows need not be found out for each of them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = _LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(constant) if format == "json" else LineFormatter(constant))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger(own).setLevel(level.upper())

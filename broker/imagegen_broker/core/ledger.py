@@ -3,7 +3,7 @@ and placement always agree. What is to be sent gathers in an outbox, joined wher
 """
 
 import logging
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
@@ -217,7 +217,10 @@ class Ledger:
             self.followed.pop(request.id, None)
         elif old is State.DISPATCHED and request.worker is not None:
             if request.worker.assigned.pop(request.id, None) is not None:
-                request.worker.needed -= Counter([request.model])
+                needed = request.worker.needed
+                needed[request.model] -= 1
+                if not needed[request.model]:
+                    del needed[request.model]
             self.placement.update(request.worker)
         elif old is State.DELIVERED:
             self.unacknowledged[request.resends].pop(request.id, None)

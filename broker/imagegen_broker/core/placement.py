@@ -12,12 +12,14 @@ LOAD_SECONDS = 10.0
 """What `least-wait` takes the loading of a model for: nobody tells, and the order of magnitude is enough."""
 _MAX_SEEN_MODELS = 4096
 
-_Place = tuple[bool, Key, int, bytes]
-"""Whether it comes after the warm ones, the strategy's key, the worker's version and id."""
+_Place = tuple[bool, Key, int, Worker]
+"""Whether it comes after the warm ones, the strategy's key, its version, unlike all others, and the worker."""
 
 
 class Placement:
     """Knows the workers, by model. Tell it of each change with `update`; stale entries are dropped lazily.
+
+    A worker's new place is found when the next one is to be chosen, once for all that has changed until then.
 
     Of the workers with room, those that have the model warm go first; a cold one takes what finds no room there.
     `least-wait` adds the time of the loading to a cold worker's expected finish instead.
@@ -30,6 +32,8 @@ class Placement:
         self._heaps: dict[str, list[_Place]] = {}
         self._serving: dict[str, dict[bytes, Worker]] = {}
         self._plans: dict[str, dict[bytes, int]] = {}
+        self._changed: dict[bytes, Worker] = {}
+        self._version = 0
         self.generation = 0
         """Grows when a worker comes or goes."""
         self._seen: dict[str | None, float | None] = {}
@@ -74,6 +78,8 @@ class Placement:
     def remove(self, worker: Worker) -> None:
         """Forget a worker."""
         self._workers.pop(worker.id, None)
+        self._changed.pop(worker.id, None)
+        worker.version = -1
         self.generation += 1
         for model in worker.ready.models:
             serving = self._serving.get(model, {})
@@ -86,15 +92,22 @@ class Placement:
 
     def update(self, worker: Worker) -> None:
         """Note that the worker's depth, speed or state has changed."""
-        worker.version += 1
-        if worker.id not in self._workers or worker.room == 0:
+        if worker.id in self._workers:
+            worker.version = -1
+            self._changed[worker.id] = worker
+
+    def _place(self, worker: Worker) -> None:
+        """Give a worker its place in the order of each of its models, if it has room."""
+        if worker.room == 0:
             return
+        self._version += 1
+        worker.version = self._version
         for model in worker.ready.models:
             heap = self._heaps.setdefault(model, [])
             later = self.strategy != "least-wait" and not worker.is_warm(model)
-            heapq.heappush(heap, (later, self._key(self._load(worker, model)), worker.version, worker.id))
+            heapq.heappush(heap, (later, self._key(self._load(worker, model)), self._version, worker))
             if len(heap) > 64 and len(heap) > 8 * len(self._workers):
-                self._heaps[model] = [kept for kept in heap if self._is_fresh(kept)]
+                self._heaps[model] = [place for place in heap if place[3].version == place[2]]
                 heapq.heapify(self._heaps[model])
 
     def plan(self, model: str, backlog: int) -> None:
@@ -107,19 +120,15 @@ class Placement:
 
     def choose(self, model: str) -> Worker | None:
         """Return the worker that should get the next request for the model; None: it waits."""
-        heap = self._heaps.get(model)
         plan = self._plans.get(model)
-        while heap:
-            worker = self._peek(model)
-            if worker is None:
-                return None
+        while (worker := self._peek(model)) is not None:
             if plan is None:
                 return worker
             if plan.get(worker.id, 0) > 0:
                 plan[worker.id] -= 1
                 return worker
             # Its share is used up; those who come later in the order may still have one.
-            heapq.heappop(heap)
+            heapq.heappop(self._heaps[model])
             plan.setdefault(worker.id, 0)
         return None
 
@@ -131,16 +140,17 @@ class Placement:
                 self.update(worker)
 
     def _peek(self, model: str) -> Worker | None:
+        if self._changed:
+            for changed in self._changed.values():
+                self._place(changed)
+            self._changed.clear()
         heap = self._heaps.get(model)
         while heap:
-            if self._is_fresh(heap[0]):
-                return self._workers[heap[0][3]]
+            _, _, version, worker = heap[0]
+            if worker.version == version:
+                return worker
             heapq.heappop(heap)
         return None
-
-    def _is_fresh(self, place: _Place) -> bool:
-        worker = self._workers.get(place[3])
-        return worker is not None and worker.version == place[2] and worker.room > 0
 
     def _load(self, worker: Worker, model: str) -> Load:
         if self.strategy != "least-wait":

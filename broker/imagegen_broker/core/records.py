@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import Error, Message, Ready, WorkerStats
@@ -57,6 +57,9 @@ class State(Enum):
     DISPATCHED = "dispatched"
     DELIVERED = "delivered"
     GONE = "gone"
+
+    __hash__ = object.__hash__
+    """Members are singletons; `Enum`'s own hash, of the name, is computed in Python at each look-up."""
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -170,7 +173,7 @@ class Worker:
     last_used: int = 0
     """The number of the broker's dispatch that went to it last."""
     version: int = 0
-    """Grows with each change that placement must see."""
+    """Of its place in the order of workers; no two places have the same."""
 
     @property
     def name(self) -> str:
@@ -222,8 +225,7 @@ class ToWorker:
 Action = ToClient | ToWorker
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """A line for the log; `level` as in `logging`."""
 
     level: int
@@ -231,8 +233,7 @@ class Note:
     fields: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(NamedTuple):
     """A traced request has changed its state; `worker` is the one that it leaves, if it was at one."""
 
     request_id: bytes
