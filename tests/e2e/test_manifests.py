@@ -7,6 +7,7 @@ import pytest
 
 from imagegen_client import Client
 from tests.e2e.conftest import BROKER, SIMULATED, command
+from tests.e2e.gateway.conftest import Gateway
 from tests.unit.deploy.test_kubernetes import FOLDER, build, container, pod, words_of_the_comment
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
@@ -56,3 +57,10 @@ def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
     with Client(place.frontend, key=alice, broker_key=tmp_path / "broker.key") as client:
         fleet.wait_for_workers(client, 1)
         assert client.generate("a red circle", seed=1).worker == "pod-1"
+
+    here = [word for word in words(objects, "gateway", secrets, tmp_path / "gateway") if "--http" not in word]
+    gateway = Gateway(fleet, "gateway", tmp_path / "state", here)
+    api_key = gateway.add_key("alice")
+    image = gateway.openai(api_key).images.generate(prompt="a red circle", extra_body={"seed": 1}).data[0]
+    gateway.close()
+    assert (image.seed, bool(image.b64_json)) == (1, True)

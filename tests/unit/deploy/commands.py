@@ -5,11 +5,16 @@ from pathlib import Path
 import click
 
 import imagegen_broker.cli
+import imagegen_gateway.cli
 import imagegen_worker.cli
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-COMMANDS = {"broker": imagegen_broker.cli.main, "worker": imagegen_worker.cli.main}
+COMMANDS = {
+    "broker": imagegen_broker.cli.main,
+    "gateway": imagegen_gateway.cli.main,
+    "worker": imagegen_worker.cli.main,
+}
 OLD_NAMES = (
     "GPU_IDS",
     "ENABLE_BATCHING",
@@ -17,9 +22,11 @@ OLD_NAMES = (
     "MAX_BATCH_WAIT_TIME",
     "GPU_LOAD_BALANCE_STRATEGY",
     "IMAGEGEN_BROKER",
+    "IMAGEGEN_FRONTEND",
 )
 BROKER_PORTS = {"frontend": 5555, "backend": 5556, "http": 8080}
 WORKER_HTTP_PORT = 9101
+GATEWAY_PORT = 8000
 
 
 def variables(role):

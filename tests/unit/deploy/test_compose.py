@@ -10,8 +10,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.e2e.conftest import command
 from tests.promtool import needs_promtool, promtool
-from tests.unit.deploy.commands import BROKER_PORTS, DEPLOY, ROOT, WORKER_HTTP_PORT, understood, variables
+from tests.unit.deploy.commands import (
+    BROKER_PORTS,
+    DEPLOY,
+    GATEWAY_PORT,
+    ROOT,
+    WORKER_HTTP_PORT,
+    default,
+    understood,
+    variables,
+)
 
 COMPOSE = DEPLOY / "compose"
 FILES = ("compose.yaml", "compose.per-gpu.yaml")
@@ -73,14 +83,14 @@ def test_compose_takes_it_without_a_word(file):
 
 def test_all_roles_are_there(file):
     made = services(file)
-    assert {"broker", "prometheus", "grafana"} < set(made)
+    assert {"broker", "gateway", "prometheus", "grafana"} < set(made)
     assert len(workers(made)) == (1 if file == "compose.yaml" else 4)
 
 
 def test_the_commands_know_every_variable_and_word(file, monkeypatch):
     for name, service in services(file, **dict(KEYS)).items():
         role = "worker" if name.startswith("worker") else name
-        if role in ("broker", "worker"):
+        if role in ("broker", "gateway", "worker"):
             assert service["environment"].keys() <= variables(role)
             understood(role, service.get("command") or (), service["environment"], monkeypatch)
 
@@ -93,6 +103,30 @@ def test_workers_dial_where_the_broker_listens(file, monkeypatch):
     for service in workers(made).values():
         worker = understood("worker", service["command"] or (), service["environment"], monkeypatch)
         assert worker["broker"] == (f"tcp://broker:{BROKER_PORTS['backend']}",)
+
+
+def test_the_gateway_dials_the_broker_and_asks_for_keys(file, monkeypatch):
+    service = services(file)["gateway"]
+    gateway = understood("gateway", service["command"], service["environment"], monkeypatch)
+    assert gateway["broker"] == (f"tcp://broker:{BROKER_PORTS['frontend']}",)
+    assert (gateway["http"], gateway["auth"]) == (f"0.0.0.0:{GATEWAY_PORT}", "keys")
+    assert gateway["public_url"] is None
+
+
+def test_the_gateways_state_outlives_the_container_and_is_all_that_it_writes(file, monkeypatch):
+    service = services(file)["gateway"]
+    gateway = understood("gateway", service["command"], service["environment"], monkeypatch)
+    (state,) = [mount for mount in service["volumes"] if mount["type"] == "volume"]
+    assert state["target"] == gateway["state_folder"] == "/state"
+    assert (service["read_only"], service["tmpfs"]) == (True, ["/tmp"])
+    assert int(service["stop_grace_period"].removesuffix("s")) >= default("gateway", "drain_timeout") + 15
+
+
+def test_a_shell_that_dials_another_fleet_does_not_lead_the_gateway_astray(file):
+    shell = {"IMAGEGEN_FRONTEND": "tcp://elsewhere:5555", "IMAGEGEN_GATEWAY_PUBLIC_URL": "https://images.test"}
+    environment = services(file, **shell)["gateway"]["environment"]
+    assert environment["IMAGEGEN_FRONTEND"] == "tcp://broker:5555"
+    assert environment["IMAGEGEN_GATEWAY_PUBLIC_URL"] == "https://images.test"
 
 
 def test_the_names_of_the_old_guide_work(file, monkeypatch):
@@ -133,8 +167,8 @@ def test_one_container_supervises_every_gpu():
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
 
 
-def test_keys_reach_broker_and_workers(file, monkeypatch):
-    assert len(KEYS) == 5
+def test_keys_reach_broker_workers_and_gateway(file, monkeypatch):
+    assert len(KEYS) == 7
     made = services(file, **dict(KEYS))
     broker = understood("broker", (), made["broker"]["environment"], monkeypatch)
     assert str(broker["key"]) == "/keys/broker.key_secret"
@@ -145,6 +179,23 @@ def test_keys_reach_broker_and_workers(file, monkeypatch):
             "/keys/workers.key_secret",
             "/keys/broker.key",
         ]
+    gateway = understood("gateway", (), made["gateway"]["environment"], monkeypatch)
+    assert str(gateway["key"]) == "/keys/gateway.key_secret"
+    assert str(gateway["broker_key"]) == "/keys/broker.key"
+
+
+def test_the_examples_commands_make_the_keys_that_its_settings_name(tmp_path):
+    made = re.findall(r"^# {5}(.*)$", EXAMPLE, re.MULTILINE)
+    for line in made:
+        for words in (part.split() for part in line.split(";")):
+            if words[0] == "imagegen":
+                command(*words, cwd=tmp_path)
+            else:
+                subprocess.run(["/bin/sh", "-c", " ".join(words)], cwd=tmp_path, check=True)
+    for name, path in KEYS:
+        role = {"BROKER": "broker", "WORKER": "workers", "GATEWAY": "gateway"}[name.split("_")[1]]
+        assert (tmp_path / "keys" / role / path.removeprefix("/keys/")).exists(), name
+    assert {path.name for path in (tmp_path / "keys/broker/clients").iterdir()} == {"alice.key", "gateway.key"}
 
 
 def test_ports_beyond_this_host_need_the_operators_word(file):
@@ -155,7 +206,10 @@ def test_ports_beyond_this_host_need_the_operators_word(file):
 
 
 def test_what_is_mounted_is_there(file):
-    made_by_the_operator = {COMPOSE / "models", COMPOSE / "keys/broker", COMPOSE / "keys/workers"}
+    made_by_the_operator = {
+        COMPOSE / "models",
+        *(COMPOSE / "keys" / role for role in ("broker", "workers", "gateway")),
+    }
     mounts = [mount for service in services(file).values() for mount in service["volumes"]]
     sources = {Path(mount["source"]) for mount in mounts if mount["type"] == "bind"}
     assert [path for path in sources - made_by_the_operator if not path.exists()] == []
@@ -185,8 +239,17 @@ def test_prometheus_is_as_elsewhere_but_for_addresses():
     (targets,) = [mount for mount in made["volumes"] if mount["source"] == "targets"]
     written = made["environment"]["IMAGEGEN_BROKER_PROMETHEUS_TARGETS"]
     assert written.removeprefix(targets["target"]) == files["files"][0].removeprefix("/targets")
+    assert here["scrape_configs"].pop() == commented_out_job(ROOT / "configs/prometheus/prometheus.yml")
     files["files"] = there["scrape_configs"][1]["file_sd_configs"][0]["files"]
     assert here == there
+
+
+def commented_out_job(path):
+    """The gateway's job, which a fleet without one leaves out; its address is the composed one's."""
+    (text,) = re.findall(r"^  # (- job_name: imagegen-gateway\n(?:  #   .*\n)+)", path.read_text(), re.MULTILINE)
+    (job,) = yaml.safe_load(text.replace("\n  # ", "\n"))
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{GATEWAY_PORT}"]}]
+    return {**job, "static_configs": [{"targets": [f"gateway:{GATEWAY_PORT}"]}]}
 
 
 @needs_promtool

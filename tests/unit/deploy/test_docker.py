@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy.commands import BROKER_PORTS, DEPLOY, ROOT, WORKER_HTTP_PORT
+from tests.unit.deploy.commands import BROKER_PORTS, DEPLOY, GATEWAY_PORT, ROOT, WORKER_HTTP_PORT
 
 RECIPES = {path.suffix[1:]: path for path in (DEPLOY / "docker").glob("Dockerfile.*")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXPOSED = {"broker": set(BROKER_PORTS.values()), "worker": {WORKER_HTTP_PORT}, "client": set()}
+EXPOSED = {
+    "broker": set(BROKER_PORTS.values()),
+    "gateway": {GATEWAY_PORT},
+    "worker": {WORKER_HTTP_PORT},
+    "client": set(),
+}
 
 
 def instructions(role):

@@ -12,7 +12,15 @@ import yaml
 
 from imagegen_protocol.keys import read_dial_keys, read_pair
 from tests.e2e.conftest import command
-from tests.unit.deploy.commands import BROKER_PORTS, DEPLOY, ROOT, WORKER_HTTP_PORT, default, understood
+from tests.unit.deploy.commands import (
+    BROKER_PORTS,
+    DEPLOY,
+    GATEWAY_PORT,
+    ROOT,
+    WORKER_HTTP_PORT,
+    default,
+    understood,
+)
 
 FOLDER = DEPLOY / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
@@ -125,6 +133,8 @@ def test_ports_are_the_commands_own(objects, monkeypatch):
     worker = params(objects, "worker", monkeypatch)
     assert ports(objects, "worker") == {"metrics": worker["http_port"]} == {"metrics": WORKER_HTTP_PORT}
     assert worker["http_host"] == "0.0.0.0"
+    assert ports(objects, "gateway") == {"http": GATEWAY_PORT}
+    assert params(objects, "gateway", monkeypatch)["http"] == f"0.0.0.0:{GATEWAY_PORT}"
 
 
 def test_workers_dial_the_brokers_service(objects, monkeypatch):
@@ -135,13 +145,55 @@ def test_workers_dial_the_brokers_service(objects, monkeypatch):
     )
 
 
+def test_the_gateway_is_a_client_that_asks_for_keys_and_keeps_its_state(objects, monkeypatch):
+    gateway = params(objects, "gateway", monkeypatch)
+    assert gateway["broker"] == (f"tcp://imagegen-broker:{BROKER_PORTS['frontend']}",)
+    assert gateway["auth"] == "keys"
+    (mount,) = [one for one in container(objects, "gateway")["volumeMounts"] if one["name"] == "state"]
+    assert mount["mountPath"] == gateway["state_folder"]
+    deployment = find(objects, "Deployment", "imagegen-gateway")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    assert pod(objects, "gateway")["terminationGracePeriodSeconds"] >= gateway["drain_timeout"] + 15
+
+
+def test_the_ingress_leads_to_the_gateway_which_knows_its_name(objects, monkeypatch):
+    spec = find(objects, "Ingress", "imagegen-gateway")["spec"]
+    (rule,) = spec["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": "imagegen-gateway", "port": {"name": "http"}}
+    assert spec["tls"][0]["hosts"] == [rule["host"]]
+    assert params(objects, "gateway", monkeypatch)["public_url"] == f"https://{rule['host']}"
+
+
+def allowed(objects, role, port):
+    """The roles whose pods a policy lets in at a port; None stands for everybody."""
+    rules = find(objects, "NetworkPolicy", f"imagegen-{role}")["spec"]["ingress"]
+    peers = [one for rule in rules if {"port": port} in rule["ports"] for one in rule.get("from", [None])]
+    return {one and one["podSelector"]["matchLabels"].get(NAME) for one in peers}
+
+
+def test_what_a_pod_may_dial_lets_it_in(objects):
+    for role, others in {
+        "worker": {"broker": "backend"},
+        "gateway": {"broker": "frontend", "worker": "metrics"},
+    }.items():
+        rules = find(objects, "NetworkPolicy", f"imagegen-{role}")["spec"]["egress"]
+        for other, name in others.items():
+            port = ports(objects, other)[name]
+            to = {"podSelector": {"matchLabels": {NAME: f"imagegen-{other}"}}}
+            assert {"to": [to], "ports": [{"port": port}]} in rules
+            assert f"imagegen-{role}" in allowed(objects, other, port)
+    assert allowed(objects, "gateway", GATEWAY_PORT) == {None}
+
+
 def test_services_policies_and_monitors_name_what_is_there(objects):
     labels = {
         role: find(objects, "Deployment", f"imagegen-{role}")["spec"]["template"]["metadata"]["labels"]
-        for role in ("broker", "worker")
+        for role in ("broker", "gateway", "worker")
     }
     for thing in objects:
-        role = "worker" if thing["metadata"]["name"] == "imagegen-worker" else "broker"
+        name = thing["metadata"]["name"].removeprefix("imagegen-")
+        role = name if name in labels else "broker"
         spec = thing.get("spec", {})
         if thing["kind"] == "Service":
             assert spec["selector"].items() <= labels[role].items()
@@ -160,7 +212,11 @@ def test_services_policies_and_monitors_name_what_is_there(objects):
 
 
 def test_probes_ask_for_what_the_daemons_show(objects):
-    sources = {"broker": "broker/imagegen_broker/http.py", "worker": "gpu_worker/imagegen_worker/http.py"}
+    sources = {
+        "broker": "broker/imagegen_broker/http.py",
+        "gateway": "gateway/imagegen_gateway/routes/operations.py",
+        "worker": "gpu_worker/imagegen_worker/http.py",
+    }
     for role, source in sources.items():
         probes = {key: value for key, value in container(objects, role).items() if key.endswith("Probe")}
         assert {"readinessProbe", "livenessProbe"} <= probes.keys()
@@ -168,8 +224,10 @@ def test_probes_ask_for_what_the_daemons_show(objects):
             assert f'"{probe["httpGet"]["path"]}"' in (ROOT / source).read_text()
             assert probe["httpGet"]["port"] in ports(objects, role)
     assert container(objects, "worker")["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    # A broker is ready by /readyz once it has a worker, which reaches it once it is ready.
-    assert container(objects, "broker")["readinessProbe"]["httpGet"]["path"] == "/healthz"
+    # A broker is ready by /readyz once it has a worker, which reaches it once it is ready; and a fleet that has
+    # scaled to none is asked through a gateway that is ready without one.
+    for role in ("broker", "gateway"):
+        assert container(objects, role)["readinessProbe"]["httpGet"]["path"] == "/healthz"
 
 
 def test_a_worker_has_one_gpu_and_the_time_to_drain(objects, monkeypatch):
@@ -181,7 +239,7 @@ def test_a_worker_has_one_gpu_and_the_time_to_drain(objects, monkeypatch):
 
 
 def test_nothing_is_root_or_writes_where_it_should_not(objects):
-    for role in ("broker", "worker"):
+    for role in ("broker", "gateway", "worker"):
         assert pod(objects, role)["securityContext"]["runAsUser"] == 10001
         assert pod(objects, role)["automountServiceAccountToken"] is False
         context = container(objects, role)["securityContext"]
@@ -191,7 +249,7 @@ def test_nothing_is_root_or_writes_where_it_should_not(objects):
 
 def test_volumes_are_there_for_every_mount(objects):
     claims = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "PersistentVolumeClaim"}
-    for role in ("broker", "worker"):
+    for role in ("broker", "gateway", "worker"):
         volumes = {volume["name"]: volume for volume in pod(objects, role)["volumes"]}
         assert {mount["name"] for mount in container(objects, role)["volumeMounts"]} == volumes.keys()
         for volume in volumes.values():
@@ -222,7 +280,7 @@ def words_of_the_comment():
 def test_keys_come_as_the_pods_expect_them(tmp_path, monkeypatch):
     shutil.copy(FOLDER / "keys/kustomization.yaml", tmp_path)
     made = words_of_the_comment()
-    assert len(made) == 3
+    assert len(made) == 4
     for words in made:
         command(*words, cwd=tmp_path)
     keys = build(tmp_path)
@@ -230,7 +288,7 @@ def test_keys_come_as_the_pods_expect_them(tmp_path, monkeypatch):
         kubernetes_validate.validate(thing, kubernetes_validate.latest_version(), strict=True)
     there = {(thing["kind"], thing["metadata"]["name"]): set(thing["data"]) for thing in keys}
     objects = build(FOLDER / "overlays/single-node")
-    for role in ("broker", "worker"):
+    for role in ("broker", "gateway", "worker"):
         mounts = {mount["name"]: mount["mountPath"] for mount in container(objects, role)["volumeMounts"]}
         files = set()
         for volume in pod(objects, role)["volumes"]:
@@ -247,4 +305,5 @@ def test_keys_come_as_the_pods_expect_them(tmp_path, monkeypatch):
         for folder in ("authorized_clients", "authorized_workers"):
             assert folder not in used or any(name.startswith(f"{used[folder]}/") for name in files)
     assert read_pair(tmp_path / "broker.key_secret")
-    assert read_dial_keys(tmp_path / "workers.key_secret", tmp_path / "broker.key")
+    for name in ("workers", "gateway"):
+        assert read_dial_keys(tmp_path / f"{name}.key_secret", tmp_path / "broker.key")

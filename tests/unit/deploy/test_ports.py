@@ -1,6 +1,6 @@
 """The ports in all deployments are those that the broker has by default."""
 
-from tests.unit.deploy.commands import BROKER_PORTS, default
+from tests.unit.deploy.commands import BROKER_PORTS, GATEWAY_PORT, default
 
 
 def test_the_brokers_ports_are_its_defaults():
@@ -10,3 +10,8 @@ def test_the_brokers_ports_are_its_defaults():
 
 def test_workers_dial_the_backend_by_default():
     assert default("worker", "broker") == (f"tcp://127.0.0.1:{BROKER_PORTS['backend']}",)
+
+
+def test_the_gateways_port_is_its_default():
+    assert default("gateway", "http") == f"127.0.0.1:{GATEWAY_PORT}"
+    assert default("gateway", "broker") == (f"tcp://127.0.0.1:{BROKER_PORTS['frontend']}",)
