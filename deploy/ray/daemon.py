@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import ray
@@ -18,9 +18,17 @@ _RESTART_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
-def _drain_with_parent() -> None:
-    # Ray kills actors with SIGKILL: the daemon must not go on with a GPU that Ray takes for free.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with(parent: int) -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec little is safe
+
+    def in_child() -> None:
+        # Not SIGTERM, which drains: for minutes it would hold the memory of a GPU that Ray takes for free, and gives to the
+        # next actor. What it had goes to other workers. (The thread that starts it counts as its parent, and waits for it.)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before this was asked for
+
+    return in_child
 
 
 class Daemon:
@@ -49,7 +57,7 @@ class Daemon:
             if self._leaving:
                 return DRAINED
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_drain_with_parent
+                self._command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with(os.getpid())
             )
         status = self._process.wait()
         if status == DRAINED or status in USELESS or self._leaving:

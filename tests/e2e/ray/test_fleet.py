@@ -3,6 +3,7 @@
 import os
 import signal
 
+import psutil
 import pytest
 
 from tests.e2e.conftest import program
@@ -93,6 +94,27 @@ def test_a_daemon_that_dies_is_started_again(nodes, fleet, client, start):
     os.kill(client.stats()["per_gpu_stats"][0]["pid"], signal.SIGKILL)
     fleet.wait_until(lambda: workers(client) - before, "another worker")
     assert_all_right(jobs)
+
+
+def test_an_actor_that_is_killed_takes_its_daemon_along_at_once(nodes, fleet, client, start):
+    nodes.tell("add", "one", "1")
+    start("--min", "1", "--max", "1", worker=("--backend", "simulated", "--simulated-batch-seconds", "300"))
+    wait_for(fleet, client, lambda count: count == 1, "a worker")
+    before = workers(client)
+    (job,) = submit(client, 1)  # it would be drained for five minutes
+    fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["running"], "work at the worker")
+    daemon = psutil.Process(client.stats()["per_gpu_stats"][0]["pid"])
+    daemon.parent().kill()
+    fleet.wait_until(lambda: ended(daemon), "the end of a daemon without its actor")
+    job.cancel()
+    fleet.wait_until(lambda: workers(client) - before, "another worker")
+
+
+def ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_setting_that_cannot_work_ends_the_fleet(nodes, start):
