@@ -22,8 +22,9 @@ def _end_with(parent: int) -> Callable[[], None]:
     prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec little is safe
 
     def in_child() -> None:
-        # Not SIGTERM, which drains: for minutes it would hold the memory of a GPU that Ray takes for free, and gives to the
-        # next actor. What it had goes to other workers. (The thread that starts it counts as its parent, and waits for it.)
+        # Not SIGTERM, which drains: for minutes it would hold the memory of a GPU that Ray takes for free and
+        # gives to the next actor. What it had goes to other workers. Its parent is, to the kernel, the thread that
+        # starts it, and that waits for it.
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)  # it died before this was asked for
