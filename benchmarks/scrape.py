@@ -27,7 +27,7 @@ from tools.fleet import Fleet
 _CLIENTS = 100
 
 
-def _ready(number: int) -> Ready:
+def _ready(number: int, models: int = 1) -> Ready:
     return Ready(
         worker_id=number.to_bytes(16, "big"),
         name=f"host{number // 8}-gpu{number % 8}",
@@ -35,17 +35,17 @@ def _ready(number: int) -> Ready:
         gpu_id=number % 8,
         device="cuda:0",
         backend="none",
-        models=["busy" if number == 0 else "free"],
+        models=["busy" if number == 0 else "free", *(f"model-{other}" for other in range(1, models))],
         capacity=16,
         max_batch_size=8,
     )
 
 
-def cost_of_a_scrape(workers: int, waiting: int, repeats: int = 200) -> tuple[float, float]:
+def cost_of_a_scrape(workers: int, waiting: int, models: int, repeats: int = 200) -> tuple[float, float]:
     """Return the median seconds of a core that the loop spends on a scrape, and that the HTTP thread does."""
     core = BrokerCore(Settings(epoch=bytes(16)), 0.0)
     for number in range(workers):
-        ready = _ready(number)
+        ready = _ready(number, models)
         core.from_worker(ready.worker_id, ready, encode(ready), (), 10.0)
     for number in range(waiting):
         submit = Submit(request_id=number.to_bytes(16, "big"), model="busy")
@@ -137,13 +137,14 @@ def scraping(url: str, a_second: float) -> Iterator[Callable[[], int]]:
 
 @click.command()
 @click.option("--workers", type=click.IntRange(2), default=200, show_default=True)
+@click.option("--models", type=click.IntRange(1), default=1, show_default=True, help="Of each worker.")
 @click.option("--waiting", type=click.IntRange(0), default=5000, show_default=True, help="Requests that wait.")
 @click.option("--requests", type=click.IntRange(10), default=2000, show_default=True, help="Sent for each figure.")
 @click.option("--scrapes", type=click.FloatRange(min=0.1), default=10, show_default=True, help="A second.")
-def main(workers: int, waiting: int, requests: int, scrapes: float) -> None:
+def main(workers: int, models: int, waiting: int, requests: int, scrapes: float) -> None:
     """Measure what scraping the broker costs."""
-    in_loop, rendering = cost_of_a_scrape(workers, waiting)
-    click.echo(f"one scrape, {workers} workers and {waiting} requests that wait:")
+    in_loop, rendering = cost_of_a_scrape(workers, waiting, models)
+    click.echo(f"one scrape, {workers} workers and {waiting} requests that wait, {models} models a worker:")
     click.echo(f"  in the loop {in_loop * 1e3:.2f} ms, on the HTTP thread {rendering * 1e3:.2f} ms")
     with Fleet() as fleet:
         fleet.start_broker("--heartbeat-interval", "1", "--log-level", "error")

@@ -19,7 +19,7 @@ from imagegen_broker.access import Access, AllowList, Role
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
 from imagegen_broker.core.records import Action, Settings, ToClient
-from imagegen_broker.core.snapshot import status
+from imagegen_broker.core.snapshot import View, status
 from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log_all
 from imagegen_common.notify import Notifier
@@ -48,7 +48,7 @@ Frames = list[bytes | zmq.Frame]
 class Snapshot:
     """An immutable view of the core, for HTTP."""
 
-    statistics: dict[str, Any]
+    view: View
     ready: bool
     queue_wait: Histogram
     duration: Histogram
@@ -60,12 +60,17 @@ class Snapshot:
         """Copy what is to be shown: all that a view costs the loop."""
         counters = core.ledger.counters
         return cls(
-            core.statistics(now),
+            core.view(now),
             core.is_ready(now),
             counters.queue_wait.copy(),
             counters.duration.copy(),
             tuple([len(client.requests) for client in core.ledger.clients.values()]),
         )
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What `/stats` shows; made anew at each call, by the thread that asks."""
+        return self.view.statistics()
 
 
 class Server:

@@ -21,7 +21,7 @@ from imagegen_broker.core.records import (
     ToWorker,
     Worker,
 )
-from imagegen_broker.core.snapshot import statistics
+from imagegen_broker.core.snapshot import View, view
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
 from imagegen_protocol.messages import (
     ClientMessage,
@@ -190,7 +190,11 @@ class BrokerCore:
 
     def statistics(self, now: float) -> dict[str, Any]:
         """Return what `/stats` shows, as plain values."""
-        return statistics(self.ledger, self.started, now)
+        return self.view(now).statistics()
+
+    def view(self, now: float) -> View:
+        """Return what statistics are made of, on whatever thread: a copy."""
+        return view(self.ledger, self.started, now)
 
     def is_ready(self, now: float) -> bool:
         """Say whether requests are dispatched: the grace is over, and some worker is there."""

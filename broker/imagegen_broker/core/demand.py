@@ -1,12 +1,14 @@
 """What is asked for, by model: who could make it, how much waits, and how long that will take."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import Worker
+from imagegen_protocol.messages import Ready, WorkerStats
 
 UNMEASURED_SECONDS = 1.0
 """Taken for a request for a model of which no worker has told its speed yet."""
@@ -17,6 +19,40 @@ OTHER_MODELS = "other"
 _MAX_MODELS = 500
 
 
+class WorkerView(NamedTuple):
+    """What was so of a worker at one time; nothing in it changes any more. `state`: "ready" where it takes work."""
+
+    ready: Ready
+    stats: WorkerStats
+    state: str
+    depth: int
+    running: int
+    holding: int
+    dispatches: int
+    warm: frozenset[str]
+    needed: tuple[tuple[str | None, int], ...]
+    """Models of what is assigned to it, and how often."""
+    seconds_per_image: float | None
+    step_age: float | None
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Who could make what, and what was asked for, at one time."""
+
+    workers: Sequence[WorkerView]
+    seen: Mapping[str | None, float | None]
+    """As `Placement.seen`."""
+    waiting: Mapping[str | None, int]
+    """Requests that wait here, by model."""
+
+    @classmethod
+    def of(cls, ledger: Ledger, workers: Sequence[WorkerView]) -> Self:
+        """Copy it; `workers` are the ledger's."""
+        return cls(workers, dict(ledger.placement.seen()), ledger.queue.waiting_by_model())
+
+
 class _Supply(NamedTuple):
     """Who can make a model: workers that take work, those of them without any, and device seconds a request."""
 
@@ -25,21 +61,20 @@ class _Supply(NamedTuple):
     seconds: float | None = None
 
 
-def demand(ledger: Ledger) -> list[dict[str, Any]]:
+def demand(at: Demand) -> list[dict[str, Any]]:
     """Return one row for each model that is, or lately was, served or waited for; seconds of device time.
 
     `unfinished` are the requests that wait here or are at workers, `backlog_seconds` the work that they are: each
     counts as an average one, for the broker does not read what it asks for.
     """
-    supplies = _supplies(ledger)
-    seen = ledger.placement.seen()
+    supplies = _supplies(at.workers)
     dispatched: Counter[str | None] = Counter()
-    for worker in ledger.workers.values():
-        dispatched.update(worker.needed)
-    waited_for = {model: ledger.queue.waiting(model) for model in ledger.queue.models()}
+    for worker in at.workers:
+        dispatched.update(dict(worker.needed))
+    waited_for = dict(at.waiting)
     rows: list[dict[str, Any]] = []
-    for model in islice(dict.fromkeys((*supplies, *seen, *dispatched, *waited_for)), _MAX_MODELS):
-        supply = supplies.get(model) or _Supply(seconds=seen.get(model))
+    for model in islice(dict.fromkeys((*supplies, *at.seen, *dispatched, *waited_for)), _MAX_MODELS):
+        supply = supplies.get(model) or _Supply(seconds=at.seen.get(model))
         rows.append(_row(model or NO_MODEL, supply, waited_for.pop(model, 0), dispatched.get(model, 0)))
     if waited_for:
         rows.append(_row(OTHER_MODELS, _Supply(), sum(waited_for.values()), 0))
@@ -59,10 +94,10 @@ def _row(model: str, supply: _Supply, waiting: int, dispatched: int) -> dict[str
     }
 
 
-def _supplies(ledger: Ledger) -> dict[str | None, _Supply]:
+def _supplies(workers: Sequence[WorkerView]) -> dict[str | None, _Supply]:
     """Return who can make each model; workers with the same models are looked at once for all of them."""
-    alike: defaultdict[tuple[str, ...], list[Worker]] = defaultdict(list)
-    for worker in ledger.workers.values():
+    alike: defaultdict[tuple[str, ...], list[WorkerView]] = defaultdict(list)
+    for worker in workers:
         alike[tuple(worker.ready.models)].append(worker)
     groups: defaultdict[str, tuple[tuple[str, ...], ...]] = defaultdict(tuple)
     for models in alike:
@@ -75,6 +110,6 @@ def _supplies(ledger: Ledger) -> dict[str | None, _Supply]:
     return {model: known[several] for model, several in groups.items()}
 
 
-def _supply(workers: list[Worker]) -> _Supply:
-    ready = [worker for worker in workers if worker.available]
+def _supply(workers: list[WorkerView]) -> _Supply:
+    ready = [worker for worker in workers if worker.state == "ready"]
     return _Supply(len(ready), sum(not worker.depth for worker in ready), seconds_per_request(workers))

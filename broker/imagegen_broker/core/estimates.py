@@ -1,9 +1,22 @@
 """When will a request that waits be begun: pure functions over what workers tell of themselves."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from imagegen_broker.core.records import Worker
+from imagegen_protocol.messages import Ready, WorkerStats
+
+
+class Measured(Protocol):
+    """What a worker tells of itself, now or in a copy; times in seconds."""
+
+    @property
+    def ready(self) -> Ready: ...
+    @property
+    def stats(self) -> WorkerStats: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def seconds_per_image(self) -> float | None: ...
 
 
 class Pace(NamedTuple):
@@ -13,7 +26,7 @@ class Pace(NamedTuple):
     ahead: int
 
 
-def pace(workers: Collection[Worker], answers_per_second: float) -> Pace | None:
+def pace(workers: Collection[Measured], answers_per_second: float) -> Pace | None:
     """Return the pace of a model that these workers serve; None while nothing is measured.
 
     One that has not measured itself counts as an average one; if nobody has, the rate of answers stands in, which
@@ -32,7 +45,7 @@ def pace(workers: Collection[Worker], answers_per_second: float) -> Pace | None:
     return Pace(per_second, sum(worker.depth for worker in workers) - at_a_time)
 
 
-def seconds_per_request(workers: Collection[Worker]) -> float | None:
+def seconds_per_request(workers: Collection[Measured]) -> float | None:
     """Return the device time of a request: n of these workers make n in it; None while nothing is measured."""
     current = pace(workers, 0.0)
     return None if current is None else len(workers) / current.per_second
@@ -43,7 +56,7 @@ def seconds_to_start(place: int, pace: Pace) -> float:
     return max(0.0, (place + 1 + pace.ahead) / pace.per_second)
 
 
-def _images_per_request(workers: Collection[Worker]) -> float:
+def _images_per_request(workers: Collection[Measured]) -> float:
     requests = sum(worker.stats.total_requests for worker in workers)
     images = sum(worker.stats.total_images for worker in workers)
     return images / requests if requests and images else 1.0

@@ -69,6 +69,10 @@ class FairQueue:
         """Return how many requests wait for the model."""
         return self._waiting.get(model, 0)
 
+    def waiting_by_model(self) -> dict[str | None, int]:
+        """Return a copy of how many requests wait for each model that is waited for."""
+        return self._waiting.copy()
+
     def push(self, request: Request, *, front: bool = False) -> None:
         """Add a request; `front` puts it before those of its priority that never left the queue."""
         levels = self._models.setdefault(request.model, {})

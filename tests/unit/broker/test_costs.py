@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from imagegen_broker.server import Snapshot
 from imagegen_protocol.messages import Goodbye
 from tests.unit.broker.bench import Bench, rid
 
@@ -60,3 +61,42 @@ def test_a_goodbye_leaves_nothing_of_what_was_listed():
     for name in ("dying", "other 0", "other 1"):
         bench.worker(name, Goodbye())
     assert not bench.core.ledger.holders
+
+
+def scrape(workers, models, waiting=0):
+    """Lines that the loop runs for a scrape, with so many workers, models of each and requests that wait."""
+    bench = Bench(max_requests_per_client=1000).past_grace()
+    names = [f"model {number}" for number in range(models)]
+    for index in range(workers):
+        bench.ready(f"w{index}", models=names, capacity=1)
+        bench.beat(f"w{index}", warm=names[: models // 2])
+    for number in range(workers + waiting):
+        bench.submit(number, model=names[number % models])
+    return lines_of(lambda: Snapshot.of(bench.core, bench.now))
+
+
+def test_a_scrape_costs_the_loop_no_more_where_workers_have_many_models():
+    assert scrape(workers=8, models=100) == scrape(workers=8, models=1)
+
+
+def test_a_scrape_costs_the_loop_no_more_where_many_requests_wait():
+    assert scrape(workers=8, models=4, waiting=500) == scrape(workers=8, models=4)
+
+
+def test_a_scrape_costs_the_loop_some_lines_a_worker():
+    assert (scrape(workers=40, models=4) - scrape(workers=8, models=4)) / 32 < 30
+
+
+def test_what_a_view_shows_stays_as_it_was():
+    bench = Bench().past_grace()
+    bench.ready("w", models=["a", "b"], capacity=4)
+    bench.beat("w", warm=["a"])
+    bench.submit(1, model="b")
+    view = Snapshot.of(bench.core, bench.now)
+    before = view.statistics
+    assert before["per_gpu_stats"][0]["warm_models"] == ["a", "b"], "b is being loaded for what it was given"
+    bench.submit(2, model="a")
+    bench.beat("w", warm=["b"], seconds_per_image=1.0)
+    bench.worker("w", Goodbye())
+    assert bench.core.statistics(bench.now)["num_gpus"] == 0
+    assert view.statistics == before
