@@ -20,11 +20,12 @@ _MAX_MODELS = 500
 
 
 class WorkerView(NamedTuple):
-    """What was so of a worker at one time; nothing in it changes any more. `state`: "ready" where it takes work."""
+    """What was so of a worker at one time; nothing in it changes any more. Times in seconds."""
 
     ready: Ready
     stats: WorkerStats
     state: str
+    """One of "ready", where it takes work, "draining", "stuck" and "unreachable"."""
     depth: int
     running: int
     holding: int

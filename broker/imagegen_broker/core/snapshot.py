@@ -1,7 +1,7 @@
-"""Statistics, for `/stats`, the STATS message and the metrics: what is copied out of the live state, and what is made of it.
+"""Statistics, for `/stats`, the STATS message and the metrics: a copy of the live state, and what is made of it.
 
-The broker's one loop copies; whoever asked makes the rest, on a thread of its own. So what the loop does grows with the
-workers and with the models that are waited for, not with the models of each worker.
+The broker's one loop copies; whoever asked makes the rest, on a thread of its own. So what the loop does for HTTP
+grows with the workers, not with the models of each.
 """
 
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def _state(worker: Worker) -> str:
 
 
 def _view(worker: Worker, now: float) -> WorkerView:
-    """Copy what changes, and refer to what is exchanged as a whole. By place: that is a third cheaper than by name."""
+    """Copy what changes, and refer to what is only ever exchanged as a whole."""
     return WorkerView(
         worker.ready,
         worker.stats,
