@@ -198,6 +198,7 @@ class StaticEngine:
                     seconds=self._clock() - begun,
                     seconds_per_image=self._backend.seconds_per_image,
                     waits=tuple(max(begun - member.job.arrived, 0.0) for member in members if not member.images),
+                    numbers=tuple(member.job.number for member in members),
                 )
             )
             for (member, index), image in zip(rows, images, strict=True):

@@ -1,8 +1,8 @@
-"""Spans of requests at the worker: `wait`, `forwards`, `decode`, `encode` and `delivery`."""
+"""Spans of requests at the worker: `wait`, `forwards`, each `forward_group`, `decode`, `encode`, `delivery`."""
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imagegen_common.tracing import Attribute, Tracer
 from imagegen_protocol.messages import BrokerToWorker, Release, Work
@@ -10,6 +10,16 @@ from imagegen_worker.core.events import CallDone, EngineEvent, Failed, Finished,
 
 _MAX_FOLLOWED = 4096
 """Requests that are followed at a time: answers that are dropped unreleased are forgotten so."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Forwards one after the other with as many rows; nobody came or left between them."""
+
+    rows: int
+    start: float
+    end: float
+    forwards: int = 1
 
 
 @dataclass(slots=True)
@@ -26,17 +36,24 @@ class _Course:
     rows: int = 0
     most_rows: int = 0
     answered: float | None = None
+    numbers: list[int] = field(default_factory=list)
+    group: _Group | None = None
+    """The forwards told of last, which the next one may join."""
 
-    def joined(self, call: CallDone) -> None:
-        """Count a forward that was told of while this request ran."""
+    def joined(self, call: CallDone, now: float) -> _Group | None:
+        """Count a forward that this request was in; return the group that has ended with it."""
         rows = call.rows or call.requests
         self.forwards += 1
         self.rows += rows
         self.most_rows = max(self.most_rows, rows)
-
-    @property
-    def is_running(self) -> bool:
-        return self.started is not None and self.answered is None
+        group = self.group
+        if group is not None and group.rows == rows:
+            group.forwards, group.end = group.forwards + 1, now
+            return None
+        # Forwards are told late where the device works ahead: no group begins before the last one has ended.
+        begun = now - call.seconds if group is None else max(group.end, now - call.seconds)
+        self.group = _Group(rows, begun, now)
+        return group
 
 
 class Traces:
@@ -45,6 +62,8 @@ class Traces:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._courses: OrderedDict[bytes, _Course] = OrderedDict()
+        self._ids: dict[int, bytes] = {}
+        """Of the jobs that are followed, by their number with the engine, from their start on."""
 
     def received(self, message: BrokerToWorker, now: float) -> None:
         """Take a message of a broker, before the core does."""
@@ -53,24 +72,29 @@ class Traces:
                 if request_id not in self._courses:
                     self._courses[request_id] = _Course(traceparent, message.attempt, now)
                     if len(self._courses) > _MAX_FOLLOWED:
-                        self._courses.popitem(last=False)
+                        self._forget(*self._courses.popitem(last=False))
             case Release():
                 for request_id in message.request_ids:
                     if (course := self._courses.pop(request_id, None)) is not None:
+                        self._forget(request_id, course)
                         self._released(request_id, course, now)
 
     def event(self, event: EngineEvent, find: Callable[[int], bytes | None], now: float) -> None:
         """Take an event of the engine, before the core does; `find` gives the request id of a job's number."""
         match event:
             case CallDone():
-                for course in self._courses.values():
-                    if course.is_running:
-                        course.joined(event)
+                for number in event.numbers:
+                    if (followed := self._ids.get(number)) is not None:
+                        course = self._courses[followed]
+                        self._tell_group(followed, course, course.joined(event, now))
             case Started():
-                for request_id, course in self._of(event.numbers, find):
-                    if course.started is None:
-                        course.started = now
-                        self._tell("wait", request_id, course, course.received, now)
+                for number in event.numbers:
+                    for request_id, course in self._of((number,), find):
+                        self._ids[number] = request_id
+                        course.numbers.append(number)
+                        if course.started is None:
+                            course.started = now
+                            self._tell("wait", request_id, course, course.received, now)
             case Stepped():
                 for _, course in self._of(event.numbers, find):
                     course.stepped, course.steps = now, event.step
@@ -94,6 +118,17 @@ class Traces:
     def _of(self, numbers: tuple[int, ...], find: Callable[[int], bytes | None]) -> list[tuple[bytes, _Course]]:
         ids = [request_id for number in numbers if (request_id := find(number)) is not None]
         return [(request_id, self._courses[request_id]) for request_id in ids if request_id in self._courses]
+
+    def _forget(self, request_id: bytes, course: _Course) -> None:
+        """Tell the last group of a request that is followed no more: it may have been told of after the end."""
+        for number in course.numbers:
+            self._ids.pop(number, None)
+        self._tell_group(request_id, course, course.group)
+
+    def _tell_group(self, request_id: bytes, course: _Course, group: _Group | None) -> None:
+        if group is not None:
+            about: dict[str, Attribute] = {"rows": group.rows, "forwards": group.forwards}
+            self._tell("forward_group", request_id, course, group.start, group.end, **about)
 
     def _finished(self, request_id: bytes, course: _Course, event: Finished, now: float) -> None:
         encoded_from = now - event.encode_seconds

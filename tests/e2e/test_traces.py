@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from imagegen_client import Client
-from tests.e2e.conftest import PATIENT, SIMULATED
+from tests.e2e.conftest import PATIENT, SIMULATED, command
 
 
 class Collector:
@@ -66,7 +66,9 @@ def test_a_trace_from_end_to_end(fleet, collector):
     (root,) = exporter.get_finished_spans()
     names = {service: [span.name for span in spans] for service, spans in collector.spans.items()}
     assert names["imagegen-broker"] == ["queue", "dispatch"]
-    assert names["imagegen-worker"] == ["wait", "forwards", "decode", "encode", "delivery"]
+    assert names["imagegen-worker"] == ["wait", "forward_group", "forwards", "decode", "encode", "delivery"] or (
+        names["imagegen-worker"] == ["wait", "forwards", "decode", "encode", "forward_group", "delivery"]
+    )
     for span in (span for spans in collector.spans.values() for span in spans):
         assert span.trace_id == root.context.trace_id.to_bytes(16, "big")
         assert span.parent_span_id == root.context.span_id.to_bytes(8, "big")
@@ -77,6 +79,21 @@ def test_a_trace_from_end_to_end(fleet, collector):
     about = {each.key: each.value for each in forwards.attributes}
     assert about["imagegen.steps"].int_value > 0
     assert about["imagegen.batch_size"].int_value == 1
+
+
+def test_the_command_line_tells_its_spans_too(fleet, collector, tmp_path):
+    fleet.start_broker(*PATIENT, "--otlp-endpoint", collector.url)
+    with Client(fleet.frontend) as client:
+        fleet.start_worker("a", "--gpu", "0", *SIMULATED)
+        fleet.wait_for_workers(client, 1)
+    words = ("imagegen", "generate", "a red circle", "--broker", fleet.frontend, "--otlp-endpoint")
+    command(*words, collector.url, cwd=tmp_path)
+    assert fleet.terminate("broker") == 0
+    (root,) = collector.spans["imagegen-client"]
+    assert root.name == "request"
+    assert {span.parent_span_id for span in collector.spans["imagegen-broker"]} == {root.span_id}
+    refused = command(*words, "nowhere:4318", cwd=tmp_path, check=False)
+    assert (refused.returncode, "must look like http" in refused.stderr) == (2, True)
 
 
 def test_a_collector_that_is_not_there_holds_nobody_up(fleet):

@@ -129,8 +129,10 @@ def work(traces, now, **fields):
     traces.received(Work(request_id=ID, traceparent=PARENT, **fields), now)
 
 
-def call(rows):
-    return CallDone(requests=1, images=0, steps=1, seconds=0.1, seconds_per_image=None, rows=rows)
+def call(rows, *numbers):
+    return CallDone(
+        requests=1, images=0, steps=1, seconds=0.5, seconds_per_image=None, rows=rows, numbers=numbers or (1,)
+    )
 
 
 def finished():
@@ -152,7 +154,7 @@ def find(number):
 def test_the_worker_tells_each_stage(traces, exporter):
     work(traces, 10.0, attempt=2)
     for event, now in (
-        (call(9), 11.0),  # of others, before it began
+        (call(9, 7), 11.0),  # of others, before it began
         (Started((1, 7)), 12.0),
         (call(2), 13.0), (Stepped((1,), 1, 2), 13.0),
         (call(4), 15.0), (Stepped((1,), 2, 2), 15.0),
@@ -162,12 +164,34 @@ def test_the_worker_tells_each_stage(traces, exporter):
     traces.received(Release(request_ids=[b"o" * 16, ID]), 19.0)
     told = spans(exporter)
     assert [(name, seconds) for name, seconds, _ in told] == [
-        ("wait", 2.0), ("forwards", 3.0), ("decode", 1.0), ("encode", 0.5), ("delivery", 1.0),
+        ("wait", 2.0), ("forward_group", 0.5), ("forwards", 3.0), ("decode", 1.0), ("encode", 0.5),
+        ("forward_group", 0.5), ("delivery", 1.0),
     ]  # fmt: skip
     about = {name: attributes for name, _, attributes in told}
     key = {"request_id": ID.hex(), "attempt": 2}
     assert about["forwards"] == {**key, "steps": 2, "batch_size": 1, "rows": 3.0, "most_rows": 4}
     assert about["encode"] == {**key, "bytes": 3}
+
+
+def test_each_group_of_forwards_has_the_rows_that_it_had(traces, exporter):
+    work(traces, 10.0)
+    for event, now in (
+        (Started((1,)), 10.0),
+        (call(2, 1), 11.0), (call(2, 1), 12.0),
+        (call(8, 5), 12.5),  # of another model: not this one's
+        (call(4, 1, 5), 13.0), (call(4, 5, 1), 14.0), (call(4, 1, 5), 15.0),
+        (finished(), 15.5),
+        (call(2, 1), 16.0),  # on the device it was over before
+        (call(6, 5), 17.0),
+    ):  # fmt: skip
+        traces.event(event, find, now)
+    traces.received(Release(request_ids=[ID]), 19.0)
+    told = [(seconds, about) for name, seconds, about in spans(exporter) if name == "forward_group"]
+    assert [(seconds, about["rows"], about["forwards"]) for seconds, about in told] == [
+        (1.5, 2, 2), (2.5, 4, 3), (0.5, 2, 1),
+    ]  # fmt: skip
+    traces.event(call(2, 1), find, 20.0)
+    assert spans(exporter) == []
 
 
 def test_an_error_ends_what_was_going_on(traces, exporter):

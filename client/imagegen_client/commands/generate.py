@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from imagegen_client.commands.options import (
     seed_option,
 )
 from imagegen_client.commands.report import NotWrittenError, Reporter
+from imagegen_client.commands.traces import closing_provider, open_provider
 from imagegen_client.progress import Progress
 from imagegen_client.prompts import Given, Order, number, read_lines
 from imagegen_client.requests import RequestOptions
@@ -119,6 +121,13 @@ def _read_loras(
 )
 @click.option("--quiet", "-q", is_flag=True, help="No bars; print the files' names alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each prompt, a line each.")
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    envvar="IMAGEGEN_CLIENT_OTLP_ENDPOINT",
+    show_envvar=True,
+    help="An OpenTelemetry collector (http://HOST:4318) that gets a trace of each prompt.  [default: none]",
+)
 @broker_options
 def command(
     prompts: tuple[str, ...],
@@ -133,6 +142,7 @@ def command(
     jobs: int,
     quiet: bool,
     as_json: bool,
+    otlp_endpoint: str | None,
     brokers: Endpoints,
     connect_timeout: float,
     key: Path | None,
@@ -166,11 +176,14 @@ def command(
         click.echo(f"skipped {skipped} of {number_given}: their pictures are there", err=True)
     watcher = _watcher(len(orders), shown=not quiet and sys.stderr.isatty())
     report = Reporter(targets, watcher, quiet=quiet, as_json=as_json)
+    provider = None if otlp_endpoint is None else open_provider(otlp_endpoint)
     # Who brings many prompts waits for a full queue; who brings one wants to know.
     with (
+        nullcontext() if provider is None else closing_provider(provider),
         open_client(
             {"brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key},
             retry_overloaded=several,
+            tracer_provider=provider,
         ) as client,
         watcher,
     ):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
@@ -11,6 +11,9 @@ from imagegen_client.sync import DEFAULT_BROKER, Client
 from imagegen_protocol import ImagegenError
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import MAX_SEED, MAX_SIDE_PIXELS, MAX_STEPS, MAX_TIMEOUT_SECONDS
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 F = TypeVar("F", bound=Callable[..., Any])
 Endpoints = tuple[str, ...]
@@ -114,7 +117,9 @@ def seed_option(words: str) -> Callable[[F], F]:
     return click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help=words)
 
 
-def open_client(connection: Connection, *, retry_overloaded: bool = False) -> Client:
+def open_client(
+    connection: Connection, *, retry_overloaded: bool = False, tracer_provider: "TracerProvider | None" = None
+) -> Client:
     """Return a client of the brokers; nothing is sent yet. Raises `click.UsageError` for unusable keys."""
     try:
         return Client(
@@ -123,6 +128,7 @@ def open_client(connection: Connection, *, retry_overloaded: bool = False) -> Cl
             retry_overloaded=retry_overloaded,
             key=connection["key"],
             broker_key=connection["broker_key"],
+            tracer_provider=tracer_provider,
         )
     except KeyFileError as error:
         raise click.UsageError(str(error)) from error

@@ -400,6 +400,7 @@ class ContinuousEngine:
                 beside_seconds=self._beside_seconds,
                 fallbacks=tuple(self._fallbacks),
                 waits=tuple(self._waits),
+                numbers=() if done is None else _jobs_of(done),
             )
         )
         self._unposted = None
@@ -407,6 +408,11 @@ class ContinuousEngine:
         self._beside_seconds = 0.0
         self._fallbacks.clear()
         self._waits.clear()
+
+
+def _jobs_of(event: ForwardDone) -> tuple[int, ...]:
+    """Return the numbers of the jobs whose images shared a forward, each once."""
+    return tuple(dict.fromkeys(member.job.number for task in event.tasks for member, _ in task.tag.places))
 
 
 def _model(shape: Any) -> str:

@@ -133,6 +133,7 @@ class CallDone:
     `images` those that came out since the last one. `rows` is its batch dimension, `beside_seconds` the time of
     text encoders and decoders since the last one, and `fallbacks` says for each forward since then that could not
     be shared why. `waits` has, for each job that came to its first forward, the seconds since its arrival.
+    `numbers` are the jobs whose images shared it; it may be told of after the end of some of them.
     """
 
     requests: int
@@ -144,6 +145,7 @@ class CallDone:
     beside_seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
     waits: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

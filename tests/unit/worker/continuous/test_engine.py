@@ -236,6 +236,13 @@ def test_calls_tell_images_that_shared_and_images_that_came_out():
     assert done[-1].seconds_per_image is not None
 
 
+def test_calls_tell_which_jobs_shared_them():
+    posted, _ = run([(0, job(1, steps=4)), (1, job(2, seeds=(1, 2), steps=2)), (2, job(3, steps=4))])
+    calls = [(set(call.numbers), call.rows) for call in of(ev.CallDone, posted)]
+    assert calls == [({1}, 1), ({1, 2}, 3), ({1, 2, 3}, 4), ({1, 3}, 2), ({3}, 1), ({3}, 1)]
+    assert all(len(call.numbers) == len(set(call.numbers)) for call in of(ev.CallDone, posted))
+
+
 def test_each_job_tells_once_how_long_it_waited_for_its_first_forward():
     clock = ToyClock(lambda width, rows: 1.0)
     stage = ToyStage(clock=clock)
