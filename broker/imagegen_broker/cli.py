@@ -19,7 +19,7 @@ from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.targets import TargetsFile, check_targets_path
 from imagegen_broker.tracing import Traces
-from imagegen_common.addresses import ConfigError, parse_address
+from imagegen_common.addresses import ConfigError, NotBoundError, parse_address
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import Notifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
@@ -162,9 +162,10 @@ def main(
 
     \b
     Exit codes:
-      0  told to end, or the settings are right (--check-config)
-      1  everything that is not below; the log says what
-      2  a setting is wrong, or an address can't be bound
+      0   told to end, or the settings are right (--check-config)
+      1   everything that is not below; the log says what
+      2   a setting is wrong
+      71  an address can't be bound: it is taken, or not there yet
     """
     context = click.get_current_context()
     settings = Settings(
@@ -201,7 +202,9 @@ def main(
         show_workers = None if targets is None else targets.show
         traces = None if otlp_endpoint is None else Traces(open_tracer(otlp_endpoint, "imagegen-broker"))
         server = Server(settings, frontend, backend, access, notifier, show_workers, traces)
-    except (ConfigError, KeyFileError, TracingError, zmq.ZMQError) as error:
+    except zmq.ZMQError as error:
+        raise usage_error(context, NotBoundError(str(error), error.errno)) from error
+    except (ConfigError, KeyFileError, TracingError) as error:
         raise usage_error(context, error) from error
     set_up(log_level, log_format, own="imagegen.broker")
     _serve(server, address, strategy, notifier)
@@ -230,7 +233,8 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
         try:
             http = HttpServer(*address, server.snapshot)
         except OSError as error:
-            raise click.UsageError(f"--http: can't bind {address[0]}:{address[1]}: {error}") from error
+            words = f"--http: can't bind {address[0]}:{address[1]}: {error}"
+            raise usage_error(click.get_current_context(), NotBoundError(words, error.errno)) from error
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
     log(_log, logging.INFO, "serving", strategy=strategy, frontend=server.frontend_endpoint)

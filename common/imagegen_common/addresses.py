@@ -1,10 +1,20 @@
 """Addresses that daemons bind, checked alike for all."""
 
+import errno
 import ipaddress
 
 
 class ConfigError(ValueError):
     """A setting is wrong; the message says which, and what would be right."""
+
+
+class NotBoundError(ConfigError):
+    """An address can't be bound. `may_pass`: a predecessor holds it, or the network is not up yet."""
+
+    def __init__(self, words: str, number: int | None) -> None:
+        """`number`: the `errno` of the system."""
+        super().__init__(words)
+        self.may_pass = number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
 def parse_address(name: str, address: str) -> tuple[str, int]:

@@ -12,6 +12,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from imagegen_common.addresses import NotBoundError
+
+EXIT_NOT_BOUND = 71
+"""The exit status of a daemon whose address is taken, or not there yet (EX_OSERR): another start may go well."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ORIGINS = "imagegen_common.settings.origins"
@@ -102,7 +107,14 @@ def usage_error(context: click.Context, error: Exception) -> click.UsageError:
     options = options_of(context.command)
     places = {key: origin(context, options[key]) for word in named if (key := word.replace("-", "_")) in options}
     told = [f"{key}: {place}" for key, place in places.items() if place not in ("default", "flag")]
-    return click.UsageError(f"{error} ({', '.join(told)})" if told else str(error), context)
+    kind = _MayPassError if isinstance(error, NotBoundError) and error.may_pass else click.UsageError
+    return kind(f"{error} ({', '.join(told)})" if told else str(error), context)
+
+
+class _MayPassError(click.UsageError):
+    """Nothing is wrong with the setting, and another start may go well."""
+
+    exit_code = EXIT_NOT_BOUND
 
 
 def read_settings(path: Path, command: click.Command, context: click.Context) -> tuple[dict[str, Any], list[str]]:

@@ -235,6 +235,25 @@ def test_after_a_boot_workers_may_be_there_before_their_broker(fleet):
     Burst(fleet, 10).must_succeed()
 
 
+HOLD = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 8080)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_broker_whose_address_is_held_is_tried_until_it_is_free(fleet):
+    fleet.run("systemctl", "stop", BROKER)
+    words = [*fleet.enter(), "env", "LD_LIBRARY_PATH=/opt/python/lib", "/opt/python/bin/python3", "-c", HOLD]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        fleet.run("systemctl", "start", "--no-block", BROKER)
+        fleet.wait_until(BROKER, NRestarts="[2-9]|[1-9][0-9]+", ExecMainStatus="71")
+    fleet.wait_until(BROKER, ActiveState="active")
+    Burst(fleet, 10).must_succeed()
+
+
 def test_a_wrong_setting_is_not_tried_again(fleet):
     fleet.write("/etc/imagegen/worker.env", "MAX_BATCH_SIZE=0\n")
     fleet.run("systemctl", "restart", ONE, check=False)

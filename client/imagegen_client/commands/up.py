@@ -19,8 +19,8 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_MILLISECONDS = 500
 _PATIENCE_SECONDS = 60.0
 """How long a daemon may take to end, a worker that drains too, before it is killed."""
-_TELLING = (2, 78)
-"""Exit statuses that say what is wrong: a setting, or a model that can't be loaded."""
+_TELLING = (2, 71, 78)
+"""Exit statuses that say what is wrong: a setting, an address that is taken, or a model that can't be loaded."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _CONFIG = click.Path(path_type=Path, dir_okay=False)

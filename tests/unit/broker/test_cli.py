@@ -1,7 +1,9 @@
 """Wrong settings: each refused in a line that says what would be right."""
 
+import re
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from click.core import ParameterSource
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 from imagegen_broker.cli import main
 from imagegen_broker.config import check_endpoint
 from imagegen_common.addresses import ConfigError, is_loopback, parse_address
+from imagegen_common.settings import EXIT_NOT_BOUND
 
 
 @pytest.mark.parametrize(
@@ -25,13 +28,33 @@ from imagegen_common.addresses import ConfigError, is_loopback, parse_address
         (["--heartbeat-interval", "nan"], "nan is not a finite number of seconds"),
         (["--step-timeout", "inf"], "inf is not a finite number of seconds"),
         (["--key", "/no/such"], "--authorized-clients"),
-        (["--frontend", "tcp://192.0.2.1:0", "--insecure"], "can't bind tcp://192.0.2.1:0"),
+        (["--frontend", "tcp://no-such-interface:0", "--insecure"], "can't bind tcp://no-such-interface:0"),
     ],
 )
 def test_a_wrong_setting_is_refused(arguments, words):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_an_address_that_is_not_there_yet_is_worth_another_start():
+    result = CliRunner().invoke(main, ["--frontend", "tcp://192.0.2.1:0", "--insecure"])
+    assert (result.exit_code, "can't bind tcp://192.0.2.1:0" in result.output) == (71, True)
+
+
+@pytest.mark.parametrize("option", ["--frontend", "--backend", "--http"])
+def test_an_address_that_a_predecessor_holds_is_worth_another_start(option):
+    addresses = dict.fromkeys(("--frontend", "--backend"), "tcp://127.0.0.1:0") | {"--http": "127.0.0.1:0"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addresses[option] = addresses[option].replace(":0", f":{taken.getsockname()[1]}")
+        result = CliRunner().invoke(main, [word for pair in addresses.items() for word in pair])
+    assert (result.exit_code, "can't bind" in result.output) == (71, True)
+
+
+def test_the_unit_starts_again_what_could_not_bind():
+    unit = (Path(__file__).parents[3] / "systemd/imagegen-broker.service").read_text()
+    assert "Restart=always" in unit
+    assert str(EXIT_NOT_BOUND) not in re.search("RestartPreventExitStatus=(.*)", unit)[1].split()
 
 
 def test_a_wrong_strategy_in_the_environment_is_refused_too():
