@@ -1,5 +1,6 @@
 """From `panels.py` to Grafana's JSON."""
 
+import json
 from collections.abc import Callable
 from string import ascii_uppercase
 
@@ -25,6 +26,7 @@ from tools.dashboard.panels import FLEET, GPU, Panel
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _COLUMNS = 24
 """Grafana's grid."""
+_NOT_OF_VARIABLES = ("auto", "auto_count", "auto_min", "id")
 _PANEL_WIDTH, _PANEL_HEIGHT, _STAT_HEIGHT = 8, 7, 4
 
 
@@ -58,7 +60,13 @@ def dashboard_json() -> str:
     board = board.with_row(dashboard.Row("GPU of $worker").id(2).repeat("worker"))
     for number, panel in enumerate(GPU, start=200):
         board = board.with_panel(_panel(panel, number))
-    return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
+    made = json.loads(JSONEncoder().encode(board.build()))
+    for variable in made["templating"]["list"]:
+        for (
+            name
+        ) in _OF_INTERVALS:  # the library gives them to all kinds, and Grafana's schema has them for none of ours
+            variable.pop(name, None)
+    return json.dumps(made, sort_keys=True, indent=2) + "\n"
 
 
 def _panel(panel: Panel, number: int, stats: int = 1) -> stat.Panel | timeseries.Panel:

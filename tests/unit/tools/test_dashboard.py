@@ -1,6 +1,8 @@
 """The Grafana dashboard: the file is what the code makes, and it has what Grafana needs."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,36 @@ from tools.dashboard.panels import FLEET, GPU
 from tools.dashboard.render import in_unit, legend
 
 GRAFANA = Path(__file__).parents[3] / "configs" / "grafana"
+CHECKS = Path(__file__).parents[1] / "deploy" / "crds"
 SHIPPED = (GRAFANA / "dashboards" / "imagegen.json").read_text()
 
 
 def test_the_file_is_what_the_code_makes():
     assert dashboard_json() == SHIPPED, "python -m tools.dashboard writes it anew"
+
+
+def findings(text):
+    """What Grafana's published types (npm's @grafana/schema) find wrong with a dashboard; a line each."""
+    if shutil.which("node") is None or not (CHECKS / "node_modules/@grafana/schema").is_dir():
+        pytest.skip(f"there is no {CHECKS / 'node_modules/@grafana/schema'}; `npm install` there makes it")
+    done = subprocess.run(
+        ["node", CHECKS / "dashboard.mjs"], input=text, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_grafanas_own_types_take_it():
+    assert findings(SHIPPED) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "slip"),
+    [('"repeat": "worker"', '"repeated": "worker"'), ('"schemaVersion": 36', '"schemaVersion": "36"')],
+)
+def test_slips_would_be_found(right, slip):
+    assert SHIPPED.count(right) == 1
+    assert findings(SHIPPED.replace(right, slip)) != []
 
 
 def test_one_row_for_the_fleet_and_one_for_each_gpu():
