@@ -61,10 +61,9 @@ def dashboard_json() -> str:
     for number, panel in enumerate(GPU, start=200):
         board = board.with_panel(_panel(panel, number))
     made = json.loads(JSONEncoder().encode(board.build()))
+    made.pop("style", None)  # of Grafana 10, which the library is for; later ones have none
     for variable in made["templating"]["list"]:
-        for (
-            name
-        ) in _OF_INTERVALS:  # the library gives them to all kinds, and Grafana's schema has them for none of ours
+        for name in _NOT_OF_VARIABLES:  # the library gives them, and Grafana's schema has none
             variable.pop(name, None)
     return json.dumps(made, sort_keys=True, indent=2) + "\n"
 
