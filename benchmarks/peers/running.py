@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.peers.setups.device import ACCOUNT, Work
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 150.0
 _LOG_LINES = 3
 
 

@@ -101,6 +101,10 @@ class Device:
             return slot
         raise RuntimeError(f"more than {len(self._work.speeds)} workers")
 
+    def close(self) -> None:
+        """Give the slot back, as the end of the process does."""
+        self._lock.close()
+
     def run(self, ids: Sequence[int]) -> list[bytes]:
         """Make a batch; return about 1 kB for each."""
         if not self._work.costs_nothing:

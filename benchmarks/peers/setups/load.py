@@ -21,7 +21,7 @@ KILL_AFTER = 50
 UNEQUAL = (1, 2, 3, 4)
 """Images of the requests of an unequal burst, in turns."""
 OUTSTANDING = (1, 64)
-START_SECONDS = 45.0
+START_SECONDS = 60.0
 
 
 def rates(latencies: Sequence[float], seconds: float, errors: int = 0) -> dict[str, float]:
