@@ -52,7 +52,7 @@ class Bench:
                 # Peers find this package alone: what else is on our path would hide their own versions.
                 path = os.environ.get("PYTHONPATH", "") if name == OURS.name else ""
                 environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), path]))}
-                told = run(name, python, work, self.folder / "logs" / name, environment)
+                told = run(name, python, work, self.folder / "logs" / name / work.scenario, environment)
             except PeerError as error:
                 self.failures[name][work.scenario] = str(error)
                 said: object = f"failed: {error}"

@@ -30,9 +30,9 @@ def run(name: str, python: Path, work: Work, folder: Path, environment: dict[str
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as scratch:
         work = replace(work, folder=scratch)
         own = {"TMPDIR": scratch, "IPYTHONDIR": scratch, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        log = folder / f"{work.scenario}.log"
+        log = folder / "setup.log"
         command = [str(python), "-m", f"benchmarks.peers.setups.{name}_peer"]
-        with log.open("w") as stderr, (folder / f"{work.scenario}.out").open("w+") as stdout:
+        with log.open("w") as stderr, (folder / "stdout").open("w+") as stdout:
             process = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
@@ -57,7 +57,7 @@ def run(name: str, python: Path, work: Work, folder: Path, environment: dict[str
         if work.scenario == "kill":
             told |= repeated(Path(scratch))
         for kept in (Path(scratch) / "logs").glob("*.log"):
-            shutil.copy(kept, folder / f"{work.scenario}-{kept.name}")
+            shutil.copy(kept, folder / kept.name)
     return told
 
 
