@@ -83,8 +83,7 @@ def main() -> None:
         handle = serve.run(deployment.bind(), route_prefix=None)
         tell(asyncio.run(ask(work, handle)))
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # and Serve's processes with it
 
 
 if __name__ == "__main__":
