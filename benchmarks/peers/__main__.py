@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,16 @@ from benchmarks.peers.scenarios import OURS, PEERS, SCENARIOS, ideal, quick
 from benchmarks.peers.setups.device import Work
 
 NOOP_ROUNDS = 2
+FOLDER = Path("out/benchmarks/peers")
 NAMES = [peer.name for peer in (OURS, *PEERS)]
 
 
 class Bench:
     """Runs scenarios with peers and keeps what they told."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    def __init__(self, folder: Path, venvs: Path, names: list[str]) -> None:
         self.folder = folder
+        self.venvs = venvs
         self.told: dict[str, dict[str, Any]] = {name: {} for name in names}
         self.failures: dict[str, dict[str, str]] = {name: {} for name in names}
         self.pythons: dict[str, Path] = {}
@@ -40,11 +41,11 @@ class Bench:
         for name in self.told:
             try:
                 own = name == OURS.name
-                self.pythons[name] = Path(sys.executable) if own else python_of(name, self.folder / "venvs")
+                self.pythons[name] = Path(sys.executable) if own else python_of(name, self.venvs)
             except (OSError, subprocess.CalledProcessError) as error:
                 self.failures[name]["installation"] = str(error)[:200]
 
-    def run(self, work: Work, round_number: int = 0) -> None:
+    def run(self, work: Work) -> None:
         """Do one scenario with all peers in turn."""
         for name, python in self.pythons.items():
             begun = time.monotonic()
@@ -85,20 +86,23 @@ def _commit() -> str:
 @click.option("--quick", "in_a_hurry", is_flag=True, help="A tenth of the time, to see that all of it works.")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this peer, and imagegen.")
 @click.option("--scenario", "wanted", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only this one.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/benchmarks/peers"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default=True)
+@click.option("--venvs", type=click.Path(path_type=Path), default=FOLDER / "venvs", help="Of the peers; kept.")
 @click.option("--into", type=click.Path(path_type=Path, exists=True), help="A page whose table is made anew.")
-def main(in_a_hurry: bool, only: tuple[str, ...], wanted: tuple[str, ...], out: Path, into: Path | None) -> None:
+def main(
+    in_a_hurry: bool, only: tuple[str, ...], wanted: tuple[str, ...], out: Path, venvs: Path, into: Path | None
+) -> None:
     """Measure imagegen beside LitServe, mosec, Ray Serve, ipyparallel, dask.distributed and Celery."""
     out = out.resolve()
     peers = [peer for peer in (OURS, *PEERS) if not only or peer.name in (*only, OURS.name)]
-    bench = Bench(out, [peer.name for peer in peers])
+    bench = Bench(out, venvs.resolve(), [peer.name for peer in peers])
     bench.install()
     works = {name: quick(work) if in_a_hurry else work for name, work in SCENARIOS.items()}
     for name, work in works.items():
         if wanted and name not in wanted:
             continue
-        for number in range(NOOP_ROUNDS if name == "noop" and not in_a_hurry else 1):
-            bench.run(replace(work, scenario=name), number)
+        for _ in range(NOOP_ROUNDS if name == "noop" and not in_a_hurry else 1):
+            bench.run(work)
     ideals = {name: ideal(works[name], works[name].requests) for name in ("burst", "mixed")}
     report = {
         "machine": f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}",
