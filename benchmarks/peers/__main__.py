@@ -97,6 +97,7 @@ def main(
     peers = [peer for peer in (OURS, *PEERS) if not only or peer.name in (*only, OURS.name)]
     bench = Bench(out, venvs.resolve(), [peer.name for peer in peers])
     bench.install()
+    commit = _commit()  # before anybody goes on working
     works = {name: quick(work) if in_a_hurry else work for name, work in SCENARIOS.items()}
     for name, work in works.items():
         if wanted and name not in wanted:
@@ -106,7 +107,7 @@ def main(
     ideals = {name: ideal(works[name], works[name].requests) for name in ("burst", "mixed")}
     report = {
         "machine": f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}",
-        "commit": _commit(),
+        "commit": commit,
         "quick": in_a_hurry,
         "ideals": ideals,
         "peers": {

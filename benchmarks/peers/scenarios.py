@@ -38,7 +38,7 @@ GUIDE = Work(
     requests=50,
     rounds=3,
     seconds=3.0,
-    patience=30.0,
+    patience=25.0,
 )
 """The guide's load, with the default costs of the simulated backend."""
 SCENARIOS = {

@@ -27,7 +27,7 @@ def measure(module: str, path: str, environment: Mapping[str, str] | None = None
         finally:
             server.terminate()
             try:
-                server.wait(10)
+                server.wait(2)
             except subprocess.TimeoutExpired:
                 server.kill()
 
