@@ -1,0 +1,117 @@
+"""The benchmark of peers runs to its end and tells what it should; never how fast.
+
+imagegen's own part is run here. The peers' installations are large: `pytest -m peers` has them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.peers import report, running
+from benchmarks.peers.__main__ import NAMES, main
+from benchmarks.peers.scenarios import SCENARIOS, ideal, quick
+from benchmarks.peers.setups.device import VARIABLE, Account, Device
+from benchmarks.peers.setups.load import deaths, rates, split
+
+
+def test_the_ideals_are_those_of_the_best_split():
+    assert ideal(SCENARIOS["burst"], 50) == pytest.approx(1.7)  # 13 + 13 + 12 + 12, two batches each
+    assert ideal(SCENARIOS["mixed"], 200) == pytest.approx(3.6)  # 28 on each slow one, 72 on each fast one
+    assert ideal(quick(SCENARIOS["mixed"]), 200) == pytest.approx(0.36)
+    assert ideal(SCENARIOS["burst"], 1) == pytest.approx(0.3)
+
+
+def test_unequal_requests_are_of_as_many_images():
+    assert sum(split(200)) == 200
+    assert split(8) == [1, 2, 3, 2]
+
+
+def test_slots_go_to_whoever_lives(tmp_path):
+    work = replace(SCENARIOS["kill"], folder=str(tmp_path))
+    with closing(Device(work)) as first, closing(Device(work)) as second:
+        assert (first.slot, second.slot) == (0, 1)
+        first.close()
+        with closing(Device(work)) as third:
+            assert third.slot == 0
+    account = Account(work)
+    account.note("begun", [1, 2, 2])
+    account.note("ended", [1, 2])
+    assert running.repeated(tmp_path) == {"begun_again": 1, "ended_again": 0}
+
+
+def test_nothing_is_left_of_a_run(tmp_path):
+    wait = [sys.executable, "-c", "print(flush=True); input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = {**os.environ, VARIABLE: str(tmp_path)}
+    with subprocess.Popen(wait, env=environment, start_new_session=True, **pipes) as child:
+        child.stdout.readline()  # it is up, its environment too
+        running.end_all(str(tmp_path))
+        assert child.wait(60) == -signal.SIGKILL
+
+
+def test_a_peer_that_fails_is_told_of(tmp_path):
+    noop = {"1": rates([0.1, 0.2], 1.0), "64": rates([0.5], 0.1)}
+    kill = deaths(Counter({"answer": 190, "silence": 4, "500": 6}), 3.0) | {"ended_again": 2}
+    ours = {"noop": [noop], "kill": kill, "burst": {"seconds": [2.0]}}
+    ideals = {"burst": 1.7, "mixed": 3.6}
+    table = {
+        "imagegen": report.figures(ours, ours, ideals),
+        "mosec": report.figures({"noop": [{}]}, ours, ideals),
+    }
+    assert table["imagegen"]["rate_1"] == 1.0
+    assert table["imagegen"]["burst"] == pytest.approx(2.0 / 1.7)
+    assert (table["imagegen"]["lost"], table["imagegen"]["errors"]) == (10, 6)
+    assert table["mosec"] == {}
+    about = {"note": "", "version": "1"}
+    peers = {
+        "imagegen": {"title": "imagegen", "failures": {}, **about},
+        "mosec": {"title": "mosec", "failures": {"burst": "not done after 120 s"}, **about},
+    }
+    whole = {"ratios": table, "peers": peers, "machine": "a machine", "commit": "1234"}
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nto go\n{report.END}\nafter\n")
+    report.insert(whole, page)
+    text = page.read_text()
+    assert "mosec failed at `burst`: not done after 120 s" in text
+    assert "to go" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    page.write_text("nothing\n")
+    with pytest.raises(ValueError, match="no place"):
+        report.insert(whole, page)
+
+
+def bench(tmp_path, *options):
+    arguments = ["--quick", "--out", str(tmp_path), *options]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads((tmp_path / "peers.json").read_text())
+
+
+def test_imagegen_answers_all_and_loses_nothing(tmp_path):
+    told = bench(tmp_path, "--only", "imagegen")
+    own, table = told["told"]["imagegen"], told["ratios"]["imagegen"]
+    assert told["peers"]["imagegen"]["failures"] == {}
+    assert (own["kill"]["answered"], table["lost"]) == (200, 0)
+    assert own["kill"]["begun_again"] >= own["kill"]["ended_again"] >= 0
+    assert table["rate_64"] == 1.0
+    assert min(table[key] for key in ("burst", "alike", "unequal")) >= 1.0
+    assert (tmp_path / "logs" / "imagegen" / "kill" / "broker.log").stat().st_size > 0
+
+
+@pytest.mark.peers
+@pytest.mark.timeout(1800)
+def test_all_peers_are_set_up_and_answer(tmp_path, request):
+    if "peers" not in request.config.option.markexpr:
+        pytest.skip("pytest -m peers installs and tries the peers")
+    told = bench(tmp_path)
+    assert {name: about["failures"] for name, about in told["peers"].items()} == {name: {} for name in NAMES}
+    assert all(len(row) == len(report.COLUMNS) for row in told["ratios"].values())
