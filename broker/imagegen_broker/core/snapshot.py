@@ -21,6 +21,7 @@ def statistics(ledger: Ledger, started: float, now: float) -> dict[str, Any]:
         "uptime_seconds": round(now - started, 3),
         "default_model": ledger.default_model,
         "models": ledger.placement.models(),
+        "model_traits": ledger.traits.told(ledger.workers.values()),
         "num_gpus": len(workers),
         "clients": len(ledger.clients),
         "requests": {
