@@ -6,7 +6,7 @@ import re
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, ask_for, make, pictures
+from tests.browser.actions import SLOW, ask_for, ask_for_too_much, make, pictures
 
 
 def test_pictures_are_made_and_can_be_kept_with_their_parameters(page, tmp_path):
@@ -59,7 +59,14 @@ ABLE = {
 def serve_models(page, **models):
     """Have the page believe that the fleet serves these, the first by default."""
     data = [
-        {"id": name, "object": "model", "created": 1, "owned_by": "imagegen", "default": not index, "parameters": takes}
+        {
+            "id": name,
+            "object": "model",
+            "created": 1,
+            "owned_by": "imagegen",
+            "default": not index,
+            "parameters": takes,
+        }
         for index, (name, takes) in enumerate(models.items())
     ]
     page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": data}))
@@ -70,7 +77,9 @@ def serve_models(page, **models):
 def test_the_form_changes_with_the_model(page):
     serve_models(page, able=ABLE, plain=PLAIN, unknown=None)
     page.get_by_text("More", exact=True).click()
-    shown = [page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Start from a picture")]
+    shown = [
+        page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Start from a picture")
+    ]
     for field in shown:
         expect(field).to_be_visible()
     expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "4")
@@ -207,8 +216,5 @@ def test_what_is_wrong_is_said_at_its_field(page):
 
 
 def test_what_the_model_refuses_is_told(page):
-    page.evaluate("document.getElementById('width').max = document.getElementById('height').max = 2000")
-    page.get_by_label("Width").fill("1024")
-    page.get_by_label("Height").fill("1024")
-    tile = ask_for(page, "a huge star")
+    tile = ask_for_too_much(page, "a huge star")
     expect(tile.locator(".failed .words")).to_contain_text("256", timeout=60_000)

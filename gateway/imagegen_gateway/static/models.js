@@ -59,7 +59,9 @@ export function showModel() {
   for (const name of SHOWN) find(name).placeholder = known[name]?.default ?? UNKNOWN;
   for (const name of OPTIONAL) show(find(name).closest(".field"), name in known);
   const own = known.scheduler?.default;
-  setChoices(find("scheduler"), [["", own ? `${own} (default)` : UNKNOWN], ...pairs(known.scheduler?.enum, own)]);
+  const others = (known.scheduler?.enum ?? []).filter((name) => name !== own);
+  const first = own ? `${shortly(own)} (default)` : UNKNOWN;
+  setChoices(find("scheduler"), [["", first], ...others.map((name) => [name, shortly(name)])]);
   setChoices(find("output_format"), (known.output_format?.enum ?? []).map((name) => [name, FORMATS[name] ?? name]));
   show(find("start-choose"), "image" in known && find("start-image").hidden);
   find("image").disabled = !("image" in known);
@@ -80,7 +82,8 @@ function setNumber(field, { minimum, exclusive_minimum: above, maximum, multiple
   field.step = multiple ?? (whole ? 1 : "any");
 }
 
-const pairs = (names, but) => (names ?? []).filter((name) => name !== but).map((name) => [name, name]);
+/** All schedulers end alike. */
+const shortly = (name) => name.replace(/(?<=.)Scheduler$/, "");
 
 function setChoices(select, choices) {
   const chosen = select.value;

@@ -41,7 +41,9 @@ def test_the_asynchronous_client_tells_them_too(fleet):
 
 def test_a_keys_limits_count(start_gateway):
     gateway = start_gateway("--auth", "keys")
-    key = gateway.add_key("alice", "--max-size", "100x200", "--max-steps", "5", "--model", "second", "--model", "first")
+    key = gateway.add_key(
+        "alice", "--max-size", "100x200", "--max-steps", "5", "--model", "second", "--model", "first"
+    )
     with gateway.openai(key) as client:
         first, second = client.models.list().data
     assert (first.default, second.default) == (False, True)
