@@ -79,6 +79,12 @@ class _Gateway(SettingsCommand, click.Group):
 @click.option(
     "--max-body-bytes", type=click.IntRange(1024), default=32 * 1024**2, help="Longer requests are refused."
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    help="Connections at a time; more are refused.",
+)
 @click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Unfinished jobs held at a time.")
 @click.option(
     "--webhook-allow",
@@ -115,6 +121,7 @@ def main(
     public_url: str | None,
     cors_origin: tuple[str, ...],
     max_body_bytes: int,
+    max_connections: int,
     max_jobs: int,
     webhook_allow: tuple[str, ...],
     webhook_attempts: int,
@@ -164,6 +171,7 @@ def main(
             public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
             cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
             max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
             max_jobs=max_jobs,
             webhook_networks=check_networks(webhook_allow),
             webhook_attempts=webhook_attempts,

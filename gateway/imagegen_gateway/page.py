@@ -182,7 +182,8 @@ async def fleet_events(
     services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
 ) -> Response:
     """Tell how the fleet stands, once a second, with server-sent events."""
-    return sse.EventStream(feed.events(services.fleet, services.stopping), lambda: None)
+    close = services.open_stream(caller)
+    return sse.EventStream(feed.events(services.fleet, services.stopping), close)
 
 
 class _WithHeaders:
