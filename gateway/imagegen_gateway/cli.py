@@ -1,5 +1,6 @@
 """The command `imagegen-gateway`: serves, and makes, lists and revokes keys."""
 
+import asyncio
 import logging
 import math
 from importlib import import_module
@@ -204,13 +205,15 @@ def _check_installed() -> None:
 def _serve(
     context: click.Context, settings: Settings, host: str, port: int, certificate: Path | None, key: Path | None
 ) -> int:
-    from imagegen_gateway.database import DatabaseError
+    from imagegen_gateway.database import DatabaseError, check_database
     from imagegen_gateway.results import Results, default_url
     from imagegen_gateway.server import bind, only_one, serve
 
     try:
         Results.open_folder(settings.results_url or default_url(settings.state_folder))
         with only_one(settings.state_folder), bind(host, port) as listener:
+            # Now, when it can be said in a line: the server would end with a traceback.
+            asyncio.run(check_database(settings.state_folder))
             bound = listener.getsockname()
             shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
             url = f"{'http' if certificate is None else 'https'}://{shown}"

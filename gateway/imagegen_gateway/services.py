@@ -139,6 +139,8 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             webhooks=webhooks,
             stopping=stopping,
         )
+        if not settings.keys_needed:
+            await keys.everybody(time.time())  # made now: to find it later is only to read
         await runner.resume()
         tasks = [asyncio.create_task(work()) for work in (services.sweep, services.drain)]
         try:

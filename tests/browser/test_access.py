@@ -80,6 +80,14 @@ def test_the_keyboard_is_enough(page):
     expect(frame).to_be_focused()
 
 
+def test_a_prompt_is_text_wherever_it_is_shown(page):
+    prompt = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
+    make(page, prompt).first.click()
+    expect(page.locator("#detail-prompt")).to_have_text(prompt)
+    assert page.locator("b").count() == 0
+    assert page.title() == "imagegen"
+
+
 def test_progress_is_read_out(page):
     said = page.get_by_role("status")
     expect(said).to_have_attribute("aria-live", "polite")
