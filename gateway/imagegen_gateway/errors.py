@@ -41,6 +41,7 @@ class ErrorBody(BaseModel):
     error: ErrorObject
 
 
+STORAGE_FAILED = "storage_failed"
 _TYPES = {403: "permission_error", 429: "rate_limit_error", 401: "authentication_error"}
 
 
@@ -130,7 +131,7 @@ def not_found(what: str, name: str) -> ApiError:
 def storage_failed(what: str, error: Exception) -> ApiError:
     """Return the answer while disk, database or store do not take or give anything; the log says why."""
     log(_log, logging.ERROR, "storage failed", what=what, error=f"{type(error).__name__}: {error}")
-    return ApiError(503, "storage_failed", f"the gateway can't {what} now; ask again later", retry_after=10)
+    return ApiError(503, STORAGE_FAILED, f"the gateway can't {what} now; ask again later", retry_after=10)
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
@@ -169,8 +170,10 @@ _HTTP_CODES = {
 def install(app: FastAPI) -> None:
     """Make every error of the application an error object."""
 
-    async def api(_: Request, error: Exception) -> JSONResponse:
+    async def api(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
+        if error.code == STORAGE_FAILED:
+            request.app.state.services.metrics.storage_failures.inc()
         return error.response()
 
     async def fleet(_: Request, error: Exception) -> JSONResponse:
@@ -188,7 +191,8 @@ def install(app: FastAPI) -> None:
             words = f"{words}: {error.detail}"
         return ApiError(error.status_code, code, words, headers=error.headers).response()
 
-    async def database(_: Request, error: Exception) -> JSONResponse:
+    async def database(request: Request, error: Exception) -> JSONResponse:
+        request.app.state.services.metrics.storage_failures.inc()
         return storage_failed("use its database", error).response()
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -121,6 +121,7 @@ class Runner:
         except ClientClosedError:
             raise
         except Exception as error:  # noqa: BLE001 - the disk is full, the store is away, …
+            self._metrics.storage_failures.inc()
             log(_log, logging.ERROR, "job can't be kept", job=job.id, error=f"{type(error).__name__}: {error}")
             return False
         return True

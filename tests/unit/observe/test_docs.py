@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from imagegen_broker.metrics import BrokerCollector
 from imagegen_broker.server import Snapshot
+from imagegen_gateway.metrics import Metrics as GatewayMetrics
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.metrics import Metrics
@@ -32,6 +33,7 @@ def families():
     registry.register(BrokerCollector(Snapshot.of(bench.core, bench.now)))
     registry.register(GpuCollector(ON_CARD, StandIn(Card(A))))
     text = generate_latest(registry) + generate_latest(Metrics(WorkerConfig(backend="simulated")).registry)
+    text += generate_latest(GatewayMetrics().registry)
     return {family.name: family for family in text_string_to_metric_families(text.decode())}
 
 
@@ -42,12 +44,12 @@ def exported():
 
 
 def named(text):
-    return set(re.findall(r"\bimagegen_(?:broker|worker)_\w+", text))
+    return set(re.findall(r"\bimagegen_(?:broker|worker|gateway)_\w+", text))
 
 
 def test_every_metric_is_documented_and_no_other():
     counted = {name + "_total" if family.type == "counter" else name for name, family in families().items()}
-    assert named(DOCS) - {"imagegen_broker_", "imagegen_worker_"} == counted
+    assert named(DOCS) - {"imagegen_broker_", "imagegen_worker_", "imagegen_gateway_"} == counted
 
 
 def test_every_alert_and_recorded_series_is_documented_and_no_other():
