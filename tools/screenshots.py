@@ -74,8 +74,14 @@ def _open(browser: Browser, url: str, viewport: ViewportSize) -> Page:
 
 def _ask(page: Page, prompt: str, steps: int | None = None) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_label("Steps").fill("" if steps is None else str(steps))
+    folded = not page.get_by_label("Steps").is_visible()
+    if folded and steps is not None:
+        page.locator("#options > summary").click()
+    if steps is not None or not folded:
+        page.get_by_label("Steps").fill("" if steps is None else str(steps))
     page.get_by_role("button", name="Generate").click()
+    if folded and steps is not None:
+        page.locator("#options > summary").click()
     page.wait_for_timeout(100)
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from imagegen_client.job import Job
+from imagegen_client.models import served
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, has_images, with_frames
 from imagegen_client.result import GenerationResult
@@ -247,3 +248,7 @@ class AsyncClient:
         future = self._client.request_stats(timeout)
         await _arrival(future)
         return future.result()
+
+    async def models(self, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """As `Client.models`: return the models that the fleet serves, and what each takes."""
+        return served(await self.stats(timeout))

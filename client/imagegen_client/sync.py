@@ -15,6 +15,7 @@ from imagegen_client.core import ClientCore
 from imagegen_client.endpoints import check_endpoint
 from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
+from imagegen_client.models import served
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_client.result import GenerationResult
@@ -162,6 +163,13 @@ class Client:
         Raises `BrokerUnreachableError` when none came within `timeout` seconds.
         """
         return self.request_stats(timeout).result()
+
+    def models(self, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """Return the models that the fleet serves, the default first, what each takes, and its workers.
+
+        `takes` is None where no worker has told yet. Raises as `stats` does.
+        """
+        return served(self.stats(timeout))
 
     def request_stats(self, timeout: float = 10.0) -> Future[dict[str, Any]]:
         """Ask for the statistics and return at once; the future raises as `stats` does."""

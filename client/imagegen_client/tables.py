@@ -88,11 +88,13 @@ def _totals_line(totals: Mapping[str, Any]) -> Text:
 
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return models with their workers, a row each; with how many are ready and how many warm."""
+    """Return models with their defaults and workers, a row each; with how many are ready and how many warm."""
     if not models:
         return Text("no model is served; start a worker with imagegen-worker", style="yellow")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("model", overflow="fold")
+    table.add_column("size", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("ready", justify="right", no_wrap=True)
     table.add_column("warm", justify="right", no_wrap=True)
     table.add_column("workers", overflow="fold")
@@ -101,11 +103,19 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
         name = Text(model["model"], style="bold" if model["default"] else "")
         table.add_row(
             name.append(" (default)", style="cyan") if model["default"] else name,
+            *_defaults(model.get("takes")),
             Text(f"{sum(worker['state'] == 'ready' for worker in workers)}/{len(workers)}"),
             Text(str(sum(worker["warm"] for worker in workers))),
             Text(", ").join(_worker_name(worker) for worker in workers) or Text("none for now", style="yellow"),
         )
     return table
+
+
+def _defaults(takes: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return the default size and steps of a model."""
+    return (
+        ("-", "-") if takes is None else (f"{takes['width']}x{takes['height']}", f"{takes['num_inference_steps']}")
+    )
 
 
 def _worker_name(worker: Mapping[str, Any]) -> Text:

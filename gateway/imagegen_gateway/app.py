@@ -12,6 +12,7 @@ from imagegen_gateway import errors, page
 from imagegen_gateway.access import KnownFirst
 from imagegen_gateway.bodies import BodyLimit
 from imagegen_gateway.config import Settings
+from imagegen_gateway.connections import Room
 from imagegen_gateway.metrics import Measuring
 from imagegen_gateway.routes import files, images, jobs, models, operations
 from imagegen_gateway.services import open_services
@@ -52,5 +53,7 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
             expose_headers=["Retry-After", "Location"],
         )
+    app.state.connections = ()
+    app.add_middleware(Room, connections=lambda: app.state.connections, most=settings.max_connections)
     app.add_middleware(Measuring, metrics=lambda: app.state.services.metrics)
     return app

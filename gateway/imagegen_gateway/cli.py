@@ -1,5 +1,6 @@
 """The command `imagegen-gateway`: serves, and makes, lists and revokes keys."""
 
+import asyncio
 import logging
 import math
 from importlib import import_module
@@ -79,6 +80,12 @@ class _Gateway(SettingsCommand, click.Group):
 @click.option(
     "--max-body-bytes", type=click.IntRange(1024), default=32 * 1024**2, help="Longer requests are refused."
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    help="Connections at a time; more are refused.",
+)
 @click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Unfinished jobs held at a time.")
 @click.option(
     "--webhook-allow",
@@ -115,6 +122,7 @@ def main(
     public_url: str | None,
     cors_origin: tuple[str, ...],
     max_body_bytes: int,
+    max_connections: int,
     max_jobs: int,
     webhook_allow: tuple[str, ...],
     webhook_attempts: int,
@@ -164,6 +172,7 @@ def main(
             public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
             cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
             max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
             max_jobs=max_jobs,
             webhook_networks=check_networks(webhook_allow),
             webhook_attempts=webhook_attempts,
@@ -196,13 +205,15 @@ def _check_installed() -> None:
 def _serve(
     context: click.Context, settings: Settings, host: str, port: int, certificate: Path | None, key: Path | None
 ) -> int:
-    from imagegen_gateway.database import DatabaseError
+    from imagegen_gateway.database import DatabaseError, check_database
     from imagegen_gateway.results import Results, default_url
     from imagegen_gateway.server import bind, only_one, serve
 
     try:
         Results.open_folder(settings.results_url or default_url(settings.state_folder))
         with only_one(settings.state_folder), bind(host, port) as listener:
+            # Now, when it can be said in a line: the server would end with a traceback.
+            asyncio.run(check_database(settings.state_folder))
             bound = listener.getsockname()
             shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
             url = f"{'http' if certificate is None else 'https'}://{shown}"

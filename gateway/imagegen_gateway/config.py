@@ -25,6 +25,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
     max_jobs: int = 10_000
+    max_connections: int = 1000
     webhook_networks: tuple[Network, ...] = ()
     webhook_attempts: int = 8
     webhook_retry_seconds: float = 5.0

@@ -85,6 +85,12 @@ class Database:
         await self._connection.executemany(statement, rows)
 
 
+async def check_database(folder: Path) -> None:
+    """Open the file and close it. Raises `DatabaseError`."""
+    async with open_database(folder):
+        pass
+
+
 @asynccontextmanager
 async def open_database(folder: Path) -> AsyncIterator[Database]:
     """Open the file in a folder, which is made if need be. Raises `DatabaseError`."""

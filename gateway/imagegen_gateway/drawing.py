@@ -14,7 +14,7 @@ from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
 from imagegen_gateway.core.limits import Refusal, refusal, with_defaults
 from imagegen_gateway.core.partials import Partials
-from imagegen_gateway.errors import ApiError, from_fleet
+from imagegen_gateway.errors import ApiError, from_fleet, storage_failed
 from imagegen_gateway.keys import Caller
 from imagegen_gateway.results import MEDIA_TYPES
 from imagegen_gateway.schemas import answers, streaming
@@ -76,7 +76,10 @@ async def _whole(services: Services, request: Request, result: GenerationResult,
         if as_urls:
             name = f"{services.results.new_token()}.{format_}"
             expires = time.time() + services.settings.results_seconds
-            await services.results.keep(name, MEDIA_TYPES[format_], data, expires)
+            try:
+                await services.results.keep(name, MEDIA_TYPES[format_], data, expires)
+            except Exception as error:
+                raise storage_failed("keep this image (b64_json needs no room)", error) from error
             url = f"{base_url(request, services)}/v1/files/{name}"
             images.append(answers.Image(url=url, seed=seed))
         else:

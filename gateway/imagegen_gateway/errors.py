@@ -1,6 +1,8 @@
 """Errors as OpenAI's API has them: `{"error": {"message", "type", "param", "code"}}`."""
 
+import logging
 import math
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +12,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from imagegen_common.logs import log
 from imagegen_protocol import ImagegenError
+
+_log = logging.getLogger("imagegen.gateway")
 
 
 class ErrorObject(BaseModel):
@@ -36,6 +41,7 @@ class ErrorBody(BaseModel):
     error: ErrorObject
 
 
+STORAGE_FAILED = "storage_failed"
 _TYPES = {403: "permission_error", 429: "rate_limit_error", 401: "authentication_error"}
 
 
@@ -122,6 +128,12 @@ def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, f"{what}_not_found", f"there is no {what} {name!r} here")
 
 
+def storage_failed(what: str, error: Exception) -> ApiError:
+    """Return the answer while disk, database or store do not take or give anything; the log says why."""
+    log(_log, logging.ERROR, "storage failed", what=what, error=f"{type(error).__name__}: {error}")
+    return ApiError(503, STORAGE_FAILED, f"the gateway can't {what} now; ask again later", retry_after=10)
+
+
 def from_validation(error: RequestValidationError) -> ApiError:
     """Return the answer for a body that is not as the schema says: field, what is wrong, and the value."""
     first = error.errors()[0]
@@ -149,6 +161,7 @@ def _shown(value: Any) -> str:
 _HTTP_CODES = {
     404: ("not_found", "there is nothing at this path; see /openapi.json"),
     405: ("method_not_allowed", "this path has other methods; see /openapi.json"),
+    408: ("too_slow", "the body took too long to come"),
     413: ("too_large", "the body is longer than this gateway takes (--max-body-bytes)"),
     400: ("bad_request", "the body can't be read"),
 }
@@ -157,8 +170,10 @@ _HTTP_CODES = {
 def install(app: FastAPI) -> None:
     """Make every error of the application an error object."""
 
-    async def api(_: Request, error: Exception) -> JSONResponse:
+    async def api(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
+        if error.code == STORAGE_FAILED:
+            request.app.state.services.metrics.storage_failures.inc()
         return error.response()
 
     async def fleet(_: Request, error: Exception) -> JSONResponse:
@@ -176,6 +191,10 @@ def install(app: FastAPI) -> None:
             words = f"{words}: {error.detail}"
         return ApiError(error.status_code, code, words, headers=error.headers).response()
 
+    async def database(request: Request, error: Exception) -> JSONResponse:
+        request.app.state.services.metrics.storage_failures.inc()
+        return storage_failed("use its database", error).response()
+
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return ApiError(500, "internal_error", "the gateway failed; its log says why").response()
 
@@ -183,6 +202,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ImagegenError, fleet)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(sqlite3.Error, database)
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -43,6 +43,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.storage_failures = Counter(
+            "imagegen_gateway_storage_failures",
+            "Times that the disk, the database or the store of results did not take or give something.",
+            registry=registry,
+        )
         self.jobs = Gauge("imagegen_gateway_jobs", "Jobs that have not ended.", registry=registry)
         self.jobs_ended = Counter(
             "imagegen_gateway_jobs_ended", "Jobs that ended, by outcome.", ["outcome"], registry=registry

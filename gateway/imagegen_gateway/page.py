@@ -6,6 +6,7 @@ import time
 from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
+from zlib import crc32
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse
@@ -149,6 +150,8 @@ class Feed:
             "lost_for_seconds": broker.lost_for,
             "estimated_wait_seconds": broker.wait_seconds,
             **{name: broker.statistics.get(name) for name in _OF_BROKER},
+            # With another mark there is news at /v1/models.
+            "models_mark": crc32(json.dumps(broker.statistics.get("model_traits")).encode()),
             "gpus": [
                 {
                     **{field: row.get(field) for field in _OF_GPU},
@@ -179,7 +182,8 @@ async def fleet_events(
     services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
 ) -> Response:
     """Tell how the fleet stands, once a second, with server-sent events."""
-    return sse.EventStream(feed.events(services.fleet, services.stopping), lambda: None)
+    close = services.open_stream(caller)
+    return sse.EventStream(feed.events(services.fleet, services.stopping), close)
 
 
 class _WithHeaders:

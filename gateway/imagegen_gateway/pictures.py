@@ -3,12 +3,15 @@
 import base64
 import binascii
 import io
+import threading
 
 from imagegen_gateway.core.limits import Limits
 from imagegen_gateway.errors import ApiError
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_DECODING = threading.Semaphore(2)
+"""The largest mask takes a third of a gigabyte while it is turned."""
 
 
 def check_image(field: str, data: bytes, limits: Limits, *, bounded: bool) -> bytes:
@@ -42,12 +45,14 @@ def check_image(field: str, data: bytes, limits: Limits, *, bounded: bool) -> by
 def mask_image(data: bytes) -> bytes:
     """Return a mask as the fleet has them (white is made anew) from one as OpenAI has them (so is what is clear).
 
+    It holds the whole mask in memory, so that few are turned at a time.
+
     A mask without transparency is one of ours already. Takes what `check_image` has checked; raises `ApiError`.
     """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _DECODING, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
             clear = ImageOps.invert(image.convert("RGBA").getchannel("A"))

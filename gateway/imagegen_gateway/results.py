@@ -28,7 +28,7 @@ class Results:
         try:
             fs, folder = fsspec.core.url_to_fs(url)
             fs.makedirs(folder, exist_ok=True)
-        except (ValueError, ImportError, OSError) as error:
+        except Exception as error:  # each file system raises its own
             raise ConfigError(f"--results-url: {url} can't be used: {error}") from error
         return fs, folder
 

@@ -18,6 +18,7 @@ from imagegen_common.addresses import ConfigError
 from imagegen_common.notify import Notifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
+from imagegen_gateway.connections import MAX_HEADER_BYTES, PatientProtocol, allow_files
 
 ANSWER_SECONDS = 5
 """What is given up has so long to be told of it."""
@@ -95,8 +96,12 @@ def serve(
 ) -> bool:
     """Serve until SIGTERM or SIGINT; `on_start` is called once requests are taken. False: it could not start."""
     stopping = asyncio.Event()
+    allow_files(settings.max_connections)
+    app = make_app(settings, stopping)
     config = uvicorn.Config(
-        make_app(settings, stopping),
+        app,
+        http=type("Protocol", (PatientProtocol,), {"max_connections": settings.max_connections}),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -108,6 +113,7 @@ def serve(
     )
     notifier = Notifier(os.environ)
     server = _Server(config, stopping, on_start, notifier)
+    app.state.connections = server.server_state.connections
     # uvicorn raises the signal again once it has ended, when it would end the process with its number.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

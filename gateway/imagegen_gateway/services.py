@@ -1,11 +1,13 @@
 """All that the paths work with, opened in order and closed in the reverse one."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from imagegen_common.logs import log
 from imagegen_gateway.config import Settings
 from imagegen_gateway.core.limits import TokenBucket
 from imagegen_gateway.database import Database, open_database
@@ -20,6 +22,10 @@ from imagegen_gateway.results import Results, default_url
 from imagegen_gateway.webhooks import Webhooks
 
 SWEEP_SECONDS = 30.0
+STREAMS = 100
+"""Streams of events that a key may have open at a time."""
+
+_log = logging.getLogger("imagegen.gateway")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +40,7 @@ class Services:
     store: Store
     fleet: Fleet
     in_flight: InFlight
+    streams: InFlight = field(default_factory=InFlight)
     runner: Runner
     webhooks: Webhooks
     stopping: asyncio.Event
@@ -68,13 +75,25 @@ class Services:
             message = f"this key may ask {limits.requests_per_minute:g} times a minute"
             raise ApiError(429, "rate_limit_exceeded", message, retry_after=wait)
 
+    def open_stream(self, caller: Caller) -> Callable[[], None]:
+        """Count a stream of a key; return what is to be called at its end. Raises `ApiError` 429."""
+        if self.streams[caller.id] >= STREAMS:
+            self.metrics.refused.labels(reason="streams").inc()
+            message = f"this key may have {STREAMS} streams of events at a time, and has them"
+            raise ApiError(429, "too_many_streams", message, retry_after=1)
+        self.streams.begin(caller.id)
+        return lambda: self.streams.end(caller.id)
+
     async def sweep(self) -> None:
         """Forget what has expired, again and again."""
         while True:
             now = time.time()
-            await self.store.sweep(now)
-            while await self.results.sweep(now):
-                pass
+            try:
+                await self.store.sweep(now)
+                while await self.results.sweep(now):
+                    pass
+            except Exception as error:  # noqa: BLE001 - a store that is away now is back some day
+                log(_log, logging.WARNING, "what has expired can't be removed now", error=str(error))
             await self.fleet.close_idle()
             await asyncio.sleep(SWEEP_SECONDS)
 
@@ -120,6 +139,8 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             webhooks=webhooks,
             stopping=stopping,
         )
+        if not settings.keys_needed:
+            await keys.everybody(time.time())  # made now: to find it later is only to read
         await runner.resume()
         tasks = [asyncio.create_task(work()) for work in (services.sweep, services.drain)]
         try:

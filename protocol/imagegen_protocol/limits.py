@@ -22,6 +22,9 @@ MAX_IDS_PER_MESSAGE = 1024
 MAX_MODELS = 256
 """Models of one worker."""
 
+MAX_CHOICES = 128
+"""Schedulers, or LoRAs, that are told of one model."""
+
 MAX_NAME_LENGTH = 128
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1

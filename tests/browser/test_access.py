@@ -7,7 +7,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, ask_for, make, pictures
+from tests.browser.actions import SLOW, ask_for, ask_for_too_much, make, pictures, unfold
 from tests.browser.conftest import NARROW, WIDE
 from tools.browser import start_gateway
 
@@ -24,13 +24,14 @@ def test_axe_finds_nothing(new_page, gateway, viewport, color_scheme):
     page = new_page(gateway, viewport=viewport, color_scheme=color_scheme)
     page.locator(".gpu .state.ready").wait_for()
     assert serious(page) == []
+    unfold(page)
     picture = make(page, "an orange cross")
     tile = ask_for(page, "a slow one", num_inference_steps=SLOW)
     expect(tile).to_contain_text("Step", timeout=60_000)
     page.get_by_text("More", exact=True).click()
     assert serious(page) == []
     tile.get_by_role("button", name="Cancel").click()
-    ask_for(page, "a refused one", width=1024, height=1024)
+    ask_for_too_much(page, "a refused one")
     page.locator(".failed").wait_for()
     page.locator("#prompt").fill("")
     page.get_by_role("button", name="Generate").click()
@@ -45,8 +46,14 @@ def test_axe_finds_nothing(new_page, gateway, viewport, color_scheme):
 
 @pytest.mark.parametrize("width", [375, 800, 1366, 1920])
 def test_nothing_is_cut_off(new_page, gateway, width):
-    page = new_page(gateway, viewport={"width": width, "height": 900})
+    page = new_page(gateway, viewport={"width": width, "height": 812})
     page.locator(".gpu .state.ready").wait_for()
+    for shown in (page.get_by_label("Prompt", exact=True), page.get_by_role("button", name="Generate")):
+        expect(shown).to_be_in_viewport(ratio=1)
+    unfold(page)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Steps").scroll_into_view_if_needed()
+    expect(page.get_by_role("button", name="Generate")).to_be_in_viewport(ratio=1)
     make(page, f"a star with {'a very long description ' * 9}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -71,6 +78,14 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(frame).to_be_focused()
+
+
+def test_a_prompt_is_text_wherever_it_is_shown(page):
+    prompt = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
+    make(page, prompt).first.click()
+    expect(page.locator("#detail-prompt")).to_have_text(prompt)
+    assert page.locator("b").count() == 0
+    assert page.title() == "imagegen"
 
 
 def test_progress_is_read_out(page):

@@ -6,7 +6,7 @@ import re
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, ask_for, make, pictures
+from tests.browser.actions import SLOW, ask_for, ask_for_too_much, make, pictures
 
 
 def test_pictures_are_made_and_can_be_kept_with_their_parameters(page, tmp_path):
@@ -24,10 +24,92 @@ def test_pictures_are_made_and_can_be_kept_with_their_parameters(page, tmp_path)
     assert (parameters["prompt"], parameters["seed"]) == ("a red circle on a blue background", 7)
 
 
-def test_the_models_defaults_show_once_a_picture_has_told_them(page):
+def test_the_form_is_as_the_model_takes_it(page):
+    steps, width = page.get_by_label("Steps"), page.get_by_label("Width")
+    expect(steps).to_have_attribute("placeholder", "20")
+    expect(width).to_have_attribute("placeholder", "64")
+    expect(width).to_have_attribute("max", "256")
+    expect(width).to_have_attribute("step", "8")
+    page.get_by_text("More", exact=True).click()
+    scheduler = page.get_by_label("Scheduler")
+    assert len(scheduler.locator("option").all()) > 1
+    expect(scheduler.locator("option").first).to_have_text(re.compile("default"))
+    expect(page.locator("#loras")).to_be_hidden()
+
+
+PLAIN = {
+    "width": {"default": 512, "minimum": 16, "maximum": 1024, "multiple_of": 16},
+    "height": {"default": 768, "minimum": 16, "maximum": 1024, "multiple_of": 16},
+    "num_inference_steps": {"default": 4, "minimum": 1, "maximum": 1000},
+    "n": {"default": 1, "minimum": 1, "maximum": 16},
+    "output_format": {"default": "png", "enum": ["png", "jpeg", "webp"]},
+}
+"""What a distilled model takes."""
+ABLE = {
+    **PLAIN,
+    "guidance_scale": {"default": 7.5, "minimum": 0, "maximum": 100},
+    "negative_prompt": {"max_length": 10000},
+    "scheduler": {"default": "DDIMScheduler", "enum": ["DDIMScheduler", "EulerDiscreteScheduler"]},
+    "loras": {"max_items": 1, "enum": ["ink", "oil"]},
+    "image": {},
+    "strength": {"default": 0.8, "exclusive_minimum": 0, "maximum": 1},
+}
+
+
+def serve_models(page, **models):
+    """Have the page believe that the fleet serves these, the first by default."""
+    data = [
+        {
+            "id": name,
+            "object": "model",
+            "created": 1,
+            "owned_by": "imagegen",
+            "default": not index,
+            "parameters": takes,
+        }
+        for index, (name, takes) in enumerate(models.items())
+    ]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": data}))
+    page.reload()
+    expect(page.get_by_label("Model")).to_contain_text("(default)")
+
+
+def test_the_form_changes_with_the_model(page):
+    serve_models(page, able=ABLE, plain=PLAIN, unknown=None)
+    page.get_by_text("More", exact=True).click()
+    shown = [
+        page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Start from a picture")
+    ]
+    for field in shown:
+        expect(field).to_be_visible()
+    expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "4")
+    page.get_by_label("Guidance").fill("3")
+    page.get_by_label("Scheduler").select_option("EulerDiscreteScheduler")
+    page.get_by_label("Model").select_option("plain")
+    for field in shown:
+        expect(field).to_be_hidden()
+    with page.expect_request("**/v1/jobs") as sent:
+        ask_for(page, "a plain star")
+    assert not {"guidance_scale", "scheduler"} & set(sent.value.post_data_json)
+    page.get_by_label("Model").select_option("unknown")
+    expect(page.get_by_label("Guidance")).to_be_visible()
     expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "model's own")
-    make(page, "a white ring")
-    expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "20")
+    expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
+
+
+def test_loras_are_chosen(page):
+    serve_models(page, able=ABLE)
+    page.get_by_text("More", exact=True).click()
+    expect(page.get_by_label("Scale of ink")).to_be_disabled()
+    page.get_by_label("ink", exact=True).check()
+    page.get_by_label("Scale of ink").fill("0.5")
+    with page.expect_request("**/v1/jobs") as sent:
+        page.get_by_label("Prompt", exact=True).fill("a star in ink")
+        page.get_by_role("button", name="Generate").click()
+    assert sent.value.post_data_json["loras"] == [{"name": "ink", "scale": 0.5}]
+    page.get_by_label("oil", exact=True).check()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#problem")).to_have_text("At most 1 LoRAs at a time.")
 
 
 def test_what_is_made_can_be_watched_and_cancelled(page):
@@ -129,12 +211,10 @@ def test_what_is_wrong_is_said_at_its_field(page):
     page.get_by_label("Width").fill("9000")
     page.get_by_label("Height").fill("64")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#problem")).to_contain_text("8192")
+    expect(page.locator("#problem")).to_have_text("Width: a multiple of 8 from 8 to 256.")
     expect(page.get_by_label("Width")).to_be_focused()
 
 
 def test_what_the_model_refuses_is_told(page):
-    page.get_by_label("Width").fill("1024")
-    page.get_by_label("Height").fill("1024")
-    tile = ask_for(page, "a huge star")
+    tile = ask_for_too_much(page, "a huge star")
     expect(tile.locator(".failed .words")).to_contain_text("256", timeout=60_000)

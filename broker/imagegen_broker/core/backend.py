@@ -17,6 +17,7 @@ from imagegen_protocol.messages import (
     WorkerHeartbeat,
     WorkerMessage,
 )
+from imagegen_protocol.traits import decode_traits
 
 
 class Backend:
@@ -32,7 +33,7 @@ class Backend:
         """Take one message of a worker; `worker_id` is its routing id, `header` the message as it came."""
         worker = self._ledger.workers.get(worker_id)
         if isinstance(message, Ready):
-            self._register(worker_id, message, now)
+            self._register(worker_id, message, payload, now)
             return
         if worker is None:
             if not isinstance(message, Goodbye):
@@ -84,7 +85,7 @@ class Backend:
 
     # ---- registration ---------------------------------------------------------------------------
 
-    def _register(self, worker_id: bytes, message: Ready, now: float) -> None:
+    def _register(self, worker_id: bytes, message: Ready, payload: Payload, now: float) -> None:
         worker = self._ledger.workers.get(worker_id)
         if worker is None:
             for other in list(self._ledger.workers.values()):
@@ -108,6 +109,10 @@ class Backend:
                 capacity=message.capacity,
             )
             self._adopt_default_model(message.models[0])
+        if payload:
+            # A registered worker says READY again when it has learnt more.
+            worker.traits = decode_traits(memoryview(payload[0]))
+            self._ledger.traits.changed()
         worker.heard = now
         self._reconcile(worker, message, -1, now)
         self._send_beat(worker)
@@ -135,6 +140,7 @@ class Backend:
         ledger = self._ledger
         ledger.placement.remove(worker)
         del ledger.workers[worker.id]
+        ledger.traits.changed()
         ledger.note_listed(worker, frozenset())
         for assignment in list(worker.holding.values()):
             assignment.request.worker = None

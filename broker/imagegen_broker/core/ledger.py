@@ -24,6 +24,7 @@ from imagegen_broker.core.records import (
     ToWorker,
     Worker,
 )
+from imagegen_broker.core.traits import Traits
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Accepted, Error, Release, Resend
 
@@ -48,6 +49,7 @@ class Ledger:
         self.tombstones: OrderedDict[bytes, bytes] = OrderedDict()
         """Ids that ended lately, and the client that has the answer; b"": nobody has, it may be asked again."""
         self.bytes = 0
+        self.traits = Traits()
         self.counters = Counters()
         self.rate = Rate()
         self.default_model = settings.default_model

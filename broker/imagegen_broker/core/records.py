@@ -1,13 +1,14 @@
 """What the broker knows: settings, requests, clients, workers. Plain records; `ledger.py` moves them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import Error, Message, Ready, WorkerStats
+from imagegen_protocol.traits import ModelTraits
 
 Payload = Sequence[Any]
 """The frames behind a header (bytes, or the socket's own frames), passed on unread; only `len` is asked."""
@@ -162,6 +163,8 @@ class Worker:
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
     """The models that are loaded by its last word; none: all."""
+    traits: Mapping[str, ModelTraits] = field(default_factory=dict)
+    """What its models take, as far as it has told."""
     needed: Counter[str | None] = field(default_factory=Counter)
     """Models of what is assigned to it, and how often."""
     unclaimed: set[bytes] = field(default_factory=set)

@@ -1,8 +1,7 @@
 """`imagegen models`: what the fleet can draw with."""
 
 import json
-from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Unpack
 
 import click
 
@@ -13,18 +12,19 @@ from imagegen_client.commands.options import Connection, broker_options, open_cl
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
-    """Show the models that the fleet serves, and the workers of each.
+    """Show the models that the fleet serves, what each takes, and its workers.
 
     The default is what a request takes that names none. A worker is warm for a model that it has loaded; the
-    others load it first.
+    others load it first. --json has all that a model takes: `takes`, null until a worker has loaded it.
 
     \b
     Examples:
       imagegen models
       imagegen models --json | jq -r '.[].model'
+      imagegen models --json | jq '.[0].takes.schedulers'
     """
     with open_client(connection) as client:
-        models = served(client.stats(connection["connect_timeout"]))
+        models = client.models(connection["connect_timeout"])
     if as_json:
         click.echo(json.dumps(models, indent=2, ensure_ascii=False))
         return
@@ -33,26 +33,3 @@ def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     from imagegen_client.tables import models_table
 
     Console().print(models_table(models))
-
-
-def served(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the models of a broker's statistics, the default first, with the workers that serve each."""
-    default = statistics.get("default_model")
-    gpus = statistics.get("per_gpu_stats", [])
-    # The default may have no worker for now; it is waited for.
-    names = {*statistics.get("models", []), *([default] if default else [])}
-    return [
-        {
-            "model": name,
-            "default": name == default,
-            "workers": [_worker(gpu, name) for gpu in gpus if name in gpu.get("models", [])],
-        }
-        for name in sorted(names, key=lambda name: (name != default, name))
-    ]
-
-
-def _worker(gpu: Mapping[str, Any], model: str) -> dict[str, Any]:
-    return {
-        **{name: gpu.get(name) for name in ("worker", "host", "gpu_id", "state")},
-        "warm": model in gpu.get("warm_models", []),
-    }

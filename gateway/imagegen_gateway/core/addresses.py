@@ -8,6 +8,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All public IPv6 addresses; some of the others only carry an IPv4 one, or are a site's own."""
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
+"""Those of IPv4 that `is_global` lets pass, and no host on the internet has."""
 
 
 def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
@@ -15,7 +19,9 @@ def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
     real = _unwrap(address)
     if any(real in network for network in allowed if network.version == real.version):
         return True
-    return real.is_global and not real.is_multicast
+    if isinstance(real, ipaddress.IPv6Address):
+        return real in _UNICAST and real.is_global
+    return real.is_global and not real.is_multicast and not any(real in network for network in _SPECIAL)
 
 
 def _unwrap(address: Address) -> Address:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -28,6 +29,7 @@ _log = logging.getLogger("imagegen.gateway.jobs")
 
 RETRY_SECONDS = 5.0
 """After an error that says nothing about the job."""
+MAX_RETRY_SECONDS = 300.0
 
 
 class Runner:
@@ -92,24 +94,43 @@ class Runner:
     # ---- one job -----------------------------------------------------------------------------------------
 
     async def _run(self, job: Job) -> None:
+        wait = RETRY_SECONDS
         try:
-            await self._make(job)
+            while not await self._try(job):
+                # The images are made anew then: of as many as may wait, memory could not hold them.
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, MAX_RETRY_SECONDS)
         except ClientClosedError:
             pass  # the gateway ends; the next one begins it again
-        except CancelledError as error:
-            await self._end(job, "cancelled", error)
-        except ImagegenError as error:
-            await self._end(job, "failed", error)
-        except Exception:  # noqa: BLE001 - whatever it is, the job ends
-            _log.exception("a job could not be made")
-            await self._end(job, "failed", ImagegenError("the gateway failed; its log says why"))
         finally:
             self._in_flight.end(job.owner)
             self._live.pop(job.id).end()
             del self._tasks[job.id]
 
+    async def _try(self, job: Job) -> bool:
+        """Have a job made and end it; False: it can't be kept how it ended. Raises `ClientClosedError`."""
+        try:
+            try:
+                await self._make(job)
+            except ClientClosedError:
+                raise
+            except CancelledError as error:
+                await self._end(job, "cancelled", error)
+            except ImagegenError as error:
+                await self._end(job, "failed", error)
+        except ClientClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the disk is full, the store is away, …
+            self._metrics.storage_failures.inc()
+            log(_log, logging.ERROR, "job can't be kept", job=job.id, error=f"{type(error).__name__}: {error}")
+            return False
+        return True
+
     async def _make(self, job: Job) -> None:
-        inputs = {name: await self._results.read(job.input_file(name)) for name in job.inputs}
+        try:
+            inputs = {name: await self._results.read(job.input_file(name)) for name in job.inputs}
+        except FileNotFoundError as error:
+            raise ImagegenError("the image to start from is no longer there") from error
         while True:
             try:
                 result = await self._ask(job, inputs)
@@ -117,6 +138,11 @@ class Runner:
                 wait = error.retry_after_seconds or RETRY_SECONDS
                 log(_log, logging.WARNING, "job waits", job=job.id, seconds=wait, reason=error.code)
                 await asyncio.sleep(wait)
+            except (ImagegenError, sqlite3.Error):
+                raise
+            except Exception as error:  # asking again would help nobody
+                _log.exception("a job could not be made")
+                raise ImagegenError("the gateway failed; its log says why") from error
             else:
                 await self._keep(job, result)
                 return

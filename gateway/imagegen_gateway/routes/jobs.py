@@ -12,7 +12,7 @@ from imagegen_gateway import sse
 from imagegen_gateway.access import TheCaller, TheServices, base_url
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.drawing import allowed_options
-from imagegen_gateway.errors import ApiError, not_found, responses
+from imagegen_gateway.errors import ApiError, not_found, responses, storage_failed
 from imagegen_gateway.jobs.live import Live
 from imagegen_gateway.jobs.store import Job
 from imagegen_gateway.jobs.view import show, show_event
@@ -108,14 +108,15 @@ async def cancel(job_id: JobId, services: TheServices, caller: TheCaller) -> ans
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "Events `queued`, `running`, then `done`; the data is the job, with `preview`.",
         },
-        **responses(401, 403, 404, 422),
+        **responses(401, 403, 404, 422, 429),
     },
     summary="Follow a job",
 )
 async def events(job_id: JobId, services: TheServices, caller: TheCaller) -> Response:
     """Follow a job with server-sent events until it has ended; whoever comes late begins with how it stands."""
     job = await _own(services, caller, job_id)
-    return sse.EventStream(_events(services, job, services.runner.live(job.id)), lambda: None)
+    close = services.open_stream(caller)
+    return sse.EventStream(_events(services, job, services.runner.live(job.id)), close)
 
 
 async def _events(services: Services, job: Job, live: Live | None) -> sse.Events:
@@ -167,8 +168,11 @@ async def _take_in(
     inputs = await asyncio.to_thread(_inputs, body, caller)
     _check(body.prompt, asked, list(inputs))
     token = services.results.new_token()
-    for name, data in inputs.items():
-        await services.results.write(f"{token}-{name}", data)
+    try:
+        for name, data in inputs.items():
+            await services.results.write(f"{token}-{name}", data)
+    except Exception as error:
+        raise storage_failed("keep the images of this job", error) from error
     job = await services.store.add(
         owner=caller.id,
         prompt=body.prompt,

@@ -1,24 +1,40 @@
-"""`/v1/models`: what the fleet serves, as OpenAI has it."""
+"""`/v1/models`: what the fleet serves, as OpenAI has it, and what each model takes."""
 
 from fastapi import APIRouter
 
 from imagegen_gateway.access import TheCaller, TheServices
+from imagegen_gateway.core.parameters import parameters
 from imagegen_gateway.errors import not_found, responses
-from imagegen_gateway.schemas.answers import Model, Models
+from imagegen_gateway.schemas.answers import Model, Models, Parameter
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", responses=responses(401, 403, 503), summary="List models")
+@router.get("", response_model_exclude_none=True, responses=responses(401, 403, 503), summary="List models")
 async def list_models(services: TheServices, caller: TheCaller) -> Models:
-    """List the models that workers serve and the key may use."""
-    served: list[str] = (await services.fleet.stats())["models"]
-    allowed = caller.limits.models
-    names = [name for name in served if allowed is None or name in allowed]
-    return Models(data=[Model(id=name, created=int(services.started)) for name in names])
+    """List the models that workers serve and the key may use, with the ranges and defaults of each."""
+    statistics = await services.fleet.stats()
+    traits = statistics.get("model_traits", {})
+    limits = caller.limits
+    default = limits.models[0] if limits.models else statistics["default_model"]
+    models = []
+    for name in statistics["models"]:
+        if limits.models is not None and name not in limits.models:
+            continue
+        told = None
+        if name in traits:
+            told = {key: Parameter(**value) for key, value in parameters(traits[name], limits).items()}
+        started = int(services.started)
+        models.append(Model(id=name, created=started, default=name == default, parameters=told))
+    return Models(data=models)
 
 
-@router.get("/{model_id:path}", responses=responses(401, 403, 404, 503), summary="Look at a model")
+@router.get(
+    "/{model_id:path}",
+    response_model_exclude_none=True,
+    responses=responses(401, 403, 404, 503),
+    summary="Look at a model",
+)
 async def get_model(model_id: str, services: TheServices, caller: TheCaller) -> Model:
     """Look at one of them; its name may have slashes."""
     for model in (await list_models(services, caller)).data:

@@ -28,6 +28,21 @@ class Images(BaseModel):
     model: str
 
 
+class Parameter(BaseModel):
+    """What may be said for one parameter of a model, as JSON Schema means it; what is not bounded is absent."""
+
+    default: int | float | str | None = None
+    """What the model takes where nothing is said."""
+    minimum: int | float | None = None
+    exclusive_minimum: int | float | None = None
+    maximum: int | float | None = None
+    multiple_of: int | None = None
+    enum: list[str] | None = None
+    """Of LoRAs: those that were there when the model was loaded."""
+    max_length: int | None = None
+    max_items: int | None = None
+
+
 class Model(BaseModel):
     """A model that the fleet serves."""
 
@@ -36,6 +51,10 @@ class Model(BaseModel):
     created: int
     """When the gateway started."""
     owned_by: Literal["imagegen"] = "imagegen"
+    default: bool
+    """Whether a request takes it that names none."""
+    parameters: dict[str, Parameter] | None = None
+    """What the model takes, within what the key may; absent until a worker has loaded it, and told."""
 
 
 class Models(BaseModel):

@@ -3,7 +3,6 @@
 import { ApiError, ask, follow, pause } from "./api.js";
 
 const STORE = "imagegen-history";
-const DEFAULTS = "imagegen-defaults";
 const MOST = 200;
 /** A browser opens few connections to one host: the jobs behind these are asked for in turn. */
 const STREAMS = 3;
@@ -16,15 +15,6 @@ const read = (name, otherwise) => {
   } catch {
     return otherwise;
   }
-};
-
-/** The defaults of models, as their pictures have told them. */
-export const defaults = {
-  of: (model) => read(DEFAULTS, {})[model] ?? {},
-  learn(model, told) {
-    const known = read(DEFAULTS, {});
-    localStorage.setItem(DEFAULTS, JSON.stringify({ ...known, [model]: { ...known[model], ...told } }));
-  },
 };
 
 /** All entries, the newest first; `{ id, asked, job, preview }`, and the `image` it starts from until a reload. */

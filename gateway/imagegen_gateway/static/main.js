@@ -2,17 +2,19 @@
 
 import { ask, follow, key, pause } from "./api.js";
 import { announce, find, say } from "./dom.js";
-import { Entries, defaults } from "./entries.js";
+import { Entries } from "./entries.js";
 import { showFleet, showNoFleet } from "./fleet.js";
 import * as form from "./form.js";
 import { Gallery, fileOf, showDetail, standing } from "./gallery.js";
+import { setGeneral, setModels, showDigest, showModel } from "./models.js";
 import { parametersIn } from "./png.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000];
 const BROKER_LOST = "The broker does not answer. What was asked for is kept, and goes on when it is back.";
 const ALL_WELL_MS = 4000;
 const NOTE_MS = 8000;
-const LEARNED = ["width", "height", "num_inference_steps", "guidance_scale", "scheduler"];
+/** Where the options have room beside the pictures, they are not folded away. */
+const ROOMY = matchMedia("(min-width: 50rem)");
 
 let shown = null;
 let stream = null;
@@ -82,7 +84,6 @@ const entries = new Entries((entry, before) => {
   gallery.update(entry, before);
   const { job } = entry;
   if (job.state === before.state) return;
-  if (job.state === "succeeded") learn(entry).catch(() => {});
   const words = { succeeded: "is done", failed: `failed: ${job.error?.message}`, cancelled: "is cancelled" };
   announce(`${job.prompt}: ${words[job.state] ?? standing(job)}`);
 }, tell);
@@ -113,17 +114,6 @@ async function parametersOf(entry, image) {
   const told = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
   const size = `${image.width}x${image.height}`;
   return { ...entry.asked, ...told, size, seed: image.seed, output_format: image.format };
-}
-
-async function learn(entry) {
-  const [image] = entry.job.images;
-  const told = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
-  if (told === null || told.task !== "text-to-image") return;
-  const sides = entry.asked.size ? ["width", "height"] : [];
-  const asked = new Set([...Object.keys(entry.asked), ...sides]);
-  const found = LEARNED.filter((name) => !asked.has(name) && (told[name] ?? null) !== null);
-  defaults.learn(told.model, Object.fromEntries(found.map((name) => [name, told[name]])));
-  form.showDefaults();
 }
 
 async function open(entry, image) {
@@ -157,8 +147,8 @@ async function watchFleet(signal) {
         showFleet(fleet);
         if (fleet.lost_for_seconds === null) allWell();
         else warn(BROKER_LOST, "The broker is back.");
-        const served = JSON.stringify([fleet.models, fleet.default_model]);
-        if (fleet.models && served !== models) loadModels(fleet.default_model).then(() => (models = served), tell);
+        const served = JSON.stringify([fleet.models, fleet.default_model, fleet.models_mark]);
+        if (fleet.models && served !== models) loadModels(served);
       }, signal);
     } catch (error) {
       if (signal.aborted) return;
@@ -170,10 +160,15 @@ async function watchFleet(signal) {
   }
 }
 
-async function loadModels(first) {
-  const { data } = await ask("v1/models");
-  const names = data.map((model) => model.id);
-  form.setModels(names, names.includes(first) ? first : null);
+async function loadModels(served) {
+  models = served;
+  try {
+    setModels((await ask("v1/models")).data);
+    showDigest();
+  } catch (error) {
+    models = "";
+    tell(error);
+  }
 }
 
 // ---- the page ---------------------------------------------------------------------------------------------
@@ -196,7 +191,8 @@ async function start() {
   models = "";
   form.clearProblem();
   try {
-    form.setRanges(await ask("openapi.json"));
+    setGeneral(await ask("openapi.json"));
+    showModel();
     await entries.load();
   } catch (error) {
     tell(error);
@@ -215,7 +211,10 @@ function listen() {
   find("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("compose").requestSubmit();
   });
-  find("model").addEventListener("change", form.showDefaults);
+  find("model").addEventListener("change", showModel);
+  find("compose").addEventListener("input", showDigest);
+  find("compose").addEventListener("change", showDigest);
+  ROOMY.addEventListener("change", () => (find("options").open = ROOMY.matches));
   find("image").addEventListener("change", async ({ target }) => {
     if (target.files.length) form.setImage(await form.asUrl(target.files[0]));
   });
@@ -251,7 +250,8 @@ function listen() {
   document.addEventListener("visibilitychange", () => (document.hidden ? suspend() : resume()));
 }
 
+find("options").open = ROOMY.matches;
 form.setImage(null);
-form.setModels([], null);
+setModels([]);
 listen();
 start();

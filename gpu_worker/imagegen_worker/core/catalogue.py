@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from imagegen_protocol import ModelNotFoundError
+from imagegen_protocol.traits import encode_traits
 from imagegen_worker.core.model import Model
 
 
@@ -21,9 +22,15 @@ class Catalogue:
         self.warm = tuple(self._known)
         self.served = tuple(served) or self.warm
 
-    def learn(self, model: Model) -> None:
-        """A model was loaded."""
+    def learn(self, model: Model) -> bool:
+        """A model was loaded; return whether that tells more than was known."""
+        news = self._known.get(model.name) != model
         self._known[model.name] = model
+        return news
+
+    def traits(self) -> bytes:
+        """Return the frame behind READY: what the models take that were loaded at least once."""
+        return encode_traits({name: self._known[name].traits() for name in self.served if name in self._known})
 
     def name(self, asked: str | None) -> str:
         """Return the name of a model that was asked for. Raises `ModelNotFoundError`."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.limits import MAX_SIDE_PIXELS
+from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
 from imagegen_protocol.messages import Parameter
 from imagegen_protocol.request import DEFAULT_OUTPUT_FORMAT, OutputFormat
+from imagegen_protocol.traits import ModelTraits
 from imagegen_worker.core.traits import TaskTraits
 
 if TYPE_CHECKING:
@@ -123,8 +124,25 @@ class Model:
     max_side: int = MAX_SIDE_PIXELS
     takes_negative_prompt: bool = True
     takes_loras: bool = False
+    loras: tuple[str, ...] = ()
+    """Those that were there when it was loaded."""
     schedulers: tuple[str, ...] = ()
     tasks: Mapping[Task, TaskTraits] = field(default_factory=lambda: {"text-to-image": TaskTraits()})
+
+    def traits(self) -> ModelTraits:
+        """Return what brokers are told of it."""
+        return ModelTraits(
+            width=self.width,
+            height=self.height,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            size_multiple=self.size_multiple,
+            max_side=self.max_side,
+            negative_prompt=self.takes_negative_prompt,
+            tasks={task: traits.strength for task, traits in self.tasks.items()},
+            schedulers=list(self.schedulers[:MAX_CHOICES]),
+            loras=list(self.loras[:MAX_CHOICES]) if self.takes_loras else None,
+        )
 
     def check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for what this model can't make, as far as that shows without the images."""

@@ -329,8 +329,11 @@ class WorkerCore:
 
     def _loaded(self, event: ev.Loaded, now: float) -> None:
         self._steps.loaded(now)
-        self._catalogue.learn(event.model)
+        news = self._catalogue.learn(event.model)
         self._shelved(event.warm, now)
+        for link in self._links:
+            if news and link.registered and not self.draining:
+                self._speak(link, now, anew=True)
         for held in list(self.held.queued.values()):
             if held.unread is not None and held.model == event.model.name:
                 self._begin(held, *held.unread, now)
@@ -429,8 +432,8 @@ class WorkerCore:
         link.unregister(now)
         self._speak(link, now)
 
-    def _speak(self, link: Link, now: float) -> None:
-        """Send HEARTBEAT, or READY where we are not registered; both carry the whole holding."""
+    def _speak(self, link: Link, now: float, *, anew: bool = False) -> None:
+        """Send HEARTBEAT, or READY where we are not registered, or `anew`; both carry the whole holding."""
         if not self.warm:
             return
         link.send_at = now + link.interval
@@ -442,11 +445,12 @@ class WorkerCore:
             warm=self._catalogue.warm,
             draining=self.draining,
         )
-        if link.registered:
+        if link.registered and not anew:
             self._send(link, heartbeat(link, condition))
         else:
-            link.asked = True
-            self._send(link, ready(self._identity, self._catalogue.served, self._device, condition))
+            link.asked = not link.registered
+            message = ready(self._identity, self._catalogue.served, self._device, condition)
+            self._send(link, message, (self._catalogue.traits(),))
 
     # ---- small things --------------------------------------------------------------------------------------
 

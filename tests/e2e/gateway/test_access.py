@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from contextlib import ExitStack
 
 import httpx2
 import openai
@@ -166,6 +167,38 @@ def test_a_job_is_its_keys_own(guarded):
         answer = guarded.http.request(method, f"/v1/jobs/{job['id']}{path}", headers=bearer(bob))
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
     assert guarded.http.get("/v1/jobs", headers=bearer(bob)).json()["data"] == []
+    assert guarded.http.get(f"/v1/jobs?after={job['id']}", headers=bearer(bob)).status_code == 404
+
+
+def test_an_idempotency_key_is_its_keys_own(guarded):
+    jobs = []
+    for name in ("alice", "bob"):
+        headers = {**bearer(guarded.add_key(name)), "Idempotency-Key": "order-17"}
+        answers = [guarded.http.post("/v1/jobs", json={"prompt": name}, headers=headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 200]
+        jobs.append(answers[1].json())
+    assert [job["prompt"] for job in jobs] == ["alice", "bob"]
+
+
+def test_a_key_has_so_many_streams(guarded):
+    alice, bob = guarded.add_key("alice"), guarded.add_key("bob")
+    with ExitStack() as stack:
+        limits = httpx2.Limits(max_connections=200)
+        client = stack.enter_context(
+            httpx2.Client(base_url=guarded.url, trust_env=False, timeout=60, limits=limits)
+        )
+        for _ in range(100):
+            stream = stack.enter_context(client.stream("GET", "/fleet/events", headers=bearer(alice)))
+            assert stream.status_code == 200
+        refused = guarded.http.get("/fleet/events", headers=bearer(alice))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+        assert refused.headers["Retry-After"] == "1"
+        other = stack.enter_context(client.stream("GET", "/fleet/events", headers=bearer(bob)))
+        assert other.status_code == 200
+    while True:
+        with guarded.http.stream("GET", "/fleet/events", headers=bearer(alice)) as again:
+            if again.status_code == 200:
+                break
 
 
 def test_keys_are_clients_of_their_own_for_the_broker(guarded, broker_client):

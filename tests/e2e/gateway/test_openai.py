@@ -148,6 +148,10 @@ def test_models(client):
     [model] = client.models.list()
     assert (model.id, model.object, model.owned_by) == ("simulated", "model", "imagegen")
     assert client.models.retrieve("simulated").id == "simulated"
+    assert (model.object, model.owned_by, model.default) == ("model", "imagegen", True)
+    assert model.parameters["num_inference_steps"] == {"default": 20, "minimum": 1, "maximum": 1000}
+    assert model.parameters["strength"] == {"default": 0.8, "exclusive_minimum": 0, "maximum": 1}
+    assert "scheduler" not in model.parameters
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no/such")
 

@@ -68,6 +68,11 @@ def test_a_job_with_curl(type_in):
         assert image.size == (64, 64)
 
 
+def test_what_a_model_takes_with_curl(type_in):
+    [example] = examples("sh", "parameters")
+    assert '"default": 20' in type_in(example, "bash")
+
+
 def test_keys(type_in, gateway):
     [example] = examples("sh", "keys add alice --requests")
     words = "\n".join(line for line in example.splitlines() if " keys " in line)

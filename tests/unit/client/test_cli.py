@@ -13,7 +13,7 @@ from imagegen_client.cli import COMMANDS, main
 from imagegen_client.commands.completion import PROGRAMS
 from imagegen_client.commands.drawing_options import format_of
 from imagegen_client.commands.errors import HOW_TO_START, describe
-from imagegen_client.commands.models import served
+from imagegen_client.models import served
 from imagegen_client.tables import models_table, stats_table
 from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
 
@@ -266,7 +266,9 @@ def test_models_have_their_workers_and_the_default_comes_first():
         full_gpu("a", models=["x", "y"], warm_models=["x"]),
         full_gpu("b", models=["y"], state="draining"),
     ]
-    models = models_of(*gpus, default_model="y", models=["x", "y"])
+    traits = {"y": {"width": 512, "height": 768, "num_inference_steps": 20}}
+    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=traits)
+    assert [model["takes"] for model in models] == [traits["y"], None]
     assert [(model["model"], model["default"]) for model in models] == [("y", True), ("x", False)]
     assert [(worker["worker"], worker["warm"]) for worker in models[0]["workers"]] == [("a", False), ("b", False)]
     assert models[1]["workers"] == [
@@ -274,12 +276,15 @@ def test_models_have_their_workers_and_the_default_comes_first():
     ]
     text = drawn(80, models, models_table)
     rows = [line.split() for line in text.splitlines()[2:]]
-    assert rows == [["y", "(default)", "1/2", "0", "a,", "b", "draining"], ["x", "1/1", "1", "a"]]
+    assert rows == [
+        ["y", "(default)", "512x768", "20", "1/2", "0", "a,", "b", "draining"],
+        ["x", "-", "-", "1/1", "1", "a"],
+    ]
 
 
 def test_a_default_model_without_workers_is_shown_and_no_model_is_said():
     models = models_of(default_model="gone", models=[])
-    assert models == [{"model": "gone", "default": True, "workers": []}]
+    assert models == [{"model": "gone", "default": True, "workers": [], "takes": None}]
     assert "none for now" in drawn(80, models, models_table)
     assert "no model is served; start a worker" in drawn(80, models_of(default_model=None), models_table)
 

@@ -41,7 +41,8 @@ class LoadedPipeline:
             self.adapters = Adapters(self.pipeline, options.lora_folder)
         self.variants = Variants(self.pipeline)
         described = describe(self.pipeline, name, folder, self.variants)
-        self.model: Model = replace(described, takes_loras=self.adapters is not None)
+        names = () if self.adapters is None else tuple(self.adapters.names())
+        self.model: Model = replace(described, takes_loras=self.adapters is not None, loras=names)
         tune_pipeline(self.pipeline, options)  # last: a compiled module tells less of itself
         self.variants.share(self.pipeline)
         for task in list(self.model.tasks)[1:]:

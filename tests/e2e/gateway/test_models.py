@@ -1,0 +1,51 @@
+"""`/v1/models` over workers that learn of their models as they load them."""
+
+import asyncio
+import time
+
+import pytest
+
+from imagegen_client import AsyncClient
+from tests.e2e.gateway.conftest import QUICK
+
+
+@pytest.fixture(scope="module")
+def worker_options():
+    """Two models, the second of which is loaded when it is asked for."""
+    return (*QUICK, "--model", "first", "--model", "second", "--model-memory", "1GB")
+
+
+def test_a_models_parameters_are_told_once_a_worker_has_loaded_it(gateway, broker_client):
+    with gateway.openai() as client:
+        first, second = client.models.list().data
+        assert (first.id, first.default, first.parameters["width"]["default"]) == ("first", True, 256)
+        assert (second.id, second.default) == ("second", False)
+        assert not hasattr(second, "parameters")
+        client.images.generate(prompt="x", model="second", size="64x64")
+        # The broker's statistics may be half a second old.
+        while not hasattr(found := client.models.retrieve("second"), "parameters"):
+            time.sleep(0.05)
+        assert found.parameters == first.parameters
+    told = {model["model"]: model["takes"] for model in broker_client.models()}
+    assert told["first"] == told["second"]
+    assert told["first"]["max_side"] == 4096
+
+
+def test_the_asynchronous_client_tells_them_too(fleet):
+    async def ask():
+        async with AsyncClient(fleet.frontend) as client:
+            return await client.models()
+
+    assert [model["model"] for model in asyncio.run(ask())] == ["first", "second"]
+
+
+def test_a_keys_limits_count(start_gateway):
+    gateway = start_gateway("--auth", "keys")
+    key = gateway.add_key(
+        "alice", "--max-size", "100x200", "--max-steps", "5", "--model", "second", "--model", "first"
+    )
+    with gateway.openai(key) as client:
+        first, second = client.models.list().data
+    assert (first.default, second.default) == (False, True)
+    assert first.parameters["width"]["maximum"] == 100
+    assert first.parameters["num_inference_steps"]["maximum"] == 5

@@ -1,0 +1,52 @@
+"""What `/v1/models` tells of a model: its own ranges and defaults, within what the key may."""
+
+import msgspec
+
+from imagegen_gateway.core.limits import UNLIMITED, Limits
+from imagegen_gateway.core.parameters import parameters
+from imagegen_protocol.traits import ModelTraits
+
+
+def takes(**fields):
+    given = {"width": 512, "height": 768, "num_inference_steps": 20, "tasks": {"text-to-image": None}, **fields}
+    return msgspec.to_builtins(ModelTraits(**given))
+
+
+def test_a_model_that_takes_little():
+    found = parameters(takes(size_multiple=16, max_side=1000), UNLIMITED)
+    assert found["width"] == {"default": 512, "minimum": 16, "maximum": 992, "multiple_of": 16}
+    assert found["height"]["default"] == 768
+    assert found["num_inference_steps"] == {"default": 20, "minimum": 1, "maximum": 1000}
+    assert set(found) == {"width", "height", "num_inference_steps", "n", "output_format"}
+
+
+def test_a_model_that_takes_all():
+    found = parameters(
+        takes(
+            guidance_scale=0.0,
+            negative_prompt=True,
+            tasks={"text-to-image": None, "image-to-image": 0.8, "inpainting": 1.0},
+            schedulers=["B", "A"],
+            loras=[],
+        ),
+        UNLIMITED,
+    )
+    assert found["guidance_scale"] == {"default": 0.0, "minimum": 0, "maximum": 100}
+    assert found["scheduler"] == {"default": "B", "enum": ["B", "A"]}
+    assert found["strength"] == {"default": 0.8, "exclusive_minimum": 0, "maximum": 1}
+    assert found["loras"] == {"max_items": 8, "enum": []}
+    assert {"negative_prompt", "image", "mask"} <= set(found)
+
+
+def test_an_image_without_a_strength():
+    found = parameters(takes(tasks={"image-to-image": None}), UNLIMITED)
+    assert "image" in found
+    assert not {"strength", "mask"} & set(found)
+
+
+def test_the_keys_limits_count():
+    limits = Limits(max_width=100, max_height=4096, max_steps=8)
+    found = parameters(takes(size_multiple=8, max_side=1024), limits)
+    assert found["width"]["maximum"] == 96
+    assert found["height"]["maximum"] == 1024
+    assert found["num_inference_steps"]["maximum"] == 8
