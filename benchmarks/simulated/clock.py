@@ -12,15 +12,15 @@ class Clock:
         self.now = 0.0
         self.events = 0
         """How many have happened."""
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = 0
 
-    def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
+    def at(self, when: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call `what` at a time; those of one time are called in the order in which they were asked for."""
         self._order += 1
         heapq.heappush(self._heap, (when, self._order, what, arguments))
 
-    def after(self, seconds: float, what: Callable[..., None], *arguments: Any) -> None:
+    def after(self, seconds: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call `what` after so many seconds."""
         self.at(self.now + seconds, what, *arguments)
 

@@ -49,7 +49,7 @@ class Day:
         return sum(self.gpus / (each * full) for each in slow)
 
     def arrivals(self) -> list[tuple[float, int]]:
-        """Return when requests come, and from which client, in order: some clients ask for far more than others."""
+        """Return when requests come, and from which client, in order; some ask for far more than others."""
         dice = random.Random(self.seed)
         weights = [1 / (1 + number) ** 0.7 for number in range(self.clients)]
         in_bursts = int(self.burst_seconds * self.per_second())

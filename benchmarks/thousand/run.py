@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.simulated.clock import Clock
 from benchmarks.simulated.device import Cost
@@ -30,7 +31,7 @@ class Found:
     samples: list[tuple[float, float, int, int]] = field(default_factory=list)
     """Time, GPUs that are busy, requests that wait at the broker, workers."""
     busy_seconds: float = 0.0
-    totals: dict[str, object] = field(default_factory=dict)
+    totals: dict[str, Any] = field(default_factory=dict)
     events: int = 0
     broker_seconds: float = 0.0
     seconds: float = 0.0
