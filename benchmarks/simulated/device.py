@@ -11,6 +11,8 @@ from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.model import ResolvedRequest
 
 IMAGE = b"an image"
+ENCODE_SECONDS = 0.01
+"""From the end of a batch to its encoded images: meanwhile the next batch has begun."""
 
 
 class Cost(NamedTuple):
@@ -109,7 +111,7 @@ class Device:
         )
         for job in batch:
             if job.number not in self._over:
-                self._post(_finished(job, len(batch), seconds))
+                self._clock.after(ENCODE_SECONDS, self._post, _finished(job, len(batch), seconds))
         self._over.clear()
         self._post(ev.Idle())
         self._alarm.set(self._clock.now)

@@ -148,11 +148,12 @@ class Placement:
             return
         self._version += 1
         worker.version = self._version
-        is_time = self._is_timed and worker.busy > 0
+        times = worker.times_begun() if self._is_timed else []
+        is_time = bool(times)
+        start = sum(times) / len(times) if times else 0.0
         for model in worker.ready.models:
             heap = self._heaps.setdefault(model, ([], []))[is_time]
             later = not self._is_timed and not worker.is_warm(model)
-            start = worker.begun if is_time else 0.0
             heapq.heappush(heap, (later, self._key(self._load(worker, model, start)), self._version, worker))
             if len(heap) > 64 and len(heap) > 8 * len(self._workers):
                 heap[:] = [place for place in heap if place[3].version == place[2]]
@@ -198,7 +199,7 @@ class Placement:
         finish = inf if worker is None else self._now + steady[0][1][0]
         while (other := self._top(timed)) is not None and timed[0][1][0] < finish:
             seconds = self._seconds(other)
-            key = self._key(self._load(other, model, other.begun_at_least(seconds, self._now)))
+            key = self._key(self._load(other, model, self._start(other)))
             if key[0] > timed[0][1][0] + seconds / 2:
                 # It takes longer than expected: it stands further back, until it is that late again.
                 heapq.heapreplace(timed, (False, key, other.version, other))
@@ -212,7 +213,7 @@ class Placement:
         workers = self._serving[model]
         if plan is None or plan.is_old(self._now, self._backlog, len(workers)):
             loads = [
-                self._load(worker, model, worker.begun_at_least(self._seconds(worker), self._now) - self._now)
+                self._load(worker, model, self._start(worker) - self._now)
                 for worker in workers.values()
                 if worker.available
             ]
@@ -236,6 +237,14 @@ class Placement:
             return Load(worker.depth, worker.last_used, _UNKNOWN_SECONDS)
         before = start if worker.is_warm(model) else start + LOAD_SECONDS
         return Load(worker.depth, worker.last_used, self._seconds(worker), before)
+
+    def _start(self, worker: Worker) -> float:
+        """Return when a worker began with all that it has: not longer ago than what runs takes."""
+        if not worker.begun:
+            return self._now
+        times = worker.times_begun()
+        longest = len(times) * self._seconds(worker)
+        return max(sum(times) / len(times), self._now - longest) if times else self._now
 
     def _seconds(self, worker: Worker) -> float:
         """Return a worker's seconds of an image; one that has not measured itself counts as an average one."""

@@ -159,8 +159,8 @@ class Worker:
     listed: frozenset[bytes] = frozenset()
     """All ids of its last holding."""
     running: frozenset[bytes] = frozenset()
-    begun: float = 0.0
-    """When what is running began, as far as it was told: the mean, if not all began together."""
+    begun: dict[bytes, float] = field(default_factory=dict)
+    """When each of those that run was told to first."""
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
     """The models that are loaded by its last word; none: all."""
@@ -187,23 +187,14 @@ class Worker:
         """The exact queue depth: listed, or dispatched and not seen finished."""
         return len(self.assigned) + len(self.others)
 
-    @property
-    def busy(self) -> int:
-        """How many run, of those that it has not answered yet."""
-        if not self.running:
-            return 0
-        return len(self.running & self.assigned.keys()) + len(self.running & self.others)
-
     def runs(self, running: frozenset[bytes], now: float) -> None:
         """Learn what runs now; what did not before has begun just now."""
-        if running:
-            kept = len(running & self.running)
-            self.begun = (kept * self.begun + (len(running) - kept) * now) / len(running)
         self.running = running
+        self.begun = {request_id: self.begun.get(request_id, now) for request_id in running}
 
-    def begun_at_least(self, seconds: float, now: float) -> float:
-        """Return when it began with all that it has: not so long ago that what runs should have ended by now."""
-        return max(self.begun, now - self.busy * seconds)
+    def times_begun(self) -> list[float]:
+        """Return when those began that run, and are not answered yet."""
+        return [at for id_, at in self.begun.items() if id_ in self.assigned or id_ in self.others]
 
     def is_warm(self, model: str) -> bool:
         """Say whether it has the model loaded, or loads it anyway for what it was given."""

@@ -87,3 +87,26 @@ def test_a_plan_is_made_anew_for_what_came_since():
     for number in range(6, 20):
         bench.submit(number)
     assert bench.works("slow")
+
+
+def test_a_batch_that_begins_before_the_last_ones_answers_came_is_not_taken_for_older():
+    bench = Bench(strategy="least-wait", interval=1000.0).past_grace()
+    for name in ("one", "two"):
+        bench.ready(name, capacity=4, seconds_per_image=1.0)
+    given = [bench.submit(number) for number in range(8)]
+    of_one, of_two = bench.works("one"), bench.works("two")
+    assert sorted(of_one + of_two) == sorted(given)
+    bench.beat("one", running=of_one[:2], queued=of_one[2:])
+    bench.now += 1.0
+    bench.beat("two", running=of_two[:2], queued=of_two[2:])
+    bench.now += 1.0
+    bench.beat("one", running=of_one)  # the images of the first two are being encoded
+    for request_id in of_one[:2]:
+        bench.result("one", request_id)
+    bench.now += 0.5
+    # The one has 1.5 s left and no more, the other 0.5 s and two that wait: its place is the first that is free.
+    bench.submit(8)
+    assert bench.works("one")[4:] == [rid(8)]
+    bench.submit(9)
+    bench.submit(10)
+    assert len(bench.works("one")) == 6
