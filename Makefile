@@ -15,7 +15,7 @@ help:
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
-	@echo "make bench   compare ways of batching, in a minute, into out/benchmarks/"
+	@echo "make bench   compare ways of batching, look at growth and scaling, in minutes, into out/benchmarks/"
 	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker"
 	@echo "make uninstall as root: stop the units and remove them"
 	@echo "make clean   remove the virtual environment and what was generated"
@@ -55,6 +55,9 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.batching --quick
+	@$(BIN)/python -m benchmarks.growth --quick
+	@$(BIN)/python -m benchmarks.scaling --quick --scale 0.1
+	@$(BIN)/python -m benchmarks.thousand --quick
 
 install:
 	$(PYTHON) -m venv $(PREFIX)

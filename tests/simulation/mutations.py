@@ -202,7 +202,7 @@ MUTATIONS = (
     ),
     Mutation(
         "any worker is as good as one that has the model loaded",
-        PLACEMENT + "update",
+        PLACEMENT + "_place",
         "not worker.is_warm(model)",
         "False",
         ("warm_first",),

@@ -26,6 +26,10 @@ class Backend:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sessions = 0
+        self._processes: dict[bytes, Worker] = {}
+        """The registered workers by the id of their process."""
+        self._names: dict[str, Worker] = {}
+        """The registered workers by name."""
 
     def handle(
         self, worker_id: bytes, message: WorkerMessage, header: bytes, payload: Payload, now: float
@@ -88,15 +92,15 @@ class Backend:
     def _register(self, worker_id: bytes, message: Ready, payload: Payload, now: float) -> None:
         worker = self._ledger.workers.get(worker_id)
         if worker is None:
-            for other in list(self._ledger.workers.values()):
-                if other.ready.worker_id == message.worker_id:
-                    self.remove(other, now, died=False)  # the same process on a new socket
-                elif other.name == message.name:
-                    self._refuse(worker_id, other)
-                    return
+            if (other := self._processes.get(message.worker_id)) is not None:
+                self.remove(other, now, died=False)  # the same process on a new socket
+            if (other := self._names.get(message.name)) is not None:
+                self._refuse(worker_id, other)
+                return
             self._sessions += 1
             worker = Worker(id=worker_id, ready=message, session=self._sessions, heard=now)
             self._ledger.workers[worker_id] = worker
+            self._processes[message.worker_id] = self._names[message.name] = worker
             self._ledger.placement.add(worker)
             self._ledger.counters.workers_registered += 1
             self._ledger.note(
@@ -141,6 +145,7 @@ class Backend:
         ledger.placement.remove(worker)
         del ledger.workers[worker.id]
         ledger.traits.changed()
+        del self._processes[worker.ready.worker_id], self._names[worker.name]
         ledger.note_listed(worker, frozenset())
         for assignment in list(worker.holding.values()):
             assignment.request.worker = None
@@ -220,7 +225,8 @@ class Backend:
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
         worker.warm = frozenset(listed.warm)
-        worker.running, worker.finished = frozenset(listed.running), frozenset(listed.finished)
+        worker.runs(frozenset(listed.running), now)
+        worker.finished = frozenset(listed.finished)
         active = worker.running.union(listed.queued)
         finished = worker.finished
         ledger.note_listed(worker, active | finished)

@@ -159,10 +159,10 @@ class BrokerCore:
         for model in queue.models():
             if model is None:
                 continue  # no worker has ever registered
-            placement.plan(model, queue.waiting(model))
+            placement.begin(queue.waiting(model), now)
             while (request := queue.peek(model)) and (worker := placement.choose(model)):
                 self._give(request, worker, now)
-            placement.end_plan(model)
+        placement.end(queue.waiting)
 
     def _give(self, request: Request, worker: Worker, now: float) -> None:
         self._dispatches += 1

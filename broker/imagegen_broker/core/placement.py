@@ -1,19 +1,43 @@
 """An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
 
 from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.records import Worker
-from imagegen_broker.core.strategies import KEYS, Key, Load, plan_least_wait
+from imagegen_broker.core.strategies import KEYS, Key, Load, horizon_of
 
 _UNKNOWN_SECONDS = 1.0
 LOAD_SECONDS = 10.0
 """What `least-wait` takes the loading of a model for: nobody tells, and the order of magnitude is enough."""
+PLAN_SECONDS_PER_WORKER = 1e-3
+PLAN_REQUESTS_PER_WORKER = 1 / 8
+PLAN_IMAGES = 1 / 8
+"""How long a plan of `least-wait` serves, how many requests, and for how much of an image's time, whatever the
+number of workers: it costs a look at each of them."""
 _MAX_SEEN_MODELS = 4096
 
 _Place = tuple[bool, Key, int, Worker]
 """Whether it comes after the warm ones, the strategy's key, its version, unlike all others, and the worker."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Made at a time: when the backlog will be done, how much of it has not been given out since, and the rate."""
+
+    made: float
+    horizon: float
+    left: int
+    per_second: float
+    given: int = 0
+
+    def is_old(self, now: float, backlog: int, workers: int) -> bool:
+        """Say whether so much time has passed, or so many requests have gone or come, that a new one pays."""
+        changes = self.given + abs(backlog - self.left)
+        least = max(PLAN_SECONDS_PER_WORKER * workers, PLAN_IMAGES * workers / self.per_second)
+        return now - self.made > least or changes > PLAN_REQUESTS_PER_WORKER * workers
 
 
 class Placement:
@@ -27,13 +51,22 @@ class Placement:
 
     def __init__(self, strategy: str) -> None:
         self.strategy = strategy
+        self._is_timed = strategy == "least-wait"
         self._key = KEYS[strategy]
         self._workers: dict[bytes, Worker] = {}
-        self._heaps: dict[str, list[_Place]] = {}
+        self._heaps: dict[str, tuple[list[_Place], list[_Place]]] = {}
+        """By model: of workers whose key holds whenever it is asked for, and of those whose key is a time."""
         self._serving: dict[str, dict[bytes, Worker]] = {}
-        self._plans: dict[str, dict[bytes, int]] = {}
+        self._full: dict[str, dict[bytes, None]] = {}
+        """By model: the workers that take work, and have no room now."""
+        self._plans: dict[str, _Plan] = {}
         self._changed: dict[bytes, Worker] = {}
         self._version = 0
+        self._backlog = 0
+        self._now = 0.0
+        self._speeds: dict[bytes, float] = {}
+        """Seconds of an image of the workers that have told them."""
+        self._sum_of_speeds = 0.0
         self.generation = 0
         """Grows when a worker comes or goes."""
         self._seen: dict[str | None, float | None] = {}
@@ -81,12 +114,16 @@ class Placement:
         self._changed.pop(worker.id, None)
         worker.version = -1
         self.generation += 1
+        self._sum_of_speeds -= self._speeds.pop(worker.id, 0.0)
         for model in worker.ready.models:
             serving = self._serving.get(model, {})
             serving.pop(worker.id, None)
+            self._full.get(model, {}).pop(worker.id, None)
             if not serving:
                 self._serving.pop(model, None)
                 self._heaps.pop(model, None)
+                self._plans.pop(model, None)
+                self._full.pop(model, None)
                 if model in self._seen:
                     self._seen[model] = seconds_per_request([worker]) or self._seen[model]
 
@@ -98,53 +135,96 @@ class Placement:
 
     def _place(self, worker: Worker) -> None:
         """Give a worker its place in the order of each of its models, if it has room."""
-        if worker.room == 0:
+        has_room = worker.room > 0
+        if self._is_timed:
+            self._learn_speed(worker)
+            for model in worker.ready.models:
+                full = self._full.setdefault(model, {})
+                if has_room or not worker.available:
+                    full.pop(worker.id, None)
+                else:
+                    full[worker.id] = None
+        if not has_room:
             return
         self._version += 1
         worker.version = self._version
+        times = worker.times_begun() if self._is_timed else []
+        is_time = bool(times)
+        start = sum(times) / len(times) if times else 0.0
         for model in worker.ready.models:
-            heap = self._heaps.setdefault(model, [])
-            later = self.strategy != "least-wait" and not worker.is_warm(model)
-            heapq.heappush(heap, (later, self._key(self._load(worker, model)), self._version, worker))
+            heap = self._heaps.setdefault(model, ([], []))[is_time]
+            later = not self._is_timed and not worker.is_warm(model)
+            heapq.heappush(heap, (later, self._key(self._load(worker, model, start)), self._version, worker))
             if len(heap) > 64 and len(heap) > 8 * len(self._workers):
-                self._heaps[model] = [place for place in heap if place[3].version == place[2]]
-                heapq.heapify(self._heaps[model])
+                heap[:] = [place for place in heap if place[3].version == place[2]]
+                heapq.heapify(heap)
 
-    def plan(self, model: str, backlog: int) -> None:
-        """Before a round of `choose`: fix how much of the backlog each worker may get (least-wait only)."""
-        if self.strategy != "least-wait" or self._peek(model) is None:
-            return
-        workers = self.serving(model)
-        counts = plan_least_wait(backlog, [self._load(worker, model) for worker in workers])
-        self._plans[model] = {worker.id: count for worker, count in zip(workers, counts, strict=True)}
+    def begin(self, backlog: int, now: float) -> None:
+        """Before a round of `choose`, of which each call is followed by a dispatch: so many requests wait."""
+        self._backlog, self._now = backlog, now
+
+    def end(self, waiting: Callable[[str], int]) -> None:
+        """After the rounds of all models: forget the plans of those that nobody is `waiting` for any more."""
+        for model in [model for model in self._plans if not waiting(model)]:
+            del self._plans[model]
 
     def choose(self, model: str) -> Worker | None:
         """Return the worker that should get the next request for the model; None: it waits."""
-        plan = self._plans.get(model)
-        while (worker := self._peek(model)) is not None:
-            if plan is None:
-                return worker
-            if plan.get(worker.id, 0) > 0:
-                plan[worker.id] -= 1
-                return worker
-            # Its share is used up; those who come later in the order may still have one.
-            heapq.heappop(self._heaps[model])
-            plan.setdefault(worker.id, 0)
-        return None
+        first = self._first(model)
+        if first is None:
+            return None
+        worker, finish = first
+        # Where nobody is full, the first of those with room is the first of all.
+        if self._full.get(model) and finish > self._horizon(model):
+            return None
+        self._backlog -= 1
+        if (plan := self._plans.get(model)) is not None:
+            plan.left -= 1
+            plan.given += 1
+        return worker
 
-    def end_plan(self, model: str) -> None:
-        """After a round: put back the workers whose share was used up."""
-        for worker_id in self._plans.pop(model, {}):
-            worker = self._workers.get(worker_id)
-            if worker is not None and worker.room:
-                self.update(worker)
-
-    def _peek(self, model: str) -> Worker | None:
+    def _first(self, model: str) -> tuple[Worker, float] | None:
+        """Return the first worker with room, and when it would be done with one more (least-wait only)."""
         if self._changed:
             for changed in self._changed.values():
                 self._place(changed)
             self._changed.clear()
-        heap = self._heaps.get(model)
+        heaps = self._heaps.get(model)
+        if heaps is None:
+            return None
+        steady, timed = heaps
+        worker = self._top(steady)
+        if not self._is_timed:
+            return None if worker is None else (worker, 0.0)
+        finish = inf if worker is None else self._now + steady[0][1][0]
+        while (other := self._top(timed)) is not None and timed[0][1][0] < finish:
+            seconds = self._seconds(other)
+            key = self._key(self._load(other, model, self._start(other)))
+            if key[0] > timed[0][1][0] + seconds / 2:
+                # It takes longer than expected: it stands further back, until it is that late again.
+                heapq.heapreplace(timed, (False, key, other.version, other))
+                continue
+            return other, key[0]
+        return None if worker is None else (worker, finish)
+
+    def _horizon(self, model: str) -> float:
+        """Return when the whole backlog will be done, if each request goes where it is done first."""
+        plan = self._plans.get(model)
+        workers = self._serving[model]
+        if plan is None or plan.is_old(self._now, self._backlog, len(workers)):
+            loads = [
+                self._load(worker, model, self._start(worker) - self._now)
+                for worker in workers.values()
+                if worker.available
+            ]
+            horizon = self._now + horizon_of(self._backlog, loads)
+            per_second = sum(1 / load.seconds for load in loads)
+            plan = self._plans[model] = _Plan(self._now, horizon, self._backlog, per_second)
+        # Giving requests out moves nothing: their worker has as much more to do. What came or went since does.
+        return plan.horizon + (self._backlog - plan.left) / plan.per_second
+
+    @staticmethod
+    def _top(heap: list[_Place]) -> Worker | None:
         while heap:
             _, _, version, worker = heap[0]
             if worker.version == version:
@@ -152,14 +232,34 @@ class Placement:
             heapq.heappop(heap)
         return None
 
-    def _load(self, worker: Worker, model: str) -> Load:
-        if self.strategy != "least-wait":
+    def _load(self, worker: Worker, model: str, start: float) -> Load:
+        if not self._is_timed:
             return Load(worker.depth, worker.last_used, _UNKNOWN_SECONDS)
-        seconds = worker.seconds_per_image or self._typical_seconds()
-        before = 0.0 if worker.is_warm(model) else LOAD_SECONDS
-        return Load(worker.depth, worker.last_used, seconds, before)
+        before = start if worker.is_warm(model) else start + LOAD_SECONDS
+        return Load(worker.depth, worker.last_used, self._seconds(worker), before)
 
-    def _typical_seconds(self) -> float:
-        """A worker that has not measured itself yet counts as an average one."""
-        known = [w.seconds_per_image for w in self._workers.values() if w.seconds_per_image]
-        return sum(known) / len(known) if known else _UNKNOWN_SECONDS
+    def _start(self, worker: Worker) -> float:
+        """Return when a worker began with all that it has: not longer ago than what runs takes."""
+        if not worker.begun:
+            return self._now
+        times = worker.times_begun()
+        longest = len(times) * self._seconds(worker)
+        return max(sum(times) / len(times), self._now - longest) if times else self._now
+
+    def _seconds(self, worker: Worker) -> float:
+        """Return a worker's seconds of an image; one that has not measured itself counts as an average one."""
+        if worker.seconds_per_image:
+            return worker.seconds_per_image
+        return self._sum_of_speeds / len(self._speeds) if self._speeds else _UNKNOWN_SECONDS
+
+    def _learn_speed(self, worker: Worker) -> None:
+        old, new = self._speeds.get(worker.id), worker.seconds_per_image
+        if old == new:
+            return
+        self._sum_of_speeds += (new or 0.0) - (old or 0.0)
+        if new:
+            self._speeds[worker.id] = new
+        else:
+            self._speeds.pop(worker.id, None)
+            if not self._speeds:
+                self._sum_of_speeds = 0.0

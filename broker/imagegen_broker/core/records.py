@@ -160,6 +160,8 @@ class Worker:
     listed: frozenset[bytes] = frozenset()
     """All ids of its last holding."""
     running: frozenset[bytes] = frozenset()
+    begun: dict[bytes, float] = field(default_factory=dict)
+    """When each of those that run was told to first."""
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
     """The models that are loaded by its last word; none: all."""
@@ -187,6 +189,15 @@ class Worker:
     def depth(self) -> int:
         """The exact queue depth: listed, or dispatched and not seen finished."""
         return len(self.assigned) + len(self.others)
+
+    def runs(self, running: frozenset[bytes], now: float) -> None:
+        """Learn what runs now; what did not before has begun just now."""
+        self.running = running
+        self.begun = {request_id: self.begun.get(request_id, now) for request_id in running}
+
+    def times_begun(self) -> list[float]:
+        """Return when those began that run, and are not answered yet."""
+        return [at for id_, at in self.begun.items() if id_ in self.assigned or id_ in self.others]
 
     def is_warm(self, model: str) -> bool:
         """Say whether it has the model loaded, or loads it anyway for what it was given."""

@@ -6,6 +6,7 @@
 
 import heapq
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import NamedTuple
 
 STRATEGIES = ("round-robin", "queue-depth", "least-wait")
@@ -69,6 +70,17 @@ def plan_least_wait(backlog: int, loads: Sequence[Load]) -> list[int]:
         load = loads[index]
         heapq.heapreplace(heap, (expected_finish(load._replace(depth=load.depth + plan[index])), index))
     return plan
+
+
+def horizon_of(backlog: int, loads: Sequence[Load]) -> float:
+    """Return when the last of `backlog` requests ends in the plan of `least-wait`; infinite without workers."""
+    if not loads:
+        return inf
+    return max(
+        load.before + (load.depth + count) * load.seconds
+        for load, count in zip(loads, plan_least_wait(backlog, loads), strict=True)
+        if count
+    )
 
 
 def _level(backlog: int, loads: Sequence[Load]) -> float:

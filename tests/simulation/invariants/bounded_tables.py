@@ -30,8 +30,12 @@ def _broker(broker: "BrokerPeer") -> Iterator[Size]:
     # Entries of requests that have ended are dropped lazily; those that were answered and queued again have two.
     yield name, "deadlines", len(ledger.deadlines._heap), 65 + 4 * settings.max_requests
     yield name, "holders", len(ledger.holders), 3 * MAX_IDS_PER_MESSAGE * workers
-    for model, heap in ledger.placement._heaps.items():
-        yield name, f"places for {model}", len(heap), 64 + 8 * workers + 1
+    for model, heaps in ledger.placement._heaps.items():
+        for heap in heaps:
+            yield name, f"places for {model}", len(heap), 64 + 8 * workers + 1
+    yield name, "speeds", len(ledger.placement._speeds), workers
+    for model, full in ledger.placement._full.items():
+        yield name, f"full ones of {model}", len(full), workers
     for client in ledger.clients.values():
         yield name, "requests of a client", len(client.requests), settings.max_requests_per_client
         yield name, "bytes of a client", client.held_bytes, settings.max_bytes_per_client

@@ -1,0 +1,1 @@
+"""A day of a thousand GPUs, on simulated time."""
