@@ -32,8 +32,9 @@ _log = logging.getLogger("imagegen.broker")
 
 _MESSAGES_A_ROUND = 256
 """Messages read from one socket before the core settles and the other socket has its turn."""
-_FRONTEND_SEND_QUEUE = 256
-"""Messages that may wait for one slow client before the broker drops them and sends them again later."""
+_FRONTEND_SEND_QUEUE = 512
+"""Messages that may wait for one slow client before the broker drops them and sends them again later: twice what
+`map` has on its way."""
 
 _COPIED_BYTES = 4096
 """Frames of at most so many are copied."""

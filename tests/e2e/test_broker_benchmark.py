@@ -1,0 +1,23 @@
+"""The broker's benchmark runs, every contender answers, and its report has a line for each."""
+
+import json
+
+from click.testing import CliRunner
+
+from benchmarks.broker.__main__ import main
+
+
+def test_the_benchmark_of_the_broker(tmp_path):
+    told = CliRunner().invoke(
+        main, ["--quick", "--seconds", "0.1", "--out", str(tmp_path)], catch_exceptions=False
+    )
+    assert told.exit_code == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for table in (figures["small"], figures["large"]):
+        for by in table.values():
+            assert set(by) == {"proxy", "bare", "imagegen"}
+            assert all(point["a_second"] > 0 and point["cpu"] >= 0 for point in by.values())
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("| imagegen |") == 9
+    assert "| sockets |" in report
+    assert (tmp_path / "broker.png").stat().st_size > 10_000
