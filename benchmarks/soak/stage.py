@@ -23,7 +23,7 @@ RESTARTS = (
     ("worker1", "terminate"), ("broker1", "terminate"), ("worker2", "kill"), ("gateway1", "terminate"),
     ("worker1", "kill"), ("worker2", "terminate"), ("broker1", "kill"), ("gateway1", "kill"),
 )  # fmt: skip
-"""In turns. broker0, worker0, the engine, gateway0 and the residents live from start to end and see the others go."""
+"""In turns. broker0, worker0, the engine, gateway0 and the residents live from start to end, and see others go."""
 WORKERS = ("worker0", "worker1", "worker2", "engine")
 VISITOR_REQUESTS = 12
 RUDE_EVERY = 4
