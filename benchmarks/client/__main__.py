@@ -41,7 +41,8 @@ QUICK = Size(1, {1: 100, 64: 300}, 400, 5, 0.5)
 def measure(size: Size, say: Callable[[str], None]) -> dict[str, Any]:
     """Run everything; return the figures."""
     with tempfile.TemporaryDirectory() as folder, Fleet(log_folder=Path(folder)) as fleet:
-        fleet.start_broker("--default-model", MODEL)
+        # A bare socket never asks again: nobody may be taken for dead, however busy the machine is.
+        fleet.start_broker("--default-model", MODEL, "--liveness", "60")
         python, backend = Path(sys.executable).name, next(iter(fleet.brokers.values())).backend
         fleet.spawn("noop", [python, "-m", "benchmarks.client.worker", "--broker", backend, "--name", "noop"])
         with Client(fleet.frontend) as client:

@@ -16,6 +16,7 @@ from imagegen_protocol.messages import Ack, ClientHeartbeat, Goodbye, Result, Su
 from imagegen_protocol.request import GenerationRequest
 
 HEARTBEAT_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
 
 
 class Bare:
@@ -45,8 +46,9 @@ class Bare:
                 on_way.add(key)
                 sent += 1
             acknowledged = []
+            self._wait()
             frames = self._socket.recv_multipart()
-            while frames:
+            while True:
                 message = decode_broker_to_client(frames[0])
                 if isinstance(message, Result):
                     on_way.remove(message.request_id)
@@ -60,10 +62,19 @@ class Bare:
                     break
             if acknowledged:
                 self._socket.send(encode(Ack(request_ids=acknowledged)))
+        return length
+
+    def _wait(self) -> None:
+        """Wait for something to read, and say on the way that one lives. Raises `TimeoutError`."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
             if (now := time.monotonic()) >= self._beat:
                 self._beat = now + HEARTBEAT_SECONDS
                 self._socket.send(encode(ClientHeartbeat()))
-        return length
+            if self._socket.poll(round(HEARTBEAT_SECONDS * 1000)):
+                return
+            if now >= end:
+                raise TimeoutError(f"no answer in {PATIENCE_SECONDS:.0f} s; a bare socket does not ask again")
 
     def _send(self, key: bytes, number: int) -> None:
         body = encode_request(GenerationRequest(prompt=f"picture {number}", seed=number))
