@@ -145,6 +145,8 @@ class ClientCore:
 
     def settle(self) -> list[Action]:
         """Return the acknowledgements that came up since the last call, joined."""
+        if not self._acks:
+            return []
         ids, self._acks = list(dict.fromkeys(self._acks)), []
         step = MAX_IDS_PER_MESSAGE
         return [Send(Ack(request_ids=ids[start : start + step])) for start in range(0, len(ids), step)]
