@@ -122,7 +122,7 @@ class Transport:
             while self._open:
                 ready = self._wait()
                 now, deadline = time.monotonic(), self._core.next_deadline()
-                # Before a tick that is due: what has arrived while this process slept is a sign of the broker's life.
+                # Before a tick that is due: what has arrived while this process slept tells that the broker lives.
                 if self._socket in ready or (deadline is not None and now >= deadline):
                     self._drain_socket()
                 if self._watch is not None and self._watch.monitor in ready:
