@@ -9,7 +9,16 @@ import zmq
 from PIL import Image
 
 from imagegen_protocol.frames import decode_broker_to_worker, encode
-from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, Release, Result, Work, WorkerHeartbeat
+from imagegen_protocol.messages import (
+    BrokerHeartbeat,
+    ImageInfo,
+    Ready,
+    Release,
+    Resend,
+    Result,
+    Work,
+    WorkerHeartbeat,
+)
 
 MODEL = "nothing"
 SIDE = 64
@@ -42,17 +51,21 @@ def ready(name: str) -> Ready:
 def serve(socket: "zmq.Socket[bytes]", hello: Ready) -> None:
     """Register and answer until the process is ended."""
     image, info = picture(), [ImageInfo(format="png", width=SIDE, height=SIDE, seed=0)]
-    finished: dict[bytes, None] = {}
+    finished: dict[bytes, bytes] = {}
     socket.send(encode(hello))
     while True:
         header, *_ = socket.recv_multipart()
         match decode_broker_to_worker(header):
             case Work(request_id=request_id, attempt=attempt):
-                finished[request_id] = None
                 result = Result(
                     request_id=request_id, attempt=attempt, worker=hello.name, model=MODEL, images=info
                 )
-                socket.send_multipart([encode(result), image])
+                finished[request_id] = encode(result)
+                socket.send_multipart([finished[request_id], image])
+            case Resend(request_ids=ids):
+                for request_id in ids:
+                    if request_id in finished:
+                        socket.send_multipart([finished[request_id], image])
             case Release(request_ids=ids):
                 for request_id in ids:
                     finished.pop(request_id, None)
@@ -61,7 +74,7 @@ def serve(socket: "zmq.Socket[bytes]", hello: Ready) -> None:
             case BrokerHeartbeat(session=session, beat=beat):
                 told = WorkerHeartbeat(session=session, beat=beat, finished=list(finished), seconds_per_image=1e-4)
                 socket.send(encode(told))
-            case _:  # RESEND, DRAIN and errors: nothing is lost here, and the process is killed at the end
+            case _:  # DRAIN and errors: the process is killed at the end
                 pass
 
 

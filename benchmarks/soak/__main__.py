@@ -19,6 +19,8 @@ from benchmarks.soak.stage import Stage, schedule
 from tools.fleet import Fleet
 
 SCRAPE_EVERY = 5.0
+FILL_FROM = 300.0
+"""Seconds: what is shorter is not judged."""
 
 
 def soak(
@@ -33,7 +35,7 @@ def soak(
 ) -> tuple[Stage, Counts]:
     """Run the traffic for so long, and let it end; samples go to `folder/samples.csv`, logs to `folder/logs`."""
     with Fleet(log_folder=folder / "logs") as fleet:
-        stage = Stage(fleet, folder, rate, seed)
+        stage = Stage(fleet, folder, rate, seed, fill=seconds >= FILL_FROM)
         stage.start()
         with samples.Sampler(folder / "samples.csv", stage.lives, sample_every) as sampler:
             begun = time.monotonic()

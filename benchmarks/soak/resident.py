@@ -9,6 +9,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class Resident:
         self._rate = rate
         self._random = random.Random(seed)
         self._judge = Judge()
+        # One thread for all pictures: on many, each with an arena of malloc's, it takes long until memory is flat.
+        self._desk = ThreadPoolExecutor(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._users: dict[AsyncClient, int] = {}
         """Requests on their way, by client."""
@@ -62,6 +65,7 @@ class Resident:
                 await asyncio.wait_for(self.stop.wait(), self._random.expovariate(self._rate))
         await asyncio.gather(*self._tasks)
         await client.close()
+        self._desk.shutdown()
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -115,7 +119,7 @@ class Resident:
             if error.code not in ask.ends:
                 raise
             return error.code
-        await asyncio.to_thread(self._judge.check, ask, result)
+        await asyncio.get_running_loop().run_in_executor(self._desk, self._judge.check, ask, result)
         return "answered"
 
     async def _through_gateway(self) -> None:

@@ -25,6 +25,9 @@ RESTARTS = (
 )  # fmt: skip
 """In turns. broker0, worker0, the engine, gateway0 and the residents live from start to end, and see others go."""
 WORKERS = ("worker0", "worker1", "worker2", "engine")
+REMEMBERED = 21_000
+"""A broker remembers the last 20,000 ids, to know late copies for what they are."""
+BURST = 500
 VISITOR_REQUESTS = 12
 RUDE_EVERY = 4
 """Every so many visitors one is killed with its requests on their way."""
@@ -35,7 +38,9 @@ _PROXYLESS = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Stage:
     """Real processes, by their commands. Called from one thread, but for `lives`."""
 
-    def __init__(self, fleet: Fleet, folder: Path, rate: float, seed: int) -> None:
+    def __init__(self, fleet: Fleet, folder: Path, rate: float, seed: int, *, fill: bool) -> None:
+        """`fill`: let the brokers remember as much as they ever will before the traffic begins."""
+        self._fill = fill
         self._fleet = fleet
         self._folder = folder
         self._rate = rate
@@ -63,8 +68,19 @@ class Stage:
             self._start(name)
         with Client(self._frontends()[0]) as client:
             self._fleet.wait_for_workers(client, len(WORKERS))
+        if self._fill:
+            self._fill_memories()
         for name in ("gateway0", "gateway1", "resident0", "resident1"):
             self._start(name)
+
+    def _fill_memories(self) -> None:
+        """Have the brokers remember as many ended requests as they ever will, which else takes an hour."""
+        for frontend in self._frontends():
+            with Client(frontend, retry_overloaded=True) as client:
+                for _ in range(0, REMEMBERED, BURST):
+                    jobs = [client.submit("nobody", model="no-such-model") for _ in range(BURST)]
+                    for job in jobs:
+                        job.exception()
 
     def restart_one(self, seconds: float) -> None:
         """End the process whose turn it is, and start it again."""
