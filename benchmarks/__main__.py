@@ -68,13 +68,12 @@ def run(room: Room, folder: Path, *, quick: bool) -> Outcome:
     command = [sys.executable, "-m", room.module, *words, *(room.quick if quick else ())]
     begun = time.monotonic()
     with (folder / "output.txt").open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert process.stdout is not None, "it was asked for"
-        for line in process.stdout:
-            file.write(line)
-            click.echo(line, nl=False)
-        status = process.wait()
-    return Outcome(room, status, time.monotonic() - begun)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout is not None, "it was asked for"
+            for line in process.stdout:
+                file.write(line)
+                click.echo(line, nl=False)
+    return Outcome(room, process.returncode, time.monotonic() - begun)
 
 
 def index(outcomes: Sequence[Outcome], missing: Sequence[Room], out: Path) -> list[str]:

@@ -13,6 +13,8 @@ from benchmarks.soak.__main__ import main
 ROLES = {"broker", "worker", "engine", "gateway", "resident"}
 
 
+# Half a minute; a busy machine needs longer to start a dozen processes.
+@pytest.mark.timeout(600)
 def test_a_short_soak_loses_nothing(tmp_path):
     options = {
         "minutes": 0.2,
