@@ -67,12 +67,14 @@ def run(room: Room, folder: Path, *, quick: bool) -> Outcome:
     words = [word.format(out=folder) for word in room.words]
     command = [sys.executable, "-m", room.module, *words, *(room.quick if quick else ())]
     begun = time.monotonic()
-    with (folder / "output.txt").open("w") as file:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            assert process.stdout is not None, "it was asked for"
-            for line in process.stdout:
-                file.write(line)
-                click.echo(line, nl=False)
+    with (
+        (folder / "output.txt").open("w") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        assert process.stdout is not None, "it was asked for"
+        for line in process.stdout:
+            file.write(line)
+            click.echo(line, nl=False)
     return Outcome(room, process.returncode, time.monotonic() - begun)
 
 
