@@ -68,7 +68,8 @@ def report(stage: Stage, counts: Counts, found: Sequence[verdict.Line], seconds:
     """Return the report as lines of Markdown, and whether all is well."""
     growing = [line for line in found if line.growing]
     judged = sum(line.judged for line in found)
-    good = not (counts.lost or counts.wrong or stage.problems or growing)
+    problems = [*stage.problems, *counts.told, *(f"{line.name} {line.verdict}" for line in growing)]
+    good = not (counts.lost or counts.wrong or problems)
     cores = sum(line.cores * line.minutes for line in found) / max(seconds / 60, 1e-9)
     kinds: dict[str, int] = {}
     for _, _, how in stage.events:
@@ -96,7 +97,7 @@ def report(stage: Stage, counts: Counts, found: Sequence[verdict.Line], seconds:
         "|---|---|",
         *(f"| {end} | {count} |" for end, count in sorted(counts.ended.items())),
         f"| calls of a gateway made again while it restarted | {counts.retries} |",
-        *(["", "Problems:", "", *(f"- {text}" for text in [*stage.problems, *counts.told])] if not good else []),
+        *(["", "Problems:", "", *(f"- {text}" for text in problems)] if problems else []),
         "",
         "![Memory, descriptors and threads](soak.png)",
     ]
