@@ -45,9 +45,9 @@ def look(life: Life, seconds: float) -> Sample | None:
     try:
         process = psutil.Process(life.pid)
         with process.oneshot():
-            if process.status() == psutil.STATUS_ZOMBIE:
+            memory, cpu, fds = process.memory_full_info(), process.cpu_times(), process.num_fds()
+            if not (memory.uss and fds):  # it is ending: memory goes first, then descriptors
                 return None
-            memory, cpu = process.memory_full_info(), process.cpu_times()
             return Sample(
                 round(seconds, 2),
                 life.name,
@@ -56,7 +56,7 @@ def look(life: Life, seconds: float) -> Sample | None:
                 life.pid,
                 memory.rss,
                 memory.uss,
-                process.num_fds(),
+                fds,
                 process.num_threads(),
                 round(cpu.user + cpu.system, 2),
             )
