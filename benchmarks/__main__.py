@@ -84,7 +84,7 @@ def index(outcomes: Sequence[Outcome], missing: Sequence[Room], out: Path) -> li
     for outcome in outcomes:
         folder = out / outcome.room.name
         files = [
-            path.relative_to(out) for path in sorted(folder.rglob("*")) if path.suffix in (".md", ".png", ".txt")
+            path.relative_to(out) for path in sorted(folder.iterdir()) if path.suffix in (".md", ".png", ".txt")
         ]
         links = ", ".join(f"[{path.name}]({path})" for path in files)
         name = outcome.room.name if outcome.status == 0 else f"{outcome.room.name}: **failed** ({outcome.status})"
@@ -92,7 +92,7 @@ def index(outcomes: Sequence[Outcome], missing: Sequence[Room], out: Path) -> li
     lines += [f"| {room.name}: not here | {room.about} | | |" for room in missing]
     for outcome in outcomes:
         folder = out / outcome.room.name
-        report = next((folder / name for name in ("report.md", "engine.md") if (folder / name).exists()), None)
+        report = next(iter(sorted(folder.glob("*.md"))), None)
         if outcome.room.printed:
             lines += [
                 "",
