@@ -14,8 +14,8 @@ WARM_UP_SHARE = 0.25
 """Of a life; what comes before is start-up: caches fill, pools get their threads, allocators their arenas."""
 WARM_UP_LEAST = 60.0
 JUDGED_LEAST = 1200.0
-"""Seconds after the warm-up from which on a life is judged: by the first ten minutes a worker grew by 6 MB an hour that
-by the whole hour grew by 0.6."""
+"""Seconds after the warm-up from which on a life is judged: by its first ten minutes a worker grew by 6 MB an hour
+that by the whole hour grew by 0.6."""
 SLOPE_SHARE = 0.03
 SLOPE_MB = 2.0
 MORE_FDS = 2
