@@ -15,8 +15,6 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
-	@echo "make bench   compare ways of batching, look at growth and scaling, in minutes, into out/benchmarks/"
 	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
 	@echo "make chaos   simulated fleets, then real processes killed and frozen, CHAOS_MINUTES=10 each"
 	@echo "make bench   all benchmarks of this machine, into out/benchmarks/report.md; in minutes with QUICK=1"
@@ -61,10 +59,6 @@ chaos: $(STAMP)
 	@$(BIN)/python -m tools.chaos --minutes $(CHAOS_MINUTES)
 
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks.batching --quick
-	@$(BIN)/python -m benchmarks.growth --quick
-	@$(BIN)/python -m benchmarks.scaling --quick --scale 0.1
-	@$(BIN)/python -m benchmarks.thousand --quick
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 install:

@@ -41,7 +41,12 @@ _SCRAPE_QUICK = ("--workers", "4", "--waiting", "20", "--requests", "50", "--scr
 ROOMS = (
     Room("broker", "the broker near its limit, beside libzmq's proxy and a bare loop", "benchmarks.broker"),
     Room("growth", "what a request costs as workers, requests and clients become many", "benchmarks.growth"),
-    Room("scaling", "1 to 64 workers against the best that is possible", "benchmarks.scaling"),
+    Room(
+        "scaling",
+        "1 to 64 workers against the best that is possible",
+        "benchmarks.scaling",
+        quick=("--quick", "--scale", "0.1"),
+    ),
     Room("thousand", "a day of a thousand GPUs, on simulated time", "benchmarks.thousand"),
     Room("peers", "other systems, as their users set them up", "benchmarks.peers"),
     Room("client", "the client beside a bare socket", "benchmarks.client"),
