@@ -25,8 +25,6 @@ class Room:
     module: str
     words: tuple[str, ...] = ("--out", "{out}")
     quick: tuple[str, ...] = ("--quick",)
-    printed: bool = False
-    """It writes no files: what it prints is its report."""
 
     @property
     def here(self) -> bool:
@@ -51,7 +49,7 @@ ROOMS = (
     Room("peers", "other systems, as their users set them up", "benchmarks.peers"),
     Room("client", "the client beside a bare socket", "benchmarks.client"),
     Room("batching", "continuous batching beside static batching and the stock pipeline", "benchmarks.batching"),
-    Room("scrape", "what a scrape of the broker's metrics costs", "benchmarks.scrape", (), _SCRAPE_QUICK, True),
+    Room("scrape", "what a scrape of the broker's metrics costs", "benchmarks.scrape", (), _SCRAPE_QUICK),
 )
 """In the order in which they run. The soak is none: it takes an hour whatever the machine (`make soak`)."""
 BY_NAME = {room.name: room for room in ROOMS}
@@ -98,7 +96,7 @@ def index(outcomes: Sequence[Outcome], missing: Sequence[Room], out: Path) -> li
     for outcome in outcomes:
         folder = out / outcome.room.name
         report = next(iter(sorted(folder.glob("*.md"))), None)
-        if outcome.room.printed:
+        if report is None:  # what it prints is its report
             lines += [
                 "",
                 f"## {outcome.room.name}",
@@ -107,7 +105,7 @@ def index(outcomes: Sequence[Outcome], missing: Sequence[Room], out: Path) -> li
                 (folder / "output.txt").read_text().rstrip(),
                 "```",
             ]
-        elif report is not None:
+        else:
             lines += ["", f"## {outcome.room.name}", "", *_below(report.read_text(), outcome.room.name)]
     return lines
 

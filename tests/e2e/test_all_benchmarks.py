@@ -13,7 +13,7 @@ def test_each_is_named_once():
 
 def test_what_fails_or_is_missing_stops_no_other(tmp_path, monkeypatch):
     rooms = {
-        "broken": Room("broken", "ends badly", "benchmarks.scrape", ("--no-such-option",), (), True),
+        "broken": Room("broken", "ends badly", "benchmarks.scrape", ("--no-such-option",), ()),
         "absent": Room("absent", "is not here", "benchmarks.no_such_module"),
         "scrape": BY_NAME["scrape"],
     }
