@@ -3,19 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-MINUTES ?= 10
+MINUTES ?= 60
+CHAOS_MINUTES ?= 10
 PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 
-.PHONY: help demo test test-ray lint soak bench install uninstall clean
+.PHONY: help demo test test-ray lint soak chaos bench install uninstall clean
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
 	@echo "make test    run the tests"
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make soak    simulated fleets, then real processes under chaos, MINUTES=10 each"
-	@echo "make bench   compare ways of batching, look at growth and scaling, in minutes, into out/benchmarks/"
+	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
+	@echo "make chaos   simulated fleets, then real processes killed and frozen, CHAOS_MINUTES=10 each"
+	@echo "make bench   all benchmarks of this machine, into out/benchmarks/report.md; in minutes with QUICK=1"
 	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker"
 	@echo "make uninstall as root: stop the units and remove them"
 	@echo "make clean   remove the virtual environment and what was generated"
@@ -50,14 +52,14 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports
 
 soak: $(STAMP)
-	@$(BIN)/python -m tests.simulation --seed 1000000 --minutes $(MINUTES)
-	@$(BIN)/python -m tools.chaos --minutes $(MINUTES)
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.simulation --seed 1000000 --minutes $(CHAOS_MINUTES)
+	@$(BIN)/python -m tools.chaos --minutes $(CHAOS_MINUTES)
 
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks.batching --quick
-	@$(BIN)/python -m benchmarks.growth --quick
-	@$(BIN)/python -m benchmarks.scaling --quick --scale 0.1
-	@$(BIN)/python -m benchmarks.thousand --quick
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 install:
 	$(PYTHON) -m venv $(PREFIX)

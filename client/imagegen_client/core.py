@@ -145,6 +145,8 @@ class ClientCore:
 
     def settle(self) -> list[Action]:
         """Return the acknowledgements that came up since the last call, joined."""
+        if not self._acks:
+            return []
         ids, self._acks = list(dict.fromkeys(self._acks)), []
         step = MAX_IDS_PER_MESSAGE
         return [Send(Ack(request_ids=ids[start : start + step])) for start in range(0, len(ids), step)]
@@ -328,9 +330,11 @@ class ClientCore:
             elif isinstance(entry.message, StatsQuery):
                 actions.append(Send(entry.message))
             else:
-                seconds = None if left == inf else left
-                again = msgspec.structs.replace(entry.message, request_id=entry.id, timeout_seconds=seconds)
-                actions.append(Send(again, entry.payload))
+                message = entry.message
+                if left != inf or entry.id is not entry.key:
+                    seconds = None if left == inf else left
+                    message = msgspec.structs.replace(message, request_id=entry.id, timeout_seconds=seconds)
+                actions.append(Send(message, entry.payload))
         self._schedule(entry)
         return actions
 
@@ -349,6 +353,9 @@ class ClientCore:
         return []
 
     def _schedule(self, entry: _Pending) -> None:
+        if entry.accepted and entry.timeout == inf and entry.cancel_by is None and self._link.ever_heard:
+            self._timers.set(entry.key, None)  # as below, without the sums: it is so for most
+            return
         retry_at = inf if entry.retry_at is None else entry.retry_at
         earliest = min(self._end_at(entry), self._resend_at(entry), retry_at)
         self._timers.set(entry.key, None if earliest == inf else earliest)

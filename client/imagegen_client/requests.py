@@ -91,14 +91,13 @@ def build(
     if isinstance(given.get("extra"), Mapping):
         given["extra"] = dict(given["extra"])
     request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
-    header |= {"progress": progress, "preview": preview}
+    submit = Submit(request_id=request_id, progress=progress, preview=preview)
+    if header:
+        submit = _with_header(submit, header)
     try:
-        submit = msgspec.convert({"type": "submit", "request_id": request_id, **header}, Submit)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(explain(header, str(error))) from error
-    try:
-        # Here, where somebody hears of it: the header is encoded again on the I/O thread.
-        encode(submit)
+        if header:
+            # Here, where somebody hears of it: the header is encoded again on the I/O thread.
+            encode(submit)
         body = encode_request(request)
     except UnicodeEncodeError as error:
         texts = {"prompt": prompt, **given, **header}
@@ -106,3 +105,11 @@ def build(
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
     return submit, request.seed, (body, *(read_picture(name, source) for name, source in sources.items()))
+
+
+def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:
+    """Return it with what the application says of it, checked. Raises `InvalidRequestError`."""
+    try:
+        return msgspec.convert({**msgspec.to_builtins(submit, builtin_types=(bytes,)), **header}, Submit)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(explain(header, str(error))) from error

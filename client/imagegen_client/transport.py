@@ -46,6 +46,7 @@ LINGER_MILLISECONDS = 1000
 """How long a closing client may take to get its last acknowledgements and its GOODBYE out."""
 
 WAKE_BYTES = 64
+_MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
 class Sink(Protocol):
@@ -119,25 +120,30 @@ class Transport:
         failure: BaseException | None = None
         try:
             while self._open:
-                self._wait()
-                # Before the tick: what has arrived while this process slept is a sign of the broker's life.
-                self._drain_socket()
-                self._look_at_handshakes()
+                ready = self._wait()
+                now, deadline = time.monotonic(), self._core.next_deadline()
+                # Before a tick that is due: what has arrived while this process slept tells that the broker lives.
+                if self._socket in ready or (deadline is not None and now >= deadline):
+                    self._drain_socket()
+                if self._watch is not None and self._watch.monitor in ready:
+                    self._look_at_handshakes()
                 self._take_commands()
-                self._do(self._core.tick(time.monotonic()))
+                self._do(self._core.tick(now))
         except BaseException as error:
             logger.exception("the I/O thread of the client failed")
             failure = error
         finally:
             self._leave(failure)
 
-    def _wait(self) -> None:
+    def _wait(self) -> list[object]:
+        """Wait for something to do, until the core's next deadline; return what can be read."""
         deadline = self._core.next_deadline()
         timeout = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        for source, _ in self._poller.poll(timeout):
-            # Before the commands are taken: who comes later writes a byte anew.
-            if source == self._wake_read:
-                os.read(self._wake_read, WAKE_BYTES)
+        ready: list[object] = [source for source, _ in self._poller.poll(timeout)]
+        # Before the commands are taken: who comes later writes a byte anew.
+        if self._wake_read in ready:
+            os.read(self._wake_read, WAKE_BYTES)
+        return ready
 
     def _drain_socket(self) -> None:
         for _ in range(MAX_DRAIN):
@@ -157,12 +163,15 @@ class Transport:
         if socket is None:
             return None
         try:
-            header = socket.recv(zmq.NOBLOCK)
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
+        header = frame.bytes
         payload: list[memoryview] = []
-        while socket.get(zmq.RCVMORE):
-            payload.append(socket.recv(zmq.NOBLOCK, copy=False).buffer)
+        # Whether more follows the frame knows; to ask the socket takes longer than to read it.
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            payload.append(frame.buffer)
         try:
             message = decode_broker_to_client(header)
         except ProtocolError as error:
@@ -205,7 +214,9 @@ class Transport:
             logger.debug("request sent request_id=%s broker=%s", message.request_id.hex(), self._core.endpoint)
         # A refused connection is gone, and there is nowhere to put it: the core sends it again on the next one.
         with suppress(zmq.Again):
-            self._socket.send_multipart([encode(message), *payload], zmq.NOBLOCK, copy=False)
+            self._socket.send(encode(message), _MORE if payload else zmq.NOBLOCK)
+            for left, frame in enumerate(payload, 1 - len(payload)):
+                self._socket.send(frame, _MORE if left else zmq.NOBLOCK, copy=False)
 
     def _log_end(self, key: bytes, outcome: Answer | ImagegenError) -> None:
         if not logger.isEnabledFor(logging.DEBUG):
