@@ -22,7 +22,7 @@ SHARES = (0.3, 0.6, 0.9)
 """Of what imagegen's broker does at most: the rates at which requests come, whether or not it keeps up."""
 SMALL_BYTES = 1000
 SIZES = (100_000, 1_000_000, 3_000_000)
-AT_A_TIME = 8
+AT_A_TIME = 32
 """Large results outstanding."""
 WARM_UP_SECONDS = 0.3
 

@@ -16,6 +16,7 @@ import zmq
 from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.memory import keep_freed_memory
 from imagegen_broker.server import Server
 from imagegen_broker.targets import TargetsFile, check_targets_path
 from imagegen_broker.tracing import Traces
@@ -197,6 +198,7 @@ def main(
         if otlp_endpoint is not None:
             check_otlp_endpoint(otlp_endpoint)
         end_check(context)
+        keep_freed_memory()
         notifier = Notifier(os.environ)
         targets = None if prometheus_targets is None else TargetsFile(prometheus_targets)
         show_workers = None if targets is None else targets.show
