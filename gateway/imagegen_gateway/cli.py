@@ -151,7 +151,8 @@ def main(
     Exit codes:
       0  told to end, or the settings are right (--check-config)
       1  everything that is not below; the log says what
-      2  a setting is wrong, an address can't be bound, or the state folder is another gateway's
+      2  a setting is wrong, or the state folder is another gateway's
+      71  the address can't be bound: it is taken, or not there yet
     """
     folder = Path(state_folder).expanduser()
     if context.invoked_subcommand is not None:

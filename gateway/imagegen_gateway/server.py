@@ -14,7 +14,7 @@ from types import FrameType
 
 import uvicorn
 
-from imagegen_common.addresses import ConfigError
+from imagegen_common.addresses import ConfigError, NotBoundError
 from imagegen_common.notify import Notifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
@@ -59,12 +59,13 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound. Raises `ConfigError`."""
+    """Return a socket that is bound. Raises `NotBoundError`."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise ConfigError(f"--http: can't bind {host}:{port}: {error.strerror or error}") from error
+        words = f"--http: can't bind {host}:{port}: {error.strerror or error}"
+        raise NotBoundError(words, error.errno) from error
 
 
 @contextmanager

@@ -65,4 +65,4 @@ def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["--state-folder", str(tmp_path), "--http", f"127.0.0.1:{port}"])
-    assert (result.exit_code, f"--http: can't bind 127.0.0.1:{port}" in result.stderr) == (2, True)
+    assert (result.exit_code, f"--http: can't bind 127.0.0.1:{port}" in result.stderr) == (71, True)
