@@ -4,12 +4,13 @@ import json
 
 from click.testing import CliRunner
 
-from benchmarks.broker.__main__ import main
+from benchmarks.broker import __main__ as benchmark
 
 
-def test_the_benchmark_of_the_broker(tmp_path):
+def test_the_benchmark_of_the_broker(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", (100_000,))
     told = CliRunner().invoke(
-        main, ["--quick", "--seconds", "0.1", "--out", str(tmp_path)], catch_exceptions=False
+        benchmark.main, ["--quick", "--seconds", "0.1", "--out", str(tmp_path)], catch_exceptions=False
     )
     assert told.exit_code == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -18,6 +19,6 @@ def test_the_benchmark_of_the_broker(tmp_path):
             assert set(by) == {"proxy", "bare", "imagegen"}
             assert all(point["a_second"] > 0 and point["cpu"] >= 0 for point in by.values())
     report = (tmp_path / "report.md").read_text()
-    assert report.count("| imagegen |") == 9
+    assert report.count("| imagegen |") == 7
     assert "| sockets |" in report
     assert (tmp_path / "broker.png").stat().st_size > 10_000

@@ -102,34 +102,32 @@ def test_far_beyond_it_nobody_is_heard(gateway):
     assert httpx2.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
 
 
-def test_who_does_not_finish_the_headers_is_hung_up_on(gateway):
-    wait_until_free(gateway)
-    begun = time.monotonic()
-    with dial(gateway) as silent, dial(gateway, GET) as slow, dial(gateway, GET + b"\r\n") as again:
-        read_one(again)
-        again.sendall(GET)
-        assert read_all(silent) == read_all(slow) == b""
-        assert read_all(again) == b""
-    assert time.monotonic() - begun >= 10, "there is time for headers"
-
-
 def test_long_headers_are_refused(gateway):
     with dial(gateway, GET + b"X-Long: " + b"a" * 100_000) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_body_that_stops_is_given_up(gateway):
+def test_who_does_not_finish_is_hung_up_on_and_who_waits_is_not(gateway):
+    """All at the same time, as each takes long."""
+    wait_until_free(gateway)
     fields = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
-    with dial(gateway, b"POST /v1/jobs HTTP/1.1\r\n" + fields + b"\r\n{") as connection:
-        assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
-
-
-def test_a_stream_lasts_longer_than_headers_may(gateway):
-    """Whoever has said what they want may wait for it."""
-    with httpx2.stream("GET", f"{gateway.url}/fleet/events", trust_env=False, timeout=60) as response:
-        begun = time.monotonic()
-        for _ in response.iter_lines():
+    body = b"POST /v1/jobs HTTP/1.1\r\n" + fields + b"\r\n{"
+    begun = time.monotonic()
+    with (
+        dial(gateway) as silent,
+        dial(gateway, GET) as slow,
+        dial(gateway, GET + b"\r\n") as again,
+        dial(gateway, body) as stopped,
+        httpx2.stream("GET", f"{gateway.url}/fleet/events", trust_env=False, timeout=60) as events,
+    ):
+        read_one(again)
+        again.sendall(GET)
+        assert read_all(silent) == read_all(slow) == b""
+        assert read_all(again) == b""
+        assert time.monotonic() - begun >= 10, "there is time for headers"
+        assert stopped.recv(65536).startswith(b"HTTP/1.1 408 ")
+        for _ in events.iter_lines():
             if time.monotonic() - begun > 16:
-                break
+                break  # whoever has said what they want may wait for it longer than headers may take
         else:
             pytest.fail("the gateway hung up")
