@@ -91,6 +91,9 @@ def build(
     if isinstance(given.get("extra"), Mapping):
         given["extra"] = dict(given["extra"])
     request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
+    if not (isinstance(progress, bool) and isinstance(preview, bool)):
+        header |= {"progress": progress, "preview": preview}  # to be told what is wrong
+        progress = preview = False
     submit = Submit(request_id=request_id, progress=progress, preview=preview)
     if header:
         submit = _with_header(submit, header)
