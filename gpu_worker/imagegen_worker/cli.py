@@ -289,7 +289,7 @@ def main(
     """Make images on every GPU of this host, or on those of --gpu, for one or several brokers.
 
     SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends
-    everything at once.
+    everything at once. SIGUSR1 drains, too, however often it comes.
 
     Each option may also stand in the file of --config (--max-batch-size is max_batch_size there), and in the
     environment (IMAGEGEN_WORKER_MAX_BATCH_SIZE). Options win over the environment, and that over the file.

@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from imagegen_client import Client
-from tests.e2e.conftest import BROKER, SIMULATED, command
+from tests.e2e.conftest import BROKER, SIMULATED, command, start_simulated
 from tests.e2e.gateway.conftest import Gateway
 from tests.unit.deploy.test_kubernetes import FOLDER, build, container, pod, words_of_the_comment
 
@@ -64,3 +66,27 @@ def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
     image = gateway.openai(api_key).images.generate(prompt="a red circle", extra_body={"seed": 1}).data[0]
     gateway.close()
     assert (image.seed, bool(image.b64_json)) == (1, True)
+
+
+POD = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""A process namespace whose process 1 is the command."""
+
+
+@pytest.mark.skipif(
+    subprocess.run([*POD, "true"], capture_output=True, check=False).returncode != 0,
+    reason="no process namespace can be made here",
+)
+def test_a_pod_that_goes_drains_by_its_hook_and_the_signal_after_it_ends_nothing(fleet, client):
+    fleet.start_worker("pod-1", "--gpu", "0", *SIMULATED, "--capacity", "64", prefix=POD)
+    fleet.wait_for_workers(client, 1)
+    jobs = [client.submit(f"picture {seed}", seed=seed, width=32, height=32) for seed in range(60)]
+    fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["running"] > 0, "a running batch")
+    unshare = fleet.processes.pop("pod-1")
+    (process,) = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
+    hook = container(build(FOLDER / "overlays/single-node"), "worker")["lifecycle"]["preStop"]["exec"]["command"]
+    subprocess.run(["nsenter", "--target", process, "--pid", "--mount", *hook], check=True)
+    subprocess.run(["kill", "-TERM", process], check=True)
+    assert unshare.wait(60) == 0
+    start_simulated(fleet, client, "pod-2")
+    assert [job.result(timeout=60).seed for job in jobs] == list(range(60))
+    assert client.stats()["totals"]["workers_lost"] == 0

@@ -69,11 +69,14 @@ def test_no_worker_outlives_its_supervisor(fleet, start):
     assert (len(gone), alive) == (3, [])
 
 
-def test_sigterm_drains_them_all(fleet, client, start):
+@pytest.mark.parametrize("before", [(), (signal.SIGUSR1,)], ids=["", "after-a-hook"])
+def test_sigterm_drains_them_all(fleet, client, start, before):
     start(*LONG, name="leaving")
     start(*SIMULATED, name="staying")
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(60)]
     fleet.wait_until(lambda: per_gpu(client, "running")["leaving-2"] > 0, "a running batch")
+    for number in before:
+        fleet.processes["leaving"].send_signal(number)
     assert fleet.terminate("leaving") == 0
     assert [job.result(60).seed for job in jobs] == list(range(60))
     assert client.stats()["totals"]["workers_lost"] == 0

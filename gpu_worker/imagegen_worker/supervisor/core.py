@@ -100,6 +100,7 @@ class SupervisorCore:
         self._policy = policy
         self._workers = [_Worker(start_at=now) for _ in range(workers)]
         self._stopping = False
+        self._told_to_end = False
         self._worst = 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -108,7 +109,7 @@ class SupervisorCore:
             case Exited(worker, status):
                 return self._exited(worker, status, now)
             case Signalled(number):
-                return self._kill(number) if self._stopping else self._stop(number)
+                return self._signalled(number)
 
     def tick(self, now: float) -> list[Action]:
         """Start what is due by `now`."""
@@ -143,6 +144,13 @@ class SupervisorCore:
         worker.start_at = now + wait
         told = {"status": status, "up_seconds": up, "deaths_in_a_row": worker.deaths, "wait_seconds": wait}
         return [Note(logging.ERROR, "worker died, to be started again", number, told)]
+
+    def _signalled(self, number: int) -> list[Action]:
+        ends = number != DRAIN_SIGNAL
+        if ends and self._told_to_end:
+            return self._kill(number)
+        self._told_to_end |= ends
+        return [] if self._stopping else self._stop(number)
 
     def _stop(self, signal: int) -> list[Action]:
         self._stopping, self._worst = True, 0

@@ -15,6 +15,7 @@ from types import FrameType
 
 from imagegen_common.logs import log
 from imagegen_worker.supervisor.core import (
+    DRAIN_SIGNAL,
     Action,
     Exit,
     Exited,
@@ -30,7 +31,7 @@ CANT_START_STATUS = 71
 """Stands for the status of a process that could not be started (EX_OSERR)."""
 REAP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, DRAIN_SIGNAL)
 
 _log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from imagegen_protocol.keys import read_dial_keys, read_pair
+from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 from tests.e2e.conftest import command
 from tests.unit.deploy.commands import (
     BROKER_PORTS,
@@ -235,7 +236,8 @@ def test_a_worker_has_one_gpu_and_the_time_to_drain(objects, monkeypatch):
     assert params(objects, "worker", monkeypatch)["gpu"] == "0"
     step, drain = default("worker", "step_timeout"), default("worker", "drain_timeout")
     assert pod(objects, "worker")["terminationGracePeriodSeconds"] >= step + drain
-    assert "lifecycle" not in container(objects, "worker"), "a second SIGTERM would end it at once"
+    hook = container(objects, "worker")["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook == ["sh", "-c", f"kill -{DRAIN_SIGNAL.name.removeprefix('SIG')} 1"]
 
 
 def test_nothing_is_root_or_writes_where_it_should_not(objects):

@@ -197,6 +197,19 @@ def test_a_second_signal_kills():
     assert bench.status == 128 + SIGINT
 
 
+def test_the_signal_that_only_drains_never_kills():
+    bench = Bench(2)
+    bench.signalled(DRAIN_SIGNAL)
+    assert bench.signals == [(0, DRAIN_SIGNAL), (1, DRAIN_SIGNAL)]
+    bench.signalled(DRAIN_SIGNAL)
+    bench.signalled(SIGTERM)
+    bench.signalled(DRAIN_SIGNAL)
+    assert len(bench.signals) == 2
+    bench.signalled(SIGTERM)
+    assert bench.signals[2:] == [(0, SIGKILL), (1, SIGKILL)]
+    assert bench.status == 128 + SIGTERM
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 2, 70, 78, 137]), st.floats(0, 100))))
 def test_workers_do_not_know_of_each_other(deaths):
