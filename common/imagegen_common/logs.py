@@ -7,8 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
@@ -20,20 +19,30 @@ _log = logging.getLogger("imagegen")
 _encode = json.JSONEncoder(default=str).encode  # `json.dumps` would make an encoder for each line
 
 
+Line = tuple[int, str, dict[str, Any]]
+"""A level of `logging`, a message, and its pairs."""
+
+
 class LineFormatter(logging.Formatter):
     """Formats one record as one line (a traceback, if there is one, follows); `constant` ends every line."""
 
     def __init__(self, constant: dict[str, object]) -> None:
         super().__init__()
         self._constant = constant
+        self._end = "".join([f" {key}={_show(value)}" for key, value in constant.items()])
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; `extra={"fields": {…}}` of the logging call becomes `key=value` pairs."""
         given: dict[str, object] = getattr(record, "fields", {})
-        pairs = [f"{key}={_show(value)}" for key, value in {**given, **self._constant}.items()]
-        message = " ".join(record.getMessage().split())  # an error's text may have several lines
-        line = " ".join([_instant(record.created), record.levelname.lower(), message, *pairs])
+        line = self.line(record.created, record.levelno, record.name, record.getMessage(), given)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def line(self, created: float, level: int, logger: str, text: str, fields: dict[str, Any]) -> str:
+        """Return the line of what is no record, and has no traceback; `created` in seconds since 1970."""
+        message = " ".join(text.split())  # an error's text may have several lines
+        constant = self._constant
+        pairs = [f"{key}={_show(value)}" for key, value in fields.items() if key not in constant]
+        return " ".join([_instant(created), _level(level), message, *pairs]) + self._end
 
 
 class JsonFormatter(logging.Formatter):
@@ -50,17 +59,25 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; what JSON has no word for is written as text."""
         given: dict[str, object] = getattr(record, "fields", {})
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return self._object(record.created, record.levelno, record.name, record.getMessage(), given, trace)
+
+    def line(self, created: float, level: int, logger: str, text: str, fields: dict[str, Any]) -> str:
+        """Return the line of what is no record, and has no traceback; `created` in seconds since 1970."""
+        return self._object(created, level, logger, text, fields, {})
+
+    def _object(
+        self, created: float, level: int, logger: str, text: str, fields: dict[str, Any], trace: dict[str, str]
+    ) -> str:
         line: dict[str, object] = {
-            "time": _instant(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
+            "time": _instant(created),
+            "level": _level(level),
+            "logger": logger,
+            "message": text,
         }
-        for key, value in {**given, **self._constant}.items():
+        for key, value in {**fields, **self._constant}.items():
             line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return _encode(line)
+        return _encode({**line, **trace})
 
 
 def _instant(seconds: float) -> str:
@@ -73,10 +90,15 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
+@lru_cache(maxsize=16)
+def _level(number: int) -> str:
+    return logging.getLevelName(number).lower()
+
+
 def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    text = str(value)
+    text = value if type(value) is str else str(value)
     return text if text.isalnum() or _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
@@ -85,17 +107,25 @@ def log(logger: logging.Logger, level: int, text: str, **fields: Any) -> None:
     _handle(logger, level, text, fields)
 
 
-def log_all(logger: logging.Logger, lines: Iterable[tuple[int, str, dict[str, Any]]]) -> None:
-    """Log several messages, each with its level and its pairs, in one write."""
-    handlers = [handler for handler in logging.root.handlers if isinstance(handler, _LineHandler)]
-    for handler in handlers:
-        handler.hold()
-    try:
+def log_all(logger: logging.Logger, lines: Sequence[Line]) -> None:
+    """Log several messages at once: in one write, without a record for each, where nobody else listens."""
+    handler = _only_listener(logger)
+    if handler is None or not handler.write(logger, lines):
         for level, text, fields in lines:
             _handle(logger, level, text, fields)
-    finally:
-        for handler in handlers:
-            handler.let_go()
+
+
+def _only_listener(logger: logging.Logger) -> "_LineHandler | None":
+    """Return the one handler that a record of the logger would reach, if it does so unchanged and is ours."""
+    current: logging.Logger | None = logger
+    while current is not None and current is not logging.root:
+        if current.handlers or current.filters or not current.propagate:
+            return None
+        current = current.parent
+    match logging.root.handlers:
+        case [_LineHandler() as handler] if not handler.filters:
+            return handler
+    return None
 
 
 def _handle(logger: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> None:
@@ -107,37 +137,27 @@ def _handle(logger: logging.Logger, level: int, text: str, fields: dict[str, Any
 
 
 class _LineHandler(logging.StreamHandler[TextIO]):
-    """Writes each line at once, or, while they are held, all together."""
+    """Writes lines to a stream."""
 
-    _held: list[str] | None = None
+    def __init__(self, stream: TextIO, formatter: LineFormatter | JsonFormatter) -> None:
+        super().__init__(stream)
+        self.setFormatter(formatter)
+        self._lines = formatter
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._held is None:
-            super().emit(record)
-            return
+    def write(self, logger: logging.Logger, lines: Sequence[Line]) -> bool:
+        """Write several lines; False: it did not work, and is worth a record for each, which says why."""
+        line, now, name, enabled = self._lines.line, time.time(), logger.name, logger.isEnabledFor
         try:
-            self._held.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as in the standard library: a bad line must not end the program
-            self.handleError(record)
-
-    def hold(self) -> None:
-        with self._locked():
-            self._held = []
-
-    def let_go(self) -> None:
-        with self._locked():
-            held, self._held = self._held, None
-            if held:
-                self.stream.write(self.terminator.join(held) + self.terminator)
+            told = [line(now, level, name, text, fields) for level, text, fields in lines if enabled(level)]
+            self.acquire()
+            try:
+                self.stream.write(self.terminator.join([*told, ""]))
                 self.flush()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.acquire()
-        try:
-            yield
-        finally:
-            self.release()
+            finally:
+                self.release()
+        except Exception:  # noqa: BLE001 - as in the standard library: a bad line must not end the program
+            return False
+        return True
 
 
 def set_up(level: str, format: str, own: str, **constant: object) -> None:
@@ -147,8 +167,8 @@ def set_up(level: str, format: str, own: str, **constant: object) -> None:
     """
     # What no line shows need not be found out for each of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = _LineHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(constant) if format == "json" else LineFormatter(constant))
+    formatter = JsonFormatter(constant) if format == "json" else LineFormatter(constant)
+    handler = _LineHandler(sys.stderr, formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger(own).setLevel(level.upper())
     logging.captureWarnings(True)

@@ -105,8 +105,8 @@ class BrokerCore:
 
     def next_deadline(self) -> float:
         """Return when `settle` must be called, if no message comes before."""
-        deadline = self.ledger.deadlines.next()
-        return self._next_tick if deadline is None else min(self._next_tick, deadline)
+        soon = [at for at in (self.ledger.deadlines.next(), self.ledger.join_until) if at is not None]
+        return min([self._next_tick, *soon])
 
     def settle(self, now: float) -> list[Action]:
         """Do what time asks for, dispatch, and return everything that is to be sent."""
@@ -117,14 +117,15 @@ class BrokerCore:
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
-        actions = self.ledger.take_outbox()
+        actions = self.ledger.take_outbox(now)
         if now >= self.dispatching_from:
             self._dispatch(now)
         # What still waits now has a place.
         if is_tick:
             self.notices.tick()
-        self.notices.greet()
-        return actions + self.ledger.take_outbox()
+        if self.ledger.joined:
+            self.notices.greet()
+        return actions + self.ledger.take_outbox(now)
 
     def _tick(self, now: float) -> None:
         """Once an interval: deaths, heartbeats, and answers that nobody has acknowledged."""

@@ -32,6 +32,8 @@ class Deadlines:
 
     def due(self, now: float) -> list[Request]:
         """Take the unfinished requests whose deadline has passed, each once."""
+        if not self._heap:
+            return []
         late: dict[Request, None] = {}
         while (deadline := self.next()) is not None and deadline <= now:
             late[heapq.heappop(self._heap)[2]] = None

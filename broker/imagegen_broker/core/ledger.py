@@ -4,6 +4,7 @@ and placement always agree. What is to be sent gathers in an outbox, joined wher
 
 import logging
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
 
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
@@ -60,7 +61,11 @@ class Ledger:
         self._notes: list[Note] = []
         self._moves: list[Moved] = []
         self._outbox: list[Action] = []
-        self._accepted: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        self._accepted: defaultdict[bytes, dict[bytes, None]] = defaultdict(dict)
+        self._acknowledged: defaultdict[bytes, dict[bytes, None]] = defaultdict(dict)
+        """Made answers that workers may forget; there is no hurry."""
+        self.join_until: float | None = None
+        """When what is accepted and acknowledged is told at the latest."""
         self._releases: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._resends: defaultdict[bytes, list[bytes]] = defaultdict(list)
 
@@ -121,8 +126,10 @@ class Ledger:
         client = request.client
         if client.blocked:
             client.missed[request.id] = None
-        else:
-            self.send(ToClient(client.id, message, payload, answers=request.id))
+            return
+        if (accepted := self._accepted.get(client.id)) is not None:
+            accepted.pop(request.id, None)
+        self.send(ToClient(client.id, message, payload, answers=request.id))
 
     def deliver(self, request: Request, worker: Worker, outcome: str, now: float) -> None:
         """Book that a worker's terminal answer was sent on; the worker holds it until the acknowledgement."""
@@ -171,14 +178,16 @@ class Ledger:
 
     def forget(self, request: Request, *, acknowledged: bool) -> None:
         """Strike a request off; a worker that has it is told to forget it too."""
-        worker = request.worker
+        worker, is_made = request.worker, request.state is State.DELIVERED
         self._move(request, State.GONE)
         del self.requests[request.id]
         self._disown(request)
         self.bytes -= request.size
         self._bury(request.id, request.client.id if acknowledged else b"")
-        if worker is not None:
-            self.release(worker, request.id)
+        if worker is not None and is_made:
+            self._acknowledged[worker.id][request.id] = None
+        elif worker is not None:
+            self.release(worker, request.id)  # it takes up room, or the device
 
     def _bury(self, request_id: bytes, client_id: bytes) -> None:
         """Remember an id for a while, so that late copies of it are known for what they are."""
@@ -263,9 +272,10 @@ class Ledger:
     def note_request(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Have a line on a request logged, if such lines are wanted."""
         if self.settings.log_requests:
-            made_by = {} if worker is None else {"worker": worker.name}
-            ids = {"request_id": request.id.hex(), "client": request.client.session, "attempt": request.attempt}
-            self.note(logging.INFO, text, **ids, **made_by, **fields)
+            told = {"request_id": request.id.hex(), "client": request.client.session, "attempt": request.attempt}
+            if worker is not None:
+                told["worker"] = worker.name
+            self._notes.append(Note(logging.INFO, text, told | fields))
 
     def take_notes(self) -> list[Note]:
         """Return what is to be logged, in order, and start afresh."""
@@ -284,33 +294,48 @@ class Ledger:
         self._outbox.append(action)
 
     def confirm(self, client_id: bytes, request_id: bytes) -> None:
-        """Tell a client that a request is accepted (joined)."""
-        self._accepted[client_id].append(request_id)
+        """Tell a client soon that a request is accepted (joined), unless its answer is quicker."""
+        self._accepted[client_id][request_id] = None
 
     def release(self, worker: Worker, request_id: bytes) -> None:
         """Have a worker forget an id (joined)."""
-        if self.workers.get(worker.id) is worker:
+        is_told_soon = request_id in self._acknowledged.get(worker.id, ())
+        if self.workers.get(worker.id) is worker and not is_told_soon:
             self._releases[worker.id].append(request_id)
 
     def ask_again(self, worker: Worker, request_id: bytes) -> None:
         """Have a worker send an answer, now or when it is there (joined)."""
         self._resends[worker.id].append(request_id)
 
-    def take_outbox(self) -> list[Action]:
+    def take_outbox(self, now: float) -> list[Action]:
         """Return what is to be sent, in order, and start afresh."""
         out, self._outbox = self._outbox, []
-        for client_id, ids in self._accepted.items():
-            out += [ToClient(client_id, Accepted(request_ids=part)) for part in _parts(ids)]
-        for worker_id, ids in self._releases.items():
-            out += [ToWorker(worker_id, Release(request_ids=part)) for part in _parts(ids)]
-        for worker_id, ids in self._resends.items():
-            out += [ToWorker(worker_id, Resend(request_ids=part)) for part in _parts(ids)]
-        self._accepted.clear()
-        self._releases.clear()
-        self._resends.clear()
+        if self._releases or self._resends:
+            for worker_id, ids in self._releases.items():
+                out += [ToWorker(worker_id, Release(request_ids=part)) for part in _parts(ids)]
+            for worker_id, ids in self._resends.items():
+                out += [ToWorker(worker_id, Resend(request_ids=part)) for part in _parts(ids)]
+            self._releases.clear()
+            self._resends.clear()
+        if self._accepted or self._acknowledged:
+            if self.join_until is None:
+                self.join_until = now + self.settings.join_seconds
+            if now >= self.join_until:
+                self.join_until = None
+                out += self._take_joined()
         return out
 
+    def _take_joined(self) -> Iterator[Action]:
+        for client_id, accepted in self._accepted.items():
+            if client_id in self.clients:
+                yield from (ToClient(client_id, Accepted(request_ids=part)) for part in _parts(accepted))
+        for worker_id, ids in self._acknowledged.items():
+            if worker_id in self.workers:
+                yield from (ToWorker(worker_id, Release(request_ids=part)) for part in _parts(ids))
+        self._accepted.clear()
+        self._acknowledged.clear()
 
-def _parts(ids: list[bytes]) -> list[list[bytes]]:
+
+def _parts(ids: Iterable[bytes]) -> list[list[bytes]]:
     unique = list(dict.fromkeys(ids))
     return [unique[start : start + MAX_IDS_PER_MESSAGE] for start in range(0, len(unique), MAX_IDS_PER_MESSAGE)]

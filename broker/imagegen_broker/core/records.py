@@ -32,6 +32,9 @@ class Settings:
     tombstones: int = 20_000
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
+    join_seconds: float = 0.02
+    """How long it may take until an ACCEPTED goes out, which an answer makes needless, and the RELEASE of an answer
+    that was acknowledged: so that several go in one message."""
     version: str | None = None
     """Of this program, for the statistics; None: not told."""
     log_requests: bool = False

@@ -42,7 +42,8 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         yield broker.name, "followed requests", list(ledger.joined) or list(ledger.followed)
         yield broker.name, "holders", list(ledger.holders)
         yield broker.name, "bytes", ledger.bytes
-        yield broker.name, "outbox", ledger._outbox or ledger._accepted or ledger._releases or ledger._resends
+        yield broker.name, "outbox", ledger._outbox or ledger._releases or ledger._resends
+        yield broker.name, "joined messages", list(ledger._accepted) or list(ledger._acknowledged)
         yield broker.name, "plans", ledger.placement._plans
         for resends, waiting in enumerate(ledger.unacknowledged):
             yield broker.name, f"unacknowledged {resends}", list(waiting)

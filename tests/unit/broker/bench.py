@@ -35,6 +35,7 @@ class Bench:
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("epoch", EPOCH)
+        settings.setdefault("join_seconds", 0.0)
         self.now = 100.0
         self.core = BrokerCore(Settings(**settings), self.now)
         self.sent: list[tuple[str, bytes, Message, Sequence[Any]]] = []

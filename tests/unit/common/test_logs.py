@@ -2,13 +2,14 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from imagegen_common.logs import JsonFormatter, LineFormatter, log, set_up
+from imagegen_common.logs import JsonFormatter, LineFormatter, log, log_all, set_up
 
 CONSTANT = {"worker": "w 1", "gpu": 0}
 
@@ -121,3 +122,53 @@ def test_warnings_and_the_last_exception_of_a_process_are_objects():
     assert late["traceback"].splitlines()[-1] == "ValueError: late"
     assert (last["level"], last["message"]) == ("critical", "uncaught exception")
     assert last["traceback"].splitlines()[-1] == "ValueError: boom"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.usefixtures("clean_logging")
+def test_several_lines_at_once_are_those_that_single_ones_would_be(capsys, format):
+    set_up("info", format, own="imagegen", worker="w", gpu=0)
+    logger = logging.getLogger("imagegen.broker")
+    lines = [
+        (logging.INFO, "request answered", {"request_id": "0af", "total_seconds": 0.51234, "worker": "mine"}),
+        (logging.DEBUG, "not this", {}),
+        (logging.WARNING, "worker\nlost", {"why": 'a "b"', "left": None, "age": float("inf")}),
+    ]
+    log_all(logger, lines)
+    together = capsys.readouterr().err.splitlines()
+    for level, text, fields in lines:
+        log(logger, level, text, **fields)
+    assert [untimed(line) for line in together] == [untimed(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(together) == 2
+
+
+def untimed(line):
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "", line)
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_several_lines_reach_whoever_else_listens(caplog, capsys):
+    set_up("info", "text", own="imagegen")
+    logger = logging.getLogger("imagegen.broker")
+    logger.addHandler(caplog.handler)
+    try:
+        log_all(logger, [(logging.INFO, "heard", {"beat": 1})])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.fields for record in caplog.records] == [{"beat": 1}]
+    assert "info heard beat=1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_a_value_that_can_not_be_shown_ends_nothing(capsys):
+    class Bad:
+        def __str__(self):
+            raise ValueError("no words")
+
+    set_up("info", "text", own="imagegen")
+    lines = [(logging.INFO, "before", {}), (logging.INFO, "bad", {"it": Bad()}), (logging.INFO, "after", {})]
+    log_all(logging.getLogger("imagegen.broker"), lines)
+    said = capsys.readouterr().err
+    assert "info before" in said
+    assert "info after" in said
+    assert "no words" in said
