@@ -176,7 +176,7 @@ class Rig:
         """The tick of an interval: a heartbeat to everybody."""
         self.core.backend.tick(self.now, slept=True)
         self.core.frontend.tick(self.now, slept=True)
-        self.core.ledger.take_outbox()
+        self.core.ledger.take_outbox(self.now)
 
     def statistics(self) -> None:
         """What a scrape or `/stats` asks for."""

@@ -33,8 +33,8 @@ class Settings:
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
     join_seconds: float = 0.02
-    """How long it may take until an ACCEPTED goes out, which an answer makes needless, and the RELEASE of an answer
-    that was acknowledged: so that several go in one message."""
+    """How long an ACCEPTED, which an answer makes needless, and the RELEASE of an acknowledged answer may wait for
+    others to go in one message."""
     version: str | None = None
     """Of this program, for the statistics; None: not told."""
     log_requests: bool = False

@@ -7,6 +7,8 @@ from imagegen_protocol.messages import BrokerHeartbeat
 
 MIN_INTERVAL_SECONDS = 0.01
 """However short an interval a broker announces, the worker does not spin."""
+NEWS_SECONDS = 0.02
+"""How long news that are in no hurry wait for others to go in one heartbeat."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,11 @@ class Link:
         """Count an interval without an answer to READY; return whether it is time, once, to say so."""
         self.unanswered += 1
         return self.unanswered == self.liveness and not self.refusal
+
+    def tell_soon(self, now: float) -> None:
+        """Have a heartbeat sent in a moment, where we are registered."""
+        if self.registered:
+            self.send_at = min(self.send_at, now + NEWS_SECONDS)
 
     def announce(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Take over what every broker heartbeat tells."""

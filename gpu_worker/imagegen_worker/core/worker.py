@@ -406,7 +406,8 @@ class WorkerCore:
         if self._links[held.owner].registered:
             self._send(self._links[held.owner], answer, images)
         if was_running and not self.held.running:
-            self._tell_all(now)
+            for link in self._links:
+                link.tell_soon(now)  # its owner has the answer; with other brokers it counts as depth
 
     def _return(self, link: Link, request_id: bytes, attempt: int) -> None:
         """Give a request back unmade. It is not held: if this is lost, the id is missed in the heartbeats."""

@@ -1,4 +1,4 @@
-"""What is in no hurry goes together: ACCEPTED, which a quick answer makes needless, and RELEASE of what is acknowledged."""
+"""What is in no hurry goes together: ACCEPTED, which a quick answer makes needless, and RELEASE of answers."""
 
 import pytest
 

@@ -8,6 +8,7 @@ from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHear
 from imagegen_protocol.request import make_request
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES
+from imagegen_worker.core.link import NEWS_SECONDS
 from tests.unit.worker.bench import Bench, rid
 
 BODY = encode_request(make_request(prompt="p", seed=1))
@@ -25,16 +26,30 @@ def test_the_way_of_a_request():
     assert [beat.running for beat in bench.messages(WorkerHeartbeat)] == [[one]], "told as the batch begins"
     bench.sent.clear()
     bench.finish(1, b"png")
+    images = bench.sent[0][2]
+    assert bench.messages(WorkerHeartbeat) == []
+    bench.advance(NEWS_SECONDS)
     result, beat = (message for _, message, _ in bench.sent)
     assert isinstance(result, Result)
     assert (result.request_id, result.attempt, result.worker, result.model) == (one, 2, "worker", "m")
     assert result.parameters["num_inference_steps"] == 4
-    assert bench.sent[0][2] == (b"png",)
-    assert beat.finished == [one], "told as the batch ends, behind the answer"
+    assert images == (b"png",)
+    assert beat.finished == [one], "told soon after the end of the batch, joined with other news"
     assert beat.stats.total_requests == 1
     bench.release(1)
     assert bench.states() == ([], [], [])
     assert bench.cancelled == []
+
+
+def test_the_end_of_a_batch_is_no_news_for_a_broker_that_has_not_registered_us():
+    bench = Bench(registered=False)
+    due = bench.core.next_deadline()
+    bench.work(1)
+    bench.start(1)
+    bench.sent.clear()
+    bench.finish(1)
+    assert bench.sent == []
+    assert bench.core.next_deadline() == due, "READY is not sent sooner than else"
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "finished"])
