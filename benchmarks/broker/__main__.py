@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.about import about
 from benchmarks.broker import report
-from benchmarks.broker.contenders import CONTENDERS, Started, started
+from benchmarks.broker.contenders import CONTENDERS, DIRECT, Started, started
 from benchmarks.broker.profile import profile
 from benchmarks.broker.rig import Tally
 from benchmarks.latency import Latencies
@@ -42,16 +42,22 @@ class Point:
 
 def measure(contender: Started, load: str, amount: float, seconds: float) -> Point:
     """Run one load ("outstanding" or "at_rate") and return its figures."""
-    process = psutil.Process(contender.pid)
-    before = sum(process.cpu_times()[:2])
+    process = None if contender.pid is None else psutil.Process(contender.pid)
+    before = cpu_seconds(process)
     tally: Tally = getattr(contender.rig, load)(amount, seconds)
-    spent = sum(process.cpu_times()[:2]) - before
+    spent = cpu_seconds(process) - before
     latencies = Latencies()
     for latency in tally.latencies:
         latencies.record(latency)
     p50, p99, p999 = (latencies.percentile(share) for share in (50, 99, 99.9))
     cpu = spent / len(tally.latencies)
-    return Point(tally.answers / tally.seconds, p50, p99, p999, cpu, process.memory_info().rss)
+    memory = 0 if process is None else process.memory_info().rss
+    return Point(tally.answers / tally.seconds, p50, p99, p999, cpu, memory)
+
+
+def cpu_seconds(process: psutil.Process | None) -> float:
+    """Return the CPU time of a process; none without one."""
+    return 0.0 if process is None else sum(process.cpu_times()[:2])
 
 
 def median(points: list[Point]) -> Point:
@@ -66,7 +72,7 @@ def small_results(rounds: int, seconds: float, logs: Path) -> dict[str, dict[str
     opened: dict[str, dict[str, list[Point]]] = {str(share): defaultdict(list) for share in SHARES}
     most = 0.0
     for _ in range(rounds):
-        for name in reversed(CONTENDERS):  # imagegen first: its speed sets the rates
+        for name in (*reversed(CONTENDERS), DIRECT):  # imagegen first: its speed sets the rates
             with started(name, SMALL_BYTES, logs) as contender:
                 for count in OUTSTANDING:
                     contender.rig.outstanding(count, WARM_UP_SECONDS)
@@ -87,7 +93,7 @@ def large_results(rounds: int, seconds: float, logs: Path) -> dict[str, dict[str
                     contender.rig.outstanding(AT_A_TIME, WARM_UP_SECONDS)
                     first = psutil.Process(contender.pid).memory_info().rss
                     point = measure(contender, "outstanding", AT_A_TIME, seconds)
-                    found[str(size)][name].append(Point(**{**asdict(point), "memory": point.memory - first}))
+                    found[str(size)][name].append(replace(point, memory=point.memory - first))
     return {size: {name: median(runs) for name, runs in by.items()} for size, by in found.items()}
 
 

@@ -11,14 +11,16 @@ from benchmarks.broker.rig import Imagegen, Plain, Rig
 from tools.fleet import Fleet
 
 CONTENDERS = ("proxy", "bare", "imagegen")
+DIRECT = "direct"
+"""No broker at all: to tell what one adds."""
 WORKERS = 4
 
 
 class Started(NamedTuple):
-    """A contender with its peers connected; `pid` is of the process that forwards."""
+    """A contender with its peers connected; `pid` is of the process that forwards, if there is one."""
 
     rig: Rig
-    pid: int
+    pid: int | None
 
 
 @contextmanager
@@ -29,6 +31,11 @@ def started(name: str, image_bytes: int, logs: Path, prefix: Sequence[str] = ())
     into a file in `logs`. `prefix`: a command that runs it, as a profiler does.
     """
     image = bytes(image_bytes)
+    if name == DIRECT:
+        rig = Rig(None, None, Plain(image, greets=False), WORKERS)
+        yield Started(rig, None)
+        rig.close()
+        return
     if name == "imagegen":
         with Fleet(logs) as fleet:
             at = fleet.start_broker(prefix=prefix)

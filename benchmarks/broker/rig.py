@@ -200,11 +200,19 @@ class _NoopWorker:
 class Rig:
     """One client and some workers, connected."""
 
-    def __init__(self, frontend: str, backend: str, dialect: Dialect, workers: int) -> None:
+    def __init__(self, frontend: str | None, backend: str | None, dialect: Dialect, workers: int) -> None:
+        """Dial both sides of what forwards; None: nothing does, the workers dial the client, which takes turns."""
         self._context = zmq.Context()
         self._dialect = dialect
-        self._client = self._dial(frontend)
-        self._workers = [self._dial(backend) for _ in range(workers)]
+        self._client = self._socket()
+        if frontend is not None:
+            self._client.connect(frontend)
+        else:
+            self._client.bind("tcp://127.0.0.1:*")
+        at = backend or self._client.get_string(zmq.LAST_ENDPOINT)
+        self._workers = [self._socket() for _ in range(workers)]
+        for worker in self._workers:
+            worker.connect(at)
         self._poller = zmq.Poller()
         for socket in (self._client, *self._workers):
             self._poller.register(socket, zmq.POLLIN)
@@ -272,9 +280,8 @@ class Rig:
             self._tally.answers += 1
             self._tally.latencies.append(time.perf_counter() - sent)
 
-    def _dial(self, endpoint: str) -> Socket:
+    def _socket(self) -> Socket:
         socket = self._context.socket(zmq.DEALER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(endpoint)
         return socket

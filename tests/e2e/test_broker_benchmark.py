@@ -14,9 +14,10 @@ def test_the_benchmark_of_the_broker(tmp_path, monkeypatch):
     )
     assert told.exit_code == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    for table in (figures["small"], figures["large"]):
+    through = {"proxy", "bare", "imagegen"}
+    for table, names in ((figures["small"], through | {"direct"}), (figures["large"], through)):
         for by in table.values():
-            assert set(by) == {"proxy", "bare", "imagegen"}
+            assert set(by) == names
             assert all(point["a_second"] > 0 and point["cpu"] >= 0 for point in by.values())
     report = (tmp_path / "report.md").read_text()
     assert report.count("| imagegen |") == 7
