@@ -10,7 +10,8 @@ class BatchFormer:
     """Gathers alike jobs, up to `max_images` images a batch, for at most `max_wait` seconds from their arrival.
 
     A full batch goes at once; otherwise it goes when its oldest job has waited long enough. Of several that may
-    go, the one with the oldest job goes first, so nothing starves. A job of more images than `max_images` goes
+    go, the one with the oldest job goes first, and that job goes with it, so nothing starves; a job that does not
+    fit in any more lets smaller ones go before it. A job of more images than `max_images` goes
     alone. `max_images` 1 with `max_wait` 0 is no batching.
     """
 
@@ -56,13 +57,19 @@ class BatchFormer:
         if not ripe:
             return ()
         key = min(ripe, key=lambda key: self._groups[key][0].number)
-        group = self._groups[key]
-        batch = [group.popleft()]
-        images = len(batch[0].request.seeds)
-        while group and images + len(group[0].request.seeds) <= self._max_images:
-            batch.append(group.popleft())
-            images += len(batch[-1].request.seeds)
-        if not group:
+        batch: list[Job] = []
+        left: deque[Job] = deque()
+        images = 0
+        for job in self._groups[key]:
+            count = len(job.request.seeds)
+            if not batch or images + count <= self._max_images:
+                batch.append(job)
+                images += count
+            else:
+                left.append(job)  # a smaller one behind it may still fit
+        if left:
+            self._groups[key] = left
+        else:
             del self._groups[key]
         return tuple(batch)
 

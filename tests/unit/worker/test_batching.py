@@ -30,6 +30,9 @@ def numbers(batch):
         pytest.param([job(1, width=32), job(2), job(3, width=32)], 1.0, [1, 3], 1.0, id="like jobs go together"),
         pytest.param([job(1, images=9)], 0.0, [1], None, id="more images than a call takes: at once and alone"),
         pytest.param([job(1, images=3), job(2, images=2)], 0.0, [1], 1.0, id="two that do not fit together"),
+        pytest.param(
+            [job(1, images=3), job(2, images=2), job(3)], 0.0, [1, 3], 1.0, id="a smaller one behind it does"
+        ),
         pytest.param([job(1), job(2, images=4)], 0.0, [1], float("-inf"), id="the next is full by itself"),
         pytest.param(
             [job(1), *[job(n, width=32) for n in (2, 3, 4, 5)]], 0.5, [2, 3, 4, 5], 1.0, id="full before ripe"
@@ -65,6 +68,13 @@ def test_what_makes_requests_unlike(other):
 @pytest.mark.parametrize("other", [{"prompt": "q"}, {"seeds": (7, 8)}])
 def test_what_does_not(other):
     assert resolved().batch_key == resolved(**other).batch_key
+
+
+def test_whoever_is_passed_is_first_of_the_next_batch():
+    former = BatchFormer(max_images=4, max_wait=1.0)
+    for one in (job(1, images=3), job(2, images=4), *[job(number) for number in range(3, 9)]):
+        former.add(one)
+    assert [numbers(former.take(0.0)) for _ in range(3)] == [[1, 3], [2], [4, 5, 6, 7]]
 
 
 def test_without_batching_each_goes_alone_and_at_once():
