@@ -1,4 +1,4 @@
-"""A gateway over a fleet, and a browser that looks at its page, for tests and screenshots."""
+"""A gateway over a fleet, and a browser that looks at its page, for the tests."""
 
 import subprocess
 from collections.abc import Iterator

@@ -39,6 +39,11 @@ def pictures(page, prompt):
 def make(page, prompt, **fields):
     """Have a picture made, wait until it can be seen, and return it."""
     ask_for(page, prompt, **fields)
+    return made(page, prompt)
+
+
+def made(page, prompt):
+    """Wait until the picture of a prompt can be seen, and return it."""
     picture = pictures(page, prompt)
     expect(picture.first).to_be_visible(timeout=60_000)
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.first.element_handle())

@@ -33,13 +33,20 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def fleet(browser, tmp_path_factory):
-    """A broker and one worker that draws with the embedded model, for all tests of a file."""
+def gpus():
+    """How many workers there are: a file may say another number."""
+    return 1
+
+
+@pytest.fixture(scope="module")
+def fleet(browser, gpus, tmp_path_factory):
+    """A broker and workers that draw with the embedded model, for all tests of a file."""
     with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
         fleet.start_broker(*BROKER)
-        fleet.start_worker("gpu0", "--gpu", "0", *SHAPES, *SMALL)
+        for index in range(gpus):
+            fleet.start_worker(f"gpu{index}", "--gpu", str(index), *SHAPES, *SMALL)
         with Client(fleet.frontend) as client:
-            fleet.wait_for_workers(client, 1)
+            fleet.wait_for_workers(client, gpus)
         yield fleet
 
 
