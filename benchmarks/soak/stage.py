@@ -232,7 +232,8 @@ class Stage:
             words += ["--gateway", f"http://127.0.0.1:{self._ports[gateway]}"]
         report = str(self._folder / f"{name}.json")
         command = [Path(sys.executable).name, "-m", "benchmarks.soak.resident", *words, "--report", report]
-        self._fleet.spawn(name, command)
+        # One arena of malloc's: else each of the threads that ask the gateways fills its own, for most of an hour.
+        self._fleet.spawn(name, command, environment={"MALLOC_ARENA_MAX": "1"})
 
     def _client_words(self, number: int) -> list[str]:
         """Return the options of a client that prefers another broker than the one before it."""
