@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import zmq
 
 from imagegen_protocol.frames import decode_broker_to_client, decode_broker_to_worker, encode
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import (
     Ack,
     BrokerHeartbeat,
@@ -126,10 +127,10 @@ class Imagegen:
                 ended.append(header[at : at + ID_BYTES])
             elif isinstance(message := decode_broker_to_client(header), Error):
                 raise RuntimeError(f"the broker says {message.code}: {message.message}")
-        if ended:
-            socket.send(encode(Ack(request_ids=ended)))
-            for request_id in ended:
-                answered(request_id)
+        for start in range(0, len(ended), MAX_IDS_PER_MESSAGE):
+            socket.send(encode(Ack(request_ids=ended[start : start + MAX_IDS_PER_MESSAGE])))
+        for request_id in ended:
+            answered(request_id)
 
     def greet(self, worker: Socket, number: int) -> None:
         """See `Dialect`."""
