@@ -7,6 +7,7 @@ MINUTES ?= 60
 CHAOS_MINUTES ?= 10
 PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
+GPUS ?=
 
 .PHONY: help demo test test-ray lint soak chaos bench install uninstall clean
 
@@ -18,7 +19,7 @@ help:
 	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
 	@echo "make chaos   simulated fleets, then real processes killed and frozen, CHAOS_MINUTES=10 each"
 	@echo "make bench   all benchmarks of this machine, into out/benchmarks/report.md; in minutes with QUICK=1"
-	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker"
+	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker (GPUS=0,1)"
 	@echo "make uninstall as root: stop the units and remove them"
 	@echo "make clean   remove the virtual environment and what was generated"
 
@@ -62,9 +63,9 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 install:
-	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$(ROLES)]'
-	$(PYTHON) systemd/install.py install --prefix $(PREFIX) --roles $(ROLES)
+	umask 022 && $(PYTHON) -m venv $(PREFIX)
+	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$(ROLES)]'
+	$(PYTHON) systemd/install.py install --prefix $(PREFIX) --roles $(ROLES) $(if $(GPUS),--gpus $(GPUS))
 
 uninstall:
 	$(PYTHON) systemd/install.py uninstall

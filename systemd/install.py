@@ -10,11 +10,12 @@ It may be run again at any time: what is as it should be stays untouched, and se
 import argparse
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,10 @@ SYSUSERS = Path("/usr/local/lib/sysusers.d/imagegen.conf")
 DOCUMENTATION = Path("/usr/local/share/doc/imagegen")
 SETTINGS = Path("/etc/imagegen")
 CACHE = Path("/var/cache/imagegen")
-STATE = Path("/var/lib/imagegen-gateway")
-WANTED = Path("/etc/systemd/system/imagegen-workers.target.wants")
+STATE = (Path("/var/lib/imagegen-gateway"), Path("/var/lib/imagegen-broker"))
+OPERATORS = Path("/etc/systemd/system")
+"""Where drop-ins are, and what is enabled."""
+WANTED = OPERATORS / "imagegen-workers.target.wants"
 GROUP = "imagegen"
 ROLES = ("broker", "worker", "gateway")
 USUAL_ROLES = ("broker", "worker")
@@ -63,7 +66,7 @@ class Host:
 
     def say(self, done: str, would: str, what: object) -> None:
         """Tell what was done, or would be."""
-        print(f"{would if self.dry_run else done} {what}")
+        print(f"{would if self.dry_run else done} {what}", flush=True)  # before what a command says
 
     def folder(self, path: Path, mode: int, group: str | None = None) -> None:
         """Make a folder that is not there yet."""
@@ -121,6 +124,8 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
     for file in files(prefix, roles, version):
         host.write(file)
     host.run("systemd-sysusers", str(SYSUSERS))
+    if host.destdir is None and not host.dry_run:
+        check_user(prefix, roles)
     for folder in (SETTINGS / "keys", SETTINGS / "keys/clients", SETTINGS / "keys/workers"):
         host.folder(folder, 0o750, GROUP)
     if booted():
@@ -130,11 +135,13 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
     units = ["imagegen-broker.service"] if "broker" in roles else []
     if "worker" in roles:
         found = find_gpus(prefix) if gpus is None else gpus
-        if not found:
-            print(
-                "no GPU was found, and no worker is enabled; name what there is to be with --gpus, as in --gpus 0"
-            )
-        units += ["imagegen-workers.target", *(f"imagegen-worker@{gpu}.service" for gpu in found)]
+        workers = [f"imagegen-worker@{gpu}.service" for gpu in found]
+        if not found and gpus is None:
+            workers = enabled_workers(host)
+            print(f"no GPU was found; enabled before: {' '.join(workers) or 'no worker'}")
+            if not workers:
+                print('to have one anyhow: --gpus 0 (make install GPUS=0), and device = "cpu" in worker.toml')
+        units += ["imagegen-workers.target", *workers]
     if "gateway" in roles:
         units.append("imagegen-gateway.service")
     host.run("systemctl", "enable", *(["--now"] if now else []), *units)
@@ -143,8 +150,8 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
 
 
 def uninstall(host: Host, *, purge: bool) -> None:
-    """Stop and disable everything and take it away; `purge`: settings, keys, cached models and kept jobs too."""
-    instances = sorted(path.name for path in host.at(WANTED).glob("imagegen-worker@*.service"))
+    """Stop and disable everything and take it away; `purge`: settings, drop-ins, keys, models and jobs too."""
+    instances = enabled_workers(host)
     for unit in ("imagegen-broker.service", "imagegen-gateway.service"):
         if host.at(UNITS / unit).exists():
             instances.append(unit)
@@ -156,11 +163,13 @@ def uninstall(host: Host, *, purge: bool) -> None:
         host.run("systemctl", "disable", *(["--now"] if booted() else []), *instances)
     for path in sorted(host.at(UNITS).glob("imagegen-*")):
         host.remove(UNITS / path.name)
-    for path in (SYSUSERS, DOCUMENTATION, *((SETTINGS, CACHE, STATE) if purge else ())):
+    drop_ins = [OPERATORS / path.name for path in sorted(host.at(OPERATORS).glob("imagegen-*.d"))]
+    kept = (SETTINGS, *drop_ins, CACHE, *STATE)
+    for path in (SYSUSERS, DOCUMENTATION, *(kept if purge else ())):
         host.remove(path)
     if booted():
         host.run("systemctl", "daemon-reload")
-    left = [path for path in (SETTINGS, CACHE, STATE) if host.at(path).exists()]
+    left = [path for path in kept if host.at(path).exists()]
     if left and not host.dry_run:
         print(f"left: {', '.join(map(str, left))} (--purge removes them), and the user {GROUP}")
 
@@ -181,20 +190,78 @@ def files(prefix: Path, roles: Sequence[str], version: int) -> list[File]:
     return found
 
 
+def enabled_workers(host: Host) -> list[str]:
+    """Return the units of the workers that start at boot."""
+    return sorted(path.name for path in host.at(WANTED).glob("imagegen-worker@*.service"))
+
+
 def check_environment(prefix: Path, roles: Sequence[str]) -> None:
-    """Raise `InstallError` unless the units could run what is in the virtual environment."""
+    """Raise `InstallError` unless the units could see what is in the virtual environment."""
+    commands = [prefix / f"bin/imagegen-{role}" for role in roles]
+    for path in (prefix / "bin/python3", *commands):
+        if not path.is_file():
+            raise InstallError(
+                f"{path} is not there; make the environment first: python3 -m venv {prefix} && "
+                f"{prefix}/bin/pip install -c constraints.txt '.[{','.join(roles)}]'"
+            )
+    for needed in (prefix / "bin/python3", *map(interpreter, commands), base(prefix)):
+        for path in way(needed):
+            if any(path.is_relative_to(hidden) for hidden in HIDDEN):
+                raise InstallError(
+                    f"{path} can't be seen by the units, which see nothing of {', '.join(HIDDEN)}; make the "
+                    "environment elsewhere, with a Python that is installed for all users"
+                )
+
+
+def interpreter(command: Path) -> Path:
+    """Return what a script's first line says it is run by: one that was moved still names where it was."""
+    with command.open("rb") as file:
+        words = file.readline(4096).removeprefix(b"#!").split()
+    return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else command
+
+
+def base(prefix: Path) -> Path:
+    """Return where an environment's Python has its library: with a copied `python3` no link says it."""
+    settings = prefix / "pyvenv.cfg"
+    told = re.search(r"^home *= *(/.*)$", settings.read_text() if settings.is_file() else "", re.MULTILINE)
+    return Path(told[1].strip()) if told else prefix
+
+
+def way(path: Path) -> Iterator[Path]:
+    """Yield a path, and what each link on the way to it makes of it."""
+    yield path
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink():
+            yield from way(Path(os.path.normpath(part.parent / part.readlink() / path.relative_to(part))))
+            return
+
+
+def check_user(prefix: Path, roles: Sequence[str], user: str = GROUP) -> None:
+    """Raise `InstallError` unless the units' user can run them: a umask may hide them, an extra may be missing."""
     for role in roles:
-        if not (prefix / f"bin/imagegen-{role}").is_file():
-            raise InstallError(
-                f"{prefix}/bin/imagegen-{role} is not there; make the environment first: "
-                f"python3 -m venv {prefix} && {prefix}/bin/pip install '.[broker,worker]'"
+        command = prefix / f"bin/imagegen-{role}"
+        try:
+            done = subprocess.run(
+                [command, "--check-config"],
+                user=user,
+                group=pwd.getpwnam(user).pw_gid,
+                extra_groups=(),
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin"},
+                capture_output=True,
+                text=True,
+                check=False,
             )
-    for path in (prefix, (prefix / "bin/python3").resolve()):
-        if any(path.is_relative_to(hidden) for hidden in HIDDEN):
-            raise InstallError(
-                f"{path} can't be seen by the units, which see nothing of {', '.join(HIDDEN)}; make the "
-                "environment elsewhere, with a Python that is installed for all users"
-            )
+        except PermissionError as error:
+            why = str(error)
+        else:
+            if done.returncode == 0:
+                continue
+            why = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+        raise InstallError(
+            f"the user {user} can't run {command}: {why} (was the environment made with a tight umask? then "
+            f"chmod -R go+rX {prefix}; may the user enter all folders above it?)"
+        )
 
 
 def find_gpus(prefix: Path) -> list[str]:
@@ -259,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs, as 0,1, or 'none' [every GPU that is found]")
     laying.add_argument("--now", action="store_true", help="start them, too")
     taking = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
-    taking.add_argument("--purge", action="store_true", help="settings, keys, cached models and kept jobs too")
+    taking.add_argument("--purge", action="store_true", help="settings, keys, models, jobs too")
     return parser
 
 

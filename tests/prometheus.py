@@ -1,5 +1,6 @@
 """A real Prometheus with the configuration that is shipped, but for addresses and intervals."""
 
+import re
 import shutil
 import subprocess
 import threading
@@ -23,6 +24,14 @@ def wait_until(holds, what, timeout=90):
     return found
 
 
+def with_gateway(text):
+    """Return the shipped configuration as an operator with a gateway makes it: its job is no comment any more."""
+    head, comment = re.search(
+        r"^(  # Where there is an imagegen-gateway.*\n)((?:  #.*\n)+)", text, re.MULTILINE
+    ).groups()
+    return text.replace(head + comment, re.sub(r"^  # ?", "  ", comment, flags=re.MULTILINE))
+
+
 class PrometheusServer:
     """Runs in a folder until the context is left; `targets` is where a broker is to list its workers."""
 
@@ -32,12 +41,13 @@ class PrometheusServer:
         self.targets = folder / "targets.json"
         shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
 
-    def start(self, broker, *more_workers):
-        """Scrape a broker (HOST:PORT), its workers, and what else is said to be a worker's."""
-        config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    def start(self, broker, *more_workers, gateway):
+        """Scrape a broker (HOST:PORT), its workers, what else is said to be a worker's, and a gateway."""
+        config = yaml.safe_load(with_gateway((SHIPPED / "prometheus.yml").read_text()))
         config["global"] = {"scrape_interval": self._interval, "evaluation_interval": self._interval}
-        brokers, workers = config["scrape_configs"]
+        brokers, workers, gateways = config["scrape_configs"]
         brokers["static_configs"][0]["targets"] = [broker]
+        gateways["static_configs"][0]["targets"] = [gateway]
         workers["static_configs"] = [{"targets": list(more_workers)}]
         (self._folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self._log = (self._folder / "prometheus.log").open("w")

@@ -10,6 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 HUNG_UP = 499
 """The status that nobody was there to read, as nginx has it."""
+REFUSALS = ("key", "limit", "in_flight", "rate", "streams")
+JOBS_ENDED = ("succeeded", "failed", "cancelled")
+WEBHOOKS = ("delivered", "failed")
 
 
 class Metrics:
@@ -55,6 +58,14 @@ class Metrics:
         self.webhooks = Counter(
             "imagegen_gateway_webhook_attempts", "Calls of webhooks, by outcome.", ["outcome"], registry=registry
         )
+        # Told from the start as 0, so that the first one shows in a rate.
+        for counter, values in (
+            (self.refused, REFUSALS),
+            (self.jobs_ended, JOBS_ENDED),
+            (self.webhooks, WEBHOOKS),
+        ):
+            for value in values:
+                counter.labels(value)
 
 
 class Measuring:

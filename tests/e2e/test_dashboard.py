@@ -3,7 +3,9 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -13,10 +15,12 @@ from imagegen_worker.config import WorkerConfig
 from imagegen_worker.gpu_metrics import GpuCollector
 from imagegen_worker.http import HttpServer
 from tests.e2e.conftest import SIMULATED, start_simulated
+from tests.e2e.gateway.conftest import Gateway
+from tests.e2e.gateway.receiver import Receiver
 from tests.prometheus import PrometheusServer, needs_prometheus, wait_until
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
 from tools.dashboard.asking import Prometheus
-from tools.dashboard.panels import FLEET, GPU
+from tools.dashboard.panels import FLEET, GATEWAY, GPU
 from tools.dashboard.render import draw
 
 WORKERS = ("sim0", "sim1")
@@ -37,11 +41,30 @@ def cards():
 
 
 @pytest.fixture
-def prometheus(tmp_path, fleet, cards):
-    """A Prometheus that scrapes a broker and two workers, one of which is short of memory."""
+def broker(tmp_path, fleet):
+    """Where a broker lists its workers for Prometheus."""
+    targets = tmp_path / "prometheus" / "targets.json"
+    targets.parent.mkdir()
+    fleet.start_broker("--heartbeat-interval", "0.2", "--prometheus-targets", str(targets))
+    return targets
+
+
+@pytest.fixture
+def gateway(tmp_path, fleet, broker):
+    """A gateway that asks for keys."""
+    words = ("--auth", "keys", "--webhook-allow", "127.0.0.0/8", "--webhook-retry", "0.2")
+    gateway = Gateway(fleet, "gateway", tmp_path / "state", words)
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def prometheus(tmp_path, fleet, cards, broker, gateway):
+    """A Prometheus that scrapes a broker, a gateway and two workers, one of which is short of memory."""
     with PrometheusServer(tmp_path / "prometheus") as server:
-        fleet.start_broker("--heartbeat-interval", "0.2", "--prometheus-targets", str(server.targets))
-        server.start(fleet.http.removeprefix("http://"), cards)
+        assert server.targets == broker
+        http = [url.removeprefix("http://") for url in (fleet.http, gateway.url)]
+        server.start(http[0], cards, gateway=http[1])
         with Client(fleet.frontend) as client:
             faults = ("--simulated-fail", "oom:3", "--simulated-fail", "error-on:broken")
             start_simulated(fleet, client, *WORKERS, options=(*SIMULATED, "--http-port", "0", *faults))
@@ -83,19 +106,56 @@ def load(fleet, prometheus):
         thread.join()
 
 
-def without_data(asked, worker=None):
+@pytest.fixture
+def calls(gateway, prometheus):
+    """Callers of the gateway: images, wrong ones too, jobs whose webhooks fail, and an unknown key."""
+    over, receiver = threading.Event(), Receiver(*[500] * 1000)
+    key = {"Authorization": f"Bearer {gateway.add_key('alice', '--max-steps', '4', '--priority', '1')}"}
+    unknown = {"Authorization": "Bearer unknown"}
+
+    def run(lane):
+        with httpx2.Client(base_url=gateway.url, timeout=60, trust_env=False) as http:
+            for number in range(lane, 10**6, 2):
+                if over.is_set():
+                    return
+                prompt = "a broken circle" if number % 4 < 2 else "a red circle"
+                body = {"prompt": prompt, "size": "64x64", "num_inference_steps": 4, "priority": 1}
+                http.post("/v1/jobs", json={**body, "webhook_url": receiver.url}, headers=key).raise_for_status()
+                http.post("/v1/images/generations", json={**body, "num_inference_steps": 5}, headers=key)
+                http.post("/v1/images/generations", json=body, headers=unknown)
+                http.post("/v1/images/generations", json=body, headers=key)
+
+    with ThreadPoolExecutor() as pool:
+        lanes = [pool.submit(run, lane) for lane in range(2)]
+        yield
+        over.set()
+    for lane in lanes:
+        lane.result()
+    receiver.close()
+
+
+def without_data(asked, panels, worker=None):
     """The queries that give no number: none of the last seconds, in any of their series."""
     now = time.time()
     return [
         f"{panel.title}: {query.expr}"
-        for panel in (FLEET if worker is None else GPU)
+        for panel in panels
         for query in panel.queries
         if not any(series.has_data for series in asked.range(query.expr, now - 5, now, 1, worker))
     ]
 
 
+def seen(asked, title):
+    """What a panel of the gateway has shown above 0: the labels' values."""
+    (panel,) = [panel for panel in GATEWAY if panel.title == title]
+    now = time.time()
+    (query,) = panel.queries
+    found = asked.range(query.expr, now - 30, now, 1)
+    return {value for series in found if any(one > 0 for one in series.values) for value in series.labels.values()}
+
+
 @needs_prometheus
-def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load, tmp_path):
+def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load, calls, tmp_path):
     asked = Prometheus(prometheus.url(), WINDOW)
     groups = wait_until(lambda: targets(prometheus), "targets")
     assert len(groups[0]["targets"]) == 2
@@ -103,7 +163,8 @@ def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load
     missing = ["not asked yet"]
 
     def all_there():
-        missing[:] = [*without_data(asked), *(one for worker in WORKERS for one in without_data(asked, worker))]
+        of_workers = [one for worker in WORKERS for one in without_data(asked, GPU, worker)]
+        missing[:] = [*without_data(asked, FLEET + GATEWAY), *of_workers]
         return not missing
 
     try:
@@ -111,9 +172,16 @@ def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load
     finally:
         print(*missing, sep="\n")
     assert set(asked.label_values("imagegen_worker_warm", "worker")) == set(WORKERS)
+    for title, labels in (
+        ("Requests", {"2", "4", "5"}),
+        ("Refused", {"key", "limit"}),
+        ("Jobs that ended", {"succeeded", "failed"}),
+        ("Webhooks", {"failed"}),
+    ):
+        wait_until(lambda title=title, labels=labels: seen(asked, title) == labels, f"{labels} in {title}")
 
     picture = tmp_path / "dashboard.png"
-    assert draw(picture, prometheus.url(), seconds=10, window=WINDOW) == []
+    assert draw(picture, prometheus.url(), seconds=10, window=WINDOW, gpus=1) == []
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
     fleet.kill("sim1")

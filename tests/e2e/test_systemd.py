@@ -148,7 +148,9 @@ def test_installing_again_changes_nothing_and_keeps_the_operators_settings(machi
     assert "kept /etc/imagegen/worker.toml" in would
     assert "wrote" not in machine.run(*INSTALL)
     assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
-    assert "no GPU was found" in machine.run(*INSTALL[:3], "--dry-run"), "the worker's command is asked"
+    said = machine.run(*INSTALL[:3], "--dry-run")
+    assert f"no GPU was found; enabled before: {ONE} {TWO}\n" in said, "the worker's command is asked"
+    assert f"would run systemctl enable {BROKER} {WORKERS} {ONE} {TWO}\n" in said
     enabled = machine.run("systemctl", "is-enabled", BROKER, WORKERS, ONE, TWO).split()
     assert enabled == ["enabled"] * 4
 
@@ -264,14 +266,25 @@ def test_a_wrong_setting_is_not_tried_again(fleet):
 
 def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     keys = "/etc/imagegen/keys"
-    for name, place in (("broker", keys), ("worker", keys), ("early", "/srv/keys"), ("late", "/srv/keys")):
+    fleet.run(*INSTALL, "--roles", "gateway")
+    for name, place in (
+        ("broker", keys),
+        ("worker", keys),
+        ("gateway", keys),
+        ("early", "/srv/keys"),
+        ("late", "/srv/keys"),
+    ):
         fleet.run("/opt/imagegen/bin/imagegen", "keygen", name, "--out", place)
     fleet.run("cp", f"{keys}/worker.key", f"{keys}/workers/")
-    fleet.run("cp", "/srv/keys/early.key", f"{keys}/clients/")
-    for unit, example in ((BROKER, "broker-keys"), ("imagegen-worker@.service", "worker-keys")):
+    fleet.run("cp", "/srv/keys/early.key", f"{keys}/gateway.key", f"{keys}/clients/")
+    for unit, example in (
+        (BROKER, "broker-keys"),
+        ("imagegen-worker@.service", "worker-keys"),
+        (GATEWAY, "gateway-keys"),
+    ):
         text = fleet.run("cat", f"/usr/local/share/doc/imagegen/{example}.conf")
         drop_in(fleet, unit, text)
-    fleet.run("systemctl", "restart", BROKER, ONE, TWO)
+    fleet.run("systemctl", "restart", BROKER, ONE, TWO, GATEWAY)
     assert fleet.run("stat", "-c", "%U %a", f"{keys}/broker.key_secret") == "root 600\n"
 
     def own(name):
@@ -281,6 +294,8 @@ def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     fleet.run("cp", "/srv/keys/late.key", f"{keys}/clients/")
     fleet.run("systemctl", "reload", BROKER)
     Burst(fleet, 4, *own("late")).must_succeed()
+    assert over_http(fleet, "/stats")["num_gpus"], "the gateway is let in"
+    fleet.run("systemctl", "stop", GATEWAY)
 
 
 def over_http(machine, path, body=None):

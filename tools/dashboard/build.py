@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from string import ascii_uppercase
+from typing import Any
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -21,7 +22,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 
-from tools.dashboard.panels import FLEET, GPU, Panel
+from tools.dashboard.panels import FLEET, GATEWAY, GPU, Panel
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _COLUMNS = 24
@@ -57,15 +58,30 @@ def dashboard_json() -> str:
     )
     for number, panel in enumerate(FLEET, start=100):
         board = board.with_panel(_panel(panel, number, stats=sum(one.kind == "stat" for one in FLEET)))
+    gateway = dashboard.Row("HTTP gateway").id(3)
+    for number, panel in enumerate(GATEWAY, start=300):
+        gateway = gateway.with_panel(_panel(panel, number))  # which makes a row that is closed
+    board = board.with_row(gateway)
     board = board.with_row(dashboard.Row("GPU of $worker").id(2).repeat("worker"))
     for number, panel in enumerate(GPU, start=200):
         board = board.with_panel(_panel(panel, number))
     made = json.loads(JSONEncoder().encode(board.build()))
+    _close_gaps(made["panels"])
     made.pop("style", None)  # of Grafana 10, which the library is for; later ones have none
     for variable in made["templating"]["list"]:
         for name in _NOT_OF_VARIABLES:  # the library gives them, and Grafana's schema has none
             variable.pop(name, None)
     return json.dumps(made, sort_keys=True, indent=2) + "\n"
+
+
+def _close_gaps(panels: list[dict[str, Any]]) -> None:
+    """Move up what the library puts below a closed row, as if that were open."""
+    gap = 0
+    for panel in panels:
+        panel["gridPos"]["y"] -= gap
+        if panel.get("collapsed"):
+            bottom = max(inner["gridPos"]["y"] + inner["gridPos"]["h"] for inner in panel["panels"])
+            gap += bottom - panel["gridPos"]["y"] - panel["gridPos"]["h"]
 
 
 def _panel(panel: Panel, number: int, stats: int = 1) -> stat.Panel | timeseries.Panel:
@@ -75,6 +91,8 @@ def _panel(panel: Panel, number: int, stats: int = 1) -> stat.Panel | timeseries
     built = built.height(_STAT_HEIGHT if panel.kind == "stat" else _PANEL_HEIGHT)
     if panel.text:
         built = built.description(panel.text)
+    if panel.empty:
+        built = built.no_value(panel.empty)
     for letter, query in zip(ascii_uppercase, panel.queries, strict=False):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter)
         built = built.with_target(target)

@@ -26,6 +26,8 @@ class Panel:
     queries: tuple[Query, ...]
     kind: Literal["timeseries", "stat"] = "timeseries"
     stacked: bool = False
+    empty: str | None = None
+    """What the panel says where there is no data, in place of Grafana's own words."""
 
 
 def _stat(title: str, text: str, unit: str, expr: str) -> Panel:
@@ -179,6 +181,71 @@ FLEET = (
     ),
 )
 """The first row."""
+
+
+def _gateway(title: str, text: str, unit: str, *queries: Query, stacked: bool = False) -> Panel:
+    return Panel(title, text, unit, queries, stacked=stacked, empty="No gateway, or nothing was asked of it")
+
+
+_REQUESTS = f'label_replace(rate(imagegen_gateway_requests_total[{RATE}]), "class", "$1", "status", "(.).*")'
+_DURATION = "imagegen_gateway_request_duration_seconds"
+# A stream of events lasts as long as its job.
+_OTHER_PATHS = '{path!~"/v1/images/.+|.+/events"}'
+
+GATEWAY = (
+    _gateway(
+        "Requests",
+        "HTTP requests that ended a second, by class of status. Those whose caller hung up (499) are 4xx.",
+        "reqps",
+        Query(f"sum by (class) ({_REQUESTS})", "{{class}}xx"),
+        stacked=True,
+    ),
+    _gateway(
+        "From the request to its images",
+        "Of calls that wait for them (/v1/images), refused ones among them.",
+        "s",
+        *_quantiles(_DURATION, '{path=~"/v1/images/.+"}'),
+    ),
+    _gateway(
+        "All other calls",
+        "Jobs taken in and looked at, files, models, the page. Without streams of events.",
+        "s",
+        *_quantiles(_DURATION, _OTHER_PATHS),
+    ),
+    _gateway(
+        "In flight",
+        "HTTP requests that have not ended, the one that asks for this among them.",
+        "short",
+        Query("sum(imagegen_gateway_requests_in_flight)", "requests"),
+    ),
+    _gateway(
+        "Refused",
+        "A second, by what the key is not allowed.",
+        "reqps",
+        _by("reason", f"rate(imagegen_gateway_refusals_total[{RATE}])"),
+    ),
+    _gateway("Jobs held", "That have not ended.", "short", Query("sum(imagegen_gateway_jobs)", "jobs")),
+    _gateway(
+        "Jobs that ended",
+        "A second, by outcome.",
+        "short",
+        _by("outcome", f"rate(imagegen_gateway_jobs_ended_total[{RATE}])"),
+        stacked=True,
+    ),
+    _gateway(
+        "Webhooks",
+        "Calls a second, by outcome; one that failed is called again.",
+        "short",
+        _by("outcome", f"rate(imagegen_gateway_webhook_attempts_total[{RATE}])"),
+    ),
+    _gateway(
+        "Storage that failed",
+        "Times a second that disk, database or bucket did not take or give something.",
+        "short",
+        Query(f"sum(rate(imagegen_gateway_storage_failures_total[{RATE}]))", "failures"),
+    ),
+)
+"""The row of the HTTP gateway, which not every fleet has."""
 
 
 def _worker(metric: str, more: str = "") -> str:

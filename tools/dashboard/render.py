@@ -12,10 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tools.dashboard.asking import Prometheus, Series
-from tools.dashboard.panels import FLEET, GPU, Panel
+from tools.dashboard.panels import FLEET, GATEWAY, GPU, Panel
 
 _COLUMNS = 4
 _POINTS = 120
@@ -28,13 +28,14 @@ def draw(out: Path, url: str, *, seconds: float, window: str, gpus: int | None =
     """Draw the last `seconds` of every panel into a PNG; return the titles of those that have no data."""
     prometheus = Prometheus(url, window)
     workers = prometheus.label_values("imagegen_worker_warm", "worker")[:gpus]
-    cells: list[tuple[Panel, str | None]] = [(panel, None) for panel in FLEET]
-    cells += [(panel, worker) for worker in workers for panel in GPU]
+    cells: list[tuple[Panel, str, str | None]] = [(panel, panel.title, None) for panel in FLEET]
+    if prometheus.label_values("imagegen_gateway_build_info", "version"):
+        cells += [(panel, f"gateway: {panel.title}", None) for panel in GATEWAY]
+    cells += [(panel, f"{worker}: {panel.title}", worker) for worker in workers for panel in GPU]
     rows = math.ceil(len(cells) / _COLUMNS)
     figure, axes = pyplot.subplots(rows, _COLUMNS, figsize=(16, 2.3 * rows), squeeze=False, layout="constrained")
     end, empty = time.time(), []
-    for axis, (panel, worker) in zip(axes.flat, cells, strict=False):
-        title = panel.title if worker is None else f"{worker}: {panel.title}"
+    for axis, (panel, title, worker) in zip(axes.flat, cells, strict=False):
         if not _draw_panel(axis, panel, prometheus, title, (end - seconds, end), worker):
             empty.append(title)
     for axis in axes.flat[len(cells) :]:
@@ -60,6 +61,7 @@ def _draw_panel(
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, panel.unit)))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 3, 6, 10]))  # whole minutes
     axis.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:.0f} s" if end - start < 180 else f"{value / 60:.0f} min")
     )

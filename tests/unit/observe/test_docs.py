@@ -17,7 +17,7 @@ from imagegen_worker.metrics import Metrics
 from tests.unit.broker.bench import Bench
 from tests.unit.observe.test_prometheus import FOLDER, RULES, alerts
 from tests.unit.worker.devices.standin import A, Card, StandIn
-from tools.dashboard.panels import FLEET, GPU
+from tools.dashboard.panels import FLEET, GATEWAY, GPU
 
 ROOT = Path(__file__).parents[3]
 DOCS = (ROOT / "docs" / "metrics.md").read_text()
@@ -70,6 +70,10 @@ def test_rules_and_their_tests_name_metrics_that_exist(path):
 
 
 def test_the_dashboard_names_metrics_that_exist_and_leaves_few_out():
-    shown = {name for panel in FLEET + GPU for query in panel.queries for name in named(query.expr)}
+    shown = {name for panel in FLEET + GATEWAY + GPU for query in panel.queries for name in named(query.expr)}
     assert shown <= exported()
     assert len(shown) > 40
+    of_the_gateway = {name for name in exported() if name.startswith("imagegen_gateway_")}
+    assert {name for name in of_the_gateway - shown if not name.endswith(("_sum", "_count"))} == {
+        "imagegen_gateway_build_info"
+    }

@@ -2,13 +2,14 @@
 
 import json
 import os
+import pwd
 import stat
 from pathlib import Path
 
 import pytest
 
 from systemd import install
-from systemd.install import InstallError, check_environment, files, find_gpus, main
+from systemd.install import InstallError, check_environment, check_user, files, find_gpus, main
 
 UNITS = "usr/local/lib/systemd/system"
 
@@ -59,7 +60,7 @@ def test_a_host_of_one_role_gets_no_more(tmp_path):
 
 def test_a_gateway_is_laid_down_where_it_is_asked_for(tmp_path):
     lay(tmp_path)
-    assert not any("gateway" in name for name in laid(tmp_path))
+    assert not any("imagegen-gateway" in name or "gateway.toml" in name for name in laid(tmp_path))
     lay(tmp_path, "--roles", "gateway")
     assert {f"{UNITS}/imagegen-gateway.service", "etc/imagegen/gateway.toml"} <= laid(tmp_path)
     main(["uninstall", "--destdir", str(tmp_path)])
@@ -88,12 +89,23 @@ def test_a_dry_run_tells_and_does_nothing(tmp_path, capsys):
     assert laid(tmp_path) == before
 
 
-def test_uninstalling_leaves_settings_unless_they_are_to_go_too(tmp_path):
+def test_uninstalling_leaves_settings_unless_they_are_to_go_too(tmp_path, capsys):
     lay(tmp_path)
     main(["uninstall", "--destdir", str(tmp_path)])
     assert laid(tmp_path) == {"etc/imagegen/broker.toml", "etc/imagegen/worker.toml"}
+    drop_in = tmp_path / "etc/systemd/system/imagegen-worker@.service.d/keys.conf"
+    foreign = tmp_path / "etc/systemd/system/other.service.d/keys.conf"
+    for path in (drop_in, foreign, tmp_path / "var/lib/imagegen-broker/targets.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    main(["uninstall", "--destdir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert drop_in.is_file()
+    assert all(
+        path in said for path in ("imagegen-worker@.service.d", "/etc/imagegen", "/var/lib/imagegen-broker")
+    )
     main(["uninstall", "--destdir", str(tmp_path), "--purge"])
-    assert laid(tmp_path) == set()
+    assert laid(tmp_path) == {str(foreign.relative_to(tmp_path))}
 
 
 @pytest.mark.parametrize(("version", "told"), [(252, False), (254, True)])
@@ -114,19 +126,79 @@ def test_gpus_are_those_that_the_workers_command_tells(environment):
 
 def test_an_environment_that_is_not_there_is_told_how_to_make(environment):
     check_environment(environment, ("broker", "worker"))
-    (environment / "bin/imagegen-broker").unlink()
-    with pytest.raises(InstallError, match="imagegen-broker is not there; make the environment first: python3 -m"):
+    with pytest.raises(InstallError, match=r"imagegen-gateway is not there; .* '\.\[broker,gateway\]'"):
+        check_environment(environment, ("broker", "gateway"))
+    (environment / "bin/python3").unlink()
+    with pytest.raises(
+        InstallError, match=r"python3 is not there; make the environment first: python3 -m venv .*"
+    ):
         check_environment(environment, ("broker", "worker"))
 
 
-def test_an_environment_that_the_units_could_not_see_is_refused(environment, tmp_path, monkeypatch):
-    private = tmp_path / "private"
-    private.mkdir()
+def linked(environment, private):
     (environment / "bin/python3").rename(private / "python3")
     (environment / "bin/python3").symlink_to(private / "python3")
+
+
+def linked_in_a_chain(environment, private):
+    linked(environment, private)
+    (environment / "bin/python3").rename(environment / "python")
+    (environment / "bin/python3").symlink_to("../python")
+
+
+def linked_through_a_folder(environment, private):
+    """As pyenv and uv name a release by a link to its folder."""
+    (private / "releases").mkdir()
+    (environment / "bin/python3").rename(private / "releases/python3")
+    (environment / "3.11").symlink_to(private / "releases")
+    (environment / "bin/python3").symlink_to(environment / "3.11/python3")
+
+
+def linked_out_again(environment, private):
+    """All it leads to can be seen, but not the link on the way."""
+    (environment / "bin/python3").rename(environment / "python")
+    (private / "python3").symlink_to(environment / "python")
+    (environment / "bin/python3").symlink_to(private / "python3")
+
+
+def copied(environment, private):
+    """As `python3 -m venv --copies` does: the library stays where it was."""
+    (environment / "pyvenv.cfg").write_text(f"home = {private}\nversion = 3.11.2\n")
+
+
+def moved(environment, private):
+    """Scripts name the interpreter by where the environment was made."""
+    (private / "python3").write_text("")
+    (environment / "bin/imagegen-broker").write_text(f"#!{private}/python3 -I\n")
+
+
+def elsewhere(environment, private):
+    environment.rename(private / "environment")
+    environment.symlink_to(private / "environment")
+
+
+@pytest.mark.parametrize(
+    "hide", [linked, linked_in_a_chain, linked_through_a_folder, linked_out_again, copied, moved, elsewhere]
+)
+def test_an_environment_that_the_units_could_not_see_is_refused(hide, environment, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    private.mkdir()
     monkeypatch.setattr(install, "HIDDEN", (str(private),))
-    with pytest.raises(InstallError, match="can't be seen by the units"):
+    check_environment(environment, ("broker",))
+    hide(environment, private)
+    with pytest.raises(InstallError, match=r"private.* can't be seen by the units"):
         check_environment(environment, ("broker",))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_an_environment_that_the_units_user_may_not_read_is_refused(environment):
+    check_user(environment, ("broker",), user=pwd.getpwuid(0).pw_name)
+    (environment / "bin").chmod(0o700)  # as a umask of 077 makes it
+    with pytest.raises(InstallError, match=r"nobody can't run .*Permission denied.*then chmod -R go\+rX"):
+        check_user(environment, ("broker",), user="nobody")
+    (environment / "bin/imagegen-broker").write_text("#!/bin/sh\necho 'No module named click' >&2\nexit 1\n")
+    with pytest.raises(InstallError, match="imagegen-broker: No module named click"):
+        check_user(environment, ("broker",), user=pwd.getpwuid(0).pw_name)
 
 
 def test_only_root_changes_a_host(monkeypatch, capsys):

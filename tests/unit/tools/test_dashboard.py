@@ -10,7 +10,7 @@ import yaml
 
 from tools.dashboard.asking import Prometheus, Series
 from tools.dashboard.build import dashboard_json
-from tools.dashboard.panels import FLEET, GPU
+from tools.dashboard.panels import FLEET, GATEWAY, GPU
 from tools.dashboard.render import in_unit, legend
 
 GRAFANA = Path(__file__).parents[3] / "configs" / "grafana"
@@ -46,30 +46,55 @@ def test_slips_would_be_found(right, slip):
     assert findings(SHIPPED.replace(right, slip)) != []
 
 
-def test_one_row_for_the_fleet_and_one_for_each_gpu():
+def panels_and_those_in_closed_rows():
     panels = json.loads(SHIPPED)["panels"]
+    return panels, [inner for panel in panels for inner in panel.get("panels") or ()]
+
+
+def test_one_row_for_the_fleet_one_for_the_gateway_and_one_for_each_gpu():
+    panels, inner = panels_and_those_in_closed_rows()
     rows = [(panel["title"], panel.get("repeat")) for panel in panels if panel["type"] == "row"]
-    assert rows == [("Fleet", None), ("GPU of $worker", "worker")]
+    assert rows == [("Fleet", None), ("HTTP gateway", None), ("GPU of $worker", "worker")]
     assert len(panels) == len(rows) + len(FLEET) + len(GPU)
-    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["id"] for panel in panels + inner}) == len(panels) + len(inner)
     of_a_gpu = panels[[panel.get("repeat") for panel in panels].index("worker") + 1 :]
     assert len(of_a_gpu) == len(GPU)
     assert all('worker=~"$worker"' in target["expr"] for panel in of_a_gpu for target in panel["targets"])
 
 
-def test_no_two_panels_lie_over_each_other():
+def test_the_gateways_row_is_closed_and_says_what_it_is_to_have_no_data():
+    """A fleet without a gateway looks whole."""
+    panels, inner = panels_and_those_in_closed_rows()
+    (row,) = [panel for panel in panels if panel.get("panels")]
+    assert (row["title"], row["collapsed"], len(inner)) == ("HTTP gateway", True, len(GATEWAY))
+    for panel in inner:
+        assert panel["fieldConfig"]["defaults"]["noValue"].startswith("No gateway"), panel["title"]
+
+
+def cells_of(panels):
+    """The cells of Grafana's grid that are taken; no two panels lie over each other."""
     taken = set()
-    for panel in json.loads(SHIPPED)["panels"]:
+    for panel in panels:
         place = panel["gridPos"]
         columns = range(place["x"], place["x"] + place["w"])
         cells = {(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])}
         assert not taken & cells, panel["title"]
         assert columns.stop <= 24
         taken |= cells
+    return taken
+
+
+def test_no_two_panels_lie_over_each_other_and_there_are_no_gaps():
+    panels, inner = panels_and_those_in_closed_rows()
+    lines = {y for _, y in cells_of(panels)}
+    assert lines == set(range(max(lines) + 1))
+    (row,) = [panel for panel in panels if panel.get("panels")]
+    assert min(y for _, y in cells_of(inner)) == row["gridPos"]["y"] + 1
 
 
 def test_every_panel_asks_the_data_source_that_is_chosen():
-    for panel in json.loads(SHIPPED)["panels"]:
+    panels, inner = panels_and_those_in_closed_rows()
+    for panel in panels + inner:
         if panel["type"] != "row":
             assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
             assert panel["targets"]
