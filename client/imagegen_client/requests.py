@@ -94,7 +94,7 @@ def build(
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
         header |= {"progress": progress, "preview": preview}  # to be told what is wrong
         progress = preview = False
-    submit = Submit(request_id=request_id, progress=progress, preview=preview)
+    submit = Submit(request_id=request_id, progress=progress, preview=preview, images=request.num_images)
     if header:
         submit = _with_header(submit, header)
     try:

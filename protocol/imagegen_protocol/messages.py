@@ -12,6 +12,7 @@ from msgspec import Meta
 from imagegen_protocol.limits import (
     ID_BYTES,
     MAX_IDS_PER_MESSAGE,
+    MAX_IMAGES_PER_REQUEST,
     MAX_MODELS,
     MAX_NAME_LENGTH,
     MAX_TIMEOUT_SECONDS,
@@ -55,6 +56,8 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     preview: bool = False
     """Send small pictures on the way; implies `progress`."""
     traceparent: Traceparent | None = None
+    images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
+    """How many it asks for: dispatch counts them."""
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):

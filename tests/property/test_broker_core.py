@@ -35,7 +35,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, client=clients, timeout=st.sampled_from([None, 0.3, 5.0]), priority=st.integers(-1, 1))
     def submit(self, number, client, timeout, priority):
-        self.live().submit(number, client, timeout_seconds=timeout, priority=priority)
+        self.live().submit(number, client, timeout_seconds=timeout, priority=priority, images=1 + number % 4)
 
     @rule(number=numbers, client=clients)
     def ack(self, number, client):

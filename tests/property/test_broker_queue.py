@@ -19,6 +19,7 @@ def make(number, client, priority=0, model="m"):
         payload=(),
         size=0,
         arrived=0.0,
+        images=1 + number % 3,
     )
 
 
@@ -63,6 +64,7 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             queue.remove(request)
             del waiting[request.id]
         assert len(queue) == queue.waiting("m") == len(waiting)
+        assert queue.images("m") == sum(request.images for request, _ in waiting.values())
         assert {request.id for request in queue} == set(waiting)
         for place, waits in enumerate(queue.in_order("m")):
             assert place <= queue.place_at_most(waits) < len(waiting)

@@ -47,7 +47,14 @@ class ClientPeer(Peer):
             what = f"{prompt!r}, seed {seed}, timeout {timeout}, priority {priority}"
             world.tell(f"{self.name} asks for {what}: {key.hex()}", key)
         body = encode_request(GenerationRequest(prompt=prompt, seed=seed))
-        submit = Submit(request_id=key, model=model, priority=priority, timeout_seconds=timeout, progress=progress)
+        submit = Submit(
+            request_id=key,
+            model=model,
+            priority=priority,
+            timeout_seconds=timeout,
+            progress=progress,
+            images=1 + seed % 3,  # what dispatch counts; one is made
+        )
         self._do(self.core.handle(SubmitAsked(submit, [body]), self.local()))
         return ask
 

@@ -160,8 +160,8 @@ class BrokerCore:
         for model in queue.models():
             if model is None:
                 continue  # no worker has ever registered
-            placement.begin(queue.waiting(model), now)
-            while (request := queue.peek(model)) and (worker := placement.choose(model)):
+            placement.begin(queue.images(model), now)
+            while (request := queue.peek(model)) and (worker := placement.choose(model, request.images)):
                 self._give(request, worker, now)
         placement.end(queue.waiting)
 
@@ -220,6 +220,7 @@ class BrokerCore:
         assigned = sum(len(worker.assigned) for worker in ledger.workers.values())
         assert assigned == states.count(State.DISPATCHED)
         for worker in ledger.workers.values():
+            assert worker.images == sum(assignment.request.images for assignment in worker.assigned.values())
             assert worker.needed == Counter(assignment.request.model for assignment in worker.assigned.values())
         assert sum(len(client.requests) for client in ledger.clients.values()) == len(ledger.requests)
         assert ledger.bytes == sum(request.size for request in ledger.requests.values())

@@ -140,6 +140,7 @@ class Frontend:
             progress=message.progress or message.preview,
             preview=message.preview,
             traceparent=message.traceparent,
+            images=message.images,
             payload=payload,
             size=sum(len(frame) for frame in payload),
             arrived=now,

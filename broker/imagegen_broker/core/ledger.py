@@ -109,6 +109,7 @@ class Ledger:
         request.worker = worker
         worker.assigned[request.id] = Assignment(request, worker.beat)
         worker.others.discard(request.id)
+        worker.images += request.images
         worker.needed[request.model] += 1
         self.placement.update(worker)
 
@@ -228,6 +229,7 @@ class Ledger:
             self.followed.pop(request.id, None)
         elif old is State.DISPATCHED and request.worker is not None:
             if request.worker.assigned.pop(request.id, None) is not None:
+                request.worker.images -= request.images
                 needed = request.worker.needed
                 needed[request.model] -= 1
                 if not needed[request.model]:

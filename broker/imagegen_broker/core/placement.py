@@ -13,9 +13,9 @@ _UNKNOWN_SECONDS = 1.0
 LOAD_SECONDS = 10.0
 """What `least-wait` takes the loading of a model for: nobody tells, and the order of magnitude is enough."""
 PLAN_SECONDS_PER_WORKER = 1e-3
-PLAN_REQUESTS_PER_WORKER = 1 / 8
+PLAN_IMAGES_PER_WORKER = 1 / 8
 PLAN_IMAGES = 1 / 8
-"""How long a plan of `least-wait` serves, how many requests, and for how much of an image's time, whatever the
+"""How long a plan of `least-wait` serves, how many images, and for how much of an image's time, whatever the
 number of workers: it costs a look at each of them."""
 _MAX_SEEN_MODELS = 4096
 
@@ -34,10 +34,10 @@ class _Plan:
     given: int = 0
 
     def is_old(self, now: float, backlog: int, workers: int) -> bool:
-        """Say whether so much time has passed, or so many requests have gone or come, that a new one pays."""
+        """Say whether so much time has passed, or so many images have gone or come, that a new one pays."""
         changes = self.given + abs(backlog - self.left)
         least = max(PLAN_SECONDS_PER_WORKER * workers, PLAN_IMAGES * workers / self.per_second)
-        return now - self.made > least or changes > PLAN_REQUESTS_PER_WORKER * workers
+        return now - self.made > least or changes > PLAN_IMAGES_PER_WORKER * workers
 
 
 class Placement:
@@ -160,7 +160,7 @@ class Placement:
                 heapq.heapify(heap)
 
     def begin(self, backlog: int, now: float) -> None:
-        """Before a round of `choose`, of which each call is followed by a dispatch: so many requests wait."""
+        """Before a round of `choose`, each followed by a dispatch: so many images are waited for."""
         self._backlog, self._now = backlog, now
 
     def end(self, waiting: Callable[[str], int]) -> None:
@@ -168,8 +168,8 @@ class Placement:
         for model in [model for model in self._plans if not waiting(model)]:
             del self._plans[model]
 
-    def choose(self, model: str) -> Worker | None:
-        """Return the worker that should get the next request for the model; None: it waits."""
+    def choose(self, model: str, images: int = 1) -> Worker | None:
+        """Return the worker that should get the next request, for so many images of the model; None: it waits."""
         first = self._first(model)
         if first is None:
             return None
@@ -177,10 +177,10 @@ class Placement:
         # Where nobody is full, the first of those with room is the first of all.
         if self._full.get(model) and finish > self._horizon(model):
             return None
-        self._backlog -= 1
+        self._backlog -= images
         if (plan := self._plans.get(model)) is not None:
-            plan.left -= 1
-            plan.given += 1
+            plan.left -= images
+            plan.given += images
         return worker
 
     def _first(self, model: str) -> tuple[Worker, float] | None:
@@ -234,16 +234,16 @@ class Placement:
 
     def _load(self, worker: Worker, model: str, start: float) -> Load:
         if not self._is_timed:
-            return Load(worker.depth, worker.last_used, _UNKNOWN_SECONDS)
+            return Load(worker.load, worker.last_used, _UNKNOWN_SECONDS)
         before = start if worker.is_warm(model) else start + LOAD_SECONDS
-        return Load(worker.depth, worker.last_used, self._seconds(worker), before)
+        return Load(worker.load, worker.last_used, self._seconds(worker), before)
 
     def _start(self, worker: Worker) -> float:
         """Return when a worker began with all that it has: not longer ago than what runs takes."""
         if not worker.begun:
             return self._now
         times = worker.times_begun()
-        longest = len(times) * self._seconds(worker)
+        longest = worker.images_begun() * self._seconds(worker)
         return max(sum(times) / len(times), self._now - longest) if times else self._now
 
     def _seconds(self, worker: Worker) -> float:

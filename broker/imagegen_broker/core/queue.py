@@ -57,6 +57,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._models: dict[str | None, dict[int, _Level]] = {}
         self._waiting: dict[str | None, int] = {}
+        self._images: dict[str | None, int] = {}
 
     def __len__(self) -> int:
         return sum(self._waiting.values())
@@ -68,6 +69,10 @@ class FairQueue:
     def waiting(self, model: str | None) -> int:
         """Return how many requests wait for the model."""
         return self._waiting.get(model, 0)
+
+    def images(self, model: str | None) -> int:
+        """Return how many images those ask for that wait for the model."""
+        return self._images.get(model, 0)
 
     def waiting_by_model(self) -> dict[str | None, int]:
         """Return a copy of how many requests wait for each model that is waited for."""
@@ -84,6 +89,7 @@ class FairQueue:
         line[request.id] = request
         level.waiting += 1
         self._waiting[request.model] = self._waiting.get(request.model, 0) + 1
+        self._images[request.model] = self._images.get(request.model, 0) + request.images
 
     def peek(self, model: str | None) -> Request | None:
         """Return the next request for the model, or None."""
@@ -130,8 +136,9 @@ class FairQueue:
         left = self._waiting[request.model] - 1
         if left:
             self._waiting[request.model] = left
+            self._images[request.model] -= request.images
         else:
-            del self._waiting[request.model], self._models[request.model]
+            del self._waiting[request.model], self._images[request.model], self._models[request.model]
 
     def __iter__(self) -> Iterator[Request]:
         for model in self._models:

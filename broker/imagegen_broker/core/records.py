@@ -94,6 +94,7 @@ class Request:
     deadline: float | None = None
     preview: bool = False
     traceparent: str | None = None
+    images: int = 1
     state: State = State.NEW
     worker: "Worker | None" = None
     """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""
@@ -170,6 +171,8 @@ class Worker:
     """The models that are loaded by its last word; none: all."""
     traits: Mapping[str, ModelTraits] = field(default_factory=dict)
     """What its models take, as far as it has told."""
+    images: int = 0
+    """Of all that is assigned to it."""
     needed: Counter[str | None] = field(default_factory=Counter)
     """Models of what is assigned to it, and how often."""
     unclaimed: set[bytes] = field(default_factory=set)
@@ -193,6 +196,11 @@ class Worker:
         """The exact queue depth: listed, or dispatched and not seen finished."""
         return len(self.assigned) + len(self.others)
 
+    @property
+    def load(self) -> int:
+        """The queue depth in images; one for each request that this broker has not assigned."""
+        return self.images + len(self.others)
+
     def runs(self, running: frozenset[bytes], now: float) -> None:
         """Learn what runs now; what did not before has begun just now."""
         self.running = running
@@ -201,6 +209,11 @@ class Worker:
     def times_begun(self) -> list[float]:
         """Return when those began that run, and are not answered yet."""
         return [at for id_, at in self.begun.items() if id_ in self.assigned or id_ in self.others]
+
+    def images_begun(self) -> int:
+        """Return how many images those ask for that run, and are not answered yet."""
+        mine = [self.assigned[id_].request.images for id_ in self.begun if id_ in self.assigned]
+        return sum(mine) + sum(id_ in self.others for id_ in self.begun)
 
     def is_warm(self, model: str) -> bool:
         """Say whether it has the model loaded, or loads it anyway for what it was given."""
@@ -213,10 +226,10 @@ class Worker:
 
     @property
     def room(self) -> int:
-        """How many requests it may be given now."""
+        """How many images it may be given now; the last request may ask for more."""
         if not self.available:
             return 0
-        return max(0, self.ready.capacity - self.depth)
+        return max(0, self.ready.capacity - self.load)
 
 
 @dataclass(slots=True)

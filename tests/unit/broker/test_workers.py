@@ -71,6 +71,29 @@ def test_a_worker_is_never_given_more_than_its_capacity():
     assert len(bench.works("w")) == 3
 
 
+def test_room_is_counted_in_images():
+    bench = fleet("w", capacity=4)
+    first = bench.submit(1, images=3)
+    second, third = bench.submit(2, images=3), bench.submit(3)
+    assert bench.works("w") == [first, second], "the last may ask for more than there is room for"
+    bench.result("w", first)
+    assert bench.works("w") == [first, second, third]
+
+
+def test_a_request_of_more_images_than_a_worker_has_room_for_goes_where_it_is_idle():
+    bench = fleet("w", capacity=2)
+    request = bench.submit(1, images=16)
+    assert bench.works("w") == [request]
+
+
+def test_queue_depth_counts_images():
+    bench = fleet("v", "w", capacity=8, strategy="queue-depth")
+    bench.submit(1, images=4)
+    for number in (2, 3, 4, 5):
+        bench.submit(number)
+    assert sorted([depth(bench, "v"), depth(bench, "w")]) == [1, 4]
+
+
 def test_depth_counts_listed_and_dispatched_once_and_foreign_ids_too():
     bench = fleet("w")
     request = bench.submit(1)

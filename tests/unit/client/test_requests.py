@@ -22,6 +22,7 @@ def test_options_go_where_they_belong():
         num_images=2, negative_prompt="blur", seed=5,
     )  # fmt: skip
     assert (submit.request_id, submit.model, submit.priority, submit.timeout_seconds) == (b"k" * 16, "m", -3, 2.0)
+    assert submit.images == 2
     request = parse_request(body)
     assert (seed, request.seed) == (5, 5)
     assert (request.num_inference_steps, request.guidance_scale, request.num_images) == (4, 2.0, 2)
