@@ -69,16 +69,16 @@ MUTATIONS = (
     ),
     Mutation(
         "depth ignores what was dispatched",
-        RECORDS + "Worker.depth",
-        "len(self.assigned) + len(self.others)",
+        RECORDS + "Worker.load",
+        "self.images + len(self.others)",
         "len(self.others)",
         ("within_capacity",),
     ),
     Mutation(
         "capacity is off by one",
         RECORDS + "Worker.room",
-        "self.ready.capacity - self.depth",
-        "self.ready.capacity + 1 - self.depth",
+        "self.ready.capacity - self.load",
+        "self.ready.capacity + 1 - self.load",
         ("within_capacity",),
     ),
     Mutation(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.invariants.within_capacity import images_at
 from tests.simulation.witness import Violation
 
 if TYPE_CHECKING:
@@ -19,6 +20,6 @@ def no_idle_room(broker: "BrokerPeer") -> None:
         told = broker.workers.get(worker.id)
         if told is None or told.draining or worker.stuck or not worker.reachable:
             continue
-        depth = len(worker.assigned.keys() | told.listed)
-        if depth < worker.ready.capacity and any(model in worker.ready.models for model in waiting):
+        load = images_at(worker, told.listed)
+        if load < worker.ready.capacity and any(model in worker.ready.models for model in waiting):
             raise Violation("no_idle_room", f"{broker.name} lets requests wait though {told.name} has room")

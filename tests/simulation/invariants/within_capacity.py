@@ -1,14 +1,22 @@
 """No worker has more than its capacity: neither by what its broker knows, nor in truth."""
 
+from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from imagegen_protocol.messages import Work
 from tests.simulation.witness import SILENCE, Violation
 
 if TYPE_CHECKING:
+    from imagegen_broker.core.records import Worker
     from tests.simulation.brokers import BrokerPeer
     from tests.simulation.workers import WorkerPeer
     from tests.simulation.world import World
+
+
+def images_at(worker: "Worker", listed: Set[bytes]) -> int:
+    """Return the depth of a worker in images: of what was given to it, and one for each other id that it lists."""
+    given = sum(assignment.request.images for assignment in worker.assigned.values())
+    return given + len(listed - worker.assigned.keys())
 
 
 def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
@@ -17,7 +25,10 @@ def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work:
     if record is None or told is None:
         return
     depth = len(record.assigned.keys() | told.active)
-    if depth > record.ready.capacity:
+    largest = max(assignment.request.images for assignment in record.assigned.values())
+    # What was found at a worker counts as one until then.
+    images = 0 if broker.core.ledger.counters.attached else images_at(record, told.active) - largest
+    if depth > record.ready.capacity or images >= record.ready.capacity:
         text = f"{broker.name} gives {told.name} a depth of {depth}, its capacity is {record.ready.capacity}"
         raise Violation("within_capacity", text, world.witness.key_of.get(work.request_id))
 
