@@ -174,7 +174,9 @@ class _Bytes(click.types.StringParamType):
     help="Seconds that a request waits for company.",
 )
 @click.option(
-    "--capacity", type=int, help="Requests taken at a time, running and waiting.  [default: two batches]"
+    "--capacity",
+    type=int,
+    help="Requests taken at a time; one of several images takes as many places.  [default: two batches]",
 )
 @click.option(
     "--name",
