@@ -46,7 +46,7 @@ CLIENTS = [
     for wrong in (*NAMED, *BODY, *HEADER)
     if wrong.value is not None and wrong.field not in ("images", "inputs", "traceparent")
 ]
-"""In the client None stands for the default, images are given themselves and counted by it, traces by a provider."""
+"""In the client None stands for the default, images are given themselves, and traces by a provider."""
 
 
 @pytest.fixture(scope="module")
