@@ -11,10 +11,10 @@ from imagegen_worker.backends import Backend, Maker, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.shelf import Shelf
-from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import Engine, StaticEngine
-from imagegen_worker.sources import ModelSource
-from imagegen_worker.stock import B, Models, Stock
+from imagegen_worker.engines.static import Engine, StaticEngine
+from imagegen_worker.images.encoding import EncodePool
+from imagegen_worker.models.manager import B, Models, Stock
+from imagegen_worker.models.sources import ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,9 +37,9 @@ class Device:
 
     def _open_continuous(self, config: WorkerConfig, encoder: EncodePool) -> None:
         from imagegen_worker.backends.diffusers import StepwiseDiffusers, memory_for_models
-        from imagegen_worker.continuous import ContinuousEngine, StepwiseBackend
-        from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
-        from imagegen_worker.continuous.stocked import StockedStepwise
+        from imagegen_worker.engines.continuous import ContinuousEngine, StepwiseBackend
+        from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+        from imagegen_worker.engines.continuous.stocked import StockedStepwise
 
         caps, costs = MemoryCaps(), RowCosts()
         make = {

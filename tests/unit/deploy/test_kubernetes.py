@@ -216,7 +216,7 @@ def test_probes_ask_for_what_the_daemons_show(objects):
     sources = {
         "broker": "broker/imagegen_broker/http.py",
         "gateway": "gateway/imagegen_gateway/routes/operations.py",
-        "worker": "gpu_worker/imagegen_worker/http.py",
+        "worker": "gpu_worker/imagegen_worker/telemetry/http.py",
     }
     for role, source in sources.items():
         probes = {key: value for key, value in container(objects, role).items() if key.endswith("Probe")}

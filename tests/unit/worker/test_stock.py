@@ -8,8 +8,8 @@ from imagegen_worker.backends import DeviceMemoryError, StartError
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import Model
 from imagegen_worker.core.shelf import Shelf
-from imagegen_worker.engine import StaticEngine
-from imagegen_worker.stock import Stock
+from imagegen_worker.engines.static import StaticEngine
+from imagegen_worker.models.manager import Stock
 from tests.unit.worker.bench import resolved
 
 IMAGE = Image.new("RGB", (1, 1))

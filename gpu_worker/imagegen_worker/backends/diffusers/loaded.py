@@ -22,7 +22,7 @@ from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.backends.diffusers.variants import Variants
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
-from imagegen_worker.sources import Place
+from imagegen_worker.models.sources import Place
 
 _SHORT = 4
 """Steps with which it is tried whether a kind of task can be done at all."""

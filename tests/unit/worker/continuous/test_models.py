@@ -4,12 +4,12 @@ import contextlib
 from dataclasses import replace
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.continuous.engine import ContinuousEngine
-from imagegen_worker.continuous.stocked import StockedStepwise
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import Model
 from imagegen_worker.core.shelf import Shelf
-from imagegen_worker.stock import Stock
+from imagegen_worker.engines.continuous.engine import ContinuousEngine
+from imagegen_worker.engines.continuous.stocked import StockedStepwise
+from imagegen_worker.models.manager import Stock
 from tests.unit.worker.continuous.test_engine import Encoder, Script, ToyBackend, job, of
 from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from imagegen_worker.continuous.cache import BoundedCache
-from imagegen_worker.continuous.waiting import WaitingLine
+from imagegen_worker.engines.continuous.cache import BoundedCache
+from imagegen_worker.engines.continuous.waiting import WaitingLine
 
 
 def test_first_come_first_served_within_a_shape():
