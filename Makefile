@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once; a few minutes, mostly the download of torch) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[broker,worker,gateway,dev,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,broker,worker,gateway,dev,bench]'
 	@touch $@
 
 demo: $(STAMP)
@@ -64,7 +64,7 @@ bench: $(STAMP)
 
 install:
 	umask 022 && $(PYTHON) -m venv $(PREFIX)
-	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$(ROLES)]'
+	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[cli,$(ROLES)]'
 	$(PYTHON) systemd/install.py install --prefix $(PREFIX) --roles $(ROLES) $(if $(GPUS),--gpus $(GPUS))
 
 uninstall:
