@@ -19,7 +19,7 @@ Parameters = dict[str, dict[str, Any]]
 
 
 def parameters(takes: Mapping[str, Any], limits: Limits) -> Parameters:
-    """Return the parameters of a model by name, from its traits; one that it does not take is not there."""
+    """Return the parameters of a model by name, from its capabilities; one that it does not take is not there."""
     tasks: Mapping[str, float | None] = takes["tasks"]
     found: Parameters = {
         "width": _side(takes, "width", limits.max_width),

@@ -451,7 +451,7 @@ class WorkerCore:
         else:
             link.asked = not link.registered
             message = ready(self._identity, self._catalogue.served, self._device, condition)
-            self._send(link, message, (self._catalogue.traits(),))
+            self._send(link, message, (self._catalogue.capabilities(),))
 
     # ---- small things --------------------------------------------------------------------------------------
 

@@ -266,9 +266,9 @@ def test_models_have_their_workers_and_the_default_comes_first():
         full_gpu("a", models=["x", "y"], warm_models=["x"]),
         full_gpu("b", models=["y"], state="draining"),
     ]
-    traits = {"y": {"width": 512, "height": 768, "num_inference_steps": 20}}
-    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=traits)
-    assert [model["takes"] for model in models] == [traits["y"], None]
+    capabilities = {"y": {"width": 512, "height": 768, "num_inference_steps": 20}}
+    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=capabilities)
+    assert [model["takes"] for model in models] == [capabilities["y"], None]
     assert [(model["model"], model["default"]) for model in models] == [("y", True), ("x", False)]
     assert [(worker["worker"], worker["warm"]) for worker in models[0]["workers"]] == [("a", False), ("b", False)]
     assert models[1]["workers"] == [

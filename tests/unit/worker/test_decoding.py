@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.traits import TaskTraits
 from imagegen_worker.images.decoding import decode_inputs
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
@@ -31,9 +31,9 @@ MODEL = Model(
     size_multiple=8,
     max_side=256,
     tasks={
-        "text-to-image": TaskTraits(),
-        "image-to-image": TaskTraits(strength=0.5),
-        "inpainting": TaskTraits(strength=0.5),
+        "text-to-image": TaskCapabilities(),
+        "image-to-image": TaskCapabilities(strength=0.5),
+        "inpainting": TaskCapabilities(strength=0.5),
     },
 )
 

@@ -47,7 +47,7 @@ class LoadedPipeline:
         self.variants.share(self.pipeline)
         for task in list(self.model.tasks)[1:]:
             self.variants.prove(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.variants.traits)
+        self.model = replace(self.model, tasks=self.variants.capabilities)
         self._sketcher = make_sketcher(self.pipeline)
 
     @property

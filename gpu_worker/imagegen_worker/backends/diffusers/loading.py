@@ -158,7 +158,7 @@ def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) ->
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
         schedulers=variants.schedulers,
-        tasks=variants.traits,
+        tasks=variants.capabilities,
     )
 
 

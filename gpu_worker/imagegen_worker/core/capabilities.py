@@ -1,4 +1,4 @@
-"""What a model takes for one kind of task, beside what all requests have."""
+"""Capabilities of a model for one task, in addition to the parameters of every request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from imagegen_protocol import InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
-class TaskTraits:
+class TaskCapabilities:
     """`strength`: the default, None where there is none. `extra`: the type of each parameter, as Python writes it.
 
     `owned` says for parameters that are never taken as extra what to use in their place.

@@ -1,4 +1,4 @@
-"""What a model takes, for those who draw forms for it: told behind READY, and by the broker in its statistics."""
+"""Capabilities of models: workers report them behind READY, the broker in its statistics; forms are built from them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ TaskName = Literal["text-to-image", "image-to-image", "inpainting"]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
 
 
-class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
+class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults and bounds of one model, as it was loaded. Sizes are in pixels."""
 
     width: Side
@@ -43,20 +43,20 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     """Those that were there; None: it takes none."""
 
 
-Described = dict[Name, ModelTraits]
+CapabilitiesByModel = dict[Name, ModelCapabilities]
 """Models by name."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[Name, msgspec.Raw])
-_traits = msgspec.msgpack.Decoder(ModelTraits)
+_capabilities = msgspec.msgpack.Decoder(ModelCapabilities)
 
 
-def encode_traits(described: Mapping[str, ModelTraits]) -> bytes:
-    """Return the frame behind READY: as many of the models, in order, as it may hold."""
+def encode_capabilities(described: Mapping[str, ModelCapabilities]) -> bytes:
+    """Return the frame behind READY, with as many of the models, in order, as fit into its size limit."""
     told: dict[str, msgspec.Raw] = {}
     left = MAX_BODY_BYTES - 8
-    for name, traits in described.items():
-        body = _encoder.encode(traits)
+    for name, capabilities in described.items():
+        body = _encoder.encode(capabilities)
         left -= len(body) + len(name.encode()) + 8
         if left < 0:
             break
@@ -64,8 +64,8 @@ def encode_traits(described: Mapping[str, ModelTraits]) -> bytes:
     return _encoder.encode(told)
 
 
-def decode_traits(frame: bytes | memoryview) -> Described:
-    """Return what the frame behind a READY tells; a model of which it can't be read is left out."""
+def decode_capabilities(frame: bytes | memoryview) -> CapabilitiesByModel:
+    """Return the capabilities in the frame behind READY; models with unreadable entries are omitted."""
     if len(frame) > MAX_BODY_BYTES:
         return {}
     try:
@@ -75,7 +75,7 @@ def decode_traits(frame: bytes | memoryview) -> Described:
     described = {}
     for name, body in list(told.items())[:MAX_MODELS]:
         try:
-            described[name] = _traits.decode(body)
+            described[name] = _capabilities.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             continue
     return described

@@ -2,17 +2,17 @@
 
 from msgspec.structs import replace
 
-from imagegen_broker.core.traits import merge
+from imagegen_broker.core.capabilities import merge
+from imagegen_protocol.capabilities import ModelCapabilities, encode_capabilities
 from imagegen_protocol.messages import Ready
-from imagegen_protocol.traits import ModelTraits, encode_traits
 from tests.unit.broker.bench import Bench
 
-PLAIN = ModelTraits(
+PLAIN = ModelCapabilities(
     width=512, height=512, num_inference_steps=20, size_multiple=16, max_side=1024, tasks={"text-to-image": None}
 )
 
 
-def ready(bench, name, traits=None, models=("m",), frames=None):
+def ready(bench, name, capabilities=None, models=("m",), frames=None):
     """Register a worker that tells of its models."""
     message = Ready(
         worker_id=name.encode().ljust(16, b"\0"),
@@ -25,7 +25,7 @@ def ready(bench, name, traits=None, models=("m",), frames=None):
         capacity=4,
         max_batch_size=2,
     )
-    bench.worker(name, message, [encode_traits(traits)] if frames is None else frames)
+    bench.worker(name, message, [encode_capabilities(capabilities)] if frames is None else frames)
 
 
 def told(bench):
@@ -74,7 +74,7 @@ def test_of_several_workers_the_first_has_the_defaults_whoever_came_first():
 
 
 def test_the_widest_bounds_count():
-    other = ModelTraits(
+    other = ModelCapabilities(
         width=64,
         height=64,
         num_inference_steps=4,
