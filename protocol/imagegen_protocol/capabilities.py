@@ -1,4 +1,4 @@
-"""Capabilities of models: workers report them behind READY, the broker in its statistics; forms are built from them."""
+"""Capabilities of models, which workers report behind READY and the broker in its statistics."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal

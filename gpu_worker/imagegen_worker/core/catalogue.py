@@ -29,7 +29,7 @@ class Catalogue:
         return news
 
     def capabilities(self) -> bytes:
-        """Return the frame behind READY: what the models take that were loaded at least once."""
+        """Return the frame behind READY: the capabilities of the models that were loaded at least once."""
         return encode_capabilities(
             {name: self._known[name].capabilities() for name in self.served if name in self._known}
         )
