@@ -40,8 +40,8 @@ class Engine(Protocol):
         """Work until `Stop`. Whatever it raises ends the process."""
 
 
-class Fitting:
-    """The largest image that did fit on the device, (width, height) in pixels, and words for one that does not."""
+class MemoryHint:
+    """The largest image that has fitted into device memory, (width, height) in pixels; explains failures with it."""
 
     def __init__(self, largest: tuple[int, int] | None = None) -> None:
         self._largest = largest
@@ -105,7 +105,7 @@ class StaticEngine:
         self._max_rows = max_batch_size
         self._former = BatchFormer(max_batch_size, max_batch_wait)
         self._clock = clock
-        self._fitting = Fitting(fits)
+        self._memory_hint = MemoryHint(fits)
         self._members: list[_Member] = []
         self._begun = 0.0
         self._stopping = False
@@ -203,7 +203,7 @@ class StaticEngine:
             )
             for (member, index), image in zip(rows, images, strict=True):
                 member.images[index] = image
-                self._fitting.note(member.job.request)
+                self._memory_hint.note(member.job.request)
                 member.batch_size = max(member.batch_size, len(members))
             for member in members:
                 self._hand_on(member)
@@ -217,7 +217,7 @@ class StaticEngine:
             self._make(mailbox, rows[middle:])
             return
         member = rows[0][0]
-        self._fail(mailbox, member, OutOfMemoryError.code, self._fitting.too_big(member.job.request))
+        self._fail(mailbox, member, OutOfMemoryError.code, self._memory_hint.too_big(member.job.request))
 
     def _isolate(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float

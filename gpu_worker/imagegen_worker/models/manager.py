@@ -9,7 +9,7 @@ from imagegen_common.logs import log
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.core.events import Loaded, LoadFailed, Loading
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.shelf import Shelf, Swap
+from imagegen_worker.core.model_cache import ModelCache, Swap
 from imagegen_worker.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
@@ -69,14 +69,18 @@ class AlwaysReady:
         return None
 
 
-class Stock(Generic[B]):
+class ModelManager(Generic[B]):
     """Implements `Models`. `make` has, for each name, what returns the model, not yet loaded."""
 
     def __init__(
-        self, make: Mapping[str, Callable[[], B]], shelf: Shelf, *, clock: Callable[[], float] = time.monotonic
+        self,
+        make: Mapping[str, Callable[[], B]],
+        cache: ModelCache,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make = make
-        self._shelf = shelf
+        self._cache = cache
         self._clock = clock
         self._loaded: dict[str, B] = {}
         self._sizes: dict[str, int] = {}
@@ -91,7 +95,7 @@ class Stock(Generic[B]):
 
     def __getitem__(self, name: str) -> B:
         """Return a model that is loaded, to be used."""
-        self._shelf.use(name)
+        self._cache.use(name)
         return self._loaded[name]
 
     def put(self, name: str, model: B) -> None:
@@ -105,7 +109,7 @@ class Stock(Generic[B]):
             if name in self._loaded:
                 continue
             model = make()
-            if self._shelf.fits(size := self._weigh(name, model)):
+            if self._cache.fits(size := self._weigh(name, model)):
                 loaded.append(model.load())
                 self._keep(name, model, size)
         return loaded
@@ -117,26 +121,26 @@ class Stock(Generic[B]):
             self._ask(name)
 
     def _ask(self, name: str) -> None:
-        if name not in self._loaded and name not in self._asked and name not in self._shelf.wanted:
+        if name not in self._loaded and name not in self._asked and name not in self._cache.wanted:
             self._asked.append(name)
 
     def ready(self, name: str) -> bool:
         """See `Models.ready`."""
-        return name in self._loaded and name not in self._shelf.closed(self._clock())
+        return name in self._loaded and name not in self._cache.closed(self._clock())
 
     def due_at(self) -> float | None:
         """See `Models.due_at`."""
-        return self._shelf.due_at()
+        return self._cache.due_at()
 
     def tend(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
         """See `Models.tend`. Raises `DeviceLostError`."""
-        for name in self._shelf.wanted:
+        for name in self._cache.wanted:
             if name not in waiting and name not in self._told:
-                self._shelf.forget(name)
+                self._cache.forget(name)
         for name in waiting:
             self._ask(name)
         failed = self._size_up(mailbox)
-        while (swap := self._shelf.next(running, waiting, self._clock())) is not None:
+        while (swap := self._cache.next(running, waiting, self._clock())) is not None:
             failed += self._swap(mailbox, swap, running)
         return failed
 
@@ -157,7 +161,7 @@ class Stock(Generic[B]):
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this model
                 failed.append(self._fail(mailbox, name, error))
             else:
-                self._shelf.want(name, self._sizes[name], self._clock())
+                self._cache.want(name, self._sizes[name], self._clock())
         return failed
 
     def _swap(self, mailbox: Mailbox, swap: Swap, running: Collection[str]) -> list[str]:
@@ -177,7 +181,7 @@ class Stock(Generic[B]):
         self._told.discard(swap.name)
         seconds = self._clock() - begun
         size = self._sizes[swap.name]
-        self._shelf.put(swap.name, size, self._clock(), changed=bool(swap.out))
+        self._cache.put(swap.name, size, self._clock(), changed=bool(swap.out))
         log(
             _log,
             logging.INFO,
@@ -187,7 +191,7 @@ class Stock(Generic[B]):
             seconds=seconds,
             out=",".join(swap.out),
         )
-        if not self._shelf.fits(0):
+        if not self._cache.fits(0):
             log(_log, logging.WARNING, "a model is bigger than --model-memory", model=swap.name, bytes=size)
         mailbox.post(Loaded(described, self._warm()))
         return []
@@ -196,7 +200,7 @@ class Stock(Generic[B]):
         try:
             return self._try(name)
         except DeviceMemoryError as error:
-            idle = [other for other in self._shelf.names if other not in running]
+            idle = [other for other in self._cache.names if other not in running]
             if not idle:
                 raise
             log(_log, logging.WARNING, "a model did not fit, others go", model=name, error=str(error))
@@ -215,7 +219,7 @@ class Stock(Generic[B]):
         return described
 
     def _fail(self, mailbox: Mailbox, name: str, error: Exception) -> str:
-        self._shelf.forget(name)
+        self._cache.forget(name)
         self._told.discard(name)
         said = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
         log(_log, logging.ERROR, "a model can't be loaded", model=name, error=said)
@@ -228,10 +232,10 @@ class Stock(Generic[B]):
 
     def _keep(self, name: str, model: B, size: int) -> None:
         self._loaded[name] = model
-        self._shelf.put(name, size, self._clock())
+        self._cache.put(name, size, self._clock())
 
     def _free(self, name: str) -> None:
-        self._shelf.remove(name)
+        self._cache.remove(name)
         self._loaded.pop(name).close()
         log(_log, logging.INFO, "model freed", model=name)
 

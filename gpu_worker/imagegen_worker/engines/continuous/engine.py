@@ -27,12 +27,12 @@ from imagegen_worker.core.events import (
     Stop,
 )
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.calls import Task, current_task
 from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit, Hub, HubEvent
 from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.engines.continuous.waiting import WaitingLine
-from imagegen_worker.engines.static import Fitting, blame
+from imagegen_worker.engines.static import MemoryHint, blame
 from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
 from imagegen_worker.models.manager import AlwaysReady, Models
@@ -126,11 +126,11 @@ class ContinuousEngine:
         self._encoder = encoder
         self._max_batch_size = max_batch_size
         self._clock = clock
-        self._fitting = Fitting(fits)
+        self._memory_hint = MemoryHint(fits)
         self._caps = caps
         self._costs = costs
         self._members: dict[int, _Member] = {}
-        self._line: WaitingLine[_Place] = WaitingLine()
+        self._line: AdmissionQueue[_Place] = AdmissionQueue()
         self._running: Counter[Hashable] = Counter()
         self._seconds_per_image: float | None = None
         self._stopping = False
@@ -291,7 +291,7 @@ class ContinuousEngine:
         if self._seconds_per_image is None:
             self._seconds_per_image = seconds
         self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
-        self._fitting.note(share.places[0][0].job.request)
+        self._memory_hint.note(share.places[0][0].job.request)
         for (member, index), image in zip(share.places, task.result, strict=True):
             member.images[index] = image
             member.batch_size = max(member.batch_size, task.company)
@@ -338,7 +338,7 @@ class ContinuousEngine:
         if not wanted or isinstance(error, StoppedError):
             return
         if isinstance(error, DeviceMemoryError):
-            message = self._fitting.too_big(member.job.request)
+            message = self._memory_hint.too_big(member.job.request)
             self._mailbox.post(Failed(member.job.number, OutOfMemoryError.code, message))
             return
         code, message = blame(error)

@@ -7,9 +7,9 @@ from PIL import Image
 from imagegen_worker.backends import DeviceMemoryError, StartError
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.shelf import Shelf
+from imagegen_worker.core.model_cache import ModelCache
 from imagegen_worker.engines.static import StaticEngine
-from imagegen_worker.models.manager import Stock
+from imagegen_worker.models.manager import ModelManager
 from tests.unit.worker.bench import resolved
 
 IMAGE = Image.new("RGB", (1, 1))
@@ -53,9 +53,9 @@ class Desk:
         self.seconds_per_image = None
         clock = lambda: self.now  # noqa: E731
         make = {name: (lambda name=name: Toy(self, name)) for name in "abc"}
-        self.stock = Stock(make, Shelf(budget, patience), clock=clock)
-        self.stock.put("a", Toy(self, "a"))
-        StaticEngine(self, self, max_batch_size=2, max_batch_wait=0.0, clock=clock, models=self.stock).run(self)
+        self.manager = ModelManager(make, ModelCache(budget, patience), clock=clock)
+        self.manager.put("a", Toy(self, "a"))
+        StaticEngine(self, self, max_batch_size=2, max_batch_wait=0.0, clock=clock, models=self.manager).run(self)
 
     def take(self, timeout):
         if self.commands and self.commands[0] is not None:
@@ -73,7 +73,7 @@ class Desk:
 
     def generate(self, rows, on_step):
         self.now += 1.0
-        model = self.stock[rows[0].request.model].name
+        model = self.manager[rows[0].request.model].name
         self.story.append(f"make {model} {','.join(row.request.prompt for row in rows)}")
         return [IMAGE] * len(rows)
 
@@ -140,7 +140,7 @@ def test_one_that_does_not_fit_in_truth_is_tried_again_alone():
 
 def test_preloading_takes_what_fits_in_order():
     desk = Desk(budget=3 * GIB, sizes={"b": 3 * GIB})
-    assert [model.name for model in desk.stock.preload()] == ["c"]
+    assert [model.name for model in desk.manager.preload()] == ["c"]
     assert desk.story == ["load c"]
-    desk.stock.close()
+    desk.manager.close()
     assert desk.story == ["load c", "free a", "free c"]

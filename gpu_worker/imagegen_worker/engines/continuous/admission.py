@@ -1,4 +1,4 @@
-"""Images that wait for a place among those that run."""
+"""Images that wait to be admitted to the running batch."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class WaitingLine(Generic[T]):
-    """First come, first served within a shape; among shapes the one of which the fewest images run goes first.
+class AdmissionQueue(Generic[T]):
+    """First come, first served within a shape; the shape with the fewest running images goes first.
 
-    So a crowd of one size can't keep another out, and equal shares of places go to each size that waits.
+    Many requests of one size therefore cannot starve another, and each waiting size gets an equal share of slots.
     """
 
     def __init__(self) -> None:

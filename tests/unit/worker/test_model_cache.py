@@ -4,19 +4,19 @@ import itertools
 
 import pytest
 
-from imagegen_worker.core.shelf import Shelf, Swap
+from imagegen_worker.core.model_cache import ModelCache, Swap
 
 
-def shelf(*names, budget=30, patience=10.0):
-    """A shelf with models of 10 bytes each."""
-    shelf = Shelf(budget, patience)
+def cache(*names, budget=30, patience=10.0):
+    """A cache with models of 10 bytes each."""
+    cache = ModelCache(budget, patience)
     for name in names:
-        shelf.put(name, 10, 0.0)
-    return shelf
+        cache.put(name, 10, 0.0)
+    return cache
 
 
 def test_what_fits_is_loaded_at_once_whoever_is_at_work():
-    one = shelf("a", "b")
+    one = cache("a", "b")
     one.want("c", 10, 1.0)
     assert one.next({"a"}, {"a", "b"}, 1.0) == Swap("c", ())
     one.put("c", 10, 2.0)
@@ -25,7 +25,7 @@ def test_what_fits_is_loaded_at_once_whoever_is_at_work():
 
 
 def test_the_least_recently_used_make_room():
-    one = shelf("a", "b", "c")
+    one = cache("a", "b", "c")
     one.use("a")
     one.want("d", 20, 1.0)
     assert one.next((), (), 1.0) == Swap("d", ("b", "c"))
@@ -34,7 +34,7 @@ def test_the_least_recently_used_make_room():
 
 
 def test_what_has_no_work_goes_before_what_has_and_of_that_the_longest_there():
-    one = shelf("a", "b", "c", patience=0.0)
+    one = cache("a", "b", "c", patience=0.0)
     for name in ("c", "b", "a"):
         one.use(name)
     one.want("d", 10, 1.0)
@@ -45,7 +45,7 @@ def test_what_has_no_work_goes_before_what_has_and_of_that_the_longest_there():
 
 
 def test_what_is_bigger_than_all_stands_alone():
-    one = shelf("a", "b")
+    one = cache("a", "b")
     one.want("huge", 1000, 1.0)
     assert one.next((), (), 1.0) == Swap("huge", ("a", "b"))
     for name in ("a", "b"):
@@ -56,7 +56,7 @@ def test_what_is_bigger_than_all_stands_alone():
 
 
 def test_a_model_that_is_used_stays_until_the_other_has_been_patient():
-    one = shelf("a", budget=10)
+    one = cache("a", budget=10)
     one.want("b", 10, 5.0)
     assert one.due_at() == 15.0
     for running, waiting in (({"a"}, ()), ((), {"a"}), ({"a"}, {"a"})):
@@ -68,7 +68,7 @@ def test_a_model_that_is_used_stays_until_the_other_has_been_patient():
 
 
 def test_after_a_change_the_newcomer_has_its_time_too():
-    one = shelf("a", budget=10)
+    one = cache("a", budget=10)
     one.want("b", 10, 5.0)
     one.want("c", 10, 6.0)
     one.remove("a")
@@ -81,7 +81,7 @@ def test_after_a_change_the_newcomer_has_its_time_too():
 
 
 def test_free_room_is_for_whoever_fits_but_not_past_one_that_is_due():
-    one = shelf("a", "b")
+    one = cache("a", "b")
     one.want("big", 25, 1.0)
     one.want("small", 10, 2.0)
     assert one.next({"a"}, (), 3.0) == Swap("small", ())
@@ -93,7 +93,7 @@ def test_free_room_is_for_whoever_fits_but_not_past_one_that_is_due():
 @pytest.mark.parametrize("patience", [0.0, 10.0])
 def test_whatever_is_asked_for_without_end_all_have_their_turns(patience):
     """Four models, room for two, each always with work: no one waits for longer than three turns."""
-    one = shelf("a", "b", budget=20, patience=patience)
+    one = cache("a", "b", budget=20, patience=patience)
     names, loads, now = ("a", "b", "c", "d"), [], 0.0
     for _ in range(400):
         now += 1.0

@@ -1,12 +1,12 @@
-"""Between the core and the engine: a job that is to run alone goes through when nothing else is behind it."""
+"""Admits jobs from the core to the engine; an exclusive job waits until the engine is empty."""
 
 from collections.abc import Collection
 
 from imagegen_worker.core.events import Job
 
 
-class Gate:
-    """Lets jobs through in the order of their arrival, and nobody while one that runs alone has not ended."""
+class ExclusiveGate:
+    """Admits jobs in order of arrival, and none while an exclusive job is unfinished."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, tuple[Job, bool]] = {}

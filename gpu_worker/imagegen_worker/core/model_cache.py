@@ -13,7 +13,7 @@ class Swap:
     out: tuple[str, ...]
 
 
-class Shelf:
+class ModelCache:
     """Models by name, up to `budget` bytes in all; one that is bigger than that stands alone.
 
     Wanted models come in turn, the one that was wanted first before the others; where there is free room for a
@@ -35,7 +35,7 @@ class Shelf:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models on the shelf, the least recently used first."""
+        """The models on the device, the least recently used first."""
         return tuple(self._sizes)
 
     @property

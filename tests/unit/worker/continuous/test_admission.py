@@ -2,12 +2,12 @@
 
 from collections import Counter
 
+from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.cache import BoundedCache
-from imagegen_worker.engines.continuous.waiting import WaitingLine
 
 
 def test_first_come_first_served_within_a_shape():
-    line = WaitingLine()
+    line = AdmissionQueue()
     for number in range(5):
         line.add("512", number)
     assert [line.take(Counter())[1] for _ in range(5)] == [0, 1, 2, 3, 4]
@@ -15,7 +15,7 @@ def test_first_come_first_served_within_a_shape():
 
 
 def test_a_crowd_does_not_keep_another_shape_out():
-    line = WaitingLine()
+    line = AdmissionQueue()
     for number in range(100):
         line.add("512", number)
     line.add("1024", "large")
@@ -23,7 +23,7 @@ def test_a_crowd_does_not_keep_another_shape_out():
 
 
 def test_shapes_share_places_and_nobody_starves():
-    line, running = WaitingLine(), Counter()
+    line, running = AdmissionQueue(), Counter()
     for number in range(30):
         for shape in ("a", "b", "c"):
             line.add(shape, number)
@@ -34,7 +34,7 @@ def test_shapes_share_places_and_nobody_starves():
 
 
 def test_who_was_there_before_goes_first():
-    line = WaitingLine()
+    line = AdmissionQueue()
     line.add("a", 1)
     line.add("a", 0, first=True)
     line.add("b", 9, first=True)
@@ -42,7 +42,7 @@ def test_who_was_there_before_goes_first():
 
 
 def test_what_is_not_wanted_is_forgotten():
-    line = WaitingLine()
+    line = AdmissionQueue()
     for number in range(4):
         line.add("a", number)
     line.add("b", 9)
