@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 
 class MemoryHint:
-    """The largest image that has fitted into device memory, (width, height) in pixels; explains failures with it."""
+    """The largest image that has fitted into device memory, as (width, height) in pixels, for error messages."""
 
     def __init__(self, largest: tuple[int, int] | None = None) -> None:
         self._largest = largest
