@@ -74,6 +74,8 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
         assert len(queue) == queue.waiting("m") == len(waiting)
         assert queue.images("m") == sum(r.images for r, _ in waiting.values() if r.client.id not in held)
         assert queue.held_clients == len(held)
+        ready = sum(r.client.id not in held for r, _ in waiting.values())
+        assert queue.ready_by_model() == ({"m": ready} if waiting else {})
         assert {request.id for request in queue} == set(waiting)
         for place, waits in enumerate(queue.in_order("m")):
             assert place <= queue.place_at_most(waits) < len(waiting)

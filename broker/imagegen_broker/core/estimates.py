@@ -53,7 +53,7 @@ def seconds_per_request(workers: Collection[Measured]) -> float | None:
 
 
 def seconds_to_start(place: int, pace: Pace) -> float:
-    """Return the estimated seconds until a request begins that `place` others go before, at most what a message holds."""
+    """Return the estimated seconds until a request begins that `place` others precede; a message can hold them."""
     return min(max(0.0, (place + 1 + pace.ahead) / pace.per_second), MAX_DURATION_SECONDS)
 
 

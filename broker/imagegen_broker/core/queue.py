@@ -1,8 +1,8 @@
 """The queue: priority first, then requests that came back from a worker, then fair share between clients.
 
-Every operation is O(1) in the number of requests and clients, with two exceptions: there are at most 201 priorities,
-and `hold` and `resume` cost one step for each line of that client. A request waits in one line: that of its client
-within its model, its priority, and whether it came back from a worker.
+A request waits in one line: that of its client, its model, its priority, and whether it came back from a worker.
+Every operation is O(1) in the number of requests and clients. `hold` and `resume` take one step for each line of
+the client. A look at each priority counts as O(1): there are at most 201.
 """
 
 from collections import OrderedDict
@@ -104,6 +104,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._models: dict[str | None, dict[int, _Level]] = {}
         self._waiting: dict[str | None, int] = {}
+        self._ready: dict[str | None, int] = {}
         self._images: dict[str | None, int] = {}
         self._lines: dict[bytes, dict[_Turns, str | None]] = {}
         """Where each client has a line, and the model of that line."""
@@ -125,9 +126,9 @@ class FairQueue:
         """Return how many images are asked for by the requests that may be dispatched for the model."""
         return self._images.get(model, 0)
 
-    def waiting_by_model(self) -> dict[str | None, int]:
-        """Return a copy of how many requests wait for each model."""
-        return self._waiting.copy()
+    def ready_by_model(self) -> dict[str | None, int]:
+        """Return a copy of how many requests may be dispatched for each model that requests wait for."""
+        return self._ready.copy()
 
     # ---- clients that are held out --------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class FairQueue:
         for turns, model in self._lines.get(client_id, {}).items():
             line = turns.held[client_id] = turns.lines.pop(client_id)
             turns.ready -= len(line.requests)
+            self._ready[model] -= len(line.requests)
             self._images[model] -= line.images
 
     def resume(self, client_id: bytes) -> None:
@@ -158,6 +160,7 @@ class FairQueue:
         for turns, model in self._lines.get(client_id, {}).items():
             line = turns.lines[client_id] = turns.held.pop(client_id)
             turns.ready += len(line.requests)
+            self._ready[model] += len(line.requests)
             self._images[model] += line.images
 
     # ---- requests -------------------------------------------------------------------------------
@@ -179,9 +182,11 @@ class FairQueue:
             self._lines.setdefault(client_id, {})[turns] = model
         line.push(request, first=first)
         self._waiting[model] = self._waiting.get(model, 0) + 1
-        self._images.setdefault(model, 0)
+        if self._waiting[model] == 1:
+            self._ready[model] = self._images[model] = 0
         if not is_held:
             turns.ready += 1
+            self._ready[model] += 1
             self._images[model] += request.images
 
     def peek(self, model: str | None) -> Request | None:
@@ -197,7 +202,7 @@ class FairQueue:
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
-        """Yield all that wait for a model as they would go if nothing came or left; held-out clients' come last."""
+        """Yield all that wait for a model in the order of dispatch if nothing came or left; held clients last."""
         levels = self._models.get(model, {})
         order = sorted(levels, reverse=True)
         for priority in order:
@@ -237,6 +242,7 @@ class FairQueue:
         line.images -= request.images
         if not is_held:
             turns.ready -= 1
+            self._ready[model] -= 1
             self._images[model] -= request.images
         if not line.requests:
             self._drop_line(client_id, turns, lines)
@@ -246,7 +252,7 @@ class FairQueue:
         if left:
             self._waiting[model] = left
         else:
-            del self._waiting[model], self._images[model], self._models[model]
+            del self._waiting[model], self._ready[model], self._images[model], self._models[model]
 
     def _drop_line(self, client_id: bytes, turns: _Turns, lines: "dict[bytes, _Line]") -> None:
         del lines[client_id]
