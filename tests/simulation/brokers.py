@@ -86,7 +86,7 @@ class BrokerPeer(Peer):
         self.held_at: dict[bytes, float] = {}
         """When each client was last held out of the dispatch; local times."""
         self.answered: set[bytes] = set()
-        """Ids whose answer from a worker was taken."""
+        """Ids whose answer from a worker was taken, and that were not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
         self.given_at: dict[bytes, float] = {}
         """The last attempt of each request that it gave out, and its local time."""
@@ -187,6 +187,7 @@ class BrokerPeer(Peer):
         for action in actions:
             if isinstance(action.message, Work):
                 invariants.on_dispatch(self, action.worker_id, action.message)
+                self.answered.discard(action.message.request_id)
             elif isinstance(action.message, Progress) and action.message.state == "queued":
                 invariants.on_place(self, action.message)
         for action in actions:
