@@ -54,6 +54,11 @@ class Link:
         self.unanswered += 1
         return self.unanswered == self.liveness and not self.refusal
 
+    def needs_redial(self, now: float) -> bool:
+        """Return whether READY has stayed unanswered for a further `liveness` intervals, without any other message."""
+        silent = now >= self.heard_at + self.liveness * self.interval
+        return self.asked and silent and self.unanswered > 0 and self.unanswered % self.liveness == 0
+
     def tell_soon(self, now: float) -> None:
         """Have a heartbeat sent in a moment, where we are registered."""
         if self.registered:

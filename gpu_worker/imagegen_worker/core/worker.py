@@ -150,9 +150,12 @@ class WorkerCore:
                 link.unregister(now)
                 link.unanswered = link.liveness  # said here, and not again below
                 self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
+                self._actions.append(ev.Redial(link.index))
             if self.warm and now >= link.send_at:
                 if link.asked and link.goes_unanswered():
                     self._note(logging.WARNING, "no answer from broker, trying on", link=link.index)
+                if link.needs_redial(now):
+                    self._actions.append(ev.Redial(link.index))
                 self._speak(link, now)
         for held in [held for held in self.held.unfinished() if held.deadline and now >= held.deadline]:
             self._give_up(held)
