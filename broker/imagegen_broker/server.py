@@ -125,6 +125,8 @@ class Server:
 
     def run(self) -> None:
         """Serve until stopped, then close the sockets."""
+        if self._access is not None:
+            self._access.report()
         poller = zmq.Poller()
         poller.register(self._frontend, zmq.POLLIN)
         poller.register(self._backend, zmq.POLLIN)
