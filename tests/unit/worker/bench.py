@@ -86,6 +86,7 @@ class Bench:
         self.cancelled: list[int] = []
         self.loads: list[str] = []
         self.notes: list[ev.Note] = []
+        self.redials: list[int] = []
         self.status: int | None = None
         self._beats = [0] * links
         if warm:
@@ -103,6 +104,8 @@ class Bench:
                 case ev.Send(link, message, frames):
                     assert len(encode(message)) <= 65_536
                     self.sent.append((link, message, frames))
+                case ev.Redial(link):
+                    self.redials.append(link)
                 case ev.Decode():
                     self.decoding[action.number] = action
                 case ev.Job():

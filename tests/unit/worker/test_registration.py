@@ -172,3 +172,25 @@ def test_one_broker_dies_and_the_other_takes_over():
     assert len(bench.messages(Result, 1)) == 1
     bench.release(1, link=1)
     assert bench.states() == ([], [], [])
+
+
+def test_a_silent_broker_is_dialled_again():
+    bench = Bench(registered=False)
+    bench.advance(2.5)
+    assert bench.redials == []
+    bench.advance(20.0)
+    assert bench.redials == [0] * 7, "every three intervals"
+    bench.beat()
+    bench.redials.clear()
+    bench.beats(5.0)
+    assert bench.redials == []
+    bench.advance(3.0)
+    assert bench.redials == [0]
+
+
+def test_a_broker_that_refuses_is_not_dialled_again():
+    bench = Bench(registered=False)
+    for _ in range(20):
+        bench.advance(1.0)
+        bench.receive(Error(code="worker_name_taken", message="taken"))
+    assert bench.redials == []
