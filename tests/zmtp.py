@@ -10,7 +10,9 @@ def connect(endpoint, routing_id):
     """Connect to a ROUTER as a DEALER of this routing id; return the socket after the handshake."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     peer = socket.create_connection((host, int(port)), 60)
-    peer.sendall(_GREETING + command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", routing_id)))
+    peer.sendall(
+        _GREETING + command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", routing_id))
+    )
     _read(peer, len(_GREETING))
     _, size = _read(peer, 2)
     _read(peer, size)

@@ -127,7 +127,9 @@ class ClientCore:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event. Raises `ClientClosedError` when something is asked of a closed client."""
         match event:
-            case Received() | Unreadable() | Refused() | Suspected() | Lost() if self._closed or not self._link.dials:
+            case Received() | Unreadable() | Refused() | Suspected() | Lost() if (
+                self._closed or not self._link.dials
+            ):
                 return []
             case Received(message, payload):
                 return self._receive(message, payload, now)

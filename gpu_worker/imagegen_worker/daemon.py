@@ -195,7 +195,9 @@ class Daemon:
         if news.refusal:
             log(_log, logging.ERROR, "refused by broker, trying on", broker=endpoint, error=news.refusal)
         elif news.suspicion:
-            log(_log, logging.WARNING, "no handshake with broker, trying on", broker=endpoint, error=news.suspicion)
+            log(
+                _log, logging.WARNING, "no handshake with broker, trying on", broker=endpoint, error=news.suspicion
+            )
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Warm):

@@ -98,9 +98,9 @@ class AllowedKeys:
 
 
 def read_allowed(folder: Path) -> AllowedKeys:
-    """Read all `.key` files in a folder; symbolic links are followed. Raises `KeyFileError` for an unreadable folder.
+    """Read all `.key` files in a folder; symbolic links are followed.
 
-    A file that can't be used affects no other file.
+    A file that can't be used affects no other file. Raises `KeyFileError` if the folder can't be read.
     """
     try:
         entries = sorted(entry.name for entry in os.scandir(folder))

@@ -20,7 +20,9 @@ def proxied(fleet):
 
 
 def start_worker(fleet, proxy, *options):
-    fleet.spawn("worker", ["imagegen-worker", "--broker", proxy.endpoint, "--name", "worker", *SIMULATED, *options])
+    fleet.spawn(
+        "worker", ["imagegen-worker", "--broker", proxy.endpoint, "--name", "worker", *SIMULATED, *options]
+    )
 
 
 def test_a_worker_outlives_restarts_and_resets_behind_a_proxy(fleet, proxied):
@@ -55,3 +57,15 @@ def test_a_worker_without_keys_logs_what_it_suspects_and_serves_once_that_is_men
         fleet.start_broker(*BROKER)
         with Client(fleet.frontend) as client:
             assert client.submit("a red circle", seed=1).result(PATIENCE).worker == "worker"
+
+
+def test_two_addresses_of_one_broker_register_a_worker_once(fleet, proxied):
+    start_worker(fleet, proxied, "--broker", fleet.brokers["broker"].backend)
+    with Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 1)
+        for seed in range(40):
+            assert client.submit("a red circle", seed=seed).result(PATIENCE).worker == "worker"
+        totals = client.stats()["totals"]
+        assert totals["workers_registered"] <= 3
+        fleet.kill("worker")
+        fleet.wait_until(lambda: client.stats()["num_gpus"] == 0, "no worker")

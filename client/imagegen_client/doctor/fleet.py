@@ -23,7 +23,8 @@ _REMEDIES = {
     KEYS_UNCHECKED: "see the broker's log",
     OTHER_SECURITY: "give --key and --broker-key if the broker demands keys, leave them out if it does not; or the"
     " port is another's (5555 is for clients, 5556 for workers)",
-    BROKEN_WITH_KEYS: "check that the broker runs; give its own .key file as --broker-key, or no keys if it uses none",
+    BROKEN_WITH_KEYS: "check that the broker runs; give its own .key file as --broker-key, or no keys if"
+    " it uses none",
     BROKEN_WITHOUT_KEYS: "check that the broker runs; give --key and --broker-key if it demands keys",
 }
 

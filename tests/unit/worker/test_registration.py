@@ -194,3 +194,34 @@ def test_a_broker_that_refuses_is_not_dialled_again():
         bench.advance(1.0)
         bench.receive(Error(code="worker_name_taken", message="taken"))
     assert bench.redials == []
+
+
+def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost():
+    bench = Bench(links=2, registered=False)
+    bench.beat(link=0)
+    bench.beat(link=1, session=2, epoch=EPOCH)
+    assert bench.core.registered == 1
+    assert bench.warnings() == ["two addresses lead to one broker, one is left unused"]
+    bench.sent.clear()
+    for _ in range(10):
+        bench.advance(1.0)
+        bench.beat(link=0)
+    assert len(bench.messages(WorkerHeartbeat, link=0)) == 10
+    assert not bench.messages(Ready, link=1)
+    bench.advance(4.0)
+    assert bench.messages(Ready, link=1)
+    bench.beat(link=1, session=3, epoch=EPOCH)
+    assert bench.core.registered == 1
+
+
+def test_a_second_address_notices_that_the_first_is_registered_at_its_broker():
+    bench = Bench(links=2, registered=False)
+    bench.beat(link=1, epoch=EPOCH)
+    bench.beat(link=0, session=2)
+    bench.beat(link=1, session=1, epoch=EPOCH)
+    bench.sent.clear()
+    bench.advance(1.0)
+    bench.beat(link=0, session=2)
+    assert not bench.messages(Ready, link=1)
+    assert not bench.messages(WorkerHeartbeat, link=1)
+    assert bench.core.registered == 1
