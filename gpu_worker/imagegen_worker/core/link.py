@@ -58,7 +58,7 @@ class Link:
         return self.unanswered == self.liveness and not self.refusal
 
     def needs_redial(self, now: float) -> bool:
-        """Return whether `liveness` further intervals have passed without an answer to READY or another message."""
+        """Return whether `liveness` further intervals have passed without an answer to READY or any message."""
         silent = now >= self.heard_at + self.liveness * self.interval
         return self.asked and silent and self.unanswered > 0 and self.unanswered % self.liveness == 0
 
