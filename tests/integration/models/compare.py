@@ -1,6 +1,6 @@
-"""How far a worker's image is from the stock pipeline's: `python -m tests.integration.models.compare FOLDER FAMILY`.
+"""Print the difference of a worker's image from the stock pipeline's, in steps of 255.
 
-In a process of its own, so that MKL has the mode of that process. Prints the difference in steps of 255.
+Run as `python -m tests.integration.models.compare FOLDER FAMILY`, in MKL's mode of the new process.
 """
 
 import sys
