@@ -22,6 +22,11 @@ def bits_or(tolerance):
     return 0 if torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR") else tolerance
 
 
+def same_values(one, other):
+    """Whether two float32 tensors are equal but for rounding."""
+    return torch.allclose(one, other, rtol=0, atol=TOLERANCE)
+
+
 def pixel_difference(one, other):
     """Return the largest difference of two images, in steps of 255."""
     assert (one.size, one.mode) == (other.size, other.mode)
