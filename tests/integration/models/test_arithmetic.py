@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.devices.mkl import MODE, VARIABLE
 from tests.equality import PIXEL_TOLERANCE
 from tools.fleet import Fleet
@@ -69,3 +71,11 @@ def test_each_supervised_worker_sets_the_mode(tmp_path):
         log = tmp_path / "w.log"
         line = rf"info MKL's reproducible mode was set {VARIABLE}={MODE} worker=(w-\d)"
         fleet.wait_until(lambda: sorted(re.findall(line, log.read_text())) == ["w-0", "w-1"], "two modes logged")
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_worker_without_mkl_logs_a_warning(monkeypatch, caplog, deterministic):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    options = LoadOptions(device="cpu", threads=1, deterministic=deterministic)
+    LoadedPipeline(WorkerConfig().model_source.place, "shapes", options).close()
+    assert ("this torch has no MKL" in caplog.text) == deterministic
