@@ -62,13 +62,15 @@ FREE_PORTS = Endpoints("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "http://127.0.0
 class Fleet:
     """Brokers and workers as child processes; leaving the context stops them all.
 
-    `log_folder` gets one file a process; without it they write to this process's stderr.
+    `log_folder` gets one file a process; without it they write to this process's stderr. `environment` is added to
+    this process's own for each of them.
     """
 
-    def __init__(self, log_folder: Path | None = None) -> None:
+    def __init__(self, log_folder: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.brokers: dict[str, Endpoints] = {}
         self._log_folder = log_folder
+        self._environment = dict(environment or {})
         self._logs: list[IO[str]] = []
 
     def __enter__(self) -> Self:
@@ -143,7 +145,7 @@ class Fleet:
                 stdout=stdout if stdout is not None else log,
                 stderr=log,
                 text=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **self._environment, **(environment or {})},
                 preexec_fn=_die_with_parent,
                 start_new_session=True,
             )

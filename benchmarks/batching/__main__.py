@@ -4,6 +4,7 @@ Every contender meets the same requests at the same times, in the same process a
 within a run mean anything. See docs/performance.md.
 """
 
+import os
 import platform
 import tempfile
 import warnings
@@ -45,6 +46,7 @@ QUICK = Size({"tiny": 8}, {"tiny": 1}, {"tiny": 6}, (0.05,), (0.7,))
 def measure(size: Size, say: Callable[[str], None]) -> dict[str, Any]:
     """Run everything; return the report."""
     models = {}
+    mode = os.environ.get("MKL_CBWR") or "default"  # decides whether images can be equal in every bit
     with tempfile.TemporaryDirectory() as folder:
         for model in MODELS:
             if model.name not in size.requests:
@@ -52,7 +54,7 @@ def measure(size: Size, say: Callable[[str], None]) -> dict[str, Any]:
             with contenders(model.save(Path(folder)), max_batch_size=MAX_BATCH_SIZE, waits=size.waits) as field:
                 models[model.name] = _measure_model(field, size, say)
     return {
-        "machine": f"{torch.get_num_threads()} thread of {platform.machine()}, CPU",
+        "machine": f"{torch.get_num_threads()} thread of {platform.machine()}, CPU, MKL's {mode} mode",
         "torch": torch.__version__,
         "max_batch_size": MAX_BATCH_SIZE,
         "models": models,

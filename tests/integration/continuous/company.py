@@ -11,9 +11,8 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous import ContinuousEngine
 from imagegen_worker.engines.continuous.hub import Hub
 from imagegen_worker.mailbox import Mailbox
+from tests.equality import TOLERANCE as TOLERANCE
 
-TOLERANCE = 1e-4
-"""The most by which a float32 image in company may differ from the one made alone; 0 to 1 are black to white."""
 PROMPTS = ("a red cat", "a long dog in the rain, at night", "two trees", "a house by the sea")
 
 
