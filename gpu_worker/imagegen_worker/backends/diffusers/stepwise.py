@@ -1,7 +1,7 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.continuous.calls import Task
+from imagegen_worker.continuous import calls
 from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.model import Model, ResolvedRequest
+from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.sources import Place
 
 if TYPE_CHECKING:
@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 
 _SHORT = 4
 """Steps of the images with which row counts are warmed up."""
+_FEW = 2
+"""Steps of the images with which prompts of different lengths are tried."""
 _LIKE = 0.25
-"""How far an image made in company may be from the one made alone, over how far that is from another seed's."""
+"""Largest distance of an image made in a shared call from the one made alone, over that to another seed's."""
+_ROUNDING = 4.0
+"""Largest distance with prompts of different lengths, over the distance with equal prompts, which is rounding."""
+_UNSEEN = 0.02
+"""Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
+_SHORT_TEXT = "a"
+_USUAL_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night"
+_LONG_TEXT = " ".join([_USUAL_TEXT] * 40)
+"""Longer than the text encoders of most models take: their tokenizers cut it to the longest that there is."""
+_GUIDANCE = 4.0
+"""Guidance with which negative prompts are tried: at 1 and below they are not used."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +65,8 @@ class StepwiseDiffusers:
         self.caps = caps or MemoryCaps()
         self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
-        self._shares: set[str] = set()
-        """The kinds of tasks of which one call makes several images as several calls do."""
+        self._shares: dict[str, bool] = {}
+        """The tasks of which one call makes several images as several calls do; whether with any prompts."""
         self._drops = False
 
     @property
@@ -101,11 +113,17 @@ class StepwiseDiffusers:
         """Return a context that is held open around everything, on the device thread."""
         return Rendezvous.session()
 
-    def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`; known of the pipeline's own scheduler alone."""
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `StepwiseBackend.call_key`; known of the pipeline's own scheduler alone.
+
+        Where padding to the longest prompt of a call changes images, only equal texts share one.
+        """
         assert self._loaded is not None, "warm_up comes first"
         own = next(iter(self._loaded.model.schedulers), None)
-        return request.task in self._shares and request.scheduler == own
+        if request.task not in self._shares or request.scheduler != own:
+            return None
+        texts = () if self._shares[request.task] else (request.prompt, request.negative_prompt)
+        return request.batch_key, texts
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`; found out by the first images."""
@@ -149,7 +167,7 @@ class StepwiseDiffusers:
         return [*(count for count in powers if count < self._max_batch_size), self._max_batch_size]
 
     def _try_together(self, steps: int) -> None:
-        """Run each row count once, and find out whether one call makes the same images as several do."""
+        """Run each row count once, and find out which requests one call makes as several do."""
         assert self._loaded is not None
         counts = self._row_counts()
         if not counts:
@@ -163,17 +181,67 @@ class StepwiseDiffusers:
             if first:
                 for count in counts[:-1] if task in self._shares else counts:
                     self._try(rows[:count])
+                self._try_unlike(steps)
         self._drops = bool(self._shares) and all(drops)
 
-    def _find_out(self, task: str, rows: Sequence[Row]) -> bool:
+    def _try_unlike(self, steps: int) -> None:
+        """Make two images together that differ in every argument that may differ within a forward."""
+        assert self._loaded is not None
+        guidance = self._loaded.model.guidance_scale
+        other = None if guidance is None else guidance + 0.5
+        self._try([self._loaded.trial(steps), self._loaded.trial(steps + 1, seed=1, guidance_scale=other)])
+
+    def _find_out(self, task: Task, rows: Sequence[Row]) -> bool:
         """Find out whether one call makes the same images as several do; return whether it can leave rows out."""
         alone = [self._try([row])[0].result[0] for row in rows[:2]]
-        if not _alike(self._make_or_none(rows), alone):
+        together = self._make_or_none(rows)
+        if not _alike(together, alone):
             _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
             return True  # there are none to leave out
-        self._shares.add(task)
+        assert together is not None
+        self._shares[task] = self._mixes_texts(task, _furthest(together, alone))
         without_first = self._make_or_none(rows, unwanted={0})
         return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
+
+    def _mixes_texts(self, task: Task, rounding: float) -> bool:
+        """Whether texts of any lengths can share a call. `rounding` is the distance that equal lengths make."""
+        for rows in self._unlike_texts(task):
+            alone = [self._make_or_none([row]) for row in rows]
+            together = self._make_or_none(rows)
+            single = [images[0] for images in alone if images]
+            if together is None or len(single) < len(rows):
+                return False
+            furthest = _furthest(together, single)
+            if furthest > max(_ROUNDING * rounding, _UNSEEN):
+                _log.warning(
+                    "prompts of different lengths change images in one call: only equal prompts share one "
+                    "task=%s distance=%.3f",
+                    task,
+                    furthest,
+                )
+                return False
+        return True
+
+    def _unlike_texts(self, task: Task) -> list[list[Row]]:
+        """Return rows for one call each, whose texts are of very different lengths."""
+        assert self._loaded is not None
+        model = self._loaded.model
+        texts = (_SHORT_TEXT, _LONG_TEXT, _USUAL_TEXT)[: max(self._max_batch_size, 2)]
+        trial = partial(self._loaded.trial, _FEW, task=task)
+        plain = [trial(seed=seed, prompt=text) for seed, text in enumerate(texts)]
+        if not model.takes_negative_prompt:
+            return [plain]
+        guided: dict[str, Any] = {}
+        if model.guidance_scale is not None:
+            guided["guidance_scale"] = max(model.guidance_scale, _GUIDANCE)
+        if "true_cfg_scale" in model.tasks[task].extra:
+            guided["extra"] = {"true_cfg_scale": _GUIDANCE}
+        other_way = (_LONG_TEXT, _SHORT_TEXT, _SHORT_TEXT)
+        negative = [
+            trial(seed=seed, prompt=text, negative_prompt=other, **guided)
+            for seed, (text, other) in enumerate(zip(texts, other_way, strict=False))
+        ]
+        return [plain, negative]
 
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
@@ -183,12 +251,12 @@ class StepwiseDiffusers:
         while hub.step():
             continue
         if task.error is not None:
-            _log.warning("a call for several images failed: %s: %s", type(task.error).__name__, task.error)
+            _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
             return None
         images: list[Image] = task.result
         return images
 
-    def _try(self, rows: Sequence[Row]) -> list[Task]:
+    def _try(self, rows: Sequence[Row]) -> list[calls.Task]:
         """Make these images together, by a call each; return their tasks. Raises `StartError`."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
         tasks = [hub.start(partial(self.make, [row], nobody_watches)) for row in rows]
@@ -206,6 +274,11 @@ def _alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool
         return False
     apart = _distance(*alone)
     return all(_distance(*pair) <= _LIKE * apart for pair in zip(together, alone, strict=False))
+
+
+def _furthest(together: "Sequence[Image]", alone: "Sequence[Image]") -> float:
+    """Return the largest distance of an image made alone from the same one made in a shared call."""
+    return max(_distance(*pair) for pair in zip(together, alone, strict=False))
 
 
 def _distance(one: "Image", other: "Image") -> float:
