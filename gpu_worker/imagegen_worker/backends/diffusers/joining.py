@@ -322,7 +322,8 @@ def lengths(value: Any, *, listed: bool) -> frozenset[tuple[int, ...]]:
 
 def content(value: torch.Tensor) -> bytes:
     """Return a digest of a tensor: its type, its shape, every byte."""
-    plain = value.detach().cpu().contiguous()
+    # Of one element, an expanded tensor counts as contiguous, but its bytes can't be viewed.
+    plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     head = f"{plain.dtype} {tuple(plain.shape)} {value.device}".encode()
     return hashlib.sha256(head + bytes(plain.reshape(-1).view(torch.uint8).numpy())).digest()
 

@@ -58,19 +58,21 @@ class RowEvidence:
         layout: joining.Layout,
         joined: Mapping[str, Any],
         rows: Sequence[int],
-        outputs: Sequence[Any],
+        outputs: tuple[Any, Any],
+        apart: tuple[Any, Any] | None,
         forward: Forward,
     ) -> dict[Leaf, float | None]:
         """Return how much of the effect of another call's value is in the joined output, for each argument.
 
         The first call is run again with the last row of the argument, and the last call with the first row. `rows`
-        are the calls' rows, and `outputs` their parts of the joined output. 0 is none of the effect, 1 all of it;
-        None: it has no effect, or can't be tried. Costs two forwards for each argument, and two more.
+        are the calls' rows, `outputs` the parts of these two of the joined output, and `apart` their outputs from
+        forwards of their own, if known. 0 is none of the effect, 1 all of it; None: it has no effect, or can't be
+        tried. Costs two forwards for each argument, and two more where `apart` is None.
         """
         total = sum(rows)
-        spans = ((0, rows[0], total - 1, outputs[0]), (total - rows[-1], total, 0, outputs[-1]))
+        spans = ((0, rows[0], total - 1, outputs[0]), (total - rows[-1], total, 0, outputs[1]))
         owns = [layout.narrow(joined, begin, end) for begin, end, _, _ in spans]
-        bases = [forward(own) for own in owns]
+        bases = apart or [forward(own) for own in owns]
         seen: dict[Leaf, float | None] = {}
         for leaf in leaves:
             shares = []

@@ -35,18 +35,18 @@ class _Kind:
     free: bool
     leaves: tuple[joining.Leaf, ...]
     """The arguments that are joined row by row and may differ between calls of this kind."""
-    checked: set[tuple[bool, bool]] = field(default_factory=set)
-    """What has been compared with forwards apart, by whether the calls' rows and their lengths were unlike."""
+    checked: set[Hashable] = field(default_factory=set)
+    """What has been compared with forwards apart: whether the calls' rows and their lengths were unlike."""
     patience: int = FIRST_RECHECK
     until_check: int = FIRST_RECHECK
     """Joined forwards until the next comparison with forwards apart."""
 
-    def is_due(self, unlike: tuple[bool, bool]) -> bool:
+    def is_due(self, unlike: Hashable) -> bool:
         """Return whether a joined forward is to be compared with forwards apart; count it."""
         self.until_check -= 1
         return unlike not in self.checked or self.until_check <= 0
 
-    def passed(self, unlike: tuple[bool, bool]) -> None:
+    def passed(self, unlike: Hashable) -> None:
         """Note that a joined forward was equal to forwards apart."""
         self.checked.add(unlike)
         if self.until_check <= 0:
@@ -54,8 +54,8 @@ class _Kind:
             self.until_check = self.patience
 
 
-_WHOLE = (False, False)
-"""What is checked of a call whose rows were run each for itself."""
+_WHOLE = "whole"
+"""In `_Kind.checked`: a call whose rows were run apart was compared with the call as it came."""
 
 
 @dataclass(slots=True)
@@ -296,10 +296,11 @@ class ModuleStage:
         unlike = (any(n != group.rows[0] for n in group.rows), kind.free and _ragged(group.arguments, kind.listed))
         if not kind.is_due(unlike) and not unproven:
             return parts
-        equal = all(
-            joining.close(part, self._guarded(*apart)) for part, apart in zip(parts, group.apart, strict=True)
-        )
-        seen = self._observed(group, unproven, joined, parts) if unproven else {}
+        apart = [self._guarded(*call) for call in group.apart]
+        equal = all(joining.close(part, alone) for part, alone in zip(parts, apart, strict=True))
+        # A call whose text is padded in the joined forward is not quite the same apart.
+        ends = (apart[0], apart[-1]) if not unlike[1] else None
+        seen = self._observed(group, unproven, joined, (parts[0], parts[-1]), ends) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
             raise NotJoinableError("unequal", "the rows of a joined forward depend on each other")
         self._evidence.record(seen)
@@ -329,7 +330,12 @@ class ModuleStage:
         return joining.merge(outputs, sizes, listed=listed)
 
     def _observed(
-        self, group: _Group, leaves: Sequence[joining.Leaf], joined: Any, parts: Sequence[Any]
+        self,
+        group: _Group,
+        leaves: Sequence[joining.Leaf],
+        joined: Any,
+        outputs: tuple[Any, Any],
+        apart: tuple[Any, Any] | None,
     ) -> dict[joining.Leaf, float | None]:
         """See `RowEvidence.observe`."""
 
@@ -337,7 +343,7 @@ class ModuleStage:
             return self._guarded((), arguments)
 
         with _unused(_generators(joined)):
-            return self._evidence.observe(leaves, group.kind.layout, joined, group.rows, parts, forward)
+            return self._evidence.observe(leaves, group.kind.layout, joined, group.rows, outputs, apart, forward)
 
     def _remember(self, call: Call, output: Any) -> None:
         if self._cache is None or call.payload is None:

@@ -1,6 +1,7 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
 import logging
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _SHORT = 4
 """Steps of the images with which row counts are warmed up."""
 _FEW = 2
-"""Steps of the images with which prompts of different lengths are tried."""
+"""Steps of the images with which it is tried what may differ between requests."""
 _LIKE = 0.25
 """Largest distance of an image made in a shared call from the one made alone, over that to another seed's."""
 _ROUNDING = 4.0
@@ -35,8 +36,7 @@ _ROUNDING = 4.0
 _UNSEEN = 0.02
 """Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
 _SHORT_TEXT = "a"
-_USUAL_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night"
-_LONG_TEXT = " ".join([_USUAL_TEXT] * 40)
+_LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
 """Longer than the text encoders of most models take: their tokenizers cut it to the longest that there is."""
 _GUIDANCE = 4.0
 """Guidance with which negative prompts are tried: at 1 and below they are not used."""
@@ -175,60 +175,63 @@ class StepwiseDiffusers:
         drops = []
         for task in self._loaded.model.tasks:
             first = task == next(iter(self._loaded.model.tasks))
-            rows = [self._loaded.trial(steps, seed, task=task) for seed in range(counts[-1] if first else 2)]
             if not self._options.deterministic:
-                drops.append(self._find_out(task, rows))
+                drops.append(self._find_out(task, counts[-1] if first else 2, steps if first else _FEW))
             if first:
+                rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
                 for count in counts[:-1] if task in self._shares else counts:
                     self._try(rows[:count])
-                self._try_unlike(steps)
+                self._try_unlike()
         self._drops = bool(self._shares) and all(drops)
 
-    def _try_unlike(self, steps: int) -> None:
+    def _try_unlike(self) -> None:
         """Make two images together that differ in every argument that may differ within a forward."""
         assert self._loaded is not None
         guidance = self._loaded.model.guidance_scale
         other = None if guidance is None else guidance + 0.5
-        self._try([self._loaded.trial(steps), self._loaded.trial(steps + 1, seed=1, guidance_scale=other)])
+        self._try([self._loaded.trial(_FEW), self._loaded.trial(_FEW + 1, seed=1, guidance_scale=other)])
 
-    def _find_out(self, task: Task, rows: Sequence[Row]) -> bool:
+    def _find_out(self, task: Task, count: int, steps: int) -> bool:
         """Find out whether one call makes the same images as several do; return whether it can leave rows out."""
-        alone = [self._try([row])[0].result[0] for row in rows[:2]]
-        together = self._make_or_none(rows)
-        if not _alike(together, alone):
-            _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
-            return True  # there are none to leave out
-        assert together is not None
-        self._shares[task] = self._mixes_texts(task, _furthest(together, alone))
-        without_first = self._make_or_none(rows, unwanted={0})
-        return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
-
-    def _mixes_texts(self, task: Task, rounding: float) -> bool:
-        """Whether texts of any lengths can share a call. `rounding` is the distance that equal lengths make."""
-        for rows in self._unlike_texts(task):
-            alone = [self._make_or_none([row]) for row in rows]
+        assert self._loaded is not None
+        rows, *more = self._unlike_texts(task, count, steps)
+        alone, furthest = self._compare(rows)
+        furthest = max([furthest, *(self._compare(others)[1] for others in more)])
+        if alone is None or furthest > _UNSEEN:
+            rows = [self._loaded.trial(steps, seed, task, prompt=_SHORT_TEXT) for seed in range(count)]
+            alone = [self._try([row])[0].result[0] for row in rows[:2]]
             together = self._make_or_none(rows)
-            single = [images[0] for images in alone if images]
-            if together is None or len(single) < len(rows):
-                return False
-            furthest = _furthest(together, single)
-            if furthest > max(_ROUNDING * rounding, _UNSEEN):
+            if not _alike(together, alone):
+                _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
+                return True  # there are none to leave out
+            self._shares[task] = furthest <= _ROUNDING * _furthest(together, alone)
+            if not self._shares[task]:
                 _log.warning(
-                    "prompts of different lengths change images in one call: only equal prompts share one "
+                    "prompts of other lengths change an image in one call: only equal prompts share calls "
                     "task=%s distance=%.3f",
                     task,
                     furthest,
                 )
-                return False
-        return True
+        else:
+            self._shares[task] = True
+        without_first = self._make_or_none(rows, unwanted={0})
+        return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
 
-    def _unlike_texts(self, task: Task) -> list[list[Row]]:
-        """Return rows for one call each, whose texts are of very different lengths."""
+    def _compare(self, rows: Sequence[Row]) -> "tuple[list[Image] | None, float]":
+        """Return the first two images, each made alone, and how far they are from those of one call for all rows."""
+        alone = [self._make_or_none([row]) for row in rows[:2]]
+        single = [images[0] for images in alone if images]
+        if len(single) < len(alone):
+            return None, math.inf
+        return single, _furthest(self._make_or_none(rows), single)
+
+    def _unlike_texts(self, task: Task, count: int, steps: int) -> list[list[Row]]:
+        """Return the rows of one or two calls: their texts are of very different lengths."""
         assert self._loaded is not None
         model = self._loaded.model
-        texts = (_SHORT_TEXT, _LONG_TEXT, _USUAL_TEXT)[: max(self._max_batch_size, 2)]
-        trial = partial(self._loaded.trial, _FEW, task=task)
-        plain = [trial(seed=seed, prompt=text) for seed, text in enumerate(texts)]
+        texts = (_SHORT_TEXT, _LONG_TEXT)
+        trial = partial(self._loaded.trial, task=task)
+        plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
         if not model.takes_negative_prompt:
             return [plain]
         guided: dict[str, Any] = {}
@@ -236,12 +239,11 @@ class StepwiseDiffusers:
             guided["guidance_scale"] = max(model.guidance_scale, _GUIDANCE)
         if "true_cfg_scale" in model.tasks[task].extra:
             guided["extra"] = {"true_cfg_scale": _GUIDANCE}
-        other_way = (_LONG_TEXT, _SHORT_TEXT, _SHORT_TEXT)
         negative = [
-            trial(seed=seed, prompt=text, negative_prompt=other, **guided)
-            for seed, (text, other) in enumerate(zip(texts, other_way, strict=False))
+            trial(_FEW, seed, prompt=texts[seed], negative_prompt=texts[1 - seed], **guided) for seed in range(2)
         ]
-        return [plain, negative]
+        # Without negative prompts once: the pipelines of a model's tasks encode prompts in the same way.
+        return [plain, negative] if task == next(iter(model.tasks)) else [negative]
 
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
@@ -276,8 +278,10 @@ def _alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool
     return all(_distance(*pair) <= _LIKE * apart for pair in zip(together, alone, strict=False))
 
 
-def _furthest(together: "Sequence[Image]", alone: "Sequence[Image]") -> float:
-    """Return the largest distance of an image made alone from the same one made in a shared call."""
+def _furthest(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> float:
+    """Return the largest distance of an image made alone from the one of a shared call; inf if that failed."""
+    if together is None or len(together) < len(alone):
+        return math.inf
     return max(_distance(*pair) for pair in zip(together, alone, strict=False))
 
 
