@@ -52,33 +52,21 @@ class RowEvidence:
         doubtful = [leaf for leaf in leaves if leaf not in self.per_row]
         return [leaf for leaf in doubtful if len({row_content(_get(call, leaf)) for call in calls}) > 1]
 
-    def observe(
-        self,
-        leaves: Sequence[Leaf],
-        layout: joining.Layout,
-        joined: Mapping[str, Any],
-        rows: Sequence[int],
-        outputs: tuple[Any, Any],
-        apart: tuple[Any, Any] | None,
-        forward: Forward,
-    ) -> dict[Leaf, float | None]:
+    def observe(self, leaves: Sequence[Leaf], joined: "JoinedForward") -> dict[Leaf, float | None]:
         """Return how much of the effect of another call's value is in the joined output, for each argument.
 
-        The first call is run again with the last row of the argument, and the last call with the first row. `rows`
-        are the calls' rows, `outputs` the parts of these two of the joined output, and `apart` their outputs from
-        forwards of their own, if known. 0 is none of the effect, 1 all of it; None: it has no effect, or can't be
-        tried. Costs two forwards for each argument, and two more where `apart` is None.
+        A call is run again with the first row of the argument, and one with the last row: calls that have other
+        values than these. 0 is none of the effect, 1 all of it; None: no effect, or it can't be tried. Costs two
+        forwards for each argument, and two more where calls are padded.
         """
-        total = sum(rows)
-        spans = ((0, rows[0], total - 1, outputs[0]), (total - rows[-1], total, 0, outputs[1]))
-        owns = [layout.narrow(joined, begin, end) for begin, end, _, _ in spans]
-        bases = apart or [forward(own) for own in owns]
         seen: dict[Leaf, float | None] = {}
         for leaf in leaves:
-            shares = []
-            for own, base, (begin, end, row, output) in zip(owns, bases, spans, strict=True):
-                value = _repeated(_get(layout.narrow(joined, row, row + 1), leaf), end - begin)
-                shares.append(_share_of_effect(forward, _replaced(own, leaf.path, value), base, output))
+            contents = [row_content(_get(call, leaf)) for call in joined.calls]
+            last = len(contents) - 1
+            order = range(last, -1, -1)
+            unlike_first = next(index for index in order if contents[index] != contents[0])
+            unlike_last = next(index for index in reversed(order) if contents[index] != contents[last])
+            shares = [joined.share(leaf, unlike_first, 0), joined.share(leaf, unlike_last, sum(joined.rows) - 1)]
             known = [share for share in shares if share is not None]
             mixed = any(share > MAX_INFLUENCE for share in known)
             seen[leaf] = max(known) if mixed or len(known) == len(shares) else None
@@ -91,23 +79,45 @@ class RowEvidence:
             (self.per_row if independent else self.by_content).add(leaf)
 
 
-def _share_of_effect(forward: Forward, changed: Mapping[str, Any], base: Any, output: Any) -> float | None:
-    """Return how much of the effect of changed arguments is in an output: 0 is none, 1 is all of it.
+@dataclass(slots=True)
+class JoinedForward:
+    """A forward for several calls: their arguments and rows, the joined arguments, and each call's output.
 
-    `base` is the output with the arguments as they were. None if the change has no effect, or can't be made.
+    `apart` are the calls' outputs from forwards of their own, as far as known.
     """
-    try:
-        moved = forward(changed)
-    except (DeviceLostError, DeviceMemoryError):
-        raise
-    except Exception:  # noqa: BLE001 - the value does not go with the others
-        return None
-    effect, error = _flat_difference(moved, base), _flat_difference(output, base)
-    if effect is None or error is None or effect.shape != error.shape:
-        return None
-    size = float(effect.square().sum())
-    # Rounding errors have no common direction, so their share of the effect is near 0 even if they are larger.
-    return abs(float((error * effect).sum())) / size if size > 0 else None
+
+    layout: joining.Layout
+    calls: Sequence[Mapping[str, Any]]
+    rows: Sequence[int]
+    joined: Mapping[str, Any]
+    outputs: Sequence[Any]
+    apart: dict[int, Any]
+    forward: Forward
+
+    def share(self, leaf: Leaf, index: int, row: int) -> float | None:
+        """Return how much of the effect is in a call's output that another row's value of an argument has on it.
+
+        0 is none, 1 is all of it; None if there is no effect, or if the value does not go with the others.
+        """
+        begin = sum(self.rows[:index])
+        end = begin + self.rows[index]
+        own = self.layout.narrow(self.joined, begin, end)
+        if index not in self.apart:
+            self.apart[index] = self.forward(own)
+        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), leaf), end - begin)
+        try:
+            moved = self.forward(_replaced(own, leaf.path, value))
+        except (DeviceLostError, DeviceMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - models check their arguments in all sorts of ways
+            return None
+        effect = _flat_difference(moved, self.apart[index])
+        error = _flat_difference(self.outputs[index], self.apart[index])
+        if effect is None or error is None or effect.shape != error.shape:
+            return None
+        size = float(effect.square().sum())
+        # Rounding errors have no common direction: their share is near 0 even if they are larger than the effect.
+        return abs(float((error * effect).sum())) / size if size > 0 else None
 
 
 def _repeated(row: Any, rows: int) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers import joining
-from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, RowEvidence
+from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, JoinedForward, RowEvidence
 from imagegen_worker.backends.diffusers.watching import StateWatch
 from imagegen_worker.continuous.cache import BoundedCache
 from imagegen_worker.continuous.calls import Call, NotJoinableError, Task, current_task, rendezvous
@@ -299,8 +299,8 @@ class ModuleStage:
         apart = [self._guarded(*call) for call in group.apart]
         equal = all(joining.close(part, alone) for part, alone in zip(parts, apart, strict=True))
         # A call whose text is padded in the joined forward is not quite the same apart.
-        ends = (apart[0], apart[-1]) if not unlike[1] else None
-        seen = self._observed(group, unproven, joined, (parts[0], parts[-1]), ends) if unproven else {}
+        known = {} if unlike[1] else dict(enumerate(apart))
+        seen = self._observed(group, unproven, joined, parts, known) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
             raise NotJoinableError("unequal", "the rows of a joined forward depend on each other")
         self._evidence.record(seen)
@@ -334,8 +334,8 @@ class ModuleStage:
         group: _Group,
         leaves: Sequence[joining.Leaf],
         joined: Any,
-        outputs: tuple[Any, Any],
-        apart: tuple[Any, Any] | None,
+        outputs: Sequence[Any],
+        apart: dict[int, Any],
     ) -> dict[joining.Leaf, float | None]:
         """See `RowEvidence.observe`."""
 
@@ -343,7 +343,9 @@ class ModuleStage:
             return self._guarded((), arguments)
 
         with _unused(_generators(joined)):
-            return self._evidence.observe(leaves, group.kind.layout, joined, group.rows, outputs, apart, forward)
+            layout = group.kind.layout
+            done = JoinedForward(layout, group.arguments, group.rows, joined, outputs, apart, forward)
+            return self._evidence.observe(leaves, done)
 
     def _remember(self, call: Call, output: Any) -> None:
         if self._cache is None or call.payload is None:

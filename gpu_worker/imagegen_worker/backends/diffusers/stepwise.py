@@ -218,7 +218,7 @@ class StepwiseDiffusers:
         return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
 
     def _compare(self, rows: Sequence[Row]) -> "tuple[list[Image] | None, float]":
-        """Return the first two images, each made alone, and how far they are from those of one call for all rows."""
+        """Return the first two images, made alone, and how far they are from those of one call for all rows."""
         alone = [self._make_or_none([row]) for row in rows[:2]]
         single = [images[0] for images in alone if images]
         if len(single) < len(alone):
