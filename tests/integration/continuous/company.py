@@ -20,7 +20,8 @@ def requests(family, count=4):
     """Calls that are unlike in prompt, steps and guidance."""
     for index in range(count):
         arguments = dict(family.arguments, prompt=PROMPTS[index % 4], num_inference_steps=(4, 6, 5, 3)[index % 4])
-        arguments["guidance_scale"] = family.guidances[index % len(family.guidances)]
+        if family.guidances:
+            arguments["guidance_scale"] = family.guidances[index % len(family.guidances)]
         if family.negative_prompt and index % 2:
             arguments["negative_prompt"] = "blurry"
         yield arguments
@@ -86,7 +87,7 @@ class Backend:
         self.rendezvous = rendezvous
         self.arguments = arguments
         self.timer = rendezvous.timer
-        self.shares_calls = lambda request: shares_calls
+        self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: True
 
     def session(self):

@@ -78,9 +78,10 @@ def test_a_call_for_several_encodes_each_prompt_once(sdxl, meet, monkeypatch):
     jobs = [job(number, prompt=prompt) for number, prompt in enumerate(["a cat", "a dog", "a cat", "a cat"])]
     rendezvous = meet(sdxl.pipeline)
     _, images = serve(rendezvous, arguments, jobs)
-    assert encoded == [2, 4]  # two prompts in one forward, compared once with one of all four
+    # Two prompts in one forward, then compared once: with each alone, with each other's ids, and with all four.
+    assert encoded == [2, 1, 1, 1, 1, 4]
     serve(rendezvous, arguments, jobs[1:])
-    assert encoded == [2, 4]
+    assert encoded == [2, 1, 1, 1, 1, 4]
     assert same_bits(images[0][0], images[2][0])  # all of one seed
     assert not same_image(images[0][0], images[1][0])
 

@@ -75,8 +75,11 @@ class LoadedPipeline:
             for row, part in zip(rows, latents, strict=True)
         ]
 
-    def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None) -> Row:
-        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task."""
+    def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None, **fields: Any) -> Row:
+        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task.
+
+        `fields` are those of the request that are to be other than usual.
+        """
         model = self.model
         kind: Task = next(iter(model.tasks)) if task is None else task
         strength = model.tasks[kind].strength
@@ -98,7 +101,7 @@ class LoadedPipeline:
             strength=strength,
             scheduler=next(iter(model.schedulers), None),
         )
-        return Row(request, seed)
+        return Row(replace(request, **fields), seed)
 
     def close(self) -> None:
         """Free the device."""
