@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
@@ -8,6 +9,9 @@ from tests import programs
 
 # A job in the background ignores Ctrl-C, and so would every process that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests run in parallel: one thread for torch, in each process of the tests and in each that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine may take a second over anything.
 settings.register_profile("busy", deadline=None)
