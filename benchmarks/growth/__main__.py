@@ -1,5 +1,6 @@
 """What a step of the broker costs, and how that grows: `python -m benchmarks.growth`."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def grow(
     for size in sizes:
         shape = {**base, dimension: size}
         rig = Rig(workers=shape["workers"], queued=shape["queued"], clients=shape["clients"], strategy=strategy)
+        gc.collect()
         for name, (step, share) in STEPS.items():
             costs[name].append(1e6 * cost_of(rig, step, max(1, int(times * share))))
         beats.append(1e6 * cost_of(rig, Rig.beats, 1))
