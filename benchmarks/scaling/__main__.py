@@ -11,7 +11,7 @@ import click
 from benchmarks.scaling import ideal, on_simulated_time, plot, traffic
 from benchmarks.scaling.on_processes import Processes, processes
 from benchmarks.simulated.device import Cost
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 
 ONE = Cost(batch_seconds=2.0, image_seconds=1.0)
 """Ten times the guide's example, that which a GPU needs; what is not the GPU's weighs as much as it does there."""

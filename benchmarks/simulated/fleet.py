@@ -8,7 +8,15 @@ from typing import Any
 from benchmarks.simulated.clock import Alarm, Clock
 from benchmarks.simulated.device import Cost, Device
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, ToClient
+from imagegen_broker.core.events import (
+    FLUSH,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    SendFailed,
+    SendToClient,
+    SendToWorker,
+)
+from imagegen_broker.core.records import Settings
 from imagegen_client.core import ClientCore
 from imagegen_client.events import Answer, CloseAsked, Finish, Received, Send, StatsAsked, SubmitAsked
 from imagegen_protocol import GenerationRequest, encode_request
@@ -45,14 +53,14 @@ class BrokerPeer:
     def hear_client(self, client_id: bytes, message: Any, frames: Sequence[Any]) -> None:
         """A client's message has arrived."""
         begun = time.thread_time()
-        self.core.from_client(client_id, message, frames, self.clock.now)
+        self.core.handle(ReceivedFromClient(client_id, message, frames), self.clock.now)
         self.seconds += time.thread_time() - begun
         self._soon()
 
     def hear_worker(self, worker_id: bytes, message: Any, frames: Sequence[Any]) -> None:
         """A worker's message has arrived. The core passes its header on unread, so it need not be bytes here."""
         begun = time.thread_time()
-        self.core.from_worker(worker_id, message, message, frames, self.clock.now)
+        self.core.handle(ReceivedFromWorker(worker_id, message, message, frames), self.clock.now)
         self.seconds += time.thread_time() - begun
         self._soon()
 
@@ -67,14 +75,15 @@ class BrokerPeer:
 
     def _settle(self) -> float:
         begun = time.thread_time()
-        actions = self.core.settle(self.clock.now)
-        self.core.take_notes()
+        actions = self.core.handle(FLUSH, self.clock.now)
         deadline = self.core.next_deadline()
         self.seconds += time.thread_time() - begun
         for action in actions:
-            peer = self.peers.get(action.client_id if isinstance(action, ToClient) else action.worker_id)
+            if not isinstance(action, SendToClient | SendToWorker):
+                continue
+            peer = self.peers.get(action.client_id if isinstance(action, SendToClient) else action.worker_id)
             if peer is None:
-                self.core.not_sent(action)
+                self.core.handle(SendFailed(action), self.clock.now)
             else:
                 self.clock.after(LINK_SECONDS, peer.hear, action.message, action.payload)
         return deadline

@@ -15,9 +15,9 @@ import zmq
 
 from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
-from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.memory import keep_freed_memory
 from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
+from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, parse_address
@@ -62,7 +62,7 @@ class _Seconds(click.FloatRange):
 )
 @click.option(
     "--strategy",
-    type=click.Choice(STRATEGIES),
+    type=click.Choice(sorted(STRATEGIES)),
     default="round-robin",
     envvar="GPU_LOAD_BALANCE_STRATEGY",
     help="Which worker gets the next request.",
@@ -255,5 +255,5 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
     signal.set_wakeup_fd(-1)
     if http is not None:
         http.close()
-    totals = server.core.ledger.counters
+    totals = server.core.table.counters
     log(_log, logging.INFO, "stopped", after_seconds=time.monotonic() - started, accepted=totals.accepted)

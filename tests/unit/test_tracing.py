@@ -68,8 +68,9 @@ def test_a_wrong_traceparent_is_refused(wrong):
 
 
 def follow(bench, traces):
-    for move in bench.core.take_moves():
-        traces.moved(move, bench.now)
+    for change in bench.state_changes:
+        traces.state_changed(change, bench.now)
+    bench.state_changes.clear()
 
 
 def test_the_broker_tells_queue_and_dispatch_of_each_attempt(exporter, provider):
@@ -105,7 +106,7 @@ def test_the_core_tells_nothing_unasked():
         bench = Bench(**settings)
         bench.submit(1, traceparent=traceparent)
         bench.settle()
-        assert bench.core.take_moves() == []
+        assert bench.state_changes == []
 
 
 def test_what_the_broker_keeps_goes_with_the_request(provider):
@@ -115,10 +116,8 @@ def test_what_the_broker_keeps_goes_with_the_request(provider):
     follow(bench, traces)
     assert traces.followed == 1
     bench.advance(60.0)  # the client is silent, and dies
-    moves = bench.core.take_moves()
-    assert moves[-1].new is State.GONE
-    for move in moves:
-        traces.moved(move, bench.now)
+    assert bench.state_changes[-1].new is State.GONE
+    follow(bench, traces)
     assert traces.followed == 0
 
 

@@ -1,40 +1,36 @@
-"""Deadlines of requests, earliest first; ended requests leave their entries behind, to be dropped lazily."""
-
-import heapq
+"""The deadlines of unfinished requests."""
 
 from imagegen_broker.core.records import Request, State
+from imagegen_broker.scheduling.lazy_heap import LazyHeap
 
-_OPEN = (State.QUEUED, State.DISPATCHED)
+_UNFINISHED = (State.QUEUED, State.DISPATCHED)
 
 
 class Deadlines:
-    """A heap of (deadline, order, request) that stays within twice the number of live requests."""
+    """Requests ordered by deadline; entries of finished requests are dropped lazily."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Request]] = []
-        self._order = 0
+        self._heap: LazyHeap[Request] = LazyHeap(lambda request, _: request.state in _UNFINISHED)
+        self._version = 0
 
-    def add(self, request: Request, live: int) -> None:
-        """Watch a request that has a deadline; `live` is how many requests the broker holds."""
-        if request.deadline is None:
-            return
-        self._order += 1
-        heapq.heappush(self._heap, (request.deadline, self._order, request))
-        if len(self._heap) > 64 + 2 * live:
-            self._heap = [entry for entry in self._heap if entry[2].state in _OPEN]
-            heapq.heapify(self._heap)
+    def __len__(self) -> int:
+        """Return the number of entries, those of finished requests included."""
+        return len(self._heap)
+
+    def add(self, request: Request) -> None:
+        """Watch the deadline of a request, if it has one."""
+        if request.deadline is not None:
+            self._version += 1
+            self._heap.push((request.deadline,), self._version, request)
 
     def next(self) -> float | None:
         """Return the time of the next deadline."""
-        while self._heap and self._heap[0][2].state not in _OPEN:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        first = self._heap.peek()
+        return None if first is None else first[0][0]
 
-    def due(self, now: float) -> list[Request]:
-        """Take the unfinished requests whose deadline has passed, each once."""
-        if not self._heap:
-            return []
-        late: dict[Request, None] = {}
+    def pop_due(self, now: float) -> list[Request]:
+        """Remove and return the unfinished requests whose deadline has passed, each once."""
+        due: dict[Request, None] = {}
         while (deadline := self.next()) is not None and deadline <= now:
-            late[heapq.heappop(self._heap)[2]] = None
-        return list(late)
+            due[self._heap.pop()] = None
+        return list(due)

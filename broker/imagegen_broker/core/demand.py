@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
-from imagegen_broker.core.estimates import seconds_per_request
-from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.scheduling.estimates import seconds_per_request
+from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.messages import Ready, WorkerStats
 
 UNMEASURED_SECONDS = 1.0
@@ -44,14 +44,14 @@ class Demand:
 
     workers: Sequence[WorkerView]
     seen: Mapping[str | None, float | None]
-    """As `Placement.seen`."""
+    """As `WorkerPool.seen`."""
     waiting: Mapping[str | None, int]
     """Requests that wait here and may be dispatched, by model: no worker is missing for those of a held client."""
 
     @classmethod
-    def of(cls, ledger: Ledger, workers: Sequence[WorkerView]) -> Self:
-        """Copy it; `workers` are the ledger's."""
-        return cls(workers, dict(ledger.placement.seen()), ledger.queue.ready_by_model())
+    def of(cls, scheduler: Scheduler, workers: Sequence[WorkerView]) -> Self:
+        """Copy it; `workers` are copies of all workers."""
+        return cls(workers, dict(scheduler.pool.seen()), scheduler.queue.ready_by_model())
 
 
 class _Supply(NamedTuple):

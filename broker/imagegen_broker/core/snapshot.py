@@ -5,11 +5,13 @@ grows with the workers, not with the models of each.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.demand import Demand, WorkerView, demand
-from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import State, Worker
+
+if TYPE_CHECKING:
+    from imagegen_broker.core.broker import BrokerCore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,32 +32,32 @@ class View:
         }
 
 
-def view(ledger: Ledger, started: float, now: float) -> View:
+def view(core: "BrokerCore", now: float) -> View:
     """Copy what is to be shown."""
-    counters = ledger.counters
-    workers = [_view(worker, now) for worker in ledger.workers.values()]
-    queued = len(ledger.queue)
-    dispatched = sum(len(worker.assigned) for worker in ledger.workers.values())
+    counters = core.table.counters
+    workers = [_view(worker, now) for worker in core.workers.by_id.values()]
+    queued = len(core.scheduler.queue)
+    dispatched = sum(len(worker.assigned) for worker in core.workers.by_id.values())
     plain = {
-        "strategy": ledger.settings.strategy,
-        "epoch": ledger.settings.epoch.hex(),
-        "version": ledger.settings.version,
-        "heartbeat": {"interval_seconds": ledger.settings.interval, "liveness": ledger.settings.liveness},
-        "uptime_seconds": round(now - started, 3),
-        "default_model": ledger.default_model,
-        "model_traits": ledger.capabilities.told(ledger.workers.values()),
+        "strategy": core.settings.strategy,
+        "epoch": core.settings.epoch.hex(),
+        "version": core.settings.version,
+        "heartbeat": {"interval_seconds": core.settings.interval, "liveness": core.settings.liveness},
+        "uptime_seconds": round(now - core.started, 3),
+        "default_model": core.table.default_model,
+        "model_traits": core.workers.capabilities.told(core.workers.by_id.values()),
         "num_gpus": len(workers),
-        "clients": len(ledger.clients),
-        "held_clients": ledger.queue.held_clients,
+        "clients": len(core.clients.by_id),
+        "held_clients": core.scheduler.queue.paused_clients,
         "requests": {
             State.QUEUED.value: queued,
             State.DISPATCHED.value: dispatched,
-            State.DELIVERED.value: len(ledger.requests) - queued - dispatched,
+            State.DELIVERED.value: len(core.table.requests) - queued - dispatched,
         },
         "queued_requests": queued,
-        "held_bytes": ledger.bytes,
-        "limits": {"requests": ledger.settings.max_requests, "bytes": ledger.settings.max_bytes},
-        "answers_per_second": round(ledger.rate.per_second, 3),
+        "held_bytes": core.table.bytes,
+        "limits": {"requests": core.settings.max_requests, "bytes": core.settings.max_bytes},
+        "answers_per_second": round(core.table.answer_rate.per_second, 3),
         "totals": {
             "accepted": counters.accepted,
             "acknowledged": counters.acknowledged,
@@ -74,18 +76,18 @@ def view(ledger: Ledger, started: float, now: float) -> View:
             "requeued": dict(counters.requeued),
         },
     }
-    return View(plain=plain, demand=Demand.of(ledger, workers))
+    return View(plain=plain, demand=Demand.of(core.scheduler, workers))
 
 
-def status(ledger: Ledger) -> str:
+def status(core: "BrokerCore") -> str:
     """Return one line about the broker, for people."""
-    queued, workers = len(ledger.queue), ledger.workers.values()
+    queued, workers = len(core.scheduler.queue), core.workers.by_id.values()
     dispatched = sum(len(worker.assigned) for worker in workers)
     words = (
         f"{len(workers)} workers",
-        f"{len(ledger.clients)} clients",
+        f"{len(core.clients.by_id)} clients",
         f"depth {queued + dispatched} ({queued} queued, {dispatched} dispatched)",
-        f"{ledger.rate.per_second:.2f} answers/s",
+        f"{core.table.answer_rate.per_second:.2f} answers/s",
     )
     return ", ".join(words)
 
@@ -104,15 +106,15 @@ def _view(worker: Worker, now: float) -> WorkerView:
         worker.ready,
         worker.stats,
         _state(worker),
-        len(worker.assigned) + len(worker.others),
+        len(worker.assigned) + len(worker.foreign),
         len(worker.running),
-        len(worker.holding),
+        len(worker.answers),
         worker.dispatches,
         worker.warm,
-        tuple(worker.needed.items()),
+        tuple(worker.assigned_models.items()),
         worker.seconds_per_image,
         worker.step_age,
-        now - worker.heard,
+        now - worker.last_received,
     )
 
 
