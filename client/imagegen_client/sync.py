@@ -24,6 +24,7 @@ from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
+from imagegen_protocol.seeds import random_seed
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -87,7 +88,7 @@ class Client:
         """
         key = secrets.token_bytes(ID_BYTES)
         signs = {"progress": progress, "preview": preview}
-        submit, seed, frames = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
+        submit, seed, frames = build(prompt, options, request_id=key, seed=random_seed(), **signs)
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
         if self._traces is not None:
             submit, span = self._traces.begin(submit)
