@@ -179,11 +179,11 @@ async def index() -> Response:
 
 @router.get("/fleet/events")
 async def fleet_events(
-    services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
+    request: Request, services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
 ) -> Response:
     """Tell how the fleet stands, once a second, with server-sent events."""
     close = services.open_stream(caller)
-    return sse.EventStream(feed.events(services.fleet, services.stopping), close)
+    return await sse.open_stream(request, feed.events(services.fleet, services.stopping), close)
 
 
 class _WithHeaders:
