@@ -18,33 +18,33 @@ class Traits:
     """Merges when a worker has come, gone or learnt something, not each time that somebody looks."""
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, Any]] | None = None
+        self._told: dict[str, ModelTraits] | None = None
 
     def changed(self) -> None:
         """Learn that the workers, or what they tell, are others than before."""
         self._told = None
 
-    def told(self, workers: Iterable[Worker]) -> dict[str, dict[str, Any]]:
-        """Return the traits of each model that is described, as plain values; not to be changed."""
+    def told(self, workers: Iterable[Worker]) -> dict[str, ModelTraits]:
+        """Return the traits of each model that a worker has described. The caller must not change the dict."""
         if self._told is None:
             self._told = _tell(sorted(workers, key=lambda worker: worker.name))
         return self._told
 
 
-def _tell(workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
+def _tell(workers: Sequence[Worker]) -> dict[str, ModelTraits]:
     by_model: dict[str, list[ModelTraits]] = {}
     for worker in workers:
         for name, traits in worker.traits.items():
             if name in worker.ready.models:
                 by_model.setdefault(name, []).append(traits)
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, ModelTraits] = {}
     left = _MAX_BYTES
     for name in sorted(by_model):
-        plain = msgspec.to_builtins(merge(by_model[name]))
-        left -= len(name) + len(msgspec.msgpack.encode(plain))
+        merged = merge(by_model[name])
+        left -= len(name) + len(msgspec.msgpack.encode(merged))
         if left < 0:
             break
-        told[name] = plain
+        told[name] = merged
     return told
 
 

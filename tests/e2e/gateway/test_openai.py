@@ -10,6 +10,7 @@ from openai import AsyncOpenAI
 from PIL import Image
 
 from imagegen_protocol.limits import MAX_RANDOM_SEED
+from imagegen_protocol.statistics import Statistics, from_json
 from tests.e2e.gateway.conftest import Gateway
 
 
@@ -231,7 +232,9 @@ def test_other_paths_and_methods(gateway):
 
 
 def test_the_statistics_are_the_brokers(gateway, broker_client):
-    assert gateway.http.get("/stats").json().keys() == broker_client.stats().keys()
+    assert set(gateway.http.get("/stats").json()) == set(Statistics.__struct_fields__)
+    shown = from_json(gateway.http.get("/stats").content)
+    assert shown.epoch == broker_client.stats().epoch
 
 
 def test_health_and_metrics(gateway):

@@ -5,6 +5,7 @@ import signal
 
 import openai
 import pytest
+from msgspec.structs import astuple
 from PIL import Image
 
 from imagegen_client import Client
@@ -80,7 +81,7 @@ def test_openais_client_retries_a_stream_that_a_full_broker_refuses(fleet, gatew
             fleet.processes["sim"].send_signal(signal.SIGCONT)
 
     def held_requests():
-        return sum(broker_client.stats()["requests"].values())
+        return sum(astuple(broker_client.stats().requests))
 
     fleet.wait_until(lambda: held_requests() == 0, "an empty broker")
     fleet.processes["sim"].send_signal(signal.SIGSTOP)
