@@ -155,7 +155,7 @@ def test_memory_and_temperature_show_where_they_are_told(page):
     page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(told)}\n\n"))
     page.reload()
     expect(page.locator(".gpu")).to_contain_text("3.0 of 80.0 GiB, 61 °C")
-    expect(page.get_by_label("2 running and 1 waiting, of 4")).to_be_visible()
+    expect(page.get_by_label("2 running and 1 waiting, of 4 images")).to_be_visible()
 
 
 def test_a_reload_shows_what_was_made_and_goes_on_with_what_is(page):
