@@ -17,7 +17,7 @@ class RequestOptions(TypedDict, total=False):
     """All that can be said about a request beside its prompt; absent or None: the model's own default."""
 
     seed: int | None
-    """0 … 2⁶³−1; random if None. Image `i` of several is made with `seed + i`."""
+    """0 … 2⁶³−1; if None, random and below 2⁵². Image `i` of several uses `seed + i`."""
     negative_prompt: str | None
     num_inference_steps: int | None
     guidance_scale: float | None

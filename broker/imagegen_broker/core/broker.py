@@ -1,9 +1,6 @@
 """`BrokerCore`: events and times go in, actions come out."""
 
 from collections.abc import Iterable
-from typing import Any
-
-import msgpack
 
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.counters import Rate
@@ -29,6 +26,7 @@ from imagegen_broker.scheduling.queue_positions import QueuePosition, QueuePosit
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
 from imagegen_protocol.messages import Error, Progress, Stats, StatsQuery, Work
+from imagegen_protocol.statistics import Statistics, to_msgpack
 
 
 class BrokerCore:
@@ -56,8 +54,7 @@ class BrokerCore:
             case ReceivedFromClient(client_id, message, payload):
                 self.clients.handle(client_id, message, payload, now)
                 if isinstance(message, StatsQuery):
-                    body: bytes = msgpack.packb(self.statistics(now))
-                    self.outbox.send(SendToClient(client_id, Stats(), [body]))
+                    self.outbox.send(SendToClient(client_id, Stats(), [to_msgpack(self.statistics(now))]))
             case ReceivedFromWorker(worker_id, message, header, payload):
                 self.workers.handle(worker_id, message, header, payload, now)
             case Flush():
@@ -162,8 +159,8 @@ class BrokerCore:
 
     # ---- views ----------------------------------------------------------------------------------
 
-    def statistics(self, now: float) -> dict[str, Any]:
-        """Return the fields of `/stats` as builtin types."""
+    def statistics(self, now: float) -> Statistics:
+        """Return the statistics."""
         return self.view(now).statistics()
 
     def view(self, now: float) -> View:

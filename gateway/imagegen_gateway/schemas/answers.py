@@ -1,6 +1,6 @@
 """What is answered."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -113,6 +113,3 @@ class Jobs(BaseModel):
     object: Literal["list"] = "list"
     data: list[Job]
     has_more: bool
-
-
-Statistics = dict[str, Any]
