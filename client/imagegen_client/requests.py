@@ -7,14 +7,19 @@ import msgspec
 
 from imagegen_client.pictures import ImageSource, read_picture
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.declaration import map_images, split_images
 from imagegen_protocol.explain import explain
 from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import Submit
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
 
 
 class RequestOptions(TypedDict, total=False):
-    """All that can be said about a request beside its prompt; absent or None: the model's own default."""
+    """The parameters of a request, its prompt aside; absent or None: the model's own default.
+
+    Written out for type checkers; a test compares it with the declaration in `imagegen_protocol.parameters`.
+    """
 
     seed: int | None
     """0 … 2⁶³−1; random if None. Image `i` of several is made with `seed + i`."""
@@ -49,23 +54,14 @@ class RequestOptions(TypedDict, total=False):
     """Then `DeadlineExceededError`; None waits as long as it takes."""
 
 
-_HEADER_OPTIONS = ("model", "priority", "timeout_seconds")
-_INPUTS = ("image", "mask_image")
-
-
 def with_frames(options: RequestOptions) -> RequestOptions:
     """Return options whose images are encoded, so that many requests can share them. Raises as `build` does."""
-    read: dict[str, Any] = {name: read_picture(name, source) for name, source in _images(options)}
-    return cast(RequestOptions, {**options, **read})
+    return cast(RequestOptions, map_images(options, IMAGE_PARAMETERS, read_picture))
 
 
 def has_images(options: Mapping[str, Any]) -> bool:
-    """Say whether there is something to read or to encode, which takes a moment."""
-    return bool(_images(options))
-
-
-def _images(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, options[name]) for name in _INPUTS if options.get(name) is not None]
+    """Return whether there are images to read and encode, which takes milliseconds."""
+    return any(options.get(name) is not None for name in IMAGE_PARAMETERS)
 
 
 def build(
@@ -82,14 +78,14 @@ def build(
     Raises `InvalidRequestError` naming the field, its value and the range.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
-    sources = {name: given.pop(name) for name in _INPUTS if name in given}
-    # Checked before the images are read, which takes longer.
-    inputs = {"inputs": list(sources)} if sources else {}
+    header = {name: given.pop(name) for name in HEADER_PARAMETERS if name in given}
     if "inputs" in given:
         raise InvalidRequestError("inputs: expected image and mask_image themselves, got their names")
     if isinstance(given.get("extra"), Mapping):
         given["extra"] = dict(given["extra"])
+    # Checked before the images are read, which takes longer.
+    given, sources = split_images(given, IMAGE_PARAMETERS)
+    inputs = {"inputs": list(sources)} if sources else {}
     request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
         header |= {"progress": progress, "preview": preview}  # to be told what is wrong
@@ -107,7 +103,7 @@ def build(
         name = next((name for name, value in texts.items() if value == error.object), "loras")
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
-    return submit, request.seed, (body, *(read_picture(name, source) for name, source in sources.items()))
+    return submit, request.seed, (body, *(read_picture(path, source) for path, source in sources.items()))
 
 
 def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:

@@ -4,7 +4,7 @@
 HTTP schema, the web page, the merging of capabilities and the reference tables are derived.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -32,7 +32,9 @@ class ParameterInfo:
     """One sentence."""
     unit: str | None = None
     unset: str | None = "the model's"
-    """The value that applies if none is given, in words; None: the default of the field, or none."""
+    """What applies if no value is given, in words; None: the value is required, or has a `default`."""
+    default: str | int | float | bool | None = None
+    """The value that applies if none is given, where it is the same for all models."""
     tasks: tuple[TaskName, ...] = TASKS
     """The tasks that the parameter applies to; a request of another task that has it is refused."""
     option: str | None = None
@@ -62,6 +64,7 @@ class Parameter:
     kind: Kind
     required: bool
     default: Any = None
+    """The value that applies if none is given; None: it depends (see `ParameterInfo.unset`)."""
     minimum: int | float | None = None
     exclusive_minimum: int | float | None = None
     maximum: int | float | None = None
@@ -89,6 +92,11 @@ class Parameter:
     def has_images(self) -> bool:
         """Whether values contain images, which travel as frames."""
         return self.kind in ("image", "images") or any(field.has_images for field in self.fields)
+
+    @property
+    def default_words(self) -> str | None:
+        """What applies if no value is given, in words; None: a value is required."""
+        return self.info.unset if self.default is None else f"{self.default}"
 
     def json_schema(self) -> dict[str, Any]:
         """Return the bounds by their names in JSON Schema, in snake case; those that do not exist are absent."""
@@ -129,7 +137,7 @@ def read_parameters(
             name=field.name,
             info=info,
             required=field.required,
-            default=None if field.default is msgspec.NODEFAULT else field.default,
+            default=info.default if field.default in (None, msgspec.NODEFAULT) else field.default,
             choices=_choices(hints[field.name]),
             **_shape(f"{struct.__name__}.{field.name}", field.type),
         )
@@ -189,47 +197,46 @@ def _shape(where: str, type_: inspect.Type) -> dict[str, Any]:
 # ---- images ----------------------------------------------------------------------------------------------
 
 
-def split_images(values: Mapping[str, Any], parameters: Parameters) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values for the body, and the images by their paths, in order.
+def map_images(
+    values: Mapping[str, Any], parameters: Parameters, convert: Callable[[str, Any], Any]
+) -> dict[str, Any]:
+    """Return parameter values in which each image is replaced by `convert(path, image)`.
 
     The path of an image is the name of its parameter (`image`), followed by its index in a list (`images[0]`) and
-    its field in a struct (`controls[0].image`). In lists and structs nil remains in its place. What is not of the
-    parameter's kind stays in the body, where it is refused.
+    its field in a struct (`controls[0].image`). What is not of the parameter's kind stays as it is.
     """
-    body: dict[str, Any] = {}
+    return {
+        name: _map(parameters[name], name, value, convert) if name in parameters else value
+        for name, value in values.items()
+    }
+
+
+def split_images(values: Mapping[str, Any], parameters: Parameters) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values for the body, in which nil stands for each image, and the images by their paths."""
     images: dict[str, Any] = {}
-    for name, value in values.items():
-        parameter = parameters.get(name)
-        if parameter is None or not parameter.has_images or value is None:
-            body[name] = value
-            continue
-        left = _split(parameter, name, value, images)
-        if parameter.kind != "image":
-            body[name] = left
+    body = map_images(values, parameters, images.__setitem__)
     return body, images
 
 
-def _split(parameter: Parameter, path: str, value: Any, images: dict[str, Any]) -> Any:
-    """Return a value without its images, which are added to `images`."""
+def _map(parameter: Parameter, path: str, value: Any, convert: Callable[[str, Any], Any]) -> Any:
     if value is None or not parameter.has_images:
         return value
     if parameter.kind == "image":
-        images[path] = value
-        return None
+        return convert(path, value)
     if not isinstance(value, list | tuple):
         return value
+    items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     if parameter.kind == "images":
-        images.update({f"{path}[{index}]": item for index, item in enumerate(value)})
-        return [None] * len(value)
+        return [convert(at, item) for at, item in items]
     fields = {field.name: field for field in parameter.fields}
     return [
         {
-            key: _split(fields[key], f"{path}[{index}].{key}", part, images) if key in fields else part
-            for key, part in item.items()
+            name: _map(fields[name], f"{at}.{name}", part, convert) if name in fields else part
+            for name, part in item.items()
         }
         if isinstance(item, Mapping)
         else item
-        for index, item in enumerate(value)
+        for at, item in items
     ]
 
 

@@ -25,6 +25,9 @@ MAX_MODELS = 256
 MAX_CHOICES = 128
 """Schedulers, or LoRAs, that are told of one model."""
 
+MAX_PARAMETERS = 128
+"""Parameters that one model reports."""
+
 MAX_NAME_LENGTH = 128
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1

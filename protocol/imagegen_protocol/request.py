@@ -233,7 +233,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             ParameterInfo(
                 label="Format",
                 description="File format in which the worker encodes the images.",
-                unset=DEFAULT_OUTPUT_FORMAT,
+                unset=None,
+                default=DEFAULT_OUTPUT_FORMAT,
                 option="--format",
                 per_model=False,
                 group="more",
@@ -248,7 +249,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             ParameterInfo(
                 label="Quality",
                 description="Quality of JPEG and WebP; 100 is the best.",
-                unset=str(DEFAULT_QUALITY),
+                unset=None,
+                default=DEFAULT_QUALITY,
                 http_name="output_compression",
                 per_model=False,
                 listed=False,

@@ -1,46 +1,49 @@
 """What a model takes, for those who draw forms for it: told behind READY, and by the broker in its statistics."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from imagegen_protocol.accepted import AcceptedParameter, Choices, Merge
+from imagegen_protocol.declaration import TaskName
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
-    MAX_CHOICES,
     MAX_GUIDANCE_SCALE,
     MAX_MODELS,
+    MAX_PARAMETERS,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
 from imagegen_protocol.messages import Name
 
-Choices = Annotated[list[Name], Meta(max_length=MAX_CHOICES)]
-TaskName = Literal["text-to-image", "image-to-image", "inpainting"]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
+Scale = Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)]
 
 
 class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults and bounds of one model, as it was loaded. Sizes are in pixels."""
 
-    width: Side
-    """The default, as all that is no bound."""
-    height: Side
-    num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
-    guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
-    """None: it takes none."""
-    size_multiple: Side = 1
-    """Width and height are whole multiples of it."""
-    max_side: Side = MAX_SIDE_PIXELS
-    negative_prompt: bool = False
-    """Whether it takes one."""
-    tasks: dict[TaskName, float | None]
-    """What it does, and the default strength of each; None: that task takes none."""
-    schedulers: Choices = []
-    """Those that can be asked for, the model's own first."""
-    loras: Choices | None = None
-    """Those that were there; None: it takes none."""
+    width: Annotated[Side, Merge.FIRST]
+    """The default, like every field that is no bound."""
+    height: Annotated[Side, Merge.FIRST]
+    num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS), Merge.FIRST]
+    guidance_scale: Annotated[Scale | None, Merge.FIRST_SET] = None
+    """None: not accepted."""
+    size_multiple: Annotated[Side, Merge.LOWEST] = 1
+    """Width and height are multiples of it."""
+    max_side: Annotated[Side, Merge.HIGHEST] = MAX_SIDE_PIXELS
+    negative_prompt: Annotated[bool, Merge.ANY] = False
+    """Whether it is accepted."""
+    tasks: Annotated[dict[TaskName, float | None], Merge.EACH]
+    """The tasks of the model, and the default strength of each; None: the task accepts none."""
+    schedulers: Annotated[Choices, Merge.UNION] = []
+    """The schedulers that the model can run with, its own first."""
+    loras: Annotated[Choices | None, Merge.UNION] = None
+    """The LoRAs that the worker had when it loaded the model; None: not accepted."""
+    parameters: Annotated[dict[Name, AcceptedParameter], Meta(max_length=MAX_PARAMETERS), Merge.EACH] = {}
+    """The other parameters that the model accepts."""
 
 
 Described = dict[Name, ModelTraits]

@@ -1,12 +1,14 @@
 """What each model takes, put together from what its workers tell."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from imagegen_broker.core.records import Worker
+from imagegen_protocol.accepted import Merge
 from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_CHOICES
 from imagegen_protocol.traits import ModelTraits
 
@@ -49,32 +51,57 @@ def _tell(workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
 
 
 def merge(several: Sequence[ModelTraits]) -> ModelTraits:
-    """Return what one model takes by the word of one or more workers: the first's defaults, the widest bounds.
+    """Return the capabilities of a model that one or more workers report: the first's defaults, the widest bounds.
 
-    A request may come to any of them: what is beyond one of them, it refuses.
+    A request may reach any of these workers, which refuses what is beyond its own bounds.
     """
+    return _merge_structs(several)
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _merge_structs(several: Sequence[S]) -> S:
     first = several[0]
-    if all(traits == first for traits in several):
+    if all(each == first for each in several):
         return first
-    tasks: dict[Any, float | None] = {}
-    for traits in several:
-        for task, strength in traits.tasks.items():
-            tasks[task] = strength if tasks.get(task) is None else tasks[task]
-    loras = [traits.loras for traits in several if traits.loras is not None]
-    scales = (traits.guidance_scale for traits in several if traits.guidance_scale is not None)
-    return ModelTraits(
-        width=first.width,
-        height=first.height,
-        num_inference_steps=first.num_inference_steps,
-        guidance_scale=next(scales, None),
-        size_multiple=min(traits.size_multiple for traits in several),
-        max_side=max(traits.max_side for traits in several),
-        negative_prompt=any(traits.negative_prompt for traits in several),
-        tasks=tasks,
-        schedulers=_union(traits.schedulers for traits in several),
-        loras=_union(loras) if loras else None,
-    )
+    rules = _rules(type(first))
+    return type(first)(**{name: _merge(rule, [getattr(each, name) for each in several]) for name, rule in rules})
 
 
-def _union(lists: Iterable[Sequence[str]]) -> list[str]:
-    return list(islice(dict.fromkeys(item for each in lists for item in each), MAX_CHOICES))
+@functools.cache
+def _rules(struct: type[msgspec.Struct]) -> list[tuple[str, Merge]]:
+    """Return the rule that each field of a struct is annotated with."""
+    hints = get_type_hints(struct, include_extras=True)
+    return [
+        (name, next(item for item in hints[name].__metadata__ if isinstance(item, Merge)))
+        for name in struct.__struct_fields__
+    ]
+
+
+def _merge(rule: Merge, values: Sequence[Any]) -> Any:
+    """Return one value for those of several workers; see `Merge`."""
+    known = [value for value in values if value is not None]
+    match rule:
+        case Merge.FIRST:
+            return values[0]
+        case Merge.FIRST_SET:
+            return next(iter(known), None)
+        case Merge.LOWEST:
+            return min(values) if len(known) == len(values) else None
+        case Merge.HIGHEST:
+            return max(values) if len(known) == len(values) else None
+        case Merge.ANY:
+            return any(values)
+        case Merge.UNION:
+            items = dict.fromkeys(item for value in known for item in value)
+            return list(islice(items, MAX_CHOICES)) if known else None
+        case Merge.EACH:
+            keys = dict.fromkeys(key for value in values for key in value)
+            return {key: _merge_entries([value[key] for value in values if key in value]) for key in keys}
+
+
+def _merge_entries(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], msgspec.Struct):
+        return _merge_structs(values)
+    return _merge(Merge.FIRST_SET, values)
