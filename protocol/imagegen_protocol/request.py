@@ -46,7 +46,7 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[
         str,
         Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=_LORA_NAME),
-        ParameterInfo(label="Name", description="Name of a LoRA that the workers have."),
+        ParameterInfo(label="Name", description="Name of a LoRA that the workers have.", unset=None),
     ]
     scale: Annotated[
         float,

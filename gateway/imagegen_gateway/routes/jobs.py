@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import secrets
 import time
 from typing import Annotated, Any
@@ -54,7 +55,9 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> answers.Job:
     """Take a job in: it is kept before this answers, and ends however often the gateway dies."""
-    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    # Without absent fields: a gateway of another version, which has other parameters, gets the same.
+    said = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()
     job = await _known(services, caller, idempotency_key, fingerprint)
     if job is None:
         services.admit(caller)
