@@ -43,6 +43,8 @@ class ParameterInfo:
     """The placeholder of the option's value in the help."""
     http_name: str | None = None
     """The name in the HTTP API (OpenAI's, where OpenAI has one); None: the same name."""
+    http_note: str | None = None
+    """A sentence that applies to the HTTP API only."""
     in_http: bool = True
     """Whether the HTTP API has a field of `http_name`."""
     per_model: bool = True

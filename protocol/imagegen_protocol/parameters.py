@@ -20,6 +20,7 @@ _HEADER_INFOS = {
     "priority": ParameterInfo(
         label="Priority",
         description="Priority in the queue; higher values are dispatched first.",
+        http_note="At most the priority of the key.",
         unset=None,
         per_model=False,
         listed=False,

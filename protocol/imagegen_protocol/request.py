@@ -100,6 +100,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             ParameterInfo(
                 label="Negative prompt",
                 description="Text that the image should not show.",
+                unset="none",
                 metavar="TEXT",
                 in_result=False,
                 group="more",
@@ -198,6 +199,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             option="--mask",
             metavar="FILE",
             http_name="mask",
+            http_note="Of a mask with transparency, transparent areas are generated anew.",
             in_result=False,
         ),
     ] = None
@@ -263,7 +265,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             dict[str, Any],
             ParameterInfo(
                 label="Extra",
-                description="Further parameters of the model's pipeline, by name; see `check_extra`.",
+                description="Further parameters of the model's pipeline, by name.",
                 unset="none",
                 metavar="NAME=VALUE",
                 in_http=False,

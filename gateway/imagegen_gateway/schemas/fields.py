@@ -77,9 +77,14 @@ def form_field(parameter: Parameter) -> dict[str, Any]:
 
 def describe(parameter: Parameter) -> str:
     """Return the description of a parameter, with its unit and its default."""
-    unit = f" In {parameter.info.unit}." if parameter.info.unit else ""
-    words = parameter.default_words
-    return f"{parameter.info.description}{unit}" + (f" Default: {words}." if words is not None else "")
+    info, words = parameter.info, parameter.default_words
+    sentences = (
+        info.description,
+        info.http_note,
+        info.unit and f"In {info.unit}.",
+        words and f"Default: {words}.",
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _is_value(parameter: Parameter) -> bool:

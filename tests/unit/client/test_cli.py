@@ -11,8 +11,8 @@ from rich.console import Console
 
 from imagegen_client.cli import COMMANDS, main
 from imagegen_client.commands.completion import PROGRAMS
-from imagegen_client.commands.drawing_options import format_of
 from imagegen_client.commands.errors import HOW_TO_START, describe
+from imagegen_client.commands.generate import format_of
 from imagegen_client.models import served
 from imagegen_client.tables import models_table, stats_table
 from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
