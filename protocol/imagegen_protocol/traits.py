@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.accepted import AcceptedParameter, Choices, Merge
-from imagegen_protocol.declaration import TaskName
+from imagegen_protocol.declaration import Parameter, TaskName
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
     MAX_GUIDANCE_SCALE,
@@ -48,6 +48,41 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
 
 Described = dict[Name, ModelTraits]
 """Models by name."""
+
+
+def accepted(model: ModelTraits, parameter: Parameter) -> AcceptedParameter | None:
+    """Return what a model accepts for a parameter; None if it does not accept it.
+
+    Parameters that are older than `ModelTraits.parameters` have fields of their own.
+    """
+    if not parameter.info.per_model:
+        return AcceptedParameter(default=parameter.default)
+    if parameter.kind in ("image", "images"):
+        return AcceptedParameter() if parameter.info.tasks[0] in model.tasks else None
+    match parameter.name:
+        case "width" | "height" as side:
+            default = model.width if side == "width" else model.height
+            return AcceptedParameter(default=default, maximum=model.max_side, multiple_of=model.size_multiple)
+        case "num_inference_steps":
+            return AcceptedParameter(default=model.num_inference_steps)
+        case "guidance_scale":
+            return _with_default(model.guidance_scale)
+        case "strength":
+            defaults = (model.tasks.get(task) for task in parameter.info.tasks)
+            return _with_default(next((each for each in defaults if each is not None), None))
+        case "negative_prompt":
+            return AcceptedParameter() if model.negative_prompt else None
+        case "scheduler":
+            choices = model.schedulers
+            return AcceptedParameter(default=choices[0], choices=choices) if choices else None
+        case "loras":
+            return None if model.loras is None else AcceptedParameter(choices=model.loras)
+    return model.parameters.get(parameter.name)
+
+
+def _with_default(default: float | None) -> AcceptedParameter | None:
+    return None if default is None else AcceptedParameter(default=default)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[Name, msgspec.Raw])

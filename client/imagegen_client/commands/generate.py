@@ -127,7 +127,7 @@ def command(
     Examples:
       imagegen generate "a red circle on a blue background"
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
-      imagegen generate "a red circle" --image sketch.png --strength 0.6 --format webp --quality 80
+      imagegen generate "a red circle" --image sketch.png --format webp --quality 80
       imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
       imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from imagegen_gateway.core.limits import Limits
-from imagegen_protocol.accepted import AcceptedParameter, accepted
+from imagegen_protocol.accepted import AcceptedParameter
 from imagegen_protocol.declaration import Parameter
 from imagegen_protocol.parameters import PARAMETERS
-from imagegen_protocol.traits import ModelTraits
+from imagegen_protocol.traits import ModelTraits, accepted
 
 Schemas = dict[str, dict[str, Any]]
 
