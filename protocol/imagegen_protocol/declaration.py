@@ -49,6 +49,8 @@ class ParameterInfo:
     """Whether the HTTP API has a field of `http_name`."""
     per_model: bool = True
     """Whether it depends on the model if the parameter is accepted, and which default it has."""
+    choices_by_model: bool = False
+    """Whether each model has a list of the values that it accepts."""
     listed: bool = True
     """Whether `/v1/models` lists it."""
     in_result: bool = True

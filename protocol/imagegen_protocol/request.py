@@ -224,6 +224,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 label="Scheduler",
                 description="Scheduler class of diffusers, such as `EulerDiscreteScheduler`.",
                 metavar="NAME",
+                choices_by_model=True,
                 group="more",
             ),
         ]

@@ -64,15 +64,20 @@ def form_field(parameter: Parameter) -> dict[str, Any]:
     """Return what the page needs for the field of a parameter."""
     info = parameter.info
     own = None if info.in_http else parameter.name
-    return {
+    found = {
         "name": own or parameter.http_name,
         "label": info.label,
         "description": describe(parameter),
         "kind": parameter.kind,
         "group": info.group,
+        "listed": info.listed,
+        "choices_by_model": info.choices_by_model,
+        "default": parameter.default,
+        "fields": [form_field(field) for field in parameter.fields] or None,
         **_rust_pattern(parameter.json_schema()),
-        **({"fields": [form_field(field) for field in parameter.fields]} if parameter.fields else {}),
     }
+    # FastAPI leaves null out of its OpenAPI document.
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def describe(parameter: Parameter) -> str:
