@@ -2,18 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Processes that run the tests: one for each core.
+TEST_PROCESSES ?= logical
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
+CHECK_FLEETS ?= 240
 MINUTES ?= 60
 CHAOS_MINUTES ?= 10
 PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 GPUS ?=
 
-.PHONY: help demo test test-ray lint soak chaos bench install uninstall clean
+.PHONY: help demo check test test-ray lint soak chaos bench install uninstall clean
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
-	@echo "make test    run the tests"
+	@echo "make check   lint, then the unit and property tests and a short simulation: 3 minutes on 2 cores"
+	@echo "make test    run all tests: 15 minutes on 2 cores"
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
@@ -23,18 +30,27 @@ help:
 	@echo "make uninstall as root: stop the units and remove them"
 	@echo "make clean   remove the virtual environment and what was generated"
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=python3.11" >&2; exit 1; }
-	@echo "Setting up $(VENV) (once; a few minutes, mostly the download of torch) ..."
+# What `make demo` needs, and `imagegen up`, which it recommends.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is required; run make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing the fleet into $(VENV) (once; a few minutes, mostly the download of torch) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[broker,worker,gateway,dev,bench]'
+	@$(PIP_INSTALL) --editable '.[cli,broker,worker,gateway]'
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): $(DEMO_STAMP)
+	@echo "Installing what the tests and the benchmarks need into $(VENV) (once) ..."
+	@$(PIP_INSTALL) --editable '.[cli,broker,worker,gateway,dev,bench]'
+	@touch $@
+
+demo: $(DEMO_STAMP)
 	@$(BIN)/python -m tools.demo
 
+check: lint
+	@$(PYTEST) tests/unit tests/property tests/simulation --fleets $(CHECK_FLEETS)
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 RAY_STAMP := .venv-ray/.installed
 
@@ -64,7 +80,7 @@ bench: $(STAMP)
 
 install:
 	umask 022 && $(PYTHON) -m venv $(PREFIX)
-	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$(ROLES)]'
+	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[cli,$(ROLES)]'
 	$(PYTHON) systemd/install.py install --prefix $(PREFIX) --roles $(ROLES) $(if $(GPUS),--gpus $(GPUS))
 
 uninstall:

@@ -202,7 +202,7 @@ def check_environment(prefix: Path, roles: Sequence[str]) -> None:
         if not path.is_file():
             raise InstallError(
                 f"{path} is not there; make the environment first: python3 -m venv {prefix} && "
-                f"{prefix}/bin/pip install -c constraints.txt '.[{','.join(roles)}]'"
+                f"{prefix}/bin/pip install -c constraints.txt '.[cli,{','.join(roles)}]'"
             )
     for needed in (prefix / "bin/python3", *map(interpreter, commands), base(prefix)):
         for path in way(needed):

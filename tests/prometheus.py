@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 import yaml
 
+from tests.programs import needs
+
 SHIPPED = Path(__file__).parents[1] / "configs" / "prometheus"
-needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+needs_prometheus = needs("prometheus")
 
 
 def wait_until(holds, what, timeout=90):

@@ -1,11 +1,10 @@
 """`promtool`, which has the last word on metrics and rules; tests that need it are skipped where it is not."""
 
-import shutil
 import subprocess
 
-import pytest
+from tests.programs import needs
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+needs_promtool = needs("promtool")
 
 
 def promtool(*arguments, text=None):

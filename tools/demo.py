@@ -10,8 +10,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from imagegen_cli.tables import stats_table
 from imagegen_client import Client, GenerationResult
-from imagegen_client.tables import stats_table
 from tools.fleet import Fleet, FleetError
 from tools.sheet import contact_sheet
 

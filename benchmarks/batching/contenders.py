@@ -13,11 +13,11 @@ from benchmarks.batching.traffic import Arrival
 from imagegen_worker.backends import Row, nobody_watches
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.continuous import ContinuousEngine
 from imagegen_worker.core.events import CallDone, CallFailed, Command, EngineEvent, Failed, Job, Stop
 from imagegen_worker.core.model import Model
-from imagegen_worker.encoding import EncodePool, RawResult
-from imagegen_worker.engine import Engine, StaticEngine
+from imagegen_worker.engines.continuous import ContinuousEngine
+from imagegen_worker.engines.static import Engine, StaticEngine
+from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Died, Mailbox
 
 WAITS = (0.05, 0.5, 5.0)

@@ -14,11 +14,11 @@ from benchmarks.batching.traffic import Arrival
 from imagegen_worker.backends import OnStep, Row
 from imagegen_worker.backends.diffusers.joining import count_rows
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.continuous import ContinuousEngine
-from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.model import ResolvedRequest
-from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import Engine
+from imagegen_worker.engines.continuous import ContinuousEngine
+from imagegen_worker.engines.continuous.timing import Timer
+from imagegen_worker.engines.static import Engine
+from imagegen_worker.images.encoding import EncodePool
 
 GIB = 2**30
 

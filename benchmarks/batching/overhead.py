@@ -11,10 +11,10 @@ from benchmarks.batching.contenders import Field
 from benchmarks.batching.traffic import Arrival, burst
 from imagegen_worker.backends import Row
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
-from imagegen_worker.continuous import ContinuousEngine
 from imagegen_worker.core.events import Command, Job, Stop
 from imagegen_worker.core.model import ResolvedRequest
-from imagegen_worker.encoding import EncodePool, RawResult
+from imagegen_worker.engines.continuous import ContinuousEngine
+from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
 
 

@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -13,6 +13,7 @@ import psutil
 from benchmarks.about import about
 from benchmarks.broker import report
 from benchmarks.broker.contenders import CONTENDERS, DIRECT, Started, started
+from benchmarks.broker.point import Point
 from benchmarks.broker.profile import profile
 from benchmarks.broker.rig import Tally
 from benchmarks.latency import Latencies
@@ -25,19 +26,6 @@ SIZES = (100_000, 1_000_000, 3_000_000)
 AT_A_TIME = 32
 """Large results outstanding."""
 WARM_UP_SECONDS = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One run: answers a second, latencies in seconds, CPU seconds of the forwarding process a request."""
-
-    a_second: float
-    p50: float
-    p99: float
-    p999: float
-    cpu: float
-    memory: int = 0
-    """Resident bytes of the forwarding process in the end."""
 
 
 def measure(contender: Started, load: str, amount: float, seconds: float) -> Point:

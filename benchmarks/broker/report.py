@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from benchmarks.broker.__main__ import Point
+from benchmarks.broker.point import Point
 
-Table = Mapping[str, Mapping[str, "Point"]]
+Table = Mapping[str, Mapping[str, Point]]
 
 
 def small(table: Table) -> list[str]:

@@ -17,8 +17,8 @@ from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.memory import keep_freed_memory
+from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
 from imagegen_broker.server import Server
-from imagegen_broker.targets import TargetsFile, check_targets_path
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, parse_address
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up

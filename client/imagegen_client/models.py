@@ -7,11 +7,11 @@ from typing import Any
 def served(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the models of a broker's statistics, the default first: `model`, `default`, `workers` and `takes`.
 
-    `takes` has what a model takes, as the protocol's traits have it; None where no worker has told yet.
+    `takes` has what a model takes, as the protocol's capabilities have it; None where no worker has told yet.
     """
     default = statistics.get("default_model")
     gpus = statistics.get("per_gpu_stats", [])
-    traits = statistics.get("model_traits", {})
+    capabilities = statistics.get("model_traits", {})
     # The default may have no worker for now; it is waited for.
     names = {*statistics.get("models", []), *([default] if default else [])}
     return [
@@ -19,7 +19,7 @@ def served(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
             "model": name,
             "default": name == default,
             "workers": [_worker(gpu, name) for gpu in gpus if name in gpu.get("models", [])],
-            "takes": traits.get(name),
+            "takes": capabilities.get(name),
         }
         for name in sorted(names, key=lambda name: (name != default, name))
     ]

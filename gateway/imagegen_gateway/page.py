@@ -13,12 +13,12 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imagegen_client.dashboard.fleet import Broker, Look, images_per_second, in_order
-from imagegen_client.dashboard.watch import RATE_SECONDS, TREND_LENGTH
+from imagegen_client.fleet import Broker, Look, images_per_second, in_order
+from imagegen_client.fleet_watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
 from imagegen_gateway.access import TheCaller, TheServices
 from imagegen_gateway.fleet import Fleet
-from imagegen_gateway.readings import CardReadings
+from imagegen_gateway.gpu_readings import CardReadings
 from imagegen_protocol import ImagegenError
 
 LOOK_SECONDS = 1.0

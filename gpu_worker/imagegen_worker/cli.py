@@ -371,12 +371,12 @@ def main(
     if planned.supervised:
         _warn(planned)
         sys.exit(Supervisor(children(planned, sys.argv[1:])).run())
-    (seat,) = planned.seats
-    about = {"worker": seat.config.worker_name, "gpu": seat.config.gpu}
+    (spec,) = planned.specs
+    about = {"worker": spec.config.worker_name, "gpu": spec.config.gpu}
     set_up(log_level, log_format, own="imagegen_worker", **about)
     _warn(planned)
-    os.environ.update(seat.environment)  # before torch is imported
-    sys.exit(_serve(seat.config))
+    os.environ.update(spec.environment)  # before torch is imported
+    sys.exit(_serve(spec.config))
 
 
 class _GpuGoneError(click.UsageError):

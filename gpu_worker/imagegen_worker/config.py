@@ -11,7 +11,7 @@ from typing import Literal
 
 from imagegen_common.tracing import TracingError, check_otlp_endpoint
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_MODELS, MAX_NAME_LENGTH
-from imagegen_worker.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
+from imagegen_worker.models.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
 
 MAX_CAPACITY = MAX_IDS_PER_MESSAGE
 """A heartbeat lists no more queued ids than this."""

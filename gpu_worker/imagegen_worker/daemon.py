@@ -44,14 +44,14 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.policy import Policy
 from imagegen_worker.core.worker import WorkerCore
-from imagegen_worker.encoding import EncodePool
+from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Died, Mailbox
-from imagegen_worker.status import StatusLine
 from imagegen_worker.supervisor.core import DRAIN_SIGNAL
+from imagegen_worker.telemetry.status import StatusLine
 
 if TYPE_CHECKING:
-    from imagegen_worker.metrics import Metrics
-    from imagegen_worker.tracing import Traces
+    from imagegen_worker.telemetry.metrics import Metrics
+    from imagegen_worker.telemetry.tracing import Traces
 
 MESSAGES_PER_TURN = 256
 """Messages read from one broker before the others and the engine have their turn."""
@@ -286,8 +286,8 @@ class Daemon:
 
     def _serve_metrics(self, stack: contextlib.ExitStack, host: str, port: int) -> None:
         try:
-            from imagegen_worker.http import address_for_others
-            from imagegen_worker.metrics import Metrics
+            from imagegen_worker.telemetry.http import address_for_others
+            from imagegen_worker.telemetry.metrics import Metrics
         except ModuleNotFoundError as error:
             raise StartError(f"--http-port: {error}; install imagegen-fleet[worker]") from error
         self._metrics = Metrics(self._config)
@@ -301,7 +301,7 @@ class Daemon:
         log(_log, logging.INFO, "metrics served", address=f"http://{address}/metrics")
 
     def _trace(self, stack: contextlib.ExitStack, endpoint: str) -> None:
-        from imagegen_worker.tracing import Traces
+        from imagegen_worker.telemetry.tracing import Traces
 
         about: dict[str, Attribute] = {"host.name": socket.gethostname(), "imagegen.gpu": self._config.gpu}
         about["service.instance.id"] = self._config.worker_name

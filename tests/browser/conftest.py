@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from imagegen_client import Client
+from tests import programs
 from tools.browser import CHROMIUM, SHAPES, open_browser, start_gateway
 from tools.fleet import Fleet
 
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items):
         return
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.skip(reason=f"there is no {CHROMIUM}; install Debian's chromium"))
+            item.add_marker(pytest.mark.skip(reason=programs.reason("chromium")))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from imagegen_client import Client
 from imagegen_protocol.errors import ImagegenError
 from imagegen_worker.config import WorkerConfig
-from imagegen_worker.gpu_metrics import GpuCollector
-from imagegen_worker.http import HttpServer
+from imagegen_worker.telemetry.gpu_metrics import GpuCollector
+from imagegen_worker.telemetry.http import HttpServer
 from tests.e2e.conftest import SIMULATED, start_simulated
 from tests.e2e.gateway.conftest import Gateway
 from tests.e2e.gateway.receiver import Receiver

@@ -139,6 +139,6 @@ def test_a_frozen_worker(fleet, patient_client):
 
 
 def test_nothing_of_the_other_roles_is_imported():
-    code = "import sys, imagegen_client.commands.doctor; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, imagegen_cli.commands.doctor; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(command("python", "-c", code).stdout.split())
     assert not loaded & {"torch", "imagegen_worker", "imagegen_broker", "imagegen_common", "pynvml"}

@@ -3,11 +3,12 @@
 import pytest
 
 from tests.e2e.hosts import HOSTS, Hosts, Keys, finished
+from tests.programs import needs
 from tools.fleet import Fleet
 from tools.netns import Network, available
 
 _why_not = available()
-pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
+pytestmark = [needs("ip", "iptables"), pytest.mark.skipif(_why_not is not None, reason=str(_why_not))]
 
 
 @pytest.fixture(scope="module")

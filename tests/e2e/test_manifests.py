@@ -10,9 +10,10 @@ import pytest
 from imagegen_client import Client
 from tests.e2e.conftest import BROKER, SIMULATED, command, start_simulated
 from tests.e2e.gateway.conftest import Gateway
+from tests.programs import needs
 from tests.unit.deploy.test_kubernetes import FOLDER, build, container, pod, words_of_the_comment
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
+pytestmark = needs("kubectl")
 
 
 def project(files, target):

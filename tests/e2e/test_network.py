@@ -5,11 +5,12 @@ from threading import Event
 import pytest
 
 from tests.e2e.hosts import HOSTS, LIVENESS_SECONDS, Hosts, finished
+from tests.programs import needs
 from tools.fleet import Fleet
 from tools.netns import Network, available
 
 _why_not = available()
-pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
+pytestmark = [needs("ip", "iptables"), pytest.mark.skipif(_why_not is not None, reason=str(_why_not))]
 
 
 @pytest.fixture

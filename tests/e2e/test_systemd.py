@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import needs
 from tools.machine import Machine, available
 
 _why_not = available()
-pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
+pytestmark = [
+    needs("systemctl", "systemd-analyze", "unshare", "nsenter", "pivot_root"),
+    pytest.mark.skipif(_why_not is not None, reason=str(_why_not)),
+]
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("common", "protocol", "broker", "gpu_worker", "client", "gateway")
+PACKAGES = ("common", "protocol", "broker", "gpu_worker", "client", "cli", "gateway")
 COMMANDS = {
-    "imagegen": "imagegen_client.cli",
+    "imagegen": "imagegen_cli.main",
     "imagegen-broker": "imagegen_broker.cli",
     "imagegen-worker": "imagegen_worker.cli",
     "imagegen-gateway": "imagegen_gateway.cli",

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from imagegen_worker.sources import BUILTIN_FOLDER
+from imagegen_worker.models.sources import BUILTIN_FOLDER
 from tests.e2e.conftest import SIMULATED, command, start_simulated
 
 SHAPES = BUILTIN_FOLDER / "shapes"

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
-from imagegen_worker.metrics import Metrics
+from imagegen_worker.telemetry.metrics import Metrics
 from tests.families import FAMILIES
 from tests.integration.continuous.company import job, one_thread, rows_of, serve
 from tests.integration.test_wire import dial

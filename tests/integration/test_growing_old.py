@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.continuous import ContinuousEngine
+from imagegen_worker.engines.continuous import ContinuousEngine
 from tests.families import FAMILIES
 from tests.integration.continuous.company import PROMPTS, Backend, Script, job, one_thread
 from tests.raw import Peers, ready, result, submit

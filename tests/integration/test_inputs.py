@@ -19,9 +19,9 @@ from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffuse
 from imagegen_worker.backends.diffusers.channels import AsManyAsLatents
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions, WorkerConfig
-from imagegen_worker.continuous.hub import ForwardDone, Hub
 from imagegen_worker.core.model import Model
-from imagegen_worker.decoding import decode_inputs
+from imagegen_worker.engines.continuous.hub import ForwardDone, Hub
+from imagegen_worker.images.decoding import decode_inputs
 from tests.families import FAMILIES, SIDE
 from tests.integration.continuous.company import one_thread
 

@@ -7,7 +7,7 @@ from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions, WorkerConfig
-from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.engines.continuous.hub import Hub
 
 CONFIG = WorkerConfig()
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends.diffusers.adapters import Adapters
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.engines.continuous.hub import Hub
 from tests.families import FAMILIES
 from tests.integration.continuous.company import TOLERANCE, difference, one_thread, requests, stock
 

@@ -12,8 +12,8 @@ from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.backends.diffusers.sketching import Layout, Sketcher, make_sketcher
 from imagegen_worker.config import LoadOptions, WorkerConfig
-from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.engines.continuous.hub import Hub
 from tests.families import FAMILIES
 from tests.integration.client.peers import PNG, RawWorker
 

@@ -21,7 +21,7 @@ from imagegen_common.tracing import Tracer, TracingError, check_otlp_endpoint, o
 from imagegen_protocol import OutOfMemoryError, ProtocolError, decode_from_client, encode
 from imagegen_protocol.messages import Goodbye, Release, Submit, Work
 from imagegen_worker.core.events import CallDone, Failed, Finished, Started, Stepped
-from imagegen_worker.tracing import Traces as WorkerTraces
+from imagegen_worker.telemetry.tracing import Traces as WorkerTraces
 from tests.unit.broker.bench import Bench, rid
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -225,7 +225,7 @@ def test_untraced_requests_are_not_followed(traces, exporter):
 
 
 def test_what_the_worker_keeps_is_bounded(traces, monkeypatch):
-    monkeypatch.setattr("imagegen_worker.tracing._MAX_FOLLOWED", 3)
+    monkeypatch.setattr("imagegen_worker.telemetry.tracing._MAX_FOLLOWED", 3)
     for number in range(9):
         traces.received(Work(request_id=rid(number), traceparent=PARENT), 1.0)
     assert traces.followed == 3

@@ -4,6 +4,7 @@ import logging
 
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
+from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import (
@@ -17,7 +18,6 @@ from imagegen_protocol.messages import (
     WorkerHeartbeat,
     WorkerMessage,
 )
-from imagegen_protocol.traits import decode_traits
 
 
 class Backend:
@@ -115,8 +115,8 @@ class Backend:
             self._adopt_default_model(message.models[0])
         if payload:
             # A registered worker says READY again when it has learnt more.
-            worker.traits = decode_traits(memoryview(payload[0]))
-            self._ledger.traits.changed()
+            worker.capabilities = decode_capabilities(memoryview(payload[0]))
+            self._ledger.capabilities.changed()
         worker.heard = now
         self._reconcile(worker, message, -1, now)
         self._send_beat(worker)
@@ -144,7 +144,7 @@ class Backend:
         ledger = self._ledger
         ledger.placement.remove(worker)
         del ledger.workers[worker.id]
-        ledger.traits.changed()
+        ledger.capabilities.changed()
         del self._processes[worker.ready.worker_id], self._names[worker.name]
         ledger.note_listed(worker, frozenset())
         for assignment in list(worker.holding.values()):

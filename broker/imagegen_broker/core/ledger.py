@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 
+from imagegen_broker.core.capabilities import FleetCapabilities
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.placement import Placement
@@ -25,7 +26,6 @@ from imagegen_broker.core.records import (
     ToWorker,
     Worker,
 )
-from imagegen_broker.core.traits import Traits
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Accepted, Error, Release, Resend
 
@@ -50,7 +50,7 @@ class Ledger:
         self.tombstones: OrderedDict[bytes, bytes] = OrderedDict()
         """Ids that ended lately, and the client that has the answer; b"": nobody has, it may be asked again."""
         self.bytes = 0
-        self.traits = Traits()
+        self.capabilities = FleetCapabilities()
         self.counters = Counters()
         self.rate = Rate()
         self.default_model = settings.default_model

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import Error, Message, Ready, WorkerStats
-from imagegen_protocol.traits import ModelTraits
 
 Payload = Sequence[Any]
 """The frames behind a header (bytes, or the socket's own frames), passed on unread; only `len` is asked."""
@@ -169,7 +169,7 @@ class Worker:
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
     """The models that are loaded by its last word; none: all."""
-    traits: Mapping[str, ModelTraits] = field(default_factory=dict)
+    capabilities: Mapping[str, ModelCapabilities] = field(default_factory=dict)
     """What its models take, as far as it has told."""
     images: int = 0
     """Of all that is assigned to it."""

@@ -43,7 +43,7 @@ def view(ledger: Ledger, started: float, now: float) -> View:
         "heartbeat": {"interval_seconds": ledger.settings.interval, "liveness": ledger.settings.liveness},
         "uptime_seconds": round(now - started, 3),
         "default_model": ledger.default_model,
-        "model_traits": ledger.traits.told(ledger.workers.values()),
+        "model_traits": ledger.capabilities.told(ledger.workers.values()),
         "num_gpus": len(workers),
         "clients": len(ledger.clients),
         "requests": {

@@ -7,16 +7,16 @@ import msgspec
 
 from imagegen_gateway.core.limits import Limits
 from imagegen_protocol.accepted import AcceptedParameter
+from imagegen_protocol.capabilities import ModelCapabilities, accepted
 from imagegen_protocol.declaration import Parameter
 from imagegen_protocol.parameters import PARAMETERS
-from imagegen_protocol.traits import ModelTraits, accepted
 
 Schemas = dict[str, dict[str, Any]]
 
 
 def parameters(takes: Mapping[str, Any], limits: Limits) -> Schemas:
     """Return the parameters that a model accepts by their names, from its capabilities; others are absent."""
-    model = msgspec.convert(takes, ModelTraits)
+    model = msgspec.convert(takes, ModelCapabilities)
     most = {
         "width": limits.max_width,
         "height": limits.max_height,

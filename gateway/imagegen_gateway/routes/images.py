@@ -6,9 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 
 from imagegen_gateway.access import TheCaller, TheServices
-from imagegen_gateway.drawing import answer
 from imagegen_gateway.errors import ApiError, responses
-from imagegen_gateway.pictures import check_image, mask_image
+from imagegen_gateway.generation import answer
+from imagegen_gateway.input_images import check_image, mask_image
 from imagegen_gateway.schemas.answers import Images
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody
 

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from imagegen_gateway import sse
 from imagegen_gateway.access import TheCaller, TheServices, base_url
 from imagegen_gateway.core.addresses import check_webhook_url
-from imagegen_gateway.drawing import allowed_options
 from imagegen_gateway.errors import ApiError, not_found, responses, storage_failed
+from imagegen_gateway.generation import allowed_options
+from imagegen_gateway.input_images import check_image, decode_base64, mask_image
 from imagegen_gateway.jobs.live import Live
 from imagegen_gateway.jobs.store import Job
 from imagegen_gateway.jobs.view import show, show_event
 from imagegen_gateway.keys import Caller
-from imagegen_gateway.pictures import check_image, decode_base64, mask_image
 from imagegen_gateway.schemas import answers
 from imagegen_gateway.schemas.requests import JobBody, Page
 from imagegen_gateway.services import Services

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 async def list_models(services: TheServices, caller: TheCaller) -> Models:
     """List the models that workers serve and the key may use, with the ranges and defaults of each."""
     statistics = await services.fleet.stats()
-    traits = statistics.get("model_traits", {})
+    capabilities = statistics.get("model_traits", {})
     limits = caller.limits
     default = limits.models[0] if limits.models else statistics["default_model"]
     models = []
@@ -22,8 +22,8 @@ async def list_models(services: TheServices, caller: TheCaller) -> Models:
         if limits.models is not None and name not in limits.models:
             continue
         told = None
-        if name in traits:
-            told = {key: Parameter(**value) for key, value in parameters(traits[name], limits).items()}
+        if name in capabilities:
+            told = {key: Parameter(**value) for key, value in parameters(capabilities[name], limits).items()}
         started = int(services.started)
         models.append(Model(id=name, created=started, default=name == default, parameters=told))
     return Models(data=models)

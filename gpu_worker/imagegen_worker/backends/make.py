@@ -10,11 +10,11 @@ from imagegen_common.logs import log
 from imagegen_worker.backends import Backend, Maker, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.shelf import Shelf
-from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import Engine, StaticEngine
-from imagegen_worker.sources import ModelSource
-from imagegen_worker.stock import B, Models, Stock
+from imagegen_worker.core.model_cache import ModelCache
+from imagegen_worker.engines.static import Engine, StaticEngine
+from imagegen_worker.images.encoding import EncodePool
+from imagegen_worker.models.manager import B, ModelManager, Models
+from imagegen_worker.models.sources import ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,9 +37,9 @@ class Device:
 
     def _open_continuous(self, config: WorkerConfig, encoder: EncodePool) -> None:
         from imagegen_worker.backends.diffusers import StepwiseDiffusers, memory_for_models
-        from imagegen_worker.continuous import ContinuousEngine, StepwiseBackend
-        from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
-        from imagegen_worker.continuous.stocked import StockedStepwise
+        from imagegen_worker.engines.continuous import ContinuousEngine, StepwiseBackend
+        from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+        from imagegen_worker.engines.continuous.managed import ManagedStepwise
 
         caps, costs = MemoryCaps(), RowCosts()
         make = {
@@ -61,8 +61,8 @@ class Device:
         models: Models | None = None
         self.close = first.close
         if len(make) > 1:
-            stock = self._stock(config, make, first, lambda: memory_for_models(config.load_options))
-            backend, models = StockedStepwise(stock, first), stock
+            manager = self._manager(config, make, first, lambda: memory_for_models(config.load_options))
+            backend, models = ManagedStepwise(manager, first), manager
         self.engine = ContinuousEngine(
             backend,
             encoder,
@@ -81,8 +81,8 @@ class Device:
         models: Models | None = None
         self.close = first.close
         if len(make) > 1:
-            stock = self._stock(config, make, first, partial(_memory_for_models, config))
-            backend, models = StockedBackend(stock, first), stock
+            manager = self._manager(config, make, first, partial(_memory_for_models, config))
+            backend, models = ManagedBackend(manager, first), manager
         self.engine = StaticEngine(
             backend,
             encoder,
@@ -92,25 +92,25 @@ class Device:
             models=models,
         )
 
-    def _stock(
+    def _manager(
         self, config: WorkerConfig, make: Mapping[str, Callable[[], B]], first: B, default: Callable[[], int]
-    ) -> Stock[B]:
+    ) -> ModelManager[B]:
         """Return all models, the first of which is loaded, and what is to be loaded now."""
         budget = config.model_memory or default()
         log(_log, logging.INFO, "memory for models", bytes=budget)
-        stock = Stock(make, Shelf(budget, config.model_patience))
-        stock.put(config.model_name, first)
-        self.close = stock.close
-        more = stock.preload() if config.preload else []
-        self.warm = replace(self.warm, models=(*self.warm.models, *more), served=stock.names)
-        return stock
+        manager = ModelManager(make, ModelCache(budget, config.model_patience))
+        manager.put(config.model_name, first)
+        self.close = manager.close
+        more = manager.preload() if config.preload else []
+        self.warm = replace(self.warm, models=(*self.warm.models, *more), served=manager.names)
+        return manager
 
 
-class StockedBackend:
+class ManagedBackend:
     """Implements `Maker` with several backends. `first` is loaded."""
 
-    def __init__(self, stock: Stock[Backend], first: Backend) -> None:
-        self._stock = stock
+    def __init__(self, manager: ModelManager[Backend], first: Backend) -> None:
+        self._manager = manager
         self._last: Backend = first
 
     @property
@@ -120,7 +120,7 @@ class StockedBackend:
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """See `Maker.generate`."""
-        self._last = self._stock[rows[0].request.model]
+        self._last = self._manager[rows[0].request.model]
         return self._last.generate(rows, on_step)
 
 

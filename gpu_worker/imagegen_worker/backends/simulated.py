@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from PIL import Image, ImageDraw, ImageFont
 
 from imagegen_worker.backends import DeviceMemoryError, OnStep, Row, Sketch
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.traits import TaskTraits
 
 CRASH_STATUS = 70
 """The exit status of a scripted crash."""
@@ -38,9 +38,9 @@ MODEL = Model(
     height=256,
     max_side=4096,
     tasks={
-        "text-to-image": TaskTraits(),
-        "image-to-image": TaskTraits(strength=0.8),
-        "inpainting": TaskTraits(strength=1.0),
+        "text-to-image": TaskCapabilities(),
+        "image-to-image": TaskCapabilities(strength=0.8),
+        "inpainting": TaskCapabilities(strength=1.0),
     },
 )
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from imagegen_protocol import ModelNotFoundError
-from imagegen_protocol.traits import encode_traits
+from imagegen_protocol.capabilities import encode_capabilities
 from imagegen_worker.core.model import Model
 
 
@@ -28,9 +28,11 @@ class Catalogue:
         self._known[model.name] = model
         return news
 
-    def traits(self) -> bytes:
-        """Return the frame behind READY: what the models take that were loaded at least once."""
-        return encode_traits({name: self._known[name].traits() for name in self.served if name in self._known})
+    def capabilities(self) -> bytes:
+        """Return the frame behind READY: the capabilities of the models that were loaded at least once."""
+        return encode_capabilities(
+            {name: self._known[name].capabilities() for name in self.served if name in self._known}
+        )
 
     def name(self, asked: str | None) -> str:
         """Return the name of a model that was asked for. Raises `ModelNotFoundError`."""

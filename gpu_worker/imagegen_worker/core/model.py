@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.accepted import AcceptedParameter
+from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.declaration import TaskName
 from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
 from imagegen_protocol.messages import Parameter
@@ -18,8 +19,7 @@ from imagegen_protocol.request import (
     OutputFormat,
     task_of,
 )
-from imagegen_protocol.traits import ModelTraits
-from imagegen_worker.core.traits import TaskTraits
+from imagegen_worker.core.capabilities import TaskCapabilities
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -156,11 +156,11 @@ class Model:
     loras: tuple[str, ...] = ()
     """Those that were there when it was loaded."""
     schedulers: tuple[str, ...] = ()
-    tasks: Mapping[Task, TaskTraits] = field(default_factory=lambda: {"text-to-image": TaskTraits()})
+    tasks: Mapping[Task, TaskCapabilities] = field(default_factory=lambda: {"text-to-image": TaskCapabilities()})
 
-    def traits(self) -> ModelTraits:
+    def capabilities(self) -> ModelCapabilities:
         """Return what brokers are told of it."""
-        return ModelTraits(
+        return ModelCapabilities(
             width=self.width,
             height=self.height,
             num_inference_steps=self.num_inference_steps,
@@ -168,7 +168,7 @@ class Model:
             size_multiple=self.size_multiple,
             max_side=self.max_side,
             negative_prompt=self.takes_negative_prompt,
-            tasks={task: traits.strength for task, traits in self.tasks.items()},
+            tasks={task: capabilities.strength for task, capabilities in self.tasks.items()},
             schedulers=list(self.schedulers[:MAX_CHOICES]),
             loras=list(self.loras[:MAX_CHOICES]) if self.takes_loras else None,
             parameters=self._accepted(),

@@ -33,7 +33,7 @@ from imagegen_protocol.messages import (
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.answers import cut, read_request, result
 from imagegen_worker.core.catalogue import Catalogue
-from imagegen_worker.core.gate import Gate
+from imagegen_worker.core.exclusive_gate import ExclusiveGate
 from imagegen_worker.core.held import Held, Holding
 from imagegen_worker.core.identity import Condition, Identity, heartbeat, ready
 from imagegen_worker.core.link import Link
@@ -63,7 +63,7 @@ class WorkerCore:
         self._actions: list[ev.Action] = []
         self.draining = False
         self.held = Holding(policy.held)
-        self._gate = Gate()
+        self._gate = ExclusiveGate()
         self.totals = Totals()
         self.outcomes: Counter[str] = Counter()
         """Answers by outcome: "result" or the error's code."""
@@ -451,7 +451,7 @@ class WorkerCore:
         else:
             link.asked = not link.registered
             message = ready(self._identity, self._catalogue.served, self._device, condition)
-            self._send(link, message, (self._catalogue.traits(),))
+            self._send(link, message, (self._catalogue.capabilities(),))
 
     # ---- small things --------------------------------------------------------------------------------------
 

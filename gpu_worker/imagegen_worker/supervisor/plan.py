@@ -17,7 +17,7 @@ SUPERVISED = "IMAGEGEN_SUPERVISED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
+class WorkerSpec:
     """One worker to be: its settings, what `--gpu` its own process is given, and its environment."""
 
     config: WorkerConfig
@@ -29,7 +29,7 @@ class Seat:
 class Plan:
     """The workers of this host. `supervised`: each in a process of its own, even if there is just one."""
 
-    seats: tuple[Seat, ...]
+    specs: tuple[WorkerSpec, ...]
     supervised: bool
     warnings: tuple[str, ...] = ()
 
@@ -63,11 +63,11 @@ def children(plan: Plan, arguments: Sequence[str]) -> list[Child]:
     """Return the processes of a plan: the same command line, with what differs said last, which counts."""
     return [
         Child(
-            command=[sys.executable, "-P", "-m", "imagegen_worker", *arguments, *_own_options(seat)],
-            environment={**seat.environment, SUPERVISED: "1"},
-            about=about(seat.config),
+            command=[sys.executable, "-P", "-m", "imagegen_worker", *arguments, *_own_options(spec)],
+            environment={**spec.environment, SUPERVISED: "1"},
+            about=about(spec.config),
         )
-        for seat in plan.seats
+        for spec in plan.specs
     ]
 
 
@@ -78,10 +78,10 @@ def about(config: WorkerConfig) -> dict[str, object]:
     return told | {key: value for key, value in known.items() if value is not None}
 
 
-def _own_options(seat: Seat) -> list[str]:
-    options = ["--gpu", seat.gpu, "--name", seat.config.worker_name]
-    if seat.config.http_port is not None:
-        options += ["--http-port", str(seat.config.http_port)]
+def _own_options(spec: WorkerSpec) -> list[str]:
+    options = ["--gpu", spec.gpu, "--name", spec.config.worker_name]
+    if spec.config.http_port is not None:
+        options += ["--http-port", str(spec.config.http_port)]
     return options
 
 
@@ -97,10 +97,10 @@ def _numbered(gpu: str | None) -> list[Gpu]:
 
 
 def _seated(config: WorkerConfig, gpus: Sequence[Gpu], *, supervised: bool = False) -> Plan:
-    return Plan(seats=tuple(_seat(config, gpu, supervised) for gpu in gpus), supervised=supervised)
+    return Plan(specs=tuple(_spec(config, gpu, supervised) for gpu in gpus), supervised=supervised)
 
 
-def _seat(config: WorkerConfig, gpu: Gpu, supervised: bool) -> Seat:
+def _spec(config: WorkerConfig, gpu: Gpu, supervised: bool) -> WorkerSpec:
     name, port = config.name, config.http_port
     if name is None and (supervised or gpu.instance is not None):
         name = f"{socket.gethostname()}-gpu{gpu.label}"
@@ -119,10 +119,10 @@ def _seat(config: WorkerConfig, gpu: Gpu, supervised: bool) -> Seat:
         gpu_name=gpu.name or None,
     )
     if own.gpu_name is None:
-        return Seat(config=own, gpu=gpu.label)
+        return WorkerSpec(config=own, gpu=gpu.label)
     # Its card alone, as device 0; in the order of the bus, should it go by number.
     alone = {CUDA_VISIBLE_DEVICES: gpu.cuda_id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return Seat(config=own, gpu="0", environment=alone)
+    return WorkerSpec(config=own, gpu="0", environment=alone)
 
 
 def _warnings(every: Sequence[Gpu], seen: Visible, environment: Mapping[str, str]) -> tuple[str, ...]:

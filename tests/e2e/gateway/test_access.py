@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -13,6 +12,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import command
+from tests.programs import needs
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(gateway):
     assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+@needs("openssl")
 def test_https(start_gateway, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.programs import needs
+
 PAGE = Path(__file__).parents[3] / "docs/gateway.md"
 HERE = "http://127.0.0.1:8000"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("jq") is None or shutil.which("curl") is None, reason="needs curl and jq"
-)
+pytestmark = needs("curl", "jq")
 
 
 def examples(language, *words):

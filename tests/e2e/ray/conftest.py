@@ -3,12 +3,11 @@
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".venv-ray/bin/python")
+from tests.programs import RAY_PYTHON as PYTHON
+from tests.programs import ROOT, require
 
 
 class Nodes:
@@ -44,8 +43,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes(tmp_path):
-    if not PYTHON.exists():
-        pytest.skip(f"there is no {PYTHON}; `make test-ray` makes it")
+    require("Ray")
     with (tmp_path / "cluster.log").open("w") as log:
         nodes = Nodes(log)
         yield nodes

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from imagegen_cli.commands.errors import HOW_TO_START
+from imagegen_cli.main import main
 from imagegen_client import (
     Client,
 )
-from imagegen_client.cli import main
-from imagegen_client.commands.errors import HOW_TO_START
 from tests.integration.client.peers import NOWHERE, PATIENCE
 
 

@@ -11,8 +11,8 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
+from imagegen_cli.main import main
 from imagegen_client import Client
-from imagegen_client.cli import main
 from tests.integration.client.peers import NOWHERE, PATIENCE, wait_for_end
 from tests.integration.client.test_cli import wait_for_gpus
 

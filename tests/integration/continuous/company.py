@@ -6,10 +6,10 @@ import types
 import pytest
 import torch
 
-from imagegen_worker.continuous import ContinuousEngine
-from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.engines.continuous import ContinuousEngine
+from imagegen_worker.engines.continuous.hub import Hub
 from imagegen_worker.mailbox import Mailbox
 
 TOLERANCE = 1e-4

@@ -10,8 +10,8 @@ from greenlet import greenlet
 
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.backends.diffusers.stages import ModuleStage
-from imagegen_worker.continuous.hub import Hub
 from imagegen_worker.core import events as ev
+from imagegen_worker.engines.continuous.hub import Hub
 from tests.families import FAMILIES
 from tests.integration.continuous.company import (
     TOLERANCE,

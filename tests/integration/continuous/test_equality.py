@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from imagegen_worker.continuous.hub import Hub
+from imagegen_worker.engines.continuous.hub import Hub
 from tests.families import FAMILIES
 from tests.integration.continuous.company import TOLERANCE, difference, requests, run, settled, stock
 

@@ -9,9 +9,9 @@ from imagegen_worker.backends import DeviceMemoryError, StoppedError
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.continuous import ContinuousEngine
-from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit
 from imagegen_worker.core import events as ev
+from imagegen_worker.engines.continuous import ContinuousEngine
+from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit
 from tests.families import FAMILIES
 from tests.integration.continuous.company import (
     TOLERANCE,

@@ -10,7 +10,7 @@ from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.finding import find_model
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.sources import HubModel
+from imagegen_worker.models.sources import HubModel
 from tests.integration.models.recent import PIPELINES
 from tests.integration.models.worker import make_images, stock_image
 

@@ -8,7 +8,7 @@ import pytest
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.sources import read_source
+from imagegen_worker.models.sources import read_source
 from tests.integration.models.hub import Hub
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import programs
 from tests.e2e.conftest import command
 from tests.promtool import needs_promtool, promtool
 from tests.unit.deploy.commands import (
@@ -42,7 +43,7 @@ def _program():
 
 
 PROGRAM = _program()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no compose 2.20 or newer")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=programs.reason("docker-compose"))
 
 
 def run(file, *words, **environment):

@@ -66,13 +66,14 @@ def test_it_starts_a_command_of_the_project(role):
 
 def test_extras_are_the_roles_own(role):
     (installed,) = [rest for rest in rests(role, "RUN") if "pip install" in rest or "pip wheel" in rest]
-    extra = re.search(r"imagegen-fleet(?:\[([^\]]+)\])? @ file:", installed)[1]
+    extra = re.search(r"imagegen-fleet\[([^\]]+)\] @ file:", installed)[1]
     if role == "worker":
         assert extra == "${EXTRA}"
         assert "EXTRA=worker" in rests(role, "ARG")
         extra = "worker"
-    assert extra == (None if role == "client" else role)
-    needs = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"].get(extra or "", [])]
+    assert extra == ("cli" if role == "client" else role)
+    needs = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]
+    assert any(need.startswith("click") for need in needs), "every image starts a command"
     assert any(need.startswith("torch") for need in needs) == (role == "worker")
 
 

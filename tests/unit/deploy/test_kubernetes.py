@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -13,6 +12,7 @@ import yaml
 from imagegen_protocol.keys import read_dial_keys, read_pair
 from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 from tests.e2e.conftest import command
+from tests.programs import NPM_FOLDER, NPM_PACKAGES, needs, require
 from tests.unit.deploy.commands import (
     BROKER_PORTS,
     DEPLOY,
@@ -26,10 +26,9 @@ from tests.unit.deploy.commands import (
 FOLDER = DEPLOY / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 CUSTOM = ("ScaledObject", "ServiceMonitor", "PodMonitor")
-CRDS = Path(__file__).parent / "crds"
 NAME = "app.kubernetes.io/name"
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl, which has kustomize")
+pytestmark = needs("kubectl")
 
 
 def build(folder):
@@ -88,11 +87,10 @@ def test_kubernetes_has_such_objects(objects):
 
 def check_custom(objects):
     """What the types and schemas of the operators find wrong; a line each."""
-    if shutil.which("node") is None or not (CRDS / "node_modules").is_dir():
-        pytest.skip(f"there is no {CRDS / 'node_modules'}; `npm install` there makes it")
+    require("node", NPM_PACKAGES)
     custom = [thing for thing in objects if thing["kind"] in CUSTOM]
     done = subprocess.run(
-        ["node", CRDS / "check.mjs"], input=json.dumps(custom), capture_output=True, text=True, timeout=100
+        ["node", NPM_FOLDER / "check.mjs"], input=json.dumps(custom), capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -216,7 +214,7 @@ def test_probes_ask_for_what_the_daemons_show(objects):
     sources = {
         "broker": "broker/imagegen_broker/http.py",
         "gateway": "gateway/imagegen_gateway/routes/operations.py",
-        "worker": "gpu_worker/imagegen_worker/http.py",
+        "worker": "gpu_worker/imagegen_worker/telemetry/http.py",
     }
     for role, source in sources.items():
         probes = {key: value for key, value in container(objects, role).items() if key.endswith("Probe")}

@@ -4,12 +4,12 @@ import msgspec
 
 from imagegen_gateway.core.limits import UNLIMITED, Limits
 from imagegen_gateway.core.parameters import parameters
-from imagegen_protocol.traits import ModelTraits
+from imagegen_protocol.capabilities import ModelCapabilities
 
 
 def takes(**fields):
     given = {"width": 512, "height": 768, "num_inference_steps": 20, "tasks": {"text-to-image": None}, **fields}
-    return msgspec.to_builtins(ModelTraits(**given))
+    return msgspec.to_builtins(ModelCapabilities(**given))
 
 
 def test_a_model_that_takes_little():

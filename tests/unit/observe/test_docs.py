@@ -12,8 +12,8 @@ from imagegen_broker.metrics import BrokerCollector
 from imagegen_broker.server import Snapshot
 from imagegen_gateway.metrics import Metrics as GatewayMetrics
 from imagegen_worker.config import WorkerConfig
-from imagegen_worker.gpu_metrics import GpuCollector
-from imagegen_worker.metrics import Metrics
+from imagegen_worker.telemetry.gpu_metrics import GpuCollector
+from imagegen_worker.telemetry.metrics import Metrics
 from tests.unit.broker.bench import Bench
 from tests.unit.observe.test_prometheus import FOLDER, RULES, alerts
 from tests.unit.worker.devices.standin import A, Card, StandIn

@@ -126,7 +126,7 @@ def test_gpus_are_those_that_the_workers_command_tells(environment):
 
 def test_an_environment_that_is_not_there_is_told_how_to_make(environment):
     check_environment(environment, ("broker", "worker"))
-    with pytest.raises(InstallError, match=r"imagegen-gateway is not there; .* '\.\[broker,gateway\]'"):
+    with pytest.raises(InstallError, match=r"imagegen-gateway is not there; .* '\.\[cli,broker,gateway\]'"):
         check_environment(environment, ("broker", "gateway"))
     (environment / "bin/python3").unlink()
     with pytest.raises(

@@ -1,20 +1,19 @@
 """The Grafana dashboard: the file is what the code makes, and it has what Grafana needs."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.programs import NPM_FOLDER, NPM_PACKAGES, require
 from tools.dashboard.asking import Prometheus, Series
 from tools.dashboard.build import dashboard_json
 from tools.dashboard.panels import FLEET, GATEWAY, GPU
 from tools.dashboard.render import in_unit, legend
 
 GRAFANA = Path(__file__).parents[3] / "configs" / "grafana"
-CHECKS = Path(__file__).parents[1] / "deploy" / "crds"
 SHIPPED = (GRAFANA / "dashboards" / "imagegen.json").read_text()
 
 
@@ -24,10 +23,9 @@ def test_the_file_is_what_the_code_makes():
 
 def findings(text):
     """What Grafana's published types (npm's @grafana/schema) find wrong with a dashboard; a line each."""
-    if shutil.which("node") is None or not (CHECKS / "node_modules/@grafana/schema").is_dir():
-        pytest.skip(f"there is no {CHECKS / 'node_modules/@grafana/schema'}; `npm install` there makes it")
+    require("node", NPM_PACKAGES)
     done = subprocess.run(
-        ["node", CHECKS / "dashboard.mjs"], input=text, capture_output=True, text=True, timeout=100
+        ["node", NPM_FOLDER / "dashboard.mjs"], input=text, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -7,11 +7,11 @@ from imagegen_protocol import encode, encode_request
 from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, ImageInfo, Release, Resend, Work
 from imagegen_protocol.request import GenerationRequest
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.held import HeldLimits
 from imagegen_worker.core.identity import Identity
 from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.core.policy import Policy
-from imagegen_worker.core.traits import TaskTraits
 from imagegen_worker.core.worker import WorkerCore
 
 EPOCH = b"e" * 16
@@ -23,7 +23,7 @@ MODEL = Model(
     height=64,
     size_multiple=8,
     max_side=512,
-    tasks={"text-to-image": TaskTraits(), "image-to-image": TaskTraits(strength=0.5)},
+    tasks={"text-to-image": TaskCapabilities(), "image-to-image": TaskCapabilities(strength=0.5)},
 )
 IDENTITY = Identity(
     worker_id=b"w" * 16,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.gate import Gate
+from imagegen_worker.core.exclusive_gate import ExclusiveGate
 from tests.unit.worker.bench import Bench, resolved
 
 
@@ -79,7 +79,7 @@ def test_a_drain_gives_back_what_waits_behind_it():
     st.lists(st.tuples(st.sampled_from(["add", "add alone", "end", "give up"]), st.integers(0, 9)), max_size=40)
 )
 def test_whoever_is_alone_is_and_all_go_through_in_order(script):
-    gate, engine, through = Gate(), {}, []
+    gate, engine, through = ExclusiveGate(), {}, []
     unfinished, alone = {}, set()
 
     def settle():

@@ -40,7 +40,7 @@ def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
 
 
 def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagegen_worker.sources.BUILTIN_FOLDER", tmp_path)
+    monkeypatch.setattr("imagegen_worker.models.sources.BUILTIN_FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="built in are: none"):
         WorkerConfig()
     (tmp_path / "shapes").mkdir()

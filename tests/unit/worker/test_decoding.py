@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.traits import TaskTraits
-from imagegen_worker.decoding import decode_inputs
-from imagegen_worker.encoding import EncodePool
+from imagegen_worker.images.decoding import decode_inputs
+from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
 from tests.pictures import huge_png, huge_webp
 from tests.unit.worker.test_encoding import wait
@@ -31,9 +31,9 @@ MODEL = Model(
     size_multiple=8,
     max_side=256,
     tasks={
-        "text-to-image": TaskTraits(),
-        "image-to-image": TaskTraits(strength=0.5),
-        "inpainting": TaskTraits(strength=0.5),
+        "text-to-image": TaskCapabilities(),
+        "image-to-image": TaskCapabilities(strength=0.5),
+        "inpainting": TaskCapabilities(strength=0.5),
     },
 )
 
@@ -207,7 +207,7 @@ def test_what_is_forgotten_before_its_turn_is_not_decoded(mailbox, monkeypatch):
         decoded.append(frames[0])
         return decode_inputs(request, model, frames)
 
-    monkeypatch.setattr("imagegen_worker.encoding.decode_inputs", functools.partial(slow))
+    monkeypatch.setattr("imagegen_worker.images.encoding.decode_inputs", functools.partial(slow))
     pool = EncodePool(mailbox, threads=1)
     for number in range(3):
         pool.decode(wanted(number, encoded(picture(8 + 8 * number))))
@@ -226,7 +226,7 @@ def test_an_error_nobody_thought_of_is_an_answer_too(mailbox, monkeypatch):
     def broken(request, model, frames):
         raise MemoryError("no more")
 
-    monkeypatch.setattr("imagegen_worker.encoding.decode_inputs", broken)
+    monkeypatch.setattr("imagegen_worker.images.encoding.decode_inputs", broken)
     pool = EncodePool(mailbox)
     pool.decode(wanted(4, b""))
     (failed,) = wait(mailbox)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from imagegen_worker.core.events import Failed, Finished, Stop
-from imagegen_worker.encoding import EncodePool, RawResult
-from imagegen_worker.files import encode_png
+from imagegen_worker.images.encoding import EncodePool, RawResult
+from imagegen_worker.images.files import encode_png
 from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.bench import resolved
 

@@ -8,7 +8,7 @@ from PIL import Image
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.core.events import CallDone, CallFailed, Cancel, Failed, Idle, Job, Started, Stepped, Stop
-from imagegen_worker.engine import StaticEngine
+from imagegen_worker.engines.static import StaticEngine
 from tests.unit.worker.bench import resolved
 
 IMAGE = Image.new("RGB", (1, 1))

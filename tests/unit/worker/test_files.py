@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import ExifTags, Image
 
-from imagegen_worker.files import encode_image
+from imagegen_worker.images.files import encode_image
 from tests.unit.worker.bench import resolved
 
 NOISE = Image.effect_noise((64, 64), 60).convert("RGB")

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
-from imagegen_worker.gpu_metrics import GpuCollector
-from imagegen_worker.http import address_for_others
-from imagegen_worker.metrics import Metrics
+from imagegen_worker.telemetry.gpu_metrics import GpuCollector
+from imagegen_worker.telemetry.http import address_for_others
+from imagegen_worker.telemetry.metrics import Metrics
 from tests.promtool import needs_promtool, promtool
 from tests.unit.worker.bench import MODEL, Bench
 from tests.unit.worker.devices.standin import A, Card, StandIn

@@ -6,7 +6,7 @@ import pytest
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.request import make_request
-from imagegen_worker.core.traits import TaskTraits
+from imagegen_worker.core.capabilities import TaskCapabilities
 from tests.unit.worker.bench import MODEL, resolved
 
 PLAIN = dataclasses.replace(MODEL, name="plain", guidance_scale=None, takes_negative_prompt=False)
@@ -95,13 +95,13 @@ RICH = dataclasses.replace(
     MODEL,
     schedulers=("OwnScheduler", "OtherScheduler"),
     tasks={
-        "text-to-image": TaskTraits(
+        "text-to-image": TaskCapabilities(
             extra={"clip_skip": int | None, "target": tuple[int, int] | None, "eta": float}
         ),
-        "image-to-image": TaskTraits(strength=0.5, owned={"generator": "say the seed"}),
+        "image-to-image": TaskCapabilities(strength=0.5, owned={"generator": "say the seed"}),
     },
 )
-HINTS = dataclasses.replace(MODEL, name="hints", tasks={"image-to-image": TaskTraits()})
+HINTS = dataclasses.replace(MODEL, name="hints", tasks={"image-to-image": TaskCapabilities()})
 
 
 def asked(**fields):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.messages import Error, Ready, WorkerHeartbeat
-from imagegen_protocol.traits import decode_traits
 from imagegen_worker.core import events as ev
 from tests.unit.worker.bench import MODEL, Bench, rid
 
@@ -117,23 +117,23 @@ def test_a_device_that_loads_does_not_hang(bench):
 
 def told(bench):
     """What each READY told of the models."""
-    return [decode_traits(frames[0]) for _, message, frames in bench.sent if isinstance(message, Ready)]
+    return [decode_capabilities(frames[0]) for _, message, frames in bench.sent if isinstance(message, Ready)]
 
 
 def test_ready_tells_what_the_loaded_models_take(bench):
-    traits = told(bench)[0]
-    assert list(traits) == ["m"]
-    assert (traits["m"].width, traits["m"].size_multiple, traits["m"].max_side) == (64, 8, 512)
-    assert traits["m"].tasks == {"text-to-image": None, "image-to-image": 0.5}
-    assert traits["m"].loras is None
+    capabilities = told(bench)[0]
+    assert list(capabilities) == ["m"]
+    assert (capabilities["m"].width, capabilities["m"].size_multiple, capabilities["m"].max_side) == (64, 8, 512)
+    assert capabilities["m"].tasks == {"text-to-image": None, "image-to-image": 0.5}
+    assert capabilities["m"].loras is None
 
 
 def test_what_a_model_takes_is_told_once_it_is_known(bench):
     bench.sent.clear()
     bench.event(ev.Loading("other", ("m", "other")))
     bench.event(ev.Loaded(OTHER, ("other",)))
-    [traits] = told(bench)
-    assert {name: traits[name].num_inference_steps for name in traits} == {"m": 4, "other": 9}
+    [capabilities] = told(bench)
+    assert {name: capabilities[name].num_inference_steps for name in capabilities} == {"m": 4, "other": 9}
     bench.sent.clear()
     bench.event(ev.Loaded(MODEL, ("m",)))
     bench.event(ev.Loaded(OTHER, ("other",)))
@@ -151,4 +151,4 @@ def test_a_worker_that_leaves_does_not_ask_to_be_registered(bench):
 
 def test_a_model_tells_its_loras_and_schedulers():
     able = replace(MODEL, takes_loras=True, loras=("ink",), schedulers=("A", "B"))
-    assert (able.traits().loras, able.traits().schedulers) == (["ink"], ["A", "B"])
+    assert (able.capabilities().loras, able.capabilities().schedulers) == (["ink"], ["A", "B"])

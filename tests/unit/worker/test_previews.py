@@ -11,8 +11,8 @@ from imagegen_protocol.limits import MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import Progress
 from imagegen_worker.backends.simulated import SimulatedBackend
 from imagegen_worker.core import events as ev
-from imagegen_worker.encoding import EncodePool
-from imagegen_worker.engine import StaticEngine
+from imagegen_worker.engines.static import StaticEngine
+from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.bench import Bench, resolved
 

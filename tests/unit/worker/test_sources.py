@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen_worker.sources import BUILTIN_FOLDER, HubModel, ModelSource, read_source
+from imagegen_worker.models.sources import BUILTIN_FOLDER, HubModel, ModelSource, read_source
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """The line that `systemctl status` shows of a worker."""
 
 from imagegen_worker.core.events import CallDone, DrainRequested, Idle, Started
-from imagegen_worker.status import StatusLine
+from imagegen_worker.telemetry.status import StatusLine
 from tests.unit.worker.bench import Bench
 
 

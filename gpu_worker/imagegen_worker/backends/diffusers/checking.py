@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.sources import INDEX_FILE, PICKLE_SUFFIXES, WEIGHTS_SUFFIX
+from imagegen_worker.models.sources import INDEX_FILE, PICKLE_SUFFIXES, WEIGHTS_SUFFIX
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _WEIGHTS = re.compile(

@@ -10,7 +10,7 @@ from huggingface_hub import constants, snapshot_download
 
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.checking import check_folder, in_a_line, read_index
-from imagegen_worker.sources import HubModel, Place
+from imagegen_worker.models.sources import HubModel, Place
 
 USUAL_VARIANT = "fp16"
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "**/*.json", "**/*.txt", "**/*.model")

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from imagegen_worker.continuous.calls import NotJoinableError
+from imagegen_worker.engines.continuous.calls import NotJoinableError
 
 _PLAIN = (type(None), bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
 _NUMBERS = (torch.int32, torch.int64, torch.float32, torch.float64)

@@ -22,7 +22,7 @@ from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.backends.diffusers.variants import Variants
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, Task
-from imagegen_worker.sources import Place
+from imagegen_worker.models.sources import Place
 
 _SHORT = 4
 """Steps with which it is tried whether a kind of task can be done at all."""
@@ -47,7 +47,7 @@ class LoadedPipeline:
         self.variants.share(self.pipeline)
         for task in list(self.model.tasks)[1:]:
             self.variants.prove(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.variants.traits)
+        self.model = replace(self.model, tasks=self.variants.capabilities)
         self._sketcher = make_sketcher(self.pipeline)
 
     @property

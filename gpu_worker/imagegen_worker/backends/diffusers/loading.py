@@ -19,7 +19,7 @@ from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
-from imagegen_worker.sources import Place
+from imagegen_worker.models.sources import Place
 
 DEFAULTS_FILE = "imagegen.json"
 """Beside `model_index.json`: this model's own defaults, by the names in `_DEFAULT_KEYS`."""
@@ -158,7 +158,7 @@ def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) ->
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
         schedulers=variants.schedulers,
-        tasks=variants.traits,
+        tasks=variants.capabilities,
     )
 
 

@@ -19,8 +19,8 @@ import torch
 
 from imagegen_worker.backends import OnStep, Sketch
 from imagegen_worker.backends.diffusers.stages import ModuleStage, translated_errors
-from imagegen_worker.continuous.cache import BoundedCache
-from imagegen_worker.continuous.timing import Timer, WallTimer
+from imagegen_worker.engines.continuous.cache import BoundedCache
+from imagegen_worker.engines.continuous.timing import Timer, WallTimer
 
 MakeSketches = Callable[[Any], Sequence[Sketch | None]]
 """From the latents of all images of a call to what draws each."""

@@ -19,7 +19,7 @@ from imagegen_worker.backends.diffusers.checking import (
     refuse_pickles,
 )
 from imagegen_worker.backends.diffusers.finding import find_config, find_model
-from imagegen_worker.sources import HubModel, Place, read_source
+from imagegen_worker.models.sources import HubModel, Place, read_source
 
 _DENOISERS = ("unet", "transformer")
 _VAE_PREFIXES = tuple(single_file_utils.LDM_VAE_KEYS)

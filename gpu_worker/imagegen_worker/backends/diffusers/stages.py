@@ -12,8 +12,8 @@ import torch
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers import joining
 from imagegen_worker.backends.diffusers.watching import StateWatch
-from imagegen_worker.continuous.cache import BoundedCache
-from imagegen_worker.continuous.calls import Call, NotJoinableError, Task, current_task, rendezvous
+from imagegen_worker.engines.continuous.cache import BoundedCache
+from imagegen_worker.engines.continuous.calls import Call, NotJoinableError, Task, current_task, rendezvous
 
 _CPU_IS_FULL = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 """torch has no type of its own for what the CPU's allocator raises."""

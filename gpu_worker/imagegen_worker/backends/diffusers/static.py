@@ -12,7 +12,7 @@ from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model
-from imagegen_worker.sources import Place
+from imagegen_worker.models.sources import Place
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,13 +13,13 @@ from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.continuous.calls import Task
-from imagegen_worker.continuous.hub import Hub
-from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
-from imagegen_worker.continuous.timing import Timer
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.sources import Place
+from imagegen_worker.engines.continuous.calls import Task
+from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.timing import Timer
+from imagegen_worker.models.sources import Place
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,8 +14,8 @@ from imagegen_worker.backends import DeviceLostError, Row
 from imagegen_worker.backends.diffusers.channels import AsManyAsLatents, has_odd_channels
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
 from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.model import ResolvedRequest, Task
-from imagegen_worker.core.traits import TaskTraits
 
 Pipeline = Any
 """A `diffusers.DiffusionPipeline`: the library's own annotations leave out most of what it can do."""
@@ -31,9 +31,9 @@ class Variant:
     signature: Signature
 
     @property
-    def traits(self) -> TaskTraits:
+    def capabilities(self) -> TaskCapabilities:
         """What requests are told of it."""
-        return TaskTraits.of_call(self.signature.defaults, self.signature.extra, OWNED)
+        return TaskCapabilities.of_call(self.signature.defaults, self.signature.extra, OWNED)
 
 
 class Variants:
@@ -47,9 +47,9 @@ class Variants:
         self._rescheduled: dict[tuple[Task, str], Pipeline] = {}
 
     @property
-    def traits(self) -> dict[Task, TaskTraits]:
+    def capabilities(self) -> dict[Task, TaskCapabilities]:
         """What each kind of task takes; the first is the one that was loaded for."""
-        return {task: variant.traits for task, variant in self._by_task.items()}
+        return {task: variant.capabilities for task, variant in self._by_task.items()}
 
     @property
     def schedulers(self) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from PIL import Image
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends import DeviceLostError, StoppedError
-from imagegen_worker.continuous.calls import current_task
-from imagegen_worker.continuous.engine import ContinuousEngine
-from imagegen_worker.continuous.timing import WallTimer
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.engines.continuous.calls import current_task
+from imagegen_worker.engines.continuous.engine import ContinuousEngine
+from imagegen_worker.engines.continuous.timing import WallTimer
 from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 

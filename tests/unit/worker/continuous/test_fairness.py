@@ -1,6 +1,6 @@
 """Each request gets the same share of the device, whatever its size."""
 
-from imagegen_worker.continuous.fairness import MAX_GROUPS, FairTurns
+from imagegen_worker.engines.continuous.fairness import MAX_GROUPS, FairTurns
 
 
 def run(turns, groups, costs, forwards):

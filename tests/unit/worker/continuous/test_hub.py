@@ -7,10 +7,10 @@ import pytest
 from greenlet import greenlet
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
-from imagegen_worker.continuous.calls import NotJoinableError, current_task
-from imagegen_worker.continuous.hub import ForwardDone, ForwardSplit, Hub
-from imagegen_worker.continuous.limits import MemoryCaps, RowCosts
-from imagegen_worker.continuous.timing import WallTimer
+from imagegen_worker.engines.continuous.calls import NotJoinableError, current_task
+from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit, Hub
+from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.timing import WallTimer
 from tests.unit.worker.continuous.toys import ToyStage, alone, finish, pipeline
 
 

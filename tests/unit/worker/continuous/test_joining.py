@@ -9,9 +9,9 @@ from collections import OrderedDict  # noqa: E402
 from imagegen_worker.backends.diffusers import joining  # noqa: E402
 from imagegen_worker.backends.diffusers.stages import ModuleStage  # noqa: E402
 from imagegen_worker.backends.diffusers.watching import StateWatch  # noqa: E402
-from imagegen_worker.continuous.cache import BoundedCache  # noqa: E402
-from imagegen_worker.continuous.calls import NotJoinableError  # noqa: E402
-from imagegen_worker.continuous.hub import Hub  # noqa: E402
+from imagegen_worker.engines.continuous.cache import BoundedCache  # noqa: E402
+from imagegen_worker.engines.continuous.calls import NotJoinableError  # noqa: E402
+from imagegen_worker.engines.continuous.hub import Hub  # noqa: E402
 
 
 def joined(*calls, exact=False):

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from imagegen_worker.continuous.hub import Hub
-from imagegen_worker.continuous.limits import MAX_KEYS, MemoryCaps, RowCosts
-from imagegen_worker.continuous.timing import WallTimer
+from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.limits import MAX_KEYS, MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.timing import WallTimer
 from tests.unit.worker.continuous.toys import ToyClock, ToyStage, finish, pipeline
 
 

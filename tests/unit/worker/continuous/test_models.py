@@ -4,12 +4,12 @@ import contextlib
 from dataclasses import replace
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.continuous.engine import ContinuousEngine
-from imagegen_worker.continuous.stocked import StockedStepwise
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.shelf import Shelf
-from imagegen_worker.stock import Stock
+from imagegen_worker.core.model_cache import ModelCache
+from imagegen_worker.engines.continuous.engine import ContinuousEngine
+from imagegen_worker.engines.continuous.managed import ManagedStepwise
+from imagegen_worker.models.manager import ModelManager
 from tests.unit.worker.continuous.test_engine import Encoder, Script, ToyBackend, job, of
 from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 
@@ -60,14 +60,14 @@ class World:
         self.clock = ToyClock(lambda key, rows: 1.0)
         self.stage = ToyStage(clock=self.clock)
         make = {name: (lambda name=name: Loadable(self, name)) for name in ("a", "b", "c", "broken")}
-        self.stock = Stock(make, Shelf(budget, patience), clock=self.clock)
+        self.manager = ModelManager(make, ModelCache(budget, patience), clock=self.clock)
         first = Loadable(self, "a")
-        self.stock.put("a", first)
+        self.manager.put("a", first)
         self.mailbox, encoder = Script(self.stage, commands), Encoder()
-        backend = StockedStepwise(self.stock, first)
-        ContinuousEngine(backend, encoder, max_batch_size=max_batch_size, clock=self.clock, models=self.stock).run(
-            self.mailbox
-        )
+        backend = ManagedStepwise(self.manager, first)
+        ContinuousEngine(
+            backend, encoder, max_batch_size=max_batch_size, clock=self.clock, models=self.manager
+        ).run(self.mailbox)
         self.mailbox.close()
         self.results = encoder.results
 

@@ -1,7 +1,7 @@
 """A model and pipelines of plain numbers, to try the greenlets without torch."""
 
 from imagegen_worker.backends import DeviceMemoryError
-from imagegen_worker.continuous.calls import Call, current_task, rendezvous
+from imagegen_worker.engines.continuous.calls import Call, current_task, rendezvous
 
 
 class ToyStage:

@@ -30,35 +30,35 @@ def simulated(gpu=None, **fields):
 
 
 def names(made):
-    return [seat.config.worker_name for seat in made.seats]
+    return [spec.config.worker_name for spec in made.specs]
 
 
 def test_with_nothing_said_every_gpu_has_a_worker():
     made = planned()
     assert made.supervised
     assert names(made) == [f"{HOST}-gpu0", f"{HOST}-gpu1"]
-    assert [(seat.config.gpu, seat.config.gpu_uuid, seat.config.gpu_name) for seat in made.seats] == [
+    assert [(spec.config.gpu, spec.config.gpu_uuid, spec.config.gpu_name) for spec in made.specs] == [
         (0, A, "One"),
         (1, B, "Two"),
     ]
-    assert {seat.config.device for seat in made.seats} == {"cuda"}
+    assert {spec.config.device for spec in made.specs} == {"cuda"}
     assert not made.warnings
 
 
 def test_a_worker_sees_its_own_card_alone_as_number_0():
-    for seat, uuid in zip(planned().seats, (A, B), strict=True):
-        assert seat.environment == {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        assert seat.gpu == "0"
+    for spec, uuid in zip(planned().specs, (A, B), strict=True):
+        assert spec.environment == {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        assert spec.gpu == "0"
 
 
 def test_what_a_supervised_worker_is_given_leads_it_to_the_same_card():
-    """Its process plans again, with the options and the environment of its seat."""
+    """A worker process plans again, from the options and the environment of its spec."""
     for cards in (CARDS, (split_card(0, 2), Card(A))):
-        for seat in planned(cards=cards, name="n").seats:
-            own = planned(seat.gpu, cards, seat.environment, name=seat.config.name)
+        for spec in planned(cards=cards, name="n").specs:
+            own = planned(spec.gpu, cards, spec.environment, name=spec.config.name)
             assert not own.supervised
-            assert [again.config for again in own.seats] == [seat.config]
-            assert own.seats[0].environment == seat.environment
+            assert [again.config for again in own.specs] == [spec.config]
+            assert own.specs[0].environment == spec.environment
 
 
 def test_a_single_card_is_supervised_too_unless_it_is_named():
@@ -72,28 +72,28 @@ def test_a_single_card_is_supervised_too_unless_it_is_named():
 
 def test_numbers_count_what_cuda_visible_devices_leaves():
     made = planned("0", environment={"CUDA_VISIBLE_DEVICES": "1,0"})
-    (seat,) = made.seats
-    assert (seat.config.gpu, seat.config.gpu_uuid, seat.config.worker_name) == (1, B, f"{HOST}-gpu1")
-    assert [s.config.gpu for s in planned(environment={"CUDA_VISIBLE_DEVICES": B}).seats] == [1]
+    (spec,) = made.specs
+    assert (spec.config.gpu, spec.config.gpu_uuid, spec.config.worker_name) == (1, B, f"{HOST}-gpu1")
+    assert [s.config.gpu for s in planned(environment={"CUDA_VISIBLE_DEVICES": B}).specs] == [1]
 
 
 def test_each_instance_of_a_split_card_has_a_worker():
     made = planned(cards=(split_card(0, 2), Card(A)), http_port=9000)
     assert names(made) == [f"{HOST}-gpu0-mig0", f"{HOST}-gpu0-mig2", f"{HOST}-gpu1"]
-    assert [seat.config.gpu for seat in made.seats] == [0, 0, 1]
-    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in made.seats] == [*MIG, A]
-    assert [seat.config.http_port for seat in made.seats] == [9000, 9001, 9002]
+    assert [spec.config.gpu for spec in made.specs] == [0, 0, 1]
+    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in made.specs] == [*MIG, A]
+    assert [spec.config.http_port for spec in made.specs] == [9000, 9001, 9002]
     assert names(planned("1", cards=(split_card(0, 2),))) == [f"{HOST}-gpu0-mig2"]
 
 
 def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_warning():
     made = planned(cards=())
     assert not made.supervised
-    (seat,) = made.seats
-    assert (seat.config.device, seat.config.gpu_uuid, seat.environment) == ("cpu", None, {})
+    (spec,) = made.specs
+    assert (spec.config.device, spec.config.gpu_uuid, spec.environment) == ("cpu", None, {})
     assert made.warnings == ("there is no GPU: the model runs on the CPU",)
     hidden = planned(environment={"CUDA_VISIBLE_DEVICES": ""})
-    assert hidden.seats[0].config.device == "cpu"
+    assert hidden.specs[0].config.device == "cpu"
     assert "CUDA_VISIBLE_DEVICES=: it is empty; there are: 0 (One, " in hidden.warnings[0]
 
 
@@ -146,15 +146,15 @@ def test_workers_that_use_no_gpu_take_numbers_as_names(fields):
     assert (names(simulated("3", **fields)), simulated("3", **fields).supervised) == ([f"{HOST}-gpu3"], False)
     several = simulated("1,3", **fields)
     assert (names(several), several.supervised) == ([f"{HOST}-gpu1", f"{HOST}-gpu3"], True)
-    assert [(seat.gpu, seat.environment) for seat in several.seats] == [("1", {}), ("3", {})]
+    assert [(spec.gpu, spec.environment) for spec in several.specs] == [("1", {}), ("3", {})]
 
 
 def test_names_and_ports_of_several_follow_their_numbers():
     several = simulated("0,2", name="sim", http_port=9101)
     assert names(several) == ["sim-0", "sim-2"]
-    assert [seat.config.http_port for seat in several.seats] == [9101, 9103]
-    assert [seat.config.http_port for seat in simulated("0,2", http_port=0).seats] == [0, 0]
-    alone = simulated("2", name="sim", http_port=9101).seats[0].config
+    assert [spec.config.http_port for spec in several.specs] == [9101, 9103]
+    assert [spec.config.http_port for spec in simulated("0,2", http_port=0).specs] == [0, 0]
+    alone = simulated("2", name="sim", http_port=9101).specs[0].config
     assert (alone.worker_name, alone.http_port) == ("sim", 9101)
 
 
@@ -196,4 +196,4 @@ def test_a_process_has_the_same_options_and_its_own_last():
 
 
 def test_a_worker_without_gpu_has_no_uuid_to_tell():
-    assert about(simulated("1").seats[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}
+    assert about(simulated("1").specs[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}

@@ -1,0 +1,1 @@
+"""The `imagegen` command, built on the client library."""

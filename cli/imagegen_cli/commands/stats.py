@@ -1,0 +1,32 @@
+"""`imagegen stats`: what the broker knows of its fleet."""
+
+import json
+from typing import Unpack
+
+import click
+
+from imagegen_cli.commands.options import Connection, broker_options, open_client
+
+
+@click.command("stats")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON, as the broker's HTTP /stats has it.")
+@broker_options
+def command(as_json: bool, **connection: Unpack[Connection]) -> None:
+    """Show the GPUs and their queues.
+
+    \b
+    Examples:
+      imagegen stats
+      imagegen stats --json | jq '.per_gpu_stats[].current_queue_depth'
+      watch imagegen stats
+    """
+    with open_client(connection) as client:
+        statistics = client.stats(connection["connect_timeout"])
+    if as_json:
+        click.echo(json.dumps(statistics, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from imagegen_cli.tables import stats_table
+
+    Console().print(stats_table(statistics))

@@ -1,0 +1,115 @@
+"""Ask the brokers, all at once, and find out why one does not answer."""
+
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+from imagegen_cli.doctor.fleet import BrokerFacts, HttpFacts, Silence
+from imagegen_client.sync import Client
+from imagegen_protocol import BrokerUnreachableError, ImagegenError
+
+_PROBE_SECONDS = 3.0
+
+
+def ask_brokers(
+    endpoints: Sequence[str], timeout: float, key: Path | None, broker_key: Path | None
+) -> list[BrokerFacts]:
+    """Ask each broker for its statistics, for at most `timeout` seconds.
+
+    Raises `KeyFileError` for key files that can't be used.
+    """
+    with ExitStack() as stack:
+        asked: list[tuple[str, Future[dict[str, Any]]]] = []
+        for endpoint in endpoints:
+            client = Client(endpoint, connect_timeout=timeout, key=key, broker_key=broker_key)
+            asked.append((endpoint, stack.enter_context(client).request_stats(timeout)))
+        answers = [_answer(endpoint, future, timeout) for endpoint, future in asked]
+    silent = [facts.endpoint for facts in answers if facts.statistics is None and not facts.refusal]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        probed = dict(zip(silent, pool.map(lambda endpoint: probe(endpoint, timeout), silent), strict=True))
+    return [probed.get(facts.endpoint, facts) for facts in answers]
+
+
+def _answer(endpoint: str, future: "Future[dict[str, Any]]", timeout: float) -> BrokerFacts:
+    try:
+        return BrokerFacts(endpoint, future.result())
+    except BrokerUnreachableError:
+        return BrokerFacts(endpoint, seconds=timeout)
+    except ImagegenError as error:
+        return BrokerFacts(endpoint, refusal=error.message, code=error.code)
+
+
+def probe(endpoint: str, timeout: float) -> BrokerFacts:
+    """Connect to an endpoint that gives no answer, to find out why."""
+    silence, reason = _connect(endpoint, min(timeout, _PROBE_SECONDS))
+    return BrokerFacts(endpoint, silence=silence, reason=reason, seconds=timeout)
+
+
+def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:
+    try:
+        if endpoint.startswith("ipc://"):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(timeout)
+                peer.connect(endpoint.removeprefix("ipc://"))
+        else:
+            socket.create_connection(host_and_port(endpoint), timeout).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return "refused", ""
+    except socket.gaierror as error:
+        return "unknown host", str(error.strerror)
+    except OSError as error:
+        return "no way", error.strerror or str(error)
+    return "open", ""
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Return the host, without brackets, and the port of a `tcp://` endpoint."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_here(host: str) -> bool:
+    """Say whether a host is this machine: one can bind its address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe_socket:
+            probe_socket.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def ask_http(address: str, timeout: float) -> HttpFacts:
+    """Get `/healthz` of a broker's HTTP; `address`: HOST:PORT."""
+    url = f"http://{address}/healthz"
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout) as answer:
+            return HttpFacts(url, answer.status, answer.headers.get("Server", ""))
+    except HTTPError as error:
+        with error:
+            return HttpFacts(url, error.code, error.headers.get("Server", ""))
+    except URLError as error:
+        reason = error.reason
+        return HttpFacts(url, reason=getattr(reason, "strerror", None) or str(reason))
+    except (OSError, HTTPException, ValueError) as error:
+        return HttpFacts(url, reason=str(error) or type(error).__name__)
+
+
+def http_address(text: str) -> str:
+    """Return HOST:PORT of an address or an URL. Raises ValueError saying what one looks like."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or not port:
+        raise ValueError(f"expected HOST:PORT or http://HOST:PORT, got {text!r}")
+    return parts.netloc

@@ -1,1 +1,0 @@
-"""The subcommands of `imagegen`, one module each, imported only when they are called (`cli.COMMANDS`)."""

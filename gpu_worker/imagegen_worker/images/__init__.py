@@ -1,0 +1,1 @@
+"""Decoding of input images, encoding of results, and the image file formats."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics, the HTTP endpoint, traces and the status line of a worker."""

@@ -1,0 +1,380 @@
+"""The command line without a broker: wrong usage, interruptions, numbers and tables."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from imagegen_cli.commands.completion import PROGRAMS
+from imagegen_cli.commands.errors import HOW_TO_START, describe
+from imagegen_cli.commands.generate import format_of
+from imagegen_cli.main import COMMANDS, main
+from imagegen_cli.tables import models_table, stats_table
+from imagegen_client.models import served
+from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
+
+
+def run(*arguments, **settings):
+    return CliRunner().invoke(main, arguments, **settings)
+
+
+# ---- usage -------------------------------------------------------------------------------------------------
+
+
+def test_help_has_examples_exit_codes_and_every_command():
+    said = run("--help").output
+    assert "imagegen generate" in said
+    assert "130  interrupted" in said
+    for name in COMMANDS:
+        assert f"\n  {name} " in said
+        text = run(name, "--help").output
+        assert "Examples:" in text
+        assert name in ("keygen", "completion", "up") or "IMAGEGEN_FRONTEND" in text
+
+
+def test_the_version_is_that_of_the_distribution():
+    said = run("--version")
+    assert said.exit_code == 0
+    assert said.output.startswith("imagegen, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dance"], "No such command 'dance'"),
+        (["generate"], "Missing argument 'PROMPT'"),
+        (["generate", "x", "--width", "7"], "8<=x<=8192"),
+        (["generate", "x", "--height", "9000"], "8<=x<=8192"),
+        (["generate", "x", "--steps", "0"], "1<=x<=1000"),
+        (["generate", "x", "--seed", "-1"], "0<=x<=9223372036854775807"),
+        (["generate", "x", "--guidance-scale", "101"], "0<=x<=100"),
+        (["generate", "x", "--num-images", "17"], "1<=x<=16"),
+        (["generate", "x", "--priority", "101"], "-100<=x<=100"),
+        (["generate", "x", "--timeout", "0"], "0<x<="),
+        (["generate", "x" * 10_001], "prompt: expected `str` of length <= 10000"),
+        (["generate", "x", "--lora", "ink:much"], "'ink:much': 'much' is not a number"),
+        (["generate", "x", "--lora", "ink:11"], "loras: expected `float` <= 10.0"),
+        (["generate", "x", "--lora", "../ink"], "loras: expected `str` matching"),
+        (["generate", "x", "--image", "nowhere.png"], "File 'nowhere.png' does not exist"),
+        (["generate", "x", "--image", __file__], "image: expected an image, got "),
+        (["generate", "x", "--mask", __file__], "mask_image: expected an image, got "),
+        (["generate", "x", "--strength", "0"], "0<x<=1"),
+        (["generate", "x", "--strength", "nan"], "strength"),
+        (["generate", "x", "--strength", "0.5"], "strength: expected only with an image"),
+        (["generate", "x", "--scheduler", "a.b"], "scheduler: expected `str` matching"),
+        (["generate", "x", "--format", "gif"], "'gif' is not one of 'png', 'jpeg', 'webp'"),
+        (["generate", "x", "--quality", "0"], "1<=x<=100"),
+        (["generate", "x", "--quality", "50"], "quality: expected none for the output_format 'png'"),
+        (["generate", "x", "--extra", "clip_skip"], "'clip_skip': expected NAME=VALUE"),
+        (["generate", "x", "--extra", "prompt_2=a cat"], "prompt_2: 'a cat' is not JSON"),
+        (["generate", "x", "--extra", "a=1", "--extra", "a=2"], "'a' is given twice"),
+        (["generate", "x", "--extra", "a=NaN"], "extra: a: expected nil"),
+        (["generate", "x", "--extra", "width=8"], "extra: 'width' is a field of the request itself"),
+        (["generate", "x", "--model", ""], "model: expected `str` of length >= 1"),
+        (["generate", "x", "--jobs", "0"], "1<=x<=5000"),
+        (["generate", "x", "y", "--preview", "p.png"], "--preview: one prompt has room in one file"),
+        (["generate", "x", "y" * 10_001], "prompt 2: prompt: expected `str` of length <= 10000"),
+        (["generate", "--prompts", "missing"], "--prompts: can't read missing: No such file"),
+        (["generate", "--prompts", "."], "--prompts: can't read .: Is a directory"),
+        (["generate", "--prompts", "empty"], "--prompts: no prompt in empty"),
+        (["generate", "--prompts", "latin"], "--prompts: latin:2: not UTF-8 text"),
+        (["generate", "--prompts", "wrong"], "wrong:1: unknown field 'widht'"),
+        (["generate", "x", "--pattern", "{name}"], "--pattern: unknown field {name}; known are {index}"),
+        (["generate", "x", "y", "--pattern", "a.png"], "--pattern: 2 pictures would be called a.png"),
+        (["generate", "x", "y", "--out", "a.png"], "--out: several prompts need a folder"),
+        (["generate", "x", "--out", "there.png"], "--out: there.png is there already"),
+        (["generate", "x", "--out", "empty/a/"], "--out: empty/a: Not a directory"),
+        (["generate", "x", "--out", "a" * 300 + ".png"], "File name too long"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+        (["top", "--interval", "0"], "0.2<=x<=3600"),
+        (["bench", "--burst", "0"], "1<=x<=100000"),
+        (["bench", "--timeout", "-1"], "0<x<="),
+        (["stats", "--connect-timeout", "0"], "x>0"),
+        (["stats", "--broker", "5555"], "expected tcp://host:port or ipc://path, got '5555'"),
+        (["stats", "--broker", "tcp://a:1", "--broker", "tcp://a:99999"], "a port of 1 ... 65535"),
+    ],
+)
+def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "there.png": b"",
+        "empty": b"\n# no\n",
+        "latin": b"a\n\xe4",
+        "wrong": b'{"prompt": "a", "widht": 1}',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("imagegen_cli.commands.generate.open_client", lambda *_, **__: pytest.fail("asked"))
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("missing/a.png", "there is no folder"), ("a.xyz", "no picture format to write")],
+)
+def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, out, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imagegen_cli.commands.generate.open_client", lambda *_, **__: pytest.fail("asked"))
+    done = run("generate", "x", "--out", out)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: --out: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, "one line"
+
+
+def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    done = run("generate", "x", "--seed", "5")
+    assert done.exit_code == 2
+    assert done.stderr == "error: --out: the folder . can't be written\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        (None, None),
+        ("a.png", "png"),
+        ("b/a.JPG", "jpeg"),
+        ("{seed}.jpeg", "jpeg"),
+        ("a.webp", "webp"),
+        ("a.tiff", None),
+        ("a/", None),
+    ],
+)
+def test_the_format_follows_from_the_suffix(name, format_):
+    assert format_of(name) == format_
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (BrokerUnreachableError("nobody"), 3, f"error: broker_unreachable: nobody{HOW_TO_START}\n"),
+        (OutOfMemoryError("too\n  big"), 1, "error: out_of_memory: too big\n"),
+        (OverloadedError("full", retry_after_seconds=2.5), 1, "error: overloaded: full (try again in 2.5 s)\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted: what was unfinished is given up\n"),
+    ],
+)
+def test_each_error_is_a_line_and_an_exit_code(monkeypatch, error, status, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("imagegen_cli.commands.stats.open_client", fail)
+    done = run("stats")
+    assert (done.exit_code, done.stdout, done.stderr) == (status, "", line)
+
+
+def test_an_error_is_one_line():
+    assert "\n" not in describe(GenerationFailedError("a\nb\n"))
+
+
+def test_starting_imports_nothing_heavy():
+    script = (
+        "import sys, click.testing, imagegen_cli.main as cli\n"
+        "click.testing.CliRunner().invoke(cli.main, ['--help'])\n"
+        "print([name for name in ('torch', 'numpy', 'rich', 'PIL', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def full_gpu(worker, **fields):
+    return {
+        "gpu_id": 0, "worker": worker, "host": "render-host-01.example.org", "models": ["org/diffusion-xl-1.0"],
+        "state": "ready", "current_queue_depth": 12, "capacity": 16, "total_requests": 123456,
+        "total_batches": 23456, "avg_batch_size": 5.26, "total_images": 123456, "seconds_per_image": 0.8123,
+        **fields,
+    }  # fmt: skip
+
+
+def a_fleet(*gpus):
+    totals = {
+        "accepted": 90, "answered": {"result": 80, "cancelled": 3}, "rejected": {"overloaded": 7},
+        "requeued": {"lost": 2}, "workers_lost": 1,
+    }  # fmt: skip
+    return {
+        "strategy": "least-wait", "num_gpus": len(gpus), "queued_requests": 4, "clients": 2,
+        "requests": {"dispatched": 3}, "uptime_seconds": 90061.5, "totals": totals, "per_gpu_stats": list(gpus),
+    }  # fmt: skip
+
+
+def drawn(width, statistics, table=stats_table):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        console.print(table(statistics))
+        return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_and_keeps_its_numbers(width):
+    text = drawn(width, a_fleet(full_gpu("gpu0"), full_gpu("gpu1", state="unreachable", seconds_per_image=None)))
+    lines = text.splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    rows = [line for line in lines if line.startswith("gpu")]
+    assert len(rows) == 2, "one line a GPU"
+    for piece in ("ready", "12/16", "123456", "23456", "5.3", "0.812"):
+        assert piece in rows[0]
+    assert "unreachable" in rows[1]
+    assert rows[1].rstrip().endswith("-")
+    for piece in (
+        "least-wait",
+        "queued 4",
+        "at workers 3",
+        "1d 1:01:01",
+        "results 80",
+        "cancelled 3",
+        "refused 7",
+    ):
+        assert piece in " ".join(text.split())
+
+
+def test_a_fleet_without_gpus_says_so():
+    assert "no GPU is registered" in drawn(80, a_fleet())
+
+
+def test_names_are_no_markup():
+    text = drawn(120, a_fleet(full_gpu("[red]x", models=["[/]", "b", "c"])))
+    assert "[red]x" in text
+    assert "[/] +2" in text
+
+
+def test_statistics_of_another_version_are_shown_as_far_as_they_go():
+    assert "?" in drawn(120, {"per_gpu_stats": [{"worker": "a"}]})
+
+
+# ---- models ------------------------------------------------------------------------------------------------
+
+
+def models_of(*gpus, **fields):
+    return served({"per_gpu_stats": list(gpus), **fields})
+
+
+def test_models_have_their_workers_and_the_default_comes_first():
+    gpus = [
+        full_gpu("a", models=["x", "y"], warm_models=["x"]),
+        full_gpu("b", models=["y"], state="draining"),
+    ]
+    capabilities = {"y": {"width": 512, "height": 768, "num_inference_steps": 20}}
+    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=capabilities)
+    assert [model["takes"] for model in models] == [capabilities["y"], None]
+    assert [(model["model"], model["default"]) for model in models] == [("y", True), ("x", False)]
+    assert [(worker["worker"], worker["warm"]) for worker in models[0]["workers"]] == [("a", False), ("b", False)]
+    assert models[1]["workers"] == [
+        {"worker": "a", "host": "render-host-01.example.org", "gpu_id": 0, "state": "ready", "warm": True}
+    ]
+    text = drawn(80, models, models_table)
+    rows = [line.split() for line in text.splitlines()[2:]]
+    assert rows == [
+        ["y", "(default)", "512x768", "20", "1/2", "0", "a,", "b", "draining"],
+        ["x", "-", "-", "1/1", "1", "a"],
+    ]
+
+
+def test_a_default_model_without_workers_is_shown_and_no_model_is_said():
+    models = models_of(default_model="gone", models=[])
+    assert models == [{"model": "gone", "default": True, "workers": [], "takes": None}]
+    assert "none for now" in drawn(80, models, models_table)
+    assert "no model is served; start a worker" in drawn(80, models_of(default_model=None), models_table)
+
+
+# ---- completion --------------------------------------------------------------------------------------------
+
+
+def complete(program, *words):
+    """What a shell is told about the last of the words."""
+    environment = {
+        "COMP_WORDS": " ".join((program, *words)),
+        "COMP_CWORD": str(len(words)),
+        f"_{program.replace('-', '_').upper()}_COMPLETE": "bash_complete",
+    }
+    done = subprocess.run(
+        [Path(sys.executable).with_name(program)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    return [line.removeprefix("plain,") for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("imagegen", "ge"), ["generate"]),
+        (("imagegen", "generate", "--pr"), ["--prompts", "--preview", "--priority"]),
+        (("imagegen", "completion", "z"), ["zsh"]),
+        (("imagegen", "generate", "--broker", "nonsense", "--model", ""), []),
+        (("imagegen-broker", "--str"), ["--strategy"]),
+        (("imagegen-worker", "--device", "c"), ["cpu", "cuda"]),
+        (("imagegen-gateway", "--auth", "k"), ["keys"]),
+    ],
+)
+def test_a_shell_completes(words, expected):
+    assert complete(*words) == expected
+
+
+def test_the_script_for_bash_completes_in_bash():
+    script = (
+        'eval "$(imagegen completion bash)"; COMP_WORDS=(imagegen gen); COMP_CWORD=1; '
+        '_imagegen_completion imagegen; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    bash = ["bash", "--norc", "-c", script]
+    done = subprocess.run(bash, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["generate"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_shell_has_its_script_for_every_program(shell, program):
+    said = run("completion", shell, program).output
+    assert f"_{program.replace('-', '_').upper()}_COMPLETE={shell}_complete" in said
+    assert program in said
+
+
+# ---- keys --------------------------------------------------------------------------------------------------
+
+
+def test_keygen_writes_a_pair_and_says_where(tmp_path):
+    said = run("keygen", "alice", "--out", str(tmp_path / "keys"))
+    assert said.exit_code == 0
+    assert said.output.split() == [str(tmp_path / "keys" / name) for name in ("alice.key", "alice.key_secret")]
+    again = run("keygen", "alice", "--out", str(tmp_path / "keys"))
+    assert again.exit_code == 1
+    assert "is there already" in again.output
+
+
+@pytest.mark.parametrize("name", ["", "../alice", ".hidden", "a/b"])
+def test_keygen_takes_a_plain_name(name):
+    said = run("keygen", name)
+    assert said.exit_code == 2
+    assert "expected the name of a file" in said.output
+
+
+def test_the_keys_of_a_client_have_variables_of_their_own():
+    said = run("stats", env={"IMAGEGEN_CLIENT_KEY": "missing", "IMAGEGEN_CLIENT_BROKER_KEY": "missing"})
+    assert (said.exit_code, "can't read the key file" in said.output) == (2, True)
+    # What a broker on the same machine is told of its own key.
+    broker = {"IMAGEGEN_BROKER_KEY": "missing", "IMAGEGEN_FRONTEND": "tcp://127.0.0.1:1"}
+    assert run("stats", "--connect-timeout", "0.1", env=broker).exit_code == 3
+
+
+def test_half_of_the_keys_is_refused_before_anything_is_asked(tmp_path):
+    said = run("stats", "--key", str(tmp_path / "a.key_secret"))
+    assert said.exit_code == 2
+    assert "go together" in said.output
+    said = run("stats", "--key", str(tmp_path / "a"), "--broker-key", str(tmp_path / "b"))
+    assert said.exit_code == 2
+    assert "can't read the key file" in said.output

@@ -1,0 +1,216 @@
+"""What the doctor says of a fleet, from what its brokers answered."""
+
+import pytest
+
+from imagegen_cli.doctor.findings import Status, ok, problem, report, warning, worst
+from imagegen_cli.doctor.fleet import (
+    BrokerFacts,
+    HttpFacts,
+    check_broker,
+    check_http,
+    check_models,
+    check_versions,
+    check_workers,
+)
+from imagegen_protocol.handshake import BROKEN_OFF, KEY_REFUSED, OTHER_SECURITY
+
+HERE = "tcp://127.0.0.1:5555"
+URL = "http://127.0.0.1:8080/healthz"
+
+
+def worker(name="w", **fields):
+    return {
+        "worker": name, "host": "h", "gpu_id": 0, "state": "ready", "last_heard_seconds": 0.3,
+        "step_age_seconds": None, "version": "1.0", **fields,
+    }  # fmt: skip
+
+
+def model(name, workers=1, unfinished=0):
+    return {"model": name, "workers": workers, "unfinished": unfinished}
+
+
+def broker(*workers, models=("a",), **fields):
+    return BrokerFacts(HERE, {
+        "uptime_seconds": 61, "version": "1.0", "heartbeat": {"interval_seconds": 1.0, "liveness": 3},
+        "default_model": "a", "per_gpu_stats": workers, "totals": {"workers_lost": 0},
+        "per_model_stats": [each if isinstance(each, dict) else model(each) for each in models], **fields,
+    })  # fmt: skip
+
+
+def told(findings):
+    return [(finding.status, finding.message) for finding in findings]
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def test_the_worst_counts():
+    assert worst([]) is Status.OK
+    assert worst([ok("a", "x"), warning("a", "x", "y")]) is Status.WARNING
+    assert worst([problem("a", "x", "y"), warning("a", "x", "y")]) is Status.PROBLEM
+    assert report([problem("a", "x", "y")]) == {
+        "status": "problem",
+        "findings": [{"check": "a", "status": "problem", "message": "x", "remedy": "y"}],
+    }
+
+
+# ---- brokers ----------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_answers():
+    found = check_broker(broker(worker(), worker("v")))
+    assert (found.status, found.message) == (Status.OK, f"{HERE} answers: up 1:01, 2 workers")
+
+
+@pytest.mark.parametrize(
+    ("silence", "reason", "words", "remedy"),
+    [
+        ("refused", "", f"nothing listens at {HERE}", "start imagegen-broker"),
+        ("unknown host", "no such name", "is not known: no such name", "correct the name"),
+        ("no way", "No route to host", "can't be reached: No route to host", "firewall"),
+        ("open", "", "gave no answer within 5 s", "not its backend"),
+    ],
+)
+def test_a_broker_that_is_silent(silence, reason, words, remedy):
+    found = check_broker(BrokerFacts(HERE, silence=silence, reason=reason, seconds=5.0))
+    assert found.status is Status.PROBLEM
+    assert words in found.message
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (f"{HERE}: {KEY_REFUSED}", "--authorized-clients"),
+        (f"{HERE}: {OTHER_SECURITY}", "5555 is for clients"),
+        (f"{HERE}: {BROKEN_OFF}", "of this very broker"),
+        ("the broker does not, or no longer, accept this key", "SIGHUP"),
+    ],
+)
+def test_a_broker_that_refuses_our_key(reason, remedy):
+    found = check_broker(BrokerFacts(HERE, refusal=reason, code="unauthorized"))
+    assert found.status is Status.PROBLEM
+    assert found.message == f"{HERE} refuses us: {reason.removeprefix(f'{HERE}: ')}"
+    assert remedy in found.remedy
+
+
+def test_a_broker_of_another_protocol():
+    found = check_broker(BrokerFacts(HERE, refusal="version 2", code="unsupported_version"))
+    assert "one version" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (HttpFacts(URL, reason="Connection refused"), "can't be reached: Connection refused"),
+        (HttpFacts(URL, 200, "nginx"), "is no imagegen-broker, but nginx"),
+        (HttpFacts(URL, 404), "a server without a name"),
+        (HttpFacts(URL, 503, "imagegen-broker"), "answers with 503"),
+    ],
+)
+def test_http_that_is_wrong(facts, words):
+    found = check_http(facts)
+    assert found.status is Status.PROBLEM
+    assert words in found.message
+    assert found.remedy
+
+
+def test_http_that_answers():
+    assert check_http(HttpFacts(URL, 200, "imagegen-broker ")).status is Status.OK
+
+
+# ---- workers ----------------------------------------------------------------------------------------------
+
+
+def test_workers_that_are_well():
+    assert told(check_workers(broker(worker()))) == [(Status.OK, "w (h, GPU 0): last word 0.3 s ago")]
+
+
+def test_no_worker_at_all():
+    found = only(check_workers(broker()))
+    assert found.status is Status.PROBLEM
+    assert "imagegen-worker --broker" in found.remedy
+
+
+def test_nothing_is_said_of_a_silent_brokers_workers_and_models():
+    silent = BrokerFacts(HERE, silence="refused")
+    assert [*check_workers(silent), *check_models(silent)] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"state": "stuck", "step_age_seconds": 130.0}, Status.PROBLEM, "stuck: its step has run for 2 min"),
+        ({"state": "unreachable"}, Status.PROBLEM, "can't be reached by its broker"),
+        ({"state": "draining"}, Status.WARNING, "draining"),
+        ({"last_heard_seconds": 1.9}, Status.OK, "last word 2 s ago"),
+        ({"last_heard_seconds": 2.5}, Status.WARNING, "2 heartbeats are missing"),
+    ],
+)
+def test_workers_that_are_not_well(fields, status, words):
+    found = only(check_workers(broker(worker(**fields))))
+    assert found.status is status
+    assert words in found.message
+
+
+def test_how_old_a_word_may_be_follows_from_the_heartbeats():
+    slow = broker(worker(last_heard_seconds=9.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
+    assert only(check_workers(slow)).status is Status.OK
+    late = broker(worker(last_heard_seconds=11.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
+    assert "after 15 s it counts as dead" in only(check_workers(late)).remedy
+
+
+def test_lost_workers_are_told():
+    found = list(check_workers(broker(worker(), totals={"workers_lost": 2})))[-1]
+    assert (found.status, found.message) == (
+        Status.WARNING,
+        f"{HERE} has lost 2 workers in the 1:01 that it is up",
+    )
+
+
+# ---- models -----------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_served():
+    assert told(check_models(broker(models=("a", "b")))) == [(Status.OK, f"served by {HERE}: a (default), b")]
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "words"),
+    [
+        ([model("a"), model("b", 0, 3)], Status.PROBLEM, "no worker takes work for b, and there is: 3"),
+        ([model("a", 0), model("b")], Status.PROBLEM, "no worker takes work for a, the default"),
+        ([model("b")], Status.PROBLEM, "no worker takes work for a, the default"),
+        ([model("a"), model("b", 0)], Status.WARNING, "no worker takes work for b any more"),
+    ],
+)
+def test_models_that_nobody_serves(models, status, words):
+    found = next(iter(check_models(broker(models=models))))
+    assert (found.status, found.message) == (status, words)
+    assert "imagegen-worker --model" in found.remedy
+
+
+# ---- versions ---------------------------------------------------------------------------------------------
+
+
+def test_one_version():
+    found = check_versions([broker(worker(), worker("other", version=None))], "1.0")
+    assert (found.status, found.message) == (Status.OK, f"1.0: this client, {HERE}, w")
+
+
+@pytest.mark.parametrize(
+    ("brokers", "own"),
+    [
+        ([broker(worker(version="1.1"))], "1.0"),
+        ([broker(worker(), version="1.1")], "1.0"),
+        ([broker(worker())], "1.1"),
+    ],
+)
+def test_mixed_versions(brokers, own):
+    found = check_versions(brokers, own)
+    assert found.status is Status.WARNING
+    assert "1.0: " in found.message
+    assert "1.1: " in found.message
+    assert "one version" in found.remedy

@@ -1,0 +1,233 @@
+"""Where pictures go: names from patterns, what is refused beforehand, and files that are written whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imagegen_cli.naming import NamePattern, plain, slug
+from imagegen_cli.output_files import Existing, Targets, check_orders, choose
+from imagegen_cli.prompts import Given, number
+
+
+class Pictures:
+    """A result whose files say their number."""
+
+    worker, model = "gpu/0", "org/model-1.5"
+
+    def __init__(self, images=1, format="png", fail=False):
+        self.formats = [format] * images
+        self.fail = fail
+
+    def save_image(self, index, path):
+        Path(path).write_text(f"image {index}")
+        if self.fail:
+            raise OSError(28, "No space left on device")
+
+
+def orders(*prompts, seed=5, **common):
+    return number([Given(prompt, {}, "") for prompt in prompts], common, seed)
+
+
+def names(targets, order, result=None):
+    result = result or Pictures(len(order.seeds))
+    paths = targets.paths(order, result.formats, {"worker": result.worker, "model": result.model})
+    return [path.relative_to(targets.folder).as_posix() for path in paths]
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "images", "expected"),
+    [
+        ("{index:03}-{prompt}.webp", 1, ["001-second-prompt.webp"]),
+        ("{index}", 2, ["1-0.png", "1-1.png"]),
+        ("{seed}", 2, ["7.png", "8.png"]),
+        ("{image:02}/{index}", 2, ["00/1.png", "01/1.png"]),
+        ("{model}-{worker}", 1, ["org-model-1.5-gpu-0.png"]),
+        ("{{{index}}}.jpg", 1, ["{1}.jpg"]),
+    ],
+)
+def test_a_pattern_is_filled_in(pattern, images, expected):
+    order = orders("first", "Second, prompt!", num_images=images, seed=7 - images)[1]
+    assert names(Targets(Path("x"), NamePattern(pattern)), order) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("{name}.png", r"unknown field \{name\}; known are \{index\}, \{seed\}, \{prompt\}, \{model\}, \{image\}"),
+        ("{}.png", r"unknown field \{\}"),
+        ("{seed.real}", r"unknown field \{seed.real\}"),
+        ("{prompt!r}", r"unknown field \{prompt!r\}"),
+        ("{index:{seed}}", r"unknown field \{index\}"),
+        ("{index", "a brace itself is written twice"),
+        ("{index:q}", "Unknown format code 'q'"),
+        ("{prompt:d}", "Unknown format code 'd'"),
+        ("/tmp/{index}", "leads out of the folder"),
+        ("../{index}", "leads out of the folder"),
+        ("{index}/", "no name of a file"),
+        ("", "no name of a file"),
+    ],
+)
+def test_a_wrong_pattern_is_refused(pattern, words):
+    with pytest.raises(ValueError, match=words):
+        NamePattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("A red Circle, on blue!", "a-red-circle-on-blue"),
+        ("Café über/..\\x", "cafe-uber-x"),
+        ("日本", "prompt"),
+        ("", "prompt"),
+        ("word " * 50, "word-" * 11 + "word"),
+        ("x" * 100, "x" * 60),
+    ],
+)
+def test_a_prompt_as_a_piece_of_a_name(prompt, expected):
+    assert slug(prompt) == expected
+
+
+def test_a_model_as_a_piece_of_a_name():
+    assert [plain(name) for name in ("org/sd-1.5", "../..", "a b")] == ["org-sd-1.5", "unnamed", "a-b"]
+
+
+# ---- where to ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "a.bmp", "a.tiff", "a.gif", "{b}.png"]
+)
+def test_a_file_is_taken_and_left_alone(tmp_path, name):
+    targets = choose(str(tmp_path / name), None, Existing.REFUSE, several=False)
+    assert names(targets, *check_orders(targets, orders("x"))) == [name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_a_suffix_gets_that_of_its_format(tmp_path):
+    targets = choose(str(tmp_path / "a"), None, Existing.REFUSE, several=False)
+    assert names(targets, *orders("x"), Pictures(format="webp")) == ["a.webp"]
+    assert names(targets, *orders("x"), Pictures(format="jpeg")) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "several"), [("new/folder/", None, False), ("new", None, True), ("new", "{index}", False)]
+)
+def test_a_folder_is_made(tmp_path, name, pattern, several):
+    targets = choose(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
+    assert targets.folder == tmp_path / name
+    assert targets.folder.is_dir()
+
+
+def test_a_folder_that_is_there_is_taken_for_one_prompt_too(tmp_path):
+    targets = choose(str(tmp_path), None, Existing.REFUSE, several=False)
+    assert names(targets, *orders("x")) == ["imagegen-5.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "several", "words"),
+    [
+        ("a.xyz", None, False, "no picture format"),
+        ("a.psd", None, False, "no picture format"),
+        ("a.xbm", None, False, "can't be written as"),
+        ("", "{index}.xyz", False, "no picture format"),
+        ("missing/a.png", None, False, "there is no folder"),
+        ("file/a.png", None, False, "there is no folder"),
+        ("a.png", None, True, "several prompts need a folder"),
+        ("file", None, True, "expected a folder"),
+        ("file", "{index}", False, "expected a folder"),
+    ],
+)
+def test_a_wrong_place_is_refused(tmp_path, name, pattern, several, words):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=words):
+        choose(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    for out in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(ValueError, match="can't be written"):
+            choose(str(out), None, Existing.REFUSE, several=False)
+
+
+# ---- what is there already ---------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_refused_skipped_or_written_over(tmp_path):
+    (tmp_path / "1.png").write_text("old")
+    three = orders("a", "b", "c")
+
+    def left(existing):
+        return [
+            order.index for order in check_orders(Targets(tmp_path, NamePattern("{index}.png"), existing), three)
+        ]
+
+    with pytest.raises(ValueError, match=r"1\.png is there already; say --overwrite or --skip-existing"):
+        left(Existing.REFUSE)
+    assert left(Existing.SKIP) == [0, 2]
+    assert left(Existing.OVERWRITE) == [0, 1, 2]
+
+
+def test_of_several_images_all_are_looked_at(tmp_path):
+    (tmp_path / "0-1.png").write_text("old")
+    order = orders("a", num_images=2)
+    with pytest.raises(ValueError, match="is there already"):
+        check_orders(Targets(tmp_path, NamePattern("{index}")), order)
+    targets = Targets(tmp_path, NamePattern("{index}"), Existing.SKIP)
+    assert check_orders(targets, order) == order
+    assert targets.write(order[0], Pictures(2)) == [tmp_path / "0-0.png"]
+    assert (tmp_path / "0-1.png").read_text() == "old"
+
+
+def test_a_name_for_two_pictures_is_refused(tmp_path):
+    for pattern in ("same.png", "{worker}", "{prompt}-{image}"):
+        with pytest.raises(ValueError, match="2 pictures would be called"):
+            check_orders(Targets(tmp_path, NamePattern(pattern)), orders("a", "A"))
+
+
+def test_a_name_that_the_result_tells_is_looked_at_when_it_is_written(tmp_path):
+    targets = Targets(tmp_path, NamePattern("{index}-{worker}"))
+    (order,) = check_orders(targets, orders("a"))
+    (tmp_path / "0-gpu-0.png").write_text("old")
+    with pytest.raises(FileExistsError):
+        targets.write(order, Pictures())
+    assert (tmp_path / "0-gpu-0.png").read_text() == "old"
+    with pytest.raises(ValueError, match=r"\{worker\} is known too late to skip"):
+        check_orders(Targets(tmp_path, targets.pattern, Existing.SKIP), [order])
+    named = Targets(tmp_path, NamePattern("{model}"), Existing.SKIP)
+    assert check_orders(named, orders("a", model="m")), "the model that is asked for is known"
+
+
+@pytest.mark.parametrize(("name", "words"), [("x" * 256, "longer than 255 bytes"), ("folder", "is a folder")])
+def test_a_name_that_can_be_no_file_is_refused(tmp_path, name, words):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=words):
+        check_orders(Targets(tmp_path, NamePattern(f"{name}.png")), orders("a"))
+
+
+# ---- written whole -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("existing", [Existing.REFUSE, Existing.OVERWRITE])
+def test_a_picture_that_fails_half_way_leaves_what_was_there(tmp_path, existing):
+    targets = Targets(tmp_path, NamePattern("a.png"), existing)
+    before = {}
+    if existing is Existing.OVERWRITE:
+        (tmp_path / "a.png").write_text("old")
+        before = {"a.png": "old"}
+    with pytest.raises(OSError, match="No space left"):
+        targets.write(orders("x")[0], Pictures(fail=True))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_pictures_are_written_into_folders_of_the_pattern(tmp_path):
+    targets = Targets(tmp_path, NamePattern("{model}/{image}.png"))
+    written = targets.write(orders("x", num_images=2)[0], Pictures(2))
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == [
+        f"org-model-1.5{os.sep}{image}.png" for image in (0, 1)
+    ]
+    assert [path.read_text() for path in written] == ["image 0", "image 1"]

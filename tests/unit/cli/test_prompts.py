@@ -1,0 +1,69 @@
+"""Prompts from files and what belongs to them: lines, JSON objects, seeds that count on."""
+
+import pytest
+
+from imagegen_cli.prompts import Given, number, read_lines
+from imagegen_protocol import InvalidRequestError
+
+
+def read(text):
+    return [(one.prompt, dict(one.options), one.where) for one in read_lines(text, "p.txt")]
+
+
+def test_a_line_is_a_prompt_or_an_object():
+    text = '# no\n\n  a red circle \r\n{"prompt": "b", "width": 64, "seed": null}\n   \na # b'
+    assert read(text) == [
+        ("a red circle", {}, "p.txt:3"),
+        ("b", {"width": 64, "seed": None}, "p.txt:4"),
+        ("a # b", {}, "p.txt:6"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a"', "p.txt:2: a line that begins with { must be a JSON object: Expecting"),
+        ("{curly}", "p.txt:2: a line that begins with { must be a JSON object"),
+        ('{"prompt": "a"} {}', "p.txt:2: a line that begins with { must be a JSON object: Extra data"),
+        (
+            '{"prompt": "a", "widht": 64}',
+            "p.txt:2: unknown field 'widht'; known are prompt, seed, negative_prompt",
+        ),
+        ('{"width": 64}', "p.txt:2: prompt: expected a text, got None"),
+        ('{"prompt": 5}', "p.txt:2: prompt: expected a text, got 5"),
+        ('{"prompt": "a", "width": "wide"}', "p.txt:2: width: expected `int | null`, got `str`"),
+        ('{"prompt": "a", "width": 1}', "p.txt:2: width: expected `int` >= 8, got 1"),
+        ('{"prompt": "a", "num_images": 1.5}', "p.txt:2: num_images: expected `int`"),
+        ('{"prompt": "a", "priority": 101}', "p.txt:2: priority: expected `int` <= 100, got 101"),
+        ('{"prompt": "a", "loras": [{"name": "../x"}]}', "p.txt:2: loras: expected `str` matching"),
+        ('{"prompt": "\\ud800"}', "p.txt:2: prompt: expected text that UTF-8 can carry"),
+        ('{"prompt": "a", "model": "\\ud800"}', "p.txt:2: model: expected text that UTF-8 can carry"),
+        ("x" * 1_000_000, "p.txt:2: prompt: expected `str` of length <= 10000, got 'xxx"),
+    ],
+)
+def test_a_wrong_line_is_named(line, words):
+    with pytest.raises(InvalidRequestError) as caught:
+        number(read_lines(f"good\n{line}", "p.txt"), {}, 0)
+    assert str(caught.value).startswith(words)
+    assert len(str(caught.value)) < 500
+
+
+def numbered(*given, first=10, **common):
+    return number([Given(prompt, options, "") for prompt, options in given], common, first)
+
+
+def test_the_seeds_count_on_from_image_to_image_and_prompt_to_prompt():
+    orders = numbered(("a", {}), ("b", {"seed": 99}), ("c", {"num_images": 1}), ("d", {}), num_images=2)
+    assert [order.seeds for order in orders] == [[10, 11], [99, 100], [12], [13, 14]]
+    assert [order.index for order in orders] == [0, 1, 2, 3]
+    assert [order.seeds for order in numbered(("a", {}), ("b", {}), first=2**63 - 1)] == [[2**63 - 1], [0]]
+
+
+def test_what_a_prompt_says_itself_wins_and_null_says_nothing():
+    (order,) = numbered(("a", {"width": 64, "height": None}), width=128, height=256, model=None)
+    assert (order.options.get("width"), order.options.get("height")) == (64, 256)
+
+
+def test_a_single_prompt_is_not_named():
+    with pytest.raises(InvalidRequestError, match=r"^width: "):
+        numbered(("a", {}), width=1)
