@@ -65,12 +65,12 @@ def _merge_structs(several: Sequence[S]) -> S:
     first = several[0]
     if all(each == first for each in several):
         return first
-    rules = _rules(type(first))
+    rules = merge_rules(type(first))
     return type(first)(**{name: _merge(rule, [getattr(each, name) for each in several]) for name, rule in rules})
 
 
 @functools.cache
-def _rules(struct: type[msgspec.Struct]) -> list[tuple[str, Merge]]:
+def merge_rules(struct: type[msgspec.Struct]) -> list[tuple[str, Merge]]:
     """Return the rule that each field of a struct is annotated with."""
     hints = get_type_hints(struct, include_extras=True)
     return [

@@ -79,7 +79,8 @@ def test_a_form_has_json_and_files_and_a_body_has_base64():
 def test_the_page_is_told_what_it_needs():
     assert form_field(NEW["rescale"]) == {
         "name": "re", "label": "Rescale", "kind": "number", "group": "more", "listed": True,
-        "minimum": 0, "maximum": 1,        "description": "How much to rescale. Be careful. Default: the model's.", "choices_by_model": False,
+        "minimum": 0, "maximum": 1,
+        "description": "How much to rescale. Be careful. Default: the model's.", "choices_by_model": False,
     }  # fmt: skip
     assert [field["name"] for field in form_field(NEW["tiles"])["fields"]] == ["name", "size"]
 
@@ -100,6 +101,7 @@ def test_a_body_is_options_of_the_client():
     }  # fmt: skip
     assert options(GenerateBody(**values)) == {
         "model": "m", "num_images": 2, "width": 64, "height": 32, "output_format": "webp", "quality": 50,
-        "seed": 3, "num_inference_steps": 4, "guidance_scale": 2.5, "negative_prompt": "y", "scheduler": "S", "strength": 0.5,
-        "loras": [{"name": "a"}, {"name": "b", "scale": 0.5}], "priority": -1, "timeout_seconds": 9.5,
+        "seed": 3, "num_inference_steps": 4, "guidance_scale": 2.5, "negative_prompt": "y", "scheduler": "S",
+        "strength": 0.5, "loras": [{"name": "a"}, {"name": "b", "scale": 0.5}], "priority": -1,
+        "timeout_seconds": 9.5,
     }  # fmt: skip
