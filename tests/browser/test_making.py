@@ -100,7 +100,8 @@ def test_the_form_changes_with_the_model(page):
 def test_a_parameter_that_is_declared_has_its_field(page, gateway):
     document = page.request.get(f"{gateway}/openapi.json").json()
     new = {
-        "kind": "number", "listed": True, "choices_by_model": False, "description": "New.", "minimum": 0, "maximum": 1,
+        "kind": "number", "listed": True, "choices_by_model": False, "description": "New.",
+        "minimum": 0, "maximum": 1,
     }  # fmt: skip
     declared = document["components"]["schemas"]["JobBody"]["x-parameters"]
     declared += [{**new, "name": "rescale", "label": "Rescale", "group": "more"}]
