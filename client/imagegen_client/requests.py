@@ -22,7 +22,7 @@ class RequestOptions(TypedDict, total=False):
     """
 
     seed: int | None
-    """0 … 2⁶³−1; random if None. Image `i` of several is made with `seed + i`."""
+    """Seed of the first image; random if None. Image `i` of several has the seed `seed + i`."""
     negative_prompt: str | None
     num_inference_steps: int | None
     guidance_scale: float | None
@@ -32,26 +32,26 @@ class RequestOptions(TypedDict, total=False):
     """Pixels."""
     num_images: int
     loras: Sequence[Mapping[str, str | float]] | None
-    """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; without a scale it is 1."""
+    """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
-    """What to start from: a PIL image, a path, or the bytes of a file. Its size is what is made, unless said."""
+    """Image to start from: a PIL image, a path, or the bytes of a file. The output has its size unless a size is given."""
     mask_image: ImageSource | None
-    """Of the image's size: white is made anew, black stays."""
+    """Mask of the image's size: white areas are generated anew, black areas are kept."""
     strength: float | None
-    """How far to go from the image: more than 0, and at 1 nothing of it is kept."""
+    """How far to depart from the image, above 0; 1 keeps nothing of it."""
     scheduler: str | None
-    """The name of a diffusers class, such as `EulerDiscreteScheduler`; the error for a wrong one lists others."""
+    """Scheduler class of diffusers, such as `EulerDiscreteScheduler`; the error for an unknown one lists the others."""
     output_format: Literal["png", "jpeg", "webp"] | None
     quality: int | None
-    """1 … 100, of JPEG and WebP."""
+    """Quality of JPEG and WebP, 1 … 100."""
     extra: Mapping[str, Any] | None
-    """Further parameters of the model's pipeline, by name; the error for a wrong one lists those it takes."""
+    """Further parameters of the model's pipeline, by name; the error for an unknown one lists the others."""
     model: str | None
-    """None: the broker's default model."""
+    """Name of a model; None: the broker's default model."""
     priority: int
-    """−100 … 100, the higher the earlier."""
+    """−100 … 100; higher values are dispatched first."""
     timeout_seconds: float | None
-    """Then `DeadlineExceededError`; None waits as long as it takes."""
+    """Seconds until `DeadlineExceededError`; None: no limit."""
 
 
 def with_frames(options: RequestOptions) -> RequestOptions:

@@ -237,7 +237,7 @@ def rescaling(monkeypatch):
     }
     for module in (model, capabilities):
         monkeypatch.setattr(module, "BODY_PARAMETERS", declared)
-    monkeypatch.setattr(model, "CALL_PARAMETERS", frozenset({"rescale"}))
+    monkeypatch.setattr(model, "CALL_PARAMETERS", model.CALL_PARAMETERS | {"rescale"})
     call = TaskCapabilities.of_call({"prompt": None, "rescale": 0.25, "callback": print}, {}, {})
     return dataclasses.replace(
         MODEL, tasks={"text-to-image": call, "image-to-image": TaskCapabilities(strength=0.5)}
