@@ -34,13 +34,13 @@ class RequestOptions(TypedDict, total=False):
     loras: Sequence[Mapping[str, str | float]] | None
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
-    """Image to start from: a PIL image, a path, or the bytes of a file. The output has its size unless a size is given."""
+    """Image to start from: a PIL image, a path, or the bytes of a file; the output has its size by default."""
     mask_image: ImageSource | None
     """Mask of the image's size: white areas are generated anew, black areas are kept."""
     strength: float | None
     """How far to depart from the image, above 0; 1 keeps nothing of it."""
     scheduler: str | None
-    """Scheduler class of diffusers, such as `EulerDiscreteScheduler`; the error for an unknown one lists the others."""
+    """Scheduler class of diffusers, such as `EulerDiscreteScheduler`; an error lists those that exist."""
     output_format: Literal["png", "jpeg", "webp"] | None
     quality: int | None
     """Quality of JPEG and WebP, 1 … 100."""

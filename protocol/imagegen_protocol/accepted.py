@@ -6,11 +6,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from imagegen_protocol.limits import MAX_CHOICES
-from imagegen_protocol.messages import Name
+from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
+from imagegen_protocol.messages import Finite, Integer, Name, Plain
 
 Choices = Annotated[list[Name], Meta(max_length=MAX_CHOICES)]
-Multiple = Annotated[int, Meta(ge=1)]
+Multiple = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
 
 
 class Merge(enum.Enum):
@@ -28,8 +28,8 @@ class Merge(enum.Enum):
 class AcceptedParameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model accepts for one parameter, within the range of its declaration; None: no narrower bound."""
 
-    default: Annotated[str | int | float | bool | None, Merge.FIRST_SET] = None
-    minimum: Annotated[int | float | None, Merge.LOWEST] = None
-    maximum: Annotated[int | float | None, Merge.HIGHEST] = None
+    default: Annotated[Plain, Merge.FIRST_SET] = None
+    minimum: Annotated[Integer | Finite | None, Merge.LOWEST] = None
+    maximum: Annotated[Integer | Finite | None, Merge.HIGHEST] = None
     multiple_of: Annotated[Multiple | None, Merge.LOWEST] = None
     choices: Annotated[Choices | None, Merge.UNION] = None

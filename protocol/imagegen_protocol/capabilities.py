@@ -36,7 +36,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     max_side: Annotated[Side, Merge.HIGHEST] = MAX_SIDE_PIXELS
     negative_prompt: Annotated[bool, Merge.ANY] = False
     """Whether it is accepted."""
-    tasks: Annotated[dict[TaskName, float | None], Merge.EACH]
+    tasks: Annotated[dict[TaskName, Annotated[float, Meta(ge=0, le=1)] | None], Merge.EACH]
     """The tasks of the model, and the default strength of each; None: the task accepts none."""
     schedulers: Annotated[Choices, Merge.UNION] = []
     """The schedulers that the model can run with, its own first."""
