@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imagegen_protocol.declaration import TASKS, Parameter
-from imagegen_protocol.parameters import BODY_PARAMETERS, PARAMETERS
+from imagegen_protocol.parameters import PARAMETERS
+from imagegen_protocol.request import BODY_PARAMETERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 _SECTION = re.compile(r"(<!-- parameters: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
