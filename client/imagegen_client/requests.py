@@ -22,7 +22,7 @@ class RequestOptions(TypedDict, total=False):
     """
 
     seed: int | None
-    """Seed of the first image; random if None. Image `i` of several has the seed `seed + i`."""
+    """Seed of the first image; if None, random and below 2⁵². Image `i` of several has the seed `seed + i`."""
     negative_prompt: str | None
     num_inference_steps: int | None
     guidance_scale: float | None

@@ -184,7 +184,7 @@ def test_memory_and_temperature_show_where_they_are_told(page):
     page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(told)}\n\n"))
     page.reload()
     expect(page.locator(".gpu")).to_contain_text("3.0 of 80.0 GiB, 61 °C")
-    expect(page.get_by_label("2 running and 1 waiting, of 4")).to_be_visible()
+    expect(page.get_by_label("2 running and 1 waiting, of 4 images")).to_be_visible()
 
 
 def test_a_reload_shows_what_was_made_and_goes_on_with_what_is(page):
@@ -242,6 +242,13 @@ def test_what_is_wrong_is_said_at_its_field(page):
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text("Width: a multiple of 8 from 8 to 256.")
     expect(page.get_by_label("Width")).to_be_focused()
+    page.get_by_label("Width").fill("")
+    page.get_by_label("Height").fill("")
+    page.locator("#n").fill("2")
+    page.get_by_label("Seed").fill(str(2**53 - 1))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#problem")).to_have_text(f"Seed: a whole number from 0 to {2**53 - 2}.")
+    expect(page.get_by_label("Seed")).to_be_focused()
 
 
 def test_what_the_model_refuses_is_told(page):

@@ -20,33 +20,33 @@ class FleetCapabilities:
     """Capabilities by model, cached until a worker registers, leaves, or reports others."""
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, Any]] | None = None
+        self._told: dict[str, ModelCapabilities] | None = None
 
     def changed(self) -> None:
         """Invalidate the cache: a worker registered, left, or changed its capabilities."""
         self._told = None
 
-    def told(self, workers: Iterable[Worker]) -> dict[str, dict[str, Any]]:
+    def told(self, workers: Iterable[Worker]) -> dict[str, ModelCapabilities]:
         """Return the capabilities of each described model, as builtin types that the caller must not modify."""
         if self._told is None:
             self._told = _tell(sorted(workers, key=lambda worker: worker.name))
         return self._told
 
 
-def _tell(workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
+def _tell(workers: Sequence[Worker]) -> dict[str, ModelCapabilities]:
     by_model: dict[str, list[ModelCapabilities]] = {}
     for worker in workers:
         for name, capabilities in worker.capabilities.items():
             if name in worker.ready.models:
                 by_model.setdefault(name, []).append(capabilities)
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, ModelCapabilities] = {}
     left = _MAX_BYTES
     for name in sorted(by_model):
-        plain = msgspec.to_builtins(merge(by_model[name]))
-        left -= len(name) + len(msgspec.msgpack.encode(plain))
+        merged = merge(by_model[name])
+        left -= len(name) + len(msgspec.msgpack.encode(merged))
         if left < 0:
             break
-        told[name] = plain
+        told[name] = merged
     return told
 
 

@@ -1,6 +1,5 @@
 """`imagegen generate`: prompts in, pictures in files."""
 
-import secrets
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
 from imagegen_protocol import InvalidRequestError
+from imagegen_protocol.seeds import random_seed
 
 _MOST_JOBS = 5000
 """What a broker holds of one client, unless told otherwise."""
@@ -176,7 +176,7 @@ def _read(
         Given(prompt, {}, f"prompt {at}" if files or len(prompts) > 1 else "")
         for at, prompt in enumerate(prompts, 1)
     ]
-    first_seed = secrets.randbits(63) if seed is None else seed
+    first_seed = random_seed() if seed is None else seed
     try:
         for name in files:
             lines = list(read_lines(_text_of(name), "stdin" if name == "-" else name))

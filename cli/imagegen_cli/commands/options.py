@@ -74,7 +74,7 @@ def complete_model(context: click.Context, option: click.Parameter, begun: str) 
     given = context.params.get("brokers") or (DEFAULT_BROKER,)
     try:
         with Client(given, connect_timeout=_COMPLETION_SECONDS) as client:
-            models: list[str] = client.stats(_COMPLETION_SECONDS).get("models", [])
+            models: list[str] = client.stats(_COMPLETION_SECONDS).models
     except (ImagegenError, ValueError):
         return []
     return [model for model in models if model.startswith(begun)]

@@ -1,9 +1,6 @@
 """The parameters of one model as JSON Schema words them: what its workers accept, within the limits of a key."""
 
-from collections.abc import Mapping
 from typing import Any
-
-import msgspec
 
 from imagegen_gateway.core.limits import Limits
 from imagegen_protocol.accepted import AcceptedParameter
@@ -14,9 +11,8 @@ from imagegen_protocol.parameters import PARAMETERS
 Schemas = dict[str, dict[str, Any]]
 
 
-def parameters(takes: Mapping[str, Any], limits: Limits) -> Schemas:
+def parameters(model: ModelCapabilities, limits: Limits) -> Schemas:
     """Return the parameters that a model accepts by their names, from its capabilities; others are absent."""
-    model = msgspec.convert(takes, ModelCapabilities)
     most = {
         "width": limits.max_width,
         "height": limits.max_height,

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import secrets
 import time
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from imagegen_gateway.schemas.requests import JobBody, Page
 from imagegen_gateway.services import Services
 from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
+from imagegen_protocol.seeds import random_seed
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -110,15 +110,15 @@ async def cancel(job_id: JobId, services: TheServices, caller: TheCaller) -> ans
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "Events `queued`, `running`, then `done`; the data is the job, with `preview`.",
         },
-        **responses(401, 403, 404, 422, 429),
+        **responses(401, 403, 404, 422, 429, 503),
     },
     summary="Follow a job",
 )
-async def events(job_id: JobId, services: TheServices, caller: TheCaller) -> Response:
+async def events(job_id: JobId, request: Request, services: TheServices, caller: TheCaller) -> Response:
     """Follow a job with server-sent events until it has ended; whoever comes late begins with how it stands."""
     job = await _own(services, caller, job_id)
     close = services.open_stream(caller)
-    return sse.EventStream(_events(services, job, services.runner.live(job.id)), close)
+    return await sse.open_stream(request, _events(services, job, services.runner.live(job.id)), close)
 
 
 async def _events(services: Services, job: Job, live: Live | None) -> sse.Events:
@@ -161,7 +161,7 @@ async def _take_in(
 ) -> Job | None:
     """Check a job and keep it; None if its `idempotency_key` is taken meanwhile."""
     asked = allowed_options(services, caller, body)
-    asked.setdefault("seed", secrets.randbits(63))
+    asked.setdefault("seed", random_seed())
     if body.webhook_url is not None:
         try:
             check_webhook_url(body.webhook_url, services.settings.webhook_networks)

@@ -1,6 +1,6 @@
 """What is answered."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -115,6 +115,3 @@ class Jobs(BaseModel):
     object: Literal["list"] = "list"
     data: list[Job]
     has_more: bool
-
-
-Statistics = dict[str, Any]

@@ -4,9 +4,8 @@ import { duration, find, say } from "./dom.js";
 import { choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel, takes } from "./models.js";
 import { fields, isNumber, valueOf } from "./parameters.js";
 
-/** JavaScript has no larger whole numbers; the page takes its own seeds from the smaller ones below. */
+/** The largest integer that JavaScript represents exactly; the seed of the last image must not exceed it. */
 const MAX_SEED = Number.MAX_SAFE_INTEGER;
-const RANDOM_SEEDS = 2 ** 32;
 
 let image = null;
 let countdown = null;
@@ -64,11 +63,10 @@ export function readForm() {
   }
   if (value("width")) asked.size = `${value("width")}x${value("height")}`;
   if (loras().length) asked.loras = loras();
-  asked.seed = value("seed") ? Number(value("seed")) : randomSeed();
+  // Without a seed the gateway draws one.
+  if (value("seed")) asked.seed = Number(value("seed"));
   return { asked, image };
 }
-
-export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % RANDOM_SEEDS;
 
 function check() {
   if (!find("prompt").value.trim()) return { name: "prompt", message: "Say what the picture should show." };
@@ -88,8 +86,9 @@ function check() {
     return { name: "negative_prompt", message: `The scale of a LoRA: a number from ${min} to ${max}.` };
   }
   const seed = find("seed").value.trim();
-  if (seed && !(/^\d+$/.test(seed) && Number(seed) <= MAX_SEED)) {
-    return { name: "seed", message: `Seed: a whole number from 0 to ${MAX_SEED}.` };
+  const largest = MAX_SEED - Math.max(0, Number(find("n").value) - 1);
+  if (seed && !(/^\d+$/.test(seed) && Number(seed) <= largest)) {
+    return { name: "seed", message: `Seed: a whole number from 0 to ${largest}.` };
   }
   return null;
 }

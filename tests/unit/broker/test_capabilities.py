@@ -42,8 +42,8 @@ def test_nothing_is_told_of_workers_that_tell_nothing():
 def test_the_statistics_have_what_a_worker_tells_until_it_is_gone():
     bench = Bench()
     ready(bench, "w", {"m": PLAIN})
-    assert told(bench)["m"]["width"] == 512
-    assert told(bench)["m"]["loras"] is None
+    assert told(bench)["m"].width == 512
+    assert told(bench)["m"].loras is None
     bench.advance(10.0)
     assert told(bench) == {}
 
@@ -53,7 +53,7 @@ def test_what_a_worker_learns_counts_and_takes_no_request_from_it():
     ready(bench, "w", {"a": PLAIN}, models=("a", "b"))
     request = bench.submit(1, model="a")
     ready(bench, "w", {"a": PLAIN, "b": replace(PLAIN, width=64)}, models=("a", "b"))
-    assert told(bench)["b"]["width"] == 64
+    assert told(bench)["b"].width == 64
     assert bench.works("w") == [request]
 
 
@@ -71,7 +71,7 @@ def test_of_several_workers_the_first_has_the_defaults_whoever_came_first():
         bench = Bench()
         for name in names:
             ready(bench, name, {"m": replace(PLAIN, num_inference_steps={"a": 4, "b": 50}[name])})
-        assert told(bench)["m"]["num_inference_steps"] == 4
+        assert told(bench)["m"].num_inference_steps == 4
 
 
 def test_the_widest_bounds_count():
