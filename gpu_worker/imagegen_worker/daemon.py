@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from imagegen_common.logs import log
+from imagegen_common.logs import flush, log
 from imagegen_common.notify import Notifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
@@ -338,7 +338,8 @@ class Daemon:
         if number != DRAIN_SIGNAL and len([n for n in self._signals if n != DRAIN_SIGNAL]) > 1:
             try:
                 log(_log, logging.CRITICAL, "second signal, exiting at once", signal=signal.Signals(number).name)
-            finally:  # whatever the signal has interrupted: writing a line, for example
+                flush()
+            finally:  # whatever the signal has interrupted: logging a line, for example
                 os._exit(128 + number)
 
     def _take_signals(self) -> None:
