@@ -41,6 +41,7 @@ class Rig:
                 interval=1e6,  # beats are measured by themselves
                 max_requests=10_000_000,
                 max_requests_per_client=10_000_000,
+                max_unacknowledged_per_client=10_000_000,
                 max_bytes=1 << 40,
                 max_bytes_per_client=1 << 40,
                 max_clients=10_000_000,

@@ -15,7 +15,13 @@ WARM_UP = 10.0
 def run(traffic: Sequence[Timed], costs: Sequence[Cost], strategy: str) -> list[float]:
     """Return each request's latency, in seconds from when it should have been sent. Raises if one fails."""
     clock = Clock()
-    broker = BrokerPeer(clock, strategy=strategy, max_requests=1_000_000, max_requests_per_client=1_000_000)
+    broker = BrokerPeer(
+        clock,
+        strategy=strategy,
+        max_requests=1_000_000,
+        max_requests_per_client=1_000_000,
+        max_unacknowledged_per_client=1_000_000,
+    )
     for number, cost in enumerate(costs):
         # Processes do not start all at once, and their heartbeats do not come all at once either.
         clock.at(number * 0.9 / len(costs), WorkerPeer, broker, f"worker-{number}", cost)

@@ -52,6 +52,7 @@ class Fleet:
             interval=day.heartbeat_seconds,
             max_requests=1_000_000,
             max_requests_per_client=1_000_000,
+            max_unacknowledged_per_client=1_000_000,
         )
         self.found = Found(day)
         self._runs: Counter[int] = Counter()

@@ -91,6 +91,12 @@ class _Seconds(click.FloatRange):
     default=256 * 1024**2,
     help="Bytes of the requests of one client held at a time.",
 )
+@click.option(
+    "--max-unacknowledged-per-client",
+    type=click.IntRange(1),
+    default=1024,
+    help="Requests of one client at workers, or answered and not acknowledged; the others wait.",
+)
 @click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Clients known at a time.")
 @click.option(
     "--step-timeout",
@@ -135,6 +141,7 @@ def main(
     max_bytes: int,
     max_requests_per_client: int,
     max_bytes_per_client: int,
+    max_unacknowledged_per_client: int,
     max_clients: int,
     step_timeout: float,
     key: Path | None,
@@ -179,6 +186,7 @@ def main(
         max_bytes=max_bytes,
         max_requests_per_client=max_requests_per_client,
         max_bytes_per_client=max_bytes_per_client,
+        max_unacknowledged_per_client=max_unacknowledged_per_client,
         max_clients=max_clients,
         step_timeout=step_timeout,
         default_model=default_model,

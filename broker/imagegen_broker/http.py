@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(503, "text/plain", "the broker's loop does not answer\n")
             return
         if path == "/stats":
-            self._reply(200, "application/json", json.dumps(view.statistics, indent=2) + "\n")
+            self._reply(200, "application/json", json.dumps(view.statistics, indent=2, allow_nan=False) + "\n")
         elif path == "/metrics":
             registry = CollectorRegistry(auto_describe=False)
             registry.register(BrokerCollector(view))

@@ -74,6 +74,9 @@ class BrokerCollector(Collector):
         yield _gauge("max_requests", "Requests that may be held; more are refused.", stats["limits"]["requests"])
         yield _gauge("max_held_bytes", "Bytes that may be held.", stats["limits"]["bytes"])
         yield _gauge("clients", "Clients that are alive.", stats["clients"])
+        yield _gauge(
+            "held_clients", "Clients that must acknowledge before they get more work.", stats["held_clients"]
+        )
         yield _gauge("busy_clients", "Clients that have requests here.", len(held))
         yield _gauge("largest_client_requests", "Requests of the client that has most.", max(held, default=0))
         yield _gauge(

@@ -272,7 +272,7 @@ class Server:
             header = _header(frames)
             message = decode_from_worker(header)
         except ProtocolError as problem:
-            self.core.malformed_from_worker(peer, problem)
+            self.core.malformed_from_worker(peer, problem, now)
             return
         self.core.from_worker(peer, message, header, frames[1:], now)
 

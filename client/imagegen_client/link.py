@@ -5,12 +5,6 @@ from collections.abc import Sequence
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import BrokerHeartbeat
 
-MIN_INTERVAL_SECONDS = 0.01
-"""A broker that announces less would keep the client busy with heartbeats alone."""
-MAX_INTERVAL_SECONDS = 3600.0
-"""A broker that announces more (infinity fits into a header) would never count as dead."""
-MAX_LIVENESS = 1000
-
 
 class Link:
     """One connection at a time, to one of several endpoints; times are monotonic seconds."""
@@ -70,8 +64,7 @@ class Link:
 
     def announced(self, heartbeat: BrokerHeartbeat, now: float) -> bool:
         """Take over what a heartbeat says; return whether the broker is another one or has forgotten us."""
-        self.interval = min(max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
-        self._liveness = min(max(heartbeat.liveness, 1), MAX_LIVENESS)
+        self.interval, self._liveness = heartbeat.interval_seconds, heartbeat.liveness
         self.next_heartbeat = min(self.next_heartbeat, now + self.interval)
         before, self._standing = self._standing, (heartbeat.epoch, heartbeat.session)
         return before is not None and before != self._standing

@@ -35,7 +35,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     max_side: Side = MAX_SIDE_PIXELS
     negative_prompt: bool = False
     """Whether it takes one."""
-    tasks: dict[TaskName, float | None]
+    tasks: dict[TaskName, Annotated[float, Meta(ge=0, le=1)] | None]
     """What it does, and the default strength of each; None: that task takes none."""
     schedulers: Choices = []
     """Those that can be asked for, the model's own first."""

@@ -84,7 +84,7 @@ class OutOfMemoryError(RequestError):
 
 
 class GenerationFailedError(RequestError):
-    """The pipeline raised; the message carries its error."""
+    """The pipeline raised an error, or the request failed too often for other reasons; the message says which."""
 
     code = "generation_failed"
 
@@ -94,6 +94,8 @@ class ProtocolError(ImagegenError):
 
     code = "protocol_error"
     request_id: bytes | None = None
+    is_answer: bool = False
+    """Whether the message was a RESULT or an ERROR: a terminal answer that can't be read."""
 
 
 class UnsupportedVersionError(ProtocolError):

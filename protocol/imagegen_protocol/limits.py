@@ -1,5 +1,7 @@
 """Numbers that both ends of the wire must agree on, and the defaults of those that the broker announces."""
 
+from sys import float_info
+
 VERSION = 1
 """The protocol version that every header carries."""
 
@@ -42,6 +44,22 @@ MAX_EXTRA_BYTES = 16 * 1024
 """`extra` as msgpack: RESULT tells it again, in a header."""
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0
 
+MAX_COUNT = 2**40
+"""The highest number of things in a message. The sum over 8,192 workers is still exact in JSON (2**53)."""
+MAX_GPU_ID = 65_535
+MAX_DURATION_SECONDS = 1e9
+"""The longest duration in a message, some 31 years."""
+MIN_SECONDS_PER_IMAGE = 1e-6
+MAX_SECONDS_PER_IMAGE = 1e6
+"""Bounds of a worker's measured speed. The broker's scheduling divides by it."""
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+"""Bounds of integers that have no narrower range."""
+MAX_FLOAT = float_info.max
+"""The highest finite float; a range that ends here refuses NaN and the infinities."""
+
+MIN_HEARTBEAT_INTERVAL_SECONDS = 0.01
+MAX_HEARTBEAT_INTERVAL_SECONDS = 3600.0
+MAX_LIVENESS = 1000
 DEFAULT_HEARTBEAT_INTERVAL_SECONDS = 1.0
 DEFAULT_LIVENESS = 3
 """Silent heartbeat intervals after which a peer counts as dead."""

@@ -4,18 +4,31 @@ A header is a msgpack map with the keys `type` (the struct's tag), `v` (the prot
 fields. Unknown keys are ignored, so that fields can be added; unknown types and wrong values are errors.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.limits import (
     ID_BYTES,
+    MAX_COUNT,
+    MAX_DURATION_SECONDS,
+    MAX_FLOAT,
+    MAX_GPU_ID,
+    MAX_HEARTBEAT_INTERVAL_SECONDS,
     MAX_IDS_PER_MESSAGE,
     MAX_IMAGES_PER_REQUEST,
+    MAX_INTEGER,
+    MAX_LIVENESS,
     MAX_MODELS,
     MAX_NAME_LENGTH,
+    MAX_SECONDS_PER_IMAGE,
+    MAX_SEED,
+    MAX_SIDE_PIXELS,
     MAX_TIMEOUT_SECONDS,
+    MIN_HEARTBEAT_INTERVAL_SECONDS,
+    MIN_INTEGER,
+    MIN_SECONDS_PER_IMAGE,
     VERSION,
 )
 
@@ -25,15 +38,22 @@ Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^
 Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
 Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
 """HOST:PORT, an IPv6 host in brackets."""
-Seconds = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0)]
+# A lower bound refuses NaN, too: msgspec checks that a value is within the range, not that it is not outside.
+Seconds = Annotated[float, Meta(ge=0, le=MAX_DURATION_SECONDS)]
+SecondsPerImage = Annotated[float, Meta(ge=MIN_SECONDS_PER_IMAGE, le=MAX_SECONDS_PER_IMAGE)]
+Interval = Annotated[float, Meta(ge=MIN_HEARTBEAT_INTERVAL_SECONDS, le=MAX_HEARTBEAT_INTERVAL_SECONDS)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+SidePixels = Annotated[int, Meta(ge=0, le=MAX_SIDE_PIXELS)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
 Traceparent = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
 """Where a request stands in a trace, as W3C's Trace Context writes it."""
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 
-Parameter = str | int | float | bool | None | list[dict[str, str | float]] | dict[str, Any]
-"""What RESULT tells of one parameter; a list has one map for each LoRA, a map is `extra`."""
+Integer = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
+Finite = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]
+Plain = str | Integer | Finite | bool | None
+Parameter = Plain | list[dict[str, str | Finite]] | dict[str, Plain | list[Plain] | dict[str, Plain]]
+"""The value of one parameter in a RESULT; a list has one map for each LoRA, a map is `extra`."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -117,9 +137,9 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What one image frame of a RESULT holds; sizes in pixels."""
 
     format: str
-    width: Count
-    height: Count
-    seed: Count
+    width: SidePixels
+    height: SidePixels
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
 
 
 class Result(Message, tag="result", frozen=True, kw_only=True):
@@ -156,8 +176,8 @@ class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     epoch: Id
     session: Count
     beat: Count = 0
-    interval_seconds: Seconds
-    liveness: Count
+    interval_seconds: Interval
+    liveness: Annotated[int, Meta(ge=1, le=MAX_LIVENESS)]
 
 
 class Stats(Message, tag="stats", frozen=True, kw_only=True):
@@ -190,7 +210,7 @@ class Holding(Message, frozen=True, kw_only=True):
     running: Ids = []
     finished: Ids = []
     stats: WorkerStats = WorkerStats()
-    seconds_per_image: Seconds | None = None
+    seconds_per_image: SecondsPerImage | None = None
     """Measured or modelled time of one image in a full batch; None while unknown."""
     warm: Models = []
     """The models that are loaded now; none: all that READY names."""
@@ -202,7 +222,7 @@ class Ready(Holding, tag="ready", frozen=True, kw_only=True):
     worker_id: Id
     name: Name
     host: Name
-    gpu_id: int
+    gpu_id: Annotated[int, Meta(ge=0, le=MAX_GPU_ID)]
     """The card's index on its host."""
     gpu_uuid: Name | None = None
     """The card's own, or that of its MIG instance."""

@@ -98,7 +98,7 @@ class Broker:
     def beat(self, session=1, epoch=b"e" * 16):
         """So short an interval that nothing is waited for, and so much patience that nobody is taken for dead."""
         self.beats += 1
-        self.send("heartbeat", epoch=epoch, session=session, beat=self.beats, interval_seconds=0.05, liveness=2000)
+        self.send("heartbeat", epoch=epoch, session=session, beat=self.beats, interval_seconds=0.05, liveness=1000)
 
     def register(self, **fields):
         ready = self.receive("ready")

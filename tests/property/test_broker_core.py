@@ -13,7 +13,13 @@ clients = st.sampled_from(["a", "b"])
 workers = st.sampled_from(["u", "v", "w"])
 id_lists = st.lists(numbers.map(rid), max_size=5, unique=True)
 ages = st.sampled_from([None, None, 1.0, 121.0])
-LIMITS = {"max_requests": 10, "max_requests_per_client": 8, "max_bytes_per_client": 28, "max_attempts": 2}
+LIMITS = {
+    "max_requests": 10,
+    "max_requests_per_client": 8,
+    "max_bytes_per_client": 28,
+    "max_attempts": 2,
+    "max_unacknowledged_per_client": 5,
+}
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -107,7 +113,7 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         core = self.bench.core
         if self.bench.now >= core.dispatching_from:
-            waiting = core.ledger.queue.waiting("m")
+            waiting = core.ledger.queue.peek("m") is not None
             room = sum(worker.room for worker in core.ledger.workers.values())
             assert not (waiting and room)
 

@@ -25,6 +25,7 @@ def make(number, client, priority=0, model="m"):
 
 steps = st.lists(
     st.one_of(
+        st.tuples(st.sampled_from(["hold", "resume"]), st.integers(0, 2), st.just(0), st.just(False)),
         st.tuples(st.just("push"), st.integers(0, 2), st.integers(-1, 1), st.booleans()),
         st.tuples(st.just("take"), st.just(0), st.just(0), st.just(False)),
         st.tuples(st.just("remove"), st.integers(0, 50), st.just(0), st.just(False)),
@@ -36,26 +37,33 @@ steps = st.lists(
 @given(steps)
 def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_returned_first(script):
     queue = FairQueue()
-    waiting = {}
+    waiting, held = {}, set()
     for number, (what, which, priority, front) in enumerate(script):
         if what == "push":
             request = make(number, CLIENTS[which], priority)
-            queue.push(request, front=front)
+            queue.push(request, returned=front)
             waiting[request.id] = (request, front)
+        elif what == "hold":
+            queue.hold(CLIENTS[which].id)
+            held.add(CLIENTS[which].id)
+        elif what == "resume":
+            queue.resume(CLIENTS[which].id)
+            held.discard(CLIENTS[which].id)
         elif what == "take":
             request = queue.peek("m")
-            if not waiting:
-                assert request is None
+            ready = [(r, f) for r, f in waiting.values() if r.client.id not in held]
+            if not ready:
+                assert request is None, "a client that is held out gets nothing"
                 continue
             assert request is not None
-            top = max(r.priority for r, _ in waiting.values())
+            top = max(r.priority for r, _ in ready)
             assert request.priority == top
-            returned = [r for r, f in waiting.values() if f and r.priority == top]
+            returned = [r for r, f in ready if f and r.priority == top]
             if returned:
-                assert request is returned[0]
+                own = [r for r in returned if r.client is request.client]
             else:
-                own = [r for r, _ in waiting.values() if r.priority == top and r.client is request.client]
-                assert request is own[0], "a client's requests go in the order of their arrival"
+                own = [r for r, _ in ready if r.priority == top and r.client is request.client]
+            assert request is own[0], "a client's requests go in the order of their arrival"
             queue.end_turn(request)
             queue.remove(request)
             del waiting[request.id]
@@ -64,7 +72,10 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             queue.remove(request)
             del waiting[request.id]
         assert len(queue) == queue.waiting("m") == len(waiting)
-        assert queue.images("m") == sum(request.images for request, _ in waiting.values())
+        assert queue.images("m") == sum(r.images for r, _ in waiting.values() if r.client.id not in held)
+        assert queue.held_clients == len(held)
+        ready = sum(r.client.id not in held for r, _ in waiting.values())
+        assert queue.ready_by_model() == ({"m": ready} if waiting else {})
         assert {request.id for request in queue} == set(waiting)
         for place, waits in enumerate(queue.in_order("m")):
             assert place <= queue.place_at_most(waits) < len(waiting)
@@ -76,7 +87,9 @@ def test_the_order_that_is_foretold_is_the_one_in_which_they_go(script):
     queue = FairQueue()
     for number, (what, which, priority, front) in enumerate(script):
         if what == "push":
-            queue.push(make(number, CLIENTS[which], priority), front=front)
+            queue.push(make(number, CLIENTS[which], priority), returned=front)
+        elif what in ("hold", "resume"):
+            getattr(queue, what)(CLIENTS[which].id)
         elif what == "take" and (request := queue.peek("m")) is not None:
             queue.end_turn(request)
             queue.remove(request)
@@ -85,11 +98,26 @@ def test_the_order_that_is_foretold_is_the_one_in_which_they_go(script):
     foretold = list(queue.in_order("m"))
     assert list(queue) == foretold
     went = []
+    ready = [request for request in foretold if not queue.is_held(request.client.id)]
+    assert foretold[: len(ready)] == ready, "those of clients that are held out come last"
     while (request := queue.peek("m")) is not None:
         queue.end_turn(request)
         queue.remove(request)
         went.append(request)
-    assert went == foretold
+    assert went == ready
+
+
+def test_a_request_that_is_to_be_first_goes_before_its_clients_others_and_takes_its_clients_turn():
+    queue = FairQueue()
+    for number, owner in enumerate([0, 0, 1, 1]):
+        queue.push(make(number, CLIENTS[owner]))
+    queue.push(make(9, CLIENTS[1]), first=True)
+    went = []
+    while (request := queue.peek("m")) is not None:
+        queue.end_turn(request)
+        queue.remove(request)
+        went.append(int.from_bytes(request.id, "big"))
+    assert went == [0, 9, 1, 2, 3]
 
 
 @given(st.lists(st.integers(0, 2), max_size=20), st.integers(0, 2))

@@ -12,7 +12,7 @@ from tests.unit.client.desk import FIRST, SECOND, Desk, rid
 
 numbers = st.integers(0, 11)
 seconds = st.sampled_from([0.0, 0.05, 0.9, 1.0, 2.0, 3.5, 20.0])
-intervals = st.sampled_from([0.0, 0.1, 1.0, 5.0, 1e300, math.inf])
+intervals = st.sampled_from([0.01, 0.1, 1.0, 5.0, 3600.0])
 codes = st.sampled_from(
     ["generation_failed", "cancelled", "overloaded", "deadline_exceeded", "of_a_later_version"]
 )
@@ -70,7 +70,7 @@ class ClientMachine(RuleBasedStateMachine):
         epoch=st.sampled_from([b"e" * 16, b"f" * 16]),
         session=st.integers(0, 2),
         interval=intervals,
-        liveness=st.sampled_from([0, 1, 3, 2**63]),
+        liveness=st.sampled_from([1, 3, 1000]),
     )
     def heartbeat(self, epoch, session, interval, liveness):
         words = BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=interval, liveness=liveness)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, ToClient
+from imagegen_broker.core.records import Settings, State, ToClient
 from imagegen_protocol.messages import (
     Ack,
     Error,
@@ -69,6 +69,7 @@ class BrokerPeer(Peer):
             max_requests_per_client=plan.max_requests_per_client,
             max_bytes=plan.max_bytes,
             max_bytes_per_client=plan.max_bytes_per_client,
+            max_unacknowledged_per_client=plan.max_unacknowledged_per_client,
             step_timeout=plan.step_timeout,
             tombstones=plan.tombstones,
             default_model="m",
@@ -82,6 +83,10 @@ class BrokerPeer(Peer):
         """Name, and when it was last heard."""
         self.turns: dict[tuple[str | None, int], dict[bytes, float]] = defaultdict(dict)
         """For the fair share: when each client had its last turn, by model and priority; local times."""
+        self.held_at: dict[bytes, float] = {}
+        """When each client was last held out of the dispatch; local times."""
+        self.answered: set[bytes] = set()
+        """Ids whose answer from a worker was taken, and that were not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
         self.given_at: dict[bytes, float] = {}
         """The last attempt of each request that it gave out, and its local time."""
@@ -114,6 +119,10 @@ class BrokerPeer(Peer):
         else:
             # The core passes a worker's header on unread, so it need not be bytes here.
             self.core.from_worker(dialer.id, message, message, frames, now)
+            if isinstance(message, Result | Error):
+                request = self.core.ledger.requests.get(message.request_id)
+                if request is not None and request.state is State.DELIVERED:
+                    self.answered.add(request.id)
             self._note_worker(dialer, message)
 
     def _note_worker(self, worker: Peer, message: Any) -> None:
@@ -171,10 +180,14 @@ class BrokerPeer(Peer):
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
             self._note_burials()
+        if core.ledger.queue.held_clients:
+            held = (client_id for client_id in core.ledger.clients if core.ledger.queue.is_held(client_id))
+            self.held_at.update(dict.fromkeys(held, self.local()))
         invariants.after_settle(world, self)
         for action in actions:
             if isinstance(action.message, Work):
                 invariants.on_dispatch(self, action.worker_id, action.message)
+                self.answered.discard(action.message.request_id)
             elif isinstance(action.message, Progress) and action.message.state == "queued":
                 invariants.on_place(self, action.message)
         for action in actions:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from imagegen_client.core import ClientCore
 from imagegen_client.events import Answer, CancelAsked, CloseAsked, Dial, Finish, Received, Send, SubmitAsked
 from imagegen_protocol import GenerationRequest, encode_request
-from imagegen_protocol.messages import Submit
+from imagegen_protocol.messages import Ack, Submit
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
@@ -31,6 +31,8 @@ class ClientPeer(Peer):
         self.core = ClientCore(brokers, retry_overloaded=world.plan.retry_overloaded)
         self.line: Line | None = None
         self.slow_until = 0.0
+        self.mute_until = 0.0
+        """Until then it acknowledges nothing."""
         self.asks: list[Ask] = []
 
     # ---- the application --------------------------------------------------------------------------------
@@ -118,6 +120,8 @@ class ClientPeer(Peer):
     def _do(self, actions: list[Any]) -> None:
         for action in [*actions, *self.core.settle()]:
             match action:
+                case Send(Ack()) if self.mute_until > self.world.now:
+                    self.world.tell(f"{self.name} does not acknowledge")
                 case Send(message, payload):
                     if isinstance(message, Submit):
                         self._learn(message.request_id)

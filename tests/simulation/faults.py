@@ -184,6 +184,17 @@ def slow_client(world: "World", fault: Fault) -> bool:
     return True
 
 
+def mute_client(world: "World", fault: Fault) -> bool:
+    """A client acknowledges nothing for a while; it goes on asking, and its heartbeats go on."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} acknowledges nothing for {fault.seconds:.3f} s")
+    client.mute_until = max(client.mute_until, world.now + fault.seconds)
+    client.trouble = max(client.trouble, client.mute_until + 1.0)
+    return True
+
+
 # ---- upgrades ----------------------------------------------------------------------------------------------
 
 
@@ -221,6 +232,7 @@ FAULTS: dict[str, Callable[["World", Fault], bool]] = {
         freeze_client,
         hang_device,
         slow_client,
+        mute_client,
         drain_worker,
         drain_all_workers,
     )

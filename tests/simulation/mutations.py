@@ -132,9 +132,9 @@ MUTATIONS = (
     ),
     Mutation(
         "requests come back at the tail",
-        BACKEND + "_requeue",
-        "front=True",
-        "front=False",
+        LEDGER + "requeue",
+        "returned=not is_made",
+        "returned=False",
         ("returned_go_first",),
     ),
     Mutation(
@@ -154,9 +154,9 @@ MUTATIONS = (
     Mutation(
         "deaths are not counted",
         BACKEND + "_move_on",
-        "if fate is not None and request_id in worker.running:",
-        "if False:",
-        ("one_answer",),
+        "is_death = fate is not None and request_id in worker.running",
+        "is_death = False",
+        ("one_answer", "reasoned_errors"),
     ),
     Mutation(
         "a hung device is not noticed",
@@ -194,9 +194,30 @@ MUTATIONS = (
         ("bounded_tables",),
     ),
     Mutation(
+        "a client that acknowledges nothing is not held out",
+        LEDGER + "_count_unacknowledged",
+        "self.queue.hold(client.id)",
+        "pass",
+        ("within_maximum", "books_agree"),
+    ),
+    Mutation(
+        "a client that acknowledges again stays held out",
+        LEDGER + "_count_unacknowledged",
+        "self.queue.resume(client.id)",
+        "pass",
+        ("books_agree", "one_answer"),
+    ),
+    Mutation(
+        "what is made again for a client that did not acknowledge goes before others' requests",
+        LEDGER + "requeue",
+        "returned=not is_made",
+        "returned=True",
+        ("fair_share",),
+    ),
+    Mutation(
         "there is no fair share",
         QUEUE + "end_turn",
-        "level.clients.move_to_end(request.client.id)",
+        "level.turns_of(request).lines.move_to_end(request.client.id)",
         "pass",
         ("fair_share",),
     ),

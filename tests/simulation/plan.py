@@ -48,6 +48,7 @@ class Plan:
     hung_exit: bool = False
     max_requests: int = 10_000
     max_requests_per_client: int = 5_000
+    max_unacknowledged_per_client: int = 4096
     max_bytes: int = 1 << 30
     max_bytes_per_client: int = 1 << 28
     retry_overloaded: bool = False
@@ -100,6 +101,7 @@ FREEZES = {
     "hang_device": (0.5, 9.0),
 }
 READERS = {"slow_client": (2.0, 8.0)}
+MUTE = {"mute_client": (8.0, 20.0)}
 ROLLING = {"drain_worker": (0.1, 0.2), "drain_all_workers": (0.1, 0.2)}
 
 
@@ -170,6 +172,20 @@ def overload(dice: random.Random) -> dict[str, object]:
     }
 
 
+def mute(dice: random.Random) -> dict[str, object]:
+    """Some clients acknowledge nothing, beside others that do."""
+    return {
+        "clients": dice.randint(2, 4),
+        "requests": dice.choice([120, 200]),
+        "burst": dice.choice([12, 40]),
+        "max_unacknowledged_per_client": dice.choice([3, 8, 20, 4096]),
+        "held_count": dice.choice([3, 8, 1024]),
+        "progress_share": 0.2,
+        "priority_share": dice.choice([0.0, 0.2]),
+        "faults": some(dice, MUTE, dice.randint(1, 2)),
+    }
+
+
 def poison(dice: random.Random) -> dict[str, object]:
     """Some requests kill whoever makes them; others fail or do not fit."""
     return {
@@ -182,7 +198,7 @@ def poison(dice: random.Random) -> dict[str, object]:
 
 def everything(dice: random.Random) -> dict[str, object]:
     """All of it at once."""
-    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **ROLLING}
+    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **ROLLING}
     return {
         "brokers": dice.randint(1, 3),
         "workers": dice.randint(2, 5),
@@ -209,6 +225,7 @@ THEMES: dict[str, tuple[int, Draw]] = {
     "network": (4, network),
     "freezes": (4, freezes),
     "overload": (3, overload),
+    "mute": (2, mute),
     "poison": (2, poison),
     "everything": (4, everything),
 }

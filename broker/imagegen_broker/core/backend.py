@@ -5,7 +5,13 @@ import logging
 from imagegen_broker.core.ledger import Ledger
 from imagegen_broker.core.records import Payload, Request, State, ToClient, ToWorker, Worker
 from imagegen_protocol.capabilities import decode_capabilities
-from imagegen_protocol.errors import RETURNED, PoisonRequestError, WorkerNameTakenError
+from imagegen_protocol.errors import (
+    RETURNED,
+    GenerationFailedError,
+    PoisonRequestError,
+    ProtocolError,
+    WorkerNameTakenError,
+)
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
@@ -57,7 +63,7 @@ class Backend:
                 self._answer(worker, message.request_id, "result", header, payload, now)
             case Error(request_id=request_id) if request_id is not None:
                 if message.code == RETURNED:
-                    self._returned(worker, request_id)
+                    self._returned(worker, request_id, now)
                 else:
                     self._answer(worker, request_id, message.code, header, payload, now)
             case Goodbye():
@@ -80,7 +86,20 @@ class Backend:
         worker.reachable = False
         self._ledger.placement.update(worker)
         if request_id is not None and request_id in worker.assigned:
-            self._requeue(worker.assigned[request_id].request, "unreachable")
+            request = worker.assigned[request_id].request
+            self._requeue(request, "unreachable", request.dispatched)  # just now
+
+    def unreadable(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
+        """End the request whose answer from a worker can't be read: the worker would only send the same again."""
+        worker = self._ledger.workers.get(worker_id)
+        if worker is None or problem.request_id is None or not problem.is_answer:
+            return
+        if (assignment := worker.assigned.get(problem.request_id)) is not None:
+            request = assignment.request
+            text = f"worker {worker.name!r} sent an answer that breaks the protocol: {problem.message}"
+            code = GenerationFailedError.code
+            answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
+            self._ledger.fail(request, answer, now)
 
     def revoked(self, worker_id: bytes, now: float) -> None:
         """Strike a worker off, if it is one, whose key is no longer allowed; its requests move on."""
@@ -134,7 +153,7 @@ class Backend:
         ):
             ledger.default_model = model
         # Those who asked for the default before it was known.
-        while (request := ledger.queue.peek(None)) is not None:
+        for request in list(ledger.queue.in_order(None)):
             ledger.queue.remove(request)
             request.model = ledger.default_model
             ledger.queue.push(request)
@@ -165,7 +184,8 @@ class Backend:
         """Take a worker's requests from it; `fate`: what became of it, held against those that were running."""
         for request_id, assignment in list(worker.assigned.items()):
             request = assignment.request
-            if fate is not None and request_id in worker.running:
+            is_death = fate is not None and request_id in worker.running
+            if is_death:
                 request.deaths.append(f"attempt {request.attempt} on {worker.name!r}, which {fate}")
             if len(request.deaths) >= self._ledger.settings.max_attempts:
                 text = f"it took {len(request.deaths)} workers down: {'; '.join(request.deaths)}"
@@ -173,13 +193,11 @@ class Backend:
                 answer = Error(request_id=request.id, code=code, message=text, attempt=request.attempt)
                 self._ledger.fail(request, answer, now)
             else:
-                self._requeue(request, reason)
+                self._requeue(request, reason, now, is_death=is_death)
 
-    def _requeue(self, request: Request, reason: str) -> None:
-        self._ledger.counters.requeued[reason] += 1
-        self._ledger.note_request("request queued again", request, request.worker, reason=reason)
-        self._ledger.enqueue(request, front=True)
-        if (other := self._ledger.copy_of(request)) is not None:
+    def _requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
+        self._ledger.requeue(request, reason, now, is_death=is_death)
+        if request.state is State.QUEUED and (other := self._ledger.copy_of(request)) is not None:
             self._ledger.attach(request, other)  # another broker gave it that
 
     # ---- heartbeats -----------------------------------------------------------------------------
@@ -239,7 +257,7 @@ class Backend:
                 assignment.beat = worker.beat  # ask once a round trip, not once a heartbeat
                 ledger.ask_again(worker, request_id)
             else:
-                self._requeue(assignment.request, "lost")
+                self._requeue(assignment.request, "lost", now)
         for request_id, assignment in list(worker.holding.items()):
             if request_id not in finished and assignment.beat < trusted_beat:
                 del worker.holding[request_id]
@@ -305,11 +323,11 @@ class Backend:
             ledger.deliver(request, worker, outcome, now)
         ledger.pass_on(request, header, payload)
 
-    def _returned(self, worker: Worker, request_id: bytes) -> None:
+    def _returned(self, worker: Worker, request_id: bytes, now: float) -> None:
         """A draining worker gives a request back unmade."""
         worker.draining = True
         assignment = worker.assigned.get(request_id)
         if assignment is not None:
-            self._requeue(assignment.request, "returned")
+            self._requeue(assignment.request, "returned", now)
         self._ledger.placement.update(worker)
         self._ledger.release(worker, request_id)

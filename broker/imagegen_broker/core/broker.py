@@ -69,8 +69,9 @@ class BrokerCore:
         """Answer a client's message that did not decode."""
         self.ledger.send(ToClient(client_id, self._complaint(problem)))
 
-    def malformed_from_worker(self, worker_id: bytes, problem: ProtocolError) -> None:
-        """Answer a worker's message that did not decode."""
+    def malformed_from_worker(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
+        """Answer a worker's message that did not decode; it is no sign of life, and no answer comes of it."""
+        self.backend.unreadable(worker_id, problem, now)
         self.ledger.send(ToWorker(worker_id, self._complaint(problem)))
 
     def revoked(self, peer: bytes, role: str, now: float) -> None:
@@ -81,7 +82,7 @@ class BrokerCore:
             self.malformed_from_client(peer, problem)
         else:
             self.backend.revoked(peer, now)
-            self.malformed_from_worker(peer, problem)
+            self.malformed_from_worker(peer, problem, now)
 
     def not_sent(self, action: Action) -> None:
         """Learn that the socket did not take a message: the peer is gone, or reads too slowly."""
@@ -227,3 +228,8 @@ class BrokerCore:
         for client in ledger.clients.values():
             assert client.held_bytes == sum(request.size for request in client.requests.values())
             assert all(client.requests[request_id].state is State.DELIVERED for request_id in client.missed)
+            states = [request.state for request in client.requests.values()]
+            assert client.unacknowledged == states.count(State.DISPATCHED) + states.count(State.DELIVERED)
+            is_full = client.unacknowledged >= self.settings.max_unacknowledged_per_client
+            assert ledger.queue.is_held(client.id) == is_full
+        assert ledger.queue.held_clients == sum(ledger.queue.is_held(client_id) for client_id in ledger.clients)

@@ -46,12 +46,12 @@ class Demand:
     seen: Mapping[str | None, float | None]
     """As `Placement.seen`."""
     waiting: Mapping[str | None, int]
-    """Requests that wait here, by model."""
+    """Requests that wait here and may be dispatched, by model: no worker is missing for those of a held client."""
 
     @classmethod
     def of(cls, ledger: Ledger, workers: Sequence[WorkerView]) -> Self:
         """Copy it; `workers` are the ledger's."""
-        return cls(workers, dict(ledger.placement.seen()), ledger.queue.waiting_by_model())
+        return cls(workers, dict(ledger.placement.seen()), ledger.queue.ready_by_model())
 
 
 class _Supply(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
+from imagegen_protocol.limits import MAX_DURATION_SECONDS, MAX_IMAGES_PER_REQUEST
 from imagegen_protocol.messages import Ready, WorkerStats
 
 
@@ -52,11 +53,12 @@ def seconds_per_request(workers: Collection[Measured]) -> float | None:
 
 
 def seconds_to_start(place: int, pace: Pace) -> float:
-    """Return in how many seconds a request will be begun that `place` others go before."""
-    return max(0.0, (place + 1 + pace.ahead) / pace.per_second)
+    """Return the estimated seconds until a request begins that `place` others precede; a message can hold them."""
+    return min(max(0.0, (place + 1 + pace.ahead) / pace.per_second), MAX_DURATION_SECONDS)
 
 
 def _images_per_request(workers: Collection[Measured]) -> float:
     requests = sum(worker.stats.total_requests for worker in workers)
     images = sum(worker.stats.total_images for worker in workers)
-    return images / requests if requests and images else 1.0
+    # A worker may report any totals, but no request asks for more images than that.
+    return min(images / requests, MAX_IMAGES_PER_REQUEST) if requests and images else 1.0

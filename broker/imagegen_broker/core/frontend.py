@@ -197,9 +197,7 @@ class Frontend:
             self._ledger.ask_again(request.worker, request.id)
         else:
             # Whoever held the answer is gone; what was not acknowledged is made again.
-            self._ledger.counters.requeued["answer_lost"] += 1
-            self._ledger.note_request("request queued again", request, None, reason="answer_lost")
-            self._ledger.enqueue(request, front=True)
+            self._ledger.requeue(request, "answer_lost", now)
             return
         self._ledger.sent_again(request, now)
 

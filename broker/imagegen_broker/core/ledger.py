@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 
+from imagegen_broker.core.attempts import exhausted
 from imagegen_broker.core.capabilities import FleetCapabilities
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
@@ -26,8 +27,12 @@ from imagegen_broker.core.records import (
     ToWorker,
     Worker,
 )
+from imagegen_protocol.errors import GenerationFailedError
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Accepted, Error, Release, Resend
+
+_UNACKNOWLEDGED = frozenset({State.DISPATCHED, State.DELIVERED})
+"""States that count against a client's maximum of unacknowledged requests."""
 
 
 class Ledger:
@@ -85,13 +90,41 @@ class Ledger:
                 return
         self.enqueue(request)
 
-    def enqueue(self, request: Request, *, front: bool = False) -> None:
-        """Put a request into the queue."""
+    def enqueue(self, request: Request, *, returned: bool = False, first: bool = False) -> None:
+        """Put a request into the queue; see `FairQueue.push`."""
         if request.state is State.DELIVERED:
             self.deadlines.add(request, len(self.requests))  # its entry was dropped when it was answered
         self._move(request, State.QUEUED)
-        self.queue.push(request, front=front)
+        self.queue.push(request, returned=returned, first=first)
         self.follow(request)
+
+    def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
+        """Queue a request again whose worker or answer is gone, or end it if that has happened too often.
+
+        One that its worker did not finish goes before those that never left the queue. One whose answer was lost
+        takes its client's turn: it is made again for a client that did not acknowledge it in time.
+        `is_death`: it is counted among `deaths` already.
+        """
+        if not is_death:
+            request.returns[reason] = request.returns.get(reason, 0) + 1
+            if (text := exhausted(request.returns)) is not None:
+                self._give_up(request, text, now)
+                return
+        self.counters.requeued[reason] += 1
+        self.note_request("request queued again", request, request.worker, reason=reason)
+        is_made = request.state is State.DELIVERED
+        self.enqueue(request, returned=not is_made, first=is_made)
+
+    def _give_up(self, request: Request, text: str, now: float) -> None:
+        """End a request that came back too often."""
+        code = GenerationFailedError.code
+        answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
+        if request.state is not State.DELIVERED:
+            self.fail(request, answer, now)
+            return
+        request.answer = answer
+        self.pass_on(request, answer)
+        self.sent_again(request, now)
 
     def follow(self, request: Request) -> None:
         """Have the client of a QUEUED request told how it stands, if it wants to know."""
@@ -202,12 +235,16 @@ class Ledger:
         queued = request.state is State.QUEUED
         if queued:
             self.queue.remove(request)
+        elif request.state in _UNACKNOWLEDGED:
+            self._count_unacknowledged(request.client, -1)
         self._disown(request)
         request.client = client
         client.requests[request.id] = request
         client.held_bytes += request.size
         if queued:
-            self.queue.push(request, front=request.attempt > 0)
+            self.queue.push(request, returned=request.returned)
+        elif request.state in _UNACKNOWLEDGED:
+            self._count_unacknowledged(client, 1)
 
     def _disown(self, request: Request) -> None:
         client = request.client
@@ -243,6 +280,17 @@ class Ledger:
             request.answer = None
         request.worker = None
         request.state = state
+        change = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
+        if change:
+            self._count_unacknowledged(request.client, change)
+
+    def _count_unacknowledged(self, client: Client, change: int) -> None:
+        """Hold a client out of the dispatch at its maximum of unacknowledged requests, and resume it below."""
+        client.unacknowledged += change
+        if client.unacknowledged >= self.settings.max_unacknowledged_per_client:
+            self.queue.hold(client.id)
+        else:
+            self.queue.resume(client.id)
 
     # ---- what workers list ----------------------------------------------------------------------
 

@@ -55,7 +55,8 @@ class Notices:
         self._ledger.followed.move_to_end(request.id)
         if request.client.blocked:
             return
-        seconds = self._seconds(request.model, place)
+        is_held = self._ledger.queue.is_held(request.client.id)  # until its client acknowledges, whenever that is
+        seconds = None if is_held else self._seconds(request.model, place)
         if request.told is not None and not _differs(request.told, (place, seconds)):
             return
         request.told = (place, seconds)

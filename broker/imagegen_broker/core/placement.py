@@ -8,6 +8,7 @@ from math import inf
 from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, horizon_of
+from imagegen_protocol.limits import MAX_SECONDS_PER_IMAGE, MIN_SECONDS_PER_IMAGE
 
 _UNKNOWN_SECONDS = 1.0
 LOAD_SECONDS = 10.0
@@ -250,7 +251,11 @@ class Placement:
         """Return a worker's seconds of an image; one that has not measured itself counts as an average one."""
         if worker.seconds_per_image:
             return worker.seconds_per_image
-        return self._sum_of_speeds / len(self._speeds) if self._speeds else _UNKNOWN_SECONDS
+        if not self._speeds:
+            return _UNKNOWN_SECONDS
+        # Rounding errors gather in the sum: next to a very slow worker's, a very fast one's share may be lost.
+        average = self._sum_of_speeds / len(self._speeds)
+        return min(max(average, MIN_SECONDS_PER_IMAGE), MAX_SECONDS_PER_IMAGE)
 
     def _learn_speed(self, worker: Worker) -> None:
         old, new = self._speeds.get(worker.id), worker.seconds_per_image

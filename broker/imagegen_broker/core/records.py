@@ -27,6 +27,9 @@ class Settings:
     max_bytes: int = 1024 * 1024 * 1024
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024
+    max_unacknowledged_per_client: int = 1024
+    """Requests of one client that are at workers, or answered and not acknowledged. At this number, no more of its
+    requests are dispatched until it acknowledges."""
     max_clients: int = 20_000
     default_model: str | None = None
     tombstones: int = 20_000
@@ -101,7 +104,11 @@ class Request:
     attempt: int = 0
     """Times it was given to a worker."""
     deaths: list[str] = field(default_factory=list)
-    """The attempts that ended in the death of their worker, in words."""
+    """The attempts that ended in the death of their worker while it ran them, in words."""
+    returns: dict[str, int] = field(default_factory=dict)
+    """How often it came back to the queue for other reasons, by reason."""
+    returned: bool = False
+    """Whether it goes before those of its priority that never left the queue, since it came back from a worker."""
     answer: Error | None = None
     """The terminal error, if the broker itself made it."""
     dispatched: float = 0.0
@@ -126,6 +133,8 @@ class Client:
     heard: float
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
+    unacknowledged: int = 0
+    """How many of its requests are DISPATCHED or DELIVERED."""
     blocked: bool = False
     """Its connection did not take a message, and it has not been heard since."""
     missed: dict[bytes, None] = field(default_factory=dict)

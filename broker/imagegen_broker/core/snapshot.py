@@ -46,6 +46,7 @@ def view(ledger: Ledger, started: float, now: float) -> View:
         "model_traits": ledger.capabilities.told(ledger.workers.values()),
         "num_gpus": len(workers),
         "clients": len(ledger.clients),
+        "held_clients": ledger.queue.held_clients,
         "requests": {
             State.QUEUED.value: queued,
             State.DISPATCHED.value: dispatched,

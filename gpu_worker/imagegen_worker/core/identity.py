@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
+from imagegen_protocol.limits import MAX_SECONDS_PER_IMAGE, MIN_SECONDS_PER_IMAGE
 from imagegen_protocol.messages import Ready, WorkerHeartbeat, WorkerStats
 from imagegen_worker.core.held import Holding
 from imagegen_worker.core.link import Link
@@ -38,6 +40,16 @@ class Condition:
     draining: bool
 
 
+def reportable_speed(seconds_per_image: float | None) -> float | None:
+    """Return a measured speed within the protocol's range; None if it is unknown or not a positive number.
+
+    A model reports its own speed, and a broker refuses every message with a number out of range.
+    """
+    if seconds_per_image is None or not 0 < seconds_per_image < inf:
+        return None
+    return min(max(seconds_per_image, MIN_SECONDS_PER_IMAGE), MAX_SECONDS_PER_IMAGE)
+
+
 def ready(identity: Identity, models: Iterable[str], device: str, condition: Condition) -> Ready:
     """Return the READY that asks for registration."""
     return Ready(
@@ -59,7 +71,7 @@ def ready(identity: Identity, models: Iterable[str], device: str, condition: Con
         running=list(condition.holding.running),
         finished=list(condition.holding.finished),
         stats=condition.stats,
-        seconds_per_image=condition.seconds_per_image,
+        seconds_per_image=reportable_speed(condition.seconds_per_image),
         warm=list(condition.warm),
     )
 
@@ -75,6 +87,6 @@ def heartbeat(link: Link, condition: Condition) -> WorkerHeartbeat:
         running=list(condition.holding.running),
         finished=list(condition.holding.finished),
         stats=condition.stats,
-        seconds_per_image=condition.seconds_per_image,
+        seconds_per_image=reportable_speed(condition.seconds_per_image),
         warm=list(condition.warm),
     )

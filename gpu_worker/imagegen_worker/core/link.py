@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import BrokerHeartbeat
 
-MIN_INTERVAL_SECONDS = 0.01
-"""However short an interval a broker announces, the worker does not spin."""
 NEWS_SECONDS = 0.02
 """How long news that are in no hurry wait for others to go in one heartbeat."""
 
@@ -62,8 +60,7 @@ class Link:
     def announce(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Take over what every broker heartbeat tells."""
         self.beat = heartbeat.beat
-        self.interval = max(heartbeat.interval_seconds, MIN_INTERVAL_SECONDS)
-        self.liveness = max(heartbeat.liveness, 1)
+        self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
         self.send_at = min(self.send_at, now + self.interval)
 
     def register(self, heartbeat: BrokerHeartbeat) -> None:

@@ -24,6 +24,7 @@ from tests.simulation.invariants.true_depth import true_depth, wrong_depths
 from tests.simulation.invariants.true_places import true_places
 from tests.simulation.invariants.warm_first import warm_first
 from tests.simulation.invariants.within_capacity import known_capacity, true_capacity
+from tests.simulation.invariants.within_maximum import within_maximum
 from tests.simulation.invariants.work_moves_on import work_moves_on
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def on_dispatch(broker: "BrokerPeer", worker_id: bytes, work: Any) -> None:
     """A broker has decided to give a request to a worker; nothing of this round is sent yet."""
     returned_go_first(broker, work)
     fair_share(broker, work)
+    within_maximum(broker, work)
     warm_first(broker, worker_id, work)
 
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def fair_share(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK of a request that is given for the first time; those that came back are no turns."""
+    """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
     ledger = broker.core.ledger
     request = ledger.requests[work.request_id]
-    if work.attempt > 1:
+    if work.attempt > 1 and work.request_id not in broker.answered:
         return
     turns = broker.turns[request.model, request.priority]
     last = turns.get(request.client.id)
@@ -22,6 +22,8 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
         for other in ledger.clients.values():
             if other is request.client or turns.get(other.id, -1.0) >= last:
                 continue
+            if broker.held_at.get(other.id, -1.0) >= last:
+                continue  # it lost its turn, as it did not acknowledge in time
             for waiting in other.requests.values():
                 if (
                     waiting.state is State.QUEUED

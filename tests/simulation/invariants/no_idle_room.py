@@ -13,7 +13,7 @@ def no_idle_room(broker: "BrokerPeer") -> None:
     """Judge a broker that has just settled."""
     core = broker.core
     ledger = core.ledger
-    waiting = ledger.queue.models()
+    waiting = [model for model in ledger.queue.models() if ledger.queue.peek(model) is not None]
     if not waiting or core.settings.strategy == "least-wait" or broker.local() < core.dispatching_from:
         return
     for worker in ledger.workers.values():

@@ -35,7 +35,9 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "out_of_memory":
             return ask.prompt == "big"
         case "generation_failed":
-            return ask.prompt == "bad"
+            # A worker that holds few answers drops those that a mute client does not acknowledge.
+            came_back = "answer_lost" in error.message and ask.client.mute_until > 0 and plan.held_count < 100
+            return ask.prompt == "bad" or came_back
         case "overloaded":
             return (
                 min(plan.max_requests, plan.max_requests_per_client, plan.max_bytes, plan.max_bytes_per_client)

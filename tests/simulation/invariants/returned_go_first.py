@@ -10,12 +10,18 @@ if TYPE_CHECKING:
 
 
 def returned_go_first(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK of a request that is given for the first time, by what still waits after it."""
+    """Judge a WORK of a request that is given for the first time, by what still waits after it.
+
+    A request whose answer was lost is no such: it takes its client's turn.
+    """
     ledger = broker.core.ledger
     if work.attempt > 1 or not ledger.counters.requeued:
         return
     request = ledger.requests[work.request_id]
     for waiting in ledger.queue.in_order(request.model):
-        if waiting.attempt > 0 and waiting.priority == request.priority:
+        if ledger.queue.is_held(waiting.client.id):
+            return  # and so are all after it
+        came_back = waiting.attempt > 0 and waiting.id not in broker.answered
+        if came_back and waiting.priority == request.priority:
             text = f"{request.id.hex()} is given before {waiting.id.hex()}, which came back"
             raise Violation("returned_go_first", text, waiting.id)

@@ -19,8 +19,9 @@ def true_places(broker: "BrokerPeer", progress: Progress) -> None:
     others = [r for r in ledger.requests.values() if r.state is State.QUEUED and r.model == request.model]
     first = sum(
         other.priority > request.priority
-        or (other.priority == request.priority and other.attempt > 0 and request.attempt == 0)
+        or (other.priority == request.priority and other.returned and not request.returned)
         for other in others
+        if not ledger.queue.is_held(other.client.id)
     )
     if progress.place is None or not first <= progress.place < len(others):
         text = f"{request.id.hex()} is told place {progress.place}; {first} of {len(others)} surely go first"

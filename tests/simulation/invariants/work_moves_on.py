@@ -47,7 +47,8 @@ def _judge(
         if request.state is State.DISPATCHED and request.worker is not None and request.worker.id == worker.id:
             raise Violation("work_moves_on", f"{request_id.hex()} is still with {worker.name}", key)
         room = any(other.room for other in ledger.workers.values() if request.model in other.ready.models)
-        if request.state is State.QUEUED and room and world.plan.strategy != "least-wait":
+        is_held = ledger.queue.is_held(request.client.id)
+        if request.state is State.QUEUED and room and not is_held and world.plan.strategy != "least-wait":
             raise Violation(
                 "work_moves_on", f"{request_id.hex()} of {worker.name} waits though there is room", key
             )

@@ -237,7 +237,7 @@ def test_a_worker_back_from_the_dead_is_relieved_of_what_moved_on():
 def test_a_late_result_of_what_moved_on_is_dropped():
     bench = fleet("w")
     request = bench.submit(1)
-    bench.core.ledger.enqueue(bench.core.ledger.requests[request], front=True)
+    bench.core.ledger.enqueue(bench.core.ledger.requests[request], returned=True)
     bench.ready("v", capacity=1)
     if bench.works("v") != [request]:
         pytest.fail("round-robin should have chosen the unused worker")

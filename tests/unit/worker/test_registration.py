@@ -1,8 +1,15 @@
 """READY, sessions, epochs, refusals, silence; one broker and two."""
 
+import math
+
 import pytest
 
 from imagegen_protocol import ProtocolError
+from imagegen_protocol.limits import (
+    MAX_SECONDS_PER_IMAGE,
+    MIN_HEARTBEAT_INTERVAL_SECONDS,
+    MIN_SECONDS_PER_IMAGE,
+)
 from imagegen_protocol.messages import Error, Ready, Result, WorkerHeartbeat
 from imagegen_worker.core import events as ev
 from tests.unit.worker.bench import EPOCH, MODEL, Bench, rid
@@ -58,10 +65,31 @@ def test_heartbeats_echo_beat_and_session_at_the_announced_interval():
     assert {(beat.session, beat.beat, beat.state) for beat in beats} == {(1, 9, "ready")}
 
 
-def test_an_interval_of_zero_makes_nobody_spin():
+def test_the_shortest_interval_does_not_make_the_worker_spin():
     bench = Bench()
-    bench.beat(interval_seconds=0.0, liveness=0)
+    bench.beat(interval_seconds=MIN_HEARTBEAT_INTERVAL_SECONDS, liveness=1)
     assert bench.core.next_deadline() > bench.now
+
+
+@pytest.mark.parametrize(
+    ("measured", "reported"),
+    [
+        (None, None),
+        (0.5, 0.5),
+        (0.0, None),
+        (-1.0, None),
+        (math.nan, None),
+        (math.inf, None),
+        (1e-300, MIN_SECONDS_PER_IMAGE),
+        (1e300, MAX_SECONDS_PER_IMAGE),
+    ],
+)
+def test_a_speed_is_reported_as_brokers_take_it(measured, reported):
+    bench = Bench()
+    bench.beat()
+    bench.event(ev.CallDone(requests=1, images=1, steps=1, seconds=1.0, seconds_per_image=measured))
+    bench.advance(1.0)
+    assert bench.messages(WorkerHeartbeat)[-1].seconds_per_image == reported
 
 
 def test_a_session_of_zero_asks_for_ready_at_once():

@@ -5,7 +5,7 @@ import pytest
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import BrokerHeartbeat, Error
 from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES, Held, HeldLimits, Holding
-from imagegen_worker.core.link import MIN_INTERVAL_SECONDS, Link
+from imagegen_worker.core.link import Link
 from tests.unit.worker.bench import EPOCH, rid
 
 ANSWER = Error(code="x", message="m")
@@ -81,8 +81,6 @@ def test_an_announcement_is_taken_over(link):
     assert (link.beat, link.interval, link.liveness) == (7, 0.5, 4)
     assert link.send_at == 10.5, "a shorter interval counts at once"
     assert link.dead_at == 12.0
-    link.announce(beat(interval_seconds=0.0, liveness=0), now=10.0)
-    assert (link.interval, link.liveness) == (MIN_INTERVAL_SECONDS, 1)
 
 
 def test_registration_is_by_session_and_epoch(link):

@@ -1,0 +1,21 @@
+"""A client that does not acknowledge gets no more work once it has as much as it may."""
+
+from typing import TYPE_CHECKING
+
+from imagegen_broker.core.records import State
+from imagegen_protocol.messages import Work
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.brokers import BrokerPeer
+
+
+def within_maximum(broker: "BrokerPeer", work: Work) -> None:
+    """Judge a WORK by all requests of its client that are at workers, or answered and not acknowledged."""
+    client = broker.core.ledger.requests[work.request_id].client
+    states = [request.state for request in client.requests.values()]
+    count = states.count(State.DISPATCHED) + states.count(State.DELIVERED)
+    most = broker.world.plan.max_unacknowledged_per_client
+    if count > most:
+        text = f"{client.id!r} has {count} requests at workers or unacknowledged, {most} are allowed"
+        raise Violation("within_maximum", text, work.request_id)
