@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from imagegen_common.addresses import ConfigError, is_loopback
+from imagegen_common.files import replacing
 from imagegen_common.logs import log
 from imagegen_protocol.messages import Ready
 
@@ -76,11 +77,10 @@ class TargetsFile:
             unwritten = None if self._write(target_groups(told, self._here)) else told
 
     def _write(self, groups: list[dict[str, object]]) -> bool:
-        beside = self._path.with_name(f".{self._path.name}.new")
         try:
-            beside.write_text(json.dumps(groups, indent=2) + "\n")
-            beside.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
-            beside.replace(self._path)
+            with replacing(self._path) as temporary:
+                temporary.write_text(json.dumps(groups, indent=2) + "\n")
+                temporary.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
         except OSError as error:
             log(_log, logging.ERROR, "can't write the Prometheus targets, trying on", path=self._path, error=error)
             return False
