@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from imagegen_common.logs import flush, log
-from imagegen_common.notify import Notifier
+from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
@@ -89,7 +89,7 @@ class Daemon:
         self._signals: list[int] = []
         self._metrics: Metrics | None = None
         self._traces: Traces | None = None
-        self._notifier = Notifier(os.environ)
+        self._notifier = SystemdNotifier(os.environ)
         self._line: StatusLine | None = None
         self._status: int | None = None
         self._failure = ""

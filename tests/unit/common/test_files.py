@@ -21,9 +21,14 @@ def test_a_file_is_replaced_at_the_end(tmp_path):
 def test_a_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "image.png"
     path.write_text("old")
-    with pytest.raises(ValueError, match="broken"), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise ValueError("broken")
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
