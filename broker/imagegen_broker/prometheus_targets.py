@@ -9,9 +9,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from imagegen_common.addresses import ConfigError, is_loopback
+from imagegen_common.addresses import ConfigError
 from imagegen_common.files import replacing
 from imagegen_common.logs import log
+from imagegen_protocol.endpoints import is_loopback
 from imagegen_protocol.messages import Ready
 
 _log = logging.getLogger("imagegen.broker")

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import click
 
+from imagegen_common.addresses import ConfigError
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
-from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
+from imagegen_worker.config import WorkerConfig, parse_bytes
 from imagegen_worker.devices.detect import detect
 from imagegen_worker.devices.visible import GpuMissingError, entries, visible
 from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, children, plan
