@@ -11,11 +11,23 @@ PATIENCE_MS = 60_000
 class Peer:
     """A DEALER that speaks maps."""
 
-    def __init__(self, context, endpoint):
+    def __init__(self, context, endpoint, *, routing_id=None, keys=None):
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))
+        self.socket.setsockopt(zmq.ROUTING_ID, routing_id or os.urandom(16))
+        if keys is not None:
+            keys.apply(self.socket)
+        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self.socket.connect(endpoint)
+
+    def wait_until_connected(self):
+        """Wait for the end of the first handshake."""
+        assert self._monitor.poll(PATIENCE_MS), "no handshake succeeded"
+
+    def close(self):
+        self.socket.disable_monitor()
+        self._monitor.close(0)
+        self.socket.close(0)
 
     def send(self, header, *frames):
         self.socket.send_multipart([msgpack.packb({"v": 1, **header}), *frames])
@@ -38,13 +50,13 @@ class Peers:
         self._context = zmq.Context()
         self._peers = []
 
-    def __call__(self, endpoint):
-        self._peers.append(Peer(self._context, endpoint))
+    def __call__(self, endpoint, **options):
+        self._peers.append(Peer(self._context, endpoint, **options))
         return self._peers[-1]
 
     def close(self):
         for peer in self._peers:
-            peer.socket.close(0)
+            peer.close()
         self._context.term()
 
 

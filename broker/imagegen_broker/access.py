@@ -1,16 +1,14 @@
 """Who may speak: CURVE keys, with an allow-list for clients and another for workers."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from imagegen_common.logs import log
-from imagegen_protocol.keys import KeyFileError, KeyPair, read_allowed
+from imagegen_protocol.keys import AllowedKeys, KeyFileError, KeyPair, read_allowed
 
 _log = logging.getLogger("imagegen.broker.access")
 
@@ -21,10 +19,14 @@ class AllowList:
     """The keys of one role; libzmq asks it at each handshake, the loop at each message."""
 
     def __init__(self, role: Role, folder: Path) -> None:
-        """Raises `KeyFileError` if the folder can't be read."""
+        """Raises `KeyFileError` if the folder can't be read, or has key files and none of them can be used."""
         self.role = role
         self._folder = folder
-        self._names: Mapping[bytes, str] = MappingProxyType(dict(read_allowed(folder)))
+        allowed = read_allowed(folder)
+        if allowed.problems and not allowed.names:
+            raise KeyFileError(f"no key file in {folder} can be used: {'; '.join(allowed.problems)}")
+        self._names = allowed.names
+        self._problems = allowed.problems
 
     def __len__(self) -> int:
         return len(self._names)
@@ -34,23 +36,29 @@ class AllowList:
         return key in self._names
 
     def reload(self) -> None:
-        """Read the folder again; an unreadable one leaves the list as it was, and is logged."""
+        """Read the folder again. Only the keys that can be read now are allowed: in doubt a key is revoked."""
         try:
-            names = dict(read_allowed(self._folder))
+            allowed = read_allowed(self._folder)
         except KeyFileError as error:
-            log(_log, logging.ERROR, "an allow-list stays as it was", role=self.role, error=error)
-            return
-        gone = sorted(name for key, name in self._names.items() if key not in names)
+            allowed = AllowedKeys({}, [f"{error}; no key is allowed until the folder can be read"])
+        gone = sorted(name for key, name in self._names.items() if key not in allowed.names)
         # One assignment: the authenticator's thread sees the old list or the new one.
-        self._names = MappingProxyType(names)
+        self._names = allowed.names
+        self._problems = allowed.problems
         log(
             _log,
             logging.INFO,
             "allow-list read",
             role=self.role,
-            keys=len(names),
+            keys=len(allowed.names),
             revoked=",".join(gone) or "none",
         )
+        self.report()
+
+    def report(self) -> None:
+        """Log the key files that could not be used."""
+        for problem in self._problems:
+            log(_log, logging.ERROR, "key file skipped", role=self.role, error=problem)
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Answer libzmq (through pyzmq's authenticator, on its thread)."""
@@ -91,6 +99,11 @@ class Access:
         """Read both lists again."""
         for allowed in self.lists.values():
             allowed.reload()
+
+    def report(self) -> None:
+        """Log the key files of both lists that could not be used."""
+        for allowed in self.lists.values():
+            allowed.report()
 
     def close(self) -> None:
         """End the thread; call it before the context ends."""

@@ -27,6 +27,7 @@ from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Ready
+from imagegen_protocol.sockets import close_dead_links
 
 _log = logging.getLogger("imagegen.broker")
 
@@ -124,6 +125,8 @@ class Server:
 
     def run(self) -> None:
         """Serve until stopped, then close the sockets."""
+        if self._access is not None:
+            self._access.report()
         poller = zmq.Poller()
         poller.register(self._frontend, zmq.POLLIN)
         poller.register(self._backend, zmq.POLLIN)
@@ -215,14 +218,16 @@ class Server:
         if self._access is not None:
             self._access.guard(socket, role)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # A peer that comes back under its routing id takes its old connection over.
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        # With a handover the old connection loses its pipe but keeps its descriptor for ever, and the heartbeat
+        # timers of libzmq abort the process on it. Peers take a new routing id for each socket instead.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.SNDHWM, send_queue)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
+        # if the peer has reset the connection meanwhile. The limit counted messages, so it bounded no memory.
+        socket.setsockopt(zmq.RCVHWM, 0)
+        close_dead_links(socket)
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
             socket.bind(endpoint)

@@ -21,6 +21,7 @@ from imagegen_client.events import (
     Dial,
     Event,
     Finish,
+    Lost,
     Payload,
     Received,
     Refused,
@@ -28,6 +29,7 @@ from imagegen_client.events import (
     Send,
     StatsAsked,
     SubmitAsked,
+    Suspected,
     Unreadable,
     Warn,
 )
@@ -125,7 +127,9 @@ class ClientCore:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event. Raises `ClientClosedError` when something is asked of a closed client."""
         match event:
-            case Received() | Unreadable() | Refused() if self._closed or not self._link.dials:
+            case Received() | Unreadable() | Refused() | Suspected() | Lost() if (
+                self._closed or not self._link.dials
+            ):
                 return []
             case Received(message, payload):
                 return self._receive(message, payload, now)
@@ -133,6 +137,11 @@ class ClientCore:
                 return self._unreadable(error)
             case Refused(reason):
                 return self._refused(reason, now)
+            case Suspected(reason):
+                news = self._link.suspect(reason)
+                return [Warn(f"broker {self.endpoint}: {reason}; trying again")] if news else []
+            case Lost():
+                return self._open(now) if self._link.redial(now) else []
             case CancelAsked(key):
                 return self._cancel(key, now)
             case CloseAsked():
@@ -306,8 +315,12 @@ class ClientCore:
     # ---- sent to the broker ------------------------------------------------------------------------------
 
     def _dial(self, now: float) -> list[Action]:
-        """Open a connection to the next endpoint; the heartbeat makes the broker speak."""
+        """Open a connection to the next endpoint."""
         self._link.dial(now)
+        return self._open(now)
+
+    def _open(self, now: float) -> list[Action]:
+        """Open a connection; the heartbeat makes the broker speak, and then what is unfinished is sent again."""
         for entry in self._pending.values():
             entry.sent_at, entry.accepted = None, False
             self._schedule(entry)
@@ -383,7 +396,9 @@ class ClientCore:
             return DeadlineExceededError(f"no result within {entry.timeout:g} s, and no word of the broker")
         waited = self._end_at(entry) - entry.asked_at
         tried = " or ".join(self._link.endpoints)
-        return BrokerUnreachableError(f"no broker answered at {tried} within {waited:.3g} s")
+        return BrokerUnreachableError(
+            f"no broker answered at {tried} within {waited:.3g} s", suspicions=self._link.suspicions
+        )
 
     def _finish(self, entry: _Pending, outcome: Answer | ImagegenError) -> Finish:
         del self._pending[entry.key]

@@ -61,9 +61,21 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The endpoint dialled last lets nobody in who comes as we do."""
+    """The broker at the endpoint dialled last has rejected this client's credentials."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """No handshake succeeds at the endpoint dialled last, probably for this reason; it may mend itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection had worked and has broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class CloseAsked:
     """The client leaves; everything unfinished ends in `ClientClosedError`."""
 
 
-Event = SubmitAsked | StatsAsked | CancelAsked | Received | Unreadable | Refused | CloseAsked
+Event = SubmitAsked | StatsAsked | CancelAsked | Received | Unreadable | Refused | Suspected | Lost | CloseAsked
 
 # ---- actions ---------------------------------------------------------------------------------------------
 

@@ -21,9 +21,11 @@ class Link:
         self.interval = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
         self.next_heartbeat = 0.0
         self._liveness = DEFAULT_LIVENESS
-        self._last_heard = 0.0
+        self._dialled = self._last_heard = 0.0
         self._standing: tuple[bytes, int] | None = None
         self._refusing: set[str] = set()
+        self.suspicions: dict[str, str] = {}
+        """By endpoint: the likely reason why no handshake succeeds there."""
 
     @property
     def endpoint(self) -> str:
@@ -46,8 +48,22 @@ class Link:
         self.up = False
         self.interval, self._liveness = DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
         self._standing = None
-        self._last_heard = now
+        self._dialled = self._last_heard = now
         self.next_heartbeat = now + self.interval
+
+    def redial(self, now: float) -> bool:
+        """Start again at the same endpoint; return False if it was dialled less than an interval ago."""
+        if now < self._dialled + min(self.interval, DEFAULT_HEARTBEAT_INTERVAL_SECONDS):
+            return False
+        self.dials -= 1
+        self.dial(now)
+        return True
+
+    def suspect(self, reason: str) -> bool:
+        """Note why no handshake succeeds at the endpoint; return whether that is new."""
+        known = self.suspicions.get(self.endpoint)
+        self.suspicions[self.endpoint] = reason
+        return reason != known
 
     def refused(self) -> bool:
         """Note that the endpoint lets us not in; return whether none does."""
@@ -59,6 +75,7 @@ class Link:
         first = not self.up or now >= self.dead_at
         self.up = self.ever_heard = True
         self._refusing.clear()
+        self.suspicions.clear()
         self._last_heard = now
         return first
 

@@ -21,6 +21,7 @@ from imagegen_client.events import (
     Dial,
     Event,
     Finish,
+    Lost,
     Payload,
     Received,
     Refused,
@@ -28,6 +29,7 @@ from imagegen_client.events import (
     Send,
     StatsAsked,
     SubmitAsked,
+    Suspected,
     Unreadable,
     Warn,
 )
@@ -37,6 +39,7 @@ from imagegen_protocol.handshake import HandshakeWatch
 from imagegen_protocol.keys import DialKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import ClientMessage, Goodbye, Progress, Result, Submit
+from imagegen_protocol.sockets import close_dead_links
 
 logger = logging.getLogger("imagegen.client")
 
@@ -71,7 +74,6 @@ class Transport:
         self._gone: ClientClosedError | None = None
         self._sinks: dict[bytes, Sink] = {}
         self._open = True
-        self._routing_id = secrets.token_bytes(ID_BYTES)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         self._context = zmq.Context()
@@ -154,8 +156,15 @@ class Transport:
         self._do(self._core.settle())
 
     def _look_at_handshakes(self) -> None:
-        if self._watch is not None and (reason := self._watch.read()) is not None:
-            self._do(self._core.handle(Refused(reason), time.monotonic()))
+        if self._watch is None:
+            return
+        news, now = self._watch.read(), time.monotonic()
+        if news.refusal:
+            self._do(self._core.handle(Refused(news.refusal), now))
+        elif news.suspicion:
+            self._do(self._core.handle(Suspected(news.suspicion), now))
+        elif news.lost:
+            self._do(self._core.handle(Lost(), now))
 
     def _receive(self) -> Received | Unreadable | None:
         """Read one message, or None when there is none. Payload frames are not copied."""
@@ -231,13 +240,15 @@ class Transport:
         self._hang_up()
         socket = self._context.socket(zmq.DEALER)
         self._socket = socket
-        socket.routing_id = self._routing_id
+        # A new one for each socket: the broker ignores a second connection under the same routing id.
+        socket.routing_id = secrets.token_bytes(ID_BYTES)
         socket.linger = 0
         # The client's own window bounds what is on its way; a full buffer would have to be retried here.
         socket.sndhwm = 0
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.reconnect_ivl_max = 1000
         socket.ipv6 = "[" in endpoint
+        close_dead_links(socket)
         if self._keys is not None:
             self._keys.apply(socket)
         self._watch = HandshakeWatch(socket)

@@ -19,6 +19,7 @@ from imagegen_common.logs import flush, log
 from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
+from imagegen_protocol.handshake import HandshakeNews
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, NotNowError, StartError
 from imagegen_worker.backends.make import Device
@@ -37,6 +38,7 @@ from imagegen_worker.core.events import (
     Malformed,
     Note,
     Received,
+    Redial,
     Send,
     Stop,
     Warm,
@@ -180,15 +182,22 @@ class Daemon:
                 if connection.socket in ready:
                     connection.heard()
                     self._read(link, connection.socket)
-                if (reason := connection.look(time.monotonic())) is not None:
-                    endpoint = self._config.brokers[link]
-                    log(_log, logging.ERROR, "refused by broker, trying on", broker=endpoint, error=reason)
+                self._log_handshakes(link, connection.look(time.monotonic()))
             self._perform(self._core.tick(time.monotonic()))
             if self._metrics is not None:
                 self._metrics.update(self._core)
             self._notify(time.monotonic())
         self._notifier.stopping("ending")
         return self._status
+
+    def _log_handshakes(self, link: int, news: HandshakeNews) -> None:
+        endpoint = self._config.brokers[link]
+        if news.refusal:
+            log(_log, logging.ERROR, "refused by broker, trying on", broker=endpoint, error=news.refusal)
+        elif news.suspicion:
+            log(
+                _log, logging.WARNING, "no handshake with broker, trying on", broker=endpoint, error=news.suspicion
+            )
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Warm):
@@ -243,6 +252,8 @@ class Daemon:
             match action:
                 case Send():
                     self._send(action)
+                case Redial():
+                    self._connections[action.link].redial(time.monotonic())
                 case Decode():
                     self._encoder.decode(action)
                 case Cancel():
@@ -317,13 +328,12 @@ class Daemon:
         return None if held is None else held.id
 
     def _dial(self, stack: contextlib.ExitStack) -> None:
-        routing_id = b"w" + secrets.token_bytes(15)
         try:
             keys = read_dial_keys(self._config.key, self._config.broker_key)
         except KeyFileError as error:
             raise StartError(str(error)) from error
         for endpoint in self._config.brokers:
-            connection = Connection(self._context, self._poller, endpoint, routing_id, keys)
+            connection = Connection(self._context, self._poller, endpoint, keys)
             stack.callback(connection.close)
             self._connections.append(connection)
 

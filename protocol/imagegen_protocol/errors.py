@@ -13,11 +13,13 @@ ImagegenError
 ├── ProtocolError                protocol_error
 │   ├── UnsupportedVersionError  unsupported_version
 │   ├── WorkerNameTakenError     worker_name_taken
-│   └── UnauthorizedError        unauthorized (or made by client and worker, when the handshake was refused)
+│   └── UnauthorizedError        unauthorized (or made by the client, when the broker rejected its key)
 ├── BrokerUnreachableError       broker_unreachable (made by the client, never on the wire)
 └── ClientClosedError            client_closed (made by the client, never on the wire)
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 RETURNED = "returned"
@@ -117,9 +119,23 @@ class UnauthorizedError(ProtocolError):
 
 
 class BrokerUnreachableError(ImagegenError):
-    """No broker answered in the time that the caller gave."""
+    """No broker answered in the time that the caller gave.
+
+    `suspicions` maps an endpoint to the likely reason why no handshake succeeded there; the message contains them.
+    """
 
     code = "broker_unreachable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        suspicions: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        reasons = [f"{endpoint}: {reason}" for endpoint, reason in suspicions.items()]
+        super().__init__("; ".join([message, *reasons]), retry_after_seconds=retry_after_seconds)
+        self.suspicions = dict(suspicions)
 
 
 class ClientClosedError(ImagegenError):

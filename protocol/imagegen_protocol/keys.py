@@ -1,18 +1,23 @@
 """CURVE keys on disk, in ZeroMQ's own certificate files: `NAME.key` (public) and `NAME.key_secret`."""
 
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import zmq
 from zmq.auth import create_certificates, load_certificate
+from zmq.utils import z85
 
 PUBLIC_SUFFIX = ".key"
 SECRET_SUFFIX = ".key_secret"
 _KEY_CHARACTERS = 40
 """Length of a key in Z85."""
+_MAX_FILE_BYTES = 65_536
+"""Largest key file; one that `imagegen keygen` writes has about 400 bytes."""
 
 
 class KeyFileError(ValueError):
@@ -82,19 +87,57 @@ def read_dial_keys(own: str | Path | None, broker: str | Path | None) -> DialKey
     return DialKeys(read_pair(Path(own)), read_public(Path(broker)))
 
 
-def read_allowed(folder: Path) -> Mapping[bytes, str]:
-    """Return the public keys of all `.key` files in a folder, each with its file's name. Raises `KeyFileError`."""
-    if not folder.is_dir():
-        raise KeyFileError(f"{folder} is not a folder; it should hold the {PUBLIC_SUFFIX} files of those allowed")
-    return {read_public(path): path.stem for path in sorted(folder.glob(f"*{PUBLIC_SUFFIX}"))}
+@dataclass(frozen=True, slots=True)
+class AllowedKeys:
+    """The usable keys of a folder, and what is wrong with its other key files."""
+
+    names: Mapping[bytes, str]
+    """Names of the key files by public key (Z85)."""
+    problems: Sequence[str]
+    """One sentence for each `.key` file that can't be used; it names the file and the reason."""
+
+
+def read_allowed(folder: Path) -> AllowedKeys:
+    """Read all `.key` files in a folder; symbolic links are followed.
+
+    A file that can't be used affects no other file. Raises `KeyFileError` if the folder can't be read.
+    """
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        words = f"can't read the folder {folder}, which should hold the {PUBLIC_SUFFIX} files of the allowed peers"
+        raise KeyFileError(f"{words}: {error.strerror}") from error
+    names: dict[bytes, str] = {}
+    problems: list[str] = []
+    for path in [folder / entry for entry in entries if entry.endswith(PUBLIC_SUFFIX)]:
+        try:
+            names[read_public(path)] = path.stem
+        except KeyFileError as error:
+            problems.append(str(error))
+    return AllowedKeys(MappingProxyType(names), problems)
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"can't read the key file {path}: it is not a regular file")  # a FIFO would block
+        if status.st_size > _MAX_FILE_BYTES:
+            words = f"it has {status.st_size} bytes, and a key file has at most {_MAX_FILE_BYTES}"
+            raise KeyFileError(f"can't read the key file {path}: {words}")
         public, secret = load_certificate(path)
+    except KeyFileError:
+        raise
     except (OSError, ValueError) as error:
         raise KeyFileError(f"can't read the key file {path}: {error}") from error
     for key in (public, secret):
-        if key is not None and len(key) != _KEY_CHARACTERS:
-            raise KeyFileError(f"{path}: a key has {_KEY_CHARACTERS} characters, not {len(key)}")
+        if key is not None:
+            _check(path, key)
     return public, secret
+
+
+def _check(path: Path, key: bytes) -> None:
+    if len(key) != _KEY_CHARACTERS:
+        raise KeyFileError(f"{path}: a key has {_KEY_CHARACTERS} characters, not {len(key)}")
+    if strange := sorted(set(key) - set(z85.Z85CHARS)):
+        raise KeyFileError(f"{path}: {bytes(strange[:1])!r} can't be part of a key, which is text in Z85")

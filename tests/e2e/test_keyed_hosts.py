@@ -46,25 +46,25 @@ def test_a_burst_is_served_by_both_hosts(hosts):
 
 
 @pytest.mark.parametrize(
-    ("own", "broker", "sentence"),
+    ("own", "broker", "code", "sentence"),
     [
-        ("stranger", "broker", "the broker does not accept this key"),
-        ("near", "broker", "the broker does not accept this key"),
-        (
-            "alice",
-            "impostor",
-            "the broker breaks off the handshake: its key is probably another one, or it uses none",
-        ),
-        (None, None, "one side uses keys and the other does not, or the broker is none"),
+        ("stranger", "broker", "unauthorized", "the broker does not accept this key"),
+        ("near", "broker", "unauthorized", "the broker does not accept this key"),
+        ("alice", "impostor", "broker_unreachable", "or have another key than the one given for it"),
+        (None, None, "broker_unreachable", "either only one side uses keys"),
     ],
     ids=["a stranger", "a worker's key", "another broker's key", "no key"],
 )
-def test_a_client_with_a_wrong_key_is_told_so(hosts, keys, tmp_path, own, broker, sentence):
+def test_a_client_with_a_wrong_key_is_told_so(hosts, keys, tmp_path, own, broker, code, sentence):
     out = tmp_path / "picture.png"
     options = () if own is None else keys.of_peer(own, broker)
-    done = generate(hosts, "--out", str(out), *options)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: unauthorized: {hosts.fleet.frontend}: {sentence}\n"
+    done = generate(hosts, "--out", str(out), "--connect-timeout", "5", *options)
+    status = 1 if code == "unauthorized" else 3
+    assert (done.returncode, done.stdout) == (status, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {code}: ")
+    assert f"{hosts.fleet.frontend}: " in error
+    assert sentence in error
     assert not out.exists()
     good = generate(hosts, "--out", str(out), *keys.of_peer("alice"))
     assert good.returncode == 0, good.stderr

@@ -1,13 +1,16 @@
 """CURVE on real sockets: who is let in, in which role, and what a revoked key is worth."""
 
+import logging
 import os
+import shutil
 
 import msgpack
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from imagegen_protocol.keys import DialKeys, generate, read_pair, read_public
+from imagegen_broker.access import Access
+from imagegen_protocol.keys import DialKeys, KeyFileError, generate, read_pair, read_public
 from tests.raw import PATIENCE_MS, Peer, ready, submit
 
 
@@ -131,10 +134,59 @@ def test_a_key_that_is_added_later_is_let_in_after_a_reload(guarded, enter, keys
     assert msgpack.unpackb(frame)["num_gpus"] == 0
 
 
-def test_an_unreadable_list_leaves_the_old_one_in_force(guarded, enter, keys):
+def revoked(server, peer):
+    """Wait until the broker answers a peer's messages with `unauthorized`."""
+    server.reload()
+    while True:  # the loop reads the lists when it next wakes
+        peer.send({"type": "heartbeat"})
+        message, _ = peer.receive()
+        if message["type"] == "error":
+            return message["code"] == "unauthorized"
+
+
+def break_a_file(folder):
+    (folder / "alice.key").unlink()
+    (folder / "broken.key").write_text("no key at all")
+
+
+def replace_by_a_file(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+@pytest.mark.parametrize("change", [break_a_file, shutil.rmtree, replace_by_a_file])
+def test_a_key_is_revoked_whatever_else_is_wrong_with_the_folder(guarded, enter, keys, change):
+    client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
+    submit(client, b"i" * 16)
+    client.receive("accepted")
+    change(keys / "clients")
+    assert revoked(guarded, client)
+    assert guarded.snapshot(10).statistics["clients"] == 0
+
+
+def test_a_bad_file_is_reported_and_the_other_keys_stay(guarded, enter, keys, caplog):
     (keys / "clients" / "broken.key").write_text("no key at all")
     guarded.reload()
     guarded.snapshot(10)
     client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
     client.send({"type": "stats"})
     client.receive("stats")
+    (line,) = [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
+    assert line.levelno == logging.ERROR
+    assert "broken.key" in str(line.__dict__)
+
+
+def test_a_bad_file_is_skipped_at_the_start_too(start_broker, enter, keys, caplog):
+    (keys / "clients" / "broken.key").write_text("no key at all")
+    pair = read_pair(keys / "broker.key_secret")
+    server = start_broker(access=Access(pair, keys / "clients", keys / "workers"))
+    client = enter(server.frontend_endpoint, "clients/alice.key_secret")
+    client.send({"type": "stats"})
+    client.receive("stats")
+    assert [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
+
+
+def test_a_broker_with_bad_files_only_does_not_start(keys):
+    break_a_file(keys / "clients")
+    with pytest.raises(KeyFileError, match=r"no key file in .* can be used: .*broken\.key"):
+        Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,25 @@ def ask_brokers(
             client = Client(endpoint, connect_timeout=timeout, key=key, broker_key=broker_key)
             asked.append((endpoint, stack.enter_context(client).request_stats(timeout)))
         answers = [_answer(endpoint, future, timeout) for endpoint, future in asked]
-    silent = [facts.endpoint for facts in answers if facts.statistics is None and not facts.refusal]
+    silent = [facts for facts in answers if facts.statistics is None and not facts.refusal]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        probed = dict(zip(silent, pool.map(lambda endpoint: probe(endpoint, timeout), silent), strict=True))
+        probed = {facts.endpoint: facts for facts in pool.map(lambda facts: probe(facts, timeout), silent)}
     return [probed.get(facts.endpoint, facts) for facts in answers]
 
 
 def _answer(endpoint: str, future: "Future[dict[str, Any]]", timeout: float) -> BrokerFacts:
     try:
         return BrokerFacts(endpoint, future.result())
-    except BrokerUnreachableError:
-        return BrokerFacts(endpoint, seconds=timeout)
+    except BrokerUnreachableError as error:
+        return BrokerFacts(endpoint, seconds=timeout, suspicion=error.suspicions.get(endpoint, ""))
     except ImagegenError as error:
         return BrokerFacts(endpoint, refusal=error.message, code=error.code)
 
 
-def probe(endpoint: str, timeout: float) -> BrokerFacts:
-    """Connect to an endpoint that gives no answer, to find out why."""
-    silence, reason = _connect(endpoint, min(timeout, _PROBE_SECONDS))
-    return BrokerFacts(endpoint, silence=silence, reason=reason, seconds=timeout)
+def probe(facts: BrokerFacts, timeout: float) -> BrokerFacts:
+    """Connect to a broker that gives no answer, to find out why."""
+    silence, reason = _connect(facts.endpoint, min(timeout, _PROBE_SECONDS))
+    return replace(facts, silence=silence, reason=reason)
 
 
 def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:

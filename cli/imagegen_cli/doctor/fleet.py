@@ -8,7 +8,7 @@ from typing import Any, Literal
 from imagegen_cli.doctor.findings import Finding, ok, problem, warning
 from imagegen_cli.durations import clock, roughly
 from imagegen_protocol import UnauthorizedError
-from imagegen_protocol.handshake import BROKEN_OFF, KEY_REFUSED, OTHER_SECURITY
+from imagegen_protocol.handshake import BROKEN_WITH_KEYS, BROKEN_WITHOUT_KEYS, KEYS_UNCHECKED, OTHER_SECURITY
 
 Silence = Literal["refused", "unknown host", "no way", "open"]
 """What a plain connection to a broker that does not answer comes to."""
@@ -19,22 +19,28 @@ _BROKER_SERVER = "imagegen-broker"
 
 _ADMIT = "copy your .key file into the broker's --authorized-clients folder and send the broker a SIGHUP"
 _OTHER_PROGRAM = "bring client and broker to one version; is it an imagegen-broker at all?"
-_KEY_REMEDIES = {
-    KEY_REFUSED: _ADMIT,
+_REMEDIES = {
+    KEYS_UNCHECKED: "see the broker's log",
     OTHER_SECURITY: "give --key and --broker-key if the broker demands keys, leave them out if it does not; or the"
     " port is another's (5555 is for clients, 5556 for workers)",
-    BROKEN_OFF: "give as --broker-key the .key file of this very broker, or no keys if it uses none",
+    BROKEN_WITH_KEYS: "check that the broker runs; give its own .key file as --broker-key, or no keys if"
+    " it uses none",
+    BROKEN_WITHOUT_KEYS: "check that the broker runs; give --key and --broker-key if it demands keys",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerFacts:
-    """How one broker answered: with `statistics`, with a `refusal` and its `code`, or not within `seconds`."""
+    """How one broker answered: with `statistics`, with a `refusal` and its `code`, or not within `seconds`.
+
+    `suspicion`: the likely reason why no handshake with it succeeded; "" if there was none to fail.
+    """
 
     endpoint: str
     statistics: Mapping[str, Any] | None = None
     refusal: str = ""
     code: str = ""
+    suspicion: str = ""
     silence: Silence | None = None
     reason: str = ""
     """What the system said of the connection."""
@@ -64,8 +70,10 @@ def check_broker(facts: BrokerFacts) -> Finding:
         return ok(check, f"{endpoint} answers: up {up}, {count} worker{'s' if count != 1 else ''}")
     if facts.refusal:
         reason = facts.refusal.removeprefix(f"{endpoint}: ")
-        remedy = _KEY_REMEDIES.get(reason, _ADMIT) if facts.code == UnauthorizedError.code else _OTHER_PROGRAM
+        remedy = _ADMIT if facts.code == UnauthorizedError.code else _OTHER_PROGRAM
         return problem(check, f"{endpoint} refuses us: {reason}", remedy)
+    if facts.suspicion and facts.silence in (None, "open"):
+        return problem(check, f"{endpoint} can't be used: {facts.suspicion}", _REMEDIES[facts.suspicion])
     match facts.silence:
         case "refused":
             remedy = "start imagegen-broker there, or say where it is with --broker or IMAGEGEN_FRONTEND"

@@ -239,6 +239,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Redial:
+    """Open a new connection to the broker on this link: the present one is silent."""
+
+    link: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """All is said and done: end the process with this status."""
 
@@ -254,4 +261,4 @@ class Note:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Action = Send | Decode | Job | Load | Cancel | Exit | Note
+Action = Send | Redial | Decode | Job | Load | Cancel | Exit | Note

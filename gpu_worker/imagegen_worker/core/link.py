@@ -1,5 +1,6 @@
 """What a worker knows of one broker: is it registered there, and does the broker live."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
@@ -22,6 +23,8 @@ class Link:
     """When the next READY (unregistered) or HEARTBEAT (registered) is due."""
     session: int = 0
     epoch: bytes | None = None
+    heard_epoch: bytes | None = None
+    """The epoch of the last broker heartbeat, whether or not it registered this worker."""
     beat: int = 0
     interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
     liveness: int = DEFAULT_LIVENESS
@@ -52,6 +55,16 @@ class Link:
         self.unanswered += 1
         return self.unanswered == self.liveness and not self.refusal
 
+    def needs_redial(self, now: float) -> bool:
+        """Return whether `liveness` further intervals have passed without an answer to READY or any message."""
+        silent = now >= self.heard_at + self.liveness * self.interval
+        return self.asked and silent and self.unanswered > 0 and self.unanswered % self.liveness == 0
+
+    def repeats(self, others: Sequence["Link"]) -> bool:
+        """Return whether an earlier link has this worker registered at the same broker, under another address."""
+        earlier = [other for other in others if other.index < self.index and other.registered]
+        return self.heard_epoch is not None and self.heard_epoch in [other.epoch for other in earlier]
+
     def tell_soon(self, now: float) -> None:
         """Have a heartbeat sent in a moment, where we are registered."""
         if self.registered:
@@ -60,6 +73,7 @@ class Link:
     def announce(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Take over what every broker heartbeat tells."""
         self.beat = heartbeat.beat
+        self.heard_epoch = heartbeat.epoch
         self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
         self.send_at = min(self.send_at, now + self.interval)
 

@@ -150,9 +150,12 @@ class WorkerCore:
                 link.unregister(now)
                 link.unanswered = link.liveness  # said here, and not again below
                 self._note(logging.WARNING, "broker lost", link=link.index, silent_seconds=now - link.heard_at)
-            if self.warm and now >= link.send_at:
+                self._actions.append(ev.Redial(link.index))
+            if self.warm and now >= link.send_at and not link.repeats(self._links):
                 if link.asked and link.goes_unanswered():
                     self._note(logging.WARNING, "no answer from broker, trying on", link=link.index)
+                if link.needs_redial(now):
+                    self._actions.append(ev.Redial(link.index))
                 self._speak(link, now)
         for held in [held for held in self.held.unfinished() if held.deadline and now >= held.deadline]:
             self._give_up(held)
@@ -171,7 +174,7 @@ class WorkerCore:
         times = [at] if (at := self._steps.hung_at()) != float("inf") else []
         times += [link.dead_at for link in self._links if link.registered]
         if self.warm:
-            times += [link.send_at for link in self._links]
+            times += [link.send_at for link in self._links if not link.repeats(self._links)]
         times += [held.deadline for held in self.held.unfinished() if held.deadline]
         times += [self._orphaned_at(held) for held in self.held.queued.values()]
         if (expiry := self.held.expiry()) is not None:
@@ -207,7 +210,9 @@ class WorkerCore:
 
     def _heard_beat(self, link: Link, beat: BrokerHeartbeat, now: float) -> None:
         link.announce(beat, now)
-        if beat.session == 0:
+        if link.repeats(self._links):
+            self._repeated(link, now)
+        elif beat.session == 0:
             if not (link.asked and now < link.send_at):
                 self._ask_again(link, now)
         elif link.asked:
@@ -217,6 +222,12 @@ class WorkerCore:
                 self._speak(link, now)  # READY has no state: say at once that no work is wanted
         elif not link.knows(beat):
             self._ask_again(link, now)
+
+    def _repeated(self, link: Link, now: float) -> None:
+        """Stay silent on a second link to one broker: it would register this process anew by turns."""
+        if link.registered or link.asked:
+            self._note(logging.WARNING, "two addresses lead to one broker, one is left unused", link=link.index)
+        link.unregister(now)
 
     def _refused(self, link: Link, error: Error, now: float) -> None:
         refusal = f"{error.code}: {error.message}"

@@ -1,9 +1,13 @@
 """A client with keys, with wrong ones, and with none: whoever is not let in is told so in a sentence."""
 
+import time
+
 import pytest
 
-from imagegen_client import Client, UnauthorizedError
-from imagegen_protocol.handshake import BROKEN_OFF, KEY_REFUSED
+from imagegen_broker.access import Access
+from imagegen_client import BrokerUnreachableError, Client, UnauthorizedError
+from imagegen_protocol.handshake import KEY_REFUSED
+from imagegen_protocol.keys import read_pair
 from tests.integration.client.peers import PATIENCE
 
 
@@ -11,37 +15,77 @@ def open_client(broker, keys, own="clients/alice.key_secret", server="broker.key
     return Client(broker.frontend_endpoint, key=keys / own, broker_key=keys / server)
 
 
+@pytest.fixture
+def access(keys):
+    """Return a function that makes the access of a broker with the key of this name."""
+
+    def make(name="broker"):
+        return Access(read_pair(keys / f"{name}.key_secret"), keys / "clients", keys / "workers")
+
+    return make
+
+
+def wait_until(holds):
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_the_right_keys_open_the_door(guarded, keys):
     with open_client(guarded, keys) as client:
         assert client.stats(PATIENCE)["clients"] == 1
 
 
-@pytest.mark.parametrize(
-    ("own", "server", "reason"),
+@pytest.mark.parametrize("own", ["stranger.key_secret", "workers/gpu0.key_secret"])
+def test_a_rejected_key_ends_a_request_with_the_reason(guarded, keys, own):
+    with open_client(guarded, keys, own) as client, pytest.raises(UnauthorizedError) as caught:
+        client.submit("a red circle").result(PATIENCE)
+    assert caught.value.message == f"{guarded.frontend_endpoint}: {KEY_REFUSED}"
+
+
+WRONG_SETUPS = pytest.mark.parametrize(
+    ("broker_is_guarded", "options", "reason"),
     [
-        ("stranger.key_secret", "broker.key", KEY_REFUSED),
-        ("workers/gpu0.key_secret", "broker.key", KEY_REFUSED),
-        ("clients/alice.key_secret", "stranger.key", BROKEN_OFF),
+        (True, {}, "only one side uses keys"),
+        (False, {"key": "clients/alice.key_secret", "broker_key": "broker.key"}, "only one side uses keys"),
+        (True, {"key": "clients/alice.key_secret", "broker_key": "stranger.key"}, "have another key"),
     ],
+    ids=["no keys", "keys for a broker without", "a wrong broker key"],
 )
-def test_wrong_keys_end_a_request_with_a_sentence(guarded, keys, own, server, reason):
-    with open_client(guarded, keys, own, server) as client, pytest.raises(UnauthorizedError) as caught:
-        client.submit("a red circle").result(PATIENCE)
-    assert caught.value.message == f"{guarded.frontend_endpoint}: {reason}"
 
 
-def test_no_keys_end_a_request_with_a_sentence(guarded):
-    with Client(guarded.frontend_endpoint) as client, pytest.raises(UnauthorizedError, match="one side uses keys"):
-        client.submit("a red circle").result(PATIENCE)
-
-
-def test_keys_for_a_broker_that_has_none_end_with_a_sentence(broker, keys):
-    # Which of the two it is depends on who hangs up first.
+@WRONG_SETUPS
+def test_a_failing_handshake_is_an_outage_with_a_likely_reason(
+    start_broker, access, keys, caplog, broker_is_guarded, options, reason
+):
+    broker = start_broker(access=access() if broker_is_guarded else None)
+    paths = {name: keys / path for name, path in options.items()}
     with (
-        open_client(broker, keys) as client,
-        pytest.raises(UnauthorizedError, match=r"one side uses|it uses none"),
+        Client(broker.frontend_endpoint, connect_timeout=5.0, **paths) as client,
+        pytest.raises(BrokerUnreachableError, match="no broker answered") as caught,
     ):
         client.submit("a red circle").result(PATIENCE)
+    assert list(caught.value.suspicions) == [broker.frontend_endpoint]
+    assert reason in caught.value.message
+    warnings = [record.getMessage() for record in caplog.records if reason in record.getMessage()]
+    assert warnings[0].startswith(f"broker {broker.frontend_endpoint}: ")
+
+
+@WRONG_SETUPS
+def test_a_request_succeeds_once_the_broker_is_mended(
+    start_broker, access, keys, caplog, broker_is_guarded, options, reason
+):
+    wrong = start_broker(access=access() if broker_is_guarded else None)
+    paths = {name: keys / path for name, path in options.items()}
+    with Client(wrong.frontend_endpoint, **paths) as client:
+        job = client.submit("a red circle", timeout_seconds=None)
+        wait_until(lambda: reason in caplog.text)
+        start_broker.stop(wrong)
+        right_access = access("stranger" if "stranger.key" in options.values() else "broker") if options else None
+        start_broker(wrong.frontend_endpoint, access=right_access)
+        assert client.stats(PATIENCE)["queued_requests"] == 1
+        job.cancel()
 
 
 def test_a_revoked_client_is_told_so(guarded, keys):

@@ -12,7 +12,13 @@ from imagegen_cli.doctor.fleet import (
     check_versions,
     check_workers,
 )
-from imagegen_protocol.handshake import BROKEN_OFF, KEY_REFUSED, OTHER_SECURITY
+from imagegen_protocol.handshake import (
+    BROKEN_WITH_KEYS,
+    BROKEN_WITHOUT_KEYS,
+    KEY_REFUSED,
+    KEYS_UNCHECKED,
+    OTHER_SECURITY,
+)
 
 HERE = "tcp://127.0.0.1:5555"
 URL = "http://127.0.0.1:8080/healthz"
@@ -84,8 +90,6 @@ def test_a_broker_that_is_silent(silence, reason, words, remedy):
     ("reason", "remedy"),
     [
         (f"{HERE}: {KEY_REFUSED}", "--authorized-clients"),
-        (f"{HERE}: {OTHER_SECURITY}", "5555 is for clients"),
-        (f"{HERE}: {BROKEN_OFF}", "of this very broker"),
         ("the broker does not, or no longer, accept this key", "SIGHUP"),
     ],
 )
@@ -94,6 +98,24 @@ def test_a_broker_that_refuses_our_key(reason, remedy):
     assert found.status is Status.PROBLEM
     assert found.message == f"{HERE} refuses us: {reason.removeprefix(f'{HERE}: ')}"
     assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("suspicion", "remedy"),
+    [
+        (OTHER_SECURITY, "5555 is for clients"),
+        (BROKEN_WITH_KEYS, "its own .key file as --broker-key"),
+        (BROKEN_WITHOUT_KEYS, "give --key and --broker-key"),
+        (KEYS_UNCHECKED, "the broker's log"),
+    ],
+)
+def test_a_broker_with_which_no_handshake_succeeds(suspicion, remedy):
+    found = check_broker(BrokerFacts(HERE, suspicion=suspicion, silence="open", seconds=5.0))
+    assert found.status is Status.PROBLEM
+    assert found.message == f"{HERE} can't be used: {suspicion}"
+    assert remedy in found.remedy
+    down = check_broker(BrokerFacts(HERE, suspicion=suspicion, silence="refused", seconds=5.0))
+    assert down.message == f"nothing listens at {HERE}"
 
 
 def test_a_broker_of_another_protocol():

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from imagegen_cli.doctor import looking
 from imagegen_cli.doctor.asking import http_address, is_here, probe
 from imagegen_cli.doctor.findings import Status
+from imagegen_cli.doctor.fleet import BrokerFacts
 from imagegen_cli.doctor.listeners import listener, program
 from imagegen_cli.doctor.machine import (
     GIB,
@@ -215,12 +216,12 @@ def test_the_name_of_a_program(words, name):
 
 
 def test_a_silent_endpoint_is_told_from_an_absent_one(listening, tmp_path):
-    assert probe(f"tcp://127.0.0.1:{listening}", 5.0).silence == "open"
+    assert probe(BrokerFacts(f"tcp://127.0.0.1:{listening}"), 5.0).silence == "open"
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        assert probe(f"tcp://127.0.0.1:{bound.getsockname()[1]}", 5.0).silence == "refused"
-    assert probe("tcp://name.invalid:5555", 5.0).silence == "unknown host"
-    assert probe(f"ipc://{tmp_path}/nothing", 5.0).silence == "refused"
+        assert probe(BrokerFacts(f"tcp://127.0.0.1:{bound.getsockname()[1]}"), 5.0).silence == "refused"
+    assert probe(BrokerFacts("tcp://name.invalid:5555"), 5.0).silence == "unknown host"
+    assert probe(BrokerFacts(f"ipc://{tmp_path}/nothing"), 5.0).silence == "refused"
 
 
 def test_this_machine_is_known():

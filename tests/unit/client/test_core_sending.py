@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen_client.events import Answer, Refused
+from imagegen_client.events import Answer, Lost, Refused, Suspected
 from imagegen_protocol import (
     BrokerUnreachableError,
     DeadlineExceededError,
@@ -231,6 +231,43 @@ def test_a_refusal_is_forgotten_once_a_broker_has_spoken():
     desk.event(Refused("no more"))
     assert desk.dials == [FIRST, SECOND, FIRST]
     assert not desk.ends
+
+
+def test_a_failing_handshake_is_an_outage_told_once_for_each_reason():
+    desk = Desk(FIRST, connect_timeout=10.0)
+    desk.submit(1)
+    for reason in ("keys", "keys", "down", "down"):
+        desk.event(Suspected(reason))
+    assert desk.warnings == [f"broker {FIRST}: keys; trying again", f"broker {FIRST}: down; trying again"]
+    assert not desk.ends
+    desk.advance(11.0)
+    assert isinstance(desk.ends[rid(1)], BrokerUnreachableError)
+    assert desk.ends[rid(1)].message == f"no broker answered at {FIRST} within 10 s; {FIRST}: down"
+    assert desk.ends[rid(1)].suspicions == {FIRST: "down"}
+
+
+def test_a_suspicion_ends_once_a_broker_has_spoken():
+    desk = Desk(FIRST)
+    desk.submit(1)
+    desk.event(Suspected("keys"))
+    desk.heartbeat()
+    assert [message.request_id for message in desk.take()] == [rid(1)]
+    desk.event(Suspected("keys"))
+    assert len(desk.warnings) == 2
+
+
+def test_a_broken_connection_is_replaced_at_the_same_endpoint():
+    desk = Desk(FIRST, SECOND)
+    desk.submit(1)
+    desk.heartbeat()
+    desk.take()
+    desk.now += 1.0
+    desk.event(Lost())
+    assert desk.dials == [FIRST, FIRST]
+    desk.event(Lost())
+    assert desk.dials == [FIRST, FIRST], "not sooner than after an interval"
+    desk.heartbeat()
+    assert [message.request_id for message in desk.take()] == [rid(1)]
 
 
 # ---- deadlines ---------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Key files: made once, kept secret, refused in words when they are no good."""
 
+import os
+
 import pytest
 
 from imagegen_protocol.keys import KeyFileError, generate, read_allowed, read_dial_keys, read_pair, read_public
@@ -31,8 +33,45 @@ def test_a_folder_of_keys_is_an_allow_list(tmp_path):
     for name in ("alice", "bob"):
         generate(tmp_path, name)
     allowed = read_allowed(tmp_path)
-    assert sorted(allowed.values()) == ["alice", "bob"]
-    assert read_public(tmp_path / "alice.key") in allowed
+    assert sorted(allowed.names.values()) == ["alice", "bob"]
+    assert read_public(tmp_path / "alice.key") in allowed.names
+    assert not allowed.problems
+
+
+def write(content):
+    return lambda path: path.write_bytes(content)
+
+
+BAD_FILES = [
+    (write(b""), "No public key"),
+    (write(b"no key at all"), "No public key"),
+    (write(b'public-key = "short"'), "40 characters, not 5"),
+    (write(b'public-key = "' + b"~" * 40 + b'"'), "b'~' can't be part of a key"),
+    (write(b"\xff\xfe" + 'public-key = "x"'.encode("utf-16-le")), "bad.key"),
+    (write(b"x" * 65_537), "65537 bytes"),
+    (lambda path: path.mkdir(), "not a regular file"),
+    (os.mkfifo, "not a regular file"),
+    (lambda path: path.symlink_to("nowhere"), "No such file"),
+    (lambda path: path.symlink_to(path.name), "symbolic links"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_FILES)
+def test_a_bad_file_affects_no_other(tmp_path, make, words):
+    for name in ("alice", "zoe"):
+        generate(tmp_path, name)
+    make(tmp_path / "bad.key")
+    allowed = read_allowed(tmp_path)
+    assert sorted(allowed.names.values()) == ["alice", "zoe"]
+    (problem,) = allowed.problems
+    assert "bad.key" in problem
+    assert words in problem
+
+
+def test_a_link_to_a_key_file_is_followed(tmp_path):
+    generate(tmp_path / "elsewhere", "alice")
+    (tmp_path / "linked.key").symlink_to("elsewhere/alice.key")
+    assert list(read_allowed(tmp_path).names.values()) == ["linked"]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +92,11 @@ def test_a_bad_key_file_is_refused_in_words(tmp_path, content, words):
         read_pair(path)
 
 
-def test_an_allow_list_must_be_a_folder(tmp_path):
-    with pytest.raises(KeyFileError, match="not a folder"):
-        read_allowed(tmp_path / "missing")
+@pytest.mark.parametrize(("name", "words"), [("missing", "No such file"), ("file", "Not a directory")])
+def test_an_allow_list_must_be_a_folder(tmp_path, name, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(KeyFileError, match=words):
+        read_allowed(tmp_path / name)
 
 
 def test_both_halves_of_dialling_are_needed(tmp_path):

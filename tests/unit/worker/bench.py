@@ -86,6 +86,7 @@ class Bench:
         self.cancelled: list[int] = []
         self.loads: list[str] = []
         self.notes: list[ev.Note] = []
+        self.redials: list[int] = []
         self.status: int | None = None
         self._beats = [0] * links
         if warm:
@@ -103,6 +104,8 @@ class Bench:
                 case ev.Send(link, message, frames):
                     assert len(encode(message)) <= 65_536
                     self.sent.append((link, message, frames))
+                case ev.Redial(link):
+                    self.redials.append(link)
                 case ev.Decode():
                     self.decoding[action.number] = action
                 case ev.Job():
@@ -158,7 +161,9 @@ class Bench:
     def receive(self, message: Any, *frames: bytes, link: int = 0) -> None:
         self.event(ev.Received(link, message, frames))
 
-    def beat(self, link: int = 0, session: int = 1, epoch: bytes = EPOCH, **fields: Any) -> None:
+    def beat(self, link: int = 0, session: int = 1, epoch: bytes | None = None, **fields: Any) -> None:
+        """Let a broker send a heartbeat; each link leads to a broker of its own unless an epoch is given."""
+        epoch = epoch or (EPOCH if link == 0 else bytes([link]) * 16)
         self._beats[link] += 1
         fields = {"beat": self._beats[link], "interval_seconds": 1.0, "liveness": 3, **fields}
         self.receive(BrokerHeartbeat(epoch=epoch, session=session, **fields), link=link)

@@ -200,3 +200,56 @@ def test_one_broker_dies_and_the_other_takes_over():
     assert len(bench.messages(Result, 1)) == 1
     bench.release(1, link=1)
     assert bench.states() == ([], [], [])
+
+
+def test_a_silent_broker_is_dialled_again():
+    bench = Bench(registered=False)
+    bench.advance(2.5)
+    assert bench.redials == []
+    bench.advance(20.0)
+    assert bench.redials == [0] * 7, "every three intervals"
+    bench.beat()
+    bench.redials.clear()
+    bench.beats(5.0)
+    assert bench.redials == []
+    bench.advance(3.0)
+    assert bench.redials == [0]
+
+
+def test_a_broker_that_refuses_is_not_dialled_again():
+    bench = Bench(registered=False)
+    for _ in range(20):
+        bench.advance(1.0)
+        bench.receive(Error(code="worker_name_taken", message="taken"))
+    assert bench.redials == []
+
+
+def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost():
+    bench = Bench(links=2, registered=False)
+    bench.beat(link=0)
+    bench.beat(link=1, session=2, epoch=EPOCH)
+    assert bench.core.registered == 1
+    assert bench.warnings() == ["two addresses lead to one broker, one is left unused"]
+    bench.sent.clear()
+    for _ in range(10):
+        bench.advance(1.0)
+        bench.beat(link=0)
+    assert len(bench.messages(WorkerHeartbeat, link=0)) == 10
+    assert not bench.messages(Ready, link=1)
+    bench.advance(4.0)
+    assert bench.messages(Ready, link=1)
+    bench.beat(link=1, session=3, epoch=EPOCH)
+    assert bench.core.registered == 1
+
+
+def test_a_second_address_notices_that_the_first_is_registered_at_its_broker():
+    bench = Bench(links=2, registered=False)
+    bench.beat(link=1, epoch=EPOCH)
+    bench.beat(link=0, session=2)
+    bench.beat(link=1, session=1, epoch=EPOCH)
+    bench.sent.clear()
+    bench.advance(1.0)
+    bench.beat(link=0, session=2)
+    assert not bench.messages(Ready, link=1)
+    assert not bench.messages(WorkerHeartbeat, link=1)
+    assert bench.core.registered == 1
