@@ -28,22 +28,21 @@ class Endpoint:
 
 def parse_endpoint(text: str) -> Endpoint:
     """Parse an endpoint to connect to. Raises `ValueError`."""
-    endpoint = parse_bind_endpoint(text)
-    if endpoint.path:
-        return endpoint
-    if endpoint.host == "*" or text.endswith("*"):
+    if "*" in text and text.startswith("tcp://"):
         raise ValueError(f"expected tcp://host:port or ipc://path, got {text!r}")
-    if endpoint.port == 0:
-        raise ValueError(f"expected a port of 1 ... {_MAX_PORT}, got {text!r}")
-    return endpoint
+    return _parse(text, 1)
 
 
 def parse_bind_endpoint(text: str) -> Endpoint:
     """Parse an endpoint to bind: port 0 or `*` is any free one, host `*` all interfaces. Raises `ValueError`."""
+    return _parse(text, 0)
+
+
+def _parse(text: str, min_port: int) -> Endpoint:
     if match := _TCP.fullmatch(text):
         port = 0 if match["port"] == "*" else int(match["port"])
-        if port > _MAX_PORT:
-            raise ValueError(f"expected a port of at most {_MAX_PORT}, got {text!r}")
+        if not min_port <= port <= _MAX_PORT:
+            raise ValueError(f"expected a port of {min_port} ... {_MAX_PORT}, got {text!r}")
         return Endpoint(match["host"].strip("[]"), port)
     path = text.removeprefix("ipc://")
     if path != text and path and not re.search(r"\s", path):

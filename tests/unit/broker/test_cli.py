@@ -18,7 +18,7 @@ from imagegen_common.settings import EXIT_NOT_BOUND
     ("arguments", "words"),
     [
         (["--frontend", "5555"], "expected tcp://host:port"),
-        (["--frontend", "tcp://127.0.0.1:99999"], "out of range"),
+        (["--frontend", "tcp://127.0.0.1:99999"], "65535"),
         (["--backend", "tcp://0.0.0.0:5556"], "--insecure"),
         (["--backend", "tcp://*:5556"], "--insecure"),
         (["--http", "8080"], "one looks like 127.0.0.1:8080"),
