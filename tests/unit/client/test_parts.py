@@ -63,7 +63,7 @@ def test_replaced_times_do_not_pile_up():
     timers = Timers()
     for number in range(10_000):
         timers.set(b"a", 1e9 - number % 1000)
-    assert len(timers._heap) <= 2 * len(timers) + 64
+    assert timers.heap_size <= 2 * len(timers) + 64
 
 
 # ---- the link ----------------------------------------------------------------------------------------------
