@@ -2,9 +2,12 @@
 
 import heapq
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-E = TypeVar("E")
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
+
+E = TypeVar("E", bound="SupportsRichComparison")
 
 
 class LazyHeap(Generic[E]):
