@@ -23,7 +23,6 @@ STEPS: dict[str, tuple[Callable[[Rig], None], float]] = {
 def cost_of(rig: Rig, step: Callable[[Rig], None], times: int, rounds: int = 5) -> float:
     """Return the CPU seconds of a step: the median of rounds of so many."""
     seconds = []
-    gc.collect()
     gc.disable()  # a walk over 100,000 requests would be charged to whoever makes the last object
     try:
         for _ in range(rounds):

@@ -66,7 +66,7 @@ def test_a_broker_is_ready_once_it_is_bound_and_lives_by_its_loop(fleet, systemd
     systemd.until("WATCHDOG=1")
     process.terminate()
     systemd.until("STOPPING=1")
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_worker_is_ready_once_it_is_warm_and_lives_by_its_devices_steps(fleet, systemd, tmp_path):

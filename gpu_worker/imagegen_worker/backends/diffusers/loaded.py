@@ -1,6 +1,7 @@
 """A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
 
 import gc
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from imagegen_common.logs import log
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
 from imagegen_worker.backends.diffusers.loading import (
@@ -24,6 +26,8 @@ from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.models.sources import Place
 
+_log = logging.getLogger(__name__)
+
 _SHORT = 4
 """Steps with which it is tried whether a kind of task can be done at all."""
 
@@ -35,6 +39,8 @@ class LoadedPipeline:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
+        if options.deterministic and self.device.type == "cpu" and not torch.backends.mkl.is_available():
+            log(_log, logging.WARNING, "--deterministic promises equal bits with MKL only; this torch has no MKL")
         self.pipeline, folder = load_pipeline(place, self.device, options)
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:
@@ -69,8 +75,11 @@ class LoadedPipeline:
             for row, part in zip(rows, latents, strict=True)
         ]
 
-    def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None) -> Row:
-        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task."""
+    def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None, **fields: Any) -> Row:
+        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task.
+
+        `fields` are those of the request that are to be other than usual.
+        """
         model = self.model
         kind: Task = next(iter(model.tasks)) if task is None else task
         strength = model.tasks[kind].strength
@@ -92,7 +101,7 @@ class LoadedPipeline:
             strength=strength,
             scheduler=next(iter(model.schedulers), None),
         )
-        return Row(request, seed)
+        return Row(replace(request, **fields), seed)
 
     def close(self) -> None:
         """Free the device."""

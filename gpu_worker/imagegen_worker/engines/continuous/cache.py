@@ -37,6 +37,6 @@ class BoundedCache(Generic[K, V]):
         return entry[0]
 
     def put(self, key: K, value: V, nbytes: int) -> None:
-        """Keep a value of `nbytes` bytes in place of the least recently used ones, unless it is too large alone."""
+        """Keep a value of `nbytes` bytes instead of the least recently used ones, unless it is too large."""
         with suppress(ValueError):  # larger than the whole cache
             self._entries[key] = (value, nbytes)
