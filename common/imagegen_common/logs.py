@@ -274,15 +274,18 @@ class _Writer(QueueListener):
         self.running = False
 
     def handle(self, record: Any) -> None:
-        """Write a text, then report the lines dropped in the meantime; set an event."""
+        """Write a text, or set an event; report dropped lines with the last one, and every `REPORT_SECONDS`."""
         if isinstance(record, threading.Event):
+            self._report()
             record.set()
             return
         self._write(record)
         self.taken_characters += len(record)
-        if (dropped := self._handler.dropped_lines) > self._reported and (
-            self._texts.empty() or time.monotonic() >= self._report_at
-        ):
+        if self._texts.empty() or time.monotonic() >= self._report_at:
+            self._report()
+
+    def _report(self) -> None:
+        if (dropped := self._handler.dropped_lines) > self._reported:
             self._write(self._handler.own_line("log lines dropped", {"lines": dropped - self._reported}))
             self._reported = dropped
             self._report_at = time.monotonic() + REPORT_SECONDS

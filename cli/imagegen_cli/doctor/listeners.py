@@ -17,7 +17,7 @@ def listener(port: int) -> tuple[str, int | None] | None:
     listening = [
         connection
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
     ]
     if not listening:
         return None
