@@ -154,7 +154,7 @@ class Fleet:
 
     def wait_for_workers(self, client: Client, count: int, timeout: float = 240.0) -> None:
         """Wait until `count` workers are registered. Raises `FleetError` as `wait_until` does."""
-        self.wait_until(lambda: client.stats(timeout=timeout)["num_gpus"] >= count, f"{count} workers", timeout)
+        self.wait_until(lambda: client.stats(timeout=timeout).num_gpus >= count, f"{count} workers", timeout)
 
     def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
         """Ask until something holds. Raises `FleetError` if a process ended, or after `timeout` seconds."""

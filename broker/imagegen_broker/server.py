@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, Self
+from typing import Self
 
 import zmq
 
@@ -28,6 +28,7 @@ from imagegen_protocol.frames import decode_from_client, decode_from_worker, enc
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Ready
 from imagegen_protocol.sockets import close_dead_links
+from imagegen_protocol.statistics import Statistics
 
 _log = logging.getLogger("imagegen.broker")
 
@@ -70,8 +71,8 @@ class Snapshot:
         )
 
     @property
-    def statistics(self) -> dict[str, Any]:
-        """What `/stats` shows; made anew at each call, by the thread that asks."""
+    def statistics(self) -> Statistics:
+        """The content of `/stats`; computed at each call, on the caller's thread."""
         return self.view.statistics()
 
 

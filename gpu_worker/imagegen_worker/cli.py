@@ -178,7 +178,7 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--capacity",
     type=int,
-    help="Requests taken at a time; one of several images takes as many places.  [default: two batches]",
+    help="Images accepted at a time, running and waiting.  [default: two batches]",
 )
 @click.option(
     "--name",

@@ -9,6 +9,7 @@ import msgpack
 import psutil
 import pytest
 import zmq
+from msgspec.structs import asdict
 
 from imagegen_client import CancelledError, Client, DeadlineExceededError
 from imagegen_worker.backends.simulated import CRASH_STATUS
@@ -25,7 +26,7 @@ def per_gpu(client, field):
 
 def held(client):
     """Requests at the broker, by state."""
-    return client.stats()["requests"]
+    return asdict(client.stats().requests)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
@@ -17,6 +16,7 @@ from imagegen_cli.doctor.fleet import BrokerFacts, HttpFacts, Silence
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 from imagegen_protocol.endpoints import parse_endpoint
+from imagegen_protocol.statistics import Statistics
 
 _PROBE_SECONDS = 3.0
 
@@ -29,7 +29,7 @@ def ask_brokers(
     Raises `KeyFileError` for key files that can't be used.
     """
     with ExitStack() as stack:
-        asked: list[tuple[str, Future[dict[str, Any]]]] = []
+        asked: list[tuple[str, Future[Statistics]]] = []
         for endpoint in endpoints:
             client = Client(endpoint, connect_timeout=timeout, key=key, broker_key=broker_key)
             asked.append((endpoint, stack.enter_context(client).request_stats(timeout)))
@@ -40,7 +40,7 @@ def ask_brokers(
     return [probed.get(facts.endpoint, facts) for facts in answers]
 
 
-def _answer(endpoint: str, future: "Future[dict[str, Any]]", timeout: float) -> BrokerFacts:
+def _answer(endpoint: str, future: "Future[Statistics]", timeout: float) -> BrokerFacts:
     try:
         return BrokerFacts(endpoint, future.result())
     except BrokerUnreachableError as error:
