@@ -133,7 +133,11 @@ def main(quick: bool, real: bool, scale: float, out: Path) -> None:
     for name, costs in fleets().items():
         add(burst_rows(name, costs, (50,) if quick else (50, 100, 200, 400, 1000), "simulated time"))
     if real:
-        add(real_rows((1, 2), ("least-wait",), scale, 8) if quick else real_rows(WORKERS, tuple(STRATEGIES), scale, 50))
+        add(
+            real_rows((1, 2), ("least-wait",), scale, 8)
+            if quick
+            else real_rows(WORKERS, tuple(STRATEGIES), scale, 50)
+        )
     click.echo("\n| workers | load | strategy | mean s (over the least possible) | p95 | p99 |")
     click.echo("|---|---|---|---|---|---|")
     for name, costs in {"4 alike": [ONE] * 4, **fleets()}.items():

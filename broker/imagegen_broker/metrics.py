@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from imagegen_broker.core.counters import BUCKETS, Histogram
 from imagegen_broker.server import Snapshot
+from imagegen_common.logs import dropped_lines
 from imagegen_protocol.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -116,6 +117,7 @@ class BrokerCollector(Collector):
         yield _counter("clients_lost", "Clients removed because they were silent.", totals.clients_lost)
         yield _counter("malformed_messages", "Messages that could not be decoded.", totals.malformed)
         yield _counter("dropped_messages", "Messages that could not be sent to a peer.", totals.dropped)
+        yield _counter("dropped_log_lines", "Log lines that stderr did not accept in time.", dropped_lines())
 
 
 def gini(counts: Sequence[int]) -> float:

@@ -101,7 +101,7 @@ class BrokerCore:
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def _flush(self, now: float) -> list[Action]:
-        for request in self.table.deadlines.pop_due(now):
+        for request in self.table.deadlines.due(now):
             text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
             answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
             self.table.fail(request, answer, now)

@@ -1,36 +1,45 @@
-"""The deadlines of unfinished requests."""
+"""Deadlines of unfinished requests, earliest first."""
 
 from imagegen_broker.core.records import Request, State
-from imagegen_broker.scheduling.lazy_heap import LazyHeap
+from imagegen_protocol.lazy_heap import LazyHeap
 
 _UNFINISHED = (State.QUEUED, State.DISPATCHED)
 
+_Entry = tuple[float, int, Request]
+"""The deadline, the number of the entry, and the request."""
+
+
+def _is_unfinished(entry: _Entry) -> bool:
+    return entry[2].state in _UNFINISHED
+
 
 class Deadlines:
-    """Requests ordered by deadline; entries of finished requests are dropped lazily."""
+    """Deadlines by time, at most 64 and twice the number of the broker's requests."""
 
     def __init__(self) -> None:
-        self._heap: LazyHeap[Request] = LazyHeap(lambda request, _: request.state in _UNFINISHED)
-        self._version = 0
+        self._heap: LazyHeap[_Entry] = LazyHeap(_is_unfinished)
+        self._added = 0
 
     def __len__(self) -> int:
-        """Return the number of entries, those of finished requests included."""
         return len(self._heap)
 
-    def add(self, request: Request) -> None:
-        """Watch the deadline of a request, if it has one."""
+    def add(self, request: Request, live: int) -> None:
+        """Watch a request that has a deadline; `live` is the number of the broker's requests.
+
+        Add a request that returns to the queue after its answer again: its entry may be gone.
+        """
         if request.deadline is not None:
-            self._version += 1
-            self._heap.push((request.deadline,), self._version, request)
+            self._added += 1
+            self._heap.push((request.deadline, self._added, request), 64 + 2 * live)
 
     def next(self) -> float | None:
-        """Return the time of the next deadline."""
-        first = self._heap.peek()
-        return None if first is None else first[0][0]
+        """Return the time of the next deadline; None if there is none."""
+        entry = self._heap.first()
+        return None if entry is None else entry[0]
 
-    def pop_due(self, now: float) -> list[Request]:
+    def due(self, now: float) -> list[Request]:
         """Remove and return the unfinished requests whose deadline has passed, each once."""
-        due: dict[Request, None] = {}
-        while (deadline := self.next()) is not None and deadline <= now:
-            due[self._heap.pop()] = None
-        return list(due)
+        late: dict[Request, None] = {}
+        while (entry := self._heap.first()) is not None and entry[0] <= now:
+            late[self._heap.pop()[2]] = None
+        return list(late)

@@ -64,7 +64,7 @@ class RequestTable:
             self.attach(request, holder)
         else:
             self._enqueue(request)
-        self.deadlines.add(request)
+        self.deadlines.add(request, len(self.requests))
 
     def remove(self, request: Request, *, acknowledged: bool) -> None:
         """Remove a request, and have the worker that has it or its answer release it."""
@@ -120,7 +120,7 @@ class RequestTable:
         is_new = request.state is State.NEW
         self._transition(request, State.QUEUED)
         if not is_new:
-            self.deadlines.add(request)  # its entry may have been dropped when it was answered
+            self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
         self._scheduler.queue.push(request, requeued=requeued, first=first)
         self._positions.follow(request)
 

@@ -4,8 +4,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from imagegen_broker.core.records import Request, Worker
-from imagegen_broker.scheduling.lazy_heap import Key
-from imagegen_broker.scheduling.worker_index import WorkerIndex
+from imagegen_broker.scheduling.worker_index import Key, WorkerIndex
 from imagegen_broker.scheduling.worker_pool import WorkerPool
 
 STRATEGIES: dict[str, type["Strategy"]] = {}

@@ -7,9 +7,8 @@ from math import inf
 from typing import NamedTuple
 
 from imagegen_broker.core.records import Request, Worker
-from imagegen_broker.scheduling.lazy_heap import Key
 from imagegen_broker.scheduling.strategies.base import Strategy
-from imagegen_broker.scheduling.worker_index import WorkerIndex
+from imagegen_broker.scheduling.worker_index import Key, WorkerIndex
 from imagegen_broker.scheduling.worker_pool import WorkerPool
 from imagegen_protocol.limits import MAX_SECONDS_PER_IMAGE, MIN_SECONDS_PER_IMAGE
 
@@ -137,7 +136,7 @@ class LeastWait(Strategy):
             key = self._key(worker, model, self._start(worker, now))
             if key[0] > entry[0][0] + self._seconds(worker) / 2:
                 # It takes longer than expected: move it back in the order.
-                self._running.move_first(model, key)
+                self._running.move_first(model, key, worker)
                 continue
             return worker, key[0]
         return None if idle is None else (idle[1], finish)

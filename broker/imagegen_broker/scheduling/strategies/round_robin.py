@@ -1,8 +1,8 @@
 """The strategy `round-robin`."""
 
 from imagegen_broker.core.records import Worker
-from imagegen_broker.scheduling.lazy_heap import Key
 from imagegen_broker.scheduling.strategies.base import OrderedStrategy
+from imagegen_broker.scheduling.worker_index import Key
 
 
 class RoundRobin(OrderedStrategy):
