@@ -13,9 +13,9 @@ import click
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
-from imagegen_worker.devices.detect import detect
-from imagegen_worker.devices.visible import GpuMissingError, entries, visible
-from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, children, plan
+from imagegen_worker.devices.detect import detect_gpus
+from imagegen_worker.devices.selection import GpuMissingError, parse_selection, visible_gpus
+from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, plan, worker_commands
 from imagegen_worker.supervisor.shell import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ def _list_gpus(context: click.Context, parameter: click.Parameter, asked: bool) 
     """Print the GPUs that may be used, if that is what the command was called for."""
     if not asked:
         return
-    every, said = detect(), os.environ.get(CUDA_VISIBLE_DEVICES)
-    seen = visible(every, said)
+    every, said = detect_gpus(), os.environ.get(CUDA_VISIBLE_DEVICES)
+    seen = visible_gpus(every, said)
     if not every:
-        click.echo("there is no GPU", err=True)
+        click.echo("no GPU found", err=True)
     elif len(seen.gpus) < len(every):
         click.echo(
             f"{CUDA_VISIBLE_DEVICES}={said} hides {len(every) - len(seen.gpus)} of {len(every)} GPUs", err=True
@@ -357,20 +357,20 @@ def main(
         _check_faults(config)
         _check_keys(config)
         if gpu is not None:
-            entries(gpu)
+            parse_selection(gpu)
     except ConfigError as error:
         raise usage_error(context, error) from error
     end_check(context)
     set_up(log_level, log_format, own="imagegen_worker")
     try:
-        planned = plan(config, gpu, os.environ, detect)
+        planned = plan(config, gpu, os.environ, detect_gpus)
     except ConfigError as error:
         gone = isinstance(error, GpuMissingError) and SUPERVISED in os.environ
         usage = usage_error(context, error)
         raise _GpuGoneError(usage.message, context) if gone else usage from error
     if planned.supervised:
         _warn(planned)
-        sys.exit(Supervisor(children(planned, sys.argv[1:])).run())
+        sys.exit(Supervisor(worker_commands(planned, sys.argv[1:])).run())
     (spec,) = planned.specs
     about = {"worker": spec.config.worker_name, "gpu": spec.config.gpu}
     set_up(log_level, log_format, own="imagegen_worker", **about)

@@ -142,7 +142,9 @@ class WorkerConfig:
             raise ConfigError(f"--model: two are named {twice[0]!r}; give one another name: NAME=SOURCE")
 
     def _check_sources(self) -> None:
-        files = [isinstance(source.place, Path) and source.place.is_file() for _, source in self._named if source]
+        files = [
+            isinstance(source.location, Path) and source.location.is_file() for _, source in self._named if source
+        ]
         if self.model_config is not None:
             if not any(files):
                 raise ConfigError(f"--model-config is for a single {WEIGHTS_SUFFIX} file as --model")

@@ -19,7 +19,7 @@ def warmed():
 
     def warm(**options):
         load_options = LoadOptions(device="cpu", threads=1, **options)
-        place = CONFIG.model_source.place
+        place = CONFIG.model_source.location
         backend = StepwiseDiffusers(place, CONFIG.model_name, load_options, max_batch_size=2)
         opened.append(backend)
         backend.warm_up()

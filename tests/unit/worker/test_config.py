@@ -41,13 +41,15 @@ def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
 
 def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr("imagegen_worker.models.sources.BUILTIN_FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match="built in are: none"):
+    with pytest.raises(ConfigError, match="built-in models: none"):
         WorkerConfig()
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "model_index.json").write_text("{}")
     assert WorkerConfig().model_name == "builtin:shapes"
-    assert WorkerConfig().model_source.place == tmp_path / "shapes"
-    with pytest.raises(ConfigError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
+    assert WorkerConfig().model_source.location == tmp_path / "shapes"
+    with pytest.raises(
+        ConfigError, match=r"builtin:shape is not a built-in model; built-in models: builtin:shapes"
+    ):
         WorkerConfig(models=("builtin:shape",))
 
 
@@ -83,7 +85,7 @@ def test_endpoints(endpoint):
         ({"models": ("m" * 129,)}, "--model must name 1 to 128 characters"),
         (
             {"backend": "diffusers", "models": ("/no/such",)},
-            "--model: there is no '/no/such'; expected builtin:shapes, a diffusers folder with a model_index.json",
+            "--model: '/no/such' does not exist; expected builtin:shapes, a diffusers folder with a",
         ),
     ],
 )

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import OnStep, Row, nobody_watches
+from imagegen_worker.backends import OnStep, Row, ignore_steps
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ _SMOOTHING = 0.2
 class DiffusersBackend:
     """Implements `Backend` with a diffusers pipeline; each image has a generator of its own."""
 
-    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
+    def __init__(self, place: ModelLocation, name: str, options: LoadOptions) -> None:
         self._source = (place, name, options)
         self._loaded: LoadedPipeline | None = None
         self._speeds: dict[int, float] = {}
@@ -34,7 +34,7 @@ class DiffusersBackend:
         """A moving average of the fullest calls so far; None before the first."""
         return self._speeds[max(self._speeds)] if self._speeds else None
 
-    def weigh(self) -> int:
+    def size_bytes(self) -> int:
         """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
@@ -43,15 +43,15 @@ class DiffusersBackend:
         self._loaded = LoadedPipeline(*self._source)
         return self._loaded.model
 
-    def warm_up(self) -> Warm:
+    def warm_up(self) -> EngineReady:
         """Load the pipeline and make a first image. Raises as `load` does."""
         self.load()
         assert self._loaded is not None
         # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
         for _ in range(2):
             self._speeds.clear()
-            self.generate([self._loaded.trial()], nobody_watches)
-        return Warm((self._loaded.model,), self._loaded.device_name, self.seconds_per_image)
+            self.generate([self._loaded.trial()], ignore_steps)
+        return EngineReady((self._loaded.model,), self._loaded.device_name, self.seconds_per_image)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Make one image for each row; see `Backend.generate`."""
