@@ -1,13 +1,22 @@
 """What holds for all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
 
+from imagegen_worker.devices.mkl import MODE, VARIABLE
 from tests import programs
+
+# MKL reads it once, at its first call. Tests of equal bits need it (see `tests/equality.py`); processes under test
+# start without it, as users' do. An own value, even an empty one, stays.
+os.environ.setdefault(VARIABLE, MODE)
 
 # A job in the background ignores Ctrl-C, and so would every process that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests run in parallel: one thread for torch, in each process of the tests and in each that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine may take a second over anything.
 settings.register_profile("busy", deadline=None)

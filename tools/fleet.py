@@ -62,13 +62,15 @@ FREE_PORTS = Endpoints("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "http://127.0.0
 class Fleet:
     """Brokers and workers as child processes; leaving the context stops them all.
 
-    `log_folder` gets one file a process; without it they write to this process's stderr.
+    `log_folder` gets one file a process; without it they write to this process's stderr. `environment` is added to
+    this process's own for each of them.
     """
 
-    def __init__(self, log_folder: Path | None = None) -> None:
+    def __init__(self, log_folder: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.brokers: dict[str, Endpoints] = {}
         self._log_folder = log_folder
+        self._environment = dict(environment or {})
         self._logs: list[IO[str]] = []
 
     def __enter__(self) -> Self:
@@ -143,18 +145,18 @@ class Fleet:
                 stdout=stdout if stdout is not None else log,
                 stderr=log,
                 text=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **self._environment, **(environment or {})},
                 preexec_fn=_die_with_parent,
                 start_new_session=True,
             )
             self.processes[name] = process
         return process
 
-    def wait_for_workers(self, client: Client, count: int, timeout: float = 120.0) -> None:
+    def wait_for_workers(self, client: Client, count: int, timeout: float = 240.0) -> None:
         """Wait until `count` workers are registered. Raises `FleetError` as `wait_until` does."""
-        self.wait_until(lambda: client.stats(timeout=timeout)["num_gpus"] >= count, f"{count} workers", timeout)
+        self.wait_until(lambda: client.stats(timeout=timeout).num_gpus >= count, f"{count} workers", timeout)
 
-    def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
         """Ask until something holds. Raises `FleetError` if a process ended, or after `timeout` seconds."""
         end = time.monotonic() + timeout
         while not holds():
@@ -173,7 +175,7 @@ class Fleet:
         if process.stdout is not None:
             process.stdout.close()
 
-    def terminate(self, name: str, timeout: float = 60.0) -> int:
+    def terminate(self, name: str, timeout: float = 120.0) -> int:
         """Ask a process to end, and return its exit status."""
         process = self.processes.pop(name)
         process.terminate()

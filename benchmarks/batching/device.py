@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -98,9 +98,9 @@ class Served:
         """Return a context that is held open around everything, on the device thread."""
         return self._meeting.session()
 
-    def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`."""
-        return True
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `StepwiseBackend.call_key`."""
+        return request.batch_key
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`."""

@@ -69,7 +69,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             own = about["overhead"]
             lines += [
                 f"One request alone, {model}: {own['ratio']:.3f} of the stock call's time, the median of"
-                f" {own['pairs']} pairs; {own['equal']} of them gave images equal in every bit.",
+                f" {own['pairs']} pairs; {own['equal']} of them gave images equal in every bit, on this machine.",
                 "",
             ]
     return "\n".join(lines)

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import click
 
-from imagegen_common.logs import FORMATS, LEVELS, log, set_up
+from imagegen_common.addresses import ConfigError
+from imagegen_common.logs import FORMATS, LEVELS, flush, log, log_all, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
-from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
+from imagegen_worker.config import WorkerConfig, parse_bytes
 from imagegen_worker.devices.detect import detect_gpus
+from imagegen_worker.devices.mkl import set_reproducible_mode
 from imagegen_worker.devices.selection import GpuMissingError, parse_selection, visible_gpus
 from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, plan, worker_commands
 from imagegen_worker.supervisor.shell import Supervisor
@@ -176,7 +178,7 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--capacity",
     type=int,
-    help="Requests taken at a time; one of several images takes as many places.  [default: two batches]",
+    help="Images accepted at a time, running and waiting.  [default: two batches]",
 )
 @click.option(
     "--name",
@@ -223,7 +225,8 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--deterministic/--no-deterministic",
     default=False,
-    help="Pad every forward to a fixed number of rows: company changes no bit of an image. Costs speed.",
+    help="Pad every forward to a fixed number of rows, so that the other requests of a batch change no bit of an "
+    "image; promised for float32 on a CPU, where it also sets MKL's reproducible mode (MKL_CBWR). Costs speed.",
 )
 @click.option(
     "--lora-folder",
@@ -362,6 +365,7 @@ def main(
         raise usage_error(context, error) from error
     end_check(context)
     set_up(log_level, log_format, own="imagegen_worker")
+    context.call_on_close(flush)
     try:
         planned = plan(config, gpu, os.environ, detect_gpus)
     except ConfigError as error:
@@ -393,6 +397,8 @@ def _warn(planned: Plan) -> None:
 def _serve(config: WorkerConfig) -> int:
     # As it is imported it warns that torchvision is not there, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if config.deterministic and config.device == "cpu":
+        log_all(_log, [set_reproducible_mode(os.environ)])
     from imagegen_worker.backends import StartError
     from imagegen_worker.daemon import Daemon
 

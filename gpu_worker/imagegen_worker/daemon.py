@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from imagegen_common.logs import log
-from imagegen_common.notify import Notifier
+from imagegen_common.logs import flush, log
+from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.handshake import HandshakeNews
@@ -92,7 +92,7 @@ class Daemon:
         self._signals: list[int] = []
         self._metrics: Metrics | None = None
         self._traces: RequestTraces | None = None
-        self._notifier = Notifier(os.environ)
+        self._notifier = SystemdNotifier(os.environ)
         self._status_line: StatusLine | None = None
         self._status: int | None = None
         self._failure = ""
@@ -331,7 +331,8 @@ class Daemon:
         if number != DRAIN_SIGNAL and len([n for n in self._signals if n != DRAIN_SIGNAL]) > 1:
             try:
                 log(_log, logging.CRITICAL, "second signal received, exiting", signal=signal.Signals(number).name)
-            finally:  # even if the signal has interrupted the writing of a line
+                flush()
+            finally:  # even if the signal has interrupted the logging of a line
                 os._exit(128 + number)
 
     def _handle_signals(self) -> None:

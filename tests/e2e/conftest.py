@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from imagegen_client import Client
+from imagegen_worker.devices.mkl import VARIABLE
 from tools.fleet import Fleet
 
 SIMULATED = ("--backend", "simulated", "--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.02")
 
 BROKER = ("--heartbeat-interval", "0.2", "--liveness", "10")
 """Quick to hear, and patient enough with processes that a busy machine lets wait."""
+DEFAULT_ARITHMETIC = {VARIABLE: ""}
+"""Empty: the processes under test start without MKL's reproducible mode, which the tests' own process has."""
 PATIENT = ("--heartbeat-interval", "0.2", "--liveness", "100")
 """For tests in which nobody may be taken for dead."""
 
@@ -21,7 +24,7 @@ PATIENT = ("--heartbeat-interval", "0.2", "--liveness", "100")
 @pytest.fixture
 def fleet(tmp_path):
     """An empty fleet; whatever is started in it is stopped at the end."""
-    with Fleet(log_folder=tmp_path / "logs") as fleet:
+    with Fleet(log_folder=tmp_path / "logs", environment=DEFAULT_ARITHMETIC) as fleet:
         yield fleet
 
 
@@ -56,7 +59,7 @@ def program(name):
 def command(*arguments, check=True, **options):
     """Run one of the project's commands to its end."""
     words = [program(arguments[0]), *arguments[1:]]
-    return subprocess.run(words, capture_output=True, text=True, timeout=150, check=check, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=check, **options)
 
 
 def bench(fleet, *arguments):

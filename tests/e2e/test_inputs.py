@@ -7,7 +7,8 @@ import pytest
 from PIL import ExifTags, Image, ImageDraw
 
 from imagegen_client import Client, GenerationResult, InvalidRequestError
-from tests.e2e.conftest import SIMULATED, command
+from tests.e2e.conftest import DEFAULT_ARITHMETIC, SIMULATED, command
+from tests.equality import same_image
 from tests.pictures import huge_png
 from tools.fleet import Fleet
 
@@ -47,7 +48,7 @@ def engine(request):
 
 @pytest.fixture(scope="module")
 def fleet(engine, tmp_path_factory):
-    with Fleet(log_folder=tmp_path_factory.mktemp(engine)) as fleet:
+    with Fleet(tmp_path_factory.mktemp(engine), DEFAULT_ARITHMETIC) as fleet:
         fleet.start_broker("--heartbeat-interval", "0.2")
         fleet.start_worker("w", *ENGINES[engine])
         yield fleet
@@ -198,5 +199,4 @@ def test_many_at_once_of_every_kind(engine, fleet, client, images):
     alone = [client.generate(PROMPT, **request).image for request in requests]
     jobs = [client.submit(PROMPT, **request) for request in requests]
     for job, image in zip(jobs, alone, strict=True):
-        pairs = zip(job.result(120).image.tobytes(), image.tobytes(), strict=True)
-        assert max(abs(a - b) for a, b in pairs) <= 3
+        assert same_image(job.result(120).image, image)

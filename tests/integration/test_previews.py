@@ -14,10 +14,13 @@ from imagegen_worker.backends.diffusers.sketching import Layout, Sketcher, make_
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.hub import Hub
+from tests.equality import same_bits
 from tests.families import FAMILIES
 from tests.integration.client.peers import PNG, RawWorker
+from tests.integration.continuous.company import one_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+__all__ = ["one_thread"]
 CLOSE = 45.0
 """Mean difference, of 255, below which a preview shows the picture; unlike pictures differ by far more."""
 
@@ -79,7 +82,7 @@ def test_a_preview_changes_no_pixel_and_is_made_only_on_demand(backend):
     image, _ = draw(backend, "a red circle")
     without, pictures = draw(backend, "a red circle", preview=False)
     assert pictures == []
-    assert image.tobytes() == without.tobytes()
+    assert same_bits(image, without)
 
 
 def test_other_sizes_have_their_own(backend):

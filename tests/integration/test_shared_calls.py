@@ -37,25 +37,25 @@ def request(backend, **fields):
 
 def test_alike_requests_share_calls_and_rows_can_be_left_out(warmed):
     backend = warmed()
-    assert backend.shares_calls(request(backend))
+    assert backend.call_key(request(backend)) is not None
     assert backend.drops_rows(request(backend))
 
 
 def test_a_scheduler_of_its_own_keeps_a_request_apart(warmed):
     backend = warmed()
-    assert not backend.shares_calls(request(backend, scheduler="EulerAncestralDiscreteScheduler"))
+    assert backend.call_key(request(backend, scheduler="EulerAncestralDiscreteScheduler")) is None
 
 
 def test_a_deterministic_worker_shares_none(warmed):
     backend = warmed(deterministic=True)
-    assert not backend.shares_calls(request(backend))
+    assert backend.call_key(request(backend)) is None
 
 
 def test_a_pipeline_that_mixes_its_images_up_shares_none(warmed, monkeypatch):
     made = Rendezvous.generate_all
     monkeypatch.setattr(Rendezvous, "generate_all", lambda *args, **how: made(*args, **how)[::-1])
     backend = warmed()
-    assert not backend.shares_calls(request(backend))
+    assert backend.call_key(request(backend)) is None
 
 
 def test_a_pipeline_that_takes_one_prompt_only_shares_none(warmed, monkeypatch, caplog):
@@ -68,7 +68,7 @@ def test_a_pipeline_that_takes_one_prompt_only_shares_none(warmed, monkeypatch, 
 
     monkeypatch.setattr(Rendezvous, "generate_all", picky)
     backend = warmed()
-    assert not backend.shares_calls(request(backend))
+    assert backend.call_key(request(backend)) is None
     assert "prompt: expected str" in caplog.text
 
 
@@ -81,5 +81,5 @@ def test_rows_stay_where_leaving_them_out_gives_another_image(warmed, monkeypatc
 
     monkeypatch.setattr(ModuleStage, "_meet_without_unwanted", wrong)
     backend = warmed()
-    assert backend.shares_calls(request(backend))
+    assert backend.call_key(request(backend)) is not None
     assert not backend.drops_rows(request(backend))

@@ -38,6 +38,11 @@ class HeldRequest:
     """The last reported progress: steps made, and steps in all."""
 
     @property
+    def image_count(self) -> int:
+        """Number of requested images; 1 until the request is resolved."""
+        return 1 if self.request is None else len(self.request.seeds)
+
+    @property
     def size(self) -> int:
         """Bytes that the answer counts towards the limit."""
         return ANSWER_OVERHEAD_BYTES + sum(len(image) for image in self.images)
@@ -71,6 +76,14 @@ class HeldRequests:
     def numbers(self) -> Collection[int]:
         """The job numbers of queued and running requests."""
         return self._ids.keys()
+
+    def queued_images(self) -> int:
+        """Return the number of images of the queued requests."""
+        return sum(held.image_count for held in self.queued.values())
+
+    def running_images(self) -> int:
+        """Return the number of images of the running requests."""
+        return sum(held.image_count for held in self.running.values())
 
     def unfinished(self) -> Iterator[HeldRequest]:
         """Yield the queued requests, then the running ones."""

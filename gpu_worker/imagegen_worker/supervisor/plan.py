@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_common.addresses import ConfigError
+from imagegen_worker.config import WorkerConfig
 from imagegen_worker.devices.gpu import Gpu, format_gpus
 from imagegen_worker.devices.selection import (
     GpuMissingError,

@@ -185,8 +185,8 @@ class Metrics(Collector):
             loaded_models=len(core.loaded_models),
             draining=core.draining,
             registered=core.registered,
-            queued=len(core.held.queued),
-            running=len(core.held.running),
+            queued=core.held.queued_images(),
+            running=core.held.running_images(),
             finished=len(core.held.finished),
             finished_bytes=core.held.finished_bytes,
             stats=core.counters.to_stats(),
@@ -219,10 +219,12 @@ class Metrics(Collector):
         yield self._gauge("brokers", "Configured brokers.", len(self._config.brokers))
         yield self._gauge("registered_brokers", "Brokers that have the worker registered.", view.registered)
         yield self._gauge(
-            "capacity_requests", "Maximum number of queued and running requests.", self._config.effective_capacity
+            "capacity_requests",
+            "Maximum number of images of queued and running requests.",
+            self._config.effective_capacity,
         )
         depth = {"queued": view.queued, "running": view.running}
-        yield self._gauge("queue_depth", "Queued and running requests, by state.", depth, "state")
+        yield self._gauge("queue_depth", "Images of queued and running requests, by state.", depth, "state")
         yield self._gauge("unreleased_answers", "Answers that are not acknowledged yet.", view.finished)
         yield self._gauge("unreleased_bytes", "Bytes of unacknowledged answers.", view.finished_bytes)
         yield self._gauge(

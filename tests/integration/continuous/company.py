@@ -11,9 +11,8 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous import ContinuousEngine
 from imagegen_worker.engines.continuous.hub import Hub
 from imagegen_worker.mailbox import Mailbox
+from tests.equality import TOLERANCE as TOLERANCE
 
-TOLERANCE = 1e-4
-"""The most by which a float32 image in company may differ from the one made alone; 0 to 1 are black to white."""
 PROMPTS = ("a red cat", "a long dog in the rain, at night", "two trees", "a house by the sea")
 
 
@@ -21,7 +20,8 @@ def requests(family, count=4):
     """Calls that are unlike in prompt, steps and guidance."""
     for index in range(count):
         arguments = dict(family.arguments, prompt=PROMPTS[index % 4], num_inference_steps=(4, 6, 5, 3)[index % 4])
-        arguments["guidance_scale"] = family.guidances[index % len(family.guidances)]
+        if family.guidances:
+            arguments["guidance_scale"] = family.guidances[index % len(family.guidances)]
         if family.negative_prompt and index % 2:
             arguments["negative_prompt"] = "blurry"
         yield arguments
@@ -87,7 +87,7 @@ class Backend:
         self.rendezvous = rendezvous
         self.arguments = arguments
         self.timer = rendezvous.timer
-        self.shares_calls = lambda request: shares_calls
+        self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: True
 
     def session(self):

@@ -5,11 +5,17 @@ import pytest
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from tests.families import FAMILIES
 from tests.integration.continuous.company import one_thread  # noqa: F401 - a fixture for all of them
+from tests.padding_families import PADDING_FAMILIES
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return FAMILIES[request.param]()
+
+
+@pytest.fixture(scope="module", params={**FAMILIES, **PADDING_FAMILIES})
+def any_family(request):
+    return {**FAMILIES, **PADDING_FAMILIES}[request.param]()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from imagegen_worker.backends.diffusers.finding import find_model
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.models.sources import HubModel
+from tests.equality import same_bits
 from tests.integration.models.recent import PIPELINES
 from tests.integration.models.worker import make_images, stock_image
 
@@ -28,7 +29,7 @@ def test_a_request_gives_the_image_of_the_stock_pipeline(saved, family):
     assert (model.width, model.num_inference_steps) == (64, 2)
     pipeline = PIPELINES[family]()
     pipeline.set_progress_bar_config(disable=True)
-    assert image.tobytes() == stock_image(pipeline).tobytes()
+    assert same_bits(image, stock_image(pipeline))
 
 
 def test_static_batching_has_the_same_sources(saved, hub_cache):
@@ -95,6 +96,15 @@ def _cut(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _lost(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def _other_shape(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cross_attention_dim": 48}))
+
+
 def _pickled(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
@@ -118,6 +128,8 @@ def _shard_lost(folder):
         (_index(unet=["no_such_library", "UNet"]), "no_such_library"),
         (lambda folder: shutil.rmtree(folder / "vae"), r"the folder of vae \(AutoencoderKL\) is missing"),
         (_cut, "not a whole .safetensors file: SafetensorError"),
+        (_lost, r"unet: the weights \(\.safetensors\) are missing"),
+        (_other_shape, r"expected shape torch\.Size"),
         (_pickled, r"only pickled weights \(diffusion_pytorch_model\.bin\), which are not loaded"),
         (_shard_lost, "unet: 1 of 3 files with weights are there"),
         (lambda folder: (folder / "imagegen.json").write_text("{"), r"imagegen\.json: not JSON"),

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imagegen_common.addresses import ConfigError
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
-from imagegen_worker.config import ConfigError, LoadOptions, WorkerConfig
+from imagegen_worker.config import LoadOptions, WorkerConfig
 from tests import checkpoints
+from tests.equality import same_bits
 from tests.integration.models.recent import PIPELINES
 from tests.integration.models.worker import make_images, stock_image
 
@@ -32,7 +34,7 @@ def load(path, config=None):
 def same(image, family):
     pipeline = PIPELINES[family]()
     pipeline.set_progress_bar_config(disable=True)
-    return image.tobytes() == stock_image(pipeline).tobytes()
+    return same_bits(image, stock_image(pipeline))
 
 
 def test_a_whole_pipeline_in_one_file(saved, tmp_path, stable_diffusion):

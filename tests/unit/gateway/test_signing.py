@@ -10,7 +10,7 @@ from imagegen_gateway.core.signing import retry_delay, signature_headers
 
 def test_the_signature_is_that_of_standard_webhooks():
     secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
-    headers = signature_headers(secret, "evt_1", 1700000000, b'{"a":1}')
+    headers = signature_headers(secret, "evt_1", 1700000000, '{"a":1}')
     digest = hmac.new(b"k" * 32, b'evt_1.1700000000.{"a":1}', hashlib.sha256).digest()
     assert headers == {
         "webhook-id": "evt_1",

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from imagegen_worker.backends import StartError, TemporaryStartError
 from imagegen_worker.cli import main
+from imagegen_worker.devices.mkl import VARIABLE as MKL_MODE
 from imagegen_worker.devices.nvml import list_gpus
 from imagegen_worker.supervisor.plan import SUPERVISED
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("clean_logging")
 @pytest.fixture
 def run(monkeypatch):
     """Run the command with a daemon that only takes its settings; `run.status` is what it ends with."""
-    for name in ("ENABLE_BATCHING", "GPU_IDS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", SUPERVISED):
+    for name in ("ENABLE_BATCHING", "GPU_IDS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", SUPERVISED, MKL_MODE):
         monkeypatch.delenv(name, raising=False)
 
     class Daemon:
@@ -51,7 +52,7 @@ def run(monkeypatch):
     run.status = 0
     run.cards = ()
     yield run
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", MKL_MODE):
         os.environ.pop(name, None)  # what the worker set for torch
 
 
@@ -127,6 +128,36 @@ def test_an_explicit_batching_wins(run):
     assert run.config.batching == "off"
 
 
+DETERMINISTIC = ("--backend", "diffusers", "--deterministic")
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_deterministic_worker_on_a_cpu_sets_mkls_reproducible_mode(run, monkeypatch, device):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # another test may have imported it
+    logged = run(*DETERMINISTIC, "--device", device).output
+    assert os.environ[MKL_MODE] == "AVX2,STRICT"
+    assert "info MKL's reproducible mode was set MKL_CBWR=AVX2,STRICT" in logged
+
+
+def test_the_operators_own_mode_of_mkl_stays(run):
+    logged = run(*DETERMINISTIC, "--device", "cpu", MKL_CBWR="COMPATIBLE").output
+    assert "info MKL's reproducible mode was set by the environment MKL_CBWR=COMPATIBLE" in logged
+    assert "AVX2" not in logged
+
+
+def test_a_mode_of_mkl_that_comes_too_late_is_logged(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", object())
+    logged = run(*DETERMINISTIC, "--device", "cpu").output
+    assert "warning MKL's reproducible mode was set after torch was imported, and may have no effect" in logged
+
+
+def test_other_workers_leave_mkl_alone(run):
+    run.cards = (Card(A, "One"),)
+    for arguments in (("--backend", "diffusers", "--device", "cpu"), (*DETERMINISTIC, "--gpu", "0")):
+        assert run(*arguments).exit_code == 0
+        assert MKL_MODE not in os.environ
+
+
 @pytest.fixture
 def file(tmp_path):
     """`file(text)` writes a file of settings and returns the arguments that name it."""
@@ -187,7 +218,7 @@ def test_a_flag_can_be_taken_back(run, file):
     [
         ("max_batch_size = 0", "--max-batch-size must be from 1 to 512, got 0 (max_batch_size: file "),
         ("deterministic = true", "--deterministic needs --batching continuous (deterministic: file "),
-        ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is no setting; is max_batch_size meant?"),
+        ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is not a setting; did you mean max_batch_size?"),
         ('simulated_fail = ["explode:1"]', "--simulated-fail: expected one of slow:VALUE"),
         ('key = "/no"\nbroker_key = "/no"', "/no"),
     ],
@@ -214,7 +245,7 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
             {"IMAGEGEN_WORKER_COMPILE": "maybe"},
             "(environment IMAGEGEN_WORKER_COMPILE): 'maybe' is not a valid",
         ),
-        ([], {"IMAGEGEN_BROKER": "localhost"}, "must look like tcp://127.0.0.1:5556"),
+        ([], {"IMAGEGEN_BROKER": "localhost"}, "--broker: expected tcp://host:port"),
         (["--max-batch-size", "0"], {}, "--max-batch-size must be from 1 to 512"),
         (["--max-batch-wait-time", "nan"], {}, "from 0 to 3600"),
         (["--simulated-fail", "explode:1"], {}, "--simulated-fail: expected one of slow:VALUE"),

@@ -1,7 +1,7 @@
 """LoRAs from a folder: loaded when first asked for, a few kept, put to work before the forwards they are for.
 
-Loading goes through diffusers, which wraps the layers of the models concerned; while none is at work, those layers
-compute what they did before, bit for bit.
+Loading goes through diffusers, which wraps the layers of the models concerned; while no adapter is active, those
+layers run the same operations as before.
 """
 
 import logging

@@ -10,12 +10,13 @@ No model is known here. `describe` gives each argument of a call a `Layout` by o
 - everything else must be equal.
 
 Calls with equal layouts can share. Text of unlike lengths is padded, but only where the model is given a mask for
-it. A rule can be fooled by a model with habits that nobody has seen yet; so the first forward of each kind is
-checked against forwards apart (see `stages`), and a wrong guess costs speed, never an image.
+it. That a tensor has a batch dimension does not mean that the model reads it row by row; see `row_evidence`. The
+first forward of each kind is checked against a forward for each call, and so are later ones from time to time (see
+`stages`); a wrong guess costs speed, never an image.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Protocol
@@ -188,6 +189,28 @@ class Description:
     layout: Layout
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """An argument that is joined row by row: the keys that lead to it, and its dimensions; 0 for a list."""
+
+    path: tuple[Any, ...]
+    ndim: int
+
+
+def row_leaves(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+    """Yield the arguments of a layout that are joined row by row."""
+    match layout:
+        case _Walked():
+            for key, item in zip(layout.keys, layout.items, strict=True):
+                yield from row_leaves(item, (*path, key))
+        case _Rows():
+            yield Leaf(path, len(layout.shape) + 1)
+        case _Numbers():
+            yield Leaf(path, 1)
+        case _RowList():
+            yield Leaf(path, 0)
+
+
 def count_rows(arguments: Iterable[Any]) -> int:
     """Return the rows of a call; 1 if no argument tells."""
     return next((counted[0] for value in arguments if (counted := _count_rows(value)) is not None), 1)
@@ -263,7 +286,7 @@ def _tensor_layout(value: torch.Tensor, rows: int, masked: bool) -> Layout:
     if value.shape[0] == rows:
         shape: tuple[int | None, ...] = tuple(value.shape[1:])
         return _Rows(value.dtype, value.device, (None, *shape[1:]) if masked else shape)
-    return _Shared(_digest(value))
+    return _Shared(digest(value))
 
 
 def _row_list_layout(tensors: Sequence[torch.Tensor], exact: bool) -> Layout:
@@ -274,7 +297,8 @@ def _row_list_layout(tensors: Sequence[torch.Tensor], exact: bool) -> Layout:
     return _RowList(tensors[0].dtype, tensors[0].device, shapes)
 
 
-def _digest(tensor: torch.Tensor) -> bytes:
+def digest(tensor: torch.Tensor) -> bytes:
+    """Return a digest of a tensor's content, which is read from the device once for each version."""
     if tensor.is_inference():  # such a one does not tell when it is changed
         return content(tensor)
     version, digest = _digests.get(tensor, (None, b""))
@@ -298,7 +322,8 @@ def lengths(value: Any, *, listed: bool) -> frozenset[tuple[int, ...]]:
 
 def content(value: torch.Tensor) -> bytes:
     """Return a digest of a tensor: its type, its shape, every byte."""
-    plain = value.detach().cpu().contiguous()
+    # Of one element, an expanded tensor counts as contiguous, but its bytes can't be viewed.
+    plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     head = f"{plain.dtype} {tuple(plain.shape)} {value.device}".encode()
     return hashlib.sha256(head + bytes(plain.reshape(-1).view(torch.uint8).numpy())).digest()
 

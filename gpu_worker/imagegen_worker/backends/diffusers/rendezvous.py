@@ -31,7 +31,8 @@ class Rendezvous:
     """Lets requests for a pipeline, and for others with the same models (`from_pipe`), share forwards.
 
     `fixed_rows` is the deterministic mode: every forward of the denoiser is padded to so many rows, and encoders
-    and decoders run each request for itself, so that company changes no bit of an image. `activate` puts the
+    and decoders run each request for itself, so that the other requests change no bit of an image, under the
+    conditions of docs/decisions/0013-bit-equality.md. `activate` puts the
     adapters of a task to work, before each forward in which they may differ from those of the last one.
     """
 

@@ -11,6 +11,7 @@ import torch
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers import joining
+from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, JoinedForward, RowEvidence
 from imagegen_worker.backends.diffusers.watching import StateWatch
 from imagegen_worker.engines.continuous.cache import BoundedCache
 from imagegen_worker.engines.continuous.calls import Call, NotJoinableError, Task, current_task, rendezvous
@@ -19,6 +20,10 @@ _CPU_IS_FULL = ("DefaultCPUAllocator", "can't allocate memory", "not enough memo
 """torch has no type of its own for what the CPU's allocator raises."""
 MAX_KINDS = 4096
 """Kinds of calls that a stage remembers; the oldest are forgotten, and checked again."""
+FIRST_RECHECK = 256
+"""Joined forwards of a kind after which one is compared with forwards apart again; doubled each time."""
+MAX_RECHECK = 16_384
+"""Largest number of joined forwards of a kind from one comparison to the next."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +33,46 @@ class _Kind:
     listed: bool
     layout: joining.Layout
     free: bool
-    checked: set[tuple[bool, bool]] = field(default_factory=set)
-    """What has been compared with forwards apart, by whether the calls' rows and their lengths were unlike."""
+    leaves: tuple[joining.Leaf, ...]
+    """The arguments that are joined row by row and may differ between calls of this kind."""
+    checked: set[Hashable] = field(default_factory=set)
+    """What has been compared with forwards apart: whether the calls' rows and their lengths were unlike."""
+    patience: int = FIRST_RECHECK
+    until_check: int = FIRST_RECHECK
+    """Joined forwards until the next comparison with forwards apart."""
+
+    def is_due(self, unlike: Hashable) -> bool:
+        """Return whether a joined forward is to be compared with forwards apart; count it."""
+        self.until_check -= 1
+        return unlike not in self.checked or self.until_check <= 0
+
+    def passed(self, unlike: Hashable) -> None:
+        """Note that a joined forward was equal to forwards apart."""
+        self.checked.add(unlike)
+        if self.until_check <= 0:
+            self.patience = min(2 * self.patience, MAX_RECHECK)
+            self.until_check = self.patience
+
+
+_WHOLE = "whole"
+"""In `_Kind.checked`: a call whose rows were run apart was compared with the call as it came."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Calls of one kind that share a forward: their arguments by name, their rows, and each as it is run apart."""
+
+    kind: _Kind
+    arguments: Sequence[Mapping[str, Any]]
+    rows: Sequence[int]
+    apart: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+    def singles(self) -> "list[_Group]":
+        """Return a group for each call."""
+        return [
+            _Group(self.kind, [arguments], [rows], [apart])
+            for arguments, rows, apart in zip(self.arguments, self.rows, self.apart, strict=True)
+        ]
 
 
 class ModuleStage:
@@ -62,6 +105,7 @@ class ModuleStage:
         self._own = method in vars(module)
         self._names = _names(module, self._forward)
         self._kinds: dict[Hashable, _Kind] = {}
+        self._evidence = RowEvidence()
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
         setattr(module, method, wrapped)
@@ -141,17 +185,20 @@ class ModuleStage:
         adapters = call.task.adapters if self._adapted else None
         call.rows = description.rows
         if self._joins:
-            call.key = self._kind(adapters, description)
+            call.key = self._kind(adapters, description, arguments)
         identity = b"" if self._cache is None else _identity((id(self), adapters), arguments)
         call.payload = (arguments, identity)
 
-    def _kind(self, adapters: Hashable, description: joining.Description) -> _Kind:
+    def _kind(self, adapters: Hashable, description: joining.Description, arguments: Mapping[str, Any]) -> _Kind:
         """Return what calls with these adapters and this description have as their key."""
-        identity = (adapters, description.listed, description.layout)
+        layout = description.layout
+        contents = self._evidence.contents(layout, arguments)
+        identity = (adapters, description.listed, layout, contents)
         kind = self._kinds.get(identity)
         if kind is None:
-            layout = description.layout
-            kind = self._kinds[identity] = _Kind(description.listed, layout, layout.free)
+            fixed = {leaf for leaf, _ in contents}
+            leaves = tuple(leaf for leaf in joining.row_leaves(layout) if leaf not in fixed)
+            kind = self._kinds[identity] = _Kind(description.listed, layout, layout.free, leaves)
             if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
         return kind
@@ -214,24 +261,58 @@ class ModuleStage:
         missing = {name: row for name, row in zip(names, rows, strict=True) if known[name] is None}
         for begin in range(0, len(missing), max_rows):
             part = dict(list(missing.items())[begin : begin + max_rows])
-            ones = [1] * len(part)
-            output = self._guarded((), layout.join(list(part.values()), ones))
-            for name, row in zip(part, joining.split(output, ones, listed=listed), strict=True):
+            group = _Group(call.key, list(part.values()), [1] * len(part), [((), row) for row in part.values()])
+            for name, row in zip(part, self._run_group(group, max_rows), strict=True):
                 known[name] = joining.map_tensors(row, torch.clone)
                 self._cache.put(name, known[name], _nbytes(row))
         parts = [joining.map_tensors(known[name], torch.clone) for name in names]
         output = joining.merge(parts, [1] * len(names), listed=listed)
-        if call.rows <= max_rows:
-            self._check(call.key, [call], [output])
+        if call.rows <= max_rows and call.key.is_due(_WHOLE):
+            if not joining.close(output, self._guarded(call.args, call.kwargs)):
+                raise NotJoinableError("unequal", "the rows of a call depend on each other")
+            call.key.passed(_WHOLE)
         return output
 
     def _run_joined(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
-        rows = [call.rows for call in calls]
-        total = sum(rows)
         kind = calls[0].key
         assert isinstance(kind, _Kind)
+        rows = [call.rows for call in calls]
+        return self._run_group(
+            _Group(kind, [call.payload[0] for call in calls], rows, [(call.args, call.kwargs) for call in calls]),
+            max_rows,
+        )
+
+    def _run_group(self, group: _Group, max_rows: int) -> list[Any]:
+        """Run calls in forwards of at most `max_rows` rows; return their outputs. Raises `NotJoinableError`."""
+        kind = group.kind
+        unproven = self._evidence.unproven(kind.leaves, group.arguments) if len(group.rows) > 1 else []
+        checkable = max(group.rows) <= max_rows  # else a call apart does not fit either
+        if unproven and (not checkable or any(leaf in self._evidence.by_content for leaf in unproven)):
+            return [self._run_group(one, max_rows)[0] for one in group.singles()]
+        joined = kind.layout.join(group.arguments, group.rows)
+        parts = joining.split(self._forwards(kind, joined, max_rows), group.rows, listed=kind.listed)
+        if not checkable:
+            return parts
+        unlike = (any(n != group.rows[0] for n in group.rows), kind.free and _ragged(group.arguments, kind.listed))
+        if not kind.is_due(unlike) and not unproven:
+            return parts
+        apart = [self._guarded(*call) for call in group.apart]
+        equal = all(joining.close(part, alone) for part, alone in zip(parts, apart, strict=True))
+        # A call whose text is padded in the joined forward is not quite the same apart.
+        known = {} if unlike[1] else dict(enumerate(apart))
+        seen = self._observed(group, unproven, joined, parts, known) if unproven else {}
+        if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
+            raise NotJoinableError("unequal", "the rows of a joined forward depend on each other")
+        self._evidence.record(seen)
+        if any(leaf in self._evidence.by_content for leaf in unproven):
+            return [self._run_group(one, max_rows)[0] for one in group.singles()]
+        kind.passed(unlike)
+        return parts
+
+    def _forwards(self, kind: _Kind, joined: Any, max_rows: int) -> Any:
+        """Run joined arguments in forwards of at most `max_rows` rows; return the joined output."""
+        total = joining.count_rows(joined.values())
         layout, listed = kind.layout, kind.listed
-        joined = layout.join([call.payload[0] for call in calls], rows)
         outputs, sizes = [], []
         for begin in range(0, total, max_rows):
             end = min(begin + max_rows, total)
@@ -246,21 +327,25 @@ class ModuleStage:
                 output = joining.split(output, [end - begin, padding], listed=listed)[0]
             outputs.append(output)
             sizes.append(end - begin)
-        parts = joining.split(joining.merge(outputs, sizes, listed=listed), rows, listed=listed)
-        if max(rows) <= max_rows:  # else a call apart does not fit either
-            self._check(kind, calls, parts)
-        return parts
+        return joining.merge(outputs, sizes, listed=listed)
 
-    def _check(self, kind: _Kind, calls: Sequence[Call], parts: Sequence[Any]) -> None:
-        """Compare the first joined forward of its kind with forwards apart. Raises `NotJoinableError`."""
-        unlike_rows = any(call.rows != calls[0].rows for call in calls)
-        unlike = (unlike_rows, kind.free and _ragged(calls, kind.listed))
-        if unlike in kind.checked:
-            return
-        for call, part in zip(calls, parts, strict=True):
-            if not joining.close(part, self._guarded(call.args, call.kwargs)):
-                raise NotJoinableError("unequal", "the rows of a joined forward depend on each other")
-        kind.checked.add(unlike)
+    def _observed(
+        self,
+        group: _Group,
+        leaves: Sequence[joining.Leaf],
+        joined: Any,
+        outputs: Sequence[Any],
+        apart: dict[int, Any],
+    ) -> dict[joining.Leaf, float | None]:
+        """See `RowEvidence.observe`."""
+
+        def forward(arguments: Mapping[str, Any]) -> Any:
+            return self._guarded((), arguments)
+
+        with _unused(_generators(joined)):
+            layout = group.kind.layout
+            done = JoinedForward(layout, group.arguments, group.rows, joined, outputs, apart, forward)
+            return self._evidence.observe(leaves, done)
 
     def _remember(self, call: Call, output: Any) -> None:
         if self._cache is None or call.payload is None:
@@ -330,9 +415,9 @@ def _nbytes(value: Any) -> int:
     return total
 
 
-def _ragged(calls: Sequence[Call], listed: bool) -> bool:
-    """Whether the calls are unlike in the lengths that may differ."""
-    return len({joining.lengths(call.payload[0], listed=listed) for call in calls}) > 1
+def _ragged(calls: Sequence[Mapping[str, Any]], listed: bool) -> bool:
+    """Whether calls, given as their arguments, are unlike in the lengths that may differ."""
+    return len({joining.lengths(arguments, listed=listed) for arguments in calls}) > 1
 
 
 def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:

@@ -1,7 +1,8 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
-from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.engines.continuous.calls import Task
+from imagegen_worker.core.model import Model, ResolvedRequest, Task
+from imagegen_worker.engines.continuous import calls
 from imagegen_worker.engines.continuous.hub import Hub
 from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer
@@ -26,8 +27,19 @@ if TYPE_CHECKING:
 
 _SHORT = 4
 """Steps of the images with which row counts are warmed up."""
+_FEW = 2
+"""Steps of the images with which it is tried what may differ between requests."""
 _LIKE = 0.25
-"""How far an image made in company may be from the one made alone, over how far that is from another seed's."""
+"""Largest distance of an image made in a shared call from the one made alone, over that to another seed's."""
+_ROUNDING = 4.0
+"""Largest distance with prompts of different lengths, over the distance with equal prompts, which is rounding."""
+_UNSEEN = 0.02
+"""Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
+_SHORT_TEXT = "a"
+_LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
+"""Longer than the text encoders of most models take: their tokenizers cut it to the longest that there is."""
+_GUIDANCE = 4.0
+"""Guidance with which negative prompts are tried: at 1 and below they are not used."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +65,8 @@ class StepwiseDiffusers:
         self.caps = caps or MemoryCaps()
         self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
-        self._shares: set[str] = set()
-        """The kinds of tasks of which one call makes several images as several calls do."""
+        self._shares: dict[str, bool] = {}
+        """The tasks of which one call makes several images as several calls do; whether with any prompts."""
         self._drops = False
 
     @property
@@ -101,11 +113,17 @@ class StepwiseDiffusers:
         """Return a context that is held open around everything, on the device thread."""
         return Rendezvous.session()
 
-    def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`; known of the pipeline's own scheduler alone."""
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `StepwiseBackend.call_key`; known of the pipeline's own scheduler alone.
+
+        Where padding to the longest prompt of a call changes images, only equal texts share one.
+        """
         assert self._loaded is not None, "warm_up comes first"
         own = next(iter(self._loaded.model.schedulers), None)
-        return request.task in self._shares and request.scheduler == own
+        if request.task not in self._shares or request.scheduler != own:
+            return None
+        texts = () if self._shares[request.task] else (request.prompt, request.negative_prompt)
+        return request.batch_key, texts
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`; found out by the first images."""
@@ -149,7 +167,7 @@ class StepwiseDiffusers:
         return [*(count for count in powers if count < self._max_batch_size), self._max_batch_size]
 
     def _try_together(self, steps: int) -> None:
-        """Run each row count once, and find out whether one call makes the same images as several do."""
+        """Run each row count once, and find out which requests one call makes as several do."""
         assert self._loaded is not None
         counts = self._row_counts()
         if not counts:
@@ -157,23 +175,75 @@ class StepwiseDiffusers:
         drops = []
         for task in self._loaded.model.tasks:
             first = task == next(iter(self._loaded.model.tasks))
-            rows = [self._loaded.trial(steps, seed, task=task) for seed in range(counts[-1] if first else 2)]
             if not self._options.deterministic:
-                drops.append(self._find_out(task, rows))
+                drops.append(self._find_out(task, counts[-1] if first else 2, steps if first else _FEW))
             if first:
+                rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
                 for count in counts[:-1] if task in self._shares else counts:
                     self._try(rows[:count])
+                self._try_unlike()
         self._drops = bool(self._shares) and all(drops)
 
-    def _find_out(self, task: str, rows: Sequence[Row]) -> bool:
+    def _try_unlike(self) -> None:
+        """Make two images together that differ in every argument that may differ within a forward."""
+        assert self._loaded is not None
+        guidance = self._loaded.model.guidance_scale
+        other = None if guidance is None else guidance + 0.5
+        self._try([self._loaded.trial(_FEW), self._loaded.trial(_FEW + 1, seed=1, guidance_scale=other)])
+
+    def _find_out(self, task: Task, count: int, steps: int) -> bool:
         """Find out whether one call makes the same images as several do; return whether it can leave rows out."""
-        alone = [self._try([row])[0].result[0] for row in rows[:2]]
-        if not _alike(self._make_or_none(rows), alone):
-            _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
-            return True  # there are none to leave out
-        self._shares.add(task)
+        assert self._loaded is not None
+        rows, *more = self._unlike_texts(task, count, steps)
+        alone, furthest = self._compare(rows)
+        furthest = max([furthest, *(self._compare(others)[1] for others in more)])
+        if alone is None or furthest > _UNSEEN:
+            rows = [self._loaded.trial(steps, seed, task, prompt=_SHORT_TEXT) for seed in range(count)]
+            alone = [self._try([row])[0].result[0] for row in rows[:2]]
+            together = self._make_or_none(rows)
+            if not _alike(together, alone):
+                _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
+                return True  # there are none to leave out
+            self._shares[task] = furthest <= _ROUNDING * _furthest(together, alone)
+            if not self._shares[task]:
+                _log.warning(
+                    "prompts of other lengths change an image in one call: only equal prompts share calls "
+                    "task=%s distance=%.3f",
+                    task,
+                    furthest,
+                )
+        else:
+            self._shares[task] = True
         without_first = self._make_or_none(rows, unwanted={0})
         return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
+
+    def _compare(self, rows: Sequence[Row]) -> "tuple[list[Image] | None, float]":
+        """Return the first two images, made alone, and how far they are from those of one call for all rows."""
+        alone = [self._make_or_none([row]) for row in rows[:2]]
+        single = [images[0] for images in alone if images]
+        if len(single) < len(alone):
+            return None, math.inf
+        return single, _furthest(self._make_or_none(rows), single)
+
+    def _unlike_texts(self, task: Task, count: int, steps: int) -> list[list[Row]]:
+        """Return the rows of one or two calls: their texts are of very different lengths."""
+        assert self._loaded is not None
+        model = self._loaded.model
+        texts = (_SHORT_TEXT, _LONG_TEXT)
+        trial = partial(self._loaded.trial, task=task)
+        plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
+        if not model.takes_negative_prompt:
+            return [plain]
+        guided: dict[str, Any] = {}
+        if model.guidance_scale is not None:
+            guided["guidance_scale"] = max(model.guidance_scale, _GUIDANCE)
+        if "true_cfg_scale" in model.tasks[task].extra:
+            guided["extra"] = {"true_cfg_scale": _GUIDANCE}
+        negative = [
+            trial(_FEW, seed, prompt=texts[seed], negative_prompt=texts[1 - seed], **guided) for seed in range(2)
+        ]
+        # Without negative prompts once: the pipelines of a model's tasks encode prompts in the same way.
+        return [plain, negative] if task == next(iter(model.tasks)) else [negative]
 
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
@@ -183,12 +253,12 @@ class StepwiseDiffusers:
         while hub.step():
             continue
         if task.error is not None:
-            _log.warning("a call for several images failed: %s: %s", type(task.error).__name__, task.error)
+            _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
             return None
         images: list[Image] = task.result
         return images
 
-    def _try(self, rows: Sequence[Row]) -> list[Task]:
+    def _try(self, rows: Sequence[Row]) -> list[calls.Task]:
         """Make these images together, by a call each; return their tasks. Raises `StartError`."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
         tasks = [hub.start(partial(self.make, [row], ignore_steps)) for row in rows]
@@ -206,6 +276,13 @@ def _alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool
         return False
     apart = _distance(*alone)
     return all(_distance(*pair) <= _LIKE * apart for pair in zip(together, alone, strict=False))
+
+
+def _furthest(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> float:
+    """Return the largest distance of an image made alone from the one of a shared call; inf if that failed."""
+    if together is None or len(together) < len(alone):
+        return math.inf
+    return max(_distance(*pair) for pair in zip(together, alone, strict=False))
 
 
 def _distance(one: "Image", other: "Image") -> float:

@@ -53,14 +53,17 @@ class StepwiseBackend(Protocol):
     def session(self) -> AbstractContextManager[Any]:
         """Return a context that is held open around everything, on the device thread."""
 
-    def shares_calls(self, request: ResolvedRequest) -> bool:
-        """Whether `make` takes rows of this kind together, and makes the images that it makes of each alone."""
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """Return the key of the pipeline calls that can make a request; None if it needs a call for each image.
+
+        `make` takes rows with equal keys together, and makes the images that it makes of each alone.
+        """
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """Whether the rows of a task's `unwanted` images, of this kind, are left out of its forwards."""
 
     def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
-        """Make one image for each row; all requests have the same `batch_key`.
+        """Make one image for each row; the requests of several rows have the same `call_key`.
 
         Runs on a greenlet of a hub; its calls of the model are `rendezvous`. Raises `DeviceMemoryError` and
         `DeviceLostError`; passes on what is thrown into it at a call, and what `on_step` raises; anything else
@@ -216,8 +219,8 @@ class ContinuousEngine:
             shape, (member, index) = taken
             self._running[shape] += 1
             request = member.job.request
-            alone = member.apart or not self._backend.shares_calls(request)
-            key = (member, index) if alone else request.batch_key
+            shared = None if member.apart else self._backend.call_key(request)
+            key = (member, index) if shared is None else shared
             shapes[key] = shape
             alike.setdefault(key, []).append((member, index))
         return [_Share(shapes[key], tuple(places), len(places)) for key, places in alike.items()]

@@ -1,6 +1,6 @@
 """Several models whose requests run side by side, each on a pipeline of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ class ManagedStepwise:
         """See `StepwiseBackend.session`: it is the thread's, not that of one model."""
         return self._session
 
-    def shares_calls(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.shares_calls`."""
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `StepwiseBackend.call_key`."""
         model: StepwiseBackend = self._manager[request.model]
-        return model.shares_calls(request)
+        return model.call_key(request)
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`."""

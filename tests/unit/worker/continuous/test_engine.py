@@ -24,7 +24,7 @@ class ToyBackend:
     def __init__(self, stage, timer=None, *, shares_calls=True, drops_rows=False):
         self.stage = stage
         self.timer = timer or WallTimer()
-        self.shares_calls = lambda request: shares_calls
+        self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: drops_rows
         self.open = False
         self.made = []

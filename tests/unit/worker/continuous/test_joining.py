@@ -12,6 +12,7 @@ from imagegen_worker.backends.diffusers.watching import StateWatch  # noqa: E402
 from imagegen_worker.engines.continuous.cache import BoundedCache  # noqa: E402
 from imagegen_worker.engines.continuous.calls import NotJoinableError  # noqa: E402
 from imagegen_worker.engines.continuous.hub import Hub  # noqa: E402
+from tests.equality import same_values  # noqa: E402
 
 
 def joined(*calls, exact=False):
@@ -196,7 +197,7 @@ def test_padding_is_checked_against_forwards_apart(heeds_mask, reasons):
     expected = [module(**call)[0] for call in calls]
     results, fallbacks, together = meet(module, calls)
     for pair, image in zip(results, expected, strict=True):
-        assert all(torch.allclose(result, image) for result in pair)
+        assert all(same_values(result, image) for result in pair)
     assert fallbacks == reasons
     assert (max(together) == 2) == heeds_mask
 
@@ -213,7 +214,7 @@ def test_padding_is_checked_even_if_equal_lengths_were_joined_before():
             while hub.step():
                 pass
             for task in tasks:
-                assert torch.allclose(task.result, expected[task.tag])
+                assert same_values(task.result, expected[task.tag])
     stage.remove()
 
 
@@ -266,7 +267,7 @@ def test_encoders_that_share_a_cache_do_not_share_what_they_make():
         stage.remove()
     assert cache.hits == 2
     for task, result in zip(tasks, expected * 3, strict=True):
-        assert torch.equal(task.result, result)
+        assert same_values(task.result, result)
 
 
 def test_a_generator_that_is_left_alone_does_not_part_calls():
@@ -288,7 +289,7 @@ def test_a_generator_that_is_drawn_from_does():
     expected = [[module(**call)[0] for _ in range(2)] for call in calls()]
     results, fallbacks, _ = meet(module, calls())
     for pair, images in zip(results, expected, strict=True):
-        assert all(torch.equal(result, image) for result, image in zip(pair, images, strict=True))
+        assert all(same_values(result, image) for result, image in zip(pair, images, strict=True))
     assert fallbacks == {"random"}
 
 
@@ -306,7 +307,7 @@ def test_what_is_cached_can_not_be_changed_by_those_who_get_it():
         task = hub.start(lambda: module(x))
     stage.remove()
     assert cache.hits == 3
-    assert torch.equal(task.result, expected)
+    assert same_values(task.result, expected)
 
 
 # ---- state -------------------------------------------------------------------------------------------------
