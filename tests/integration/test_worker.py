@@ -310,7 +310,7 @@ def test_a_broker_that_is_not_there_yet_is_told_once_and_found_when_it_comes(bin
     late.receive("heartbeat")
     worker.signal()
     assert worker.end() == 0
-    assert sum("no answer" in line for line in worker.lines) == 1
+    assert sum("broker did not answer" in line for line in worker.lines) == 1
 
 
 def test_a_broker_that_comes_back_is_told_all_that_is_held(broker, start):

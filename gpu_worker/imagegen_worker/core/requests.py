@@ -112,15 +112,19 @@ class RequestHandler:
 
     def on_job_event(self, event: ev.JobEvent, now: float) -> None:
         """Handle the progress of jobs; jobs that were cancelled meanwhile are ignored."""
+        if isinstance(event, ev.Started):
+            self._started(event, now)
+        elif isinstance(event, ev.Stepped):
+            for number in event.numbers:
+                if (held := self._held.by_number(number)) is not None:
+                    self._progress(held, event.step, event.steps)
+        elif (held := self._held.by_number(event.number)) is not None:
+            self._on_single_job_event(held, event, now)
+
+    def _on_single_job_event(
+        self, held: HeldRequest, event: ev.Decoded | ev.Previewed | ev.Finished | ev.Failed, now: float
+    ) -> None:
         match event:
-            case ev.Started():
-                self._started(event, now)
-            case ev.Stepped():
-                for number in event.numbers:
-                    if (held := self._held.by_number(number)) is not None:
-                        self._progress(held, event.step, event.steps)
-            case _ if (held := self._held.by_number(event.number)) is None:
-                pass
             case ev.Decoded():
                 if held.request is None:
                     self._submit(held, event.request)

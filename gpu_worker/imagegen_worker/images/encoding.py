@@ -46,7 +46,7 @@ class EncodePool:
 
     def submit(self, raw: RawResult) -> None:
         """Queue a result for encoding."""
-        self._threads.submit(self._encode, raw)
+        self._threads.submit(self._encode_result, raw)
 
     def sketch(self, number: int, sketch: Sketch) -> None:
         """Queue a preview of a job, unless one is queued already."""
@@ -90,7 +90,7 @@ class EncodePool:
         else:
             self._mailbox.post(Decoded(command.number, request))
 
-    def _encode(self, raw: RawResult) -> None:
+    def _encode_result(self, raw: RawResult) -> None:
         started = time.monotonic()
         request = raw.request
         try:

@@ -256,7 +256,7 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
         ([], {"GPU_IDS": "0;1"}, "got '0;1'"),
         (["--log-level", "loud"], {}, "'info'"),
         (["--backend", "diffusers", "--model", "/no/such"], {}, "model_index.json"),
-        (["--name", ""], {}, "--name must name 1 to 128 characters"),
+        (["--name", ""], {}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
 def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, environment, words):

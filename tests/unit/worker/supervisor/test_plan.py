@@ -169,7 +169,7 @@ def test_names_and_ports_of_several_follow_their_numbers():
         ("0-3", {}, "--gpu must be numbers or UUIDs separated by commas, such as 0,2, got '0-3'"),
         ("1024", {}, "--gpu must be from 0 to 1023, got 1024"),
         ("0,1", {"http_port": 65535}, "--http-port 65535: the port of GPU 1 would be 65536"),
-        ("0,1", {"name": "n" * 127}, "--name must name 1 to 128 characters"),
+        ("0,1", {"name": "n" * 127}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
 def test_what_can_not_be_meant(gpu, fields, words):
