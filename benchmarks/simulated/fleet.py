@@ -23,8 +23,7 @@ from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.messages import Stats, Submit
 from imagegen_worker.backends.simulated import MODEL
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.identity import Identity
-from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 
 LINK_SECONDS = 0.0002
@@ -112,7 +111,7 @@ class WorkerPeer:
         self._broker = broker
         self._clock = broker.clock
         self.core = WorkerCore(
-            Identity(
+            WorkerIdentity(
                 worker_id=self.id.ljust(16, b"\0")[-16:],
                 name=name,
                 host=host,
@@ -123,8 +122,8 @@ class WorkerPeer:
                 batching="static",
                 pid=1,
             ),
-            links=1,
-            policy=Policy(drain_seconds=drain_seconds, step_timeout=None),
+            brokers=1,
+            limits=WorkerLimits(drain_seconds=drain_seconds, step_timeout=None),
             now=self._clock.now,
         )
         self.device = Device(
@@ -132,7 +131,7 @@ class WorkerPeer:
         )
         self._alarm = Alarm(self._clock, self._tick)
         broker.peers[self.id] = self
-        self._feed(ev.Warm((MODEL,), "simulated", self.device.seconds_per_image))
+        self._feed(ev.EngineReady((MODEL,), "simulated", self.device.seconds_per_image))
 
     def hear(self, message: Any, frames: Sequence[Any]) -> None:
         """A message of the broker has arrived."""
@@ -160,7 +159,7 @@ class WorkerPeer:
     def _tick(self) -> float | None:
         if not self.alive:
             return None
-        self._do(self.core.tick(self._clock.now))
+        self._do(self.core.handle(ev.Tick(), self._clock.now))
         return self.core.next_deadline()
 
     def _do(self, actions: list[Any]) -> None:
