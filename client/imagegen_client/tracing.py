@@ -1,4 +1,4 @@
-"""A span for a whole request, made with the OpenTelemetry provider that the application gives."""
+"""OpenTelemetry spans of requests, created with the application's tracer provider."""
 
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 
-class Traces:
-    """Begins a span for each request, below the application's current one, and ends it with the answer."""
+class RequestTracer:
+    """Starts one span per request, a child of the application's current span."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._tracer = provider.get_tracer("imagegen")
 
-    def begin(self, submit: Submit) -> "tuple[Submit, Span]":
-        """Return the request with the span's `traceparent`, and the span; `end_with` ends it."""
-        words = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
-        span = self._tracer.start_span("request", attributes=words)
+    def start(self, submit: Submit) -> "tuple[Submit, Span]":
+        """Start a span; return the request with the span's `traceparent`, and the span."""
+        attributes = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
+        span = self._tracer.start_span("request", attributes=attributes)
         context = span.get_span_context()
-        if not context.is_valid:  # a provider that records nothing
+        if not context.is_valid:  # the provider is a no-op
             return submit, span
         traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
         return msgspec.structs.replace(submit, traceparent=traceparent), span
 
 
 def end_with(future: "Future[Any]", span: "Span") -> None:
-    """End the span when the answer is there; an error is recorded."""
+    """End the span when `future` is done, and record its error or worker."""
 
     def end(done: "Future[Any]") -> None:
         if (error := done.exception()) is not None:
