@@ -1,4 +1,7 @@
-"""OpenTelemetry spans of requests, created with the application's tracer provider."""
+"""OpenTelemetry spans of requests, created with the application's tracer provider.
+
+OpenTelemetry is imported with the first provider: it is no dependency of the client.
+"""
 
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -15,16 +18,21 @@ class RequestTracer:
     """Starts one span per request, a child of the application's current span."""
 
     def __init__(self, provider: "TracerProvider") -> None:
+        from opentelemetry.trace import set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._context_of = set_span_in_context
+        self._propagator = TraceContextTextMapPropagator()
         self._tracer = provider.get_tracer("imagegen")
 
     def start(self, submit: Submit) -> "tuple[Submit, Span]":
         """Start a span; return the request with the span's `traceparent`, and the span."""
         attributes = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
         span = self._tracer.start_span("request", attributes=attributes)
-        context = span.get_span_context()
-        if not context.is_valid:  # the provider is a no-op
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, self._context_of(span))
+        if (traceparent := headers.get("traceparent")) is None:  # the provider is a no-op
             return submit, span
-        traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
         return msgspec.structs.replace(submit, traceparent=traceparent), span
 
 
