@@ -20,9 +20,9 @@ BROKER = "imagegen_broker.core.broker:BrokerCore."
 ORDERED = "imagegen_broker.scheduling.strategies.base:OrderedStrategy."
 QUEUE = "imagegen_broker.scheduling.fair_queue:FairQueue."
 RECORDS = "imagegen_broker.core.records:"
-WORKER = "imagegen_worker.core.worker:WorkerCore."
+WORKER = "imagegen_worker.core.requests:RequestHandler."
 GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
-HELD = "imagegen_worker.core.held:Holding."
+HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
 
@@ -238,14 +238,14 @@ MUTATIONS = (
     ),
     Mutation(
         "nothing waits for the end of what runs alone",
-        GATE + "open",
-        "self._alone = number",
+        GATE + "admit",
+        "self._exclusive = number",
         "pass",
         ("runs_alone",),
     ),
     Mutation(
         "what is to run alone does not wait for what runs",
-        GATE + "open",
+        GATE + "admit",
         "len(unfinished) > len(self._waiting)",
         "False",
         ("runs_alone",),
@@ -273,7 +273,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the worker ignores RESEND",
-        WORKER + "_resend",
+        WORKER + "on_resend",
         "if held.answer is not None:",
         "if False:",
         ("no_answer_grows_old", "one_answer", "made_once"),
@@ -287,29 +287,29 @@ MUTATIONS = (
     ),
     Mutation(
         "held answers never grow old",
-        HELD + "expiry",
+        HELD + "next_expiry",
         "return None if oldest is None else oldest.answered_at + self._limits.seconds",
         "return None",
         ("empty_tables",),
     ),
     Mutation(
         "results are not acknowledged",
-        CLIENT + "_result",
+        CLIENT + "_receive_result",
         "self._acks.append(message.request_id)",
         "pass",
         ("no_answer_grows_old", "empty_tables"),
     ),
     Mutation(
         "duplicates are delivered twice",
-        CLIENT + "_result",
+        CLIENT + "_receive_result",
         "return []",
-        "return [Finish(message.request_id, Answer(message, payload))]",
+        "return [Complete(message.request_id, Answer(message, payload))]",
         ("one_answer",),
     ),
     Mutation(
         "a new epoch is not noticed",
-        LINK + "announced",
-        "return before is not None and before != self._standing",
+        LINK + "apply_heartbeat",
+        "return before is not None and before != self._session",
         "return False",
         ("one_answer",),
     ),

@@ -72,5 +72,5 @@ def _workers(world: "World") -> Iterator[Size]:
 def _clients(world: "World") -> Iterator[Size]:
     for client in world.clients:
         core = client.core
-        yield client.name, "ids", len(core._by_id), core.unfinished
-        yield client.name, "timers", len(core._timers._heap), 65 + 2 * core.unfinished
+        yield client.name, "ids", len(core._pending.by_id), core.unfinished
+        yield client.name, "timers", core._pending.timers.heap_size, 65 + 2 * core.unfinished
