@@ -16,15 +16,15 @@ from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
 from imagegen_worker.backends import Row, nobody_watches
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
-from imagegen_worker.backends.diffusers.channels import AsManyAsLatents
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import Model
-from imagegen_worker.engines.continuous.hub import ForwardDone, Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone
 from imagegen_worker.images.decoding import decode_inputs
 from tests.equality import pixel_difference, same_bits, same_image
 from tests.families import FAMILIES, SIDE
-from tests.integration.continuous.company import one_thread
+from tests.integration.continuous.helpers import one_thread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -68,12 +68,14 @@ class Loaded:
         return one
 
     def together(self, rows):
-        """The images of rows that run at the same time, and the events of the hub."""
+        """The images of rows that run at the same time, and the events of the scheduler."""
         events = []
         with self.stepwise.session():
-            hub = Hub(observe=events.append, timer=self.stepwise.timer)
-            tasks = [hub.start(functools.partial(self.stepwise.make, [row], nobody_watches)) for row in rows]
-            while hub.step():
+            scheduler = BatchScheduler(observe=events.append, timer=self.stepwise.timer)
+            tasks = [
+                scheduler.start(functools.partial(self.stepwise.generate, [row], nobody_watches)) for row in rows
+            ]
+            while scheduler.step():
                 pass
         for task in tasks:
             if task.error is not None:
@@ -83,9 +85,11 @@ class Loaded:
     def in_one_call(self, rows):
         """The images of alike rows, made by one call among those that meet."""
         with self.stepwise.session():
-            hub = Hub(timer=self.stepwise.timer)
-            task = hub.start(functools.partial(self.stepwise.make, rows, nobody_watches), images=len(rows))
-            while hub.step():
+            scheduler = BatchScheduler(timer=self.stepwise.timer)
+            task = scheduler.start(
+                functools.partial(self.stepwise.generate, rows, nobody_watches), images=len(rows)
+            )
+            while scheduler.step():
                 pass
         if task.error is not None:
             raise task.error
@@ -392,7 +396,9 @@ def test_images_that_are_hints_for_one_picture_are_never_mixed(load):
 
 
 def test_a_kind_of_task_that_fails_when_it_is_tried_is_not_offered(monkeypatch, caplog):
-    monkeypatch.setattr("imagegen_worker.backends.diffusers.variants.has_odd_channels", lambda pipeline: False)
+    monkeypatch.setattr(
+        "imagegen_worker.backends.diffusers.task_pipelines.has_unusual_channels", lambda pipeline: False
+    )
     loaded = load_builtin()  # its 8 channels are refused by the pipeline itself
     assert list(loaded.model.tasks) == ["text-to-image", "image-to-image"]
     assert "the model can't be used for inpainting: ValueError: The unet" in caplog.text
@@ -404,7 +410,7 @@ def test_a_unet_that_is_called_otherwise_makes_the_same_image(load):
     pipeline = AUTO["inpainting"].from_pipe(load("sd").stock)
     pipeline.set_progress_bar_config(disable=True)
     images = []
-    for unet in (pipeline.unet, AsManyAsLatents(pipeline.unet)):
+    for unet in (pipeline.unet, UNetWithLatentChannels(pipeline.unet)):
         object.__setattr__(pipeline, "unet", unet)
         generator = torch.Generator("cpu").manual_seed(1)
         images.append(

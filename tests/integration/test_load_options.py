@@ -7,7 +7,7 @@ from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions, WorkerConfig
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 
 CONFIG = WorkerConfig()
 
@@ -58,8 +58,10 @@ def test_the_denoiser_is_compiled_before_it_is_wrapped(monkeypatch):
     options = LoadOptions(device="cpu", threads=1, compile=True)
     backend = StepwiseDiffusers(CONFIG.model_source.place, CONFIG.model_name, options, max_batch_size=3)
     tried = []
-    stock_start = Hub.start
-    monkeypatch.setattr(Hub, "start", lambda self, *a, **k: tried.append(self) or stock_start(self, *a, **k))
+    stock_start = BatchScheduler.start
+    monkeypatch.setattr(
+        BatchScheduler, "start", lambda self, *a, **k: tried.append(self) or stock_start(self, *a, **k)
+    )
     warm = backend.warm_up()
     backend.close()
     assert compiled == [("UNet2DConditionModel", {"dynamic": True})]

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends.diffusers.adapters import Adapters
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from tests.equality import bits_or
 from tests.families import FAMILIES
-from tests.integration.continuous.company import TOLERANCE, difference, one_thread, requests, stock
+from tests.integration.continuous.helpers import TOLERANCE, difference, one_thread, requests, stock
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -62,26 +62,26 @@ def alone(family, folder, call, seed, wanted):
 
 
 def run(family, adapters, calls, wanted, events=None):
-    rendezvous = Rendezvous(family.pipeline, activate=adapters.activate)
+    batcher = PipelineBatcher(family.pipeline, activate=adapters.activate)
     try:
-        with rendezvous.session():
-            hub = Hub(observe=(lambda event: None) if events is None else events.append)
-            hub.start(functools.partial(rendezvous.generate, calls[0], 0))  # it is seen to keep no state
-            while hub.step():
+        with batcher.session():
+            scheduler = BatchScheduler(observe=(lambda event: None) if events is None else events.append)
+            scheduler.start(functools.partial(batcher.generate, calls[0], 0))  # it is seen to keep no state
+            while scheduler.step():
                 pass
             tasks = []
             for seed, (call, loras) in enumerate(zip(calls, wanted, strict=True)):
 
                 def work(call=call, seed=seed, loras=loras):
                     adapters.load(loras)
-                    return rendezvous.generate(call, seed)
+                    return batcher.generate(call, seed)
 
-                tasks.append(hub.start(work, adapters=loras or None))
-            while hub.step():
+                tasks.append(scheduler.start(work, adapters=loras or None))
+            while scheduler.step():
                 pass
         return tasks
     finally:
-        rendezvous.close()
+        batcher.close()
 
 
 WANTED = [(("l0", 1.0),), (), (("l1", 0.7),), (("l0", 1.0),), (("l0", 0.3), ("l2", -1.0)), ()]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.backends.diffusers.stages import ModuleStage
+from imagegen_worker.backends.diffusers.batched_module import BatchedModule
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.config import LoadOptions, WorkerConfig
 
 CONFIG = WorkerConfig()
@@ -65,34 +65,34 @@ def test_a_deterministic_worker_shares_none(warmed):
 
 
 def test_a_pipeline_that_mixes_its_images_up_shares_none(warmed, monkeypatch):
-    made = Rendezvous.generate_all
-    monkeypatch.setattr(Rendezvous, "generate_all", lambda *args, **how: made(*args, **how)[::-1])
+    made = PipelineBatcher.generate_all
+    monkeypatch.setattr(PipelineBatcher, "generate_all", lambda *args, **how: made(*args, **how)[::-1])
     backend = warmed()
     assert backend.call_key(request(backend)) is None
 
 
 def test_a_pipeline_that_takes_one_prompt_only_shares_none(warmed, monkeypatch, caplog):
-    made = Rendezvous.generate_all
+    made = PipelineBatcher.generate_all
 
     def picky(self, arguments, seeds, *args, **how):
         if len(seeds) > 1:
             raise TypeError("prompt: expected str")
         return made(self, arguments, seeds, *args, **how)
 
-    monkeypatch.setattr(Rendezvous, "generate_all", picky)
+    monkeypatch.setattr(PipelineBatcher, "generate_all", picky)
     backend = warmed()
     assert backend.call_key(request(backend)) is None
     assert "prompt: expected str" in caplog.text
 
 
 def test_rows_stay_where_leaving_them_out_gives_another_image(warmed, monkeypatch):
-    without = ModuleStage._meet_without_unwanted
+    without = BatchedModule._call_without_unwanted
 
     def wrong(self, call):
         output = without(self, call)
         return (-output[0],) if self.is_denoiser else output
 
-    monkeypatch.setattr(ModuleStage, "_meet_without_unwanted", wrong)
+    monkeypatch.setattr(BatchedModule, "_call_without_unwanted", wrong)
     backend = warmed()
     assert backend.call_key(request(backend)) is not None
     assert not backend.drops_rows(request(backend))

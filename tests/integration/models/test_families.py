@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.finding import find_model
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.model_folders import find_model
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.models.sources import HubModel
 from tests.equality import same_bits

@@ -153,7 +153,7 @@ def test_a_backend_that_was_closed_keeps_nothing(saved, alive, kind):
         backend = StepwiseDiffusers(saved("sd"), "sd", OPTIONS, max_batch_size=2)
     assert backend.load().name == "sd"
     if kind == "continuous":
-        remembered += backend._meeting._stages  # as a hub does of those that were short of memory
+        remembered += backend._pipeline_batcher._stages  # as a hub does of those that were short of memory
     assert alive() == {"sd"}
     backend.close()
     assert alive() == set()

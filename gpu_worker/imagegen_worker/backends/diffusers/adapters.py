@@ -16,7 +16,7 @@ import torch
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_protocol.limits import MAX_LORAS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.backends.diffusers.errors import translated_errors
 
 MAX_LOADED = MAX_LORAS
 """LoRAs kept on the device, as many as one request may ask for; the least recently used go first."""

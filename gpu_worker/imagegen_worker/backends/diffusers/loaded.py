@@ -20,8 +20,8 @@ from imagegen_worker.backends.diffusers.loading import (
     load_pipeline,
     tune_pipeline,
 )
-from imagegen_worker.backends.diffusers.sketching import make_sketcher
-from imagegen_worker.backends.diffusers.variants import Variants
+from imagegen_worker.backends.diffusers.previews import fit_latent_preview
+from imagegen_worker.backends.diffusers.task_pipelines import TaskPipelines
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.models.sources import Place
@@ -45,16 +45,16 @@ class LoadedPipeline:
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:
             self.adapters = Adapters(self.pipeline, options.lora_folder)
-        self.variants = Variants(self.pipeline)
-        described = describe(self.pipeline, name, folder, self.variants)
+        self.task_pipelines = TaskPipelines(self.pipeline)
+        described = describe(self.pipeline, name, folder, self.task_pipelines)
         names = () if self.adapters is None else tuple(self.adapters.names())
         self.model: Model = replace(described, takes_loras=self.adapters is not None, loras=names)
         tune_pipeline(self.pipeline, options)  # last: a compiled module tells less of itself
-        self.variants.share(self.pipeline)
+        self.task_pipelines.share(self.pipeline)
         for task in list(self.model.tasks)[1:]:
-            self.variants.prove(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.variants.capabilities)
-        self._sketcher = make_sketcher(self.pipeline)
+            self.task_pipelines.prove(self.trial(_SHORT, task=task))
+        self.model = replace(self.model, tasks=self.task_pipelines.capabilities)
+        self._latent_preview = fit_latent_preview(self.pipeline)
 
     @property
     def device_name(self) -> str:
@@ -63,15 +63,15 @@ class LoadedPipeline:
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return what one call for alike rows is given, all but generators and callbacks."""
-        return self.variants.arguments(rows)
+        return self.task_pipelines.arguments(rows)
 
-    def sketches(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
+    def previews(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
         """Return what draws each row's image so far from its latents; None where it is not wanted, or can't be."""
-        if self._sketcher is None:
+        if self._latent_preview is None:
             return []
         size = (rows[0].request.width, rows[0].request.height)
         return [
-            self._sketcher.sketch(part, size) if row.preview else None
+            self._latent_preview.preview(part, size) if row.preview else None
             for row, part in zip(rows, latents, strict=True)
         ]
 
@@ -105,8 +105,8 @@ class LoadedPipeline:
 
     def close(self) -> None:
         """Free the device."""
-        self.variants.close()
-        self.pipeline = self.adapters = self._sketcher = None
+        self.task_pipelines.close()
+        self.pipeline = self.adapters = self._latent_preview = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

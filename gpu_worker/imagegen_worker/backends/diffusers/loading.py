@@ -12,11 +12,11 @@ import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.backends.diffusers.checking import count_weights, in_a_line
-from imagegen_worker.backends.diffusers.finding import find_model
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.model_folders import find_model
 from imagegen_worker.backends.diffusers.single_file import count_of_single_file, load_single_file
-from imagegen_worker.backends.diffusers.stages import translated_errors
-from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
+from imagegen_worker.backends.diffusers.task_pipelines import Pipeline, TaskPipelines
+from imagegen_worker.backends.diffusers.validation import count_weights, in_a_line
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
 from imagegen_worker.models.sources import Place
@@ -134,7 +134,7 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
         raise StartError(f"the model can't be tuned as asked: {type(error).__name__}: {error}") from error
 
 
-def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) -> Model:
+def describe(pipeline: Pipeline, name: str, folder: Path, pipelines: TaskPipelines) -> Model:
     """Return what can be asked of a pipeline, with its defaults: the file's, else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
@@ -157,8 +157,8 @@ def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) ->
         size_multiple=multiple,
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
-        schedulers=variants.schedulers,
-        tasks=variants.capabilities,
+        schedulers=pipelines.schedulers,
+        tasks=pipelines.capabilities,
     )
 
 

@@ -11,14 +11,14 @@ import torch
 from diffusers.loaders import single_file_utils
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.checking import (
+from imagegen_worker.backends.diffusers.model_folders import find_config, find_model
+from imagegen_worker.backends.diffusers.validation import (
     count_numbers,
     count_weights,
     read_index,
     read_shapes,
     refuse_pickles,
 )
-from imagegen_worker.backends.diffusers.finding import find_config, find_model
 from imagegen_worker.models.sources import HubModel, Place, read_source
 
 _DENOISERS = ("unet", "transformer")

@@ -9,9 +9,9 @@ import torch
 
 from imagegen_worker.backends import DeviceLostError, OnStep, Row, nobody_watches
 from imagegen_worker.backends.diffusers.call_sharing import CallSharing
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
-from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import Warm
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -111,7 +111,7 @@ class DiffusersBackend:
         if loaded.adapters is not None:
             loaded.adapters.activate(rows[0].request.loras)
         with translated_errors():
-            pipeline = loaded.variants.pipeline(rows[0].request)
+            pipeline = loaded.task_pipelines.pipeline(rows[0].request)
             images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
         return images
 
@@ -126,14 +126,14 @@ class DiffusersBackend:
         arguments = loaded.arguments(rows)
         # On the CPU whatever the device is: the same seed gives the same noise on every card.
         arguments["generator"] = [torch.Generator("cpu").manual_seed(row.seed) for row in rows]
-        if loaded.variants.takes(request, "callback_on_step_end"):
+        if loaded.task_pipelines.takes(request, "callback_on_step_end"):
 
             def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 latents = tensors.get("latents")
                 drawable = latents is not None and len(latents) == len(rows) and any(row.preview for row in rows)
                 # Fewer than were asked for, where an image is the start.
                 steps = getattr(pipeline, "num_timesteps", None) or request.num_inference_steps
-                on_step(step + 1, steps, *([loaded.sketches(rows, latents)] if drawable else []))
+                on_step(step + 1, steps, *([loaded.previews(rows, latents)] if drawable else []))
                 return tensors
 
             arguments["callback_on_step_end"] = after_step

@@ -19,7 +19,7 @@ class _Cap:
     fitted: int = 0
 
 
-class MemoryCaps:
+class MemoryLimits:
     """The most rows that fit, by shape. A cap lasts, and is tried again after `patience` forwards at the cap.
 
     A trial adds a quarter; when it fails, the patience for the next one doubles, up to `max_patience`.
@@ -107,18 +107,18 @@ class RowCosts:
             return sizes[0]
         costs = self._of(key)
         rates = self._rates(costs)
-        knee = self._knee(rates, self._gain if gain is None else gain)
-        if self._tries_largest(costs, knee):
+        saturation_point = self._saturation_point(rates, self._gain if gain is None else gain)
+        if self._tries_largest(costs, saturation_point):
             top = sizes[-1]
         else:
-            assert knee is not None
-            top = max((size for size in sizes if size <= knee), default=sizes[0])
+            assert saturation_point is not None
+            top = max((size for size in sizes if size <= saturation_point), default=sizes[0])
         if top in rates and not any(top / 4 <= size <= top / 2 for size in rates):
             return max((size for size in sizes if size <= top / 2), default=top)
         return top
 
-    def _tries_largest(self, costs: _Costs, knee: int | None) -> bool:
-        if knee is None:
+    def _tries_largest(self, costs: _Costs, saturation_point: int | None) -> bool:
+        if saturation_point is None:
             costs.patience = 0
             return True
         if costs.patience == 0:  # a fresh verdict
@@ -129,12 +129,12 @@ class RowCosts:
         costs.patience = costs.until_try = min(costs.patience * 2, self._probe_every)
         return True
 
-    def knee(self, key: Hashable) -> int | None:
+    def saturation_point(self, key: Hashable) -> int | None:
         """Return the rows beyond which no measured size pays; None if no larger one was measured."""
         costs = self._costs.get(key)
-        return None if costs is None else self._knee(self._rates(costs), self._gain)
+        return None if costs is None else self._saturation_point(self._rates(costs), self._gain)
 
-    def _knee(self, rates: Mapping[int, float], gain: float) -> int | None:
+    def _saturation_point(self, rates: Mapping[int, float], gain: float) -> int | None:
         if not rates:
             return None
         best = min(rates)

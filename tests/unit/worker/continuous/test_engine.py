@@ -15,7 +15,7 @@ from imagegen_worker.engines.continuous.calls import current_task
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.timing import WallTimer
 from imagegen_worker.mailbox import Mailbox
-from tests.unit.worker.continuous.toys import ToyClock, ToyStage
+from tests.unit.worker.continuous.models import ToyClock, ToyStage
 
 
 class ToyBackend:
@@ -35,7 +35,7 @@ class ToyBackend:
         yield
         self.open = False
 
-    def make(self, rows, on_step):
+    def generate(self, rows, on_step):
         assert self.open
         self.made.append([row.seed for row in rows])
         assert len({row.request.batch_key for row in rows}) == 1
@@ -289,10 +289,10 @@ def test_a_broken_request_fails_alone():
 
 def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             if rows[0].request.loras:
                 raise InvalidRequestError("loras: there is no 'ink' here")
-            return super().make(rows, on_step)
+            return super().generate(rows, on_step)
 
     stage = ToyStage()
     wrong = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -307,9 +307,9 @@ def test_tasks_carry_the_adapters_of_their_request():
     seen = []
 
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             seen.append(current_task().adapters)
-            return super().make(rows, on_step)
+            return super().generate(rows, on_step)
 
     stage = ToyStage()
     inked = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -367,7 +367,7 @@ def test_stop_lets_what_runs_end_and_starts_nothing():
 
 def test_what_on_step_raises_is_no_failure():
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             raise StoppedError
 
     stage = ToyStage()

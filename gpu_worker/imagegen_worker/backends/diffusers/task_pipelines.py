@@ -11,9 +11,9 @@ import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from imagegen_worker.backends import DeviceLostError, Row
-from imagegen_worker.backends.diffusers.channels import AsManyAsLatents, has_odd_channels
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
-from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels, has_unusual_channels
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.model import ResolvedRequest, Task
 
@@ -39,7 +39,7 @@ class Variant:
         )
 
 
-class Variants:
+class TaskPipelines:
     """The pipelines for a model that was loaded as one of them."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -82,8 +82,8 @@ class Variants:
                 if variant.pipeline is not pipeline and getattr(variant.pipeline, name, None) is not None:
                     setattr(variant.pipeline, name, part)
         inpainting = self._by_task.get("inpainting")
-        if inpainting is not None and has_odd_channels(pipeline):
-            object.__setattr__(inpainting.pipeline, "unet", AsManyAsLatents(pipeline.unet))
+        if inpainting is not None and has_unusual_channels(pipeline):
+            object.__setattr__(inpainting.pipeline, "unet", UNetWithLatentChannels(pipeline.unet))
 
     def pipelines(self) -> list[Pipeline]:
         """Return the pipelines, one for each kind of task."""

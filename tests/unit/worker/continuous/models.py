@@ -1,7 +1,7 @@
 """A model and pipelines of plain numbers, to try the greenlets without torch."""
 
 from imagegen_worker.backends import DeviceMemoryError
-from imagegen_worker.engines.continuous.calls import Call, current_task, rendezvous
+from imagegen_worker.engines.continuous.calls import Call, current_task, wait_for_forward
 
 
 class ToyStage:
@@ -44,7 +44,9 @@ class ToyStage:
         self.freed += 1
 
     def __call__(self, *values, key="shape", reason=""):
-        return rendezvous(Call(self, values, {"key": key, "reason": reason}, current_task(), rows=len(values)))
+        return wait_for_forward(
+            Call(self, values, {"key": key, "reason": reason}, current_task(), rows=len(values))
+        )
 
     def describe(self, call):
         call.key, call.reason = call.kwargs["key"], call.kwargs["reason"]
@@ -85,8 +87,8 @@ def alone(start, steps):
     return start
 
 
-def finish(hub):
-    """Run a hub until nothing waits; return the tasks that ended, by tag."""
-    while hub.step():
+def finish(scheduler):
+    """Run a scheduler until nothing waits; return the tasks that ended, by tag."""
+    while scheduler.step():
         pass
-    return {task.tag: task for task in hub.ended()}
+    return {task.tag: task for task in scheduler.ended()}

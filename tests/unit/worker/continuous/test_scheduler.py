@@ -7,63 +7,63 @@ import pytest
 from greenlet import greenlet
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
-from imagegen_worker.engines.continuous.calls import NotJoinableError, current_task
-from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit, Hub
-from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.calls import NotShareableError, current_task
+from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone, ForwardSplit
 from imagegen_worker.engines.continuous.timing import WallTimer
-from tests.unit.worker.continuous.toys import ToyStage, alone, finish, pipeline
+from tests.unit.worker.continuous.models import ToyStage, alone, finish, pipeline
 
 
 def test_requests_of_unlike_length_share_forwards():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     for start, steps in enumerate((2, 4, 3)):
-        hub.start(pipeline(stage, start, steps), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, steps), tag=start)
+    ended = finish(scheduler)
     assert {tag: task.result for tag, task in ended.items()} == {0: alone(0, 2), 1: alone(1, 4), 2: alone(2, 3)}
     assert [rows for _, rows in stage.forwards] == [3, 3, 2, 1]
 
 
 def test_a_request_joins_at_the_next_step_and_the_batch_goes_on_when_one_leaves():
-    stage, hub = ToyStage(), Hub()
-    hub.start(pipeline(stage, 1, 4), tag="first")
-    hub.step()
-    hub.start(pipeline(stage, 5, 2), tag="second")
-    ended = finish(hub)
+    stage, scheduler = ToyStage(), BatchScheduler()
+    scheduler.start(pipeline(stage, 1, 4), tag="first")
+    scheduler.step()
+    scheduler.start(pipeline(stage, 5, 2), tag="second")
+    ended = finish(scheduler)
     assert [rows for _, rows in stage.forwards] == [1, 2, 2, 1]
     assert (ended["first"].result, ended["second"].result) == (alone(1, 4), alone(5, 2))
-    assert (ended["first"].company, ended["second"].company) == (2, 2)
+    assert (ended["first"].largest_batch, ended["second"].largest_batch) == (2, 2)
 
 
 def test_calls_with_unlike_keys_never_share():
-    stage, hub = ToyStage(), Hub()
-    hub.start(pipeline(stage, 1, 3, key="small"), tag=1)
-    hub.start(pipeline(stage, 2, 3, key="large"), tag=2)
-    finish(hub)
+    stage, scheduler = ToyStage(), BatchScheduler()
+    scheduler.start(pipeline(stage, 1, 3, key="small"), tag=1)
+    scheduler.start(pipeline(stage, 2, 3, key="large"), tag=2)
+    finish(scheduler)
     assert all(rows == 1 for _, rows in stage.forwards)
 
 
 def test_what_has_no_key_goes_alone_and_says_why():
     events = []
-    stage, hub = ToyStage(), Hub(observe=events.append)
+    stage, scheduler = ToyStage(), BatchScheduler(observe=events.append)
     for tag in range(2):
-        hub.start(lambda: stage(1, key=None, reason="opaque argument"), tag=tag)
-    assert {task.result[0] for task in finish(hub).values()} == {3}
+        scheduler.start(lambda: stage(1, key=None, reason="opaque argument"), tag=tag)
+    assert {task.result[0] for task in finish(scheduler).values()} == {3}
     assert [event.fallback for event in events] == ["opaque argument"] * 2
 
 
 def test_encoders_go_first_so_that_a_new_request_joins_the_running_batch():
-    encoder, denoiser, hub = ToyStage("text", is_denoiser=False), ToyStage(), Hub()
-    hub.start(pipeline(denoiser, 1, 3))
-    hub.start(lambda: pipeline(denoiser, encoder(4)[0], 2)())
-    finish(hub)
+    encoder, denoiser, scheduler = ToyStage("text", is_denoiser=False), ToyStage(), BatchScheduler()
+    scheduler.start(pipeline(denoiser, 1, 3))
+    scheduler.start(lambda: pipeline(denoiser, encoder(4)[0], 2)())
+    finish(scheduler)
     assert [rows for _, rows in denoiser.forwards] == [2, 2, 1]
 
 
 def test_decodes_of_requests_that_end_together_are_joined():
-    denoiser, decoder, hub = ToyStage(), ToyStage("vae", is_denoiser=False), Hub()
+    denoiser, decoder, scheduler = ToyStage(), ToyStage("vae", is_denoiser=False), BatchScheduler()
     for start in range(3):
-        hub.start(lambda start=start: decoder(pipeline(denoiser, start, 2)()))
-    finish(hub)
+        scheduler.start(lambda start=start: decoder(pipeline(denoiser, start, 2)()))
+    finish(scheduler)
     assert [rows for _, rows in decoder.forwards] == [3]
 
 
@@ -72,7 +72,7 @@ def test_decodes_of_requests_that_end_together_are_joined():
 
 @pytest.mark.parametrize("after", range(4))
 def test_cancelling_one_leaves_the_others_as_they_were(after):
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     cleaned = []
 
     def unwanted():
@@ -81,12 +81,12 @@ def test_cancelling_one_leaves_the_others_as_they_were(after):
         finally:
             cleaned.append(True)
 
-    victim = hub.start(unwanted, tag="victim")
-    hub.start(pipeline(stage, 1, 5), tag="other")
+    victim = scheduler.start(unwanted, tag="victim")
+    scheduler.start(pipeline(stage, 1, 5), tag="other")
     for _ in range(after):
-        hub.step()
-    hub.cancel(victim)
-    ended = finish(hub)
+        scheduler.step()
+    scheduler.cancel(victim)
+    ended = finish(scheduler)
     assert cleaned
     assert isinstance(ended["victim"].error, StoppedError)
     assert ended["other"].result == alone(1, 5)
@@ -94,15 +94,15 @@ def test_cancelling_one_leaves_the_others_as_they_were(after):
 
 
 def test_cancelling_what_has_ended_does_nothing():
-    stage, hub = ToyStage(), Hub()
-    task = hub.start(pipeline(stage, 1, 1))
-    finish(hub)
-    hub.cancel(task)
-    assert hub.ended() == []
+    stage, scheduler = ToyStage(), BatchScheduler()
+    task = scheduler.start(pipeline(stage, 1, 1))
+    finish(scheduler)
+    scheduler.cancel(task)
+    assert scheduler.ended() == []
 
 
 def test_a_pipeline_that_swallows_its_end_is_ended_all_the_same():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
 
     def stubborn():
         while True:
@@ -111,23 +111,23 @@ def test_a_pipeline_that_swallows_its_end_is_ended_all_the_same():
             except StoppedError:
                 continue
 
-    task = hub.start(stubborn)
-    hub.cancel(task)
-    assert len(hub) == 0
-    assert hub.ended() == [task]
+    task = scheduler.start(stubborn)
+    scheduler.cancel(task)
+    assert len(scheduler) == 0
+    assert scheduler.ended() == [task]
     assert isinstance(task.error, StoppedError)
 
 
 def test_what_a_callback_raises_ends_its_request_only():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
 
     def on_step(step, steps):
         if step == 2:
             raise StoppedError
 
-    hub.start(pipeline(stage, 1, 4, on_step=on_step), tag="stopped")
-    hub.start(pipeline(stage, 2, 4), tag="other")
-    ended = finish(hub)
+    scheduler.start(pipeline(stage, 1, 4, on_step=on_step), tag="stopped")
+    scheduler.start(pipeline(stage, 2, 4), tag="other")
+    ended = finish(scheduler)
     assert isinstance(ended["stopped"].error, StoppedError)
     assert ended["other"].result == alone(2, 4)
 
@@ -136,18 +136,18 @@ def test_what_a_callback_raises_ends_its_request_only():
 
 
 def test_an_error_in_a_shared_forward_finds_the_guilty():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     stage.poison = {11}
     for start in (1, 5, 9):  # 5 becomes 11 after its first step
-        hub.start(pipeline(stage, start, 3), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, 3), tag=start)
+    ended = finish(scheduler)
     assert isinstance(ended[5].error, ValueError)
     assert (ended[1].result, ended[9].result) == (alone(1, 3), alone(9, 3))
     assert max(rows for _, rows in stage.forwards[-1:]) == 2  # the others share on
 
 
 def test_a_pipeline_may_handle_the_error_of_its_call():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     stage.poison = {5}
 
     def careful():
@@ -156,23 +156,23 @@ def test_a_pipeline_may_handle_the_error_of_its_call():
         except ValueError:
             return "handled"
 
-    hub.start(careful, tag="careful")
-    hub.start(pipeline(stage, 1, 2), tag="other")
-    ended = finish(hub)
+    scheduler.start(careful, tag="careful")
+    scheduler.start(pipeline(stage, 1, 2), tag="other")
+    ended = finish(scheduler)
     assert ended["careful"].result == "handled"
     assert ended["other"].result == alone(1, 2)
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"), [(NotJoinableError("unequal"), "unequal"), (TypeError("shapes"), "error")]
+    ("error", "reason"), [(NotShareableError("unequal"), "unequal"), (TypeError("shapes"), "error")]
 )
 def test_what_fails_only_in_company_goes_apart_from_then_on(error, reason, caplog):
     events = []
-    stage, hub = ToyStage(), Hub(observe=events.append)
+    stage, scheduler = ToyStage(), BatchScheduler(observe=events.append)
     stage.joint_errors = [error]
     for start in range(3):
-        hub.start(pipeline(stage, start, 4), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, 4), tag=start)
+    ended = finish(scheduler)
     assert [ended[start].result for start in range(3)] == [alone(start, 4) for start in range(3)]
     assert len(stage.forwards) == 12
     assert len(caplog.records) == 1
@@ -180,12 +180,12 @@ def test_what_fails_only_in_company_goes_apart_from_then_on(error, reason, caplo
 
 
 def test_a_lost_device_ends_the_hub():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     stage.joint_errors = [DeviceLostError("gone")]
-    hub.start(pipeline(stage, 1, 1))
-    hub.start(pipeline(stage, 2, 1))
+    scheduler.start(pipeline(stage, 1, 1))
+    scheduler.start(pipeline(stage, 2, 1))
     with pytest.raises(DeviceLostError):
-        hub.step()
+        scheduler.step()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -194,10 +194,10 @@ def test_a_lost_device_ends_the_hub():
 @pytest.mark.parametrize("fits", range(1, 6))
 def test_out_of_memory_loses_nothing(fits):
     events = []
-    stage, hub = ToyStage(fits=fits), Hub(observe=events.append)
+    stage, scheduler = ToyStage(fits=fits), BatchScheduler(observe=events.append)
     for start in range(6):
-        hub.start(pipeline(stage, start, 3), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, 3), tag=start)
+    ended = finish(scheduler)
     assert [ended[start].result for start in range(6)] == [alone(start, 3) for start in range(6)]
     splits = [event for event in events if isinstance(event, ForwardSplit)]
     assert stage.freed == len(splits) > 0
@@ -206,54 +206,57 @@ def test_out_of_memory_loses_nothing(fits):
 
 @pytest.mark.parametrize("when", range(4))
 def test_memory_that_runs_short_at_any_step_loses_nothing(when):
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
     for start in range(4):
-        hub.start(pipeline(stage, start, 4), tag=start)
+        scheduler.start(pipeline(stage, start, 4), tag=start)
     for _ in range(when):
-        hub.step()
+        scheduler.step()
     stage.fits = 1
-    ended = finish(hub)
+    ended = finish(scheduler)
     assert [ended[start].result for start in range(4)] == [alone(start, 4) for start in range(4)]
 
 
 def test_the_cap_lasts():
-    stage, hub = ToyStage(fits=2), Hub()
+    stage, scheduler = ToyStage(fits=2), BatchScheduler()
     for start in range(4):
-        hub.start(pipeline(stage, start, 10))
-    finish(hub)
+        scheduler.start(pipeline(stage, start, 10))
+    finish(scheduler)
     assert stage.freed == 1  # 4 rows; then 2 are known to fit
 
 
 def test_the_cap_lasts_for_one_without_company_too():
-    stage, hub = ToyStage(fits=1), Hub()
-    hub.start(lambda: [stage(1, 2) for _ in range(10)])
-    finish(hub)
+    stage, scheduler = ToyStage(fits=1), BatchScheduler()
+    scheduler.start(lambda: [stage(1, 2) for _ in range(10)])
+    finish(scheduler)
     assert stage.freed == 1
 
 
 def test_a_call_of_several_rows_is_split_itself():
-    stage, hub = ToyStage(fits=1), Hub()
-    hub.start(lambda: stage(1, 2, 3), tag="wide")
-    assert finish(hub)["wide"].result == [3, 5, 7]
+    stage, scheduler = ToyStage(fits=1), BatchScheduler()
+    scheduler.start(lambda: stage(1, 2, 3), tag="wide")
+    assert finish(scheduler)["wide"].result == [3, 5, 7]
 
 
 def test_what_fits_in_no_way_fails_alone():
-    stage, other, hub = ToyStage("large", fits=0), ToyStage("small"), Hub()
-    hub.start(pipeline(stage, 1, 2, key="large"), tag="large")
-    hub.start(pipeline(other, 1, 2, key="small"), tag="small")
-    ended = finish(hub)
+    stage, other, scheduler = ToyStage("large", fits=0), ToyStage("small"), BatchScheduler()
+    scheduler.start(pipeline(stage, 1, 2, key="large"), tag="large")
+    scheduler.start(pipeline(other, 1, 2, key="small"), tag="small")
+    ended = finish(scheduler)
     assert isinstance(ended["large"].error, DeviceMemoryError)
     assert ended["small"].result == alone(1, 2)
 
 
 def test_a_larger_forward_is_tried_again_after_a_while():
-    stage, hub = ToyStage(fits=2), Hub(caps=MemoryCaps(patience=5), costs=RowCosts(samples=10**9))
+    stage, scheduler = (
+        ToyStage(fits=2),
+        BatchScheduler(memory_limits=MemoryLimits(patience=5), costs=RowCosts(samples=10**9)),
+    )
     for start in range(4):
-        hub.start(pipeline(stage, start, 100))
+        scheduler.start(pipeline(stage, start, 100))
     for _ in range(20):
-        hub.step()
+        scheduler.step()
     stage.fits = None
-    finish(hub)
+    finish(scheduler)
     assert max(rows for _, rows in stage.forwards) == 4
 
 
@@ -261,31 +264,31 @@ def test_a_larger_forward_is_tried_again_after_a_while():
 
 
 def test_a_stage_that_keeps_state_has_one_request_at_a_time():
-    stage, hub = ToyStage(exclusive=True), Hub()
+    stage, scheduler = ToyStage(exclusive=True), BatchScheduler()
     order = []
     for start in range(3):
-        hub.start(
+        scheduler.start(
             pipeline(stage, start, 3, on_step=lambda step, steps, start=start: order.append(start)), tag=start
         )
-    ended = finish(hub)
+    ended = finish(scheduler)
     assert [ended[start].result for start in range(3)] == [alone(start, 3) for start in range(3)]
     assert [start for start, _ in itertools.groupby(order)] == [0, 1, 2]
 
 
 def test_a_cancelled_owner_gives_the_stage_free():
-    stage, hub = ToyStage(exclusive=True), Hub()
-    first = hub.start(pipeline(stage, 0, 3), tag=0)
-    hub.start(pipeline(stage, 1, 3), tag=1)
-    hub.step()
-    hub.cancel(first)
-    assert finish(hub)[1].result == alone(1, 3)
+    stage, scheduler = ToyStage(exclusive=True), BatchScheduler()
+    first = scheduler.start(pipeline(stage, 0, 3), tag=0)
+    scheduler.start(pipeline(stage, 1, 3), tag=1)
+    scheduler.step()
+    scheduler.cancel(first)
+    assert finish(scheduler)[1].result == alone(1, 3)
 
 
 def test_fixed_rows_bound_a_forward():
-    stage, hub = ToyStage(fixed_rows=2), Hub()
+    stage, scheduler = ToyStage(fixed_rows=2), BatchScheduler()
     for start in range(5):
-        hub.start(pipeline(stage, start, 1), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, 1), tag=start)
+    ended = finish(scheduler)
     assert [ended[start].result for start in range(5)] == [alone(start, 1) for start in range(5)]
     assert max(rows for _, rows in stage.forwards) == 2
 
@@ -293,10 +296,10 @@ def test_fixed_rows_bound_a_forward():
 def test_time_is_shared_among_those_who_took_part():
     events = []
     ticks = itertools.count()
-    stage, hub = ToyStage(), Hub(observe=events.append, timer=WallTimer(lambda: next(ticks)))
+    stage, scheduler = ToyStage(), BatchScheduler(observe=events.append, timer=WallTimer(lambda: next(ticks)))
     for start in range(2):
-        hub.start(pipeline(stage, start, 2), tag=start)
-    ended = finish(hub)
+        scheduler.start(pipeline(stage, start, 2), tag=start)
+    ended = finish(scheduler)
     assert [task.seconds for task in ended.values()] == [1.0, 1.0]
     assert all(isinstance(event, ForwardDone) and event.seconds == 1 for event in events)
 
@@ -306,7 +309,7 @@ def test_a_request_outside_of_any_hub_is_in_no_task():
 
 
 def test_no_greenlet_outlives_its_request():
-    stage, hub = ToyStage(), Hub()
+    stage, scheduler = ToyStage(), BatchScheduler()
 
     def living():
         gc.collect()
@@ -314,11 +317,11 @@ def test_no_greenlet_outlives_its_request():
 
     before = living()
     for start in range(200):
-        task = hub.start(pipeline(stage, start, 3))
+        task = scheduler.start(pipeline(stage, start, 3))
         if start % 3 == 0:
-            hub.cancel(task)
-        hub.step()
-        hub.ended()
-    finish(hub)
+            scheduler.cancel(task)
+        scheduler.step()
+        scheduler.ended()
+    finish(scheduler)
     del task
     assert living() <= before

@@ -9,7 +9,7 @@ import diffusers
 from huggingface_hub import constants, snapshot_download
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.checking import check_folder, in_a_line, read_index
+from imagegen_worker.backends.diffusers.validation import check_folder, in_a_line, read_index
 from imagegen_worker.models.sources import HubModel, Place
 
 USUAL_VARIANT = "fp16"

@@ -10,8 +10,8 @@ from imagegen_worker.core.model_cache import ModelCache
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.managed import ManagedStepwise
 from imagegen_worker.models.manager import ModelManager
+from tests.unit.worker.continuous.models import ToyClock, ToyStage
 from tests.unit.worker.continuous.test_engine import Encoder, Script, ToyBackend, job, of
-from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 
 GIB = 2**30
 
@@ -42,9 +42,9 @@ class Loadable(ToyBackend):
     def close(self):
         self.world.story.append((f"free {self.name}", self.world.clock.now))
 
-    def make(self, rows, on_step):
+    def generate(self, rows, on_step):
         self.world.story.append((f"make {self.name} {len(rows)}", self.world.clock.now))
-        yielded = super().make(rows, on_step)
+        yielded = super().generate(rows, on_step)
         self.world.ends.append((self.name, self.world.clock.now))
         return yielded
 
