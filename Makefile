@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Processes that run the tests: one for each core.
-TEST_PROCESSES ?= logical
+CORES := $(shell nproc)
+# Processes that run the tests. Tests of real processes wait for most of their time, so there is one more than cores.
+TEST_PROCESSES ?= $(shell expr $(CORES) + 1)
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
-CHECK_FLEETS ?= 240
+CHECK_FLEETS ?= 480
 MINUTES ?= 60
 CHAOS_MINUTES ?= 10
 PREFIX ?= /opt/imagegen
@@ -19,8 +20,8 @@ GPUS ?=
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
-	@echo "make check   lint, then the unit and property tests and a short simulation: 3 minutes on 2 cores"
-	@echo "make test    run all tests: 15 minutes on 2 cores"
+	@echo "make check   lint, then the unit and property tests and a short simulation: at most 3 minutes on 2 cores"
+	@echo "make test    run all tests: at most 20 minutes on 2 cores"
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
@@ -46,6 +47,7 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP)
 	@$(BIN)/python -m tools.demo
 
+check: TEST_PROCESSES := $(CORES)
 check: lint
 	@$(PYTEST) tests/unit tests/property tests/simulation --fleets $(CHECK_FLEETS)
 

@@ -15,6 +15,9 @@ os.environ.setdefault(VARIABLE, MODE)
 # A job in the background ignores Ctrl-C, and so would every process that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests run in parallel: one thread for torch, in each process of the tests and in each that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine may take a second over anything.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")

@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parents[1] / "configs" / "prometheus"
 needs_prometheus = needs("prometheus")
 
 
-def wait_until(holds, what, timeout=90):
+def wait_until(holds, what, timeout=180):
     """Ask until something holds, and return it."""
     end = time.monotonic() + timeout
     while not (found := holds()):

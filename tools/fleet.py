@@ -152,11 +152,11 @@ class Fleet:
             self.processes[name] = process
         return process
 
-    def wait_for_workers(self, client: Client, count: int, timeout: float = 120.0) -> None:
+    def wait_for_workers(self, client: Client, count: int, timeout: float = 240.0) -> None:
         """Wait until `count` workers are registered. Raises `FleetError` as `wait_until` does."""
-        self.wait_until(lambda: client.stats(timeout=timeout)["num_gpus"] >= count, f"{count} workers", timeout)
+        self.wait_until(lambda: client.stats(timeout=timeout).num_gpus >= count, f"{count} workers", timeout)
 
-    def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
         """Ask until something holds. Raises `FleetError` if a process ended, or after `timeout` seconds."""
         end = time.monotonic() + timeout
         while not holds():
@@ -175,7 +175,7 @@ class Fleet:
         if process.stdout is not None:
             process.stdout.close()
 
-    def terminate(self, name: str, timeout: float = 60.0) -> int:
+    def terminate(self, name: str, timeout: float = 120.0) -> int:
         """Ask a process to end, and return its exit status."""
         process = self.processes.pop(name)
         process.terminate()

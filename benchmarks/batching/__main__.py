@@ -22,8 +22,6 @@ from benchmarks.batching.models import MODELS
 from benchmarks.batching.traffic import Arrival
 
 MAX_BATCH_SIZE = 8
-WARM_UP = 12
-"""Requests before the clock starts: more than run at a time, so that some leave and some join."""
 LOADS = (0.7, 1.1)
 """Arrivals a second under Poisson, over the images a second that the stock pipeline makes one by one."""
 
@@ -32,6 +30,8 @@ LOADS = (0.7, 1.1)
 class Size:
     """How much is run: by model requests, rounds, and pairs for the engine's own cost; waits and loads."""
 
+    warm_up: int
+    """Requests before the clock starts."""
     requests: Mapping[str, int]
     rounds: Mapping[str, int]
     pairs: Mapping[str, int]
@@ -39,8 +39,9 @@ class Size:
     loads: tuple[float, ...]
 
 
-FULL = Size({"tiny": 48, "mid": 20}, {"tiny": 3, "mid": 2}, {"tiny": 200, "mid": 40}, WAITS, LOADS)
-QUICK = Size({"tiny": 8}, {"tiny": 1}, {"tiny": 6}, (0.05,), (0.7,))
+# In the full run more requests warm up than run at a time, so that some leave and some join.
+FULL = Size(12, {"tiny": 48, "mid": 20}, {"tiny": 3, "mid": 2}, {"tiny": 200, "mid": 40}, WAITS, LOADS)
+QUICK = Size(1, {"tiny": 8}, {"tiny": 1}, {"tiny": 6}, (0.05,), (0.7,))
 
 
 def measure(size: Size, say: Callable[[str], None]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _measure_model(field: Field, size: Size, say: Callable[[str], None]) -> dict
         for round_ in range(size.rounds[name]):
             for contender, serve in _turned(field.contenders, round_):
                 asked = arrivals(round_)
-                outcome = run(serve, asked, traffic.burst(field.model, WARM_UP, seed=-1))
+                outcome = run(serve, asked, traffic.burst(field.model, size.warm_up, seed=-1))
                 runs[contender].append(_figures(outcome, len(asked)))
                 say(f"{name}, {kind}, round {round_ + 1}: {contender} {outcome.seconds:.2f} s")
         result[kind] = {

@@ -1,5 +1,6 @@
 """What a step of the broker costs, and how that grows: `python -m benchmarks.growth`."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ SIZES = {
     "queued": (1, 100, 10_000, 100_000),
     "clients": (1, 100, 1000, 10_000),
 }
-QUICK = {"workers": (1, 20), "queued": (1, 200), "clients": (1, 50)}
+QUICK_BASE = {"workers": 4, "queued": 20, "clients": 5}
+QUICK_SIZES = {"workers": (1, 8), "queued": (1, 40), "clients": (1, 10)}
 
 
-def grow(dimension: str, sizes: tuple[int, ...], strategy: str, times: int) -> dict[str, Any]:
-    """Return the CPU µs of each step at each size of one dimension, and of what is done once an interval."""
+def grow(
+    dimension: str, sizes: tuple[int, ...], base: dict[str, int], strategy: str, times: int
+) -> dict[str, Any]:
+    """Return the CPU µs of each step at each size of one dimension, and of the work of each heartbeat interval."""
     costs: dict[str, list[float]] = {name: [] for name in STEPS}
     beats, statistics = [], []
     for size in sizes:
-        shape = {**BASE, dimension: size}
+        shape = {**base, dimension: size}
         rig = Rig(workers=shape["workers"], queued=shape["queued"], clients=shape["clients"], strategy=strategy)
+        gc.collect()
         for name, (step, share) in STEPS.items():
             costs[name].append(1e6 * cost_of(rig, step, max(1, int(times * share))))
         beats.append(1e6 * cost_of(rig, Rig.beats, 1))
@@ -71,11 +76,11 @@ def _row(cells: list[str]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/benchmarks"), show_default=True)
 def main(quick: bool, strategies: tuple[str, ...], times: int, out: Path) -> None:
     """Measure how the broker's steps grow."""
-    sizes, times = (QUICK, 20) if quick else (SIZES, times)
+    sizes, base, times = (QUICK_SIZES, QUICK_BASE, 5) if quick else (SIZES, BASE, times)
     all_found = []
     for strategy in strategies or STRATEGIES:
         for dimension in sizes:
-            found = grow(dimension, sizes[dimension], strategy, times)
+            found = grow(dimension, sizes[dimension], base, strategy, times)
             all_found.append(found)
             click.echo(f"{table(found)}\n\n{once(found)}\n")
     memory = bytes_a_queued_request(1000 if quick else 100_000)

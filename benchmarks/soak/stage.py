@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec.structs import astuple
+
 from benchmarks.soak.counts import Counts
 from benchmarks.soak.requests import SIMULATED
 from benchmarks.soak.samples import Life
@@ -161,8 +163,8 @@ class Stage:
         end = time.monotonic() + 30.0
         with Client(frontend) as client:
             while True:
-                held = client.stats()["requests"]
-                if not any(held.values()):
+                held = client.stats().requests
+                if not any(astuple(held)):
                     return
                 if time.monotonic() > end:
                     self.problems.append(f"{frontend} still holds {held} when all clients have gone")

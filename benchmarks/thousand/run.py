@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import asdict
+
 from benchmarks.simulated.clock import Clock
 from benchmarks.simulated.device import Cost
 from benchmarks.simulated.fleet import BrokerPeer, ClientPeer, WorkerPeer
@@ -79,7 +81,7 @@ class Fleet:
         found.elapsed = clock.now - WARM_UP
         found.events = clock.events
         found.broker_seconds = self.broker.seconds
-        found.totals = dict(self.broker.core.statistics(clock.now)["totals"])
+        found.totals = asdict(self.broker.core.statistics(clock.now).totals)
         found.busy_seconds = sum(w.device.busy_seconds for w in self.workers if w is not None) + self._busy_before
         return found
 

@@ -1,6 +1,5 @@
 """The broker's HTTP: `/stats`, `/metrics`, `/healthz`, `/readyz`, on threads of its own."""
 
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -13,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from imagegen_broker.metrics import BrokerCollector
 from imagegen_broker.server import Snapshot
+from imagegen_protocol.statistics import to_json
 
 log = logging.getLogger("imagegen.broker.http")
 
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(503, "text/plain", "the broker's loop does not answer\n")
             return
         if path == "/stats":
-            self._reply(200, "application/json", json.dumps(view.statistics, indent=2, allow_nan=False) + "\n")
+            self._reply(200, "application/json", to_json(view.statistics) + b"\n")
         elif path == "/metrics":
             registry = CollectorRegistry(auto_describe=False)
             registry.register(BrokerCollector(view))

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
-from typing import Any
 
+from msgspec.structs import asdict
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from imagegen_broker.core.counters import BUCKETS, Histogram
 from imagegen_broker.server import Snapshot
+from imagegen_common.logs import dropped_lines
 from imagegen_protocol.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -21,6 +22,7 @@ from imagegen_protocol.errors import (
     OverloadedError,
     PoisonRequestError,
 )
+from imagegen_protocol.statistics import GpuStatistics, ModelStatistics, Statistics, Totals
 
 OUTCOMES = (
     "result",
@@ -59,23 +61,23 @@ class BrokerCollector(Collector):
         """Yield every metric."""
         stats = self._snapshot.statistics
         yield _gauge("build_info", "Always 1; the version is a label.", {version("imagegen-fleet"): 1}, "version")
-        yield _gauge("uptime_seconds", "Since the start.", stats["uptime_seconds"])
+        yield _gauge("uptime_seconds", "Since the start.", stats.uptime_seconds)
         yield from self._held(stats)
-        yield from self._totals(stats["totals"], stats["strategy"])
+        yield from self._totals(stats.totals, stats.strategy)
         yield _histogram("queue_wait_seconds", "From arrival to dispatch.", self._snapshot.queue_wait)
         yield _histogram("request_duration_seconds", "From arrival to the answer.", self._snapshot.duration)
-        yield from _models(stats["per_model_stats"])
-        yield from _workers(stats["per_gpu_stats"])
+        yield from _models(stats.per_model_stats)
+        yield from _workers(stats.per_gpu_stats)
 
-    def _held(self, stats: Mapping[str, Any]) -> Iterable[Metric]:
+    def _held(self, stats: Statistics) -> Iterable[Metric]:
         held = [count for count in self._snapshot.held_by_client if count]
-        yield _gauge("pending_requests", "Requests held, by state.", stats["requests"], "state")
-        yield _gauge("held_bytes", "Bytes of the requests held.", stats["held_bytes"])
-        yield _gauge("max_requests", "Requests that may be held; more are refused.", stats["limits"]["requests"])
-        yield _gauge("max_held_bytes", "Bytes that may be held.", stats["limits"]["bytes"])
-        yield _gauge("clients", "Clients that are alive.", stats["clients"])
+        yield _gauge("pending_requests", "Requests held, by state.", asdict(stats.requests), "state")
+        yield _gauge("held_bytes", "Bytes of the requests held.", stats.held_bytes)
+        yield _gauge("max_requests", "Requests that may be held; more are refused.", stats.limits.requests)
+        yield _gauge("max_held_bytes", "Bytes that may be held.", stats.limits.bytes)
+        yield _gauge("clients", "Clients that are alive.", stats.clients)
         yield _gauge(
-            "held_clients", "Clients that must acknowledge before they get more work.", stats["held_clients"]
+            "held_clients", "Clients that must acknowledge before they get more work.", stats.held_clients
         )
         yield _gauge("busy_clients", "Clients that have requests here.", len(held))
         yield _gauge("largest_client_requests", "Requests of the client that has most.", max(held, default=0))
@@ -85,26 +87,27 @@ class BrokerCollector(Collector):
             gini(held),
         )
 
-    def _totals(self, totals: Mapping[str, Any], strategy: str) -> Iterable[Metric]:
-        yield _counter("accepted_requests", "Requests taken in.", totals["accepted"])
-        rejected = _known(totals["rejected"], REJECTIONS)
+    def _totals(self, totals: Totals, strategy: str) -> Iterable[Metric]:
+        yield _counter("accepted_requests", "Requests taken in.", totals.accepted)
+        rejected = _known(totals.rejected, REJECTIONS)
         yield _counter("rejected_requests", "Requests refused at the door.", rejected, "reason")
-        answers = _known(totals["answered"], OUTCOMES)
+        answers = _known(totals.answered, OUTCOMES)
         yield _counter("answers", "Terminal answers, by outcome.", answers, "outcome")
-        yield _counter("acknowledgements", "Answers that clients have acknowledged.", totals["acknowledged"])
-        yield _counter("abandoned_requests", "Given up: the client left or died.", totals["abandoned"])
-        dispatches = {strategy: totals["dispatched"]}
+        yield _counter("acknowledgements", "Answers that clients have acknowledged.", totals.acknowledged)
+        yield _counter("abandoned_requests", "Given up: the client left or died.", totals.abandoned)
+        dispatches = {strategy: totals.dispatched}
         yield _counter("dispatches", "Requests given to workers.", dispatches, "strategy")
-        yield _counter("attached_requests", "Found at a worker that had them already.", totals["attached"])
-        requeues = _known(totals["requeued"], REQUEUE_REASONS)
+        yield _counter("attached_requests", "Found at a worker that had them already.", totals.attached)
+        requeues = _known(totals.requeued, REQUEUE_REASONS)
         yield _counter("requeues", "Went back to the queue.", requeues, "reason")
-        yield _counter("resent_answers", "Answers sent, or asked for, again.", totals["resent"])
-        yield _counter("workers_registered", "Registrations of workers.", totals["workers_registered"])
-        yield _counter("workers_lost", "Workers that fell silent.", totals["workers_lost"])
-        yield _counter("workers_stuck", "Workers whose device hung.", totals["workers_stuck"])
-        yield _counter("clients_lost", "Clients that fell silent.", totals["clients_lost"])
-        yield _counter("malformed_messages", "Messages that did not decode.", totals["malformed"])
-        yield _counter("dropped_messages", "Messages that a peer did not take.", totals["dropped"])
+        yield _counter("resent_answers", "Answers sent, or asked for, again.", totals.resent)
+        yield _counter("workers_registered", "Registrations of workers.", totals.workers_registered)
+        yield _counter("workers_lost", "Workers that fell silent.", totals.workers_lost)
+        yield _counter("workers_stuck", "Workers whose device hung.", totals.workers_stuck)
+        yield _counter("clients_lost", "Clients that fell silent.", totals.clients_lost)
+        yield _counter("malformed_messages", "Messages that did not decode.", totals.malformed)
+        yield _counter("dropped_messages", "Messages that a peer did not take.", totals.dropped)
+        yield _counter("dropped_log_lines", "Log lines that stderr did not take.", dropped_lines())
 
 
 def gini(counts: Sequence[int]) -> float:
@@ -115,9 +118,10 @@ def gini(counts: Sequence[int]) -> float:
     return sum((2 * place - n + 1) * count for place, count in enumerate(sorted(counts))) / (n * total)
 
 
-def _models(rows: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+def _models(rows: Sequence[ModelStatistics]) -> Iterable[Metric]:
     def gauge(name: str, text: str, key: str) -> Metric:
-        return _gauge(name, text, {row["model"]: row[key] for row in rows if row[key] is not None}, "model")
+        values = {row.model: getattr(row, key) for row in rows}
+        return _gauge(name, text, {model: value for model, value in values.items() if value is not None}, "model")
 
     yield gauge("model_workers", "Workers that serve the model and take work.", "workers")
     yield gauge("model_idle_workers", "Those of them that have nothing to do.", "idle_workers")
@@ -128,13 +132,13 @@ def _models(rows: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
     yield gauge("backlog_seconds", text, "backlog_seconds")
 
 
-def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
-    states = Counter(worker["state"] for worker in workers)
+def _workers(workers: Sequence[GpuStatistics]) -> Iterable[Metric]:
+    states = Counter(worker.state for worker in workers)
     states.update(dict.fromkeys(_STATES, 0))
     yield _gauge("workers", "Registered workers, by state.", states, "state")
     for name, text, key in (
-        ("worker_queue_depth", "Requests at a worker.", "current_queue_depth"),
-        ("worker_capacity_requests", "Requests that a worker takes at a time.", "capacity"),
+        ("worker_queue_depth", "Images of the requests at a worker.", "current_queue_depth"),
+        ("worker_capacity_requests", "Images that a worker accepts at a time.", "capacity"),
         ("worker_last_heard_seconds", "Since a worker's last message.", "last_heard_seconds"),
     ):
         yield _each_worker(GaugeMetricFamily(_PREFIX + name, text, labels=["worker", "gpu"]), workers, key)
@@ -145,10 +149,10 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
 
 
 def _each_worker(
-    family: GaugeMetricFamily | CounterMetricFamily, workers: Sequence[Mapping[str, Any]], key: str
+    family: GaugeMetricFamily | CounterMetricFamily, workers: Sequence[GpuStatistics], key: str
 ) -> Metric:
     for worker in workers:
-        family.add_metric([worker["worker"], str(worker["gpu_id"])], worker[key])
+        family.add_metric([worker.worker, str(worker.gpu_id)], getattr(worker, key))
     return family
 
 

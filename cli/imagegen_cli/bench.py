@@ -12,12 +12,11 @@ from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import Client
 from imagegen_protocol import ImagegenError
 from imagegen_protocol.limits import MAX_SEED
+from imagegen_protocol.statistics import GpuStatistics, Statistics
 
 TOTALS_TIMEOUT_SECONDS = 10.0
 """How long to wait for heartbeats to bring the workers' totals to the broker."""
 _ASK_AGAIN_SECONDS = 0.05
-
-Statistics = Mapping[str, Any]
 
 
 class Outcome(Protocol):
@@ -92,26 +91,26 @@ def percentile(ordered: Sequence[float], share: int) -> float | None:
 
 def growth(before: Statistics, after: Statistics) -> dict[str, Growth]:
     """Return by how much the totals of each worker of `after` grew, never less than nothing."""
-    earlier = {gpu["worker"]: gpu for gpu in before["per_gpu_stats"]}
-    return {gpu["worker"]: _grown(earlier.get(gpu["worker"]), gpu) for gpu in after["per_gpu_stats"]}
+    earlier = {gpu.worker: gpu for gpu in before.per_gpu_stats}
+    return {gpu.worker: _grown(earlier.get(gpu.worker), gpu) for gpu in after.per_gpu_stats}
 
 
 def serving_gpus(statistics: Statistics, model: str | None) -> int:
     """Return how many workers serve the model, or the broker's default for None."""
-    wanted = statistics["default_model"] if model is None else model
-    return sum(wanted in gpu["models"] for gpu in statistics["per_gpu_stats"])
+    wanted = statistics.default_model if model is None else model
+    return sum(wanted in gpu.models for gpu in statistics.per_gpu_stats)
 
 
-def _grown(before: Statistics | None, after: Statistics) -> Growth:
+def _grown(before: GpuStatistics | None, after: GpuStatistics) -> Growth:
     if before is None:
-        return Growth(after["total_batches"], after["total_batched_requests"], True)
-    batches = after["total_batches"] - before["total_batches"]
-    requests = after["total_batched_requests"] - before["total_batched_requests"]
-    same_process = (before["host"], before["pid"]) == (after["host"], after["pid"])
+        return Growth(after.total_batches, after.total_batched_requests, True)
+    batches = after.total_batches - before.total_batches
+    requests = after.total_batched_requests - before.total_batched_requests
+    same_process = (before.host, before.pid) == (after.host, after.pid)
     # Process numbers come round again, and containers all have the same one: totals only grow.
     if same_process and batches >= 0 and requests >= 0:
         return Growth(batches, requests, True)
-    return Growth(after["total_batches"], after["total_batched_requests"], False)
+    return Growth(after.total_batches, after.total_batched_requests, False)
 
 
 def run_burst(

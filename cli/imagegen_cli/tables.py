@@ -9,20 +9,21 @@ from rich.table import Table
 from rich.text import Text
 
 from imagegen_cli.durations import clock
+from imagegen_protocol.statistics import GpuStatistics, Statistics, Totals
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
 _NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
 """Short, so that the names beside them have room on 80 columns."""
 
 
-def stats_table(statistics: Mapping[str, Any]) -> RenderableType:
-    """Return what `Client.stats` gave as a table, a row a GPU, and lines on queue, strategy and totals."""
-    gpus = statistics.get("per_gpu_stats", [])
+def stats_table(statistics: Statistics) -> RenderableType:
+    """Return the statistics as a table with a row for each GPU, and lines with queue, strategy and totals."""
+    gpus = statistics.per_gpu_stats
     table: RenderableType = _gpu_table(gpus) if gpus else Text("no GPU is registered", style="yellow")
-    return Group(table, _queue_line(statistics), _totals_line(statistics.get("totals", {})))
+    return Group(table, _queue_line(statistics), _totals_line(statistics.totals))
 
 
-def _gpu_table(gpus: Sequence[Mapping[str, Any]]) -> Table:
+def _gpu_table(gpus: Sequence[GpuStatistics]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     for name in ("worker", "host"):
         # Rich narrows these columns first; the cells themselves don't wrap.
@@ -37,53 +38,48 @@ def _gpu_table(gpus: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _row(gpu: Mapping[str, Any]) -> list[Text]:
-    models = gpu.get("models", [])
-    more = f" +{len(models) - 1}" if len(models) > 1 else ""
-    state = str(gpu.get("state", "?"))
-    seconds = gpu.get("seconds_per_image")
+def _row(gpu: GpuStatistics) -> list[Text]:
+    more = f" +{len(gpu.models) - 1}" if len(gpu.models) > 1 else ""
     texts = (
-        gpu.get("worker", "?"),
-        gpu.get("host", "?"),
-        gpu.get("gpu_id", "?"),
-        f"{models[0]}{more}" if models else "-",
-        state,
-        f"{gpu.get('current_queue_depth', '?')}/{gpu.get('capacity', '?')}",
-        gpu.get("total_requests", "?"),
-        gpu.get("total_batches", "?"),
-        f"{gpu.get('avg_batch_size', 0.0):.1f}",
-        gpu.get("total_images", "?"),
-        "-" if seconds is None else f"{seconds:.3g}",
+        gpu.worker,
+        gpu.host,
+        gpu.gpu_id,
+        f"{gpu.models[0]}{more}" if gpu.models else "-",
+        gpu.state,
+        f"{gpu.current_queue_depth}/{gpu.capacity}",
+        gpu.total_requests,
+        gpu.total_batches,
+        f"{gpu.avg_batch_size:.1f}",
+        gpu.total_images,
+        "-" if gpu.seconds_per_image is None else f"{gpu.seconds_per_image:.3g}",
     )
     # As texts: a name with brackets is no markup.
     cells = [Text(str(text), no_wrap=True, overflow="ellipsis") for text in texts]
-    cells[4].stylize(_STATE_STYLES.get(state, ""))
+    cells[4].stylize(_STATE_STYLES.get(gpu.state, ""))
     return cells
 
 
-def _queue_line(statistics: Mapping[str, Any]) -> Text:
-    requests = statistics.get("requests", {})
+def _queue_line(statistics: Statistics) -> Text:
     parts = [
-        f"strategy {statistics.get('strategy', '?')}",
-        f"GPUs {statistics.get('num_gpus', 0)}",
-        f"queued {statistics.get('queued_requests', 0)}",
-        f"at workers {requests.get('dispatched', 0)}",
-        f"clients {statistics.get('clients', 0)}",
-        f"up {clock(statistics.get('uptime_seconds', 0))}",
+        f"strategy {statistics.strategy}",
+        f"GPUs {statistics.num_gpus}",
+        f"queued {statistics.queued_requests}",
+        f"at workers {statistics.requests.dispatched}",
+        f"clients {statistics.clients}",
+        f"up {clock(statistics.uptime_seconds)}",
     ]
     return Text(" · ".join(parts))
 
 
-def _totals_line(totals: Mapping[str, Any]) -> Text:
-    answered: Mapping[str, int] = totals.get("answered", {})
-    failed = {code: number for code, number in answered.items() if code != "result"}
-    parts = [f"accepted {totals.get('accepted', 0)}", f"results {answered.get('result', 0)}"]
+def _totals_line(totals: Totals) -> Text:
+    failed = {code: number for code, number in totals.answered.items() if code != "result"}
+    parts = [f"accepted {totals.accepted}", f"results {totals.answered.get('result', 0)}"]
     parts += [f"{code} {number}" for code, number in sorted(failed.items())]
-    for name, numbers in (("refused", totals.get("rejected", {})), ("requeued", totals.get("requeued", {}))):
+    for name, numbers in (("refused", totals.rejected), ("requeued", totals.requeued)):
         if count := sum(numbers.values()):
             parts.append(f"{name} {count}")
-    if lost := totals.get("workers_lost", 0):
-        parts.append(f"workers lost {lost}")
+    if totals.workers_lost:
+        parts.append(f"workers lost {totals.workers_lost}")
     return Text("totals: " + " · ".join(parts), style="dim")
 
 

@@ -31,6 +31,7 @@ from imagegen_protocol.errors import (
     UnauthorizedError,
     UnsupportedVersionError,
 )
+from imagegen_protocol.statistics import GpuStatistics, ModelStatistics, Statistics
 
 __all__ = [
     "AsyncClient",
@@ -42,10 +43,12 @@ __all__ = [
     "DeadlineExceededError",
     "GenerationFailedError",
     "GenerationResult",
+    "GpuStatistics",
     "ImagegenError",
     "InvalidRequestError",
     "Job",
     "ModelNotFoundError",
+    "ModelStatistics",
     "OutOfMemoryError",
     "OverloadedError",
     "PoisonRequestError",
@@ -53,6 +56,7 @@ __all__ = [
     "ProtocolError",
     "RequestError",
     "RequestOptions",
+    "Statistics",
     "UnauthorizedError",
     "UnsupportedVersionError",
 ]

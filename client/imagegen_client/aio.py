@@ -17,6 +17,7 @@ from imagegen_client.requests import RequestOptions, has_images, with_frames
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import DEFAULT_BROKER, DEFAULT_WINDOW, Client
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.statistics import Statistics
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -240,7 +241,7 @@ class AsyncClient:
             for job in jobs:
                 job.cancel()
 
-    async def stats(self, timeout: float = 10.0) -> dict[str, Any]:
+    async def stats(self, timeout: float = 10.0) -> Statistics:
         """As `Client.stats`: return the broker's statistics.
 
         Raises `BrokerUnreachableError` when none came within `timeout` seconds.

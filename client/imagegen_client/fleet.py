@@ -4,32 +4,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Row = Mapping[str, Any]
-"""One entry of `per_gpu_stats`."""
+from msgspec import to_builtins
+
+from imagegen_protocol.statistics import GpuStatistics, Statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """What a broker said last; `lost_for`: seconds since it was heard, None while it answers."""
+    """The last answer of a broker; `lost_for`: seconds since that answer, None while the broker answers."""
 
     endpoint: str
-    statistics: Mapping[str, Any]
+    statistics: Statistics | None
+    """None until the broker has answered."""
     lost_for: float | None = None
 
     @property
-    def rows(self) -> list[Row]:
-        """Its workers."""
-        rows: list[Row] = self.statistics.get("per_gpu_stats", [])
-        return rows
+    def rows(self) -> list[GpuStatistics]:
+        """The workers of the broker."""
+        return [] if self.statistics is None else self.statistics.per_gpu_stats
 
     @property
     def wait_seconds(self) -> float | None:
         """How long a new request will wait, roughly; None where nothing tells."""
-        queued = self.statistics.get("queued_requests", 0)
-        rate = self.statistics.get("answers_per_second", 0.0)
-        if not queued:
+        if self.statistics is None or not self.statistics.queued_requests:
             return 0.0
-        return queued / rate if rate > 0 else None
+        rate = self.statistics.answers_per_second
+        return self.statistics.queued_requests / rate if rate > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Look:
     at: float
     brokers: tuple[Broker, ...]
 
-    def workers(self) -> dict[str, Row]:
+    def workers(self) -> dict[str, GpuStatistics]:
         """Return each worker once, by name: workers tell all brokers the same."""
         return {name: row for name, (_, row) in self._believed().items()}
 
@@ -47,15 +47,14 @@ class Look:
         """Return the names of the workers of which only lost brokers have told."""
         return {name for name, ((lost, _), _) in self._believed().items() if lost}
 
-    def _believed(self) -> dict[str, tuple[tuple[bool, float], Row]]:
+    def _believed(self) -> dict[str, tuple[tuple[bool, float], GpuStatistics]]:
         """Of the brokers that answer, believe the one that has heard from a worker last."""
-        known: dict[str, tuple[tuple[bool, float], Row]] = {}
+        known: dict[str, tuple[tuple[bool, float], GpuStatistics]] = {}
         for broker in self.brokers:
             for row in broker.rows:
-                age = (broker.lost_for is not None, float(row.get("last_heard_seconds", 0.0)))
-                name = str(row.get("worker", "?"))
-                if name not in known or age < known[name][0]:
-                    known[name] = age, row
+                age = (broker.lost_for is not None, row.last_heard_seconds)
+                if row.worker not in known or age < known[row.worker][0]:
+                    known[row.worker] = age, row
         return known
 
 
@@ -67,12 +66,11 @@ def images_per_second(before: Look | None, now: Look) -> dict[str, float]:
     return {name: _grown(earlier.get(name), row) / (now.at - before.at) for name, row in now.workers().items()}
 
 
-def _grown(before: Row | None, now: Row) -> int:
-    images = int(now.get("total_images", 0))
-    same = before is not None and (before.get("host"), before.get("pid")) == (now.get("host"), now.get("pid"))
-    start = int(before.get("total_images", 0)) if before is not None and same else 0
-    # Process numbers come round again: totals only grow.
-    return images - start if images >= start else images
+def _grown(before: GpuStatistics | None, now: GpuStatistics) -> int:
+    same = before is not None and (before.host, before.pid) == (now.host, now.pid)
+    start = before.total_images if before is not None and same else 0
+    # Process numbers are reused: totals only grow.
+    return now.total_images - start if now.total_images >= start else now.total_images
 
 
 def as_json(before: Look | None, now: Look) -> dict[str, Any]:
@@ -83,24 +81,27 @@ def as_json(before: Look | None, now: Look) -> dict[str, Any]:
             "endpoint": broker.endpoint,
             "lost_for_seconds": broker.lost_for,
             "estimated_wait_seconds": broker.wait_seconds,
-            **{name: value for name, value in broker.statistics.items() if name != "per_gpu_stats"},
+            **_without_gpus(broker.statistics),
         }
         for broker in now.brokers
     ]
-    gpus = [{**row, "images_per_second": _rounded(rates.get(name))} for name, row in in_order(now.workers())]
+    gpus = [
+        {**to_builtins(row), "images_per_second": _rounded(rates.get(name))}
+        for name, row in in_order(now.workers())
+    ]
     return {"images_per_second": round(sum(rates.values()), 3), "brokers": brokers, "gpus": gpus}
+
+
+def _without_gpus(statistics: Statistics | None) -> dict[str, Any]:
+    plain: dict[str, Any] = {} if statistics is None else to_builtins(statistics)
+    plain.pop("per_gpu_stats", None)
+    return plain
 
 
 def _rounded(rate: float | None) -> float | None:
     return None if rate is None else round(rate, 3)
 
 
-def in_order(workers: Mapping[str, Row]) -> list[tuple[str, Row]]:
+def in_order(workers: Mapping[str, GpuStatistics]) -> list[tuple[str, GpuStatistics]]:
     """Return workers by host, GPU and name."""
-    return sorted(
-        workers.items(), key=lambda item: (str(item[1].get("host", "")), _gpu(item[1].get("gpu_id")), item[0])
-    )
-
-
-def _gpu(number: Any) -> tuple[int, str]:
-    return (number, "") if isinstance(number, int) else (0, str(number))
+    return sorted(workers.items(), key=lambda item: (item[1].host, item[1].gpu_id, item[0]))

@@ -4,11 +4,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 from imagegen_client.fleet import Broker, Look, images_per_second
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError
+from imagegen_protocol.statistics import Statistics
 
 RATE_SECONDS = 10.0
 """Over how long the images a second are counted: batches end in bursts, and totals come with heartbeats."""
@@ -23,7 +23,7 @@ class Watch:
         self._clock = clock
         self._clients = brokers
         self._heard = dict.fromkeys(brokers, clock())
-        self._said = {endpoint: Broker(endpoint, {}, 0.0) for endpoint in brokers}
+        self._said = {endpoint: Broker(endpoint, None, 0.0) for endpoint in brokers}
         self._looks: deque[Look] = deque()
         self.trends: dict[str, deque[float]] = {}
         """The images a second of each worker at the last looks."""
@@ -38,11 +38,11 @@ class Watch:
         """The look to compare it with: about `RATE_SECONDS` earlier, where there is one."""
         return self._looks[0] if len(self._looks) > 1 else None
 
-    def ask(self, patience: float) -> dict[str, Future[dict[str, Any]]]:
+    def ask(self, patience: float) -> dict[str, Future[Statistics]]:
         """Ask all brokers; the answers, for `take`, are there after `patience` seconds at the latest."""
         return {endpoint: client.request_stats(patience) for endpoint, client in self._clients.items()}
 
-    def take(self, answers: Mapping[str, Future[dict[str, Any]]]) -> None:
+    def take(self, answers: Mapping[str, Future[Statistics]]) -> None:
         """Make a look of the answers that are there; a broker without one is lost.
 
         Raises the `ImagegenError` of a broker that refuses us.

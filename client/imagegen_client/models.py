@@ -1,32 +1,36 @@
-"""What the fleet serves, as a broker's statistics tell it."""
+"""The models that the fleet serves, from a broker's statistics."""
 
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 
-def served(statistics: Mapping[str, Any]) -> list[dict[str, Any]]:
+from imagegen_protocol.statistics import GpuStatistics, Statistics
+
+
+def served(statistics: Statistics) -> list[dict[str, Any]]:
     """Return the models of a broker's statistics, the default first: `model`, `default`, `workers` and `takes`.
 
-    `takes` has what a model takes, as the protocol's capabilities have it; None where no worker has told yet.
+    `takes` is what a model accepts, as the protocol's traits have it; None until a worker has reported it.
     """
-    default = statistics.get("default_model")
-    gpus = statistics.get("per_gpu_stats", [])
-    capabilities = statistics.get("model_traits", {})
-    # The default may have no worker for now; it is waited for.
-    names = {*statistics.get("models", []), *([default] if default else [])}
+    default = statistics.default_model
+    # The default may have no worker for now; requests wait for one.
+    names = {*statistics.models, *([default] if default else [])}
     return [
         {
             "model": name,
             "default": name == default,
-            "workers": [_worker(gpu, name) for gpu in gpus if name in gpu.get("models", [])],
-            "takes": capabilities.get(name),
+            "workers": [_worker(gpu, name) for gpu in statistics.per_gpu_stats if name in gpu.models],
+            "takes": msgspec.to_builtins(statistics.model_traits.get(name)),
         }
         for name in sorted(names, key=lambda name: (name != default, name))
     ]
 
 
-def _worker(gpu: Mapping[str, Any], model: str) -> dict[str, Any]:
+def _worker(gpu: GpuStatistics, model: str) -> dict[str, Any]:
     return {
-        **{name: gpu.get(name) for name in ("worker", "host", "gpu_id", "state")},
-        "warm": model in gpu.get("warm_models", []),
+        "worker": gpu.worker,
+        "host": gpu.host,
+        "gpu_id": gpu.gpu_id,
+        "state": gpu.state,
+        "warm": model in gpu.warm_models,
     }

@@ -9,10 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-import msgpack
-
 from imagegen_client.core import ClientCore
-from imagegen_client.endpoints import check_endpoint
 from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
 from imagegen_client.models import served
@@ -22,8 +19,11 @@ from imagegen_client.result import GenerationResult
 from imagegen_client.tracing import Traces, end_with
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
+from imagegen_protocol.seeds import random_seed
+from imagegen_protocol.statistics import Statistics, from_msgpack
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -56,7 +56,9 @@ class Client:
         broker_key: str | Path | None = None,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
-        endpoints = [check_endpoint(endpoint) for endpoint in ([broker] if isinstance(broker, str) else broker)]
+        endpoints = [broker] if isinstance(broker, str) else list(broker)
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
         self._transport = Transport(core, read_dial_keys(key, broker_key))
         self._traces = None if tracer_provider is None else Traces(tracer_provider)
@@ -87,7 +89,7 @@ class Client:
         """
         key = secrets.token_bytes(ID_BYTES)
         signs = {"progress": progress, "preview": preview}
-        submit, seed, frames = build(prompt, options, request_id=key, seed=secrets.randbits(63), **signs)
+        submit, seed, frames = build(prompt, options, request_id=key, seed=random_seed(), **signs)
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
         if self._traces is not None:
             submit, span = self._traces.begin(submit)
@@ -157,10 +159,11 @@ class Client:
         own = {"prompt": item} if isinstance(item, str) else item
         return self.submit(**cast(Any, {**common, **own}))
 
-    def stats(self, timeout: float = 10.0) -> dict[str, Any]:
-        """Return the broker's statistics (what its HTTP `/stats` has in JSON).
+    def stats(self, timeout: float = 10.0) -> Statistics:
+        """Return the broker's statistics, as its HTTP `/stats` has them in JSON.
 
-        Raises `BrokerUnreachableError` when none came within `timeout` seconds.
+        A field is an attribute, `stats.num_gpus`, or an item, `stats["num_gpus"]`. Raises
+        `BrokerUnreachableError` if the broker does not answer within `timeout` seconds.
         """
         return self.request_stats(timeout).result()
 
@@ -171,7 +174,7 @@ class Client:
         """
         return served(self.stats(timeout))
 
-    def request_stats(self, timeout: float = 10.0) -> Future[dict[str, Any]]:
+    def request_stats(self, timeout: float = 10.0) -> Future[Statistics]:
         """Ask for the statistics and return at once; the future raises as `stats` does."""
         question = _Question()
         self._transport.ask(StatsAsked(secrets.token_bytes(ID_BYTES), timeout), question)
@@ -182,7 +185,7 @@ class _Question:
     """Waits for statistics."""
 
     def __init__(self) -> None:
-        self.future: Future[dict[str, Any]] = Future()
+        self.future: Future[Statistics] = Future()
         self.future.set_running_or_notify_cancel()
 
     def finish(self, outcome: Answer | ImagegenError) -> None:
@@ -190,19 +193,9 @@ class _Question:
             self.future.set_exception(outcome)
             return
         try:
-            self.future.set_result(_unpack_map(outcome.payload[0]))
+            self.future.set_result(from_msgpack(outcome.payload[0]))
         except ProtocolError as error:
             self.future.set_exception(error)
 
     def report(self, progress: messages.Progress, payload: Payload) -> None:
         raise AssertionError("statistics make no progress")
-
-
-def _unpack_map(frame: bytes | memoryview) -> dict[str, Any]:
-    try:
-        content = msgpack.unpackb(frame, raw=False)
-    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise ProtocolError(f"the statistics are not msgpack: {error}") from error
-    if not isinstance(content, dict):
-        raise ProtocolError(f"the statistics are a {type(content).__name__}, not a map")
-    return content

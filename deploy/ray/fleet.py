@@ -5,7 +5,6 @@
 Ray chooses the nodes and starts again what dies; this program says how many there are, and drains those that go.
 """
 
-import json
 import logging
 import signal
 import sys
@@ -21,6 +20,8 @@ import ray
 
 from deploy.ray import daemon
 from deploy.ray.scaling import Policy, Scaler, backlog_seconds, first_to_go, queue_depths
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.statistics import Statistics, from_json
 
 _log = logging.getLogger("imagegen.ray")
 _STATS_SECONDS = 5.0
@@ -76,7 +77,7 @@ class Fleet:
                 self._let_go(worker)
 
     def bring_to(self, target: int, depths: Mapping[str, int]) -> None:
-        """Start or drain workers until `target` stay; `depths`: the requests at each, by name."""
+        """Start or drain workers until `target` stay; `depths`: the images at each, by name."""
         staying = [worker for worker in self._workers if not worker.leaving]
         if len(staying) != target:
             _log.info("workers=%d target=%d", len(staying), target)
@@ -118,14 +119,14 @@ def _done(ref: ray.ObjectRef) -> bool:
     return bool(ray.wait([ref], timeout=0)[0])
 
 
-def ask(urls: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Return what each broker's /stats say; None if one does not answer, for then there may be more to do."""
+def ask(urls: Sequence[str]) -> list[Statistics] | None:
+    """Return the statistics of each broker; None if one does not answer: the backlog is not known then."""
     told = []
     for url in urls:
         try:
             with urllib.request.urlopen(url, timeout=_STATS_SECONDS) as answer:
-                told.append(json.load(answer))
-        except (OSError, ValueError) as error:
+                told.append(from_json(answer.read()))
+        except (OSError, ValueError, ProtocolError) as error:
             _log.warning("no statistics from %s: %s", url, error)
             return None
     return told

@@ -4,7 +4,9 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from imagegen_protocol.statistics import Statistics
 
 T = TypeVar("T")
 
@@ -48,22 +50,21 @@ class Scaler:
         return self._wanted[0][1]
 
 
-def backlog_seconds(statistics: Mapping[str, Any], model: str | None) -> float:
-    """Return the backlog that a broker's /stats tell, of one model or of all."""
-    rows = statistics["per_model_stats"]
-    return float(sum(row["backlog_seconds"] for row in rows if model is None or row["model"] == model))
+def backlog_seconds(statistics: Statistics, model: str | None) -> float:
+    """Return the backlog at a broker, of one model or of all."""
+    return sum(row.backlog_seconds for row in statistics.per_model_stats if model in (None, row.model))
 
 
-def queue_depths(statistics: Mapping[str, Any]) -> dict[str, int]:
-    """Return the requests at each worker that a broker's /stats tell, by the worker's name."""
-    return {row["worker"]: row["current_queue_depth"] for row in statistics["per_gpu_stats"]}
+def queue_depths(statistics: Statistics) -> dict[str, int]:
+    """Return the queue depth of each worker in images, by the worker's name."""
+    return {gpu.worker: gpu.current_queue_depth for gpu in statistics.per_gpu_stats}
 
 
 def first_to_go(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
     """Return `count` workers: those that wait for a GPU (depth None) first, then those with least to do."""
 
     def order(worker: T) -> tuple[bool, int]:
-        requests = depth[worker]
-        return requests is not None, requests or 0
+        images = depth[worker]
+        return images is not None, images or 0
 
     return sorted(workers, key=order)[:count]

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from imagegen_common.logs import log
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.parameters import http_field
 
 _log = logging.getLogger("imagegen.gateway")
 
@@ -81,16 +82,6 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-_PARAMS = {
-    "num_images": "n",
-    "width": "size",
-    "height": "size",
-    "quality": "output_compression",
-    "mask_image": "mask",
-    "inputs": "image",
-}
-"""Fields that have another name here than on the wire."""
-
 _STATUS: dict[str, tuple[int, float | None, bool]] = {
     "invalid_request": (422, None, False),
     "out_of_memory": (422, None, False),
@@ -116,7 +107,7 @@ def from_fleet(error: ImagegenError) -> ApiError:
     if error.code == "invalid_request":
         name, colon, rest = message.partition(":")
         if colon and name.isidentifier():
-            param = _PARAMS.get(name, name)
+            param = http_field(name)
             message = f"{param}:{rest}"
     if error.code == "model_not_found":
         param = "model"

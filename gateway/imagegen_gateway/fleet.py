@@ -5,9 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from imagegen_client import AsyncClient, BrokerUnreachableError
+from imagegen_client import AsyncClient, BrokerUnreachableError, Statistics
 from imagegen_gateway.config import Settings
 from imagegen_gateway.errors import ApiError
 
@@ -35,7 +34,7 @@ class Fleet:
         self._connections: dict[str, _Connection] = {}
         self._monitor = self._open()
         self._asked = 0.0
-        self._stats: asyncio.Future[dict[str, Any]] | None = None
+        self._stats: asyncio.Future[Statistics] | None = None
 
     def _open(self) -> AsyncClient:
         settings = self._settings
@@ -53,7 +52,7 @@ class Fleet:
             connection.uses -= 1
             connection.used = time.monotonic()
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> Statistics:
         """Return the broker's statistics, at most half a second old. Raises `BrokerUnreachableError`."""
         now = time.monotonic()
         if self._stats is None or (self._stats.done() and now - self._asked > STATS_SECONDS):
@@ -69,7 +68,7 @@ class Fleet:
             stats = await self.stats()
         except BrokerUnreachableError as error:
             raise ApiError(503, "broker_unreachable", error.message, retry_after=5) from error
-        if not stats["num_gpus"]:
+        if not stats.num_gpus:
             raise ApiError(503, "no_worker", "no worker is there now; ask again soon", retry_after=5)
 
     async def close_idle(self) -> None:

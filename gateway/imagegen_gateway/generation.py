@@ -1,20 +1,20 @@
 """Requests that are answered while their caller waits: in one piece, or as a stream."""
 
 import base64
-import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, aclosing
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT
 
-from imagegen_client import AsyncJob, GenerationResult, ImagegenError
+from imagegen_client import AsyncJob, GenerationResult
 from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
 from imagegen_gateway.core.limits import Refusal, refusal, with_defaults
 from imagegen_gateway.core.partials import Partials
-from imagegen_gateway.errors import ApiError, from_fleet, storage_failed
+from imagegen_gateway.errors import ApiError, storage_failed
 from imagegen_gateway.keys import Caller
 from imagegen_gateway.results import MEDIA_TYPES
 from imagegen_gateway.schemas import answers, streaming
@@ -57,11 +57,12 @@ async def answer(
         await services.fleet.require_workers()
         client = stack.enter_context(services.fleet.client(caller.id))
         wanted = how.partial_images or 0
-        job = client.submit(body.prompt, progress=bool(wanted), preview=bool(wanted), **{**asked, **inputs})
+        # A stream starts when a worker begins the request, which only progress reports.
+        job = client.submit(body.prompt, progress=bool(how.stream), preview=bool(wanted), **{**asked, **inputs})
         stack.callback(job.cancel)
         if how.stream:
             events = _events(job, kind, Partials(wanted))
-            return sse.EventStream(events, stack.pop_all().close)
+            return await sse.open_stream(request, events, stack.pop_all().close)
         try:
             result = await sse.unless_gone(request, job.result())
         except sse.HungUpError:
@@ -96,28 +97,31 @@ async def _whole(services: Services, request: Request, result: GenerationResult,
 
 
 async def _events(job: AsyncJob, kind: str, partials: Partials) -> sse.Events:
-    try:
-        if partials.wanted:
-            async with aclosing(job.progress()) as signs:
-                async for sign in signs:
-                    if sign.preview is None or (index := partials.pick(sign.step, sign.steps)) is None:
-                        continue
-                    name = f"{kind}.partial_image"
-                    jpeg = sign.preview.startswith(b"\xff\xd8")
-                    yield sse.event(
-                        name,
-                        streaming.PartialImage(
-                            type=name,
-                            b64_json=_text(sign.preview),
-                            created_at=int(time.time()),
-                            output_format="jpeg" if jpeg else "png",
-                            partial_image_index=index,
-                        ),
-                    )
-        result = await job.result()
-    except ImagegenError as error:
-        yield sse.event("error", json.dumps(from_fleet(error).body()))
-        return
+    """Yield a comment when a worker begins the request, then partial images, then the images.
+
+    Raises the `ImagegenError` that the request ends in. Workers check a request before they begin it.
+    """
+    begun = False
+    async with aclosing(job.progress()) as signs:
+        async for sign in signs:
+            if sign.state == "running" and not begun:
+                begun = True
+                yield KEEPALIVE_COMMENT
+            if sign.preview is None or (index := partials.pick(sign.step, sign.steps)) is None:
+                continue
+            name = f"{kind}.partial_image"
+            jpeg = sign.preview.startswith(b"\xff\xd8")
+            yield sse.event(
+                name,
+                streaming.PartialImage(
+                    type=name,
+                    b64_json=_text(sign.preview),
+                    created_at=int(time.time()),
+                    output_format="jpeg" if jpeg else "png",
+                    partial_image_index=index,
+                ),
+            )
+    result = await job.result()
     name = f"{kind}.completed"
     for index, data in enumerate(result.encoded):
         yield sse.event(

@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import httpcore2
 from prometheus_client.parser import text_string_to_metric_families
+
+from imagegen_client import GpuStatistics
 
 EVERY_SECONDS = 5.0
 PATIENCE_SECONDS = 2.0
@@ -29,7 +30,7 @@ class CardReadings:
         """Return what a worker told last: bytes, and degrees Celsius."""
         return self._told.get(worker, {})
 
-    def refresh(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def refresh(self, rows: Iterable[GpuStatistics]) -> None:
         """Begin to ask the workers of `per_gpu_stats`, unless that was done a moment ago."""
         now = time.monotonic()
         if self._asked is not None and now - self._asked < EVERY_SECONDS:
@@ -37,7 +38,7 @@ class CardReadings:
         if self._asking is not None and not self._asking.done():
             return
         self._asked = now
-        addresses = {str(row["worker"]): row["http"] for row in rows if row.get("http")}
+        addresses = {row.worker: row.http for row in rows if row.http}
         self._asking = asyncio.create_task(self._ask(addresses), name="card readings")
 
     async def close(self) -> None:

@@ -14,6 +14,15 @@ _DECODING = threading.Semaphore(2)
 """The largest mask takes a third of a gigabyte while it is turned."""
 
 
+def read_input(name: str, field: str, data: bytes, limits: Limits, *, sets_size: bool) -> bytes:
+    """Return the frame for an image parameter, checked. Raises `ApiError` that names the `field` of the API.
+
+    `sets_size`: the images that are generated have its size.
+    """
+    image = check_image(field, data, limits, bounded=sets_size)
+    return mask_image(image) if name == "mask_image" else image
+
+
 def check_image(field: str, data: bytes, limits: Limits, *, bounded: bool) -> bytes:
     """Return an image as it is; `bounded`: what is made will be of its size. Raises `ApiError`."""
     from PIL import Image

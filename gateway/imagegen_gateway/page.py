@@ -11,8 +11,11 @@ from zlib import crc32
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from msgspec import to_builtins
+from msgspec.json import encode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imagegen_client import Statistics
 from imagegen_client.fleet import Broker, Look, images_per_second, in_order
 from imagegen_client.fleet_watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
@@ -81,7 +84,7 @@ class Feed:
     def __init__(self) -> None:
         self._looks: deque[Look] = deque()
         self._trends: dict[str, deque[float]] = {}
-        self._statistics: dict[str, Any] = {}
+        self._statistics: Statistics | None = None
         self._readings = CardReadings()
         self._heard = time.monotonic()
         self._told = ""
@@ -119,7 +122,7 @@ class Feed:
             try:
                 self._statistics = await fleet.stats()
                 self._heard = time.monotonic()
-                self._readings.refresh(self._statistics["per_gpu_stats"])
+                self._readings.refresh(self._statistics.per_gpu_stats)
             except ImagegenError:
                 lost_for = time.monotonic() - self._heard
             self._remember(Look(time.monotonic(), (Broker("", self._statistics, lost_for),)))
@@ -146,15 +149,17 @@ class Feed:
 
     def _shown(self) -> dict[str, Any]:
         broker = self._looks[-1].brokers[0]
+        statistics = broker.statistics
+        traits = b"" if statistics is None else encode(statistics.model_traits)
         return {
             "lost_for_seconds": broker.lost_for,
             "estimated_wait_seconds": broker.wait_seconds,
-            **{name: broker.statistics.get(name) for name in _OF_BROKER},
+            **{name: None if statistics is None else to_builtins(statistics[name]) for name in _OF_BROKER},
             # With another mark there is news at /v1/models.
-            "models_mark": crc32(json.dumps(broker.statistics.get("model_traits")).encode()),
+            "models_mark": crc32(traits),
             "gpus": [
                 {
-                    **{field: row.get(field) for field in _OF_GPU},
+                    **{field: row[field] for field in _OF_GPU},
                     **self._readings.of(name),
                     "images_per_second": list(self._trends.get(name, ())),
                 }
@@ -179,11 +184,11 @@ async def index() -> Response:
 
 @router.get("/fleet/events")
 async def fleet_events(
-    services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
+    request: Request, services: TheServices, caller: TheCaller, feed: Annotated[Feed, Depends(_feed)]
 ) -> Response:
     """Tell how the fleet stands, once a second, with server-sent events."""
     close = services.open_stream(caller)
-    return sse.EventStream(feed.events(services.fleet, services.stopping), close)
+    return await sse.open_stream(request, feed.events(services.fleet, services.stopping), close)
 
 
 class _WithHeaders:

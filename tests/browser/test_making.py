@@ -97,6 +97,35 @@ def test_the_form_changes_with_the_model(page):
     expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
 
 
+def test_a_parameter_that_is_declared_has_its_field(page, gateway):
+    document = page.request.get(f"{gateway}/openapi.json").json()
+    new = {
+        "kind": "number", "listed": True, "choices_by_model": False, "description": "New.",
+        "minimum": 0, "maximum": 1,
+    }  # fmt: skip
+    declared = document["components"]["schemas"]["JobBody"]["x-parameters"]
+    declared += [{**new, "name": "rescale", "label": "Rescale", "group": "more"}]
+    declared += [{**new, "name": "tiled", "label": "Tiled", "kind": "boolean", "group": "main"}]
+    page.route("**/openapi.json", lambda route: route.fulfill(json=document))
+    taken = {"rescale": {"default": 0.25, "minimum": 0, "maximum": 0.5}, "tiled": {}}
+    serve_models(page, able={**ABLE, **taken}, plain=PLAIN)
+    page.get_by_text("More", exact=True).click()
+    rescale = page.get_by_label("Rescale")
+    expect(rescale).to_have_attribute("placeholder", "0.25")
+    rescale.fill("0.75")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_label("Prompt", exact=True).fill("a new star")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#problem")).to_have_text("Rescale: a number from 0 to 0.5.")
+    rescale.fill("0.5")
+    page.get_by_label("Tiled").select_option("yes")
+    with page.expect_request("**/v1/jobs") as sent:
+        page.get_by_role("button", name="Generate").click()
+    assert (sent.value.post_data_json["rescale"], sent.value.post_data_json["tiled"]) == (0.5, True)
+    page.get_by_label("Model").select_option("plain")
+    expect(rescale).to_be_hidden()
+
+
 def test_loras_are_chosen(page):
     serve_models(page, able=ABLE)
     page.get_by_text("More", exact=True).click()
@@ -155,7 +184,7 @@ def test_memory_and_temperature_show_where_they_are_told(page):
     page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(told)}\n\n"))
     page.reload()
     expect(page.locator(".gpu")).to_contain_text("3.0 of 80.0 GiB, 61 °C")
-    expect(page.get_by_label("2 running and 1 waiting, of 4")).to_be_visible()
+    expect(page.get_by_label("2 running and 1 waiting, of 4 images")).to_be_visible()
 
 
 def test_a_reload_shows_what_was_made_and_goes_on_with_what_is(page):
@@ -213,6 +242,13 @@ def test_what_is_wrong_is_said_at_its_field(page):
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text("Width: a multiple of 8 from 8 to 256.")
     expect(page.get_by_label("Width")).to_be_focused()
+    page.get_by_label("Width").fill("")
+    page.get_by_label("Height").fill("")
+    page.locator("#n").fill("2")
+    page.get_by_label("Seed").fill(str(2**53 - 1))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#problem")).to_have_text(f"Seed: a whole number from 0 to {2**53 - 2}.")
+    expect(page.get_by_label("Seed")).to_be_focused()
 
 
 def test_what_the_model_refuses_is_told(page):

@@ -59,7 +59,7 @@ def program(name):
 def command(*arguments, check=True, **options):
     """Run one of the project's commands to its end."""
     words = [program(arguments[0]), *arguments[1:]]
-    return subprocess.run(words, capture_output=True, text=True, timeout=150, check=check, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=check, **options)
 
 
 def bench(fleet, *arguments):

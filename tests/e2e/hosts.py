@@ -75,7 +75,7 @@ class Hosts:
     def run(self, host, *words):
         """Run `imagegen` on a host to its end."""
         words = [*self.network.enter(host), program("imagegen"), *words]
-        return subprocess.run(words, capture_output=True, text=True, timeout=150, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
 
     def wait(self, holds, what):
         self.fleet.wait_until(lambda: holds(self.gpus()), what)
@@ -92,5 +92,5 @@ class Hosts:
 
 def finished(process):
     """Wait for a burst and return what it says."""
-    said, _ = process.communicate(timeout=150)
+    said, _ = process.communicate(timeout=300)
     return json.loads(said)

@@ -168,7 +168,7 @@ def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load
         return not missing
 
     try:
-        wait_until(all_there, "data in every panel", timeout=60)
+        wait_until(all_there, "data in every panel")
     finally:
         print(*missing, sep="\n")
     assert set(asked.label_values("imagegen_worker_warm", "worker")) == set(WORKERS)

@@ -8,6 +8,7 @@ import msgpack
 import psutil
 import pytest
 import zmq
+from msgspec.structs import astuple
 
 from imagegen_protocol.messages import ClientMessage, WorkerMessage
 from tests.e2e.conftest import start_simulated
@@ -90,7 +91,7 @@ class Fuzzer:
 def is_empty(stats):
     """Whether nothing is left in a broker but its two workers and the client that asks."""
     idle = all(gpu["current_queue_depth"] == gpu["unacknowledged"] == 0 for gpu in stats["per_gpu_stats"])
-    left = (stats["clients"], stats["num_gpus"], *stats["requests"].values(), stats["held_bytes"])
+    left = (stats["clients"], stats["num_gpus"], *astuple(stats.requests), stats["held_bytes"])
     return idle and left == (1, 2, 0, 0, 0, 0)
 
 

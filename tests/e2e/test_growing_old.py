@@ -7,6 +7,7 @@ import msgpack
 import psutil
 import pytest
 import zmq
+from msgspec.structs import astuple
 
 from imagegen_client import Client
 from imagegen_protocol.keys import read_dial_keys
@@ -69,7 +70,7 @@ def test_memory_is_flat_over_two_thousand_requests(fleet, client, tiny_model):
 def is_empty(stats):
     """Whether nothing is left but the client that asks."""
     idle = all(gpu["current_queue_depth"] == gpu["unacknowledged"] == 0 for gpu in stats["per_gpu_stats"])
-    return idle and stats["clients"] == 1 and stats["held_bytes"] == 0 and not any(stats["requests"].values())
+    return idle and stats["clients"] == 1 and stats["held_bytes"] == 0 and not any(astuple(stats.requests))
 
 
 @pytest.fixture(params=["open", "with keys"])

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import asdict
 
 from imagegen_client import AsyncClient, Client, DeadlineExceededError
 from tests.e2e.conftest import SIMULATED, start_simulated
@@ -13,7 +14,7 @@ SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "3600", "--simula
 
 def held(client):
     """Requests at the broker, by state."""
-    return client.stats()["requests"]
+    return asdict(client.stats().requests)
 
 
 @pytest.fixture

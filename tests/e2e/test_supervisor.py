@@ -45,7 +45,7 @@ def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
     served = re.findall(r"metrics served address=(\S+) worker=(\S+)", (tmp_path / "logs" / "sim.log").read_text())
     assert sorted(worker for _, worker in served) == NAMES
     for address, worker in served:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             assert f'images_total{{gpu="{worker[-1]}",worker="{worker}"}} 10.0' in answer.read().decode()
 
 

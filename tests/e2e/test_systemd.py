@@ -87,7 +87,7 @@ def fleet(machine):
     """The machine, with a broker and two workers that are ready."""
     machine.run("systemctl", "start", BROKER, ONE, TWO, check=False)
     for unit in (BROKER, ONE, TWO):
-        machine.wait_until(unit, timeout=10, ActiveState="active")
+        machine.wait_until(unit, timeout=60, ActiveState="active")
     yield machine
     machine.run("sh", "-c", "rm -rf /run/systemd/system/imagegen-* /etc/imagegen/worker.env")
     machine.run("systemctl", "daemon-reload")
@@ -323,7 +323,7 @@ def test_the_gateway_is_back_after_a_kill_and_its_jobs_end(fleet):
     before = fleet.show(GATEWAY)["MainPID"]
     jobs = [over_http(fleet, "/v1/jobs", {"prompt": "x", "size": "64x64", "n": 16})["id"] for _ in range(4)]
     kill(fleet, GATEWAY, 9)
-    fleet.wait_until(GATEWAY, timeout=30, ActiveState="active", NRestarts="1")
+    fleet.wait_until(GATEWAY, timeout=60, ActiveState="active", NRestarts="1")
     assert fleet.show(GATEWAY)["MainPID"] != before
     for job in jobs:
         while (found := over_http(fleet, f"/v1/jobs/{job}"))["state"] in ("queued", "running"):

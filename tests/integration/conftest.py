@@ -29,7 +29,7 @@ def start_broker():
     def stop(server):
         thread = running.pop(server)
         server.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "the broker's loop did not end"
 
     start.stop = stop

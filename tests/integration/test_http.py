@@ -24,7 +24,7 @@ def web(start_broker):
 def fetch(url):
     """Return the status and the text."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

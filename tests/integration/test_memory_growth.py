@@ -17,7 +17,7 @@ from tests.raw import Peers, ready, result, submit
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 __all__ = ["one_thread"]
 
-LOOKS = (4, 10, 16, 22)
+LOOKS = (3, 7, 11, 15)
 """Rounds after which the objects are counted."""
 TOLERANCE = 20
 """Objects that may be more after dozens of requests, from one look to the next: the interpreter's own caches."""

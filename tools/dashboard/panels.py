@@ -165,7 +165,7 @@ FLEET = (
     ),
     Panel(
         "Queue depth by worker",
-        "Exact: listed by the worker, or on the way to it.",
+        "Images of the requests that the worker lists, or that are on the way to it.",
         "short",
         (_by("worker", "imagegen_broker_worker_queue_depth", "max"),),
     ),
@@ -267,7 +267,7 @@ GPU = (
             Query(f"max({_worker('gpu_utilization_ratio')})", "utilisation"),
         ),
     ),
-    Panel("Requests", "", "short", (_by("state", _worker("queue_depth")),), stacked=True),
+    Panel("Queue depth", "Images, by state.", "short", (_by("state", _worker("queue_depth")),), stacked=True),
     Panel(
         "Models",
         "Loaded; loads a second because a model was asked for, by outcome.",

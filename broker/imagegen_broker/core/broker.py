@@ -1,9 +1,6 @@
 """`BrokerCore`: messages and time go in, messages to send come out."""
 
 from collections import Counter
-from typing import Any
-
-import msgpack
 
 from imagegen_broker.core.backend import Backend
 from imagegen_broker.core.frontend import Frontend
@@ -31,6 +28,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerMessage,
 )
+from imagegen_protocol.statistics import Statistics, to_msgpack
 
 
 class BrokerCore:
@@ -56,7 +54,7 @@ class BrokerCore:
         """Take a client's message; `client_id` is its routing id."""
         self.frontend.handle(client_id, message, payload, now)
         if isinstance(message, StatsQuery):
-            body: bytes = msgpack.packb(self.statistics(now))
+            body = to_msgpack(self.statistics(now))
             self.ledger.send(ToClient(client_id, Stats(), [body]))
 
     def from_worker(
@@ -190,8 +188,8 @@ class BrokerCore:
 
     # ---- views ----------------------------------------------------------------------------------
 
-    def statistics(self, now: float) -> dict[str, Any]:
-        """Return what `/stats` shows, as plain values."""
+    def statistics(self, now: float) -> Statistics:
+        """Return the statistics."""
         return self.view(now).statistics()
 
     def view(self, now: float) -> View:

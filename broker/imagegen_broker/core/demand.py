@@ -4,11 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Self
+from math import isfinite
+from sys import float_info
+from typing import NamedTuple, Self
 
 from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.ledger import Ledger
 from imagegen_protocol.messages import Ready, WorkerStats
+from imagegen_protocol.statistics import ModelStatistics
 
 UNMEASURED_SECONDS = 1.0
 """Taken for a request for a model of which no worker has told its speed yet."""
@@ -27,7 +30,11 @@ class WorkerView(NamedTuple):
     state: str
     """One of "ready", where it takes work, "draining", "stuck" and "unreachable"."""
     depth: int
-    running: int
+    """Requests at the worker."""
+    load: int
+    """Images of these requests."""
+    running_images: int
+    """Those of them that are being generated."""
     holding: int
     dispatches: int
     warm: frozenset[str]
@@ -62,7 +69,7 @@ class _Supply(NamedTuple):
     seconds: float | None = None
 
 
-def demand(at: Demand) -> list[dict[str, Any]]:
+def demand(at: Demand) -> list[ModelStatistics]:
     """Return one row for each model that is, or lately was, served or waited for; seconds of device time.
 
     `unfinished` are the requests that wait here or are at workers, `backlog_seconds` the work that they are: each
@@ -73,7 +80,7 @@ def demand(at: Demand) -> list[dict[str, Any]]:
     for worker in at.workers:
         dispatched.update(dict(worker.needed))
     waited_for = dict(at.waiting)
-    rows: list[dict[str, Any]] = []
+    rows: list[ModelStatistics] = []
     for model in islice(dict.fromkeys((*supplies, *at.seen, *dispatched, *waited_for)), _MAX_MODELS):
         supply = supplies.get(model) or _Supply(seconds=at.seen.get(model))
         rows.append(_row(model or NO_MODEL, supply, waited_for.pop(model, 0), dispatched.get(model, 0)))
@@ -82,17 +89,18 @@ def demand(at: Demand) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(model: str, supply: _Supply, waiting: int, dispatched: int) -> dict[str, Any]:
+def _row(model: str, supply: _Supply, waiting: int, dispatched: int) -> ModelStatistics:
     unfinished = waiting + dispatched
-    return {
-        "model": model,
-        "workers": supply.workers,
-        "idle_workers": supply.idle,
-        "waiting": waiting,
-        "unfinished": unfinished,
-        "seconds_per_request": supply.seconds,
-        "backlog_seconds": unfinished * (supply.seconds or UNMEASURED_SECONDS),
-    }
+    seconds = supply.seconds if supply.seconds is not None and isfinite(supply.seconds) else None
+    return ModelStatistics(
+        model=model,
+        workers=supply.workers,
+        idle_workers=supply.idle,
+        waiting=waiting,
+        unfinished=unfinished,
+        seconds_per_request=seconds,
+        backlog_seconds=min(float_info.max, unfinished * (seconds or UNMEASURED_SECONDS)),
+    )
 
 
 def _supplies(workers: Sequence[WorkerView]) -> dict[str | None, _Supply]:

@@ -5,76 +5,92 @@ grows with the workers, not with the models of each.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from math import isfinite
+from sys import float_info
+
+from msgspec.structs import replace
 
 from imagegen_broker.core.demand import Demand, WorkerView, demand
 from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.records import State, Worker
+from imagegen_broker.core.records import Worker
+from imagegen_protocol.limits import MAX_JSON_INTEGER
+from imagegen_protocol.statistics import (
+    GpuStatistics,
+    Heartbeat,
+    Limits,
+    RequestCounts,
+    Statistics,
+    Totals,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What was so at one time; nothing in it changes any more."""
+    """The state of the broker at one time. Immutable."""
 
-    plain: dict[str, Any]
-    """The part of the statistics that is numbers and short words."""
+    plain: Statistics
+    """The statistics without those that need a pass over the models or the workers."""
     demand: Demand
 
-    def statistics(self) -> dict[str, Any]:
-        """Return the broker's statistics; times in seconds, sizes in bytes. Any thread may."""
+    def statistics(self) -> Statistics:
+        """Return the statistics. Thread-safe."""
         workers = sorted(self.demand.workers, key=lambda worker: worker.ready.name)
-        return self.plain | {
-            "models": sorted({model for worker in workers for model in worker.ready.models}),
-            "per_model_stats": demand(self.demand),
-            "per_gpu_stats": [_row(worker) for worker in workers],
-        }
+        return replace(
+            self.plain,
+            models=sorted({model for worker in workers for model in worker.ready.models}),
+            per_model_stats=demand(self.demand),
+            per_gpu_stats=[_row(worker) for worker in workers],
+        )
 
 
 def view(ledger: Ledger, started: float, now: float) -> View:
-    """Copy what is to be shown."""
-    counters = ledger.counters
+    """Copy the state that statistics show."""
+    settings = ledger.settings
     workers = [_view(worker, now) for worker in ledger.workers.values()]
     queued = len(ledger.queue)
     dispatched = sum(len(worker.assigned) for worker in ledger.workers.values())
-    plain = {
-        "strategy": ledger.settings.strategy,
-        "epoch": ledger.settings.epoch.hex(),
-        "version": ledger.settings.version,
-        "heartbeat": {"interval_seconds": ledger.settings.interval, "liveness": ledger.settings.liveness},
-        "uptime_seconds": round(now - started, 3),
-        "default_model": ledger.default_model,
-        "model_traits": ledger.capabilities.told(ledger.workers.values()),
-        "num_gpus": len(workers),
-        "clients": len(ledger.clients),
-        "held_clients": ledger.queue.held_clients,
-        "requests": {
-            State.QUEUED.value: queued,
-            State.DISPATCHED.value: dispatched,
-            State.DELIVERED.value: len(ledger.requests) - queued - dispatched,
-        },
-        "queued_requests": queued,
-        "held_bytes": ledger.bytes,
-        "limits": {"requests": ledger.settings.max_requests, "bytes": ledger.settings.max_bytes},
-        "answers_per_second": round(ledger.rate.per_second, 3),
-        "totals": {
-            "accepted": counters.accepted,
-            "acknowledged": counters.acknowledged,
-            "abandoned": counters.abandoned,
-            "dispatched": counters.dispatched,
-            "attached": counters.attached,
-            "resent": counters.resent,
-            "workers_registered": counters.workers_registered,
-            "workers_lost": counters.workers_lost,
-            "workers_stuck": counters.workers_stuck,
-            "clients_lost": counters.clients_lost,
-            "malformed": counters.malformed,
-            "dropped": counters.dropped,
-            "answered": dict(counters.answered),
-            "rejected": dict(counters.rejected),
-            "requeued": dict(counters.requeued),
-        },
-    }
+    plain = Statistics(
+        strategy=settings.strategy,
+        epoch=settings.epoch.hex(),
+        version=settings.version,
+        heartbeat=Heartbeat(interval_seconds=settings.interval, liveness=settings.liveness),
+        uptime_seconds=round(now - started, 3),
+        default_model=ledger.default_model,
+        model_traits=ledger.capabilities.told(ledger.workers.values()),
+        num_gpus=len(workers),
+        clients=len(ledger.clients),
+        held_clients=ledger.queue.held_clients,
+        requests=RequestCounts(
+            queued=queued, dispatched=dispatched, delivered=len(ledger.requests) - queued - dispatched
+        ),
+        queued_requests=queued,
+        held_bytes=ledger.bytes,
+        limits=Limits(requests=settings.max_requests, bytes=settings.max_bytes),
+        answers_per_second=round(ledger.rate.per_second, 3),
+        totals=_totals(ledger),
+    )
     return View(plain=plain, demand=Demand.of(ledger, workers))
+
+
+def _totals(ledger: Ledger) -> Totals:
+    counters = ledger.counters
+    return Totals(
+        accepted=counters.accepted,
+        acknowledged=counters.acknowledged,
+        abandoned=counters.abandoned,
+        dispatched=counters.dispatched,
+        attached=counters.attached,
+        resent=counters.resent,
+        workers_registered=counters.workers_registered,
+        workers_lost=counters.workers_lost,
+        workers_stuck=counters.workers_stuck,
+        clients_lost=counters.clients_lost,
+        malformed=counters.malformed,
+        dropped=counters.dropped,
+        answered=dict(counters.answered),
+        rejected=dict(counters.rejected),
+        requeued=dict(counters.requeued),
+    )
 
 
 def status(ledger: Ledger) -> str:
@@ -104,8 +120,9 @@ def _view(worker: Worker, now: float) -> WorkerView:
         worker.ready,
         worker.stats,
         _state(worker),
-        len(worker.assigned) + len(worker.others),
-        len(worker.running),
+        worker.depth,
+        worker.load,
+        worker.images_begun() if worker.begun else 0,
         len(worker.holding),
         worker.dispatches,
         worker.warm,
@@ -116,38 +133,48 @@ def _view(worker: Worker, now: float) -> WorkerView:
     )
 
 
-def _row(worker: WorkerView) -> dict[str, Any]:
+def _row(worker: WorkerView) -> GpuStatistics:
     ready, stats = worker.ready, worker.stats
-    batches = stats.total_batches
+    batches, batched = _count(stats.total_batches), _count(stats.total_batched_requests)
     loaded = worker.warm.union(model for model, _ in worker.needed)
-    return {
-        "gpu_id": ready.gpu_id,
-        "gpu_uuid": ready.gpu_uuid,
-        "worker": ready.name,
-        "host": ready.host,
-        "pid": ready.pid,
-        "version": ready.version,
-        "http": ready.http,
-        "device": ready.device,
-        "backend": ready.backend,
-        "batching": ready.batching,
-        "models": list(ready.models),
-        "warm_models": [model for model in ready.models if model in loaded] if worker.warm else list(ready.models),
-        "state": worker.state,
-        "current_queue_depth": worker.depth,
-        "running": worker.running,
-        "unacknowledged": worker.holding,
-        "capacity": ready.capacity,
-        "max_batch_size": ready.max_batch_size,
-        "dispatched": worker.dispatches,
-        "total_requests": stats.total_requests,
-        "total_failed": stats.total_failed,
-        "total_batches": batches,
-        "total_batched_requests": stats.total_batched_requests,
-        "avg_batch_size": round(stats.total_batched_requests / batches, 3) if batches else 0.0,
-        "total_images": stats.total_images,
-        "busy_seconds": round(stats.busy_seconds, 3),
-        "seconds_per_image": worker.seconds_per_image,
-        "step_age_seconds": worker.step_age,
-        "last_heard_seconds": round(worker.silent_seconds, 3),
-    }
+    return GpuStatistics(
+        gpu_id=ready.gpu_id,
+        gpu_uuid=ready.gpu_uuid,
+        worker=ready.name,
+        host=ready.host,
+        pid=_count(ready.pid),
+        version=ready.version,
+        http=ready.http,
+        device=ready.device,
+        backend=ready.backend,
+        batching=ready.batching,
+        models=list(ready.models),
+        warm_models=[model for model in ready.models if model in loaded] if worker.warm else list(ready.models),
+        state=worker.state,
+        current_queue_depth=worker.load,
+        running=worker.running_images,
+        unacknowledged=worker.holding,
+        capacity=ready.capacity,
+        max_batch_size=ready.max_batch_size,
+        dispatched=worker.dispatches,
+        total_requests=_count(stats.total_requests),
+        total_failed=_count(stats.total_failed),
+        total_batches=batches,
+        total_batched_requests=batched,
+        avg_batch_size=round(batched / batches, 3) if batches else 0.0,
+        total_images=_count(stats.total_images),
+        busy_seconds=round(stats.busy_seconds, 3) if isfinite(stats.busy_seconds) else float_info.max,
+        seconds_per_image=_finite(worker.seconds_per_image),
+        step_age_seconds=_finite(worker.step_age),
+        last_heard_seconds=round(worker.silent_seconds, 3),
+    )
+
+
+def _count(reported: int) -> int:
+    """Return a count that a worker reported, as far as every JSON reader reads it exactly."""
+    return min(reported, MAX_JSON_INTEGER)
+
+
+def _finite(reported: float | None) -> float | None:
+    """Return seconds that a worker reported; None if they are not finite, which JSON can't express."""
+    return reported if reported is not None and isfinite(reported) else None

@@ -1,11 +1,11 @@
 """`imagegen stats`: what the broker knows of its fleet."""
 
-import json
 from typing import Unpack
 
 import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
+from imagegen_protocol.statistics import to_json
 
 
 @click.command("stats")
@@ -23,7 +23,7 @@ def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     with open_client(connection) as client:
         statistics = client.stats(connection["connect_timeout"])
     if as_json:
-        click.echo(json.dumps(statistics, indent=2, ensure_ascii=False))
+        click.echo(to_json(statistics))
         return
     from rich.console import Console
 

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from imagegen_cli.dashboard.marks import load_bar, sparkline
-from imagegen_client.fleet import Row
+from imagegen_protocol.statistics import GpuStatistics
 
 STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red", "gone": "red"}
 GAP = 2
@@ -19,7 +19,7 @@ _TREND_WIDTH = 12
 class Gpu:
     """What a line of the table is about."""
 
-    row: Row
+    row: GpuStatistics
     rate: float | None
     """Images a second."""
     trend: Sequence[float]
@@ -34,11 +34,11 @@ class Gpu:
         """What the broker says of it."""
         if self.gone:
             return "gone"
-        return "no news" if self.unheard else str(self.row.get("state", "?"))
+        return "no news" if self.unheard else self.row.state
 
     def text(self, name: str, form: str = "") -> Text:
-        """Return a number or a name of the statistics; a dash for what is not told."""
-        value = self.row.get(name)
+        """Return a number or a name of the statistics; a dash for None."""
+        value = getattr(self.row, name)
         return Text("-" if value is None else format(value, form))
 
 
@@ -62,20 +62,20 @@ class Column:
 def _load(gpu: Gpu) -> Text:
     if gpu.gone:
         return Text("-")
-    depth, capacity = int(gpu.row.get("current_queue_depth", 0)), int(gpu.row.get("capacity", 0))
-    bar = load_bar(int(gpu.row.get("running", 0)), depth, capacity, _BAR_WIDTH)
+    depth, capacity = gpu.row.current_queue_depth, gpu.row.capacity
+    bar = load_bar(gpu.row.running, depth, capacity, _BAR_WIDTH)
     return bar.append(f" {depth}/{capacity}", style="")
 
 
 def _models(gpu: Gpu) -> Text:
-    models = gpu.row.get("models", [])
+    models = gpu.row.models
     more = f" +{len(models) - 1}" if len(models) > 1 else ""
     return Text(f"{models[0]}{more}" if models else "-")
 
 
 def _failed(gpu: Gpu) -> Text:
     text = gpu.text("total_failed")
-    text.stylize("red" if gpu.row.get("total_failed") else "")
+    text.stylize("red" if gpu.row.total_failed else "")
     return text
 
 

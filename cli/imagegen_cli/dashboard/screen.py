@@ -9,7 +9,7 @@ from rich.text import Text
 from imagegen_cli.dashboard.columns import GAP, Gpu, fitting
 from imagegen_cli.dashboard.marks import sparkline
 from imagegen_cli.durations import clock, roughly
-from imagegen_client.fleet import Broker, Look, Row, images_per_second, in_order
+from imagegen_client.fleet import Broker, Look, images_per_second, in_order
 
 Trends = Mapping[str, Sequence[float]]
 """The images a second of each worker at the last looks, the newest at the end."""
@@ -50,7 +50,7 @@ def _gpus(before: Look | None, now: Look, trends: Trends) -> list[Gpu]:
     most = max((rate for trend in trends.values() for rate in trend), default=0.0)
     workers = now.workers()
     gone = {name: row for name, row in (before.workers() if before else {}).items() if name not in workers}
-    rows: list[tuple[str, Row]] = in_order({**workers, **gone})
+    rows = in_order({**workers, **gone})
     unheard = now.unheard()
     return [
         Gpu(
@@ -71,28 +71,28 @@ def _title(hint: str, width: int) -> Text:
 
 
 def _broker_line(broker: Broker, width: int) -> Text:
-    if broker.lost_for is not None:
-        words = f"lost for {roughly(broker.lost_for)}" if broker.statistics else "no answer yet"
+    said = broker.statistics
+    if said is None or broker.lost_for is not None:
+        words = "no answer yet" if said is None else f"lost for {roughly(broker.lost_for or 0.0)}"
         head = Text.assemble(("○ ", "red"), (broker.endpoint, "bold red"))
         return _line(head, [f"{words}; asking again"], width)
-    said = broker.statistics
     wait = broker.wait_seconds
     pieces = [
-        f"queued {said.get('queued_requests', 0)}",
-        f"{said.get('answers_per_second', 0.0):.1f} answers/s",
+        f"queued {said.queued_requests}",
+        f"{said.answers_per_second:.1f} answers/s",
         "wait unknown" if wait is None else f"wait about {roughly(wait)}" if wait else "no wait",
-        f"clients {said.get('clients', 0)}",
-        str(said.get("strategy", "?")),
-        f"up {clock(said.get('uptime_seconds', 0.0))}",
+        f"clients {said.clients}",
+        said.strategy,
+        f"up {clock(said.uptime_seconds)}",
     ]
     return _line(Text.assemble(("● ", "green"), (broker.endpoint, "bold")), pieces, width)
 
 
 def _fleet_line(gpus: Sequence[Gpu], trends: Trends, width: int) -> Text:
     there = [gpu for gpu in gpus if not gpu.gone]
-    taken = sum(int(gpu.row.get("current_queue_depth", 0)) for gpu in there)
-    places = sum(int(gpu.row.get("capacity", 0)) for gpu in there)
-    pieces = [f"{taken} of {places} places taken"]
+    load = sum(gpu.row.current_queue_depth for gpu in there)
+    capacity = sum(gpu.row.capacity for gpu in there)
+    pieces = [f"load {load} of {capacity} images"]
     if unready := sum(gpu.state != "ready" for gpu in there):
         pieces.append(f"{unready} not ready")
     rate = sum(gpu.rate or 0.0 for gpu in there)

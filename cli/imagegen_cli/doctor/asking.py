@@ -1,5 +1,6 @@
 """Ask the brokers, all at once, and find out why one does not answer."""
 
+import re
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
@@ -15,6 +15,8 @@ from urllib.request import ProxyHandler, build_opener
 from imagegen_cli.doctor.fleet import BrokerFacts, HttpFacts, Silence
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
+from imagegen_protocol.endpoints import parse_endpoint
+from imagegen_protocol.statistics import Statistics
 
 _PROBE_SECONDS = 3.0
 
@@ -27,7 +29,7 @@ def ask_brokers(
     Raises `KeyFileError` for key files that can't be used.
     """
     with ExitStack() as stack:
-        asked: list[tuple[str, Future[dict[str, Any]]]] = []
+        asked: list[tuple[str, Future[Statistics]]] = []
         for endpoint in endpoints:
             client = Client(endpoint, connect_timeout=timeout, key=key, broker_key=broker_key)
             asked.append((endpoint, stack.enter_context(client).request_stats(timeout)))
@@ -38,7 +40,7 @@ def ask_brokers(
     return [probed.get(facts.endpoint, facts) for facts in answers]
 
 
-def _answer(endpoint: str, future: "Future[dict[str, Any]]", timeout: float) -> BrokerFacts:
+def _answer(endpoint: str, future: "Future[Statistics]", timeout: float) -> BrokerFacts:
     try:
         return BrokerFacts(endpoint, future.result())
     except BrokerUnreachableError as error:
@@ -53,14 +55,15 @@ def probe(facts: BrokerFacts, timeout: float) -> BrokerFacts:
     return replace(facts, silence=silence, reason=reason)
 
 
-def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:
+def _connect(text: str, timeout: float) -> tuple[Silence, str]:
+    endpoint = parse_endpoint(text)
     try:
-        if endpoint.startswith("ipc://"):
+        if endpoint.path:
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(timeout)
-                peer.connect(endpoint.removeprefix("ipc://"))
+                peer.connect(re.sub("^@", "\0", endpoint.path))  # ZeroMQ's @ is an abstract address
         else:
-            socket.create_connection(host_and_port(endpoint), timeout).close()
+            socket.create_connection((endpoint.host, endpoint.port), timeout).close()
     except (ConnectionRefusedError, FileNotFoundError):
         return "refused", ""
     except socket.gaierror as error:
@@ -68,12 +71,6 @@ def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:
     except OSError as error:
         return "no way", error.strerror or str(error)
     return "open", ""
-
-
-def host_and_port(endpoint: str) -> tuple[str, int]:
-    """Return the host, without brackets, and the port of a `tcp://` endpoint."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def is_here(host: str) -> bool:

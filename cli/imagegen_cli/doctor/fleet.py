@@ -1,14 +1,15 @@
 """Is the fleet well? Pure checks of what the brokers answered."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from imagegen_cli.doctor.findings import Finding, ok, problem, warning
 from imagegen_cli.durations import clock, roughly
 from imagegen_protocol import UnauthorizedError
 from imagegen_protocol.handshake import BROKEN_WITH_KEYS, BROKEN_WITHOUT_KEYS, KEYS_UNCHECKED, OTHER_SECURITY
+from imagegen_protocol.statistics import GpuStatistics, Heartbeat, Statistics
 
 Silence = Literal["refused", "unknown host", "no way", "open"]
 """What a plain connection to a broker that does not answer comes to."""
@@ -37,7 +38,7 @@ class BrokerFacts:
     """
 
     endpoint: str
-    statistics: Mapping[str, Any] | None = None
+    statistics: Statistics | None = None
     refusal: str = ""
     code: str = ""
     suspicion: str = ""
@@ -47,9 +48,9 @@ class BrokerFacts:
     seconds: float = 0.0
 
     @property
-    def workers(self) -> Sequence[Mapping[str, Any]]:
-        """What the broker knows of each worker."""
-        return () if self.statistics is None else self.statistics.get("per_gpu_stats", ())
+    def workers(self) -> Sequence[GpuStatistics]:
+        """The workers of the broker."""
+        return () if self.statistics is None else self.statistics.per_gpu_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def check_broker(facts: BrokerFacts) -> Finding:
     """Say whether a broker answers."""
     check, endpoint = "broker", facts.endpoint
     if facts.statistics is not None:
-        up, count = clock(facts.statistics.get("uptime_seconds", 0)), len(facts.workers)
+        up, count = clock(facts.statistics.uptime_seconds), len(facts.workers)
         return ok(check, f"{endpoint} answers: up {up}, {count} worker{'s' if count != 1 else ''}")
     if facts.refusal:
         reason = facts.refusal.removeprefix(f"{endpoint}: ")
@@ -111,30 +112,29 @@ def check_workers(facts: BrokerFacts) -> Iterator[Finding]:
         remedy = "start one: imagegen-worker --broker with the broker's backend (port 5556); its log says why not"
         yield problem("worker", f"{facts.endpoint} has no worker: requests wait", remedy)
     for worker in facts.workers:
-        yield _worker(worker, facts.statistics.get("heartbeat", {}))
-    if lost := facts.statistics.get("totals", {}).get("workers_lost", 0):
-        since = clock(facts.statistics.get("uptime_seconds", 0))
+        yield _worker(worker, facts.statistics.heartbeat)
+    if lost := facts.statistics.totals.workers_lost:
+        since = clock(facts.statistics.uptime_seconds)
         words = f"{facts.endpoint} has lost {lost} worker{'s' if lost != 1 else ''} in the {since} that it is up"
         yield warning("worker", words, "see the broker's log for which, and the log of that worker for why")
 
 
-def _worker(worker: Mapping[str, Any], heartbeat: Mapping[str, Any]) -> Finding:
-    name = f"{worker.get('worker', '?')} ({worker.get('host', '?')}, GPU {worker.get('gpu_id', '?')})"
-    age: float = worker.get("last_heard_seconds", 0.0)
-    interval: float = heartbeat.get("interval_seconds", 1.0)
-    if worker.get("state") == "stuck":
-        step = roughly(worker.get("step_age_seconds") or 0.0)
+def _worker(worker: GpuStatistics, heartbeat: Heartbeat) -> Finding:
+    name = f"{worker.worker} ({worker.host}, GPU {worker.gpu_id})"
+    age, interval = worker.last_heard_seconds, heartbeat.interval_seconds
+    if worker.state == "stuck":
+        step = roughly(worker.step_age_seconds or 0.0)
         remedy = "see nvidia-smi and dmesg there; if the worker does not end by itself (--step-timeout), kill it"
         return problem("worker", f"{name} is stuck: its step has run for {step}", remedy)
-    if worker.get("state") == "unreachable":
+    if worker.state == "unreachable":
         remedy = "check the worker's process and the network between them"
         return problem("worker", f"{name} can't be reached by its broker; last word {roughly(age)} ago", remedy)
     if age > _MISSED_HEARTBEATS * interval:
         words = f"{name}: last word {roughly(age)} ago, {int(age / interval)} heartbeats are missing"
-        dead = interval * heartbeat.get("liveness", 1)
+        dead = interval * heartbeat.liveness
         remedy = f"see whether its process lives and its host is busy; after {dead:.3g} s it counts as dead"
         return warning("worker", words, remedy)
-    if worker.get("state") == "draining":
+    if worker.state == "draining":
         return warning("worker", f"{name} is draining", "nothing, if that was wanted; else start it again")
     return ok("worker", f"{name}: last word {roughly(age)} ago")
 
@@ -143,9 +143,9 @@ def check_models(facts: BrokerFacts) -> Iterator[Finding]:
     """Yield what is wrong with the models of a broker, or the one line that says which it serves."""
     if facts.statistics is None:
         return
-    default = facts.statistics.get("default_model")
-    rows = {row["model"]: row for row in facts.statistics.get("per_model_stats", ())}
-    unserved = {name: row.get("unfinished", 0) for name, row in rows.items() if not row.get("workers")}
+    default = facts.statistics.default_model
+    rows = {row.model: row for row in facts.statistics.per_model_stats}
+    unserved = {name: row.unfinished for name, row in rows.items() if not row.workers}
     if default is not None and default not in rows:
         unserved[default] = 0
     remedy = "start a worker that serves it (imagegen-worker --model)"
@@ -169,12 +169,12 @@ def check_versions(brokers: Sequence[BrokerFacts], own: str) -> Finding:
     who: defaultdict[str, list[str]] = defaultdict(list)
     who[own].append("this client")
     for facts in brokers:
-        if facts.statistics is not None and facts.statistics.get("version"):
-            who[facts.statistics["version"]].append(facts.endpoint)
-    workers = {worker.get("worker", "?"): worker for facts in brokers for worker in facts.workers}
+        if facts.statistics is not None and facts.statistics.version:
+            who[facts.statistics.version].append(facts.endpoint)
+    workers = {worker.worker: worker for facts in brokers for worker in facts.workers}
     for name, worker in workers.items():
-        if worker.get("version"):
-            who[worker["version"]].append(name)
+        if worker.version:
+            who[worker.version].append(name)
     told = "; ".join(f"{version}: {', '.join(names)}" for version, names in sorted(who.items()))
     if len(who) > 1:
         remedy = "bring all to one version (docs/operations.md, Upgrade)"

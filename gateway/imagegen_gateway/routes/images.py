@@ -8,9 +8,10 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from imagegen_gateway.access import TheCaller, TheServices
 from imagegen_gateway.errors import ApiError, responses
 from imagegen_gateway.generation import answer
-from imagegen_gateway.input_images import check_image, mask_image
+from imagegen_gateway.input_images import read_input
 from imagegen_gateway.schemas.answers import Images
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody
+from imagegen_protocol.parameters import IMAGE_PARAMETERS
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -40,12 +41,17 @@ async def edit(
     caller: TheCaller,
 ) -> Response:
     """Start from an image; with a mask, only what it marks is made anew. Hanging up cancels."""
-    bounded = body.size in (None, "auto")
-    image = check_image("image", await _image(body).read(), caller.limits, bounded=bounded)
-    inputs = {"image": image}
-    if body.mask is not None:
-        mask = check_image("mask", await body.mask.read(), caller.limits, bounded=False)
-        inputs["mask_image"] = await asyncio.to_thread(mask_image, mask)
+    files = {"image": _image(body)}
+    for name, parameter in IMAGE_PARAMETERS.items():
+        file = getattr(body, parameter.http_name, None)
+        if file is not None:
+            files.setdefault(name, file)
+    inputs = {}
+    for name, file in files.items():
+        sets_size = name == "image" and body.size in (None, "auto")
+        field = IMAGE_PARAMETERS[name].http_name
+        data = await file.read()
+        inputs[name] = await asyncio.to_thread(read_input, name, field, data, caller.limits, sets_size=sets_size)
     return await answer(services, caller, request, body, body, inputs, "image_edit")
 
 

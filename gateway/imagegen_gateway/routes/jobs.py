@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-import secrets
+import json
 import time
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from imagegen_gateway.access import TheCaller, TheServices, base_url
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.errors import ApiError, not_found, responses, storage_failed
 from imagegen_gateway.generation import allowed_options
-from imagegen_gateway.input_images import check_image, decode_base64, mask_image
+from imagegen_gateway.input_images import decode_base64, read_input
 from imagegen_gateway.jobs.live import Live
 from imagegen_gateway.jobs.store import Job
 from imagegen_gateway.jobs.view import show, show_event
@@ -21,7 +21,9 @@ from imagegen_gateway.keys import Caller
 from imagegen_gateway.schemas import answers
 from imagegen_gateway.schemas.requests import JobBody, Page
 from imagegen_gateway.services import Services
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
+from imagegen_protocol.seeds import random_seed
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -32,8 +34,6 @@ IdempotencyKey = Annotated[
         min_length=1, max_length=255, description="The same key gives the same job back, however often it is sent."
     ),
 ]
-_IN_HEADER = ("model", "priority", "timeout_seconds")
-"""Options that are no part of a request's body on the wire."""
 
 
 @router.post(
@@ -54,7 +54,9 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> answers.Job:
     """Take a job in: it is kept before this answers, and ends however often the gateway dies."""
-    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    # Without absent fields: a gateway of another version, which has other parameters, gets the same.
+    said = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()
     job = await _known(services, caller, idempotency_key, fingerprint)
     if job is None:
         services.admit(caller)
@@ -108,15 +110,15 @@ async def cancel(job_id: JobId, services: TheServices, caller: TheCaller) -> ans
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "Events `queued`, `running`, then `done`; the data is the job, with `preview`.",
         },
-        **responses(401, 403, 404, 422, 429),
+        **responses(401, 403, 404, 422, 429, 503),
     },
     summary="Follow a job",
 )
-async def events(job_id: JobId, services: TheServices, caller: TheCaller) -> Response:
+async def events(job_id: JobId, request: Request, services: TheServices, caller: TheCaller) -> Response:
     """Follow a job with server-sent events until it has ended; whoever comes late begins with how it stands."""
     job = await _own(services, caller, job_id)
     close = services.open_stream(caller)
-    return sse.EventStream(_events(services, job, services.runner.live(job.id)), close)
+    return await sse.open_stream(request, _events(services, job, services.runner.live(job.id)), close)
 
 
 async def _events(services: Services, job: Job, live: Live | None) -> sse.Events:
@@ -159,7 +161,7 @@ async def _take_in(
 ) -> Job | None:
     """Check a job and keep it; None if its `idempotency_key` is taken meanwhile."""
     asked = allowed_options(services, caller, body)
-    asked.setdefault("seed", secrets.randbits(63))
+    asked.setdefault("seed", random_seed())
     if body.webhook_url is not None:
         try:
             check_webhook_url(body.webhook_url, services.settings.webhook_networks)
@@ -193,18 +195,17 @@ async def _take_in(
 
 def _inputs(body: JobBody, caller: Caller) -> dict[str, bytes]:
     found = {}
-    if body.image is not None:
-        bounded = body.size in (None, "auto")
-        found["image"] = check_image("image", decode_base64("image", body.image), caller.limits, bounded=bounded)
-    if body.mask is not None:
-        mask = check_image("mask", decode_base64("mask", body.mask), caller.limits, bounded=False)
-        found["mask_image"] = mask_image(mask)
+    for name, parameter in IMAGE_PARAMETERS.items():
+        field = parameter.http_name
+        if (text := getattr(body, field, None)) is not None:
+            sets_size = name == "image" and body.size in (None, "auto")
+            found[name] = read_input(name, field, decode_base64(field, text), caller.limits, sets_size=sets_size)
     return found
 
 
 def _check(prompt: str, asked: dict[str, Any], inputs: list[str]) -> None:
     """Raise `InvalidRequestError` for what any worker would refuse: now, while somebody hears it."""
-    fields = {name: value for name, value in asked.items() if name not in _IN_HEADER}
+    fields = {name: value for name, value in asked.items() if name not in HEADER_PARAMETERS}
     if inputs:
         fields["inputs"] = inputs
     make_request(prompt=prompt, **fields)

@@ -14,11 +14,11 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 async def list_models(services: TheServices, caller: TheCaller) -> Models:
     """List the models that workers serve and the key may use, with the ranges and defaults of each."""
     statistics = await services.fleet.stats()
-    capabilities = statistics.get("model_traits", {})
+    capabilities = statistics.model_traits
     limits = caller.limits
-    default = limits.models[0] if limits.models else statistics["default_model"]
+    default = limits.models[0] if limits.models else statistics.default_model
     models = []
-    for name in statistics["models"]:
+    for name in statistics.models:
         if limits.models is not None and name not in limits.models:
             continue
         told = None

@@ -7,15 +7,26 @@ from prometheus_client.exposition import choose_encoder
 from imagegen_client import ImagegenError
 from imagegen_gateway.access import TheCaller, TheServices
 from imagegen_gateway.errors import responses
-from imagegen_gateway.schemas.answers import Statistics
+from imagegen_protocol.statistics import to_json
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/stats", responses=responses(401, 403, 503), summary="The broker's statistics")
-async def stats(services: TheServices, caller: TheCaller) -> Statistics:
-    """Return what the broker's own `/stats` has, at most half a second old."""
-    return await services.fleet.stats()
+@router.get(
+    "/stats",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"application/json": {"schema": {"type": "object"}}},
+            "description": "The statistics, as `docs/stats.schema.json` describes them.",
+        },
+        **responses(401, 403, 503),
+    },
+    summary="The broker's statistics",
+)
+async def stats(services: TheServices, caller: TheCaller) -> Response:
+    """Return the content of the broker's own `/stats`, at most half a second old."""
+    return Response(to_json(await services.fleet.stats()), media_type="application/json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="The gateway's metrics")
@@ -44,6 +55,6 @@ async def readyz(services: TheServices, response: Response) -> Response:
         found = await services.fleet.stats()
     except ImagegenError as error:
         return PlainTextResponse(f"{error.message}\n", 503)
-    if not found["num_gpus"]:
+    if not found.num_gpus:
         return PlainTextResponse("no worker is registered\n", 503)
     return PlainTextResponse("ok\n")

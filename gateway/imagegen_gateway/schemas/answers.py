@@ -1,6 +1,6 @@
 """What is answered."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -31,7 +31,7 @@ class Images(BaseModel):
 class Parameter(BaseModel):
     """What may be said for one parameter of a model, as JSON Schema means it; what is not bounded is absent."""
 
-    default: int | float | str | None = None
+    default: bool | int | float | str | None = None
     """What the model takes where nothing is said."""
     minimum: int | float | None = None
     exclusive_minimum: int | float | None = None
@@ -39,7 +39,9 @@ class Parameter(BaseModel):
     multiple_of: int | None = None
     enum: list[str] | None = None
     """Of LoRAs: those that were there when the model was loaded."""
+    min_length: int | None = None
     max_length: int | None = None
+    pattern: str | None = None
     max_items: int | None = None
 
 
@@ -113,6 +115,3 @@ class Jobs(BaseModel):
     object: Literal["list"] = "list"
     data: list[Job]
     has_more: bool
-
-
-Statistics = dict[str, Any]

@@ -113,7 +113,7 @@ function showRows(rows, running, waiting, capacity) {
   [...rows.children].forEach((cell, index) => {
     cell.className = index < running * scale ? "running" : index < (running + waiting) * scale ? "waiting" : "";
   });
-  rows.setAttribute("aria-label", `${running} running and ${waiting} waiting, of ${capacity}`);
+  rows.setAttribute("aria-label", `${running} running and ${waiting} waiting, of ${capacity} images`);
 }
 
 function showSpark(card, rates, most) {

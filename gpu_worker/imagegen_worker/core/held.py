@@ -37,6 +37,11 @@ class Held:
     """How far it is: the last progress that was told."""
 
     @property
+    def image_count(self) -> int:
+        """Images that it asks for; 1 while that is not known."""
+        return 1 if self.request is None else len(self.request.seeds)
+
+    @property
     def size(self) -> int:
         """Bytes that the answer counts."""
         return ANSWER_OVERHEAD_BYTES + sum(len(image) for image in self.images)
@@ -70,6 +75,14 @@ class Holding:
     def numbers(self) -> Collection[int]:
         """The job numbers of what is queued or runs."""
         return self._ids.keys()
+
+    def queued_images(self) -> int:
+        """Return the images of the queued requests."""
+        return sum(held.image_count for held in self.queued.values())
+
+    def running_images(self) -> int:
+        """Return the images of the running requests."""
+        return sum(held.image_count for held in self.running.values())
 
     def unfinished(self) -> Iterator[Held]:
         """Yield what is queued, then what runs."""

@@ -181,8 +181,8 @@ class Metrics(Collector):
             warm_models=len(core.warm_models),
             draining=core.draining,
             registered=core.registered,
-            queued=len(core.held.queued),
-            running=len(core.held.running),
+            queued=core.held.queued_images(),
+            running=core.held.running_images(),
             finished=len(core.held.finished),
             finished_bytes=core.held.finished_bytes,
             totals=core.totals.for_wire(),
@@ -214,9 +214,9 @@ class Metrics(Collector):
         yield self._gauge("draining", "1 while the worker takes no more and leaves.", view.draining)
         yield self._gauge("brokers", "Brokers that are dialled.", len(self._config.brokers))
         yield self._gauge("registered_brokers", "Brokers that have the worker registered.", view.registered)
-        yield self._gauge("capacity_requests", "Requests taken at a time.", self._config.effective_capacity)
+        yield self._gauge("capacity_requests", "Images accepted at a time.", self._config.effective_capacity)
         depth = {"queued": view.queued, "running": view.running}
-        yield self._gauge("queue_depth", "Requests that are not answered yet, by state.", depth, "state")
+        yield self._gauge("queue_depth", "Images of the unanswered requests, by state.", depth, "state")
         yield self._gauge("unreleased_answers", "Answers kept until they have arrived.", view.finished)
         yield self._gauge("unreleased_bytes", "Bytes of the answers kept.", view.finished_bytes)
         yield self._gauge("step_age_seconds", "Since the last step of the running batch; 0 when idle.", step_age)

@@ -24,7 +24,7 @@ class StatusLine:
         speed = (core.totals.images - before) / (now - since) if now > since else 0.0
         words = [
             f"{', '.join(core.warm_models)} on {self._device}",
-            f"depth {len(held.queued) + len(held.running)} ({len(held.running)} running)",
+            f"depth {held.queued_images() + held.running_images()} ({held.running_images()} running)",
             f"{speed:.2f} images/s",
             f"{core.registered} of {self._brokers} brokers",
         ]

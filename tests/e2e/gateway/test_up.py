@@ -64,7 +64,7 @@ def test_one_signal_ends_all(up, number):
     up.send_signal(number)
     _, errors = up.communicate(timeout=60)
     assert (up.returncode, "Traceback" in errors) == (0, False), errors
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
 def test_it_takes_all_with_it_when_it_is_killed(up):
@@ -82,7 +82,7 @@ def test_when_one_ends_all_end(up):
     _, errors = up.communicate(timeout=60)
     assert up.returncode == 1
     assert "error: gateway ended with status -9" in errors
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
 def test_a_wrong_setting_ends_it_with_2(words, tmp_path):

@@ -8,7 +8,7 @@ import msgpack
 import zmq
 from PIL import Image
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 NOWHERE = "tcp://127.0.0.1:1"
 
 

@@ -51,6 +51,13 @@ def test_many_prompts_are_drawn_into_a_folder(imagegen, worker, tmp_path):
     assert sorted(worker.begun) == ["A, first!", "b", "c", "d"]
 
 
+def test_random_seeds_are_exact_for_readers_of_doubles(imagegen, worker):
+    done = imagegen("generate", "a", "b", "--num-images", "2", "--json")
+    seeds = sorted(seed for line in done.stdout.splitlines() for seed in json.loads(line)["seeds"])
+    assert seeds == list(range(seeds[0], seeds[0] + 4))
+    assert seeds[-1] < 2**53
+
+
 def test_a_prompt_that_fails_stops_no_other(imagegen, worker):
     done = imagegen("generate", "a", "fail one", "b", "fail two", "--out", "out/")
     assert done.exit_code == 1

@@ -11,6 +11,7 @@ from imagegen_client import (
     InvalidRequestError,
     ModelNotFoundError,
 )
+from imagegen_protocol.limits import MAX_RANDOM_SEED
 from tests.integration.client.peers import PATIENCE, PNG, wait_for_end
 
 
@@ -44,6 +45,12 @@ def test_a_job_can_be_followed_and_asked_again(client, worker):
     assert "done" in repr(job)
     with pytest.raises(ValueError, match="progress=True"):
         client.submit("x").progress()
+
+
+def test_random_seeds_are_exact_for_readers_of_doubles(client, worker):
+    jobs = [client.submit("x") for _ in range(4)]
+    assert len({job.seed for job in jobs}) == 4
+    assert max(job.seed for job in jobs) <= MAX_RANDOM_SEED
 
 
 def test_callbacks_run_at_the_end_or_at_once(client, worker):

@@ -96,6 +96,15 @@ def _cut(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _lost(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def _other_shape(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cross_attention_dim": 48}))
+
+
 def _pickled(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.rename(path.with_suffix(".bin"))
@@ -119,6 +128,8 @@ def _shard_lost(folder):
         (_index(unet=["no_such_library", "UNet"]), "no_such_library"),
         (lambda folder: shutil.rmtree(folder / "vae"), r"the folder of vae \(AutoencoderKL\) is missing"),
         (_cut, "not a whole .safetensors file: SafetensorError"),
+        (_lost, r"unet: the weights \(\.safetensors\) are missing"),
+        (_other_shape, r"expected shape torch\.Size"),
         (_pickled, r"only pickled weights \(diffusion_pytorch_model\.bin\), which are not loaded"),
         (_shard_lost, "unet: 1 of 3 files with weights are there"),
         (lambda folder: (folder / "imagegen.json").write_text("{"), r"imagegen\.json: not JSON"),

@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from imagegen_broker.core.capabilities import merge
+from imagegen_broker.core.capabilities import merge, merge_rules
+from imagegen_protocol.accepted import AcceptedParameter
 from imagegen_protocol.capabilities import ModelCapabilities, encode_capabilities
 from imagegen_protocol.messages import Ready
 from tests.unit.broker.bench import Bench
@@ -41,8 +42,8 @@ def test_nothing_is_told_of_workers_that_tell_nothing():
 def test_the_statistics_have_what_a_worker_tells_until_it_is_gone():
     bench = Bench()
     ready(bench, "w", {"m": PLAIN})
-    assert told(bench)["m"]["width"] == 512
-    assert told(bench)["m"]["loras"] is None
+    assert told(bench)["m"].width == 512
+    assert told(bench)["m"].loras is None
     bench.advance(10.0)
     assert told(bench) == {}
 
@@ -52,7 +53,7 @@ def test_what_a_worker_learns_counts_and_takes_no_request_from_it():
     ready(bench, "w", {"a": PLAIN}, models=("a", "b"))
     request = bench.submit(1, model="a")
     ready(bench, "w", {"a": PLAIN, "b": replace(PLAIN, width=64)}, models=("a", "b"))
-    assert told(bench)["b"]["width"] == 64
+    assert told(bench)["b"].width == 64
     assert bench.works("w") == [request]
 
 
@@ -70,7 +71,7 @@ def test_of_several_workers_the_first_has_the_defaults_whoever_came_first():
         bench = Bench()
         for name in names:
             ready(bench, name, {"m": replace(PLAIN, num_inference_steps={"a": 4, "b": 50}[name])})
-        assert told(bench)["m"]["num_inference_steps"] == 4
+        assert told(bench)["m"].num_inference_steps == 4
 
 
 def test_the_widest_bounds_count():
@@ -94,6 +95,25 @@ def test_the_widest_bounds_count():
     assert merged.tasks == other.tasks
     assert merged.schedulers == ["A", "C", "B"]
     assert merged.loras == ["ink", "oil"]
+
+
+def test_other_parameters_are_merged_by_the_same_rules():
+    def telling(**parameters):
+        return replace(PLAIN, parameters=parameters)
+
+    one = AcceptedParameter(minimum=0.2, maximum=0.5, choices=["a"])
+    two = AcceptedParameter(default=0.4, minimum=0.1, choices=["b", "a"])
+    merged = merge([telling(x=one, y=one), telling(x=two), telling(z=two)])
+    assert merged.parameters == {
+        "x": AcceptedParameter(default=0.4, minimum=0.1, choices=["a", "b"]),
+        "y": one,
+        "z": two,
+    }
+
+
+def test_every_field_of_the_capabilities_has_its_rule():
+    for struct in (ModelCapabilities, AcceptedParameter):
+        assert [name for name, _ in merge_rules(struct)] == list(struct.__struct_fields__)
 
 
 def test_what_is_told_of_many_models_is_bounded():

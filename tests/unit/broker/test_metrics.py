@@ -8,6 +8,7 @@ from imagegen_broker.core.demand import demand
 from imagegen_broker.metrics import BrokerCollector, gini
 from imagegen_broker.server import Snapshot
 from imagegen_protocol.messages import WorkerStats
+from imagegen_protocol.statistics import ModelStatistics
 from tests.promtool import needs_promtool, promtool
 from tests.unit.broker.bench import Bench
 
@@ -98,15 +99,15 @@ def test_the_backlog_is_the_work_that_is_not_done_in_seconds_of_one_device(bench
         bench.submit(number)
     bench.beat("w", running=bench.works("w"), stats=WorkerStats(), seconds_per_image=4.0)
     assert rows(bench) == {
-        "m": {
-            "model": "m",
-            "workers": 1,
-            "idle_workers": 0,
-            "waiting": 3,
-            "unfinished": 5,
-            "seconds_per_request": 4.0,
-            "backlog_seconds": 20.0,
-        }
+        "m": ModelStatistics(
+            model="m",
+            workers=1,
+            idle_workers=0,
+            waiting=3,
+            unfinished=5,
+            seconds_per_request=4.0,
+            backlog_seconds=20.0,
+        )
     }
     got = Scrape(bench)
     assert got("backlog_seconds", model="m") == 20.0

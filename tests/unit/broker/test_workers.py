@@ -12,6 +12,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerStats,
 )
+from imagegen_protocol.statistics import Heartbeat
 from tests.unit.broker.bench import Bench, rid
 
 
@@ -369,4 +370,4 @@ def test_statistics_have_the_guides_fields():
 def test_statistics_tell_the_version_and_the_heartbeats():
     statistics = (bench := Bench(version="1.2.3", interval=0.5, liveness=4)).core.statistics(bench.now)
     assert statistics["version"] == "1.2.3"
-    assert statistics["heartbeat"] == {"interval_seconds": 0.5, "liveness": 4}
+    assert statistics.heartbeat == Heartbeat(interval_seconds=0.5, liveness=4)

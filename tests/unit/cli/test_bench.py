@@ -8,17 +8,18 @@ import pytest
 from imagegen_cli import bench
 from imagegen_cli.bench import Growth, Report, growth, percentile, run_burst
 from imagegen_protocol import OutOfMemoryError, OverloadedError
+from tests.statistics import gpu_statistics, statistics_of
 
 
 def gpu(worker="a", batches=0, requests=0, pid=1, host="h", models=("m",)):
-    return {
-        "worker": worker, "host": host, "pid": pid, "total_batches": batches, "total_batched_requests": requests,
-        "models": list(models),
-    }  # fmt: skip
+    return gpu_statistics(
+        worker=worker, host=host, pid=pid, total_batches=batches, total_batched_requests=requests,
+        models=list(models),
+    )  # fmt: skip
 
 
 def statistics(*gpus, default_model="m"):
-    return {"num_gpus": len(gpus), "default_model": default_model, "per_gpu_stats": list(gpus)}
+    return statistics_of(num_gpus=len(gpus), default_model=default_model, per_gpu_stats=gpus)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from imagegen_cli.commands.completion import PROGRAMS
 from imagegen_cli.commands.errors import HOW_TO_START, describe
-from imagegen_cli.commands.generation_options import format_of
+from imagegen_cli.commands.generate import format_of
 from imagegen_cli.main import COMMANDS, main
 from imagegen_cli.tables import models_table, stats_table
 from imagegen_client.models import served
 from imagegen_protocol import BrokerUnreachableError, GenerationFailedError, OutOfMemoryError, OverloadedError
+from imagegen_protocol.capabilities import ModelCapabilities
+from tests.statistics import statistics_of
 
 
 def run(*arguments, **settings):
@@ -204,10 +207,10 @@ def a_fleet(*gpus):
         "accepted": 90, "answered": {"result": 80, "cancelled": 3}, "rejected": {"overloaded": 7},
         "requeued": {"lost": 2}, "workers_lost": 1,
     }  # fmt: skip
-    return {
-        "strategy": "least-wait", "num_gpus": len(gpus), "queued_requests": 4, "clients": 2,
-        "requests": {"dispatched": 3}, "uptime_seconds": 90061.5, "totals": totals, "per_gpu_stats": list(gpus),
-    }  # fmt: skip
+    return statistics_of(
+        strategy="least-wait", num_gpus=len(gpus), queued_requests=4, clients=2,
+        requests={"dispatched": 3}, uptime_seconds=90061.5, totals=totals, per_gpu_stats=list(gpus),
+    )  # fmt: skip
 
 
 def drawn(width, statistics, table=stats_table):
@@ -251,14 +254,14 @@ def test_names_are_no_markup():
 
 
 def test_statistics_of_another_version_are_shown_as_far_as_they_go():
-    assert "?" in drawn(120, {"per_gpu_stats": [{"worker": "a"}]})
+    assert "unknown" in drawn(120, statistics_of(per_gpu_stats=[{"worker": "a"}]))
 
 
 # ---- models ------------------------------------------------------------------------------------------------
 
 
 def models_of(*gpus, **fields):
-    return served({"per_gpu_stats": list(gpus), **fields})
+    return served(statistics_of(per_gpu_stats=list(gpus), **fields))
 
 
 def test_models_have_their_workers_and_the_default_comes_first():
@@ -266,9 +269,9 @@ def test_models_have_their_workers_and_the_default_comes_first():
         full_gpu("a", models=["x", "y"], warm_models=["x"]),
         full_gpu("b", models=["y"], state="draining"),
     ]
-    capabilities = {"y": {"width": 512, "height": 768, "num_inference_steps": 20}}
-    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=capabilities)
-    assert [model["takes"] for model in models] == [capabilities["y"], None]
+    traits = {"y": ModelCapabilities(width=512, height=768, num_inference_steps=20, tasks={"text-to-image": None})}
+    models = models_of(*gpus, default_model="y", models=["x", "y"], model_traits=traits)
+    assert [model["takes"] for model in models] == [msgspec.to_builtins(traits["y"]), None]
     assert [(model["model"], model["default"]) for model in models] == [("y", True), ("x", False)]
     assert [(worker["worker"], worker["warm"]) for worker in models[0]["workers"]] == [("a", False), ("b", False)]
     assert models[1]["workers"] == [

@@ -10,17 +10,18 @@ from imagegen_cli.dashboard.screen import screen
 from imagegen_client.fleet import Broker, Look, as_json, images_per_second
 from imagegen_client.fleet_watch import TREND_LENGTH, Watch
 from imagegen_protocol import BrokerUnreachableError, UnauthorizedError
+from tests.statistics import gpu_statistics, statistics_of
 
 HERE = "tcp://127.0.0.1:5555"
 
 
 def gpu(worker, images=0, **fields):
-    return {
+    return gpu_statistics(**{
         "worker": worker, "host": "render-a", "gpu_id": 0, "pid": 1, "device": "cuda",
         "models": ["org/xl-1.0", "b"], "state": "ready", "current_queue_depth": 12, "capacity": 16, "running": 8,
         "total_requests": 12345, "total_failed": 7, "total_images": images, "avg_batch_size": 5.26,
         "seconds_per_image": 0.3123, "last_heard_seconds": 0.1, **fields,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def broker(*gpus, lost_for=None, endpoint=HERE, **fields):
@@ -28,7 +29,7 @@ def broker(*gpus, lost_for=None, endpoint=HERE, **fields):
         "queued_requests": 24, "answers_per_second": 3.0, "clients": 2, "strategy": "least-wait",
         "uptime_seconds": 90061.0, "per_gpu_stats": list(gpus), **fields,
     }  # fmt: skip
-    return Broker(endpoint, said, lost_for)
+    return Broker(endpoint, statistics_of(**said), lost_for)
 
 
 def look(at, *brokers):
@@ -57,7 +58,7 @@ def test_a_wide_terminal_shows_everything():
     assert fleet == (
         f"● {HERE}  queued 24 · 3.0 answers/s · wait about 8 s · clients 2 · least-wait · up 1d 1:01:01"
     )
-    assert total == "  1 GPU · 2.50 images/s ▁▃▇  12 of 16 places taken"
+    assert total == "  1 GPU · 2.50 images/s ▁▃▇  load 12 of 16 images"
     assert empty == ""
     assert head.split() == [
         "host", "gpu", "worker", "device", "model", "state", "load", "run", "img/s", "trend", "batch", "s/img",
@@ -123,7 +124,7 @@ def test_a_worker_that_is_no_more_is_shown_as_gone():
 
 
 def test_a_lost_broker_says_so_and_its_gpus_have_no_news():
-    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), Broker("tcp://b:1", {}, 3.0)))
+    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), Broker("tcp://b:1", None, 3.0)))
     assert f"○ {HERE}  lost for 7 s; asking again" in text
     assert "○ tcp://b:1  no answer yet; asking again" in text
     assert "● no news" in text
@@ -153,7 +154,7 @@ def test_states_are_counted(state):
 
 
 def test_statistics_of_another_version_are_shown_as_far_as_they_go():
-    assert "a" in drawn(None, Look(0.0, (Broker(HERE, {"per_gpu_stats": [{"worker": "a"}]}),)))
+    assert "a" in drawn(None, Look(0.0, (Broker(HERE, statistics_of(per_gpu_stats=[{"worker": "a"}])),)))
 
 
 def test_names_are_no_markup():

@@ -19,16 +19,17 @@ from imagegen_protocol.handshake import (
     KEYS_UNCHECKED,
     OTHER_SECURITY,
 )
+from tests.statistics import gpu_statistics, statistics_of
 
 HERE = "tcp://127.0.0.1:5555"
 URL = "http://127.0.0.1:8080/healthz"
 
 
 def worker(name="w", **fields):
-    return {
+    return gpu_statistics(**{
         "worker": name, "host": "h", "gpu_id": 0, "state": "ready", "last_heard_seconds": 0.3,
         "step_age_seconds": None, "version": "1.0", **fields,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def model(name, workers=1, unfinished=0):
@@ -36,11 +37,11 @@ def model(name, workers=1, unfinished=0):
 
 
 def broker(*workers, models=("a",), **fields):
-    return BrokerFacts(HERE, {
+    return BrokerFacts(HERE, statistics_of(**{
         "uptime_seconds": 61, "version": "1.0", "heartbeat": {"interval_seconds": 1.0, "liveness": 3},
         "default_model": "a", "per_gpu_stats": workers, "totals": {"workers_lost": 0},
         "per_model_stats": [each if isinstance(each, dict) else model(each) for each in models], **fields,
-    })  # fmt: skip
+    }))  # fmt: skip
 
 
 def told(findings):

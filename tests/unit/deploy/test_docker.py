@@ -123,7 +123,7 @@ def serve():
 
 def health(*arguments):
     words = [sys.executable, DEPLOY / "docker/healthcheck.py", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, timeout=30).returncode
+    return subprocess.run(words, capture_output=True, timeout=100).returncode
 
 
 def test_an_answer_is_health(serve):

@@ -3,6 +3,7 @@
 import pytest
 
 from deploy.ray.scaling import Policy, Scaler, backlog_seconds, first_to_go, queue_depths
+from tests.statistics import statistics_of
 
 POLICY = Policy(least=1, most=4, work_off=10.0, shrink_after=60.0)
 
@@ -44,13 +45,14 @@ def test_it_keeps_no_history_beyond_need():
 
 def test_backlogs_are_read_by_model():
     rows = [{"model": "a", "backlog_seconds": 3.0}, {"model": "b", "backlog_seconds": 4.5}]
-    assert backlog_seconds({"per_model_stats": rows}, None) == 7.5
-    assert backlog_seconds({"per_model_stats": rows}, "b") == 4.5
-    assert backlog_seconds({"per_model_stats": rows}, "c") == 0.0
+    statistics = statistics_of(per_model_stats=rows)
+    assert backlog_seconds(statistics, None) == 7.5
+    assert backlog_seconds(statistics, "b") == 4.5
+    assert backlog_seconds(statistics, "c") == 0.0
 
 
 def test_depths_go_by_name():
-    assert queue_depths({"per_gpu_stats": [{"worker": "a", "current_queue_depth": 3}]}) == {"a": 3}
+    assert queue_depths(statistics_of(per_gpu_stats=[{"worker": "a", "current_queue_depth": 3}])) == {"a": 3}
 
 
 def test_who_waits_for_a_gpu_goes_first_then_who_has_least():

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from imagegen_gateway.gpu_readings import MAX_BYTES, CardReadings, parse
+from tests.statistics import gpu_statistics
 
 METRICS = """\
 # HELP imagegen_worker_gpu_memory_used_bytes Memory in use, by anybody.
@@ -55,7 +56,7 @@ def test_workers_are_asked_at_once_and_not_again_a_moment_later():
     async def run():
         readings = CardReadings()
         async with serving(METRICS.encode()) as (address, asked):
-            rows = [{"worker": "gpu0", "http": address}, {"worker": "quiet", "http": None}]
+            rows = [gpu_statistics(worker="gpu0", http=address), gpu_statistics(worker="quiet", http=None)]
             await refreshed(readings, rows)
             await refreshed(readings, rows)
         await readings.close()
@@ -73,7 +74,7 @@ def test_a_worker_that_answers_nonsense_tells_nothing(body):
     async def run():
         readings = CardReadings()
         async with serving(body) as (address, _):
-            await refreshed(readings, [{"worker": "gpu0", "http": address}])
+            await refreshed(readings, [gpu_statistics(worker="gpu0", http=address)])
         return readings.of("gpu0")
 
     assert asyncio.run(run()) == {}
@@ -84,7 +85,7 @@ def test_a_worker_that_can_not_be_reached_tells_nothing():
         readings = CardReadings()
         async with serving(b"") as (address, _):
             pass
-        await refreshed(readings, [{"worker": "gpu0", "http": address}])
+        await refreshed(readings, [gpu_statistics(worker="gpu0", http=address)])
         return readings.of("gpu0")
 
     assert asyncio.run(run()) == {}

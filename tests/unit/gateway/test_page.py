@@ -9,6 +9,7 @@ import pytest
 from imagegen_gateway import page
 from imagegen_gateway.page import Feed
 from imagegen_protocol import BrokerUnreachableError
+from tests.statistics import statistics_of
 
 
 class Statistics:
@@ -32,7 +33,7 @@ def of_gpus(**images):
         {"worker": name, "host": "h", "gpu_id": 0, "pid": 1, "state": "ready", "total_images": made, "http": None}
         for name, made in images.items()
     ]
-    return {"queued_requests": 4, "answers_per_second": 2.0, "models": ["m"], "per_gpu_stats": rows}
+    return statistics_of(queued_requests=4, answers_per_second=2.0, models=["m"], per_gpu_stats=rows)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """What `/v1/models` tells of a model: its own ranges and defaults, within what the key may."""
 
-import msgspec
-
 from imagegen_gateway.core.limits import UNLIMITED, Limits
 from imagegen_gateway.core.parameters import parameters
 from imagegen_protocol.capabilities import ModelCapabilities
@@ -9,7 +7,7 @@ from imagegen_protocol.capabilities import ModelCapabilities
 
 def takes(**fields):
     given = {"width": 512, "height": 768, "num_inference_steps": 20, "tasks": {"text-to-image": None}, **fields}
-    return msgspec.to_builtins(ModelCapabilities(**given))
+    return ModelCapabilities(**given)
 
 
 def test_a_model_that_takes_little():

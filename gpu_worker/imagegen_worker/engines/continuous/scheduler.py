@@ -10,10 +10,12 @@ anything else is repeated call by call, so that only the faulty call fails.
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from cachetools import FIFOCache
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
 from imagegen_worker.engines.continuous.calls import Call, NotShareableError, Stage, Task
@@ -106,7 +108,7 @@ class BatchScheduler:
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
         self._untimed: deque[_UntimedForward] = deque()
-        self._unshareable: OrderedDict[Hashable, str] = OrderedDict()
+        self._unshareable: FIFOCache[Hashable, str] = FIFOCache(MAX_UNSHAREABLE)
         self._short_of_memory: set[Stage] = set()
         self._owner: Task | None = None
         self._started = 0
@@ -334,8 +336,6 @@ class BatchScheduler:
         if key is None or key in self._unshareable:
             return
         self._unshareable[key] = reason
-        if len(self._unshareable) > MAX_UNSHAREABLE:
-            self._unshareable.popitem(last=False)
         _log.warning("calls of %s can't share forwards (%s) and run one by one: %s", stage.name, reason, error)
 
     def _resume(self, task: Task, switch: Callable[..., Any], *value: Any) -> None:

@@ -24,7 +24,7 @@ def test_a_cap_halves_until_it_fits():
 
 
 def test_a_failed_trial_goes_back_to_what_fits_and_makes_the_next_one_later():
-    memory_limits = MemoryLimits(patience=3)
+    memory_limits = MemoryLimits(retry_after=3)
     memory_limits.too_many("k", 16)
     trials = []
     forwards = 0
@@ -42,7 +42,7 @@ def test_a_failed_trial_goes_back_to_what_fits_and_makes_the_next_one_later():
 
 
 def test_memory_that_comes_back_is_used_again():
-    memory_limits = MemoryLimits(patience=10)
+    memory_limits = MemoryLimits(retry_after=10)
     memory_limits.too_many("k", 16)
     for _ in range(100):
         memory_limits.fitted("k", memory_limits.allowed("k"))
@@ -50,7 +50,7 @@ def test_memory_that_comes_back_is_used_again():
 
 
 def test_forwards_below_the_cap_prove_nothing():
-    memory_limits = MemoryLimits(patience=2)
+    memory_limits = MemoryLimits(retry_after=2)
     memory_limits.too_many("k", 16)
     for _ in range(100):
         memory_limits.fitted("k", 3)
@@ -70,7 +70,7 @@ def test_shapes_are_forgotten_in_the_end():
     for key in range(2 * MAX_KEYS):
         memory_limits.too_many(key, 4)
         costs.observe(key, 4, 1.0)
-    assert len(memory_limits._caps) == len(costs._costs) == MAX_KEYS
+    assert len(memory_limits._limits) == len(costs._costs) == MAX_KEYS
 
 
 # ---- what pays ---------------------------------------------------------------------------------------------

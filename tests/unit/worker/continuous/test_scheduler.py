@@ -249,7 +249,7 @@ def test_what_fits_in_no_way_fails_alone():
 def test_a_larger_forward_is_tried_again_after_a_while():
     stage, scheduler = (
         ToyStage(fits=2),
-        BatchScheduler(memory_limits=MemoryLimits(patience=5), costs=RowCosts(samples=10**9)),
+        BatchScheduler(memory_limits=MemoryLimits(retry_after=5), costs=RowCosts(samples=10**9)),
     )
     for start in range(4):
         scheduler.start(pipeline(stage, start, 100))

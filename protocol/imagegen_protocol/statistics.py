@@ -1,0 +1,228 @@
+"""The broker's statistics: the content of `/stats`, of the STATS message, and of what `Client.stats` returns.
+
+The broker writes every field. A reader ignores fields that it does not know, and fills in the default of a field
+that an older broker does not write. `docs/stats.schema.json` is the JSON schema of `Statistics`.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.errors import ProtocolError
+
+Requests = Annotated[int, Meta(ge=0, description="Requests.")]
+Images = Annotated[int, Meta(ge=0, description="Images.")]
+Batches = Annotated[int, Meta(ge=0, description="Batches; with continuous batching, forwards of the denoiser.")]
+Peers = Annotated[int, Meta(ge=0, description="Workers or clients.")]
+Messages = Annotated[int, Meta(ge=0, description="Messages.")]
+Bytes = Annotated[int, Meta(ge=0, description="Bytes.")]
+Seconds = Annotated[float, Meta(ge=0, description="Seconds.")]
+Rate = Annotated[float, Meta(ge=0, description="Events per second.")]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all statistics."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the field `name`, as in the JSON object. Raises `KeyError` if there is no such field."""
+        if name not in self.__struct_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+class Heartbeat(Record, frozen=True, kw_only=True):
+    """The broker's heartbeats."""
+
+    interval_seconds: Seconds = 1.0
+    liveness: Annotated[int, Meta(ge=0, description="Silent intervals after which a peer counts as dead.")] = 3
+
+
+class RequestCounts(Record, frozen=True, kw_only=True):
+    """Requests that the broker holds, by state."""
+
+    queued: Requests = 0
+    dispatched: Requests = 0
+    """At a worker, queued or running there."""
+    delivered: Requests = 0
+    """Answered, but not acknowledged by the client."""
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """What the broker holds at most."""
+
+    requests: Requests = 0
+    bytes: Bytes = 0
+
+
+class Totals(Record, frozen=True, kw_only=True):
+    """Counts since the broker started."""
+
+    accepted: Requests = 0
+    acknowledged: Requests = 0
+    abandoned: Requests = 0
+    """Dropped because the client left or died."""
+    dispatched: Requests = 0
+    attached: Requests = 0
+    """Found at a worker that held them already."""
+    resent: Requests = 0
+    """Answers sent, or asked for, again."""
+    workers_registered: Peers = 0
+    workers_lost: Peers = 0
+    workers_stuck: Peers = 0
+    clients_lost: Peers = 0
+    malformed: Messages = 0
+    dropped: Messages = 0
+    """Messages that the connection of a peer did not accept."""
+    answered: dict[str, Requests] = {}
+    """By outcome: `result`, or the code of an error."""
+    rejected: dict[str, Requests] = {}
+    """By the code of the error."""
+    requeued: dict[str, Requests] = {}
+    """By reason."""
+
+
+class ModelStatistics(Record, frozen=True, kw_only=True):
+    """The demand for one model that is, or lately was, served or requested."""
+
+    model: str
+    workers: Peers = 0
+    """Workers that serve the model and accept work."""
+    idle_workers: Peers = 0
+    """Those of them that hold no request."""
+    waiting: Requests = 0
+    """Requests that wait at the broker."""
+    unfinished: Requests = 0
+    """Requests that wait at the broker or are at workers."""
+    seconds_per_request: Seconds | None = None
+    """Device time of an average request; None while nothing is measured."""
+    backlog_seconds: Seconds = 0.0
+    """Device time of the unfinished requests; each counts as an average one."""
+
+
+class GpuStatistics(Record, frozen=True, kw_only=True):
+    """One worker. Depth, load and capacity are counted in images."""
+
+    gpu_id: Annotated[int, Meta(description="Index of the GPU on its host.")] = 0
+    gpu_uuid: str | None = None
+    worker: str
+    host: str = ""
+    pid: Annotated[int, Meta(ge=0)] = 0
+    version: str | None = None
+    http: str | None = None
+    """HOST:PORT of the worker's `/metrics`; None if it serves none."""
+    device: str = ""
+    backend: str = ""
+    batching: str = ""
+    models: list[str] = []
+    """The first is the worker's default."""
+    warm_models: list[str] = []
+    """Those that are loaded, or are being loaded for a request."""
+    state: Annotated[str, Meta(description="`ready`, `draining`, `unreachable` or `stuck`.")] = "unknown"
+    current_queue_depth: Images = 0
+    """Images of the requests at the worker, running and waiting. A request that another broker dispatched counts
+    as one image."""
+    running: Images = 0
+    """Those of them that are being generated."""
+    unacknowledged: Requests = 0
+    """Answers that the worker keeps until the client has acknowledged them."""
+    capacity: Images = 0
+    """Images that the worker accepts at a time. It may exceed this by one request."""
+    max_batch_size: Images = 0
+    dispatched: Requests = 0
+    """Requests dispatched to the worker since it registered."""
+    total_requests: Requests = 0
+    """Requests that ended in a result since the worker started; so for the totals below."""
+    total_failed: Requests = 0
+    total_batches: Batches = 0
+    total_batched_requests: Requests = 0
+    """Sum of the batch sizes."""
+    avg_batch_size: Annotated[float, Meta(ge=0)] = 0.0
+    total_images: Images = 0
+    busy_seconds: Seconds = 0.0
+    seconds_per_image: Seconds | None = None
+    """In a full batch; None while unknown."""
+    step_age_seconds: Seconds | None = None
+    """Since the last step of the running batch; None when idle."""
+    last_heard_seconds: Seconds = 0.0
+    """Since the broker received a message from the worker."""
+
+
+class Statistics(Record, frozen=True, kw_only=True):
+    """The state of one broker and its workers. Every number is finite, and integers are below 2**53."""
+
+    strategy: str = ""
+    epoch: str = ""
+    """Random for each run of the broker; hexadecimal."""
+    version: str | None = None
+    heartbeat: Heartbeat = Heartbeat()
+    uptime_seconds: Seconds = 0.0
+    default_model: str | None = None
+    model_traits: dict[str, ModelCapabilities] = {}
+    """What each model accepts, as far as workers have reported it."""
+    num_gpus: Peers = 0
+    """Registered workers."""
+    clients: Peers = 0
+    held_clients: Peers = 0
+    requests: RequestCounts = RequestCounts()
+    queued_requests: Requests = 0
+    """Requests that wait at the broker; `requests.queued`."""
+    held_bytes: Bytes = 0
+    limits: Limits = Limits()
+    answers_per_second: Rate = 0.0
+    totals: Totals = Totals()
+    models: list[str] = []
+    """Models that registered workers serve."""
+    per_model_stats: list[ModelStatistics] = []
+    per_gpu_stats: list[GpuStatistics] = []
+
+
+_json = msgspec.json.Encoder()
+_msgpack = msgspec.msgpack.Encoder()
+
+
+def to_json(statistics: Statistics) -> bytes:
+    """Return the JSON object, indented."""
+    return msgspec.json.format(_json.encode(statistics), indent=2)
+
+
+def to_msgpack(statistics: Statistics) -> bytes:
+    """Return the frame of a STATS message."""
+    return _msgpack.encode(statistics)
+
+
+def from_json(text: bytes | str) -> Statistics:
+    """Return the statistics in a JSON object. Raises `ProtocolError`."""
+    try:
+        return _read(msgspec.json.decode(text))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"the statistics can't be read: {error}") from error
+
+
+def from_msgpack(frame: bytes | memoryview) -> Statistics:
+    """Return the statistics in the frame of a STATS message. Raises `ProtocolError`."""
+    try:
+        return _read(msgspec.msgpack.decode(frame))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"the statistics can't be read: {error}") from error
+
+
+def _read(content: Any) -> Statistics:
+    """Return typed statistics, without the models whose traits only a newer version can read."""
+    if isinstance(content, dict) and isinstance(traits := content.get("model_traits"), dict):
+        content["model_traits"] = {name: told for name, told in traits.items() if _readable(told)}
+    return msgspec.convert(content, Statistics)
+
+
+def _readable(traits: Any) -> bool:
+    try:
+        msgspec.convert(traits, ModelCapabilities)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of `Statistics`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Statistics)}
