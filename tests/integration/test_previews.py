@@ -1,4 +1,4 @@
-"""Pictures of latents: what they look like, where there are none, and their way over real sockets to a client."""
+"""Previews of latents: their content, pipelines without them, and their delivery to a client."""
 
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ def backend():
 
 
 def draw(backend, prompt, *, preview=True, width=64):
-    """The image, and a picture for each step."""
+    """Return the image, and a preview for each step."""
     model = backend.model
     request = ResolvedRequest(
         model=model.name,
@@ -78,19 +78,19 @@ def test_the_last_preview_shows_the_image_and_no_other(backend):
         assert apart(pictures[-1], image) == min(apart(pictures[-1], other) for other, _ in drawn)
 
 
-def test_a_preview_changes_no_pixel_and_is_made_only_on_demand(backend):
+def test_a_preview_changes_no_pixel_and_is_made_only_on_request(backend):
     image, _ = draw(backend, "a red circle")
     without, pictures = draw(backend, "a red circle", preview=False)
     assert pictures == []
     assert same_bits(image, without)
 
 
-def test_other_sizes_have_their_own(backend):
+def test_other_sizes_have_previews(backend):
     _, pictures = draw(backend, "a red circle", width=128)
     assert pictures[-1].size == (16, 8)
 
 
-def test_a_large_one_is_made_smaller():
+def test_a_large_preview_is_downscaled():
     latent_preview = LatentPreview(LatentMap(torch.eye(4, 3), scale=8))
     latents = torch.zeros(3, 100, 150)
     latents[0] = 1.0
@@ -100,7 +100,7 @@ def test_a_large_one_is_made_smaller():
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (64, 3), (17, 3), (4, 8, 8), (3, 8, 16), (3, 4, 4)])
-def test_latents_of_another_kind_have_none(shape):
+def test_latents_of_an_unknown_layout_have_no_preview(shape):
     latent_preview = LatentPreview(LatentMap(torch.eye(4, 3), scale=8), LatentMap(torch.eye(4, 3), scale=16))
     assert latent_preview.preview(torch.zeros(16, 3), (64, 64)) is not None
     assert latent_preview.preview(torch.zeros(shape), (64, 64)) is None
@@ -108,7 +108,7 @@ def test_latents_of_another_kind_have_none(shape):
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2-klein", "sdxl"])
-def test_where_the_latents_do_not_tell_the_colours_there_is_none(name):
+def test_latents_that_do_not_explain_the_colours_have_no_preview(name):
     # Random weights: no linear map explains their decoder.
     assert fit_latent_preview(FAMILIES[name]().pipeline) is None
 
@@ -189,7 +189,7 @@ COLUMN = (1, 4, 1, 1)
     ids=["scaled", "shifted", "by channel", "by channel and scaled"],
 )
 @pytest.mark.parametrize("frames", [False, True])
-def test_latents_are_drawn_however_they_are_normalised(config, normal, frames):
+def test_normalised_latents_have_previews(config, normal, frames):
     vae = Mean(frames=frames, **config)
     latents = normal(encoded(vae))
     bare = SimpleNamespace(vae=vae, device=torch.device("cpu"))
@@ -200,7 +200,7 @@ def test_latents_are_drawn_however_they_are_normalised(config, normal, frames):
     assert_it_is_the_picture(fit_latent_preview(pipeline).preview(packed[0], SIZE))
 
 
-def test_latents_normalised_by_the_channels_of_a_patch_are_drawn():
+def test_latents_normalised_by_the_channels_of_a_patch_have_previews():
     pipeline = FAMILIES["flux2-klein"]().pipeline
     vae = pipeline.vae = Mean(bn=True)
     patches = pipeline._patchify_latents(encoded(vae))
@@ -208,7 +208,7 @@ def test_latents_normalised_by_the_channels_of_a_patch_are_drawn():
     assert_it_is_the_picture(fit_latent_preview(pipeline).preview(packed[0], SIZE))
 
 
-def test_latents_that_nothing_says_how_to_normalise_have_none():
+def test_latents_of_unknown_normalisation_have_no_preview():
     assert (
         fit_latent_preview(SimpleNamespace(vae=Mean(), device=torch.device("cpu"))).preview(
             torch.zeros(4, 16, 32), SIZE
@@ -217,7 +217,7 @@ def test_latents_that_nothing_says_how_to_normalise_have_none():
     )
 
 
-def test_a_pipeline_that_packs_in_another_order_has_none():
+def test_a_pipeline_that_packs_in_another_order_has_no_previews():
     pipeline = FAMILIES["flux"]().pipeline
     pipeline.vae = Mean(scaling_factor=1.0)
     pack = pipeline._pack_latents
@@ -229,7 +229,7 @@ def test_a_pipeline_that_packs_in_another_order_has_none():
     ("name", "shape"),
     [("sdxl", (1, 4, 8, 8)), ("pixart-sigma", (1, 4, 8, 8)), ("flux", (1, 16, 16)), ("flux2-klein", (1, 16, 16))],
 )
-def test_the_latents_are_those_of_each_step(name, shape):
+def test_previews_get_the_latents_of_each_step(name, shape):
     family = FAMILIES[name]()  # PixArt has no callback: its scheduler tells
     batcher = PipelineBatcher(family.pipeline)
     seen = []
@@ -252,7 +252,7 @@ def test_the_latents_are_those_of_each_step(name, shape):
 
 
 class Painter(RawWorker):
-    """A worker that sends a picture behind each sign of progress, asked for or not."""
+    """A worker that sends a preview with each progress message, requested or not."""
 
     def _progress(self, work, step):
         header = {"type": "progress", "request_id": work["request_id"], "step": step, "steps": 2}
@@ -267,7 +267,7 @@ def painted(start_broker):
     painter.stop()
 
 
-def test_previews_reach_a_client_that_asks_for_them(painted):
+def test_previews_reach_a_client_that_requests_them(painted):
     with Client(painted) as client:
         signs = list(client.submit("x", preview=True).progress())
         assert [sign.preview for sign in signs if sign.step] == [PNG, PNG]
@@ -278,7 +278,7 @@ def test_previews_reach_a_client_that_asks_for_them(painted):
         assert [sign.preview for sign in seen] == [PNG, PNG]
 
 
-def test_a_job_that_nobody_follows_is_answered_as_any_other(painted):
+def test_a_job_without_a_subscriber_is_answered(painted):
     with Client(painted) as client:
         jobs = [client.submit("x", preview=True) for _ in range(50)]
         assert all(job.result(60).encoded == [PNG] for job in jobs)

@@ -1,4 +1,4 @@
-"""Requests for stock pipelines, alone and in company, and how far their images are apart."""
+"""Requests for stock pipelines, run alone and in a batch, and the differences of their images."""
 
 import functools
 import types
@@ -17,7 +17,7 @@ PROMPTS = ("a red cat", "a long dog in the rain, at night", "two trees", "a hous
 
 
 def requests(family, count=4):
-    """Calls that are unlike in prompt, steps and guidance."""
+    """Yield the arguments of calls that differ in prompt, steps and guidance."""
     for index in range(count):
         arguments = dict(family.arguments, prompt=PROMPTS[index % 4], num_inference_steps=(4, 6, 5, 3)[index % 4])
         if family.guidances:
@@ -28,14 +28,14 @@ def requests(family, count=4):
 
 
 def stock(pipeline, arguments, seed):
-    """The image of the plain pipeline."""
+    """Return the image of the unmodified pipeline."""
     return pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
 
 
 def run(
     batcher, calls, arrivals=None, *, events=None, each_step=lambda scheduler, tasks, tick: None, pipelines=None
 ):
-    """Run calls, seeded by their place, that arrive after so many forwards; return their tasks."""
+    """Run calls, with their index as seed; `arrivals`: forwards before each call. Return their tasks."""
     tasks = []
     with batcher.session():
         scheduler = BatchScheduler(
@@ -55,7 +55,7 @@ def run(
 
 
 def settled(batcher, family):
-    """Let the models be seen to keep no state, so that requests share from their first step on."""
+    """Run one request, which shows that the models keep no state: others then share from their first step."""
     run(batcher, list(requests(family, 1)))
 
 
@@ -66,13 +66,13 @@ def difference(task, image):
 
 
 def patched(monkeypatch, module, forward, method="forward"):
-    """Put another forward in the place of a model's, before it is wrapped."""
+    """Replace a model's forward before it is wrapped."""
     original = getattr(module, method)
     monkeypatch.setattr(module, method, functools.wraps(original)(functools.partial(forward, original)))
 
 
 def rows_of(args, kwargs):
-    """The rows of a call, whose first argument may come by name."""
+    """Return the rows of a call, whose first argument may be a keyword."""
     return len(args[0] if args else next(iter(kwargs.values())))
 
 
@@ -85,7 +85,7 @@ def one_thread():
 
 
 class Backend:
-    """A pipeline behind the engine, as `ContinuousEngine` wants it."""
+    """Implements `StepwiseBackend` with one pipeline."""
 
     def __init__(self, batcher, arguments, shares_calls):
         self.batcher = batcher
@@ -113,7 +113,7 @@ class Backend:
 
 
 class Script(Mailbox):
-    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+    """Returns its commands one at a time, and `Stop` when nothing is left to do."""
 
     def __init__(self, commands):
         super().__init__()
@@ -142,7 +142,7 @@ def job(number, *, seeds=(0,), steps=2, guidance=5.0, prompt="a cat"):
 
 
 def serve(batcher, arguments, commands, max_batch_size=8, *, shares_calls=True):
-    """Run an engine on these commands; return what it posted and the images by job."""
+    """Run an engine on these commands; return its events and the images by job."""
     mailbox, images = Script(commands), {}
     encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
     backend = Backend(batcher, arguments, shares_calls)

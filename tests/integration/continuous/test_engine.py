@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-img2img", "pixart-sigma"])
-def test_steps_are_told(make_batcher, name):
+def test_steps_are_reported(make_batcher, name):
     family = FAMILIES[name]()  # PixArt has no callback_on_step_end: its scheduler tells
     batcher = make_batcher(family.pipeline)
     told = []
@@ -45,7 +45,7 @@ def test_steps_are_told(make_batcher, name):
     assert steps == (2 if name == "sdxl-img2img" else 4)
 
 
-def test_equal_prompts_are_encoded_once_and_exactly(sdxl, make_batcher, monkeypatch):
+def test_equal_prompts_are_encoded_once(sdxl, make_batcher, monkeypatch):
     encoded = []
 
     def counting(original, *args, **kwargs):
@@ -66,7 +66,7 @@ def test_equal_prompts_are_encoded_once_and_exactly(sdxl, make_batcher, monkeypa
     assert difference(task, expected[0]) <= bits_or(TOLERANCE)
 
 
-def test_a_call_for_several_encodes_each_prompt_once(sdxl, make_batcher, monkeypatch):
+def test_a_call_for_several_images_encodes_each_prompt_once(sdxl, make_batcher, monkeypatch):
     encoded = []
 
     def counting(original, *args, **kwargs):
@@ -93,7 +93,7 @@ def test_the_prompt_cache_is_bounded(sdxl, make_batcher):
     assert 0 < batcher._prompts.nbytes <= 100_000
 
 
-def test_gradients_stay_off_in_tasks_and_as_they_were_outside(sdxl, make_batcher):
+def test_gradients_are_disabled_in_tasks_and_unchanged_outside(sdxl, make_batcher):
     seen = []
 
     def look(scheduler, tasks, tick):
@@ -107,7 +107,7 @@ def test_gradients_stay_off_in_tasks_and_as_they_were_outside(sdxl, make_batcher
     assert not any(task.result.requires_grad for task in tasks)
 
 
-def test_closing_leaves_the_pipeline_as_it_was(sdxl):
+def test_closing_restores_the_pipeline(sdxl):
     pipeline = sdxl.pipeline
     before = pipeline.unet.forward, pipeline.vae.decode, pipeline.text_encoder.forward
     batcher = PipelineBatcher(pipeline)
@@ -116,7 +116,7 @@ def test_closing_leaves_the_pipeline_as_it_was(sdxl):
     assert (pipeline.unet.forward, pipeline.vae.decode, pipeline.text_encoder.forward) == before
 
 
-def test_the_engine_makes_each_image_as_if_it_were_alone(sdxl, make_batcher):
+def test_the_engine_generates_the_images_of_requests_alone(sdxl, make_batcher):
     arguments = dict(sdxl.arguments, output_type="pil")
     expected = [
         stock(sdxl.pipeline, dict(arguments, prompt="a cat", num_inference_steps=3, guidance_scale=5.0), seed)
@@ -131,7 +131,7 @@ def test_the_engine_makes_each_image_as_if_it_were_alone(sdxl, make_batcher):
     assert sum(call.images for call in done) == 3
 
 
-def test_two_hundred_requests_leave_nothing_behind(sdxl, make_batcher):
+def test_two_hundred_requests_leak_nothing(sdxl, make_batcher):
     batcher = make_batcher(sdxl.pipeline)
 
     def living():

@@ -1,4 +1,4 @@
-"""The image is the image, family by family, in any company."""
+"""Images of each family are equal to the stock images, alone and in any batch."""
 
 import functools
 import logging
@@ -16,7 +16,7 @@ from tests.integration.continuous.helpers import TOLERANCE, difference, requests
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def test_alone_bit_for_bit_and_in_company_within_rounding(family, make_batcher):
+def test_images_are_equal_alone_and_within_rounding_in_a_batch(family, make_batcher):
     calls = list(requests(family))
     expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
     batcher = make_batcher(family.pipeline)
@@ -30,7 +30,7 @@ def test_alone_bit_for_bit_and_in_company_within_rounding(family, make_batcher):
     assert {event.fallback for event in events} == {""}
 
 
-def test_alone_after_company_bit_for_bit(family, make_batcher):
+def test_images_alone_after_a_batch_are_equal(family, make_batcher):
     calls = list(requests(family))
     expected = [stock(family.pipeline, call, 0) for call in calls]
     batcher = make_batcher(family.pipeline)
@@ -40,7 +40,7 @@ def test_alone_after_company_bit_for_bit(family, make_batcher):
         assert difference(task, image) <= bits_or(TOLERANCE)
 
 
-def test_deterministic_in_any_company_bit_for_bit(family, make_batcher):
+def test_deterministic_images_do_not_depend_on_the_batch(family, make_batcher):
     calls = list(requests(family))
     batcher = make_batcher(family.pipeline, fixed_rows=4)
     alone = []
@@ -93,7 +93,7 @@ def test_text_to_image_and_image_to_image_share(sdxl, make_batcher):
     assert max(len(event.tasks) for event in events if event.stage.is_denoiser) == 3
 
 
-def test_half_precision_in_company(make_batcher):
+def test_half_precision_in_a_batch(make_batcher):
     family = FAMILIES["sdxl"]()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     family.pipeline.to(torch.bfloat16)
@@ -105,7 +105,7 @@ def test_half_precision_in_company(make_batcher):
 
 
 class OneCall:
-    """The requests of a family, but alike, as one call; `expected` are the stock pipeline's images."""
+    """Requests of a family as one batched call; `expected` are the stock pipeline's images."""
 
     def __init__(self, family, make_batcher):
         if "mask_image" in family.arguments:
@@ -122,7 +122,7 @@ class OneCall:
         self.events = []
 
     def run(self, after_step=lambda task: None):
-        """Run it, and keep what the scheduler tells; return the images."""
+        """Run it and store the scheduler's events; return the images."""
         with self._rendezvous.session():
             scheduler = BatchScheduler(observe=self.events.append)
             seeds = range(len(self.prompts))
@@ -140,7 +140,7 @@ def apart(image, other):
     return (image - other).abs().max().item()
 
 
-def test_in_one_call_within_rounding(family, make_batcher):
+def test_images_of_a_batched_call_are_equal_within_rounding(family, make_batcher):
     call = OneCall(family, make_batcher)
     for image, same in zip(call.run(), call.expected, strict=True):
         assert apart(image, same) <= TOLERANCE
@@ -148,7 +148,7 @@ def test_in_one_call_within_rounding(family, make_batcher):
     assert {event.fallback for event in call.events} == {""}
 
 
-def test_without_the_rows_of_who_left(family, make_batcher):
+def test_rows_of_cancelled_images_are_left_out(family, make_batcher):
     call = OneCall(family, make_batcher)
 
     def leave(task):

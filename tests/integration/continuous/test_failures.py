@@ -1,4 +1,4 @@
-"""What happens to one request, or to the memory, is not felt by another."""
+"""Failures of one request, and short memory, do not affect other requests."""
 
 import types
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_cancelling_a_member_leaves_the_others_as_they_were(sdxl, make_batcher, at):
+def test_cancelling_one_request_does_not_affect_others(sdxl, make_batcher, at):
     calls = [dict(call, num_inference_steps=6) for call in requests(sdxl, 3)]
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     batcher = make_batcher(sdxl.pipeline)
@@ -47,7 +47,7 @@ def test_cancelling_a_member_leaves_the_others_as_they_were(sdxl, make_batcher, 
 
 
 def out_of_memory_above(rows, since=0):
-    """A forward that runs out of memory above so many rows, after so many calls."""
+    """Return a forward that runs out of memory above `rows` rows, after `since` calls."""
     calls = 0
 
     def forward(original, *args, **kwargs):
@@ -74,7 +74,7 @@ def test_out_of_memory_in_the_denoiser_loses_nothing(sdxl, make_batcher, monkeyp
 
 
 @pytest.mark.parametrize("name", ["z-image", "flux2-klein"])
-def test_lists_are_split_too(make_batcher, monkeypatch, name):
+def test_lists_are_split_when_memory_is_short(make_batcher, monkeypatch, name):
     family = FAMILIES[name]()
     calls = list(requests(family))
     expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
@@ -99,7 +99,7 @@ def test_out_of_memory_in_decoder_and_encoders_loses_nothing(sdxl, make_batcher,
     assert any(isinstance(event, ForwardSplit) for event in events)
 
 
-def test_a_request_too_big_alone_fails_alone(sdxl, make_batcher, monkeypatch):
+def test_a_request_that_does_not_fit_fails_alone(sdxl, make_batcher, monkeypatch):
     def forward(original, sample, *args, **kwargs):
         if sample.shape[-1] > 8:
             raise torch.OutOfMemoryError("too big")
@@ -115,7 +115,7 @@ def test_a_request_too_big_alone_fails_alone(sdxl, make_batcher, monkeypatch):
         assert difference(tasks[index], expected[index]) <= TOLERANCE
 
 
-def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, make_batcher, monkeypatch):
+def test_out_of_memory_outside_of_a_forward_fails_its_request(sdxl, make_batcher, monkeypatch):
     def encode(*args, **kwargs):
         raise torch.OutOfMemoryError("encoding")
 
@@ -140,7 +140,7 @@ def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, make_batch
         MemoryError(),
     ],
 )
-def test_out_of_memory_on_the_cpu_loses_nothing_either(sdxl, make_batcher, monkeypatch, error):
+def test_out_of_memory_on_the_cpu_loses_nothing(sdxl, make_batcher, monkeypatch, error):
     def forward(original, *args, **kwargs):
         if rows_of(args, kwargs) > 3:
             raise error
@@ -157,7 +157,7 @@ def test_out_of_memory_on_the_cpu_loses_nothing_either(sdxl, make_batcher, monke
     assert "error" not in {event.fallback for event in events if isinstance(event, ForwardDone)}
 
 
-def test_what_the_warm_up_learned_of_memory_the_engine_knows(sdxl, monkeypatch, tmp_path):
+def test_the_engine_uses_the_memory_limits_of_the_warm_up(sdxl, monkeypatch, tmp_path):
     sdxl.pipeline.save_pretrained(tmp_path)
     options = LoadOptions(device="cpu", threads=1)
     backend = StepwiseDiffusers(tmp_path, "sdxl", options, max_batch_size=4)

@@ -1,4 +1,4 @@
-"""Joining is left where it can not be had, and the image is the same."""
+"""Calls that can't share a forward run alone, and give the same image."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_sizes_do_not_mix(sdxl, make_batcher):
     assert max(len(event.tasks) for event in events if event.stage.is_denoiser) == 2
 
 
-def test_a_denoiser_whose_rows_depend_on_each_other_is_found_out(sdxl, make_batcher, monkeypatch, caplog):
+def test_a_denoiser_whose_rows_depend_on_each_other_is_detected(sdxl, make_batcher, monkeypatch, caplog):
     def mixing(original, *args, **kwargs):
         output = original(*args, **kwargs)[0]
         return (output - output.mean(dim=0, keepdim=True),)
@@ -48,7 +48,7 @@ def test_a_denoiser_whose_rows_depend_on_each_other_is_found_out(sdxl, make_batc
     assert len([record for record in caplog.records if "unet" in record.getMessage()]) <= 2
 
 
-def test_a_denoiser_that_refuses_company_goes_call_by_call(sdxl, make_batcher, monkeypatch, caplog):
+def test_a_denoiser_that_rejects_batches_runs_call_by_call(sdxl, make_batcher, monkeypatch, caplog):
     def refusing(original, *args, **kwargs):
         if rows_of(args, kwargs) > 2:
             raise ValueError("two rows at most")
@@ -86,7 +86,7 @@ def test_a_denoiser_that_keeps_state_serves_one_request_at_a_time(sdxl, make_bat
     del unet.kept
 
 
-def test_arguments_that_nobody_knows_go_alone(sdxl, make_batcher, monkeypatch):
+def test_calls_with_unknown_argument_types_run_alone(sdxl, make_batcher, monkeypatch):
     class Odd:
         pass
 
@@ -106,7 +106,7 @@ def test_arguments_that_nobody_knows_go_alone(sdxl, make_batcher, monkeypatch):
     assert {event.fallback for event in events if event.stage.is_denoiser} - {""} == {"opaque argument"}
 
 
-def test_a_pipeline_without_a_denoiser_runs_whole(make_batcher):
+def test_a_pipeline_without_a_denoiser_runs_alone(make_batcher):
     class Whole:
         device = torch.device("cpu")
 

@@ -36,7 +36,7 @@ def mixed(family):
     ]
 
 
-def test_each_image_is_the_one_made_alone(any_family, make_batcher):
+def test_each_image_equals_the_one_generated_alone(any_family, make_batcher):
     calls = mixed(any_family)
     expected = [stock(any_family.pipeline, call, seed) for seed, call in enumerate(calls)]
     batcher = make_batcher(any_family.pipeline)

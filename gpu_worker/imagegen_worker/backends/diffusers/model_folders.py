@@ -1,4 +1,4 @@
-"""From a model's source to a local folder: from the hub's cache if it is there whole, else from the hub."""
+"""Local folders of models: from the cache of the model hub if complete, else downloaded."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import diffusers
 from huggingface_hub import constants, snapshot_download
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.validation import check_folder, in_a_line, read_index
+from imagegen_worker.backends.diffusers.validation import check_folder, one_line, read_index
 from imagegen_worker.models.sources import HubModel, Place
 
 USUAL_VARIANT = "fp16"
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def find_model(place: Place, variant: str | None, *, without: Collection[str] = ()) -> tuple[Path, str | None]:
-    """Return the local folder of a model, and which variant of its weights is to be loaded.
+    """Return the local folder of a model and the variant of its weights to load.
 
-    `without`: parts that come from elsewhere. The hub is asked for what is not in its cache, unless HF_HUB_OFFLINE
-    is set. Raises `StartError` for what is not there, or can't be a pipeline.
+    `without`: components that come from elsewhere. Files that are not in the cache are downloaded, unless
+    HF_HUB_OFFLINE is set. Raises `StartError` if the model is not found or is not a complete pipeline.
     """
     if isinstance(place, Path):
         return place, check_folder(place, variant, without=without)
-    asks = [
+    downloads = [
         partial(
             diffusers.DiffusionPipeline.download,
             place.id,
@@ -37,36 +37,35 @@ def find_model(place: Place, variant: str | None, *, without: Collection[str] = 
         )
         for each in ((variant,) if variant else (None, USUAL_VARIANT))
     ]
-    return _find(place, asks, partial(check_folder, variant=variant, without=without))
+    return _find(place, downloads, partial(check_folder, variant=variant, without=without))
 
 
 def find_config(place: Place) -> Path:
-    """Return the local folder with the configuration of a pipeline; found as `find_model` does."""
+    """Return the local folder with the configuration of a pipeline; see `find_model`."""
     if isinstance(place, Path):
         read_index(place)
         return place
-    ask = partial(snapshot_download, place.id, revision=place.revision, allow_patterns=list(_CONFIG_FILES))
-    return _find(place, [ask], read_index)[0]
+    download = partial(snapshot_download, place.id, revision=place.revision, allow_patterns=list(_CONFIG_FILES))
+    return _find(place, [download], read_index)[0]
 
 
-def _find(model: HubModel, asks: Sequence[Callable[..., Any]], check: Callable[[Path], T]) -> tuple[Path, T]:
-    """Return the first folder that one of these gives and that passes the check; first the cache is looked at."""
+def _find(model: HubModel, downloads: Sequence[Callable[..., Any]], check: Callable[[Path], T]) -> tuple[Path, T]:
+    """Return the first downloaded folder that passes the check, and its result; the cache is tried first."""
     reasons = []
     for offline in (True, False):
         if not offline and constants.is_offline_mode():
-            reasons.append("the hub is not asked (HF_HUB_OFFLINE)")
+            reasons.append("downloads are disabled (HF_HUB_OFFLINE)")
             break
-        for ask in asks:
+        for download in downloads:
             try:
-                folder = Path(ask(local_files_only=offline))
+                folder = Path(download(local_files_only=offline))
                 return folder, check(folder)
             except StartError as error:
                 reasons.append(str(error))
-            except Exception as error:  # noqa: BLE001 - of many kinds, all of them about what is not to be had
+            except Exception as error:  # noqa: BLE001 - of many types, all for models that can't be downloaded
                 if not offline:
-                    reasons.append(f"the hub did not give it: {in_a_line(error.__cause__ or error)}")
-    said = "; ".join(dict.fromkeys(reasons))
+                    reasons.append(f"the download failed: {one_line(error.__cause__ or error)}")
+    reason = "; ".join(dict.fromkeys(reasons))
     raise StartError(
-        f"{model}: there is no such folder here, and no whole copy of a model of this id in"
-        f" {constants.HF_HUB_CACHE}; {said}"
+        f"{model}: no such folder, and no complete copy of this model in {constants.HF_HUB_CACHE}; {reason}"
     )

@@ -1,4 +1,4 @@
-"""Which calls can share a forward, how they are joined, and how outputs come apart again."""
+"""Layouts of arguments, outputs, shared forwards of a module, and the detection of state."""
 
 import pytest
 
@@ -23,14 +23,14 @@ def joined(*calls, equal_lengths=False):
     return described[0].layout.join(calls, [each.rows for each in described])
 
 
-def test_rows_are_concatenated_and_timesteps_become_one_a_row():
+def test_rows_are_concatenated_and_timesteps_expanded_to_one_per_row():
     x, y = torch.ones(2, 4, 8, 8), torch.zeros(1, 4, 8, 8)
     both = joined({"sample": x, "timestep": torch.tensor(7)}, {"sample": y, "timestep": torch.tensor(3)})
     assert torch.equal(both["sample"], torch.cat([x, y]))
     assert both["timestep"].tolist() == [7, 7, 3]
 
 
-def test_timesteps_of_unlike_type_meet_in_the_wider_one():
+def test_timesteps_of_different_dtypes_are_promoted():
     x = torch.ones(1, 4)
     both = joined({"x": x, "t": torch.tensor(7)}, {"x": x, "t": torch.tensor([3.5])})
     assert both["t"].tolist() == [7.0, 3.5]
@@ -47,7 +47,7 @@ def test_timesteps_of_unlike_type_meet_in_the_wider_one():
         {"x": torch.ones(1, 4), "flag": {"a": torch.ones(1, 2)}},
     ],
 )
-def test_what_is_unlike_does_not_join(other):
+def test_calls_with_different_arguments_do_not_join(other):
     assert joined({"x": torch.ones(1, 4), "flag": None}, other) is None
 
 
@@ -58,21 +58,21 @@ def test_position_ids_are_shared_if_they_are_equal():
     assert joined(call, dict(call, ids=call["ids"] + 1)) is None
 
 
-def test_shared_tensors_that_are_changed_in_place_are_read_again():
+def test_shared_tensors_changed_in_place_are_read_again():
     call = {"x": torch.ones(1, 16, 4), "ids": torch.zeros(16, 3)}
     before = layouts.describe(call).layout
     call["ids"].add_(1)
     assert layouts.describe(call).layout != before
 
 
-def test_dictionaries_are_walked():
+def test_dictionaries_are_joined_item_by_item():
     calls = [{"x": torch.ones(n, 4), "more": {"text": torch.full((n, 3), n), "none": None}} for n in (1, 2)]
     both = joined(*calls)
     assert both["more"]["text"].tolist() == [[1] * 3, [2] * 3, [2] * 3]
     assert both["more"]["none"] is None
 
 
-def test_lists_with_a_tensor_a_row_are_lengthened():
+def test_lists_of_one_tensor_per_row_are_concatenated():
     def call(rows, length):
         return {"x": [torch.zeros(16, 1, 8, 8)] * rows, "text": [torch.zeros(length, 32)] * rows}
 
@@ -82,12 +82,12 @@ def test_lists_with_a_tensor_a_row_are_lengthened():
     assert joined(call(16, 5), call(16, 5))["x"][0].shape == (16, 1, 8, 8)  # 16 rows of 16 channels
 
 
-def test_lists_of_tensors_with_all_rows_are_walked():
+def test_lists_of_tensors_with_all_rows_are_joined_item_by_item():
     calls = [{"x": torch.ones(n, 4), "residuals": [torch.ones(n, 2), torch.ones(n, 3)]} for n in (2, 1)]
     assert [tensor.shape for tensor in joined(*calls)["residuals"]] == [(3, 2), (3, 3)]
 
 
-def test_text_of_unlike_length_is_padded_only_where_there_is_a_mask():
+def test_texts_of_different_lengths_are_padded_only_with_a_mask():
     def call(length, **more):
         return {"x": torch.ones(1, 4, 8), "encoder_hidden_states": torch.ones(1, length, 6), **more}
 
@@ -99,7 +99,7 @@ def test_text_of_unlike_length_is_padded_only_where_there_is_a_mask():
     assert joined(*masked, equal_lengths=True) is None
 
 
-def test_what_nobody_knows_is_refused():
+def test_unknown_argument_types_are_rejected():
     with pytest.raises(NotShareableError, match="opaque argument"):
         layouts.describe({"x": torch.ones(1, 4), "odd": object()})
     with pytest.raises(NotShareableError, match="no rows"):
@@ -119,7 +119,7 @@ class Output(OrderedDict):
         {"sample": [torch.arange(3), torch.arange(6).reshape(3, 2)]},
     ],
 )
-def test_outputs_come_apart_and_together(output):
+def test_outputs_are_split_and_merged(output):
     parts = outputs.split(output, [1, 2], listed=False)
     assert all(type(part) is type(output) for part in parts)
     whole = outputs.merge(parts, [1, 2], listed=False)
@@ -127,7 +127,7 @@ def test_outputs_come_apart_and_together(output):
     assert outputs.is_close(outputs.split(whole, [1, 2], listed=False)[1], parts[1])
 
 
-def test_lists_of_rows_come_apart_by_rows():
+def test_lists_of_rows_are_split_by_rows():
     rows = [torch.full((3, 2), value) for value in range(3)]
     first, second = outputs.split((rows,), [1, 2], listed=True)
     assert [int(tensor[0, 0]) for tensor in second[0]] == [1, 2]
@@ -135,14 +135,14 @@ def test_lists_of_rows_come_apart_by_rows():
     assert len(outputs.merge([first, second], [1, 2], listed=True)[0]) == 3
 
 
-def test_outputs_without_a_row_for_each_are_refused():
+def test_outputs_with_another_number_of_rows_are_rejected():
     with pytest.raises(NotShareableError, match="output"):
         outputs.split(torch.ones(4, 2), [1, 2], listed=False)
     with pytest.raises(NotShareableError, match="opaque output"):
         outputs.split((object(),), [1, 2], listed=False)
 
 
-def test_close_is_about_rounding_only():
+def test_is_close_allows_rounding_only():
     x = torch.randn(3, 4)
     assert outputs.is_close(x, x * (1 + 1e-5))
     assert not outputs.is_close(x, x + 0.1 * x.abs().max())
@@ -150,7 +150,7 @@ def test_close_is_about_rounding_only():
     assert outputs.is_close(torch.full_like(x, float("nan")), torch.full_like(x, float("nan")))
 
 
-# ---- stages ------------------------------------------------------------------------------------------------
+# ---- batched modules ---------------------------------------------------------------------------------------
 
 
 class Masked(torch.nn.Module):
@@ -167,12 +167,12 @@ class Masked(torch.nn.Module):
         return (x + (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),)
 
 
-def make_batcher(module, calls):
-    """Run calls of a module, each in a task; return the results and the reasons why some went alone."""
+def run_together(module, calls):
+    """Run calls of a module, each in a task; return results, fallback reasons, and tasks of each forward."""
     stage = BatchedModule("toy", module, "forward", is_denoiser=True)
     events = []
     with torch.no_grad():
-        module(**texts(2)[0])  # it is seen to keep no state
+        module(**texts(2)[0])  # shows that it keeps no state
         scheduler = BatchScheduler(observe=events.append)
         tasks = [scheduler.start(lambda call=call: [module(**call)[0] for _ in range(2)]) for call in calls]
         while scheduler.step():
@@ -192,17 +192,17 @@ def texts(*lengths, **more):
 
 
 @pytest.mark.parametrize(("heeds_mask", "reasons"), [(True, {""}), (False, {"unequal"})])
-def test_padding_is_checked_against_forwards_apart(heeds_mask, reasons):
+def test_padding_is_compared_with_forwards_of_calls_alone(heeds_mask, reasons):
     module, calls = Masked(heeds_mask), texts(2, 6)
     expected = [module(**call)[0] for call in calls]
-    results, fallbacks, together = make_batcher(module, calls)
+    results, fallbacks, together = run_together(module, calls)
     for pair, image in zip(results, expected, strict=True):
         assert all(same_values(result, image) for result in pair)
     assert fallbacks == reasons
     assert (max(together) == 2) == heeds_mask
 
 
-def test_padding_is_checked_even_if_equal_lengths_were_joined_before():
+def test_padding_is_compared_even_after_equal_lengths_passed():
     module, calls = Masked(heeds_mask=False), texts(4, 4, 6)
     expected = [module(**call)[0] for call in calls]
     stage = BatchedModule("toy", module, "forward", is_denoiser=True)
@@ -234,7 +234,7 @@ def test_no_forward_mixes_adapters():
     assert max(len(event.tasks) for event in events) == 2
 
 
-def test_arguments_that_have_no_name_are_left_as_they_came():
+def test_calls_with_unnamed_arguments_run_alone():
     class Listing(torch.nn.Module):
         def forward(self, x, *more):
             return (x + sum(more),)
@@ -253,7 +253,7 @@ def test_arguments_that_have_no_name_are_left_as_they_came():
     assert "signature" in {event.fallback for event in events}
 
 
-def test_encoders_that_share_a_cache_do_not_share_what_they_make():
+def test_encoders_with_one_cache_have_separate_entries():
     encoders, cache = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)], BoundedCache(10**6)
     expected = [encoder(torch.ones(1, 4)) for encoder in encoders]
     stages = [BatchedModule("text", encoder, "forward", cache=cache) for encoder in encoders]
@@ -270,30 +270,30 @@ def test_encoders_that_share_a_cache_do_not_share_what_they_make():
         assert same_values(task.result, result)
 
 
-def test_a_generator_that_is_left_alone_does_not_part_calls():
+def test_calls_with_unused_generators_share_a_forward():
     class Polite(Masked):
         def forward(self, x, text, text_mask, generator=None):
             return super().forward(x, text, text_mask)
 
     calls = [dict(call, generator=torch.Generator().manual_seed(seed)) for seed, call in enumerate(texts(2, 2))]
-    _, fallbacks, together = make_batcher(Polite(), calls)
+    _, fallbacks, together = run_together(Polite(), calls)
     assert fallbacks == {""}
     assert together == [2, 2]
 
 
-def test_a_generator_that_is_drawn_from_does():
+def test_calls_whose_generators_are_used_run_alone():
     def calls():
         return [dict(call, generator=torch.Generator().manual_seed(seed)) for seed, call in enumerate(texts(2, 2))]
 
     module = Masked()
     expected = [[module(**call)[0] for _ in range(2)] for call in calls()]
-    results, fallbacks, _ = make_batcher(module, calls())
+    results, fallbacks, _ = run_together(module, calls())
     for pair, images in zip(results, expected, strict=True):
         assert all(same_values(result, image) for result, image in zip(pair, images, strict=True))
     assert fallbacks == {"random"}
 
 
-def test_what_is_cached_can_not_be_changed_by_those_who_get_it():
+def test_callers_cannot_change_cached_outputs():
     module = torch.nn.Linear(4, 4)
     cache = BoundedCache(10**6)
     stage = BatchedModule("text", module, "forward", cache=cache)
@@ -314,7 +314,7 @@ def test_what_is_cached_can_not_be_changed_by_those_who_get_it():
 
 
 class Keeping(torch.nn.Module):
-    """Keeps something in one way or another."""
+    """Keeps state in one of several ways."""
 
     def __init__(self, way):
         super().__init__()
@@ -341,7 +341,7 @@ class Keeping(torch.nn.Module):
 
 
 @pytest.mark.parametrize("way", ["counter", "list", "buffer", "object"])
-def test_state_is_seen(way):
+def test_state_is_detected(way):
     inner = Keeping(way)
     module = torch.nn.Sequential(inner)
     watch = StateMonitor(module)
@@ -352,7 +352,7 @@ def test_state_is_seen(way):
 
 
 @pytest.mark.parametrize("way", ["none", "by shape"])
-def test_caches_that_are_the_same_for_all_are_no_state(way):
+def test_caches_that_depend_on_shapes_are_no_state(way):
     module = Keeping(way)
     watch = StateMonitor(module)
     while not watch.judged:

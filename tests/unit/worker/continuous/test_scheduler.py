@@ -1,4 +1,4 @@
-"""Requests on greenlets share forwards, and nothing that happens to one is felt by another."""
+"""Tasks share forwards, and a failure of one does not affect others."""
 
 import gc
 import itertools
@@ -14,7 +14,7 @@ from imagegen_worker.engines.continuous.timing import WallTimer
 from tests.unit.worker.continuous.models import ToyStage, alone, finish, pipeline
 
 
-def test_requests_of_unlike_length_share_forwards():
+def test_calls_with_different_step_counts_share_forwards():
     stage, scheduler = ToyStage(), BatchScheduler()
     for start, steps in enumerate((2, 4, 3)):
         scheduler.start(pipeline(stage, start, steps), tag=start)
@@ -23,7 +23,7 @@ def test_requests_of_unlike_length_share_forwards():
     assert [rows for _, rows in stage.forwards] == [3, 3, 2, 1]
 
 
-def test_a_request_joins_at_the_next_step_and_the_batch_goes_on_when_one_leaves():
+def test_a_request_joins_at_the_next_step_and_others_continue_when_it_ends():
     stage, scheduler = ToyStage(), BatchScheduler()
     scheduler.start(pipeline(stage, 1, 4), tag="first")
     scheduler.step()
@@ -34,7 +34,7 @@ def test_a_request_joins_at_the_next_step_and_the_batch_goes_on_when_one_leaves(
     assert (ended["first"].largest_batch, ended["second"].largest_batch) == (2, 2)
 
 
-def test_calls_with_unlike_keys_never_share():
+def test_calls_with_different_keys_never_share():
     stage, scheduler = ToyStage(), BatchScheduler()
     scheduler.start(pipeline(stage, 1, 3, key="small"), tag=1)
     scheduler.start(pipeline(stage, 2, 3, key="large"), tag=2)
@@ -42,7 +42,7 @@ def test_calls_with_unlike_keys_never_share():
     assert all(rows == 1 for _, rows in stage.forwards)
 
 
-def test_what_has_no_key_goes_alone_and_says_why():
+def test_calls_without_a_key_run_alone_with_a_reason():
     events = []
     stage, scheduler = ToyStage(), BatchScheduler(observe=events.append)
     for tag in range(2):
@@ -59,7 +59,7 @@ def test_encoders_go_first_so_that_a_new_request_joins_the_running_batch():
     assert [rows for _, rows in denoiser.forwards] == [2, 2, 1]
 
 
-def test_decodes_of_requests_that_end_together_are_joined():
+def test_requests_that_end_together_share_a_decode():
     denoiser, decoder, scheduler = ToyStage(), ToyStage("vae", is_denoiser=False), BatchScheduler()
     for start in range(3):
         scheduler.start(lambda start=start: decoder(pipeline(denoiser, start, 2)()))
@@ -71,7 +71,7 @@ def test_decodes_of_requests_that_end_together_are_joined():
 
 
 @pytest.mark.parametrize("after", range(4))
-def test_cancelling_one_leaves_the_others_as_they_were(after):
+def test_cancelling_one_task_does_not_affect_others(after):
     stage, scheduler = ToyStage(), BatchScheduler()
     cleaned = []
 
@@ -93,7 +93,7 @@ def test_cancelling_one_leaves_the_others_as_they_were(after):
     assert sum(rows for _, rows in stage.forwards) == 5 + after
 
 
-def test_cancelling_what_has_ended_does_nothing():
+def test_cancelling_an_ended_task_does_nothing():
     stage, scheduler = ToyStage(), BatchScheduler()
     task = scheduler.start(pipeline(stage, 1, 1))
     finish(scheduler)
@@ -101,7 +101,7 @@ def test_cancelling_what_has_ended_does_nothing():
     assert scheduler.ended() == []
 
 
-def test_a_pipeline_that_swallows_its_end_is_ended_all_the_same():
+def test_a_pipeline_that_catches_its_cancellation_is_ended():
     stage, scheduler = ToyStage(), BatchScheduler()
 
     def stubborn():
@@ -118,7 +118,7 @@ def test_a_pipeline_that_swallows_its_end_is_ended_all_the_same():
     assert isinstance(task.error, StoppedError)
 
 
-def test_what_a_callback_raises_ends_its_request_only():
+def test_an_exception_of_a_callback_ends_its_request_only():
     stage, scheduler = ToyStage(), BatchScheduler()
 
     def on_step(step, steps):
@@ -135,7 +135,7 @@ def test_what_a_callback_raises_ends_its_request_only():
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
-def test_an_error_in_a_shared_forward_finds_the_guilty():
+def test_an_error_in_a_shared_forward_fails_the_faulty_call_only():
     stage, scheduler = ToyStage(), BatchScheduler()
     stage.poison = {11}
     for start in (1, 5, 9):  # 5 becomes 11 after its first step
@@ -166,7 +166,7 @@ def test_a_pipeline_may_handle_the_error_of_its_call():
 @pytest.mark.parametrize(
     ("error", "reason"), [(NotShareableError("unequal"), "unequal"), (TypeError("shapes"), "error")]
 )
-def test_what_fails_only_in_company_goes_apart_from_then_on(error, reason, caplog):
+def test_calls_that_fail_only_when_shared_run_alone_from_then_on(error, reason, caplog):
     events = []
     stage, scheduler = ToyStage(), BatchScheduler(observe=events.append)
     stage.joint_errors = [error]
@@ -179,7 +179,7 @@ def test_what_fails_only_in_company_goes_apart_from_then_on(error, reason, caplo
     assert {event.fallback for event in events[3:]} - {""} == {reason}  # the last has no need to share
 
 
-def test_a_lost_device_ends_the_hub():
+def test_a_lost_device_ends_the_scheduler():
     stage, scheduler = ToyStage(), BatchScheduler()
     stage.joint_errors = [DeviceLostError("gone")]
     scheduler.start(pipeline(stage, 1, 1))
@@ -205,7 +205,7 @@ def test_out_of_memory_loses_nothing(fits):
 
 
 @pytest.mark.parametrize("when", range(4))
-def test_memory_that_runs_short_at_any_step_loses_nothing(when):
+def test_out_of_memory_at_any_step_loses_nothing(when):
     stage, scheduler = ToyStage(), BatchScheduler()
     for start in range(4):
         scheduler.start(pipeline(stage, start, 4), tag=start)
@@ -216,7 +216,7 @@ def test_memory_that_runs_short_at_any_step_loses_nothing(when):
     assert [ended[start].result for start in range(4)] == [alone(start, 4) for start in range(4)]
 
 
-def test_the_cap_lasts():
+def test_the_limit_persists():
     stage, scheduler = ToyStage(fits=2), BatchScheduler()
     for start in range(4):
         scheduler.start(pipeline(stage, start, 10))
@@ -224,7 +224,7 @@ def test_the_cap_lasts():
     assert stage.freed == 1  # 4 rows; then 2 are known to fit
 
 
-def test_the_cap_lasts_for_one_without_company_too():
+def test_the_limit_persists_for_a_single_call():
     stage, scheduler = ToyStage(fits=1), BatchScheduler()
     scheduler.start(lambda: [stage(1, 2) for _ in range(10)])
     finish(scheduler)
@@ -237,7 +237,7 @@ def test_a_call_of_several_rows_is_split_itself():
     assert finish(scheduler)["wide"].result == [3, 5, 7]
 
 
-def test_what_fits_in_no_way_fails_alone():
+def test_a_call_that_does_not_fit_fails_alone():
     stage, other, scheduler = ToyStage("large", fits=0), ToyStage("small"), BatchScheduler()
     scheduler.start(pipeline(stage, 1, 2, key="large"), tag="large")
     scheduler.start(pipeline(other, 1, 2, key="small"), tag="small")
@@ -246,7 +246,7 @@ def test_what_fits_in_no_way_fails_alone():
     assert ended["small"].result == alone(1, 2)
 
 
-def test_a_larger_forward_is_tried_again_after_a_while():
+def test_a_larger_forward_is_retried_later():
     stage, scheduler = (
         ToyStage(fits=2),
         BatchScheduler(memory_limits=MemoryLimits(retry_after=5), costs=RowCosts(samples=10**9)),
@@ -263,7 +263,7 @@ def test_a_larger_forward_is_tried_again_after_a_while():
 # ---- fairness, state, leaks --------------------------------------------------------------------------------
 
 
-def test_a_stage_that_keeps_state_has_one_request_at_a_time():
+def test_a_stage_that_keeps_state_serves_one_request_at_a_time():
     stage, scheduler = ToyStage(exclusive=True), BatchScheduler()
     order = []
     for start in range(3):
@@ -275,7 +275,7 @@ def test_a_stage_that_keeps_state_has_one_request_at_a_time():
     assert [start for start, _ in itertools.groupby(order)] == [0, 1, 2]
 
 
-def test_a_cancelled_owner_gives_the_stage_free():
+def test_a_cancelled_task_releases_its_exclusive_stage():
     stage, scheduler = ToyStage(exclusive=True), BatchScheduler()
     first = scheduler.start(pipeline(stage, 0, 3), tag=0)
     scheduler.start(pipeline(stage, 1, 3), tag=1)
@@ -284,7 +284,7 @@ def test_a_cancelled_owner_gives_the_stage_free():
     assert finish(scheduler)[1].result == alone(1, 3)
 
 
-def test_fixed_rows_bound_a_forward():
+def test_fixed_rows_limit_a_forward():
     stage, scheduler = ToyStage(fixed_rows=2), BatchScheduler()
     for start in range(5):
         scheduler.start(pipeline(stage, start, 1), tag=start)
@@ -293,7 +293,7 @@ def test_fixed_rows_bound_a_forward():
     assert max(rows for _, rows in stage.forwards) == 2
 
 
-def test_time_is_shared_among_those_who_took_part():
+def test_the_time_of_a_forward_is_divided_among_its_tasks():
     events = []
     ticks = itertools.count()
     stage, scheduler = ToyStage(), BatchScheduler(observe=events.append, timer=WallTimer(lambda: next(ticks)))
@@ -304,7 +304,7 @@ def test_time_is_shared_among_those_who_took_part():
     assert all(isinstance(event, ForwardDone) and event.seconds == 1 for event in events)
 
 
-def test_a_request_outside_of_any_hub_is_in_no_task():
+def test_there_is_no_current_task_outside_of_a_scheduler():
     assert current_task() is None
 
 
