@@ -6,19 +6,19 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
+from imagegen_worker.backends import OnStep, Row, StartError, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import TRIAL_STEPS, CallSharing, alike
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.engines.continuous import calls
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +37,7 @@ class StepwiseDiffusers:
 
     def __init__(
         self,
-        place: Place,
+        place: ModelLocation,
         name: str,
         options: LoadOptions,
         *,
@@ -60,7 +60,7 @@ class StepwiseDiffusers:
         """Measures forwards on the device."""
         return self._batcher.timer
 
-    def weigh(self) -> int:
+    def size_bytes(self) -> int:
         """Return the bytes of the weights on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
@@ -71,7 +71,7 @@ class StepwiseDiffusers:
             self._try_together(min(_WARM_UP_STEPS, loaded.model.num_inference_steps))
         return loaded.model
 
-    def warm_up(self) -> Warm:
+    def warm_up(self) -> EngineReady:
         """Load the pipeline, generate a first image, then as many together as may run.
 
         Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`.
@@ -82,7 +82,7 @@ class StepwiseDiffusers:
             self._run_apart([loaded.trial()])
             (task,) = self._run_apart([loaded.trial()])
             self._try_together(min(_WARM_UP_STEPS, loaded.model.num_inference_steps))
-        return Warm((loaded.model,), loaded.device_name, task.seconds)
+        return EngineReady((loaded.model,), loaded.device_name, task.seconds)
 
     def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
@@ -193,7 +193,7 @@ class StepwiseDiffusers:
     def _run_call(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Generate the images of these rows by one call; return None if it fails. Raises `DeviceLostError`."""
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
-        task = scheduler.start(partial(self.generate, rows, nobody_watches), images=len(rows))
+        task = scheduler.start(partial(self.generate, rows, ignore_steps), images=len(rows))
         task.unwanted.update(unwanted)
         while scheduler.step():
             continue
@@ -209,7 +209,7 @@ class StepwiseDiffusers:
         Raises `StartError` and `DeviceLostError`.
         """
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
-        tasks = [scheduler.start(partial(self.generate, [row], nobody_watches)) for row in rows]
+        tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():
             continue
         for task in tasks:

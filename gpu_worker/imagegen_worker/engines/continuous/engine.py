@@ -21,7 +21,7 @@ from imagegen_worker.core.events import (
     Failed,
     Idle,
     Job,
-    Load,
+    LoadModel,
     Started,
     Stepped,
     Stop,
@@ -32,10 +32,10 @@ from imagegen_worker.engines.continuous.calls import Task, current_task
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone, ForwardSplit, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.engines.static import MemoryHint, blame
+from imagegen_worker.engines.static import MemoryHint, error_answer
 from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
-from imagegen_worker.models.manager import AlwaysReady, Models
+from imagegen_worker.models.manager import ModelProvider, SingleModel
 
 SMOOTHING = 0.2
 """Weight of the newest image in the moving average of the seconds of an image."""
@@ -122,9 +122,9 @@ class ContinuousEngine:
         fits: tuple[int, int] | None = None,
         memory_limits: MemoryLimits | None = None,
         costs: RowCosts | None = None,
-        models: Models | None = None,
+        models: ModelProvider | None = None,
     ) -> None:
-        self._models = models or AlwaysReady()
+        self._models = models or SingleModel()
         self._backend = backend
         self._encoder = encoder
         self._max_batch_size = max_batch_size
@@ -178,8 +178,8 @@ class ContinuousEngine:
                 active = self._jobs[command.number] = _ActiveJob(command, steps=[0] * len(seeds))
                 for index in range(len(seeds)):
                     self._queue.add(_shape(active), (active, index))
-            case Load():
-                self._models.want(command.name)
+            case LoadModel():
+                self._models.request(command.name)
             case Cancel():
                 if (unwanted := self._jobs.get(command.number)) is not None:
                     self._drop(unwanted)
@@ -195,13 +195,13 @@ class ContinuousEngine:
             return
         waiting = list(dict.fromkeys(map(_model, self._queue.shapes())))
         running = {_model(shape) for shape in self._running}
-        for name in self._models.tend(self._mailbox, running, waiting):
+        for name in self._models.update(self._mailbox, running, waiting):
             for active in [each for each in self._jobs.values() if each.job.request.model == name]:
                 self._drop(active)
             self._collect()
 
     def _is_ready(self, shape: Hashable) -> bool:
-        return self._models.ready(_model(shape))
+        return self._models.is_ready(_model(shape))
 
     def _admit(self) -> None:
         """Start images while slots are free; images with equal call keys share one pipeline call."""
@@ -297,7 +297,7 @@ class ContinuousEngine:
         if self._seconds_per_image is None:
             self._seconds_per_image = seconds
         self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
-        self._memory_hint.note(call.images[0][0].job.request)
+        self._memory_hint.record(call.images[0][0].job.request)
         for (active, index), image in zip(call.images, task.result, strict=True):
             active.images[index] = image
             active.batch_size = max(active.batch_size, task.largest_batch)
@@ -348,10 +348,10 @@ class ContinuousEngine:
         if not was_active or isinstance(error, StoppedError):
             return
         if isinstance(error, DeviceMemoryError):
-            message = self._memory_hint.too_big(active.job.request)
+            message = self._memory_hint.error_message(active.job.request)
             self._mailbox.post(Failed(active.job.number, OutOfMemoryError.code, message))
             return
-        code, message = blame(error)
+        code, message = error_answer(error)
         if code == GenerationFailedError.code:
             _log.warning("job %d failed", active.job.number, exc_info=error)
         error.__traceback__ = None  # its frames hold tensors
