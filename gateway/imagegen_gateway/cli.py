@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from imagegen_client.endpoints import check_endpoint
-from imagegen_common.addresses import ConfigError, parse_address
+from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
 from imagegen_gateway.config import Settings, check_bind, check_networks, check_origin, check_tls
+from imagegen_protocol.endpoints import parse_address, parse_endpoint
 from imagegen_protocol.keys import KeyFileError, read_dial_keys
 
 _log = logging.getLogger("imagegen.gateway")
@@ -159,7 +159,8 @@ def main(
         context.obj = folder
         return
     try:
-        host, port = parse_address("--http", http)
+        with errors_of("--http"):
+            host, port = parse_address(http)
         check_bind(host, keys_needed=auth == "keys")
         check_tls(tls_certificate, tls_key)
         settings = Settings(
@@ -190,10 +191,9 @@ def main(
 
 
 def _endpoint(endpoint: str) -> str:
-    try:
-        return check_endpoint(endpoint)
-    except ValueError as error:
-        raise ConfigError(f"--broker: {str(error).removeprefix('broker: ')}") from error
+    with errors_of("--broker"):
+        parse_endpoint(endpoint)
+    return endpoint
 
 
 def _check_installed() -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from imagegen_common.addresses import ConfigError, is_loopback
+from imagegen_common.addresses import ConfigError
 from imagegen_gateway.core.addresses import Network
+from imagegen_protocol.endpoints import is_loopback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from imagegen_common.addresses import ConfigError, NotBoundError
-from imagegen_common.notify import Notifier
+from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
 from imagegen_gateway.connections import MAX_HEADER_BYTES, PatientProtocol, allow_files
@@ -26,7 +26,11 @@ ANSWER_SECONDS = 5
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object], notifier: Notifier
+        self,
+        config: uvicorn.Config,
+        stopping: asyncio.Event,
+        on_start: Callable[[], object],
+        notifier: SystemdNotifier,
     ) -> None:
         super().__init__(config)
         self._stopping = stopping
@@ -112,7 +116,7 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    notifier = Notifier(os.environ)
+    notifier = SystemdNotifier(os.environ)
     server = _Server(config, stopping, on_start, notifier)
     app.state.connections = server.server_state.connections
     # uvicorn raises the signal again once it has ended, when it would end the process with its number.

@@ -141,7 +141,7 @@ class Webhooks:
         assert job.webhook_url is not None, "only such jobs are due"
         now = int(time.time())
         event = {"type": f"job.{job.state}", "timestamp": now, "data": self._payload(job)}
-        body = json.dumps(event).encode()
+        body = json.dumps(event)
         headers: dict[bytes | str, bytes | str] = {
             "content-type": "application/json",
             "user-agent": "imagegen-gateway",
@@ -152,7 +152,11 @@ class Webhooks:
             async with (
                 asyncio.timeout(SECONDS),
                 self._pool.stream(
-                    "POST", job.webhook_url, headers=headers, content=body, extensions={"timeout": timeout}
+                    "POST",
+                    job.webhook_url,
+                    headers=headers,
+                    content=body.encode(),
+                    extensions={"timeout": timeout},
                 ) as response,
             ):
                 status = response.status

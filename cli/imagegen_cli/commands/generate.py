@@ -1,7 +1,6 @@
 """`imagegen generate`: prompts in, pictures in files."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +11,13 @@ from imagegen_cli.commands.generation import Watcher, draw
 from imagegen_cli.commands.options import Endpoints, broker_options, complete_model, open_client
 from imagegen_cli.commands.parameter_options import parameter_options
 from imagegen_cli.commands.report import NotWrittenError, Reporter
-from imagegen_cli.commands.traces import closing_provider, open_provider
+from imagegen_cli.commands.traces import traces_to
 from imagegen_cli.output_files import Existing, Targets, check_orders, choose
 from imagegen_cli.prompts import Given, Order, number, read_lines
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
+from imagegen_common.files import replacing
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.seeds import random_seed
 
@@ -143,10 +143,9 @@ def command(
         click.echo(f"skipped {skipped} of {number_given}: their pictures are there", err=True)
     watcher = _watcher(len(orders), shown=not quiet and sys.stderr.isatty())
     report = Reporter(targets, watcher, quiet=quiet, as_json=as_json)
-    provider = None if otlp_endpoint is None else open_provider(otlp_endpoint)
     # Who brings many prompts waits for a full queue; who brings one wants to know.
     with (
-        nullcontext() if provider is None else closing_provider(provider),
+        traces_to(otlp_endpoint) as provider,
         open_client(
             {"brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key},
             retry_overloaded=several,
@@ -223,11 +222,10 @@ def _watcher(total: int, *, shown: bool) -> Watcher:
 
 
 def _keep(sign: Progress, path: Path) -> None:
-    """Write a preview so that whoever looks sees the old one or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.part")
+    """Write a preview over the previous one. Raises `NotWrittenError`."""
     try:
-        if (picture := sign.preview_image) is not None:
-            picture.save(beside, format="PNG")
-            beside.replace(path)
+        if (preview := sign.preview_image) is not None:
+            with replacing(path) as temporary:
+                preview.save(temporary, format="PNG")
     except OSError as error:
         raise NotWrittenError(f"{path}: {error}") from error

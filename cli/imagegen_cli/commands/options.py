@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
-from imagegen_client.endpoints import check_endpoint
 from imagegen_client.sync import DEFAULT_BROKER, Client
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import KeyFileError
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ _COMPLETION_SECONDS = 1.0
 
 def _check(context: click.Context, option: click.Parameter, endpoints: Endpoints) -> Endpoints:
     try:
-        return tuple(check_endpoint(endpoint) for endpoint in endpoints)
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
     except ValueError as error:
-        raise click.BadParameter(str(error).removeprefix("broker: ")) from error
+        raise click.BadParameter(str(error)) from error
+    return endpoints
 
 
 class Connection(TypedDict):

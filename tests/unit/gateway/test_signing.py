@@ -3,14 +3,28 @@
 import base64
 import hashlib
 import hmac
+import time
+
+import pytest
 
 from imagegen_gateway.core.partials import Partials
 from imagegen_gateway.core.signing import retry_delay, signature_headers
 
 
+@pytest.fixture(params=["UTC", "Asia/Tokyo"])
+def timezone(request, monkeypatch):
+    """The time zone of the process."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("timezone")
 def test_the_signature_is_that_of_standard_webhooks():
     secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
-    headers = signature_headers(secret, "evt_1", 1700000000, b'{"a":1}')
+    headers = signature_headers(secret, "evt_1", 1700000000, '{"a":1}')
     digest = hmac.new(b"k" * 32, b'evt_1.1700000000.{"a":1}', hashlib.sha256).digest()
     assert headers == {
         "webhook-id": "evt_1",
