@@ -8,6 +8,7 @@ import pytest
 from PIL import UnidentifiedImageError
 
 from imagegen_client import Client, InvalidRequestError, ModelNotFoundError, ProtocolError, RequestError
+from imagegen_protocol.limits import MAX_COUNT
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import GenerationRequest
 from tests.e2e.conftest import PATIENT
@@ -316,7 +317,7 @@ def test_nonsense_that_can_be_read_changes_nothing(fleet, liar, ask_liar, client
     liar.send({"type": "error", "code": "of no request", "message": ""})
     ids = [os.urandom(16) for _ in range(1024)]
     held = {"queued": [request_id, *ids[1:]], "running": ids, "finished": ids}
-    liar.send({"type": "heartbeat", "session": liar.session, "beat": 2**63, "step_age_seconds": 0.0, **held})
+    liar.send({"type": "heartbeat", "session": liar.session, "beat": MAX_COUNT, "step_age_seconds": 0.0, **held})
 
     def depth():
         (shown,) = [each for each in client.stats()["per_gpu_stats"] if each["worker"] == "liar"]
