@@ -18,7 +18,16 @@ from imagegen_broker.core.events import (
 )
 from imagegen_broker.core.records import Settings
 from imagegen_client.core import ClientCore
-from imagegen_client.events import Answer, CloseAsked, Finish, Received, Send, StatsAsked, SubmitAsked
+from imagegen_client.events import (
+    Answer,
+    CloseRequested,
+    Complete,
+    Received,
+    Send,
+    StatsRequested,
+    SubmitRequested,
+    Tick,
+)
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.messages import Stats, Submit
 from imagegen_worker.backends.simulated import MODEL
@@ -189,28 +198,29 @@ class ClientPeer:
 
     def open(self) -> None:
         """Dial, as a question for statistics would have it do."""
-        self._do(self.core.handle(StatsAsked(self._dice.randbytes(16), 60.0), self._clock.now))
+        self._do(self.core.handle(StatsRequested(self._dice.randbytes(16), 60.0), self._clock.now))
         self._alarm.set(self.core.next_deadline())
 
     def ask(self, request: GenerationRequest, priority: int = 0) -> bytes:
         """Submit a request; return its id."""
         key = self._dice.randbytes(16)
-        submit = SubmitAsked(Submit(request_id=key, priority=priority), [encode_request(request)])
+        submit = SubmitRequested(Submit(request_id=key, priority=priority), [encode_request(request)])
         self._do(self.core.handle(submit, self._clock.now))
         self._alarm.set(self.core.next_deadline())
         return key
 
     def close(self) -> None:
         """Leave."""
-        self._do(self.core.handle(CloseAsked(), self._clock.now))
+        self._do(self.core.handle(CloseRequested(), self._clock.now))
 
     def hear(self, message: Any, frames: Sequence[Any]) -> None:
         """A message of the broker has arrived."""
-        self._do([*self.core.handle(Received(message, frames), self._clock.now), *self.core.settle()])
+        self._do(self.core.handle(Received(message, frames), self._clock.now))
+        self._do(self.core.handle(Tick(), self._clock.now))
         self._alarm.set(self.core.next_deadline())
 
     def _tick(self) -> float | None:
-        self._do(self.core.tick(self._clock.now))
+        self._do(self.core.handle(Tick(), self._clock.now))
         return self.core.next_deadline()
 
     def _do(self, actions: Sequence[Any]) -> None:
@@ -218,8 +228,8 @@ class ClientPeer:
             match action:
                 case Send(message, payload):
                     self._clock.after(LINK_SECONDS, self._broker.hear_client, self.id, message, payload)
-                case Finish(key, Answer(message)):
+                case Complete(key, Answer(message)):
                     if not isinstance(message, Stats):
                         self._done(key, None)
-                case Finish(key, error):
+                case Complete(key, error):
                     self._done(key, error)

@@ -234,9 +234,9 @@ def test_what_the_worker_keeps_is_bounded(traces, monkeypatch):
 
 
 def test_the_client_tells_the_whole_request(exporter, provider):
-    traces = imagegen_client.tracing.Traces(provider)
+    tracer = imagegen_client.tracing.RequestTracer(provider)
     future = Future()
-    submit, span = traces.begin(Submit(request_id=ID))
+    submit, span = tracer.start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     decode_from_client(encode(submit))
     assert exporter.get_finished_spans() == ()
@@ -251,7 +251,7 @@ def test_the_client_tells_the_whole_request(exporter, provider):
 
 def test_the_clients_span_has_the_error(exporter, provider):
     future = Future()
-    _, span = imagegen_client.tracing.Traces(provider).begin(Submit(request_id=ID))
+    _, span = imagegen_client.tracing.RequestTracer(provider).start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     future.set_exception(OutOfMemoryError("too large"))
     (told,) = exporter.get_finished_spans()
@@ -260,7 +260,7 @@ def test_the_clients_span_has_the_error(exporter, provider):
 
 
 def test_a_provider_that_records_nothing_sends_nothing():
-    submit, _ = imagegen_client.tracing.Traces(NoOpTracerProvider()).begin(Submit(request_id=ID))
+    submit, _ = imagegen_client.tracing.RequestTracer(NoOpTracerProvider()).start(Submit(request_id=ID))
     assert submit.traceparent is None
 
 

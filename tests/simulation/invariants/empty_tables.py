@@ -55,6 +55,6 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
     for client in world.clients:
         core = client.core
         yield client.name, "unfinished", core.unfinished
-        yield client.name, "ids", list(core._by_id)
-        yield client.name, "timers", len(core._timers)
+        yield client.name, "ids", list(core._pending.by_id)
+        yield client.name, "timers", len(core._pending.timers)
         yield client.name, "acknowledgements", core._acks
