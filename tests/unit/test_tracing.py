@@ -68,8 +68,9 @@ def test_a_wrong_traceparent_is_refused(wrong):
 
 
 def follow(bench, traces):
-    for move in bench.core.take_moves():
-        traces.moved(move, bench.now)
+    for change in bench.state_changes:
+        traces.state_changed(change, bench.now)
+    bench.state_changes.clear()
 
 
 def test_the_broker_tells_queue_and_dispatch_of_each_attempt(exporter, provider):
@@ -105,7 +106,7 @@ def test_the_core_tells_nothing_unasked():
         bench = Bench(**settings)
         bench.submit(1, traceparent=traceparent)
         bench.settle()
-        assert bench.core.take_moves() == []
+        assert bench.state_changes == []
 
 
 def test_what_the_broker_keeps_goes_with_the_request(provider):
@@ -115,10 +116,8 @@ def test_what_the_broker_keeps_goes_with_the_request(provider):
     follow(bench, traces)
     assert traces.followed == 1
     bench.advance(60.0)  # the client is silent, and dies
-    moves = bench.core.take_moves()
-    assert moves[-1].new is State.GONE
-    for move in moves:
-        traces.moved(move, bench.now)
+    assert bench.state_changes[-1].new is State.GONE
+    follow(bench, traces)
     assert traces.followed == 0
 
 
@@ -235,9 +234,9 @@ def test_what_the_worker_keeps_is_bounded(traces, monkeypatch):
 
 
 def test_the_client_tells_the_whole_request(exporter, provider):
-    traces = imagegen_client.tracing.Traces(provider)
+    tracer = imagegen_client.tracing.RequestTracer(provider)
     future = Future()
-    submit, span = traces.begin(Submit(request_id=ID))
+    submit, span = tracer.start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     decode_from_client(encode(submit))
     assert exporter.get_finished_spans() == ()
@@ -252,7 +251,7 @@ def test_the_client_tells_the_whole_request(exporter, provider):
 
 def test_the_clients_span_has_the_error(exporter, provider):
     future = Future()
-    _, span = imagegen_client.tracing.Traces(provider).begin(Submit(request_id=ID))
+    _, span = imagegen_client.tracing.RequestTracer(provider).start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     future.set_exception(OutOfMemoryError("too large"))
     (told,) = exporter.get_finished_spans()
@@ -261,7 +260,7 @@ def test_the_clients_span_has_the_error(exporter, provider):
 
 
 def test_a_provider_that_records_nothing_sends_nothing():
-    submit, _ = imagegen_client.tracing.Traces(NoOpTracerProvider()).begin(Submit(request_id=ID))
+    submit, _ = imagegen_client.tracing.RequestTracer(NoOpTracerProvider()).start(Submit(request_id=ID))
     assert submit.traceparent is None
 
 
