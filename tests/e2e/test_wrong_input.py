@@ -340,5 +340,5 @@ def test_a_worker_that_takes_a_living_ones_name_is_refused(fleet, client, raw, d
     )  # fmt: skip
     error, _ = twin.receive("error")
     assert error["code"] == "worker_name_taken"
-    assert "is named 'simulated'; choose another with --name" in error["message"]
+    assert "is named 'simulated'; choose another name with --name" in error["message"]
     assert client.generate(**GOOD, model="simulated").worker == "simulated"
