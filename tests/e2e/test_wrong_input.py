@@ -158,8 +158,8 @@ def test_a_size_that_the_model_cant_make_is_answered_with_the_nearest_that_it_ca
     error = asked(raw, {"model": "builtin:shapes"}, msgpack.packb({**GOOD, field: 63}))
     assert error["code"] == "invalid_request"
     assert error["message"].startswith(f"{field}: ")
-    assert error["message"].endswith("got 63; 56 or 64 would be right")
-    with pytest.raises(InvalidRequestError, match="got 63; 56 or 64 would be right"):
+    assert error["message"].endswith("got 63; use 56 or 64")
+    with pytest.raises(InvalidRequestError, match="got 63; use 56 or 64"):
         client.generate(**{**GOOD, field: 63}, model="builtin:shapes")
 
 
@@ -341,5 +341,5 @@ def test_a_worker_that_takes_a_living_ones_name_is_refused(fleet, client, raw, d
     )  # fmt: skip
     error, _ = twin.receive("error")
     assert error["code"] == "worker_name_taken"
-    assert "is named 'simulated'; choose another with --name" in error["message"]
+    assert "is named 'simulated'; choose another name with --name" in error["message"]
     assert client.generate(**GOOD, model="simulated").worker == "simulated"
