@@ -50,10 +50,11 @@ def command(
     as_json: bool,
     **connection: Unpack[Connection],
 ) -> None:
-    """Submit a burst of requests and print throughput, latency and batch sizes.
+    """Run a load test and print throughput and latency.
 
-    Latency percentiles (nearest rank) cover successful requests, from submission to answer. Batches are counted
-    from the workers' totals, so other clients' requests are included. The exit status is 1 if a request failed.
+    Submits all requests at once. Latency percentiles (nearest rank) cover successful requests, from
+    submission to answer. Batches are counted from the workers' totals, so other clients' requests are
+    included. The exit status is 1 if a request failed.
 
     \b
     Examples:

@@ -55,11 +55,11 @@ def command(
     gateway_config: Path | None,
     worker_options: tuple[str, ...],
 ) -> None:
-    """Run a broker, a worker for each GPU and the gateway on this machine until Ctrl-C.
+    """Run a fleet on this machine until Ctrl-C.
 
-    Starts imagegen-broker, imagegen-worker and imagegen-gateway with the settings of their configuration files
-    and environment variables. If one of them exits, the others are stopped. Ctrl-C waits for running requests; a
-    second Ctrl-C does not.
+    Starts a broker, a worker for each GPU and the gateway (imagegen-broker, imagegen-worker,
+    imagegen-gateway) with the settings of their configuration files and environment variables. If one of them
+    exits, the others are stopped. Ctrl-C waits for running requests; a second Ctrl-C does not.
 
     \b
     Examples:

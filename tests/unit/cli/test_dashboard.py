@@ -7,8 +7,8 @@ from rich.console import Console
 
 from imagegen_cli.dashboard.charts import load_bar, sparkline
 from imagegen_cli.dashboard.screen import screen
-from imagegen_client.fleet import Broker, Look, as_json, images_per_second
-from imagegen_client.fleet_watch import TREND_LENGTH, Watch
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, as_json, images_per_second
+from imagegen_client.fleet_watch import TREND_LENGTH, FleetWatch
 from imagegen_protocol import BrokerUnreachableError, UnauthorizedError
 from tests.statistics import gpu_statistics, statistics_of
 
@@ -29,11 +29,11 @@ def broker(*gpus, lost_for=None, endpoint=HERE, **fields):
         "queued_requests": 24, "answers_per_second": 3.0, "clients": 2, "strategy": "least-wait",
         "uptime_seconds": 90061.0, "per_gpu_stats": list(gpus), **fields,
     }  # fmt: skip
-    return Broker(endpoint, statistics_of(**said), lost_for)
+    return BrokerStatus(endpoint, statistics_of(**said), lost_for)
 
 
 def look(at, *brokers):
-    return Look(float(at), brokers)
+    return FleetSnapshot(float(at), brokers)
 
 
 def drawn(before, now, trends=None, width=200, height=None, hint=""):
@@ -124,7 +124,7 @@ def test_a_worker_that_is_no_more_is_shown_as_gone():
 
 
 def test_a_lost_broker_says_so_and_its_gpus_have_no_news():
-    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), Broker("tcp://b:1", None, 3.0)))
+    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), BrokerStatus("tcp://b:1", None, 3.0)))
     assert f"○ {HERE}  unreachable for 7 s; retrying" in text
     assert "○ tcp://b:1  no answer yet; retrying" in text
     assert "● stale" in text
@@ -154,7 +154,9 @@ def test_states_are_counted(state):
 
 
 def test_statistics_of_another_version_are_shown_as_far_as_they_go():
-    assert "a" in drawn(None, Look(0.0, (Broker(HERE, statistics_of(per_gpu_stats=[{"worker": "a"}])),)))
+    assert "a" in drawn(
+        None, FleetSnapshot(0.0, (BrokerStatus(HERE, statistics_of(per_gpu_stats=[{"worker": "a"}])),))
+    )
 
 
 def test_names_are_no_markup():
@@ -194,7 +196,7 @@ def test_of_several_brokers_the_one_that_has_heard_last_is_believed():
         "only-here": 0,
         "lost": 1,
     }
-    assert there.unheard() == {"lost"}
+    assert there.stale_workers() == {"lost"}
 
 
 def test_a_program_is_told_the_same():
@@ -239,7 +241,7 @@ class Fleet:
     def __init__(self):
         self.says = broker(gpu("a"))
         self.now = 0.0
-        self.watch = Watch({HERE: self}, lambda: self.now)
+        self.watch = FleetWatch({HERE: self}, lambda: self.now)
 
     def request_stats(self, patience):
         answer = Future()
@@ -252,7 +254,7 @@ class Fleet:
     def look(self, after, says):
         self.now += after
         self.says = says
-        self.watch.take(self.watch.ask(1.0))
+        self.watch.update(self.watch.query(1.0))
         return self.watch
 
 

@@ -36,8 +36,8 @@ def test_a_line_is_a_prompt_or_an_object():
         ('{"prompt": "a", "num_images": 1.5}', "p.txt:2: num_images: expected `int`"),
         ('{"prompt": "a", "priority": 101}', "p.txt:2: priority: expected `int` <= 100, got 101"),
         ('{"prompt": "a", "loras": [{"name": "../x"}]}', "p.txt:2: loras: expected `str` matching"),
-        ('{"prompt": "\\ud800"}', "p.txt:2: prompt: expected text that UTF-8 can carry"),
-        ('{"prompt": "a", "model": "\\ud800"}', "p.txt:2: model: expected text that UTF-8 can carry"),
+        ('{"prompt": "\\ud800"}', "p.txt:2: prompt: expected text that can be encoded as UTF-8"),
+        ('{"prompt": "a", "model": "\\ud800"}', "p.txt:2: model: expected text that can be encoded as UTF-8"),
         ("x" * 1_000_000, "p.txt:2: prompt: expected `str` of length <= 10000, got 'xxx"),
     ],
 )

@@ -188,7 +188,7 @@ def test_the_orientation_of_a_pil_image_goes_along():
         ({"strength": 0.5}, "strength: expected only with an image"),
         ({"image": a_file("PNG"), "strength": math.nan}, "strength: expected `float`"),
         ({"image": a_file("PNG"), "strength": 0}, "strength: expected `float` > 0.0, got 0"),
-        ({"inputs": ["image"]}, "inputs: expected image and mask_image themselves"),
+        ({"inputs": ["image"]}, "inputs: expected the images as image and mask_image"),
         ({"quality": 5}, "quality: expected none for the output_format 'png'"),
         ({"extra": {"x": math.inf}}, "extra: x: expected nil"),
         ({"extra": 5}, "extra: expected `object | null`"),
