@@ -17,15 +17,9 @@ from imagegen_protocol import InvalidRequestError
 
 @click.command("bench")
 @click.option(
-    "--burst",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="Number of requests, all submitted at once.",
+    "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Number of requests."
 )
-@click.option(
-    "--prompt", default="a red circle on a blue background", show_default=True, help="Prompt of all requests."
-)
+@click.option("--prompt", default="a red circle on a blue background", show_default=True, help="Their prompt.")
 @parameter_options(
     "model",
     "seed",

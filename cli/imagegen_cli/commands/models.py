@@ -9,9 +9,7 @@ from imagegen_cli.commands.options import Connection, broker_options, open_clien
 
 
 @click.command("models")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, including the ranges and defaults of each model (takes)."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the parameter ranges of each model.")
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     """List the models that the fleet serves.

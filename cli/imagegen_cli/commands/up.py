@@ -37,11 +37,7 @@ class DaemonExitedError(Exception):
 @click.command("up")
 @click.option("--http", metavar="HOST:PORT", help="Address of the gateway.  [default: 127.0.0.1:8000]")
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME",
-    help="Model of the workers, as for imagegen-worker; may be given several times.",
+    "--model", "models", multiple=True, metavar="NAME", help="Model of the workers; may be given several times."
 )
 @click.option("--broker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the broker.")
 @click.option("--worker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the workers.")

@@ -111,7 +111,7 @@ def test_skip_existing_generates_only_missing_files(imagegen, worker):
     assert again.stderr == "error: --pattern: 0.png exists; use --overwrite or --skip-existing\n"
     Path("1.png").unlink()
     done = imagegen(*first, "--skip-existing")
-    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3: their files exist\n")
+    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3 prompts: their files exist\n")
     assert worker.begun.count("b") == 2
     assert imagegen(*first, "--skip-existing").stdout == ""
     assert imagegen(*first, "--overwrite").exit_code == 0
