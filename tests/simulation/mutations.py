@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-BACKEND = "imagegen_broker.core.backend:Backend."
-FRONTEND = "imagegen_broker.core.frontend:Frontend."
-LEDGER = "imagegen_broker.core.ledger:Ledger."
+WORKERS = "imagegen_broker.core.worker_sessions:WorkerSessions."
+CLIENTS = "imagegen_broker.core.client_sessions:ClientSessions."
+TABLE = "imagegen_broker.core.request_table:RequestTable."
+OUTBOX = "imagegen_broker.core.outbox:Outbox."
 BROKER = "imagegen_broker.core.broker:BrokerCore."
-PLACEMENT = "imagegen_broker.core.placement:Placement."
-QUEUE = "imagegen_broker.core.queue:FairQueue."
+ORDERED = "imagegen_broker.scheduling.strategies.base:OrderedStrategy."
+QUEUE = "imagegen_broker.scheduling.fair_queue:FairQueue."
 RECORDS = "imagegen_broker.core.records:"
-WORKER = "imagegen_worker.core.worker:WorkerCore."
+WORKER = "imagegen_worker.core.requests:RequestHandler."
 GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
-HELD = "imagegen_worker.core.held:Holding."
+HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
 
@@ -62,16 +63,16 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "releases are never sent",
-        LEDGER + "release",
-        "self._releases[worker.id].append(request_id)",
+        OUTBOX + "release",
+        "self._releases[worker_id][request_id] = None",
         "pass",
         ("no_answer_grows_old",),
     ),
     Mutation(
         "depth ignores what was dispatched",
         RECORDS + "Worker.load",
-        "self.images + len(self.others)",
-        "len(self.others)",
+        "self.assigned_images + len(self.foreign)",
+        "len(self.foreign)",
         ("within_capacity",),
     ),
     Mutation(
@@ -82,92 +83,92 @@ MUTATIONS = (
         ("within_capacity",),
     ),
     Mutation(
-        "no tombstones",
-        LEDGER + "_bury",
-        "self.tombstones[request_id] = client_id\n    self.tombstones.move_to_end(request_id)",
+        "no recently finished ids",
+        TABLE + "_remember",
+        "self.recent_ids[request_id] = client_id\n    self.recent_ids.move_to_end(request_id)",
         "pass",
         ("acknowledged_is_over", "no_answer_grows_old"),
     ),
     Mutation(
-        "tombstones are never dropped",
-        LEDGER + "_bury",
-        "self.tombstones.popitem(last=False)",
+        "recently finished ids are never dropped",
+        TABLE + "_remember",
+        "self.recent_ids.popitem(last=False)",
         "pass",
         ("bounded_tables",),
     ),
     Mutation(
         "given up counts as acknowledged",
-        FRONTEND + "drop",
+        CLIENTS + "remove",
         "acknowledged=False",
         "acknowledged=True",
         ("one_answer",),
     ),
     Mutation(
         "the echoed beat is not looked at",
-        BACKEND + "_reconcile",
+        WORKERS + "_reconcile",
         "assignment.beat >= trusted_beat",
         "False",
         ("given_where_held", "within_capacity"),
     ),
     Mutation(
         "what a worker lists is not attached",
-        BACKEND + "_claim",
-        "self._ledger.attach(request, worker)",
+        WORKERS + "_claim",
+        "self._table.attach(request, worker)",
         "pass",
         ("given_where_held", "made_once"),
     ),
     Mutation(
         "a new broker dispatches at once",
-        BROKER + "settle",
+        BROKER + "_flush",
         "if now >= self.dispatching_from:",
         "if True:",
         ("given_where_held", "made_once"),
     ),
     Mutation(
         "a new broker refuses models that it does not know yet",
-        FRONTEND + "_is_unknown",
-        "now < self._ledger.listening_until or",
+        CLIENTS + "_is_unknown",
+        "now >= self._dispatching_from and",
         "",
         ("reasoned_errors",),
     ),
     Mutation(
         "requests come back at the tail",
-        LEDGER + "requeue",
-        "returned=not is_made",
-        "returned=False",
+        TABLE + "requeue",
+        "requeued=not is_answered",
+        "requeued=False",
         ("returned_go_first",),
     ),
     Mutation(
         "the attempt is not raised",
-        BROKER + "_give",
+        TABLE + "dispatch",
         "request.attempt += 1",
         "request.attempt = max(1, request.attempt)",
         ("attempts_grow",),
     ),
     Mutation(
         "the requests of a dead worker are dropped",
-        BACKEND + "remove",
-        'self._move_on(worker, "worker_lost", "died", now)',
+        WORKERS + "remove_dead_worker",
+        'self._requeue_after_failure(worker, "worker_lost", "died", now)',
         "worker.assigned.clear()",
         ("books_agree", "one_answer"),
     ),
     Mutation(
         "deaths are not counted",
-        BACKEND + "_move_on",
-        "is_death = fate is not None and request_id in worker.running",
+        WORKERS + "_requeue_after_failure",
+        "is_death = request.id in worker.running",
         "is_death = False",
         ("one_answer", "reasoned_errors"),
     ),
     Mutation(
         "a hung device is not noticed",
-        BACKEND + "_check_step",
-        "if stuck and not worker.stuck:",
-        "stuck = False\n    if stuck:",
+        WORKERS + "_check_step_age",
+        "was_stuck, worker.stuck = worker.stuck, is_stuck",
+        "was_stuck = True",
         ("work_moves_on", "fit_workers"),
     ),
     Mutation(
         "draining workers get work",
-        RECORDS + "Worker.available",
+        RECORDS + "Worker.is_available",
         "and not self.draining",
         "",
         ("fit_workers",),
@@ -175,118 +176,118 @@ MUTATIONS = (
     Mutation(
         "a broker that slept buries whom it has not read yet",
         BROKER + "_tick",
-        "now - self._next_tick > self.settings.interval",
-        "False",
+        "now - self._next_tick <= self.settings.interval",
+        "True",
         ("only_the_dead_are_buried",),
     ),
     Mutation(
         "two silent intervals are death",
-        BACKEND + "tick",
-        "self._ledger.settings.silence",
-        "2 * self._ledger.settings.interval",
+        WORKERS + "tick",
+        "self._settings.silence",
+        "2 * self._settings.interval",
         ("only_the_dead_are_buried",),
     ),
     Mutation(
         "nothing is refused",
-        FRONTEND + "_overload",
-        "if held >= settings.max_requests:",
+        CLIENTS + "_overload",
+        "if len(table.requests) >= settings.max_requests:",
         "if False:",
         ("bounded_tables",),
     ),
     Mutation(
         "a client that acknowledges nothing is not held out",
-        LEDGER + "_count_unacknowledged",
-        "self.queue.hold(client.id)",
+        TABLE + "_pause_or_resume",
+        "self._scheduler.queue.pause(client.id)",
         "pass",
         ("within_maximum", "books_agree"),
     ),
     Mutation(
         "a client that acknowledges again stays held out",
-        LEDGER + "_count_unacknowledged",
-        "self.queue.resume(client.id)",
+        TABLE + "_pause_or_resume",
+        "self._scheduler.queue.resume(client.id)",
         "pass",
         ("books_agree", "one_answer"),
     ),
     Mutation(
         "what is made again for a client that did not acknowledge goes before others' requests",
-        LEDGER + "requeue",
-        "returned=not is_made",
-        "returned=True",
+        TABLE + "requeue",
+        "requeued=not is_answered",
+        "requeued=True",
         ("fair_share",),
     ),
     Mutation(
         "there is no fair share",
         QUEUE + "end_turn",
-        "level.turns_of(request).lines.move_to_end(request.client.id)",
+        "level.part_of(request).turns.move_to_end(request.client.id)",
         "pass",
         ("fair_share",),
     ),
     Mutation(
         "any worker is as good as one that has the model loaded",
-        PLACEMENT + "_place",
+        ORDERED + "refresh",
         "not worker.is_warm(model)",
         "False",
         ("warm_first",),
     ),
     Mutation(
         "a suspect has company",
-        BROKER + "_give",
+        BROKER + "_dispatch",
         "request.is_suspect(self.settings.max_attempts)",
         "False",
         ("reasoned_errors",),
     ),
     Mutation(
         "nothing waits for the end of what runs alone",
-        GATE + "open",
-        "self._alone = number",
+        GATE + "admit",
+        "self._exclusive = number",
         "pass",
         ("runs_alone",),
     ),
     Mutation(
         "what is to run alone does not wait for what runs",
-        GATE + "open",
+        GATE + "admit",
         "len(unfinished) > len(self._waiting)",
         "False",
         ("runs_alone",),
     ),
     Mutation(
         "a place does not count those of higher priority",
-        QUEUE + "place_at_most",
+        QUEUE + "max_position",
         "priority > request.priority",
         "False",
         ("true_places",),
     ),
     Mutation(
         "who follows a request is told of it when it has long been given out",
-        LEDGER + "_move",
-        "self.followed.pop(request.id, None)",
+        TABLE + "_transition",
+        "self._positions.unfollow(request)",
         "pass",
         ("books_agree", "true_places"),
     ),
     Mutation(
         "a client's bytes are not bounded",
-        FRONTEND + "_overload",
+        CLIENTS + "_overload",
         "client.held_bytes + size > settings.max_bytes_per_client",
         "False",
         ("bounded_tables",),
     ),
     Mutation(
         "the worker ignores RESEND",
-        WORKER + "_resend",
+        WORKER + "on_resend",
         "if held.answer is not None:",
         "if False:",
         ("no_answer_grows_old", "one_answer", "made_once"),
     ),
     Mutation(
         "what a stuck worker lists is attached",
-        BACKEND + "_reconcile",
-        "usable=request_id in finished or not worker.stuck",
+        WORKERS + "_reconcile",
+        "usable=request_id in worker.finished or not worker.stuck",
         "usable=True",
         ("work_moves_on",),
     ),
     Mutation(
         "held answers never grow old",
-        HELD + "expiry",
+        HELD + "next_expiry",
         "return None if oldest is None else oldest.answered_at + self._limits.seconds",
         "return None",
         ("empty_tables",),
