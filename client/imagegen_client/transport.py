@@ -137,12 +137,12 @@ class Transport:
             self._perform(self._core.handle(event, time.monotonic()))
 
     def _read_handshakes(self, handshakes: HandshakeWatch) -> None:
-        news, now = handshakes.read(), time.monotonic()
-        if news.refusal:
-            self._perform(self._core.handle(ev.HandshakeRejected(news.refusal), now))
-        elif news.suspicion:
-            self._perform(self._core.handle(ev.HandshakeFailed(news.suspicion), now))
-        elif news.lost:
+        changes, now = handshakes.read(), time.monotonic()
+        if changes.refusal:
+            self._perform(self._core.handle(ev.HandshakeRejected(changes.refusal), now))
+        elif changes.suspicion:
+            self._perform(self._core.handle(ev.HandshakeFailed(changes.suspicion), now))
+        elif changes.lost:
             self._perform(self._core.handle(ev.Disconnected(), now))
 
     def _receive(self) -> ev.Received | ev.InvalidMessage | None:
