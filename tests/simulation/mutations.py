@@ -83,13 +83,6 @@ MUTATIONS = (
         ("within_capacity",),
     ),
     Mutation(
-        "no recently finished ids",
-        TABLE + "_remember",
-        "self.recent_ids[request_id] = client_id\n    self.recent_ids.move_to_end(request_id)",
-        "pass",
-        ("acknowledged_is_over", "no_answer_grows_old"),
-    ),
-    Mutation(
         "recently finished ids are never dropped",
         TABLE + "_remember",
         "self.recent_ids.popitem(last=False)",
