@@ -3,10 +3,8 @@
 import ctypes
 import os
 import select
-import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 import click
+
+from imagegen_cli.doctor.machine_probes import find_program
 
 _PR_SET_PDEATHSIG = 1
 _POLL_MILLISECONDS = 500
@@ -68,7 +68,11 @@ def command(
     worker += [word for model in models for word in ("--model", model)]
     gateway = ["imagegen-gateway", *_option("--config", gateway_config), *_option("--http", http)]
     for words in (broker, worker, gateway):
-        words[0] = _find(words[0])
+        path = find_program(words[0])
+        if path is None:
+            extras = "imagegen-fleet[broker,worker,gateway]"
+            raise click.UsageError(f"{words[0]} is not installed; install {extras}")
+        words[0] = path
     context = click.get_current_context()
     try:
         with _interrupt_on_signals(), _Daemons() as daemons:
@@ -152,15 +156,6 @@ def _parse_fields(line: str) -> dict[str, str]:
 
 def _option(option: str, value: object) -> list[str]:
     return [] if value is None else [option, str(value)]
-
-
-def _find(name: str) -> str:
-    """Return the path of a command: next to this one, or on the PATH. Raises `click.UsageError`."""
-    beside = Path(sys.argv[0]).resolve().with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise click.UsageError(f"{name} is not installed; install imagegen-fleet[broker,worker,gateway]")
-    return found
 
 
 def _is_ready(url: str) -> bool:

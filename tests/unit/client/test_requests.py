@@ -178,7 +178,7 @@ def test_the_orientation_of_a_pil_image_is_kept():
         ({"image": b"text"}, "image: expected an image, got 4 bytes"),
         ({"image": Path("nowhere.png")}, "image: nowhere.png: No such file"),
         ({"image": "."}, "image: .: Is a directory"),
-        ({"image": 5}, "image: expected a PIL image, a path or the bytes of a file, got a int"),
+        ({"image": 5}, "image: expected a PIL image, a path or the bytes of a file, got 5"),
         ({"image": Image.new("1", (8193, 1))}, "image: expected at most 8192x8192 pixels, got 8193x1"),
         (
             {"image": b"\x89PNG\r\n\x1a\n" + bytes(64 * 2**20)},
