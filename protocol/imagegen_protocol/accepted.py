@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
-from imagegen_protocol.messages import Finite, Integer, Name, Plain
+from imagegen_protocol.messages import Finite, Integer, Name, Scalar
 
 Choices = Annotated[list[Name], Meta(max_length=MAX_CHOICES)]
 Multiple = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
@@ -28,7 +28,7 @@ class Merge(enum.Enum):
 class AcceptedParameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model accepts for one parameter, within the range of its declaration; None: no narrower bound."""
 
-    default: Annotated[Plain, Merge.FIRST_SET] = None
+    default: Annotated[Scalar, Merge.FIRST_SET] = None
     minimum: Annotated[Integer | Finite | None, Merge.LOWEST] = None
     maximum: Annotated[Integer | Finite | None, Merge.HIGHEST] = None
     multiple_of: Annotated[Multiple | None, Merge.LOWEST] = None

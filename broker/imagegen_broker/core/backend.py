@@ -17,12 +17,12 @@ from imagegen_protocol.messages import (
     BrokerHeartbeat,
     Error,
     Goodbye,
-    Holding,
     Progress,
     Ready,
     Result,
     WorkerHeartbeat,
     WorkerMessage,
+    WorkerReport,
 )
 
 
@@ -234,7 +234,7 @@ class Backend:
             self._move_on(worker, "worker_stuck", "hung", now)
         worker.stuck = stuck
 
-    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int, now: float) -> None:
+    def _reconcile(self, worker: Worker, listed: WorkerReport, trusted_beat: int, now: float) -> None:
         """Compare what a worker says it holds with what the broker gave it.
 
         What was given before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.

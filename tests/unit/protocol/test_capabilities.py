@@ -1,15 +1,11 @@
 """What models take, told behind READY: bounded, and readable as far as it is right."""
 
-import re
-from pathlib import Path
-
 import msgpack
 import msgspec
 
 from imagegen_protocol.capabilities import ModelCapabilities, decode_capabilities, encode_capabilities
 from imagegen_protocol.limits import MAX_BODY_BYTES
 
-PAGE = Path(__file__).parents[3] / "docs" / "protocol.md"
 CAPABILITIES = ModelCapabilities(
     width=512,
     height=768,
@@ -56,8 +52,3 @@ def test_what_does_not_fit_is_left_out():
     frame = encode_capabilities({f"{index:0>128}": many for index in range(256)})
     assert MAX_BODY_BYTES * 0.9 < len(frame) <= MAX_BODY_BYTES
     assert 10 < len(decode_capabilities(frame)) < 256
-
-
-def test_each_of_them_is_on_the_page():
-    text = re.search(r"^\*\*Capabilities\.\*\*.*?\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
-    assert set(ModelCapabilities.__struct_fields__) <= set(re.findall(r"`([a-z_]+)`", text))

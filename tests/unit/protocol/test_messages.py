@@ -3,7 +3,6 @@
 import contextlib
 
 import msgpack
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +24,8 @@ from imagegen_protocol import (
     parse_request,
 )
 from imagegen_protocol.images import sniff_format
-from imagegen_protocol.messages import Ack, Error, Ready, Submit, Work
-from imagegen_protocol.request import FIELDS, check_frames, make_request
+from imagegen_protocol.messages import Ready, Submit
+from imagegen_protocol.request import check_frames, make_request
 
 ID = b"i" * 16
 DECODERS = (decode_from_client, decode_from_worker, decode_broker_to_client, decode_broker_to_worker)
@@ -290,15 +289,10 @@ def test_seeds_count_up_and_wrap():
     assert request.seeds() == [2**63 - 1, 0, 1]
 
 
-def test_every_field_of_a_body_is_in_the_protocol_page(protocol_page):
-    for field in FIELDS:
-        assert f"`{field}`" in protocol_page
-
-
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
-def test_every_code_makes_its_own_type_and_is_in_the_protocol_page(protocol_page):
+def test_every_code_makes_its_own_type():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ImagegenError)]
     made_by_clients_alone = {"broker_unreachable", "client_closed", "error", "request_error"}
     for kind in kinds:
@@ -307,18 +301,9 @@ def test_every_code_makes_its_own_type_and_is_in_the_protocol_page(protocol_page
         error = error_from_wire(kind.code, "why", 2.0)
         assert type(error) is kind
         assert (error.message, error.retry_after_seconds) == ("why", 2.0)
-        assert f"`{kind.code}`" in protocol_page
 
 
 def test_a_code_of_a_later_version_is_a_request_error():
     error = error_from_wire("too_beautiful", "why")
     assert type(error) is RequestError
     assert "too_beautiful" in str(error)
-
-
-def test_every_message_and_key_is_in_the_protocol_page(protocol_page):
-    for union in (Submit, Ack, Error, Work, Ready):
-        assert f"`{union.__struct_config__.tag}`" in protocol_page
-        for field in msgspec.structs.fields(union):
-            if field.name != "v":
-                assert f"`{field.name}`" in protocol_page, field.name
