@@ -29,7 +29,7 @@ _INPUTS = [
     "list of str",
     "each path once",
     "none",
-    "Paths of the image frames behind the body, in order.",
+    "Paths of the image frames after the body, in order.",
 ]
 _SIZE = ["`size`", "text", "`WIDTHxHEIGHT`, `auto`", "the model's", "Width and height of the images, in pixels."]
 

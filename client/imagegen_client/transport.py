@@ -35,11 +35,11 @@ from imagegen_client.events import (
 )
 from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
-from imagegen_protocol.handshake import HandshakeWatch
-from imagegen_protocol.keys import DialKeys
+from imagegen_protocol.handshake import HandshakeMonitor
+from imagegen_protocol.keys import CurveKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import ClientMessage, Goodbye, Progress, Result, Submit
-from imagegen_protocol.sockets import close_dead_links
+from imagegen_protocol.sockets import enable_keepalive
 
 logger = logging.getLogger("imagegen.client")
 
@@ -65,7 +65,7 @@ class Sink(Protocol):
 class Transport:
     """Runs one core; thread-safe. All of its resources belong to the I/O thread, which frees them as it ends."""
 
-    def __init__(self, core: ClientCore, keys: DialKeys | None = None) -> None:
+    def __init__(self, core: ClientCore, keys: CurveKeys | None = None) -> None:
         self._core = core
         self._keys = keys
         # Reentrant: the finalizer of a forgotten client may close it in the middle of anything.
@@ -78,7 +78,7 @@ class Transport:
         os.set_blocking(self._wake_read, False)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._watch: HandshakeWatch | None = None
+        self._watch: HandshakeMonitor | None = None
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name="imagegen-client", daemon=True)
@@ -248,10 +248,10 @@ class Transport:
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.reconnect_ivl_max = 1000
         socket.ipv6 = "[" in endpoint
-        close_dead_links(socket)
+        enable_keepalive(socket)
         if self._keys is not None:
             self._keys.apply(socket)
-        self._watch = HandshakeWatch(socket)
+        self._watch = HandshakeMonitor(socket)
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._watch.monitor, zmq.POLLIN)

@@ -19,8 +19,8 @@ from imagegen_common.logs import flush, log
 from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
-from imagegen_protocol.handshake import HandshakeNews
-from imagegen_protocol.keys import KeyFileError, read_dial_keys
+from imagegen_protocol.handshake import HandshakeReport
+from imagegen_protocol.keys import KeyFileError, read_curve_keys
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, NotNowError, StartError
 from imagegen_worker.backends.make import Device
 from imagegen_worker.config import WorkerConfig
@@ -190,7 +190,7 @@ class Daemon:
         self._notifier.stopping("ending")
         return self._status
 
-    def _log_handshakes(self, link: int, news: HandshakeNews) -> None:
+    def _log_handshakes(self, link: int, news: HandshakeReport) -> None:
         endpoint = self._config.brokers[link]
         if news.refusal:
             log(_log, logging.ERROR, "refused by broker, trying on", broker=endpoint, error=news.refusal)
@@ -329,7 +329,7 @@ class Daemon:
 
     def _dial(self, stack: contextlib.ExitStack) -> None:
         try:
-            keys = read_dial_keys(self._config.key, self._config.broker_key)
+            keys = read_curve_keys(self._config.key, self._config.broker_key)
         except KeyFileError as error:
             raise StartError(str(error)) from error
         for endpoint in self._config.brokers:

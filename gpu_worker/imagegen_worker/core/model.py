@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.accepted import AcceptedParameter
-from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities
 from imagegen_protocol.declaration import TaskName
 from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
 from imagegen_protocol.messages import ParameterValue

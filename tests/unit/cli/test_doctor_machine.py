@@ -33,7 +33,7 @@ from imagegen_cli.doctor.machine import (
     ports_of,
 )
 from imagegen_cli.main import main
-from imagegen_protocol.keys import generate
+from imagegen_protocol.keys import generate_keys
 
 OK, WARNING, PROBLEM = Status
 CARD = "GPU 0, Card, 570.1"
@@ -160,7 +160,7 @@ def test_where_the_hubs_cache_is(environment, folder):
 
 
 def test_keys_are_read_and_their_permissions_seen(tmp_path):
-    public, secret = generate(tmp_path, "alice")
+    public, secret = generate_keys(tmp_path, "alice")
     own, broker = looking.look_at_keys(secret, public)
     assert (own.error, own.mode) == (broker.error, broker.mode or 0o600) == ("", 0o600)
     secret.chmod(0o644)
@@ -168,7 +168,7 @@ def test_keys_are_read_and_their_permissions_seen(tmp_path):
 
 
 def test_keys_that_are_wrong_are_told_each(tmp_path):
-    public, secret = generate(tmp_path, "alice")
+    public, secret = generate_keys(tmp_path, "alice")
     own, broker = looking.look_at_keys(public, tmp_path / "nowhere.key")
     assert "no secret key" in own.error
     assert "nowhere.key" in broker.error

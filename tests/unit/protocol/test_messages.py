@@ -226,7 +226,7 @@ def test_whatever_body_comes_only_invalid_request_is_raised(body):
         ({"extra": {"a": {"b": {}}}}, "a flat list or map of those, got {}"),
         ({"extra": {"a": 2**63}}, "extra: a: expected nil, a bool, an int of 64 bits"),
         ({"extra": {"a": [0] * 1001}}, "extra: a: expected at most 1000 items, got 1001"),
-        ({"extra": {"a": "x" * 16_384}}, "extra: expected at most 16384 bytes in all, got "),
+        ({"extra": {"a": "x" * 16_384}}, "extra: expected at most 16384 bytes in total, got "),
         ({"colour": "red"}, "unknown field `colour`; known are prompt, seed"),
     ],
 )
@@ -249,10 +249,10 @@ def test_nesting_is_told_and_not_followed():
 @pytest.mark.parametrize(
     ("inputs", "frames", "words"),
     [
-        (None, 1, "expected 0 image frames behind the body, got 1"),
-        (["image"], 0, r"expected 1 image frames \(image\) behind the body, got 0"),
-        (["image", "mask_image"], 1, r"expected 2 image frames \(image, mask_image\) behind the body, got 1"),
-        (["mask_image", "image"], 3, r"expected 2 image frames \(mask_image, image\) behind the body, got 3"),
+        (None, 1, "expected 0 image frames after the body, got 1"),
+        (["image"], 0, r"expected 1 image frames \(image\) after the body, got 0"),
+        (["image", "mask_image"], 1, r"expected 2 image frames \(image, mask_image\) after the body, got 1"),
+        (["mask_image", "image"], 3, r"expected 2 image frames \(mask_image, image\) after the body, got 3"),
     ],
 )
 def test_frames_that_are_not_as_many_as_inputs_are_told(inputs, frames, words):

@@ -68,7 +68,7 @@ def test_a_type_without_a_kind_is_refused_with_its_place():
     class Wrong(msgspec.Struct):
         sides: Annotated[set[int], info()]
 
-    with pytest.raises(TypeError, match=r"Wrong\.sides: no kind of parameter"):
+    with pytest.raises(TypeError, match=r"Wrong\.sides: expected a type with a parameter kind"):
         read_parameters(Wrong)
 
 

@@ -4,7 +4,7 @@ import msgpack
 import pytest
 
 from imagegen_protocol import InvalidRequestError, ProtocolError, decode_from_client, parse_request
-from imagegen_protocol.explain import MAX_SHOWN, show
+from imagegen_protocol.error_texts import MAX_SHOWN, format_value
 from imagegen_protocol.frames import encode
 from imagegen_protocol.limits import MAX_HEADER_BYTES
 from imagegen_protocol.messages import Error
@@ -72,4 +72,4 @@ def test_a_complaint_is_never_longer_than_a_header():
 
 @pytest.mark.parametrize("value", ["x" * 10**6, b"x" * 10**6, list(range(10**5)), {n: n for n in range(999)}, 7])
 def test_a_shown_value_is_short(value):
-    assert len(show(value)) <= MAX_SHOWN
+    assert len(format_value(value)) <= MAX_SHOWN
