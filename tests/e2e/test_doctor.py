@@ -51,7 +51,7 @@ def test_this_machine(fleet, patient_client):
         assert f"ok       port: port {number} ({option}) is the broker's, process {broker}" in lines
     assert "ok       model files: builtin:shapes: imagegen-worker takes it" in lines
     (nowhere,) = [line for line in lines if line.startswith("problem  model files: ")]
-    assert "/nowhere: --model: there is no '/nowhere'" in nowhere
+    assert "/nowhere: --model: '/nowhere' does not exist" in nowhere
     assert "-> correct --model" in nowhere
     assert {line[9:].partition(":")[0] for line in lines} >= {"gpu", "torch", "disk", "memory"}
 

@@ -38,7 +38,9 @@ def loras(tmp_path):
     """A folder with two LoRAs for the embedded model."""
     folder = tmp_path / "loras"
     folder.mkdir()
-    unet = UNet2DConditionModel.from_pretrained(WorkerConfig().model_source.place / "unet", local_files_only=True)
+    unet = UNet2DConditionModel.from_pretrained(
+        WorkerConfig().model_source.location / "unet", local_files_only=True
+    )
     layers = {name: layer for name, layer in unet.named_modules() if name.endswith((".to_q", ".to_v"))}
     for seed, file in enumerate(("ink", "water.v2")):
         torch.manual_seed(seed)

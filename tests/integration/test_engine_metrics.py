@@ -51,7 +51,7 @@ def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker
     assert got("rows_per_call_sum") == 2 * 8, "guidance makes two rows of one image"
     broker = start_broker()
     worker, client = dial(broker.backend_endpoint), dial(broker.frontend_endpoint)
-    ready(worker, stats=msgspec.to_builtins(core.totals.for_wire()))
+    ready(worker, stats=msgspec.to_builtins(core.counters.to_stats()))
     client.send({"type": "stats"})
     (gpu,) = msgpack.unpackb(client.receive("stats")[1][0])["per_gpu_stats"]
     assert gpu["total_batches"] == 2
@@ -61,7 +61,7 @@ def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker
 def test_without_guidance_a_row_is_an_image(work):
     core, got, _ = work(job(1, guidance=1.0), job(2, guidance=1.0))
     assert got("rows_per_call_sum") == 2 * 2
-    assert core.totals.for_wire().total_batched_requests / core.totals.for_wire().total_batches == 2.0
+    assert core.counters.to_stats().total_batched_requests / core.counters.to_stats().total_batches == 2.0
 
 
 def test_forwards_waits_and_busy_seconds(work):

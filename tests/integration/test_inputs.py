@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
-from imagegen_worker.backends import Row, nobody_watches
+from imagegen_worker.backends import Row, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.channels import AsManyAsLatents
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
@@ -62,7 +62,7 @@ class Loaded:
     def both(self, request):
         """The image of one request made alone, by both backends; they must be equal."""
         row = Row(request, request.seeds[0])
-        (one,) = self.static.generate([row], nobody_watches)
+        (one,) = self.static.generate([row], ignore_steps)
         (other,), _ = self.together([row])
         assert same_bits(one, other)
         return one
@@ -72,7 +72,7 @@ class Loaded:
         events = []
         with self.stepwise.session():
             hub = Hub(observe=events.append, timer=self.stepwise.timer)
-            tasks = [hub.start(functools.partial(self.stepwise.make, [row], nobody_watches)) for row in rows]
+            tasks = [hub.start(functools.partial(self.stepwise.make, [row], ignore_steps)) for row in rows]
             while hub.step():
                 pass
         for task in tasks:
@@ -84,7 +84,7 @@ class Loaded:
         """The images of alike rows, made by one call among those that meet."""
         with self.stepwise.session():
             hub = Hub(timer=self.stepwise.timer)
-            task = hub.start(functools.partial(self.stepwise.make, rows, nobody_watches), images=len(rows))
+            task = hub.start(functools.partial(self.stepwise.make, rows, ignore_steps), images=len(rows))
             while hub.step():
                 pass
         if task.error is not None:
@@ -127,7 +127,7 @@ def png(image):
 
 def load_builtin():
     config = WorkerConfig()
-    return LoadedPipeline(config.model_source.place, config.model_name, LoadOptions(device="cpu", threads=1))
+    return LoadedPipeline(config.model_source.location, config.model_name, LoadOptions(device="cpu", threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_alike_requests_with_images_of_their_own_share_a_call(load, name, task):
     assert len({request.batch_key for request in requests}) == 1
     alone = [loaded.both(request) for request in requests]
     rows = [Row(request, request.seeds[0]) for request in requests]
-    images = loaded.static.generate(rows, nobody_watches)
+    images = loaded.static.generate(rows, ignore_steps)
     assert all(map(same_image, images, alone))
     assert loaded.stepwise.call_key(requests[0]) is not None
     assert all(map(same_image, loaded.in_one_call(rows), alone))
@@ -306,7 +306,7 @@ def test_texts_are_said_for_each_prompt_of_a_shared_call(load):
     loaded = load("sdxl")
     requests = [loaded.request(seed=seed, prompt=f"{seed}", extra={"prompt_2": "a dog"}) for seed in range(3)]
     alone = [loaded.both(request) for request in requests]
-    images = loaded.static.generate([Row(request, request.seeds[0]) for request in requests], nobody_watches)
+    images = loaded.static.generate([Row(request, request.seeds[0]) for request in requests], ignore_steps)
     assert all(map(same_image, images, alone))
 
 
@@ -386,7 +386,7 @@ def test_images_that_are_hints_for_one_picture_are_never_mixed(load):
     size = {"width": SIDE, "height": SIDE}
     for request, image in zip(requests, images, strict=True):
         assert same_bits(loaded.both(request), loaded.by_stock(image=image, **size))
-        made = loaded.static.generate([Row(request, seed) for seed in request.seeds], nobody_watches)
+        made = loaded.static.generate([Row(request, seed) for seed in request.seeds], ignore_steps)
         assert same_image(made[0], loaded.by_stock(image=image, **size))
         assert same_image(made[1], loaded.by_stock(image=image, seed=4, **size))
 

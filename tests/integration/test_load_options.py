@@ -14,7 +14,7 @@ CONFIG = WorkerConfig()
 
 def load(**options):
     return LoadedPipeline(
-        CONFIG.model_source.place, CONFIG.model_name, LoadOptions(device="cpu", threads=1, **options)
+        CONFIG.model_source.location, CONFIG.model_name, LoadOptions(device="cpu", threads=1, **options)
     ).pipeline
 
 
@@ -56,7 +56,7 @@ def test_the_denoiser_is_compiled_before_it_is_wrapped(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_module)
     options = LoadOptions(device="cpu", threads=1, compile=True)
-    backend = StepwiseDiffusers(CONFIG.model_source.place, CONFIG.model_name, options, max_batch_size=3)
+    backend = StepwiseDiffusers(CONFIG.model_source.location, CONFIG.model_name, options, max_batch_size=3)
     tried = []
     stock_start = Hub.start
     monkeypatch.setattr(Hub, "start", lambda self, *a, **k: tried.append(self) or stock_start(self, *a, **k))

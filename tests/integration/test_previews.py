@@ -29,7 +29,7 @@ CLOSE = 45.0
 def backend():
     config = WorkerConfig()
     options = LoadOptions(device="cpu", threads=1)
-    backend = StepwiseDiffusers(config.model_source.place, config.model_name, options, max_batch_size=2)
+    backend = StepwiseDiffusers(config.model_source.location, config.model_name, options, max_batch_size=2)
     backend.model = backend.warm_up().models[0]
     yield backend
     backend.close()

@@ -19,7 +19,7 @@ def warmed():
 
     def warm(**options):
         load_options = LoadOptions(device="cpu", threads=1, **options)
-        place = CONFIG.model_source.place
+        place = CONFIG.model_source.location
         backend = StepwiseDiffusers(place, CONFIG.model_name, load_options, max_batch_size=2)
         opened.append(backend)
         backend.warm_up()
@@ -48,7 +48,7 @@ def test_a_scheduler_of_its_own_keeps_a_request_apart(warmed):
 
 def test_a_static_backend_tries_another_scheduler_at_the_first_request_for_it():
     options = LoadOptions(device="cpu", threads=1)
-    backend = DiffusersBackend(CONFIG.model_source.place, CONFIG.model_name, options, max_batch_size=2)
+    backend = DiffusersBackend(CONFIG.model_source.location, CONFIG.model_name, options, max_batch_size=2)
     backend.load()
     try:
         other = request(backend, scheduler="EulerAncestralDiscreteScheduler")

@@ -104,14 +104,14 @@ def draw(
 
 def _call_on_news(job: Job, index: int, put: Callable[[int], object], *, signs: bool) -> None:
     if signs:
-        job.wake_with(lambda: put(index))
+        job.set_progress_callback(lambda: put(index))
         # For what came before it was asked for.
         put(index)
     job.add_done_callback(lambda _: put(index))
 
 
 def _taken(job: Job) -> Iterator[Progress]:
-    signs = job.signs()
+    signs = job.progress_queue()
     while not signs.empty():
         if (sign := signs.get()) is not None:
             yield sign

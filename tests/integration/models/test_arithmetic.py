@@ -77,5 +77,5 @@ def test_each_supervised_worker_sets_the_mode(tmp_path):
 def test_a_deterministic_worker_without_mkl_logs_a_warning(monkeypatch, caplog, deterministic):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     options = LoadOptions(device="cpu", threads=1, deterministic=deterministic)
-    LoadedPipeline(WorkerConfig().model_source.place, "shapes", options).close()
+    LoadedPipeline(WorkerConfig().model_source.location, "shapes", options).close()
     assert ("this torch has no MKL" in caplog.text) == deterministic

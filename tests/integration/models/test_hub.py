@@ -42,7 +42,7 @@ def load(tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
         files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
-        loaded = LoadedPipeline(read_source(model).place, model, LoadOptions(device="cpu", threads=1))
+        loaded = LoadedPipeline(read_source(model).location, model, LoadOptions(device="cpu", threads=1))
         return type(loaded.pipeline).__name__
 
     return load

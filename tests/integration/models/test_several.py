@@ -10,7 +10,7 @@ import torch
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
-from imagegen_worker.backends.make import Device
+from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
@@ -48,7 +48,7 @@ class Worker:
         )
         self.images = {}
         encoder = types.SimpleNamespace(submit=lambda raw: self.images.__setitem__(raw.number, raw.images[0]))
-        self.device = Device(self.config, encoder)
+        self.device = LoadedEngine(self.config, encoder)
 
     def run(self, *commands):
         mailbox = Script(commands)
@@ -83,17 +83,17 @@ def test_each_model_makes_its_own_images_and_there_is_room_for_two(saved, alive,
     folders = [saved(family) for family in ("sd", "flux", "sd3")]
     sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
     worker = Worker(folders, batching=batching, model_memory=sum(sizes) - 1, model_patience=0.0)
-    assert worker.device.warm.served == ("sd", "flux", "sd3")
-    assert [model.name for model in worker.device.warm.models] == ["sd"]
+    assert worker.device.ready.served == ("sd", "flux", "sd3")
+    assert [model.name for model in worker.device.ready.models] == ["sd"]
     order = ("sd", "flux", "sd3", "sd", "flux")
     jobs = [job(number, model) for number, model in enumerate(order)]
     events = worker.run(*jobs[:3], *[None] * 300, *jobs[3:])
     for number, model in enumerate(order):
         assert same_bits(worker.images[number], stock(model)), model
-    loads = [event.model.name for event in events if isinstance(event, ev.Loaded)]
+    loads = [event.model.name for event in events if isinstance(event, ev.ModelLoaded)]
     assert loads[:3] == ["flux", "sd3", "sd"], "the first was freed for the third, and comes back"
-    assert all(len(event.warm) <= 2 for event in events if isinstance(event, ev.Loaded))
-    warm = next(event.warm for event in reversed(events) if isinstance(event, ev.Loaded))
+    assert all(len(event.loaded) <= 2 for event in events if isinstance(event, ev.ModelLoaded))
+    warm = next(event.loaded for event in reversed(events) if isinstance(event, ev.ModelLoaded))
     assert alive() == set(warm), "what was freed is gone, whatever still remembers its forwards"
     worker.device.close()
     assert alive() == set()
@@ -115,11 +115,11 @@ def test_a_model_that_can_not_be_loaded_leaves_the_others_alone(saved, tmp_path,
     broken = shutil.copytree(saved("sd"), tmp_path / "broken")
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     worker = Worker([saved("sd"), broken], batching=batching)
-    events = worker.run(job(1, "broken"), ev.Load("broken"), job(2, "sd"))
-    failed = [event for event in events if isinstance(event, ev.LoadFailed)]
-    assert "the model broken can't be loaded" in failed[0].message
+    events = worker.run(job(1, "broken"), ev.LoadModel("broken"), job(2, "sd"))
+    failed = [event for event in events if isinstance(event, ev.ModelLoadFailed)]
+    assert "the model broken cannot be loaded" in failed[0].message
     assert "unet: the weights (.safetensors) are missing" in failed[0].message
-    assert failed[0].warm == ("sd",)
+    assert failed[0].loaded == ("sd",)
     assert set(worker.images) == {2}
     worker.device.close()
 
@@ -130,7 +130,7 @@ def test_all_that_fit_are_loaded_at_the_start_if_asked_for(saved, batching):
     sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
     worker = Worker(folders, batching=batching, model_memory=sizes[0] + sizes[2], preload=True)
     fitting = ["sd", "flux", "sd3"] if sizes[1] == 0 else ["sd", "flux"] if sizes[1] <= sizes[2] else ["sd", "sd3"]
-    assert [model.name for model in worker.device.warm.models] == fitting
+    assert [model.name for model in worker.device.ready.models] == fitting
     worker.device.close()
 
 

@@ -107,13 +107,13 @@ def test_parts_that_come_from_the_folder_are_not_unpickled(saved, tmp_path, stab
 
 
 def test_settings_that_do_not_go_together(saved, stable_diffusion):
-    with pytest.raises(ConfigError, match=r"--model-config is for a single \.safetensors file"):
+    with pytest.raises(ConfigError, match=r"--model-config needs a single \.safetensors file"):
         WorkerConfig(models=(str(saved("sd")),), model_config=str(saved("sd")))
-    with pytest.raises(ConfigError, match="--model-config: there is no '/no/such'"):
+    with pytest.raises(ConfigError, match="--model-config: '/no/such' does not exist"):
         WorkerConfig(models=(str(stable_diffusion),), model_config="/no/such")
     with pytest.raises(ConfigError, match="--model-config must be a folder or a hub id"):
         WorkerConfig(models=(str(stable_diffusion),), model_config=str(stable_diffusion))
-    with pytest.raises(ConfigError, match="--model-variant is for models of several files"):
+    with pytest.raises(ConfigError, match="--model-variant needs a model of several files"):
         WorkerConfig(models=(str(stable_diffusion),), model_variant="fp16")
-    with pytest.raises(ConfigError, match=r"--model-variant must look like fp16, got '\.\./x'"):
+    with pytest.raises(ConfigError, match=r"--model-variant must be a word such as fp16, got '\.\./x'"):
         WorkerConfig(models=(str(saved("sd")),), model_variant="../x")

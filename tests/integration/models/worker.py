@@ -5,7 +5,7 @@ import types
 import torch
 
 from imagegen_protocol import GenerationRequest
-from imagegen_worker.backends.make import Device
+from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.mailbox import Mailbox
@@ -33,8 +33,8 @@ def make_images(model, *requests, **settings):
     config = WorkerConfig(models=(str(model),), device="cpu", torch_threads=1, max_batch_size=2, **settings)
     made = {}
     encoder = types.SimpleNamespace(submit=lambda raw: made.__setitem__(raw.number, raw.images))
-    device = Device(config, encoder)
-    described = device.warm.models[0]
+    device = LoadedEngine(config, encoder)
+    described = device.ready.models[0]
     asked = requests or ({},)
     jobs = [
         ev.Job(

@@ -79,7 +79,7 @@ def test_the_choice_costs_the_same_however_many_workers_there_are():
         for index in range(workers):
             bench.ready(f"w{index}", models=["m", "n"], warm=["mn"[index % 2]])
         bench.submit(0, model="m")
-        return lines_of(lambda: bench.core.ledger.placement.choose("m"))
+        return lines_of(lambda: bench.core.scheduler.choose("m", bench.now))
 
     assert cost(400) == cost(4)
 

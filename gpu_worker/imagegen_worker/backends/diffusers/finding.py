@@ -10,7 +10,7 @@ from huggingface_hub import constants, snapshot_download
 
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.checking import check_folder, in_a_line, read_index
-from imagegen_worker.models.sources import HubModel, Place
+from imagegen_worker.models.sources import HubModel, ModelLocation
 
 USUAL_VARIANT = "fp16"
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "**/*.json", "**/*.txt", "**/*.model")
@@ -18,7 +18,9 @@ _CONFIG_FILES = ("*.json", "*.txt", "*.model", "**/*.json", "**/*.txt", "**/*.mo
 T = TypeVar("T")
 
 
-def find_model(place: Place, variant: str | None, *, without: Collection[str] = ()) -> tuple[Path, str | None]:
+def find_model(
+    place: ModelLocation, variant: str | None, *, without: Collection[str] = ()
+) -> tuple[Path, str | None]:
     """Return the local folder of a model, and which variant of its weights is to be loaded.
 
     `without`: parts that come from elsewhere. The hub is asked for what is not in its cache, unless HF_HUB_OFFLINE
@@ -40,7 +42,7 @@ def find_model(place: Place, variant: str | None, *, without: Collection[str] = 
     return _find(place, asks, partial(check_folder, variant=variant, without=without))
 
 
-def find_config(place: Place) -> Path:
+def find_config(place: ModelLocation) -> Path:
     """Return the local folder with the configuration of a pipeline; found as `find_model` does."""
     if isinstance(place, Path):
         read_index(place)

@@ -24,7 +24,7 @@ from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.backends.diffusers.variants import Variants
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, Task
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _SHORT = 4
 class LoadedPipeline:
     """One diffusers pipeline on its device. Raises `StartError` if there can't be one."""
 
-    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
+    def __init__(self, place: ModelLocation, name: str, options: LoadOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)

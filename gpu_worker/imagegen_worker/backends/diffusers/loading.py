@@ -19,7 +19,7 @@ from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 DEFAULTS_FILE = "imagegen.json"
 """Beside `model_index.json`: this model's own defaults, by the names in `_DEFAULT_KEYS`."""
@@ -51,7 +51,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
+def load_pipeline(place: ModelLocation, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
     """Load a pipeline and put it on its device; return it with the folder of its configuration.
 
     The hub is asked for nothing but a model or a configuration of which there is no copy in its cache. Raises
@@ -82,7 +82,7 @@ def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> t
     return pipeline, folder
 
 
-def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
+def weigh_model(place: ModelLocation, name: str, options: LoadOptions) -> int:
     """Return the bytes that the weights take once they are loaded. Raises `StartError` if they can't be."""
     width = _dtype(choose_device(options.device), options).itemsize
     if isinstance(place, Path) and place.is_file():
@@ -106,7 +106,7 @@ def _dtype(device: torch.device, options: LoadOptions) -> torch.dtype:
     return dtype
 
 
-def _read(place: Place, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:
+def _read(place: ModelLocation, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:
     if isinstance(place, Path) and place.is_file():
         return load_single_file(place, options.model_config, dtype)
     folder, variant = find_model(place, options.model_variant)

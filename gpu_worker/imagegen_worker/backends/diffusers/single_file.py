@@ -19,7 +19,7 @@ from imagegen_worker.backends.diffusers.checking import (
     refuse_pickles,
 )
 from imagegen_worker.backends.diffusers.finding import find_config, find_model
-from imagegen_worker.models.sources import HubModel, Place, read_source
+from imagegen_worker.models.sources import HubModel, ModelLocation, read_source
 
 _DENOISERS = ("unet", "transformer")
 _VAE_PREFIXES = tuple(single_file_utils.LDM_VAE_KEYS)
@@ -57,8 +57,8 @@ def count_of_single_file(path: Path, config: str | None) -> int:
     return count
 
 
-def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> Place:
-    return infer_config(path, shapes) if config is None else read_source(config).place
+def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> ModelLocation:
+    return infer_config(path, shapes) if config is None else read_source(config).location
 
 
 def _is_whole(shapes: dict[str, tuple[int, ...]]) -> bool:
@@ -76,7 +76,9 @@ def infer_config(path: Path, shapes: dict[str, tuple[int, ...]]) -> HubModel:
     return HubModel(single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-def _load_denoiser(path: Path, place: Place, index: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Path]:
+def _load_denoiser(
+    path: Path, place: ModelLocation, index: dict[str, Any], dtype: torch.dtype
+) -> tuple[Any, Path]:
     """The file has the denoiser alone; all else is the folder's."""
     part = next((name for name in _DENOISERS if index.get(name)), None)
     kind: Any = None if part is None else getattr(diffusers, str(index[part][1]), None)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import DeviceLostError, OnStep, Row, nobody_watches
+from imagegen_worker.backends import DeviceLostError, OnStep, Row, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import CallSharing
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,7 @@ class DiffusersBackend:
     trials of `call_sharing` for each kind of task.
     """
 
-    def __init__(self, place: Place, name: str, options: LoadOptions, *, max_batch_size: int = 1) -> None:
+    def __init__(self, place: ModelLocation, name: str, options: LoadOptions, *, max_batch_size: int = 1) -> None:
         self._source = (place, name, options)
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
@@ -45,7 +45,7 @@ class DiffusersBackend:
         """A moving average of the fullest calls so far; None before the first."""
         return self._speeds[max(self._speeds)] if self._speeds else None
 
-    def weigh(self) -> int:
+    def size_bytes(self) -> int:
         """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
@@ -55,16 +55,16 @@ class DiffusersBackend:
         self._try_tasks()
         return model
 
-    def warm_up(self) -> Warm:
+    def warm_up(self) -> EngineReady:
         """Load the pipeline and generate the first images. Raises as `load` does."""
         loaded = self._open()
         # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
         for _ in range(2):
             self._speeds.clear()
-            self.generate([loaded.trial()], nobody_watches)
+            self.generate([loaded.trial()], ignore_steps)
         seconds = self.seconds_per_image
         self._try_tasks()
-        return Warm((loaded.model,), loaded.device_name, seconds)
+        return EngineReady((loaded.model,), loaded.device_name, seconds)
 
     def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
@@ -82,7 +82,7 @@ class DiffusersBackend:
         """Generate the images of a trial; return None if the call fails. Raises `DeviceLostError`."""
         assert self._loaded is not None
         try:
-            return self._call(self._loaded, rows, nobody_watches)
+            return self._call(self._loaded, rows, ignore_steps)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises, its requests share no call
@@ -90,7 +90,7 @@ class DiffusersBackend:
             return None
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """See `Maker.call_key`. The first request with another scheduler starts a trial with it."""
+        """See `ImageGenerator.call_key`. The first request with another scheduler starts a trial with it."""
         assert self._sharing is not None, "warm_up comes first"
         if not self._sharing.was_tried(request):
             self._sharing.try_task(request.task, scheduler=request.scheduler)

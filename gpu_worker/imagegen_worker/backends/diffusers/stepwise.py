@@ -6,19 +6,19 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
+from imagegen_worker.backends import OnStep, Row, StartError, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import TRIAL_STEPS, CallSharing, alike
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.engines.continuous import calls
 from imagegen_worker.engines.continuous.hub import Hub
 from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,7 @@ class StepwiseDiffusers:
 
     def __init__(
         self,
-        place: Place,
+        place: ModelLocation,
         name: str,
         options: LoadOptions,
         *,
@@ -57,7 +57,7 @@ class StepwiseDiffusers:
         """Measures forwards on the device."""
         return self._rendezvous.timer
 
-    def weigh(self) -> int:
+    def size_bytes(self) -> int:
         """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
@@ -68,7 +68,7 @@ class StepwiseDiffusers:
             self._try_together(min(_SHORT, loaded.model.num_inference_steps))
         return loaded.model
 
-    def warm_up(self) -> Warm:
+    def warm_up(self) -> EngineReady:
         """Load the pipeline, make a first image, then as many together as will run.
 
         Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`.
@@ -79,7 +79,7 @@ class StepwiseDiffusers:
             self._try([loaded.trial()])
             (task,) = self._try([loaded.trial()])
             self._try_together(min(_SHORT, loaded.model.num_inference_steps))
-        return Warm((loaded.model,), loaded.device_name, task.seconds)
+        return EngineReady((loaded.model,), loaded.device_name, task.seconds)
 
     def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
@@ -188,7 +188,7 @@ class StepwiseDiffusers:
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
-        task = hub.start(partial(self.make, rows, nobody_watches), images=len(rows))
+        task = hub.start(partial(self.make, rows, ignore_steps), images=len(rows))
         task.unwanted.update(unwanted)
         while hub.step():
             continue
@@ -201,7 +201,7 @@ class StepwiseDiffusers:
     def _try(self, rows: Sequence[Row]) -> list[calls.Task]:
         """Make these images together, by a call each; return their tasks. Raises `StartError`."""
         hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
-        tasks = [hub.start(partial(self.make, [row], nobody_watches)) for row in rows]
+        tasks = [hub.start(partial(self.make, [row], ignore_steps)) for row in rows]
         while hub.step():
             continue
         for task in tasks:

@@ -21,7 +21,7 @@ from imagegen_worker.core.events import (
     Failed,
     Idle,
     Job,
-    Load,
+    LoadModel,
     Started,
     Stepped,
     Stop,
@@ -32,10 +32,10 @@ from imagegen_worker.engines.continuous.calls import Task, current_task
 from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit, Hub, HubEvent
 from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.engines.static import MemoryHint, blame
+from imagegen_worker.engines.static import MemoryHint, error_answer
 from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
-from imagegen_worker.models.manager import AlwaysReady, Models
+from imagegen_worker.models.manager import ModelProvider, SingleModel
 
 SMOOTHING = 0.2
 """Weight of the newest image in the mean time of an image."""
@@ -122,9 +122,9 @@ class ContinuousEngine:
         fits: tuple[int, int] | None = None,
         caps: MemoryCaps | None = None,
         costs: RowCosts | None = None,
-        models: Models | None = None,
+        models: ModelProvider | None = None,
     ) -> None:
-        self._models = models or AlwaysReady()
+        self._models = models or SingleModel()
         self._backend = backend
         self._encoder = encoder
         self._max_batch_size = max_batch_size
@@ -176,8 +176,8 @@ class ContinuousEngine:
                 member = self._members[command.number] = _Member(command, steps=[0] * len(seeds))
                 for index in range(len(seeds)):
                     self._line.add(_shape(member), (member, index))
-            case Load():
-                self._models.want(command.name)
+            case LoadModel():
+                self._models.request(command.name)
             case Cancel():
                 if (unwanted := self._members.get(command.number)) is not None:
                     self._drop(unwanted)
@@ -193,13 +193,13 @@ class ContinuousEngine:
             return
         waiting = list(dict.fromkeys(map(_model, self._line.shapes())))
         running = {_model(shape) for shape in self._running}
-        for name in self._models.tend(self._mailbox, running, waiting):
+        for name in self._models.update(self._mailbox, running, waiting):
             for member in [each for each in self._members.values() if each.job.request.model == name]:
                 self._drop(member)
             self._reap()
 
     def _may_begin(self, shape: Hashable) -> bool:
-        return self._models.ready(_model(shape))
+        return self._models.is_ready(_model(shape))
 
     def _admit(self) -> None:
         """Start images while there is room; those that are alike and start together share one pipeline call."""
@@ -294,7 +294,7 @@ class ContinuousEngine:
         if self._seconds_per_image is None:
             self._seconds_per_image = seconds
         self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
-        self._memory_hint.note(share.places[0][0].job.request)
+        self._memory_hint.record(share.places[0][0].job.request)
         for (member, index), image in zip(share.places, task.result, strict=True):
             member.images[index] = image
             member.batch_size = max(member.batch_size, task.company)
@@ -341,10 +341,10 @@ class ContinuousEngine:
         if not wanted or isinstance(error, StoppedError):
             return
         if isinstance(error, DeviceMemoryError):
-            message = self._memory_hint.too_big(member.job.request)
+            message = self._memory_hint.error_message(member.job.request)
             self._mailbox.post(Failed(member.job.number, OutOfMemoryError.code, message))
             return
-        code, message = blame(error)
+        code, message = error_answer(error)
         if code == GenerationFailedError.code:
             _log.warning("job %d failed", member.job.number, exc_info=error)
         error.__traceback__ = None  # its frames hold tensors

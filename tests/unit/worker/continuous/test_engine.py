@@ -339,7 +339,7 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
     failed = of(ev.Failed, posted)
     assert [event.code for event in failed] == ["out_of_memory"] * 2
     assert "2048x2048" in failed[0].message
-    assert "1024x1024 pixels did fit" in failed[1].message
+    assert "1024x1024 pixels fitted" in failed[1].message
 
 
 def test_the_size_of_the_first_images_is_known_to_fit():
@@ -348,7 +348,7 @@ def test_the_size_of_the_first_images_is_known_to_fit():
     ContinuousEngine(ToyBackend(stage), Encoder(), max_batch_size=1, fits=(64, 128)).run(mailbox)
     mailbox.close()
     (failed,) = of(ev.Failed, mailbox.posted)
-    assert failed.message.endswith("64x128 pixels did fit")
+    assert failed.message.endswith("64x128 pixels fitted")
 
 
 def test_a_lost_device_ends_the_engine():

@@ -29,7 +29,7 @@ class Loadable(ToyBackend):
     def session(self):
         yield
 
-    def weigh(self):
+    def size_bytes(self):
         if self.name == "broken":
             raise StartError("no such file")
         return GIB
@@ -62,7 +62,7 @@ class World:
         make = {name: (lambda name=name: Loadable(self, name)) for name in ("a", "b", "c", "broken")}
         self.manager = ModelManager(make, ModelCache(budget, patience), clock=self.clock)
         first = Loadable(self, "a")
-        self.manager.put("a", first)
+        self.manager.add("a", first)
         self.mailbox, encoder = Script(self.stage, commands), Encoder()
         backend = ManagedStepwise(self.manager, first)
         ContinuousEngine(
@@ -113,9 +113,9 @@ def test_two_streams_take_turns():
 
 
 def test_a_model_that_can_not_be_loaded_takes_its_jobs_along_and_nothing_else():
-    world = World([(0, of_model(1, "a", steps=4)), (1, of_model(2, "broken")), (1, ev.Load("broken"))])
-    (failed, *_) = of(ev.LoadFailed, world.mailbox.posted)
-    assert failed == ev.LoadFailed("broken", "the model broken can't be loaded: no such file", ("a",))
+    world = World([(0, of_model(1, "a", steps=4)), (1, of_model(2, "broken")), (1, ev.LoadModel("broken"))])
+    (failed, *_) = of(ev.ModelLoadFailed, world.mailbox.posted)
+    assert failed == ev.ModelLoadFailed("broken", "the model broken cannot be loaded: no such file", ("a",))
     assert sorted(world.results) == [1]
     assert of(ev.Failed, world.mailbox.posted) == [], "the core tells, who knows also of those that it keeps"
 

@@ -5,7 +5,7 @@ import pytest
 from imagegen_common.addresses import ConfigError
 from imagegen_worker.devices.gpu import Gpu
 from imagegen_worker.devices.nvml import list_gpus
-from imagegen_worker.devices.visible import GpuMissingError, chosen, visible
+from imagegen_worker.devices.selection import GpuMissingError, select_gpus, visible_gpus
 from tests.unit.worker.devices.standin import MIG, A, B, Card, StandIn, split_card
 
 C = "GPU-aaaa9999-0000"
@@ -14,7 +14,7 @@ MIXED = list_gpus(StandIn(split_card(0, 1), Card(A)))
 
 
 def seen(text, gpus=CARDS):
-    return [gpu.uuid for gpu in visible(gpus, text).gpus]
+    return [gpu.uuid for gpu in visible_gpus(gpus, text).gpus]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_uuid_that_another_one_begins_with_is_itself():
 
 def test_gpus_without_uuid_go_by_number():
     gpus = [Gpu(number=n, index=n, name="n") for n in range(2)]
-    assert visible(gpus, "1").gpus == (gpus[1],)
-    assert visible(gpus, "GPU-1").gpus == ()
+    assert visible_gpus(gpus, "1").gpus == (gpus[1],)
+    assert visible_gpus(gpus, "GPU-1").gpus == ()
     assert gpus[1].cuda_id == "1"
     assert CARDS[1].cuda_id == B
 
@@ -101,15 +101,15 @@ def test_gpus_without_uuid_go_by_number():
         (None, ""),
         ("0,1", ""),
         ("", "it is empty"),
-        ("0,7,1", "'7' is no GPU, which hides it and all after it"),
-        ("GPU-aaaa", "'GPU-aaaa' is no GPU"),
-        ("1,1", "'1' is named twice, which hides everything"),
+        ("0,7,1", "'7' is not a GPU, which hides it and all entries after it"),
+        ("GPU-aaaa", "'GPU-aaaa' is not a GPU"),
+        ("1,1", "'1' is listed twice, which hides every GPU"),
     ],
 )
 def test_what_is_named_in_vain_is_told(text, words):
-    trouble = visible(CARDS, text).trouble
-    assert words in trouble
-    assert bool(words) == bool(trouble)
+    problem = visible_gpus(CARDS, text).problem
+    assert words in problem
+    assert bool(words) == bool(problem)
 
 
 # ---- --gpu -------------------------------------------------------------------------------------------------
@@ -128,33 +128,33 @@ def test_what_is_named_in_vain_is_told(text, words):
     ],
 )
 def test_numbers_count_the_visible_ones(text, uuids):
-    assert [gpu.uuid for gpu in chosen(visible(CARDS, "2,0").gpus, text)] == uuids
+    assert [gpu.uuid for gpu in select_gpus(visible_gpus(CARDS, "2,0").gpus, text)] == uuids
 
 
 def test_every_instance_has_a_number_of_its_own():
-    assert [gpu.uuid for gpu in chosen(MIXED, "2,1")] == [A, MIG[1]]
+    assert [gpu.uuid for gpu in select_gpus(MIXED, "2,1")] == [A, MIG[1]]
 
 
 @pytest.mark.parametrize("text", ["3", "0,3", "GPU-none", "MIG-cccc0001-0000", "GPU-aaaa"])
 def test_one_that_is_not_there_is_an_error_that_lists_those_there_are(text):
     with pytest.raises(GpuMissingError) as caught:
-        chosen(CARDS, text)
+        select_gpus(CARDS, text)
     for uuid in (A, B, C):
         assert uuid in str(caught.value)
 
 
 def test_a_split_card_as_a_whole_can_not_be_chosen():
     with pytest.raises(GpuMissingError, match="MIG-cccc0001"):
-        chosen(MIXED, "GPU-cccc3333-0000")
+        select_gpus(MIXED, "GPU-cccc3333-0000")
 
 
 @pytest.mark.parametrize("text", ["0,0", f"0,{A}", f"{A},GPU-aaaa1"])
 def test_one_that_is_named_twice_is_an_error(text):
-    with pytest.raises(ConfigError, match="named twice"):
-        chosen(CARDS, text)
+    with pytest.raises(ConfigError, match="listed twice"):
+        select_gpus(CARDS, text)
 
 
 @pytest.mark.parametrize("text", ["", ",", "0,", "-1", "all", "0;1", "0x1", "1.5", "٣", "99999"])
 def test_neither_number_nor_uuid_is_an_error(text):
-    with pytest.raises(ConfigError, match="--gpu must be numbers or UUIDs with commas between, as 0,2, got"):
-        chosen(CARDS, text)
+    with pytest.raises(ConfigError, match="--gpu must be numbers or UUIDs separated by commas, such as 0,2, got"):
+        select_gpus(CARDS, text)

@@ -11,12 +11,12 @@ from tests.unit.broker.bench import Bench, rid
 def serving(capacity=4, **settings):
     bench = Bench(log_requests=True, **settings).past_grace()
     bench.ready("w", capacity=capacity)
-    bench.notes.clear()
+    bench.log_events.clear()
     return bench
 
 
 def told(bench, text):
-    return [note.fields for note in bench.notes if note.text == text]
+    return [note.fields for note in bench.log_events if note.text == text]
 
 
 def test_an_answer_is_told_with_its_times():
@@ -69,7 +69,7 @@ def test_a_refusal_is_told():
     bench.submit(1)
     bench.submit(2)
     bench.submit(3, client="another")
-    assert told(bench, "request refused") == [
+    assert told(bench, "request rejected") == [
         {"request_id": rid(2).hex(), "outcome": "overloaded", "client": 1},
         {"request_id": rid(3).hex(), "outcome": "overloaded"},
     ]
@@ -92,7 +92,7 @@ def test_a_dead_worker_is_told_and_what_moves_on():
         bench.client("c", ClientHeartbeat())
     [lost] = told(bench, "worker lost")
     assert (lost["worker"], lost["requests"]) == ("w", 1)
-    [moved] = told(bench, "request queued again")
+    [moved] = told(bench, "request requeued")
     assert (moved["request_id"], moved["worker"], moved["reason"]) == (rid(1).hex(), "w", "worker_lost")
 
 
@@ -103,9 +103,9 @@ def test_workers_are_told_whether_or_not_requests_are():
     bench.submit(1)
     bench.result("w", rid(1))
     bench.worker("w", Goodbye())
-    assert [(note.level, note.text) for note in bench.notes] == [
+    assert [(note.level, note.text) for note in bench.log_events] == [
         (logging.INFO, "worker registered"),
-        (logging.WARNING, "worker refused: its name is taken"),
+        (logging.WARNING, "worker rejected"),
         (logging.INFO, "worker left"),
     ]
 
@@ -115,7 +115,7 @@ def test_a_hanging_worker_is_told_once():
     bench.submit(1)
     for age in (4.0, 6.0, 7.0):
         bench.beat("w", running=[rid(1)], step_age_seconds=age)
-    assert told(bench, "worker hangs") == [{"worker": "w", "step_age_seconds": 6.0, "requests": 1}]
+    assert told(bench, "worker hung") == [{"worker": "w", "step_age_seconds": 6.0, "requests": 1}]
 
 
 def test_a_silent_client_is_told():

@@ -1,14 +1,15 @@
-"""Totals since the worker started."""
+"""Counters since the start of the worker."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from imagegen_protocol.messages import WorkerStats
 from imagegen_worker.core.events import CallDone, CallFailed
 
 
 @dataclass(slots=True)
-class Totals:
-    """What heartbeats tell brokers, as counters. Seconds of wall time."""
+class WorkerCounters:
+    """Counters that heartbeats report. Seconds of wall time."""
 
     requests: int = 0
     failed: int = 0
@@ -16,20 +17,22 @@ class Totals:
     batched_requests: int = 0
     images: int = 0
     busy_seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Requests by outcome: "result" or an error's code. Exported as a metric, not reported in heartbeats."""
 
-    def call_done(self, call: CallDone) -> None:
-        """Count a pipeline call that went well."""
+    def add_call(self, call: CallDone) -> None:
+        """Count a successful call of the backend."""
         self.calls += 1
         self.batched_requests += call.requests
         self.images += call.images
         self.busy_seconds += call.seconds + call.beside_seconds
 
-    def call_failed(self, call: CallFailed) -> None:
+    def add_failed_call(self, call: CallFailed) -> None:
         """Count the time of a call that raised."""
         self.busy_seconds += call.seconds
 
-    def for_wire(self) -> WorkerStats:
-        """Return the totals as heartbeats carry them."""
+    def to_stats(self) -> WorkerStats:
+        """Return the counters in the form that heartbeats carry."""
         return WorkerStats(
             total_requests=self.requests,
             total_failed=self.failed,

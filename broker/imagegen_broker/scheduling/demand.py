@@ -1,4 +1,4 @@
-"""What is asked for, by model: who could make it, how much waits, and how long that will take."""
+"""The demand for each model: the workers that serve it, the requests that wait, and the backlog in seconds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,38 +8,39 @@ from math import isfinite
 from sys import float_info
 from typing import NamedTuple, Self
 
-from imagegen_broker.core.estimates import seconds_per_request
-from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.scheduling.estimates import seconds_per_request
+from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.messages import Ready, WorkerStats
 from imagegen_protocol.statistics import ModelStatistics
 
 UNMEASURED_SECONDS = 1.0
-"""Taken for a request for a model of which no worker has told its speed yet."""
+"""Assumed duration of a request for a model of which no worker has reported a speed."""
 NO_MODEL = "default"
-"""Stands for the model of requests that name none, while no worker has told which is the default."""
+"""Name in the statistics for requests without a model, while no default model is known."""
 OTHER_MODELS = "other"
-"""Stands for the models beyond the bound."""
+"""Name in the statistics for all models beyond the maximum."""
 _MAX_MODELS = 500
 
 
 class WorkerView(NamedTuple):
-    """What was so of a worker at one time; nothing in it changes any more. Times in seconds."""
+    """The state of a worker at one time. Immutable. Times in seconds."""
 
     ready: Ready
     stats: WorkerStats
     state: str
-    """One of "ready", where it takes work, "draining", "stuck" and "unreachable"."""
+    """One of "ready", "draining", "stuck" and "unreachable"; only a ready worker accepts work."""
     depth: int
     """Requests at the worker."""
     load: int
     """Images of these requests."""
     running_images: int
-    """Those of them that are being generated."""
-    holding: int
+    """Images that are being generated."""
+    answers: int
+    """Unacknowledged answers that the worker holds."""
     dispatches: int
     warm: frozenset[str]
-    needed: tuple[tuple[str | None, int], ...]
-    """Models of what is assigned to it, and how often."""
+    assigned_models: tuple[tuple[str | None, int], ...]
+    """Number of assigned requests by model."""
     seconds_per_image: float | None
     step_age: float | None
     silent_seconds: float
@@ -47,22 +48,22 @@ class WorkerView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Who could make what, and what was asked for, at one time."""
+    """Workers and waiting requests at one time, from which any thread can compute the demand."""
 
     workers: Sequence[WorkerView]
     seen: Mapping[str | None, float | None]
-    """As `Placement.seen`."""
+    """As `WorkerPool.seen`."""
     waiting: Mapping[str | None, int]
-    """Requests that wait here and may be dispatched, by model: no worker is missing for those of a held client."""
+    """Waiting requests by model, without those of paused clients, for which no worker is missing."""
 
     @classmethod
-    def of(cls, ledger: Ledger, workers: Sequence[WorkerView]) -> Self:
-        """Copy it; `workers` are the ledger's."""
-        return cls(workers, dict(ledger.placement.seen()), ledger.queue.ready_by_model())
+    def of(cls, scheduler: Scheduler, workers: Sequence[WorkerView]) -> Self:
+        """Copy the state of a scheduler; `workers` are the views of all its workers."""
+        return cls(workers, dict(scheduler.pool.seen()), scheduler.queue.ready_by_model())
 
 
 class _Supply(NamedTuple):
-    """Who can make a model: workers that take work, those of them without any, and device seconds a request."""
+    """The workers of a model that accept work, those of them that are idle, and the device seconds per request."""
 
     workers: int = 0
     idle: int = 0
@@ -70,22 +71,22 @@ class _Supply(NamedTuple):
 
 
 def demand(at: Demand) -> list[ModelStatistics]:
-    """Return one row for each model that is, or lately was, served or waited for; seconds of device time.
+    """Return one row for each model that was ever served or is waited for.
 
-    `unfinished` are the requests that wait here or are at workers, `backlog_seconds` the work that they are: each
-    counts as an average one, for the broker does not read what it asks for.
+    `unfinished` counts the requests that wait here or are at workers; `backlog_seconds` is their device time. Each
+    counts as an average request, because the broker does not read the body.
     """
     supplies = _supplies(at.workers)
     dispatched: Counter[str | None] = Counter()
     for worker in at.workers:
-        dispatched.update(dict(worker.needed))
-    waited_for = dict(at.waiting)
+        dispatched.update(dict(worker.assigned_models))
+    waiting = dict(at.waiting)
     rows: list[ModelStatistics] = []
-    for model in islice(dict.fromkeys((*supplies, *at.seen, *dispatched, *waited_for)), _MAX_MODELS):
+    for model in islice(dict.fromkeys((*supplies, *at.seen, *dispatched, *waiting)), _MAX_MODELS):
         supply = supplies.get(model) or _Supply(seconds=at.seen.get(model))
-        rows.append(_row(model or NO_MODEL, supply, waited_for.pop(model, 0), dispatched.get(model, 0)))
-    if waited_for:
-        rows.append(_row(OTHER_MODELS, _Supply(), sum(waited_for.values()), 0))
+        rows.append(_row(model or NO_MODEL, supply, waiting.pop(model, 0), dispatched.get(model, 0)))
+    if waiting:
+        rows.append(_row(OTHER_MODELS, _Supply(), sum(waiting.values()), 0))
     return rows
 
 
@@ -104,7 +105,7 @@ def _row(model: str, supply: _Supply, waiting: int, dispatched: int) -> ModelSta
 
 
 def _supplies(workers: Sequence[WorkerView]) -> dict[str | None, _Supply]:
-    """Return who can make each model; workers with the same models are looked at once for all of them."""
+    """Return the supply of each model; workers that serve the same models are examined once for all of them."""
     alike: defaultdict[tuple[str, ...], list[WorkerView]] = defaultdict(list)
     for worker in workers:
         alike[tuple(worker.ready.models)].append(worker)

@@ -1,22 +1,24 @@
-"""A client core on a desk: fake time, a fake broker's words, and everything it does kept in order."""
+"""Test harness of the client core: simulated time and broker, and a record of every action."""
 
+import logging
 from typing import Any
 
 from imagegen_client.core import ClientCore
 from imagegen_client.events import (
-    CancelAsked,
-    CloseAsked,
-    Dial,
+    CancelRequested,
+    CloseRequested,
+    Complete,
+    Connect,
     Event,
-    Finish,
+    InvalidMessage,
+    LogEvent,
     Payload,
     Received,
-    Report,
+    ReportProgress,
     Send,
-    StatsAsked,
-    SubmitAsked,
-    Unreadable,
-    Warn,
+    StatsRequested,
+    SubmitRequested,
+    Tick,
 )
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.messages import (
@@ -37,12 +39,12 @@ SECOND = "tcp://second:2"
 
 
 def rid(number: int) -> bytes:
-    """A request id."""
+    """Return a request id."""
     return number.to_bytes(16, "big")
 
 
-class Desk:
-    """Drives a core as the shell does: settle after what came in, tick at each deadline."""
+class CoreHarness:
+    """Drives a core as the shell does: a tick after each event and at each deadline."""
 
     def __init__(self, *endpoints: str, interval: float = 1.0, **settings: Any) -> None:
         self.now = 100.0
@@ -50,20 +52,20 @@ class Desk:
         self.core = ClientCore(endpoints or (FIRST,), **settings)
         self.sent: list[Any] = []
         self.payloads: dict[bytes, Payload] = {}
-        self.dials: list[str] = []
-        self.ends: dict[bytes, Any] = {}
-        self.reports: list[Report] = []
-        self.warnings: list[str] = []
+        self.connections: list[str] = []
+        self.outcomes: dict[bytes, Any] = {}
+        self.progress_reports: list[ReportProgress] = []
+        self.warnings: list[LogEvent] = []
         self.ticks = 0
 
     # ---- the shell -----------------------------------------------------------------------------------------
 
-    def event(self, event: Event) -> None:
-        self._do(self.core.handle(event, self.now))
-        self._do(self.core.settle())
+    def handle(self, event: Event) -> None:
+        self._perform(self.core.handle(event, self.now))
+        self._perform(self.core.handle(Tick(), self.now))
 
     def advance(self, seconds: float, most_ticks: int = 10_000) -> None:
-        """Let time pass, ticking at each deadline on the way; a core that never stops asking fails."""
+        """Let time pass with a tick at each deadline; fails if the deadline does not move forward."""
         end = self.now + seconds
         for _ in range(most_ticks):
             deadline = self.core.next_deadline()
@@ -71,33 +73,32 @@ class Desk:
                 break
             self.now = max(self.now, deadline)
             self.ticks += 1
-            self._do(self.core.tick(self.now))
-            self._do(self.core.settle())
+            self._perform(self.core.handle(Tick(), self.now))
         else:
-            raise AssertionError("a busy loop: the deadline does not move on")
+            raise AssertionError("busy loop: the deadline does not move forward")
         self.now = end
 
-    def _do(self, actions) -> None:
+    def _perform(self, actions) -> None:
         for action in actions:
             match action:
                 case Send(message, payload):
-                    assert self.dials, "nothing is sent before dialling"
+                    assert self.connections, "nothing is sent before connecting"
                     self.sent.append(message)
                     if isinstance(message, Submit):
                         self.payloads[message.request_id] = payload
-                case Finish(key, outcome):
-                    assert key not in self.ends, "an end comes once"
-                    self.ends[key] = outcome
-                case Report():
-                    assert action.key not in self.ends
-                    self.reports.append(action)
-                case Dial(endpoint):
-                    self.dials.append(endpoint)
-                case Warn(text):
-                    self.warnings.append(text)
+                case Complete(key, outcome):
+                    assert key not in self.outcomes, "a request ends once"
+                    self.outcomes[key] = outcome
+                case ReportProgress():
+                    assert action.key not in self.outcomes
+                    self.progress_reports.append(action)
+                case Connect(endpoint):
+                    self.connections.append(endpoint)
+                case LogEvent(level) if level >= logging.WARNING:
+                    self.warnings.append(action)
 
     def take(self, kind: type | None = None) -> list[Any]:
-        """Return what was sent since the last call (of a kind), heartbeats left out unless asked for."""
+        """Return the messages sent since the last call, of one type or all except heartbeats."""
         sent, self.sent = self.sent, []
         if kind is not None:
             return [message for message in sent if isinstance(message, kind)]
@@ -107,60 +108,60 @@ class Desk:
 
     def submit(self, number: int, **fields: Any) -> bytes:
         key = rid(number)
-        self.event(SubmitAsked(Submit(request_id=key, **fields), (BODY,)))
+        self.handle(SubmitRequested(Submit(request_id=key, **fields), (BODY,)))
         return key
 
     def stats(self, number: int, timeout: float = 5.0) -> bytes:
-        self.event(StatsAsked(rid(number), timeout))
+        self.handle(StatsRequested(rid(number), timeout))
         return rid(number)
 
     def cancel(self, number: int) -> None:
-        self.event(CancelAsked(rid(number)))
+        self.handle(CancelRequested(rid(number)))
 
     def close(self) -> None:
-        self.event(CloseAsked())
+        self.handle(CloseRequested())
 
     # ---- the broker ----------------------------------------------------------------------------------------
 
-    def hear(self, message: BrokerToClient, *payload: bytes) -> None:
-        self.event(Received(message, payload))
+    def receive(self, message: BrokerToClient, *payload: bytes) -> None:
+        self.handle(Received(message, payload))
 
     def heartbeat(self, epoch: bytes = b"e" * 16, session: int = 1, interval: float | None = None) -> None:
         seconds = self.interval if interval is None else interval
-        self.hear(BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=seconds, liveness=3))
+        self.receive(BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=seconds, liveness=3))
 
-    def alive(self, seconds: float) -> None:
-        """Let time pass while the broker lives."""
+    def advance_with_heartbeats(self, seconds: float) -> None:
+        """Let time pass while the broker sends heartbeats."""
         end = self.now + seconds
         while self.now < end:
             self.advance(min(self.interval, end - self.now))
             self.heartbeat()
 
     def accepted(self, *ids: bytes) -> None:
-        self.hear(Accepted(request_ids=list(ids)))
+        self.receive(Accepted(request_ids=list(ids)))
 
     def progress(self, request_id: bytes) -> None:
-        self.hear(Progress(request_id=request_id, step=1, steps=2))
+        self.receive(Progress(request_id=request_id, step=1, steps=2))
 
     def result(self, request_id: bytes, frames: int = 1, images: int = 1) -> None:
         info = [ImageInfo(format="png", width=1, height=1, seed=1)] * images
         message = Result(request_id=request_id, worker="w", model="m", images=info)
-        self.hear(message, *[b"image"] * frames)
+        self.receive(message, *[b"image"] * frames)
 
     def error(self, request_id: bytes | None, code: str = "generation_failed", after: float | None = None) -> None:
-        self.hear(Error(code=code, message="words", request_id=request_id, retry_after_seconds=after))
+        self.receive(Error(code=code, message="text", request_id=request_id, retry_after_seconds=after))
 
-    def unreadable(self, request_id: bytes | None) -> None:
-        problem = ProtocolError("rubbish")
+    def receive_invalid(self, request_id: bytes | None) -> None:
+        problem = ProtocolError("not a message")
         problem.request_id = request_id
-        self.event(Unreadable(problem))
+        self.handle(InvalidMessage(problem))
 
 
-def connected(*endpoints: str, **settings: Any) -> Desk:
-    """A desk whose broker has spoken and has accepted request 99."""
-    desk = Desk(*endpoints, **settings)
-    desk.submit(99)
-    desk.heartbeat()
-    desk.accepted(rid(99))
-    desk.take()
-    return desk
+def connected(*endpoints: str, **settings: Any) -> CoreHarness:
+    """Return a harness with an established connection and an accepted request 99."""
+    harness = CoreHarness(*endpoints, **settings)
+    harness.submit(99)
+    harness.heartbeat()
+    harness.accepted(rid(99))
+    harness.take()
+    return harness

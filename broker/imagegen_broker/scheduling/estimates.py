@@ -1,4 +1,4 @@
-"""When will a request that waits be begun: pure functions over what workers tell of themselves."""
+"""Estimates of when a waiting request starts: pure functions of what workers report."""
 
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
@@ -8,7 +8,7 @@ from imagegen_protocol.messages import Ready, WorkerStats
 
 
 class Measured(Protocol):
-    """What a worker tells of itself, now or in a copy; times in seconds."""
+    """The part of a worker's report that estimates need; times in seconds."""
 
     @property
     def ready(self) -> Ready: ...
@@ -20,18 +20,19 @@ class Measured(Protocol):
     def seconds_per_image(self) -> float | None: ...
 
 
-class Pace(NamedTuple):
-    """How a model's requests move on: so many a second, once `ahead` more than can run at a time have ended."""
+class Throughput(NamedTuple):
+    """The rate at which the requests for a model are finished."""
 
     per_second: float
     ahead: int
+    """Requests that must finish before the first waiting one starts; negative if workers are idle."""
 
 
-def pace(workers: Collection[Measured], answers_per_second: float) -> Pace | None:
-    """Return the pace of a model that these workers serve; None while nothing is measured.
+def throughput(workers: Collection[Measured], answers_per_second: float) -> Throughput | None:
+    """Return the throughput of a model that these workers serve; None while nothing is measured.
 
-    One that has not measured itself counts as an average one; if nobody has, the rate of answers stands in, which
-    is that of all models. A worker of several models counts as if it had but this one.
+    A worker without measurements counts as an average one. If no worker has any, the rate of answers to requests
+    for all models is used. A worker of several models counts as if it served only this one.
     """
     known = [worker.seconds_per_image for worker in workers if worker.seconds_per_image]
     if known:
@@ -43,18 +44,18 @@ def pace(workers: Collection[Measured], answers_per_second: float) -> Pace | Non
     if not workers or per_second <= 0:
         return None
     at_a_time = sum(min(worker.ready.max_batch_size, worker.ready.capacity) for worker in workers)
-    return Pace(per_second, sum(worker.depth for worker in workers) - at_a_time)
+    return Throughput(per_second, sum(worker.depth for worker in workers) - at_a_time)
 
 
 def seconds_per_request(workers: Collection[Measured]) -> float | None:
-    """Return the device time of a request: n of these workers make n in it; None while nothing is measured."""
-    current = pace(workers, 0.0)
+    """Return the average device time of a request; None while nothing is measured."""
+    current = throughput(workers, 0.0)
     return None if current is None else len(workers) / current.per_second
 
 
-def seconds_to_start(place: int, pace: Pace) -> float:
-    """Return the estimated seconds until a request begins that `place` others precede; a message can hold them."""
-    return min(max(0.0, (place + 1 + pace.ahead) / pace.per_second), MAX_DURATION_SECONDS)
+def seconds_to_start(position: int, throughput: Throughput) -> float:
+    """Return the estimated seconds until the request at a queue position starts, within the protocol's limits."""
+    return min(max(0.0, (position + 1 + throughput.ahead) / throughput.per_second), MAX_DURATION_SECONDS)
 
 
 def _images_per_request(workers: Collection[Measured]) -> float:

@@ -1,4 +1,4 @@
-"""From the settings to what makes images; only the chosen backend and engine are imported."""
+"""Construction of the engine and its models from the settings; imports only the selected backend."""
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
@@ -7,14 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from imagegen_common.logs import log
-from imagegen_worker.backends import Backend, Maker, OnStep, Row
+from imagegen_worker.backends import Backend, ImageGenerator, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.core.model_cache import ModelCache
 from imagegen_worker.engines.static import Engine, StaticEngine
 from imagegen_worker.images.encoding import EncodePool
-from imagegen_worker.models.manager import B, ModelManager, Models
+from imagegen_worker.models.manager import B, ModelManager, ModelProvider
 from imagegen_worker.models.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Device:
-    """What the device thread has: models, and the engine that works with them. Raises `StartError`."""
+class LoadedEngine:
+    """An engine with its models. `ready` is the event to post once it is constructed."""
 
     def __init__(self, config: WorkerConfig, encoder: EncodePool) -> None:
-        """Load the first model and warm it up, and others that are to be there; takes from a moment to minutes."""
-        self.warm: Warm
+        """Load and warm up the first model, and load others if `preload` is set. Raises `StartError`."""
+        self.ready: EngineReady
         self.engine: Engine
         self.close: Callable[[], None]
         if config.effective_batching == "continuous":
@@ -43,10 +43,10 @@ class Device:
         from imagegen_worker.engines.continuous.managed import ManagedStepwise
 
         caps, costs = MemoryCaps(), RowCosts()
-        make = {
+        factories = {
             name: partial(
                 StepwiseDiffusers,
-                source.place,
+                source.location,
                 name,
                 config.load_options,
                 max_batch_size=config.batch_size,
@@ -56,82 +56,82 @@ class Device:
             for name, source in config.sources.items()
             if source is not None
         }
-        first = make[config.model_name]()
-        self.warm = first.warm_up()
+        first = factories[config.model_name]()
+        self.ready = first.warm_up()
         backend: StepwiseBackend = first
-        models: Models | None = None
+        models: ModelProvider | None = None
         self.close = first.close
-        if len(make) > 1:
-            manager = self._manager(config, make, first, lambda: memory_for_models(config.load_options))
+        if len(factories) > 1:
+            manager = self._manager(config, factories, first, lambda: memory_for_models(config.load_options))
             backend, models = ManagedStepwise(manager, first), manager
         self.engine = ContinuousEngine(
             backend,
             encoder,
             max_batch_size=config.batch_size,
-            fits=_tried(self.warm),
+            fits=_warmed_up_size(self.ready),
             caps=caps,
             costs=costs,
             models=models,
         )
 
     def _open_static(self, config: WorkerConfig, encoder: EncodePool) -> None:
-        make = {name: partial(make_backend, config, name, source) for name, source in config.sources.items()}
-        first = make[config.model_name]()
-        self.warm = first.warm_up()
-        backend: Maker = first
-        models: Models | None = None
+        factories = {name: partial(make_backend, config, name, source) for name, source in config.sources.items()}
+        first = factories[config.model_name]()
+        self.ready = first.warm_up()
+        backend: ImageGenerator = first
+        models: ModelProvider | None = None
         self.close = first.close
-        if len(make) > 1:
-            manager = self._manager(config, make, first, partial(_memory_for_models, config))
+        if len(factories) > 1:
+            manager = self._manager(config, factories, first, partial(_memory_for_models, config))
             backend, models = ManagedBackend(manager, first), manager
         self.engine = StaticEngine(
             backend,
             encoder,
             max_batch_size=config.batch_size,
             max_batch_wait=0.0 if config.batching == "off" else config.max_batch_wait,
-            fits=_tried(self.warm) if config.backend == "diffusers" else None,
+            fits=_warmed_up_size(self.ready) if config.backend == "diffusers" else None,
             models=models,
         )
 
     def _manager(
-        self, config: WorkerConfig, make: Mapping[str, Callable[[], B]], first: B, default: Callable[[], int]
+        self, config: WorkerConfig, factories: Mapping[str, Callable[[], B]], first: B, default: Callable[[], int]
     ) -> ModelManager[B]:
-        """Return all models, the first of which is loaded, and what is to be loaded now."""
+        """Return the manager of all models, with `first` added; load others if `preload` is set."""
         budget = config.model_memory or default()
-        log(_log, logging.INFO, "memory for models", bytes=budget)
-        manager = ModelManager(make, ModelCache(budget, config.model_patience))
-        manager.put(config.model_name, first)
+        log(_log, logging.INFO, "model memory budget set", bytes=budget)
+        manager = ModelManager(factories, ModelCache(budget, config.model_patience))
+        manager.add(config.model_name, first)
         self.close = manager.close
         more = manager.preload() if config.preload else []
-        self.warm = replace(self.warm, models=(*self.warm.models, *more), served=manager.names)
+        self.ready = replace(self.ready, models=(*self.ready.models, *more), served=manager.names)
         return manager
 
 
 class ManagedBackend:
-    """Implements `Maker` with several backends. `first` is loaded."""
+    """Implements `ImageGenerator` with the backends of several models; `first` is loaded."""
 
     def __init__(self, manager: ModelManager[Backend], first: Backend) -> None:
         self._manager = manager
-        self._last: Backend = first
+        self._current: Backend = first
 
     @property
     def seconds_per_image(self) -> float | None:
-        """That of the model used last."""
-        return self._last.seconds_per_image
+        """The speed of the model that was used last."""
+        return self._current.seconds_per_image
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """See `Maker.call_key`."""
+        """See `ImageGenerator.call_key`."""
         return self._manager[request.model].call_key(request)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
-        """See `Maker.generate`."""
-        self._last = self._manager[rows[0].request.model]
-        return self._last.generate(rows, on_step)
+        """See `ImageGenerator.generate`."""
+        self._current = self._manager[rows[0].request.model]
+        return self._current.generate(rows, on_step)
 
 
-def _tried(warm: Warm) -> tuple[int, int]:
-    """Return width and height of the first images, in pixels."""
-    return (warm.models[0].width, warm.models[0].height)
+def _warmed_up_size(ready: EngineReady) -> tuple[int, int]:
+    """Return the width and height of the images of the warm-up, in pixels."""
+    return (ready.models[0].width, ready.models[0].height)
 
 
 def _memory_for_models(config: WorkerConfig) -> int:
@@ -143,7 +143,7 @@ def _memory_for_models(config: WorkerConfig) -> int:
 
 
 def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) -> Backend:
-    """Return a backend that makes whole calls with a model, not yet loaded. A simulated one has no source."""
+    """Return a backend for static batching, whose model is not loaded. A simulated one has no source."""
     if source is None:
         from imagegen_worker.backends.simulated import SimulatedBackend, parse_faults
 
@@ -158,4 +158,4 @@ def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) ->
         )
     from imagegen_worker.backends.diffusers import DiffusersBackend
 
-    return DiffusersBackend(source.place, name, config.load_options, max_batch_size=config.batch_size)
+    return DiffusersBackend(source.location, name, config.load_options, max_batch_size=config.batch_size)
