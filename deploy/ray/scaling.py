@@ -1,4 +1,4 @@
-"""How many workers there should be, and which of them go: plain numbers in and out, no Ray, no clock."""
+"""Scaling policy: the number of workers, and the workers to drain. Uses neither Ray nor a clock."""
 
 import math
 from collections import deque
@@ -13,45 +13,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the number of workers follows.
-
-    `work_off` are the seconds in which a queue should be worked off, `shrink_after` those for which fewer workers
-    must have been enough before one goes.
-    """
+    """Settings of the scaling."""
 
     least: int
+    """Minimum number of workers."""
     most: int
+    """Maximum number of workers."""
     work_off: float
+    """Target seconds for finishing the queue."""
     shrink_after: float
+    """Seconds for which fewer workers must suffice before one is drained."""
 
-    def wanted(self, backlog_seconds: float) -> int:
-        """Return how many workers work off a backlog in time; it is in seconds of one worker."""
+    def workers_for(self, backlog_seconds: float) -> int:
+        """Return the number of workers that finish a backlog, in seconds of one worker, in time."""
         return min(max(math.ceil(backlog_seconds / self.work_off), self.least), self.most)
 
 
 class Scaler:
-    """Grows at once and shrinks late: the target is the most that was wanted within `shrink_after`."""
+    """Scaler that grows at once and shrinks late: its target is the maximum demand within `shrink_after`."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._wanted: deque[tuple[float, int]] = deque()
+        self._demands: deque[tuple[float, int]] = deque()
 
     def target(self, backlog_seconds: float | None, now: float) -> int:
-        """Return how many workers there should be; without news of the backlog, as many as before."""
+        """Return the target number of workers. With an unknown backlog (None) the last demand counts."""
         if backlog_seconds is None:
-            wanted = self._wanted[-1][1] if self._wanted else self._policy.least
+            demand = self._demands[-1][1] if self._demands else self._policy.least
         else:
-            wanted = self._policy.wanted(backlog_seconds)
-        while self._wanted and self._wanted[0][0] < now - self._policy.shrink_after:
-            self._wanted.popleft()
-        while self._wanted and self._wanted[-1][1] <= wanted:
-            self._wanted.pop()
-        self._wanted.append((now, wanted))
-        return self._wanted[0][1]
+            demand = self._policy.workers_for(backlog_seconds)
+        while self._demands and self._demands[0][0] < now - self._policy.shrink_after:
+            self._demands.popleft()
+        while self._demands and self._demands[-1][1] <= demand:
+            self._demands.pop()
+        self._demands.append((now, demand))
+        return self._demands[0][1]
 
 
 def backlog_seconds(statistics: Statistics, model: str | None) -> float:
-    """Return the backlog at a broker, of one model or of all."""
+    """Return the backlog at a broker in seconds of one worker, of one model or of all."""
     return sum(row.backlog_seconds for row in statistics.per_model_stats if model in (None, row.model))
 
 
@@ -60,8 +60,8 @@ def queue_depths(statistics: Statistics) -> dict[str, int]:
     return {gpu.worker: gpu.current_queue_depth for gpu in statistics.per_gpu_stats}
 
 
-def first_to_go(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
-    """Return `count` workers: those that wait for a GPU (depth None) first, then those with least to do."""
+def select_to_drain(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
+    """Return `count` workers: first those that wait for a GPU (depth None), then those with the lowest depth."""
 
     def order(worker: T) -> tuple[bool, int]:
         images = depth[worker]
