@@ -1,4 +1,4 @@
-"""Key files: made once, kept secret, refused in words when they are no good."""
+"""Key files: generation, permissions, and errors for invalid files."""
 
 import os
 
@@ -14,7 +14,7 @@ from imagegen_protocol.keys import (
 )
 
 
-def test_a_pair_goes_to_disk_and_back(tmp_path):
+def test_a_generated_pair_can_be_read(tmp_path):
     public, secret = generate_keys(tmp_path / "keys", "gpu-host")
     pair = read_key_pair(secret)
     assert (public.name, secret.name) == ("gpu-host.key", "gpu-host.key_secret")
@@ -23,7 +23,7 @@ def test_a_pair_goes_to_disk_and_back(tmp_path):
     assert pair.secret.decode() not in repr(pair)
 
 
-def test_the_secret_is_its_owners_alone(tmp_path):
+def test_the_secret_key_is_readable_by_its_owner_only(tmp_path):
     _, secret = generate_keys(tmp_path, "me")
     assert secret.stat().st_mode & 0o077 == 0
 
@@ -36,7 +36,7 @@ def test_a_key_is_never_overwritten(tmp_path):
     assert secret.read_bytes() == before
 
 
-def test_a_folder_of_keys_is_an_allow_list(tmp_path):
+def test_a_folder_of_keys_is_read_as_allow_list(tmp_path):
     for name in ("alice", "bob"):
         generate_keys(tmp_path, name)
     allowed = read_allowed_keys(tmp_path)
@@ -64,7 +64,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("make", "words"), BAD_FILES)
-def test_a_bad_file_affects_no_other(tmp_path, make, words):
+def test_an_invalid_file_does_not_affect_others(tmp_path, make, words):
     for name in ("alice", "zoe"):
         generate_keys(tmp_path, name)
     make(tmp_path / "bad.key")
@@ -91,7 +91,7 @@ def test_a_link_to_a_key_file_is_followed(tmp_path):
         ('public-key = "' + "x" * 40 + '"', "no secret key"),
     ],
 )
-def test_a_bad_key_file_is_refused_in_words(tmp_path, content, words):
+def test_an_invalid_key_file_is_rejected_with_a_message(tmp_path, content, words):
     path = tmp_path / "bad.key_secret"
     if content is not None:
         path.write_text(content)
@@ -106,7 +106,7 @@ def test_an_allow_list_must_be_a_folder(tmp_path, name, words):
         read_allowed_keys(tmp_path / name)
 
 
-def test_both_halves_of_dialling_are_needed(tmp_path):
+def test_own_key_and_broker_key_go_together(tmp_path):
     public, secret = generate_keys(tmp_path, "me")
     assert read_curve_keys(None, None) is None
     keys = read_curve_keys(secret, public)
