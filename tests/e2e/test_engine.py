@@ -65,7 +65,7 @@ def test_loras_by_request(fleet, client, tmp_path, loras, options):
     without, inked, both, again = (result.image for result in results)
     assert not any(same_image(*pair) for pair in combinations((without, inked, both), 2))
     assert same_image(without, again)
-    with pytest.raises(InvalidRequestError, match=r"there is no 'oil' here; there are: ink, water\.v2"):
+    with pytest.raises(InvalidRequestError, match=r"there is no 'oil' on this worker; there are: ink, water\.v2"):
         client.generate("a red circle", loras=[{"name": "oil"}])
     out = tmp_path / "out.png"
     words = ("a red circle", "--seed", "1", "--steps", "8", "--out", out, "--broker", fleet.frontend)

@@ -105,7 +105,7 @@ def test_what_hinders_a_start_is_an_object_too():
     last = json.loads(done.stderr.splitlines()[-1])
     assert done.returncode == 1
     assert (last["level"], last["gpu"]) == ("critical", 0)
-    assert last["message"].startswith("--http-port: can't bind 192.0.2.1:0")
+    assert last["message"].startswith("--http-port: cannot bind 192.0.2.1:0")
 
 
 def test_a_broker_serves_although_its_stderr_is_not_read(tmp_path):

@@ -55,8 +55,8 @@ def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
 @pytest.mark.parametrize(
     ("model", "status", "words"),
     [
-        ("owner/none", 78, "could not be loaded: owner/none: there is no such folder here, and no whole copy"),
-        ("broken", 78, "broken/vae/diffusion_pytorch_model.safetensors: not a whole .safetensors file"),
+        ("owner/none", 78, "could not be loaded: owner/none: no such folder, and no complete copy"),
+        ("broken", 78, "broken/vae/diffusion_pytorch_model.safetensors: not a complete .safetensors file"),
         ("nowhere", 2, "--model: 'nowhere' does not exist; expected builtin:shapes, a diffusers folder"),
     ],
 )

@@ -365,7 +365,7 @@ def test_out_of_memory_halves_and_one_guilty_request_fails_alone(broker, start):
     assert [answers[one]["type"] for one in many] == ["result", "error", "result", "result"]
     assert answers[many[1]]["code"] == "generation_failed"
     assert answers[many[2]]["batch_size"] == 2
-    assert "tried again in halves, nothing is lost images=4 " in worker.line("warning out of memory")
+    assert "batch split in halves images=4 " in worker.line("warning out of memory")
     broker.send("release", request_ids=many)
 
 
@@ -391,7 +391,7 @@ def test_a_device_thread_that_dies_ends_the_process(broker, start, error):
     broker.register()
     broker.work(*ids(1))
     assert worker.end() == 1
-    assert "the device thread died: " in worker.lines[-1]
+    assert "device thread died: " in worker.lines[-1]
     assert "fell off the bus" in worker.lines[-1]
 
 

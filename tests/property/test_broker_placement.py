@@ -40,8 +40,7 @@ def scheduler_of(fleet, strategy):
 
 
 def choose(scheduler, model):
-    chosen = scheduler.choose(model, 0.0)
-    return None if chosen is None else chosen[1]
+    return scheduler.strategy.choose(scheduler.queue.peek(model), 1, 0.0)
 
 
 @given(fleets, st.sampled_from([RoundRobin, QueueDepth]), st.data())

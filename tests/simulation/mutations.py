@@ -225,7 +225,7 @@ MUTATIONS = (
     Mutation(
         "any worker is as good as one that has the model loaded",
         ORDERED + "refresh",
-        "not worker.is_warm(m)",
+        "not worker.is_warm(model)",
         "False",
         ("warm_first",),
     ),

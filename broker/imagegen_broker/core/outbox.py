@@ -1,7 +1,7 @@
 """`Outbox`: the actions of the core, with small messages to the same peer combined."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from imagegen_broker.core.events import Action, LogEvent, Send, SendToClient, SendToWorker, StateChange
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
@@ -72,8 +72,10 @@ class Outbox:
 
     def flush(self, now: float) -> None:
         """Turn combined messages that are due into actions."""
-        self._to_workers(self._releases, lambda ids: Release(request_ids=ids))
-        self._to_workers(self._resends, lambda ids: Resend(request_ids=ids))
+        if self._releases:
+            self._send_to_workers(self._releases, Release)
+        if self._resends:
+            self._send_to_workers(self._resends, Resend)
         if not self._accepted and not self._late_releases:
             return
         if self.deadline is None:
@@ -83,16 +85,16 @@ class Outbox:
             for client_id, accepted in self._accepted.items():
                 self._actions += [SendToClient(client_id, Accepted(request_ids=ids)) for ids in _parts(accepted)]
             self._accepted.clear()
-            self._to_workers(self._late_releases, lambda ids: Release(request_ids=ids))
+            self._send_to_workers(self._late_releases, Release)
 
     def take(self) -> list[Action]:
         """Return the actions in order, and forget them."""
         actions, self._actions = self._actions, []
         return actions
 
-    def _to_workers(self, waiting: _Ids, message: Callable[[list[bytes]], Release | Resend]) -> None:
+    def _send_to_workers(self, waiting: _Ids, message: type[Release | Resend]) -> None:
         for worker_id, ids in waiting.items():
-            self._actions += [SendToWorker(worker_id, message(part)) for part in _parts(ids)]
+            self._actions += [SendToWorker(worker_id, message(request_ids=part)) for part in _parts(ids)]
         waiting.clear()
 
     @property

@@ -167,11 +167,11 @@ class FairQueue:
 
     def push(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
         """Add a request. `requeued`: it came back from a worker. `first`: put it first in its client's queue."""
-        client_id, model = request.client.id, request.model
+        client_id, model, priority = request.client.id, request.model, request.priority
         levels = self._models.setdefault(model, {})
-        level = levels.get(request.priority)
+        level = levels.get(priority)
         if level is None:
-            level = levels[request.priority] = _PriorityLevel()
+            level = levels[priority] = _PriorityLevel()
         request.requeued = requeued
         part = level.part_of(request)
         is_paused = client_id in self._paused
@@ -231,7 +231,7 @@ class FairQueue:
 
     def remove(self, request: Request) -> None:
         """Remove a request. Raises KeyError if it does not wait."""
-        client_id, model = request.client.id, request.model
+        client_id, model, images = request.client.id, request.model, request.images
         levels = self._models[model]
         level = levels[request.priority]
         part = level.part_of(request)
@@ -239,11 +239,11 @@ class FairQueue:
         queues = part.paused if is_paused else part.turns
         queue = queues[client_id]
         del queue.requests[request.id]
-        queue.images -= request.images
+        queue.images -= images
         if not is_paused:
             part.ready -= 1
             self._ready[model] -= 1
-            self._images[model] -= request.images
+            self._images[model] -= images
         if not queue.requests:
             del queues[client_id]
             self._remove_client_queue(client_id, part)

@@ -60,6 +60,8 @@ class QueuePositions:
 
     def new(self) -> list[QueuePosition]:
         """Return upper bounds for the requests that have entered the queue since the last call."""
+        if not self._new:
+            return []
         new, self._new = self._new, {}
         self._reported.update(new)
         found = (self._examine(request, self._scheduler.queue.max_position(request)) for request in new.values())

@@ -1,6 +1,6 @@
 """An index of workers by model, ordered by a key."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from imagegen_broker.core.records import Worker
 from imagegen_protocol.lazy_heap import LazyHeap
@@ -28,16 +28,16 @@ class WorkerIndex:
         """Remove all entries of a model."""
         self._heaps.pop(model, None)
 
-    def place(self, worker: Worker, keys: Iterable[tuple[str, Key]]) -> None:
-        """Add a worker, or move it, with one key for each model that it serves."""
+    def place(self, worker: Worker, key: Callable[[str], Key]) -> None:
+        """Add a worker, or move it; `key` returns its sort key for a model."""
         self._version += 1
         self._versions[worker.id] = self._version
         limit = 64 + 2 * len(self._versions)
-        for model, key in keys:
+        for model in worker.ready.models:
             heap = self._heaps.get(model)
             if heap is None:
                 heap = self._heaps[model] = LazyHeap(self._is_current)
-            heap.push((key, self._version, worker), limit)
+            heap.push((key(model), self._version, worker), limit)
 
     def first(self, model: str) -> tuple[Key, Worker] | None:
         """Return the worker with the smallest key, and that key; None if there is no worker."""

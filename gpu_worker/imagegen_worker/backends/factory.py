@@ -39,10 +39,10 @@ class LoadedEngine:
     def _open_continuous(self, config: WorkerConfig, encoder: EncodePool) -> None:
         from imagegen_worker.backends.diffusers import StepwiseDiffusers, memory_for_models
         from imagegen_worker.engines.continuous import ContinuousEngine, StepwiseBackend
-        from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+        from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
         from imagegen_worker.engines.continuous.managed import ManagedStepwise
 
-        caps, costs = MemoryCaps(), RowCosts()
+        memory_limits, costs = MemoryLimits(), RowCosts()
         factories = {
             name: partial(
                 StepwiseDiffusers,
@@ -50,7 +50,7 @@ class LoadedEngine:
                 name,
                 config.load_options,
                 max_batch_size=config.batch_size,
-                caps=caps,
+                memory_limits=memory_limits,
                 costs=costs,
             )
             for name, source in config.sources.items()
@@ -69,7 +69,7 @@ class LoadedEngine:
             encoder,
             max_batch_size=config.batch_size,
             fits=_warmed_up_size(self.ready),
-            caps=caps,
+            memory_limits=memory_limits,
             costs=costs,
             models=models,
         )

@@ -31,7 +31,7 @@ def _broker(broker: "BrokerPeer", most_workers: int) -> Iterator[Size]:
     # Entries of requests that have ended are dropped lazily; those that were answered and queued again have two.
     yield name, "deadlines", len(core.table.deadlines), 65 + 4 * settings.max_requests
     yield name, "holders", len(core.table.holders), 3 * MAX_IDS_PER_MESSAGE * workers
-    yield from _strategy(name, core.scheduler._strategy, workers, most_workers)
+    yield from _strategy(name, core.scheduler.strategy, workers, most_workers)
     for client in core.clients.by_id.values():
         yield name, "requests of a client", len(client.requests), settings.max_requests_per_client
         yield name, "bytes of a client", client.held_bytes, settings.max_bytes_per_client

@@ -113,5 +113,5 @@ def test_loras_come_from_a_folder_that_is_there(folder):
     with pytest.raises(ConfigError, match="--lora-folder needs --backend diffusers"):
         simulated(lora_folder=folder)
     for option in ("compile", "cpu_offload"):
-        with pytest.raises(ConfigError, match=f"together with --{option.replace('_', '-')}"):
+        with pytest.raises(ConfigError, match=f"combined with --{option.replace('_', '-')}"):
             WorkerConfig(**given, **{option: True})

@@ -81,7 +81,7 @@ class OrderedStrategy(Strategy):
         """Move a worker to its place in the order, or out of it if it has no room."""
         if worker.room > 0:
             key = self.key(worker)
-            self._index.place(worker, ((m, (not worker.is_warm(m), *key)) for m in worker.ready.models))
+            self._index.place(worker, lambda model: (not worker.is_warm(model), *key))
         else:
             self._index.discard(worker)
 

@@ -97,8 +97,8 @@ class LeastWait(Strategy):
     def refresh(self, worker: Worker) -> None:
         """Take note of the load, the speed and the state of a worker that has changed."""
         self._update_speed(worker)
-        has_room, models = worker.room > 0, worker.ready.models
-        for model in models:
+        has_room = worker.room > 0
+        for model in worker.ready.models:
             full = self._full.setdefault(model, {})
             if worker.is_available and not has_room:
                 full[worker.id] = None
@@ -111,7 +111,7 @@ class LeastWait(Strategy):
         started = worker.start_times()
         index = self._running if started else self._idle
         start = sum(started) / len(started) if started else 0.0
-        index.place(worker, ((model, self._key(worker, model, start)) for model in models))
+        index.place(worker, lambda model: self._key(worker, model, start))
 
     def worker_removed(self, worker: Worker) -> None:
         """Forget a worker that is no longer in the pool."""

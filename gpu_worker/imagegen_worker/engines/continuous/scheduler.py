@@ -1,11 +1,12 @@
-"""Pipeline calls on greenlets meet here: their calls of a model wait, share one forward, and go on.
+"""Scheduling of forwards that several pipeline calls share.
 
-A pipeline call is a plain function that runs on a greenlet of its own, a `Task`. Where it would call a model it
-calls `rendezvous`, which switches to the hub. Each `Hub.step` picks calls that can share, has their stage run one
-forward for them, and resumes each task with its part until it calls again or ends. Nothing here knows torch.
+A pipeline call is a plain function that runs on a greenlet of its own, a `Task`. Where it would call a model, it
+calls `wait_for_forward`, which switches to the scheduler. Each `BatchScheduler.step` chooses calls that can share,
+lets their stage run one forward for them, and resumes each task with its part of the output until it calls a model
+again or ends. Nothing here depends on torch.
 
-A forward changes no state. So one that runs out of memory is run again in smaller parts, and one that raises
-anything else is run again call by call, which finds the guilty and lets the others go on.
+A forward changes no state. So a forward that runs out of memory is repeated in smaller parts, and one that raises
+anything else is repeated call by call, so that only the faulty call fails.
 """
 
 import logging
@@ -17,19 +18,19 @@ from typing import Any
 from cachetools import FIFOCache
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
-from imagegen_worker.engines.continuous.calls import Call, NotJoinableError, Stage, Task
-from imagegen_worker.engines.continuous.fairness import FairTurns
-from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.calls import Call, NotShareableError, Stage, Task
+from imagegen_worker.engines.continuous.fairness import FairQueue
+from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer, WallTimer
 
-MAX_APART = 4096
-"""Keys remembered as not joinable; the oldest are forgotten, and tried again."""
-MAX_AHEAD = 2
-"""Forwards that may be under way on the device before the hub waits for the oldest."""
+MAX_UNSHAREABLE = 4096
+"""Maximum number of keys remembered as not shareable; the oldest are forgotten, and tried again."""
+MAX_QUEUED_FORWARDS = 2
+"""Maximum number of forwards queued on the device before the scheduler waits for the oldest."""
 CLEAR_GAIN = 0.1
-"""How much faster the rows of a call must be when they are run in parts."""
-MAX_THROWS = 8
-"""Times that a task may catch the exception which is to end it."""
+"""Minimum speed-up for which a call for several images is run in parts."""
+MAX_CANCEL_ATTEMPTS = 8
+"""Times that a task may catch the exception that cancels it."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 class ForwardDone:
     """A forward (or several, after a split) for these tasks took `seconds` on the device.
 
-    `fallback` says why a call went alone that could not share; "" if it could, or if there was no need.
+    `fallback`: the reason why the call can't share forwards; "" if it can, or if no other call waited.
     """
 
     stage: Stage
@@ -49,13 +50,13 @@ class ForwardDone:
 
     @property
     def images(self) -> int:
-        """How many images shared it."""
+        """Number of images that shared it."""
         return sum(task.wanted for task in self.tasks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSplit:
-    """A forward of `rows` rows did not fit, and goes again in parts of `max_rows`; 0: not even one row fits."""
+    """A forward of `rows` rows did not fit, and is repeated in parts of `max_rows`; 0: not even one row fits."""
 
     stage: Stage
     tasks: tuple[Task, ...]
@@ -63,7 +64,7 @@ class ForwardSplit:
     max_rows: int
 
 
-HubEvent = ForwardDone | ForwardSplit
+SchedulerEvent = ForwardDone | ForwardSplit
 
 
 @dataclass(slots=True)
@@ -75,39 +76,40 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Running:
+class _UntimedForward:
     """A forward whose time is not known yet."""
 
     mark: Any
     account: Hashable | None
+    """Group that the fair queue charges."""
     sample: int | None
-    """Rows of each of its equal parts, if its time tells something about them."""
+    """Rows of each of its parts; None if they differ, or if a part failed."""
     charged: float
     done: Callable[[float], ForwardDone]
 
 
-class Hub:
-    """Runs tasks, one forward a `step`. All of it happens on the thread and greenlet that made it."""
+class BatchScheduler:
+    """Runs tasks, one forward in each `step`, on the thread and greenlet that created it."""
 
     def __init__(
         self,
         *,
-        observe: Callable[[HubEvent], None] = lambda event: None,
+        observe: Callable[[SchedulerEvent], None] = lambda event: None,
         timer: Timer | None = None,
-        turns: FairTurns | None = None,
-        caps: MemoryCaps | None = None,
+        fairness: FairQueue | None = None,
+        memory_limits: MemoryLimits | None = None,
         costs: RowCosts | None = None,
     ) -> None:
         self._observe = observe
         self._timer = timer or WallTimer()
-        self._turns = turns or FairTurns()
-        self._caps = caps or MemoryCaps()
+        self._fairness = fairness or FairQueue()
+        self._memory_limits = memory_limits or MemoryLimits()
         self._costs = costs or RowCosts()
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
-        self._running: deque[_Running] = deque()
-        self._apart: FIFOCache[Hashable, str] = FIFOCache(MAX_APART)
-        self._tight: set[Stage] = set()
+        self._untimed: deque[_UntimedForward] = deque()
+        self._unshareable: FIFOCache[Hashable, str] = FIFOCache(MAX_UNSHAREABLE)
+        self._short_of_memory: set[Stage] = set()
         self._owner: Task | None = None
         self._started = 0
 
@@ -117,32 +119,32 @@ class Hub:
     def start(
         self, work: Callable[[], Any], *, tag: Any = None, adapters: Hashable = None, images: int = 1
     ) -> Task:
-        """Run `work`, which makes `images` images, on a greenlet of its own until its first call, or its end."""
+        """Run `work`, which generates `images` images, in a new task until its first call or its end."""
         self._started += 1
         task = Task(work, number=self._started, tag=tag, adapters=adapters, images=images)
         self._resume(task, task.switch)
         return task
 
     def cancel(self, task: Task, error: BaseException | None = None) -> None:
-        """Throw `error` (`StoppedError`, if none is given) into a task where it waits, which ends it."""
-        for _ in range(MAX_THROWS):
+        """End a task by throwing `error` (default `StoppedError`) into it where it waits."""
+        for _ in range(MAX_CANCEL_ATTEMPTS):
             if self._waiting.pop(task, None) is None:
                 return
             self._resume(task, task.throw, error or StoppedError())
-        # It catches whatever comes and calls again. Left alone it is collected, which ends it for good.
+        # It catches every exception and calls again. Without references it is collected, which ends it.
         self._waiting.pop(task, None)
         task.error = error or StoppedError()
         self._end(task)
 
     def ended(self) -> list[Task]:
-        """Return the tasks that have ended since this was last asked, with `result` or `error`."""
+        """Return the tasks that have ended since the last call, with `result` or `error`."""
         ended, self._ended = self._ended, []
         return ended
 
     def step(self) -> bool:
-        """Run one forward and resume the tasks that it was for; return False if no call waits.
+        """Run one forward and resume its tasks; return False if no call waits.
 
-        Raises `DeviceLostError`; every other error goes to the tasks it concerns.
+        Raises `DeviceLostError`; any other error is raised in the tasks that it concerns.
         """
         chosen, limit = self._choose()
         if not chosen:
@@ -159,33 +161,33 @@ class Hub:
         return True
 
     def settle(self, *, wait: bool = False) -> None:
-        """Account for the forwards whose time is known by now; with `wait` for all of them."""
-        while self._running:
-            running = self._running[0]
-            seconds = self._timer.seconds(running.mark, wait=wait or len(self._running) > MAX_AHEAD)
+        """Account for the forwards whose time is known by now, or for all of them if `wait`."""
+        while self._untimed:
+            forward = self._untimed[0]
+            seconds = self._timer.seconds(forward.mark, wait=wait or len(self._untimed) > MAX_QUEUED_FORWARDS)
             if seconds is None:
                 return
-            self._running.popleft()
-            done = running.done(seconds)
+            self._untimed.popleft()
+            done = forward.done(seconds)
             for task in done.tasks:
                 task.seconds += seconds * task.wanted / done.images
-                task.company = max(task.company, done.images)
-            if done.stage.is_denoiser and running.account is not None:
-                self._turns.charge(running.account, seconds - running.charged)
-                if running.sample is not None:
-                    self._costs.observe(running.account, running.sample, seconds * running.sample / done.rows)
+                task.largest_batch = max(task.largest_batch, done.images)
+            if done.stage.is_denoiser and forward.account is not None:
+                self._fairness.charge(forward.account, seconds - forward.charged)
+                if forward.sample is not None:
+                    self._costs.observe(forward.account, forward.sample, seconds * forward.sample / done.rows)
             self._observe(done)
 
-    # ---- who is next ---------------------------------------------------------------------------------------
+    # ---- choice of the next forward ----------------------------------------------------------------------------
 
     def _choose(self) -> tuple[list[tuple[Task, Call]], int | None]:
-        """Return the calls of the next forward, at most as many as fit and pay; and see `_how_many`."""
+        """Return the calls of the next forward, and the rows of a part if it is run in parts (see `_how_many`)."""
         if len(self._waiting) == 1:
             (alone,) = self._waiting.items()
             stage = alone[1].stage
             if stage.exclusive:
                 self._own(alone[0])
-            if alone[0].images == 1 and stage.fixed_rows is None and stage not in self._tight:
+            if alone[0].images == 1 and stage.fixed_rows is None and stage not in self._short_of_memory:
                 return [alone], None
         groups: dict[Hashable, _Group] = {}
         urgent: dict[Hashable, _Group] = {}
@@ -193,30 +195,30 @@ class Hub:
             if call.stage.exclusive and not self._own(task):
                 continue
             _describe(call)
-            if call.key is not None and (reason := self._apart.get(call.key)) is not None:
+            if call.key is not None and (reason := self._unshareable.get(call.key)) is not None:
                 call.key, call.reason = None, reason
             of = groups if call.stage.is_denoiser else urgent
             of.setdefault(_account(task, call), _Group(call.key)).calls.append((task, call))
-        # What comes before the steps lets a request join; what comes after lets it leave. Both are short.
+        # Text encoders let a request join the batch, decoders let it leave. Both are short.
         if urgent:
             group = next(iter(urgent.values()))
         elif groups:
-            group = groups[self._turns.choose({key: len(group.calls) for key, group in groups.items()})]
+            group = groups[self._fairness.choose({key: len(group.calls) for key, group in groups.items()})]
         else:
             return [], None
         count, limit = self._how_many(group)
         return group.calls[:count], limit
 
     def _own(self, task: Task) -> bool:
-        """Whether the task has, or now gets, the stages that may keep state to itself."""
+        """Return whether the task has, or now gets, the exclusive stages to itself."""
         if self._owner is None:
             self._owner = task
         return self._owner is task
 
     def _how_many(self, group: _Group) -> tuple[int, int | None]:
-        """Return how many calls of the group go into the next forward, the oldest first.
+        """Return how many calls of the group share the next forward, the oldest first.
 
-        The second is the rows of a part, where even the first call is to be run in parts because less pays better.
+        Also return the rows of a part if the first call alone is faster in parts; else None.
         """
         if group.key is None:
             return 1, None
@@ -226,14 +228,14 @@ class Hub:
             rows += call.rows
             sizes.append(rows)
         stage = group.calls[0][1].stage
-        cap = stage.fixed_rows or self._caps.allowed(group.key)
-        fitting = [size for size in sizes if cap is None or size <= cap] or sizes[:1]
+        limit = stage.fixed_rows or self._memory_limits.allowed(group.key)
+        fitting = [size for size in sizes if limit is None or size <= limit] or sizes[:1]
         if stage.fixed_rows is not None or not stage.is_denoiser:
             return len(fitting), None
         best = self._costs.choose(group.key, fitting)
         if best > sizes[0]:
             return sizes.index(best) + 1, None
-        # A call in parts lets nobody go earlier: it must pay clearly.
+        # Parts of a call end together, so that no image is ready earlier: they must be clearly faster.
         part = self._costs.choose(group.key, [*_parts(*group.calls[0]), best], gain=-CLEAR_GAIN)
         return 1, None if part == best else part
 
@@ -242,35 +244,35 @@ class Hub:
     def _forward(
         self, chosen: Sequence[tuple[Task, Call]], limit: int | None
     ) -> list[tuple[Any, BaseException | None]]:
-        """Run the calls together; if that fails, each for itself. Return output or error of each."""
+        """Run the calls together; if that fails, each alone. Return the output or the error of each."""
         stage, key = chosen[0][1].stage, chosen[0][1].key
         try:
             return [(output, None) for output in self._measured(chosen, limit)]
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends in its task
-            joined = key is not None and (len(chosen) > 1 or stage.fixed_rows is not None)
-            if not joined and not isinstance(error, NotJoinableError):
+            shared = key is not None and (len(chosen) > 1 or stage.fixed_rows is not None)
+            if not shared and not isinstance(error, NotShareableError):
                 return [(None, error)]
-            together = error
-        if isinstance(together, NotJoinableError):
-            self._keep_apart(stage, key, together.reason, together)
+            shared_error = error
+        if isinstance(shared_error, NotShareableError):
+            self._mark_unshareable(stage, key, shared_error.reason, shared_error)
         outcomes: list[tuple[Any, BaseException | None]] = []
         for task, call in chosen:
-            if not isinstance(together, DeviceMemoryError) and (len(chosen) == 1 or key in self._apart):
-                call.key, call.reason = None, self._apart.get(key, "error")
+            if not isinstance(shared_error, DeviceMemoryError) and (len(chosen) == 1 or key in self._unshareable):
+                call.key, call.reason = None, self._unshareable.get(key, "error")
             try:
                 outcomes.append((self._measured([(task, call)])[0], None))
             except DeviceLostError:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
                 outcomes.append((None, error))
-        if not isinstance(together, DeviceMemoryError) and all(error is None for _, error in outcomes):
-            self._keep_apart(stage, key, "error", together)
+        if not isinstance(shared_error, DeviceMemoryError) and all(error is None for _, error in outcomes):
+            self._mark_unshareable(stage, key, "error", shared_error)
         return outcomes
 
     def _measured(self, chosen: Sequence[tuple[Task, Call]], limit: int | None = None) -> list[Any]:
-        """Run the calls together, in parts of `limit` rows, and have the time accounted for once it is known."""
+        """Run the calls together, in parts of `limit` rows, and queue the forward to be timed."""
         calls = [call for _, call in chosen]
         tasks = tuple(task for task, _ in chosen)
         stage, fallback = calls[0].stage, calls[0].reason
@@ -279,9 +281,9 @@ class Hub:
         limit = min(limit or rows, rows)
         charged = 0.0
         if stage.is_denoiser and account is not None:
-            # On account: the time of a forward may be known only after the next has begun.
+            # An estimate: the time of a forward may be known only after the next one has started.
             charged = (self._costs.estimate(account, limit) or 0.0) * rows / limit
-            self._turns.charge(account, charged)
+            self._fairness.charge(account, charged)
         mark = self._timer.start()
         outputs, sample = self._within_memory(calls, tasks, limit)
         self._timer.stop(mark)
@@ -289,21 +291,21 @@ class Hub:
         def done(seconds: float) -> ForwardDone:
             return ForwardDone(stage=stage, tasks=tasks, rows=rows, seconds=seconds, fallback=fallback)
 
-        self._running.append(_Running(mark, account, sample, charged, done))
+        self._untimed.append(_UntimedForward(mark, account, sample, charged, done))
         return outputs
 
     def _within_memory(
         self, calls: Sequence[Call], tasks: tuple[Task, ...], limit: int
     ) -> tuple[list[Any], int | None]:
-        """Run the calls in as many parts of at most `limit` rows as memory asks for.
+        """Run the calls in parts of at most `limit` rows, or fewer if memory is short.
 
-        Return the outputs, and the rows of a part if the time tells about them: all are alike, and none failed.
+        Return the outputs, and the rows of a part if all parts are equal and none failed; else None.
         """
         stage, key = calls[0].stage, calls[0].key
         rows = sum(call.rows for call in calls)
         if stage.fixed_rows is not None:
             limit = stage.fixed_rows
-        allowed = None if key is None else self._caps.allowed(key)
+        allowed = None if key is None else self._memory_limits.allowed(key)
         limit = limit if allowed is None else min(limit, allowed)
         split = False
         while True:
@@ -311,14 +313,14 @@ class Hub:
             try:
                 outputs = stage.run(calls, limit)
             except DeviceMemoryError as error:
-                too_big = str(error) or "out of memory"  # and no more: its frames hold tensors that are in the way
+                too_big = str(error) or "out of memory"  # not the error itself: its frames hold tensors
             if not too_big:
                 if key is not None:
-                    self._caps.fitted(key, limit)
+                    self._memory_limits.fitted(key, limit)
                 return outputs, None if split or key is None or rows % limit else limit
             split = True
             stage.free_memory()
-            self._tight.add(stage)
+            self._short_of_memory.add(stage)
             for call in calls:
                 _describe(call)
             key = calls[0].key
@@ -326,23 +328,23 @@ class Hub:
             self._observe(ForwardSplit(stage=stage, tasks=tasks, rows=limit, max_rows=smaller))
             if smaller == 0:
                 raise DeviceMemoryError(too_big)
-            self._caps.too_many(key, limit)
+            self._memory_limits.too_many(key, limit)
             limit = smaller
 
-    def _keep_apart(self, stage: Stage, key: Hashable | None, reason: str, error: Exception) -> None:
-        """Remember that calls with this key can't share a forward."""
-        if key is None or key in self._apart:
+    def _mark_unshareable(self, stage: Stage, key: Hashable | None, reason: str, error: Exception) -> None:
+        """Record that calls with this key can't share a forward."""
+        if key is None or key in self._unshareable:
             return
-        self._apart[key] = reason
-        _log.warning("calls of %s can't share forwards (%s) and go one by one: %s", stage.name, reason, error)
+        self._unshareable[key] = reason
+        _log.warning("calls of %s can't share forwards (%s) and run one by one: %s", stage.name, reason, error)
 
     def _resume(self, task: Task, switch: Callable[..., Any], *value: Any) -> None:
-        """Let a task run until its next call or its end."""
+        """Run a task until its next call or its end."""
         call = switch(*value)
         if task.dead:
             self._end(task)
         else:
-            assert isinstance(call, Call), f"a task may switch to the hub only with a Call, not {call!r}"
+            assert isinstance(call, Call), f"a task may switch to the scheduler only with a Call, not {call!r}"
             self._waiting[task] = call
 
     def _end(self, task: Task) -> None:
@@ -352,7 +354,7 @@ class Hub:
 
 
 def _parts(task: Task, call: Call) -> list[int]:
-    """Return the row counts, growing, in which a call for several images may be run part by part."""
+    """Return the row counts of the parts, increasing, in which a call for several images may be run."""
     rows_an_image, odd = divmod(call.rows, task.wanted)
     halves = [task.wanted >> power for power in range(1, task.wanted.bit_length())]
     return [] if odd else [rows_an_image * images for images in reversed(halves)]
@@ -365,5 +367,5 @@ def _describe(call: Call) -> None:
 
 
 def _account(task: Task, call: Call) -> Hashable:
-    """Return what time is charged to: those who can share, or the one who can't."""
+    """Return the group that is charged with the time of a call: its key, or its task if it can't share."""
     return call.key if call.key is not None else (None, task.number)

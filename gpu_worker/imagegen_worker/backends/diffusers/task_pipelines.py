@@ -1,4 +1,4 @@
-"""The pipelines of one model: one for each kind of task, with the scheduler asked for. All share the models."""
+"""The pipelines of one model: one for each kind of task and scheduler. All share the loaded models."""
 
 import copy
 import logging
@@ -11,53 +11,53 @@ import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from imagegen_worker.backends import DeviceLostError, Row
-from imagegen_worker.backends.diffusers.channels import AsManyAsLatents, has_odd_channels
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
-from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels, has_unusual_channels
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.model import ResolvedRequest, Task
 
 Pipeline = Any
-"""A `diffusers.DiffusionPipeline`: the library's own annotations leave out most of what it can do."""
+"""A `diffusers.DiffusionPipeline`; the library has no annotations for most of its attributes."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """The pipeline for one kind of task, and what its call takes."""
+class TaskPipeline:
+    """The pipeline for one kind of task, and the signature of its call."""
 
     pipeline: Pipeline
     signature: Signature
 
     @property
     def capabilities(self) -> TaskCapabilities:
-        """What requests are told of it."""
+        """Parameters and defaults that requests may use."""
         return TaskCapabilities.of_call(self.signature.defaults, self.signature.extra, OWNED)
 
 
-class Variants:
-    """The pipelines for a model that was loaded as one of them."""
+class TaskPipelines:
+    """The pipelines for the tasks of a model, made of the one that was loaded."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._by_task = {
-            task: Variant(variant, read_signature(variant)) for task, variant in _find(pipeline).items()
+            task: TaskPipeline(each, read_signature(each)) for task, each in _task_pipelines(pipeline).items()
         }
         self._schedulers = _schedulers(pipeline)
         self._rescheduled: dict[tuple[Task, str], Pipeline] = {}
 
     @property
     def capabilities(self) -> dict[Task, TaskCapabilities]:
-        """What each kind of task takes; the first is the one that was loaded for."""
-        return {task: variant.capabilities for task, variant in self._by_task.items()}
+        """Capabilities of each kind of task; the first is that of the loaded pipeline."""
+        return {task: one.capabilities for task, one in self._by_task.items()}
 
     @property
     def schedulers(self) -> tuple[str, ...]:
-        """The schedulers that can be asked for; the first is the model's own."""
+        """Names of the schedulers that requests may choose; the first is the model's own."""
         return tuple(self._schedulers)
 
-    def prove(self, row: Row) -> None:
-        """Make an image, and give its kind of task up if that fails: some pipelines judge models only when called.
+    def check_task(self, row: Row) -> None:
+        """Generate an image, and remove its task if that fails: some pipelines check models only when called.
 
         Raises `DeviceLostError`.
         """
@@ -68,48 +68,48 @@ class Variants:
                 self.pipeline(row.request)(**self.arguments([row]), generator=generator)
         except DeviceLostError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the model is good for one thing less
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the model lacks this task
             _log.warning("the model can't be used for %s: %s: %s", task, type(error).__name__, error)
             del self._by_task[task]
 
-    def share(self, pipeline: Pipeline) -> None:
-        """Take over the models of the loaded pipeline, some of which were replaced."""
-        for variant in self._by_task.values():
+    def update_models(self, pipeline: Pipeline) -> None:
+        """Let all pipelines use the models of the loaded pipeline, after some of these were replaced."""
+        for one in self._by_task.values():
             for name, part in pipeline.components.items():
-                if variant.pipeline is not pipeline and getattr(variant.pipeline, name, None) is not None:
-                    setattr(variant.pipeline, name, part)
+                if one.pipeline is not pipeline and getattr(one.pipeline, name, None) is not None:
+                    setattr(one.pipeline, name, part)
         inpainting = self._by_task.get("inpainting")
-        if inpainting is not None and has_odd_channels(pipeline):
-            object.__setattr__(inpainting.pipeline, "unet", AsManyAsLatents(pipeline.unet))
+        if inpainting is not None and has_unusual_channels(pipeline):
+            object.__setattr__(inpainting.pipeline, "unet", UNetWithLatentChannels(pipeline.unet))
 
     def pipelines(self) -> list[Pipeline]:
         """Return the pipelines, one for each kind of task."""
-        return [variant.pipeline for variant in self._by_task.values()]
+        return [one.pipeline for one in self._by_task.values()]
 
     def close(self) -> None:
-        """Forget the models."""
+        """Drop all references to the models."""
         self._by_task.clear()
         self._rescheduled.clear()
 
     def takes(self, request: ResolvedRequest, parameter: str) -> bool:
-        """Say whether the call that makes a request has a parameter."""
+        """Return whether the pipeline call for a request has a parameter."""
         return parameter in self._by_task[request.task].signature.names
 
     def pipeline(self, request: ResolvedRequest) -> Pipeline:
-        """Return the pipeline that makes a request."""
-        variant = self._by_task[request.task].pipeline
+        """Return the pipeline for the task and scheduler of a request."""
+        pipeline = self._by_task[request.task].pipeline
         if request.scheduler is None or request.scheduler == next(iter(self._schedulers), None):
-            return variant
+            return pipeline
         key = (request.task, request.scheduler)
         if key not in self._rescheduled:
-            self._rescheduled[key] = copy.copy(variant)
+            self._rescheduled[key] = copy.copy(pipeline)
             self._rescheduled[key].scheduler = self._schedulers[request.scheduler]
         return self._rescheduled[key]
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return what the call for alike rows is given, all but generators and callbacks.
+        """Return the arguments of the call for rows with equal batch keys, without generators and callbacks.
 
-        One row is said as one says it to the pipeline; of several, what may differ is a list.
+        For several rows, arguments that may differ between rows are lists.
         """
         request = rows[0].request
         signature = self._by_task[request.task].signature
@@ -133,10 +133,10 @@ class Variants:
         return {name: value for name, value in given.items() if name in signature.names} | extra
 
 
-def _find(pipeline: Pipeline) -> dict[Task, Pipeline]:
+def _task_pipelines(pipeline: Pipeline) -> dict[Task, Pipeline]:
     takes = read_signature(pipeline).names
     if "mask_image" in takes:
-        return {"inpainting": pipeline}  # its models may be made for masks, and for nothing else
+        return {"inpainting": pipeline}  # its models may be trained for masks only
     found: dict[Task, Pipeline] = {}
     if "image" not in takes or type(pipeline) in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
         found["text-to-image"] = pipeline
@@ -155,10 +155,10 @@ def _find(pipeline: Pipeline) -> dict[Task, Pipeline]:
 
 
 def _made_from(pipeline: Pipeline, kind: Any) -> Pipeline | None:
-    """Return the same models as another pipeline; None if there is no such."""
+    """Return a pipeline of class `kind` with the same models; None if diffusers can't make one."""
     try:
         made = kind.from_pipe(pipeline)
-    except Exception as error:  # noqa: BLE001 - whatever is missing, the model is good for one thing less
+    except Exception as error:  # noqa: BLE001 - whatever it raises, the model lacks this task
         _log.debug("no %s: %s: %s", kind.__name__, type(error).__name__, error)
         return None
     made.set_progress_bar_config(disable=True)
@@ -166,7 +166,7 @@ def _made_from(pipeline: Pipeline, kind: Any) -> Pipeline | None:
 
 
 def _schedulers(pipeline: Pipeline) -> dict[str, Any]:
-    """Return a scheduler of each class that can stand in for the pipeline's own, which comes first."""
+    """Return a scheduler of each class that the pipeline can use, by name; its own is the first."""
     own = getattr(pipeline, "scheduler", None)
     if not isinstance(own, diffusers.SchedulerMixin):
         return {}
@@ -176,6 +176,6 @@ def _schedulers(pipeline: Pipeline) -> dict[str, Any]:
     for kind in sorted(getattr(own, "compatibles", ()), key=lambda kind: kind.__name__):
         try:
             made.setdefault(kind.__name__, kind.from_config(own.config))
-        except Exception as error:  # noqa: BLE001 - it may need a package, or can't do what the model predicts
+        except Exception as error:  # noqa: BLE001 - a package is missing, or the prediction type is not supported
             _log.debug("no %s: %s: %s", kind.__name__, type(error).__name__, error)
     return made

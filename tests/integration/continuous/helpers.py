@@ -1,4 +1,4 @@
-"""Requests for stock pipelines, alone and in company, and how far their images are apart."""
+"""Requests for stock pipelines, run alone and in a batch, and the differences of their images."""
 
 import functools
 import types
@@ -9,7 +9,7 @@ import torch
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous import ContinuousEngine
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from imagegen_worker.mailbox import Mailbox
 from tests.equality import TOLERANCE as TOLERANCE
 
@@ -17,7 +17,7 @@ PROMPTS = ("a red cat", "a long dog in the rain, at night", "two trees", "a hous
 
 
 def requests(family, count=4):
-    """Calls that are unlike in prompt, steps and guidance."""
+    """Yield the arguments of calls that differ in prompt, steps and guidance."""
     for index in range(count):
         arguments = dict(family.arguments, prompt=PROMPTS[index % 4], num_inference_steps=(4, 6, 5, 3)[index % 4])
         if family.guidances:
@@ -28,31 +28,35 @@ def requests(family, count=4):
 
 
 def stock(pipeline, arguments, seed):
-    """The image of the plain pipeline."""
+    """Return the image of the unmodified pipeline."""
     return pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
 
 
-def run(rendezvous, calls, arrivals=None, *, events=None, each_step=lambda hub, tasks, tick: None, pipelines=None):
-    """Run calls, seeded by their place, that arrive after so many forwards; return their tasks."""
+def run(
+    batcher, calls, arrivals=None, *, events=None, each_step=lambda scheduler, tasks, tick: None, pipelines=None
+):
+    """Run calls, with their index as seed; `arrivals`: forwards before each call. Return their tasks."""
     tasks = []
-    with rendezvous.session():
-        hub = Hub(observe=(lambda event: None) if events is None else events.append, timer=rendezvous.timer)
+    with batcher.session():
+        scheduler = BatchScheduler(
+            observe=(lambda event: None) if events is None else events.append, timer=batcher.timer
+        )
         tick = 0
         while True:
             while len(tasks) < len(calls) and (arrivals is None or arrivals[len(tasks)] <= tick):
                 index = len(tasks)
                 pipeline = None if pipelines is None else pipelines[index]
-                work = functools.partial(rendezvous.generate, calls[index], index, pipeline=pipeline)
-                tasks.append(hub.start(work))
-            each_step(hub, tasks, tick)
+                work = functools.partial(batcher.generate, calls[index], index, pipeline=pipeline)
+                tasks.append(scheduler.start(work))
+            each_step(scheduler, tasks, tick)
             tick += 1
-            if not hub.step() and len(tasks) == len(calls):
+            if not scheduler.step() and len(tasks) == len(calls):
                 return tasks
 
 
-def settled(rendezvous, family):
-    """Let the models be seen to keep no state, so that requests share from their first step on."""
-    run(rendezvous, list(requests(family, 1)))
+def settled(batcher, family):
+    """Run one request, which shows that the models keep no state: others then share from their first step."""
+    run(batcher, list(requests(family, 1)))
 
 
 def difference(task, image):
@@ -62,13 +66,13 @@ def difference(task, image):
 
 
 def patched(monkeypatch, module, forward, method="forward"):
-    """Put another forward in the place of a model's, before it is wrapped."""
+    """Replace a model's forward before it is wrapped."""
     original = getattr(module, method)
     monkeypatch.setattr(module, method, functools.wraps(original)(functools.partial(forward, original)))
 
 
 def rows_of(args, kwargs):
-    """The rows of a call, whose first argument may come by name."""
+    """Return the rows of a call, whose first argument may be a keyword."""
     return len(args[0] if args else next(iter(kwargs.values())))
 
 
@@ -81,19 +85,19 @@ def one_thread():
 
 
 class Backend:
-    """A pipeline behind the engine, as `ContinuousEngine` wants it."""
+    """Implements `StepwiseBackend` with one pipeline."""
 
-    def __init__(self, rendezvous, arguments, shares_calls):
-        self.rendezvous = rendezvous
+    def __init__(self, batcher, arguments, shares_calls):
+        self.batcher = batcher
         self.arguments = arguments
-        self.timer = rendezvous.timer
+        self.timer = batcher.timer
         self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: True
 
     def session(self):
-        return self.rendezvous.session()
+        return self.batcher.session()
 
-    def make(self, rows, on_step):
+    def generate(self, rows, on_step):
         request = rows[0].request
         prompts = [row.request.prompt for row in rows]
         arguments = dict(
@@ -105,11 +109,11 @@ class Backend:
             width=request.width,
             output_type="pil",
         )
-        return self.rendezvous.generate_all(arguments, [row.seed for row in rows], on_step)
+        return self.batcher.generate_all(arguments, [row.seed for row in rows], on_step)
 
 
 class Script(Mailbox):
-    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+    """Returns its commands one at a time, and `Stop` when nothing is left to do."""
 
     def __init__(self, commands):
         super().__init__()
@@ -137,11 +141,11 @@ def job(number, *, seeds=(0,), steps=2, guidance=5.0, prompt="a cat"):
     return ev.Job(number, request, arrived=0.0)
 
 
-def serve(rendezvous, arguments, commands, max_batch_size=8, *, shares_calls=True):
-    """Run an engine on these commands; return what it posted and the images by job."""
+def serve(batcher, arguments, commands, max_batch_size=8, *, shares_calls=True):
+    """Run an engine on these commands; return its events and the images by job."""
     mailbox, images = Script(commands), {}
     encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
-    backend = Backend(rendezvous, arguments, shares_calls)
+    backend = Backend(batcher, arguments, shares_calls)
     ContinuousEngine(backend, encoder, max_batch_size=max_batch_size).run(mailbox)
     mailbox.close()
     return mailbox.posted, images

@@ -1,4 +1,4 @@
-"""Several models under the continuous engine: side by side where they fit, else in turns."""
+"""Several models in the continuous engine: at the same time if they fit, else one after the other."""
 
 import contextlib
 from dataclasses import replace
@@ -10,8 +10,8 @@ from imagegen_worker.core.model_cache import ModelCache
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.managed import ManagedStepwise
 from imagegen_worker.models.manager import ModelManager
+from tests.unit.worker.continuous.models import ToyClock, ToyStage
 from tests.unit.worker.continuous.test_engine import Encoder, Script, ToyBackend, job, of
-from tests.unit.worker.continuous.toys import ToyClock, ToyStage
 
 GIB = 2**30
 
@@ -42,9 +42,9 @@ class Loadable(ToyBackend):
     def close(self):
         self.world.story.append((f"free {self.name}", self.world.clock.now))
 
-    def make(self, rows, on_step):
+    def generate(self, rows, on_step):
         self.world.story.append((f"make {self.name} {len(rows)}", self.world.clock.now))
-        yielded = super().make(rows, on_step)
+        yielded = super().generate(rows, on_step)
         self.world.ends.append((self.name, self.world.clock.now))
         return yielded
 
@@ -80,20 +80,20 @@ def of_model(number, model, **options):
     return replace(one, request=replace(one.request, model=model))
 
 
-def test_where_there_is_room_the_images_of_two_models_run_side_by_side():
+def test_images_of_two_loaded_models_run_at_the_same_time():
     world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))], budget=2 * GIB)
     assert world.told("load", "free") == ["load b"]
     assert [name for name, _ in world.ends] == ["b", "a"]
 
 
-def test_where_there_is_none_what_runs_is_finished_first():
+def test_without_memory_for_both_running_images_finish_first():
     world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))])
     assert [line for line, _ in world.story] == ["make a 1", "free a", "load b", "make b 1"]
     assert sorted(world.results) == [1, 2]
     assert isinstance(world.mailbox.posted[-1], ev.Idle)
 
 
-def test_a_stream_of_one_model_keeps_another_out_for_no_longer_than_its_patience():
+def test_requests_for_one_model_delay_another_at_most_for_the_patience():
     stream = [(at, of_model(1 + at, "a", steps=3)) for at in range(60)]
     world = World([*stream, (0, of_model(100, "b", steps=3)), (0, of_model(101, "b", steps=3))], patience=10.0)
     loads = [(line, at) for line, at in world.story if line.startswith("load")]
@@ -103,7 +103,7 @@ def test_a_stream_of_one_model_keeps_another_out_for_no_longer_than_its_patience
     assert sorted(world.results) == [*range(1, 61), 100, 101], "nobody is left out"
 
 
-def test_two_streams_take_turns():
+def test_two_streams_of_requests_alternate():
     commands = [(at, of_model(2 * at + 1 + (model == "b"), model, steps=2)) for at in range(60) for model in "ab"]
     world = World(commands, patience=10.0)
     loads = world.told("load")
@@ -112,7 +112,7 @@ def test_two_streams_take_turns():
     assert len(world.results) == 120
 
 
-def test_a_model_that_can_not_be_loaded_takes_its_jobs_along_and_nothing_else():
+def test_a_model_that_cannot_be_loaded_ends_its_jobs_only():
     world = World([(0, of_model(1, "a", steps=4)), (1, of_model(2, "broken")), (1, ev.LoadModel("broken"))])
     (failed, *_) = of(ev.ModelLoadFailed, world.mailbox.posted)
     assert failed == ev.ModelLoadFailed("broken", "the model broken cannot be loaded: no such file", ("a",))
@@ -120,7 +120,7 @@ def test_a_model_that_can_not_be_loaded_takes_its_jobs_along_and_nothing_else():
     assert of(ev.Failed, world.mailbox.posted) == [], "the core tells, who knows also of those that it keeps"
 
 
-def test_a_cancelled_request_is_not_loaded_for():
+def test_no_model_is_loaded_for_a_cancelled_request():
     world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b")), (2, ev.Cancel(2))])
     assert sorted(world.results) == [1]
     assert world.told("load", "free") == []

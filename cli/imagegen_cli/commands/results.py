@@ -1,4 +1,4 @@
-"""What `imagegen generate` writes and says of each answer."""
+"""Files and output lines of `imagegen generate`."""
 
 import json
 from dataclasses import replace
@@ -6,47 +6,47 @@ from pathlib import Path
 from typing import Any
 
 from imagegen_cli.commands.errors import describe
-from imagegen_cli.commands.generation import Outcome, Watcher
-from imagegen_cli.output_files import Targets
+from imagegen_cli.commands.generation import Outcome, ProgressView
+from imagegen_cli.output_files import OutputFiles
 from imagegen_protocol import ImagegenError
 
 
 class NotWrittenError(ImagegenError):
-    """The picture came, and could not be written or converted."""
+    """The image was received, but could not be converted or written."""
 
     code = "not_written"
 
 
-class Reporter:
-    """Writes pictures and prints what came of each request; `failed` counts the errors.
+class ResultWriter:
+    """Writes the images and prints the outcome of each request; `failed` counts errors.
 
-    Lines for people, with `quiet` the files' names alone, or with `as_json` an object for each request.
+    `quiet` prints only the paths of the files, `as_json` one JSON object per request.
     """
 
-    def __init__(self, targets: Targets, watcher: Watcher, *, quiet: bool, as_json: bool) -> None:
+    def __init__(self, output: OutputFiles, view: ProgressView, *, quiet: bool, as_json: bool) -> None:
         self.failed = 0
-        self._targets = targets
-        self._watcher = watcher
+        self._output = output
+        self._view = view
         self._quiet = quiet
         self._as_json = as_json
 
-    def take(self, outcome: Outcome) -> None:
-        """Write the pictures of an answer, or tell its error."""
-        order, result, error = outcome.order, outcome.result, outcome.error
+    def write(self, outcome: Outcome) -> None:
+        """Write the images of a result and print its lines, or print the error."""
+        request, result, error = outcome.request, outcome.result, outcome.error
         files: list[Path] = []
         if result is not None:
             try:
-                files = self._targets.write(order, result)
+                files = self._output.write(request, result)
             except (OSError, ValueError) as problem:
                 error = NotWrittenError(f"{problem} (seed {result.seed}, worker {result.worker})")
             except ImagegenError as problem:
                 error = problem
-        self._watcher.end(order, good=error is None)
+        self._view.ended(request, succeeded=error is None)
         self.failed += error is not None
         if error is not None:
-            self._watcher.say(describe(error, order.where), err=True)
+            self._view.print_line(describe(error, request.where), err=True)
         for line in self._lines(replace(outcome, error=error), files):
-            self._watcher.say(line)
+            self._view.print_line(line)
 
     def _lines(self, outcome: Outcome, files: list[Path]) -> list[str]:
         result, error = outcome.result, outcome.error
@@ -59,19 +59,19 @@ class Reporter:
 
 
 def as_json(outcome: Outcome, files: list[Path]) -> dict[str, Any]:
-    """Return what is told of a request with `--json`."""
-    order, result, error = outcome.order, outcome.result, outcome.error
-    said: dict[str, Any] = {
-        "index": order.index,
-        "prompt": order.prompt,
-        "seed": order.seed,
+    """Return the JSON object of a request."""
+    request, result, error = outcome.request, outcome.result, outcome.error
+    common: dict[str, Any] = {
+        "index": request.index,
+        "prompt": request.prompt,
+        "seed": request.seed,
         "request_id": outcome.request_id,
     }
     if error is not None:
-        return {**said, "error": {"code": error.code, "message": error.message}}
+        return {**common, "error": {"code": error.code, "message": error.message}}
     assert result is not None, "a request ends in a result or an error"
     return {
-        **said,
+        **common,
         "files": [str(path) for path in files],
         "seeds": result.seeds,
         "worker": result.worker,

@@ -1,4 +1,4 @@
-"""What happens to one request, or to the memory, is not felt by another."""
+"""Failures of one request, and short memory, do not affect other requests."""
 
 import types
 
@@ -11,9 +11,9 @@ from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core import events as ev
 from imagegen_worker.engines.continuous import ContinuousEngine
-from imagegen_worker.engines.continuous.hub import ForwardDone, ForwardSplit
+from imagegen_worker.engines.continuous.scheduler import ForwardDone, ForwardSplit
 from tests.families import FAMILIES
-from tests.integration.continuous.company import (
+from tests.integration.continuous.helpers import (
     TOLERANCE,
     Script,
     difference,
@@ -31,23 +31,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_cancelling_a_member_leaves_the_others_as_they_were(sdxl, meet, at):
+def test_cancelling_one_request_does_not_affect_others(sdxl, make_batcher, at):
     calls = [dict(call, num_inference_steps=6) for call in requests(sdxl, 3)]
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
-    rendezvous = meet(sdxl.pipeline)
+    batcher = make_batcher(sdxl.pipeline)
 
-    def cancel(hub, tasks, tick):
+    def cancel(scheduler, tasks, tick):
         if tick == at:
-            hub.cancel(tasks[1])
+            scheduler.cancel(tasks[1])
 
-    tasks = run(rendezvous, calls, each_step=cancel)
+    tasks = run(batcher, calls, each_step=cancel)
     assert isinstance(tasks[1].error, StoppedError)
     for index in (0, 2):
         assert difference(tasks[index], expected[index]) <= TOLERANCE
 
 
 def out_of_memory_above(rows, since=0):
-    """A forward that runs out of memory above so many rows, after so many calls."""
+    """Return a forward that runs out of memory above `rows` rows, after `since` calls."""
     calls = 0
 
     def forward(original, *args, **kwargs):
@@ -62,44 +62,44 @@ def out_of_memory_above(rows, since=0):
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
 @pytest.mark.parametrize("since", [0, 3, 6])
-def test_out_of_memory_in_the_denoiser_loses_nothing(sdxl, meet, monkeypatch, rows, since):
+def test_out_of_memory_in_the_denoiser_loses_nothing(sdxl, make_batcher, monkeypatch, rows, since):
     calls = list(requests(sdxl))
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     patched(monkeypatch, sdxl.pipeline.unet, out_of_memory_above(rows, since))
     events = []
-    tasks = run(meet(sdxl.pipeline), calls, (0, 0, 1, 2), events=events)
+    tasks = run(make_batcher(sdxl.pipeline), calls, (0, 0, 1, 2), events=events)
     for task, image in zip(tasks, expected, strict=True):
         assert difference(task, image) <= TOLERANCE
     assert any(isinstance(event, ForwardSplit) for event in events)
 
 
 @pytest.mark.parametrize("name", ["z-image", "flux2-klein"])
-def test_lists_are_split_too(meet, monkeypatch, name):
+def test_lists_are_split_when_memory_is_short(make_batcher, monkeypatch, name):
     family = FAMILIES[name]()
     calls = list(requests(family))
     expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
     patched(monkeypatch, family.pipeline.transformer, out_of_memory_above(1))
-    for task, image in zip(run(meet(family.pipeline), calls), expected, strict=True):
+    for task, image in zip(run(make_batcher(family.pipeline), calls), expected, strict=True):
         assert difference(task, image) <= TOLERANCE
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
-def test_out_of_memory_in_decoder_and_encoders_loses_nothing(sdxl, meet, monkeypatch, part):
+def test_out_of_memory_in_decoder_and_encoders_loses_nothing(sdxl, make_batcher, monkeypatch, part):
     calls = [dict(call, num_inference_steps=3) for call in requests(sdxl)]
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     module = getattr(sdxl.pipeline, part)
     method = "decode" if part == "vae" else "forward"
     patched(monkeypatch, module, out_of_memory_above(1), method)
     events = []
-    rendezvous = meet(sdxl.pipeline)
-    settled(rendezvous, sdxl)
-    tasks = run(rendezvous, calls, events=events)
+    batcher = make_batcher(sdxl.pipeline)
+    settled(batcher, sdxl)
+    tasks = run(batcher, calls, events=events)
     for task, image in zip(tasks, expected, strict=True):
         assert difference(task, image) <= TOLERANCE
     assert any(isinstance(event, ForwardSplit) for event in events)
 
 
-def test_a_request_too_big_alone_fails_alone(sdxl, meet, monkeypatch):
+def test_a_request_that_does_not_fit_fails_alone(sdxl, make_batcher, monkeypatch):
     def forward(original, sample, *args, **kwargs):
         if sample.shape[-1] > 8:
             raise torch.OutOfMemoryError("too big")
@@ -109,13 +109,13 @@ def test_a_request_too_big_alone_fails_alone(sdxl, meet, monkeypatch):
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     patched(monkeypatch, sdxl.pipeline.unet, forward)
     calls[1] |= {"height": 128, "width": 128}
-    tasks = run(meet(sdxl.pipeline), calls)
+    tasks = run(make_batcher(sdxl.pipeline), calls)
     assert isinstance(tasks[1].error, DeviceMemoryError)
     for index in (0, 2):
         assert difference(tasks[index], expected[index]) <= TOLERANCE
 
 
-def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, meet, monkeypatch):
+def test_out_of_memory_outside_of_a_forward_fails_its_request(sdxl, make_batcher, monkeypatch):
     def encode(*args, **kwargs):
         raise torch.OutOfMemoryError("encoding")
 
@@ -126,7 +126,7 @@ def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, meet, monk
     image = stock(sdxl.pipeline, calls[0], 0)
     monkeypatch.setattr(sdxl.pipeline.vae, "encode", encode)
     events = []
-    tasks = run(meet(sdxl.pipeline), calls, pipelines=[sdxl.pipeline, pipeline], events=events)
+    tasks = run(make_batcher(sdxl.pipeline), calls, pipelines=[sdxl.pipeline, pipeline], events=events)
     assert isinstance(tasks[1].error, DeviceMemoryError)
     assert difference(tasks[0], image) <= TOLERANCE
     (split,) = [event for event in events if isinstance(event, ForwardSplit)]
@@ -140,7 +140,7 @@ def test_out_of_memory_outside_of_a_forward_is_the_requests_own(sdxl, meet, monk
         MemoryError(),
     ],
 )
-def test_out_of_memory_on_the_cpu_loses_nothing_either(sdxl, meet, monkeypatch, error):
+def test_out_of_memory_on_the_cpu_loses_nothing(sdxl, make_batcher, monkeypatch, error):
     def forward(original, *args, **kwargs):
         if rows_of(args, kwargs) > 3:
             raise error
@@ -150,14 +150,14 @@ def test_out_of_memory_on_the_cpu_loses_nothing_either(sdxl, meet, monkeypatch, 
     expected = [stock(sdxl.pipeline, call, seed) for seed, call in enumerate(calls)]
     patched(monkeypatch, sdxl.pipeline.unet, forward)
     events = []
-    tasks = run(meet(sdxl.pipeline), calls, events=events)
+    tasks = run(make_batcher(sdxl.pipeline), calls, events=events)
     for task, image in zip(tasks, expected, strict=True):
         assert difference(task, image) <= TOLERANCE
     assert any(isinstance(event, ForwardSplit) for event in events)
     assert "error" not in {event.fallback for event in events if isinstance(event, ForwardDone)}
 
 
-def test_what_the_warm_up_learned_of_memory_the_engine_knows(sdxl, monkeypatch, tmp_path):
+def test_the_engine_uses_the_memory_limits_of_the_warm_up(sdxl, monkeypatch, tmp_path):
     sdxl.pipeline.save_pretrained(tmp_path)
     options = LoadOptions(device="cpu", threads=1)
     backend = StepwiseDiffusers(tmp_path, "sdxl", options, max_batch_size=4)
@@ -171,8 +171,8 @@ def test_what_the_warm_up_learned_of_memory_the_engine_knows(sdxl, monkeypatch, 
     (model,) = backend.warm_up().models
     mailbox, images = Script([job(number, steps=3) for number in range(4)]), {}
     encoder = types.SimpleNamespace(submit=lambda raw: images.__setitem__(raw.number, raw.images))
-    caps = {"caps": backend.caps, "costs": backend.costs}
-    ContinuousEngine(backend, encoder, max_batch_size=4, **caps).run(mailbox)
+    memory_limits = {"memory_limits": backend.memory_limits, "costs": backend.costs}
+    ContinuousEngine(backend, encoder, max_batch_size=4, **memory_limits).run(mailbox)
     mailbox.close()
     backend.close()
     assert (model.width, len(images)) == (64, 4)

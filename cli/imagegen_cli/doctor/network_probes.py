@@ -1,4 +1,4 @@
-"""Ask the brokers, all at once, and find out why one does not answer."""
+"""Queries of the brokers, and probes of those that do not answer."""
 
 import re
 import socket
@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
-from imagegen_cli.doctor.fleet import BrokerFacts, HttpFacts, Silence
+from imagegen_cli.doctor.fleet_checks import BrokerFacts, ConnectionResult, HttpFacts
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 from imagegen_protocol.endpoints import parse_endpoint
@@ -21,22 +21,22 @@ from imagegen_protocol.statistics import Statistics
 _PROBE_SECONDS = 3.0
 
 
-def ask_brokers(
+def query_brokers(
     endpoints: Sequence[str], timeout: float, key: Path | None, broker_key: Path | None
 ) -> list[BrokerFacts]:
-    """Ask each broker for its statistics, for at most `timeout` seconds.
+    """Query the statistics of all brokers concurrently, for at most `timeout` seconds.
 
-    Raises `KeyFileError` for key files that can't be used.
+    Raises `KeyFileError` for invalid key files.
     """
     with ExitStack() as stack:
-        asked: list[tuple[str, Future[Statistics]]] = []
+        queries: list[tuple[str, Future[Statistics]]] = []
         for endpoint in endpoints:
             client = Client(endpoint, connect_timeout=timeout, key=key, broker_key=broker_key)
-            asked.append((endpoint, stack.enter_context(client).request_stats(timeout)))
-        answers = [_answer(endpoint, future, timeout) for endpoint, future in asked]
-    silent = [facts for facts in answers if facts.statistics is None and not facts.refusal]
+            queries.append((endpoint, stack.enter_context(client).request_stats(timeout)))
+        answers = [_answer(endpoint, future, timeout) for endpoint, future in queries]
+    unanswered = [facts for facts in answers if facts.statistics is None and not facts.refusal]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        probed = {facts.endpoint: facts for facts in pool.map(lambda facts: probe(facts, timeout), silent)}
+        probed = {facts.endpoint: facts for facts in pool.map(lambda facts: probe(facts, timeout), unanswered)}
     return [probed.get(facts.endpoint, facts) for facts in answers]
 
 
@@ -50,18 +50,18 @@ def _answer(endpoint: str, future: "Future[Statistics]", timeout: float) -> Brok
 
 
 def probe(facts: BrokerFacts, timeout: float) -> BrokerFacts:
-    """Connect to a broker that gives no answer, to find out why."""
-    silence, reason = _connect(facts.endpoint, min(timeout, _PROBE_SECONDS))
-    return replace(facts, silence=silence, reason=reason)
+    """Connect to a broker that does not answer, and record the result."""
+    connection, reason = _connect(facts.endpoint, min(timeout, _PROBE_SECONDS))
+    return replace(facts, connection=connection, reason=reason)
 
 
-def _connect(text: str, timeout: float) -> tuple[Silence, str]:
+def _connect(text: str, timeout: float) -> tuple[ConnectionResult, str]:
     endpoint = parse_endpoint(text)
     try:
         if endpoint.path:
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(timeout)
-                peer.connect(re.sub("^@", "\0", endpoint.path))  # ZeroMQ's @ is an abstract address
+                peer.connect(re.sub("^@", "\0", endpoint.path))  # ZeroMQ writes an abstract address with @
         else:
             socket.create_connection((endpoint.host, endpoint.port), timeout).close()
     except (ConnectionRefusedError, FileNotFoundError):
@@ -69,12 +69,12 @@ def _connect(text: str, timeout: float) -> tuple[Silence, str]:
     except socket.gaierror as error:
         return "unknown host", str(error.strerror)
     except OSError as error:
-        return "no way", error.strerror or str(error)
+        return "unreachable", error.strerror or str(error)
     return "open", ""
 
 
-def is_here(host: str) -> bool:
-    """Say whether a host is this machine: one can bind its address."""
+def is_local_host(host: str) -> bool:
+    """Return whether a host is this machine, that is, whether its address can be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe_socket:
@@ -84,8 +84,8 @@ def is_here(host: str) -> bool:
     return True
 
 
-def ask_http(address: str, timeout: float) -> HttpFacts:
-    """Get `/healthz` of a broker's HTTP; `address`: HOST:PORT."""
+def query_http(address: str, timeout: float) -> HttpFacts:
+    """Request `/healthz` of a broker; `address`: HOST:PORT."""
     url = f"http://{address}/healthz"
     opener = build_opener(ProxyHandler({}))
     try:
@@ -101,8 +101,8 @@ def ask_http(address: str, timeout: float) -> HttpFacts:
         return HttpFacts(url, reason=str(error) or type(error).__name__)
 
 
-def http_address(text: str) -> str:
-    """Return HOST:PORT of an address or an URL. Raises ValueError saying what one looks like."""
+def parse_http_address(text: str) -> str:
+    """Return HOST:PORT of an address or URL. Raises `ValueError`."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         port = parts.port

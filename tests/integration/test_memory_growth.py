@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.engines.continuous import ContinuousEngine
 from tests.families import FAMILIES
-from tests.integration.continuous.company import PROMPTS, Backend, Script, job, one_thread
+from tests.integration.continuous.helpers import PROMPTS, Backend, Script, job, one_thread
 from tests.raw import Peers, ready, result, submit
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -61,11 +61,11 @@ def test_an_engine_keeps_nothing_of_what_it_has_made(name, shares_calls):
                 counted.append(count())
 
     mailbox = Script(rounds())
-    rendezvous = Rendezvous(family.pipeline)
+    batcher = PipelineBatcher(family.pipeline)
     encoder = types.SimpleNamespace(submit=lambda raw: made.append(raw.number))
-    ContinuousEngine(Backend(rendezvous, family.arguments, shares_calls), encoder, max_batch_size=8).run(mailbox)
+    ContinuousEngine(Backend(batcher, family.arguments, shares_calls), encoder, max_batch_size=8).run(mailbox)
     mailbox.close()
-    rendezvous.close()
+    batcher.close()
     assert sorted(made) == list(range(8 * (LOOKS[-1] + 1)))
     assert_flat(counted)
 

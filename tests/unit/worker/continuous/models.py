@@ -1,11 +1,11 @@
-"""A model and pipelines of plain numbers, to try the greenlets without torch."""
+"""A model and pipelines of plain numbers, to test the scheduler without torch."""
 
 from imagegen_worker.backends import DeviceMemoryError
-from imagegen_worker.engines.continuous.calls import Call, current_task, rendezvous
+from imagegen_worker.engines.continuous.calls import Call, current_task, wait_for_forward
 
 
 class ToyStage:
-    """Makes 2x + 1 of each x. Runs out of memory above `fits` rows, and raises for the numbers in `poison`."""
+    """Returns 2x + 1 for each x. Runs out of memory above `fits` rows, and raises for the numbers in `poison`."""
 
     def __init__(self, name="toy", *, is_denoiser=True, fits=None, exclusive=False, fixed_rows=None, clock=None):
         self.name = name
@@ -44,7 +44,9 @@ class ToyStage:
         self.freed += 1
 
     def __call__(self, *values, key="shape", reason=""):
-        return rendezvous(Call(self, values, {"key": key, "reason": reason}, current_task(), rows=len(values)))
+        return wait_for_forward(
+            Call(self, values, {"key": key, "reason": reason}, current_task(), rows=len(values))
+        )
 
     def describe(self, call):
         call.key, call.reason = call.kwargs["key"], call.kwargs["reason"]
@@ -65,7 +67,7 @@ class ToyClock:
 
 
 def pipeline(stage, start, steps, key="shape", on_step=None):
-    """Return what makes `steps` calls with one row each, beginning with `start`."""
+    """Return a pipeline of `steps` calls with one row each, starting with the number `start`."""
 
     def run():
         value = start
@@ -79,14 +81,14 @@ def pipeline(stage, start, steps, key="shape", on_step=None):
 
 
 def alone(start, steps):
-    """The result of such a pipeline, without any of this."""
+    """Return the result of such a pipeline without a scheduler."""
     for _ in range(steps):
         start = 2 * start + 1
     return start
 
 
-def finish(hub):
-    """Run a hub until nothing waits; return the tasks that ended, by tag."""
-    while hub.step():
+def finish(scheduler):
+    """Run a scheduler until no call waits; return the ended tasks by tag."""
+    while scheduler.step():
         pass
-    return {task.tag: task for task in hub.ended()}
+    return {task.tag: task for task in scheduler.ended()}

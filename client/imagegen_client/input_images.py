@@ -16,7 +16,7 @@ ImageSource = Union["Image.Image", str, os.PathLike[str], bytes, bytearray, memo
 """A PIL image, the path of a file, or the bytes of one."""
 
 
-def read_picture(name: str, source: ImageSource) -> bytes:
+def read_image(name: str, source: ImageSource) -> bytes:
     """Return the frame for an image: PNG, JPEG and WebP as they are, anything else that Pillow reads as PNG.
 
     `name` is the field's. Raises `InvalidRequestError` for what is no image, can't be read, or is too large.

@@ -1,4 +1,4 @@
-"""Is a folder a whole pipeline? Asked before anything is loaded: what diffusers says of a broken one misleads."""
+"""Checks that a folder is a complete pipeline, before it is loaded: diffusers' own errors are misleading."""
 
 import json
 import math
@@ -22,18 +22,18 @@ _WEIGHTS = re.compile(
     re.ASCII,
 )
 
-_Variants = dict[str | None, list[Path]]
-"""The files of each variant of a part's weights; None: the plain ones."""
+_VariantFiles = dict[str | None, list[Path]]
+"""Weight files of a component by variant; None: the files without a variant."""
 
 
-def in_a_line(error: BaseException) -> str:
-    """Return the type of an error, and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+def one_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return what `model_index.json` says. Raises `StartError` if it names no pipeline of diffusers."""
+    """Return the content of `model_index.json`. Raises `StartError` if it names no pipeline of diffusers."""
     path = folder / INDEX_FILE
     try:
         index = json.loads(path.read_text())
@@ -42,7 +42,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StartError(f"{path}: not JSON: {error}") from error
     name = index.get("_class_name") if isinstance(index, dict) else None
-    if isinstance(name, list) or (folder / "None.py").exists():  # diffusers would look for code under that name
+    if isinstance(name, list) or (folder / "None.py").exists():  # diffusers would load code of that name
         raise StartError(f"{path}: a pipeline with code of its own is not loaded")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
@@ -51,10 +51,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, variant: str | None = None, *, without: Collection[str] = ()) -> str | None:
-    """Return the variant to load from a folder: the plain weights (None) where all parts have them.
+    """Return the variant of weights to load from a folder: none if all components have weights without one.
 
-    `without`: parts that come from elsewhere. Raises `StartError` for a folder with parts that are missing, cut
-    short, pickled, or of an unknown class.
+    `without`: components that come from elsewhere. Raises `StartError` for a folder with components that are
+    missing, truncated, pickled, or of an unknown class.
     """
     chosen, files = _chosen(folder, variant, without)
     for path in files:
@@ -63,23 +63,23 @@ def check_folder(folder: Path, variant: str | None = None, *, without: Collectio
 
 
 def count_weights(folder: Path, variant: str | None, *, without: Collection[str] = ()) -> int:
-    """Return how many numbers the weights of a pipeline are. Raises as `check_folder` does."""
+    """Return the number of weights (elements) of a pipeline. Raises as `check_folder` does."""
     return sum(count_numbers(read_shapes(path)) for path in _chosen(folder, variant, without)[1])
 
 
 def count_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many numbers tensors of these shapes have."""
+    """Return the number of elements of tensors with these shapes."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _chosen(folder: Path, variant: str | None, without: Collection[str]) -> tuple[str | None, list[Path]]:
-    """Return the variant to load, and its files."""
-    parts: dict[str, _Variants] = {}
+    """Return the variant to load and its files."""
+    parts: dict[str, _VariantFiles] = {}
     for part, value in read_index(folder).items():
         if part in without or not isinstance(value, list) or len(value) != 2 or value[0] is None:
             continue
         library, name = value
-        flat = (folder / "config.json").is_file()  # the one part of such a repository is at its root
+        flat = (folder / "config.json").is_file()  # such a repository has its one component at its root
         if not (folder / part).is_dir():
             if flat:
                 continue
@@ -88,7 +88,7 @@ def _chosen(folder: Path, variant: str | None, without: Collection[str]) -> tupl
         if _has_weights(folder / part, str(library), str(name)):
             parts[part] = _variants(folder / part)
             if not parts[part]:
-                raise StartError(f"{folder / part}: {_lack(folder / part)}")
+                raise StartError(f"{folder / part}: {_missing_weights(folder / part)}")
     chosen = _choose(folder, parts, variant)
     return chosen, [path for there in parts.values() for path in there[chosen if chosen in there else None]]
 
@@ -96,20 +96,20 @@ def _chosen(folder: Path, variant: str | None, without: Collection[str]) -> tupl
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of a file.
 
-    Raises `StartError` for one that is cut short, or no safetensors file.
+    Raises `StartError` if it is truncated or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise StartError(f"{path}: not a whole {WEIGHTS_SUFFIX} file: {in_a_line(error)}") from error
+        raise StartError(f"{path}: not a complete {WEIGHTS_SUFFIX} file: {one_line(error)}") from error
 
 
 def refuse_pickles(folder: Path, parts: Collection[str]) -> None:
-    """Raise `StartError` if a part has weights, and only pickled ones."""
+    """Raise `StartError` if a component has only pickled weights."""
     for part in parts:
         if (folder / part).is_dir() and not _variants(folder / part) and _pickles(folder / part):
-            raise StartError(f"{folder / part}: {_lack(folder / part)}")
+            raise StartError(f"{folder / part}: {_missing_weights(folder / part)}")
 
 
 def _check_settings(folder: Path) -> None:
@@ -130,8 +130,8 @@ def _has_weights(folder: Path, library: str, name: str) -> bool:
     return issubclass(kind, torch.nn.Module)
 
 
-def _variants(folder: Path) -> _Variants:
-    found: _Variants = {}
+def _variants(folder: Path) -> _VariantFiles:
+    found: _VariantFiles = {}
     shards: dict[str | None, int] = {}
     for path in sorted(folder.iterdir()):
         if match := _WEIGHTS.fullmatch(path.name):
@@ -139,7 +139,7 @@ def _variants(folder: Path) -> _Variants:
             shards[match["variant"]] = int(match["shards"] or 1)
     for variant, paths in found.items():
         if len(paths) < shards[variant]:
-            raise StartError(f"{folder}: {len(paths)} of {shards[variant]} files with weights are there")
+            raise StartError(f"{folder}: only {len(paths)} of {shards[variant]} weight files are present")
     return found
 
 
@@ -147,7 +147,7 @@ def _pickles(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
 
 
-def _lack(folder: Path) -> str:
+def _missing_weights(folder: Path) -> str:
     if pickles := _pickles(folder):
         return (
             f"only pickled weights ({', '.join(pickles)}), which are not loaded; convert them to {WEIGHTS_SUFFIX}"
@@ -155,8 +155,8 @@ def _lack(folder: Path) -> str:
     return f"the weights ({WEIGHTS_SUFFIX}) are missing"
 
 
-def _choose(folder: Path, parts: dict[str, _Variants], variant: str | None) -> str | None:
-    """Return the variant that was asked for, or one with which each part has weights."""
+def _choose(folder: Path, parts: dict[str, _VariantFiles], variant: str | None) -> str | None:
+    """Return the requested variant, or one for which each component has weights."""
     if variant is not None and not any(variant in there for there in parts.values()):
         known = ", ".join(sorted({each for there in parts.values() for each in there if each})) or "none"
         raise StartError(f"{folder}: there is no variant {variant!r} of the weights; there are: {known}")
