@@ -1,10 +1,10 @@
-"""Install and uninstall imagegen's systemd units, settings and user on a host. Needs only Python and systemd.
+"""Install or uninstall the fleet's units, settings and user on a host. Needs only Python and systemd.
 
-    sudo python3 systemd/install.py install             # units, settings, user; a worker for each detected GPU
-    sudo python3 systemd/install.py install --dry-run   # prints the changes without making them
+    sudo python3 systemd/install.py install             # units, settings, user; one worker per detected GPU
+    sudo python3 systemd/install.py install --dry-run   # print the actions
     sudo python3 systemd/install.py uninstall
 
-It can be repeated at any time: up-to-date files are not written, and settings are never overwritten.
+It may be run repeatedly: correct files stay untouched, and settings are never overwritten.
 """
 
 import argparse
@@ -28,25 +28,25 @@ SETTINGS = Path("/etc/imagegen")
 CACHE = Path("/var/cache/imagegen")
 STATE = (Path("/var/lib/imagegen-gateway"), Path("/var/lib/imagegen-broker"))
 OPERATORS = Path("/etc/systemd/system")
-"""Folder of the operator's drop-ins and of the enabled units."""
+"""Folder of drop-ins and of links to enabled units."""
 WANTED = OPERATORS / "imagegen-workers.target.wants"
 GROUP = "imagegen"
 ROLES = ("broker", "worker", "gateway")
 USUAL_ROLES = ("broker", "worker")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-"""Folders that the units can't access (ProtectHome, PrivateTmp)."""
+"""Folders that are hidden from the units (ProtectHome, PrivateTmp)."""
 BACKOFF_VERSION = 254
-"""First version of systemd with RestartSteps; older ones log a warning at each start."""
+"""First systemd version with RestartSteps; older ones log a warning at each start."""
 _GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[\w-]+")
 
 
 class InstallError(Exception):
-    """A requirement is not met; the message states it and the remedy."""
+    """The host does not meet a requirement; the message names the requirement."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file to install; with `keep`, an existing file is not overwritten."""
+    """A file to install; with `keep` an existing file belongs to the operator and is not overwritten."""
 
     path: Path
     content: str
@@ -55,21 +55,21 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The target of the installation: the running system, or a folder that becomes one (`destdir`)."""
+    """The target: the running system, or the root folder of another one (`destdir`)."""
 
     destdir: Path | None
     dry_run: bool
 
     def at(self, path: Path) -> Path:
-        """Return the path on this system of a path of the host."""
+        """Return the path on this system of a path of the target."""
         return path if self.destdir is None else self.destdir / path.relative_to("/")
 
     def report(self, done: str, would: str, what: object) -> None:
-        """Print a change, or the change that a dry run omits."""
+        """Print an action, or the action of a dry run."""
         print(f"{would if self.dry_run else done} {what}", flush=True)  # before the output of a command
 
     def folder(self, path: Path, mode: int, group: str | None = None) -> None:
-        """Create a folder, unless it exists."""
+        """Create a folder if it does not exist."""
         there = self.at(path)
         if there.is_dir():
             return
@@ -81,7 +81,7 @@ class Host:
                 shutil.chown(there, group=group)
 
     def write(self, file: File) -> None:
-        """Write a file, unless it is up to date or must be kept."""
+        """Write a file, unless its content is correct or it belongs to the operator."""
         there = self.at(file.path)
         if there.is_file() and (file.keep or there.read_text() == file.content):
             print(f"{'kept' if file.keep else 'unchanged'} {there}")
@@ -93,7 +93,7 @@ class Host:
             there.chmod(0o644)
 
     def remove(self, path: Path) -> None:
-        """Remove a file or a folder, if it exists."""
+        """Remove a file or a folder if it exists."""
         there = self.at(path)
         if not there.exists():
             return
@@ -106,7 +106,7 @@ class Host:
             there.unlink()
 
     def run(self, *words: str) -> None:
-        """Run a command on the host, unless the target is a folder. Raises `InstallError` if it fails."""
+        """Run a command on the host; do nothing with `destdir`. Raises `InstallError` if the command fails."""
         if self.destdir is not None:
             return
         self.report("running", "would run", " ".join(words))
@@ -115,7 +115,7 @@ class Host:
 
 
 def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] | None, *, now: bool) -> None:
-    """Install and enable the units of some roles. `gpus`: None for the GPUs that the worker detects."""
+    """Install and enable all units; `gpus` None selects the GPUs that the worker's command detects."""
     version = systemd_version()
     if host.destdir is None:
         if not version:
@@ -138,21 +138,19 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
         workers = [f"imagegen-worker@{gpu}.service" for gpu in found]
         if not found and gpus is None:
             workers = enabled_workers(host)
-            print(f"no GPU was detected; enabled before: {' '.join(workers) or 'no worker'}")
+            print(f"no GPU found; enabled workers: {' '.join(workers) or 'none'}")
             if not workers:
-                print(
-                    'for a worker without a GPU: --gpus 0 (make install GPUS=0), and device = "cpu" in worker.toml'
-                )
+                print('to enable one: --gpus 0 (make install GPUS=0), and device = "cpu" in worker.toml')
         units += ["imagegen-workers.target", *workers]
     if "gateway" in roles:
         units.append("imagegen-gateway.service")
     host.run("systemctl", "enable", *(["--now"] if now else []), *units)
     if not now:
-        print(f"check {SETTINGS}/*.toml, then: systemctl start {' '.join(units)}")
+        print(f"review {SETTINGS}/*.toml, then run: systemctl start {' '.join(units)}")
 
 
 def uninstall(host: Host, *, purge: bool) -> None:
-    """Stop, disable and remove all units; with `purge`, also settings, drop-ins, keys, models and jobs."""
+    """Stop, disable and remove all units; `purge` also removes settings, drop-ins, keys, models and jobs."""
     instances = enabled_workers(host)
     for unit in ("imagegen-broker.service", "imagegen-gateway.service"):
         if host.at(UNITS / unit).exists():
@@ -160,7 +158,7 @@ def uninstall(host: Host, *, purge: bool) -> None:
     if host.at(UNITS / "imagegen-workers.target").exists():
         instances.append("imagegen-workers.target")
     if booted():
-        host.run("systemctl", "stop", "imagegen-worker@*.service")  # also those that are not enabled
+        host.run("systemctl", "stop", "imagegen-worker@*.service")  # includes instances that were started manually
     if instances:
         host.run("systemctl", "disable", *(["--now"] if booted() else []), *instances)
     for path in sorted(host.at(UNITS).glob("imagegen-*")):
@@ -173,11 +171,11 @@ def uninstall(host: Host, *, purge: bool) -> None:
         host.run("systemctl", "daemon-reload")
     left = [path for path in kept if host.at(path).exists()]
     if left and not host.dry_run:
-        print(f"kept: {', '.join(map(str, left))} (--purge removes them), and the user {GROUP}")
+        print(f"left: {', '.join(map(str, left))} (--purge removes them), and the user {GROUP}")
 
 
 def files(prefix: Path, roles: Sequence[str], version: int) -> list[File]:
-    """Return the files for these roles and this version of systemd."""
+    """Return the files of a host with these roles and this version of systemd."""
     found = [File(SYSUSERS, (HERE / "sysusers.conf").read_text())]
     for role in roles:
         for unit in sorted(HERE.glob(f"imagegen-{role}*.*")):
@@ -193,12 +191,12 @@ def files(prefix: Path, roles: Sequence[str], version: int) -> list[File]:
 
 
 def enabled_workers(host: Host) -> list[str]:
-    """Return the enabled worker units."""
+    """Return the units of the workers that start at boot."""
     return sorted(path.name for path in host.at(WANTED).glob("imagegen-worker@*.service"))
 
 
 def check_environment(prefix: Path, roles: Sequence[str]) -> None:
-    """Raise `InstallError` unless the units can access the whole virtual environment."""
+    """Raise `InstallError` unless the virtual environment is visible to the units."""
     commands = [prefix / f"bin/imagegen-{role}" for role in roles]
     for path in (prefix / "bin/python3", *commands):
         if not path.is_file():
@@ -210,27 +208,27 @@ def check_environment(prefix: Path, roles: Sequence[str]) -> None:
         for path in resolution_steps(needed):
             if any(path.is_relative_to(hidden) for hidden in HIDDEN):
                 raise InstallError(
-                    f"the units can't access {path}, nor anything else in {', '.join(HIDDEN)}; create the "
+                    f"{path} is hidden from the units, as is everything in {', '.join(HIDDEN)}; create the "
                     "environment elsewhere, with a Python that is installed for all users"
                 )
 
 
 def interpreter(command: Path) -> Path:
-    """Return the interpreter in the first line of a script, which a moved environment does not update."""
+    """Return the interpreter in a script's first line; a moved script still names its old one."""
     with command.open("rb") as file:
         words = file.readline(4096).removeprefix(b"#!").split()
     return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else command
 
 
 def base_python(prefix: Path) -> Path:
-    """Return the folder of the Python that an environment is based on, also if its `python3` is a copy."""
+    """Return the folder of the base Python of an environment, which a copied `python3` does not link to."""
     settings = prefix / "pyvenv.cfg"
-    home = re.search(r"^home *= *(/.*)$", settings.read_text() if settings.is_file() else "", re.MULTILINE)
-    return Path(home[1].strip()) if home else prefix
+    told = re.search(r"^home *= *(/.*)$", settings.read_text() if settings.is_file() else "", re.MULTILINE)
+    return Path(told[1].strip()) if told else prefix
 
 
 def resolution_steps(path: Path) -> Iterator[Path]:
-    """Yield a path, and the path after each symbolic link that is resolved."""
+    """Yield a path, and the path after each symbolic link on the way to it is resolved."""
     yield path
     for part in (*reversed(path.parents), path):
         if part.is_symlink():
@@ -241,7 +239,7 @@ def resolution_steps(path: Path) -> Iterator[Path]:
 
 
 def check_user(prefix: Path, roles: Sequence[str], user: str = GROUP) -> None:
-    """Raise `InstallError` unless the user of the units can run the commands of these roles."""
+    """Raise `InstallError` unless the units' user can run the commands (umask, missing extra)."""
     for role in roles:
         command = prefix / f"bin/imagegen-{role}"
         try:
@@ -263,8 +261,8 @@ def check_user(prefix: Path, roles: Sequence[str], user: str = GROUP) -> None:
                 continue
             why = (done.stderr.strip() or f"it exited with status {done.returncode}").splitlines()[-1]
         raise InstallError(
-            f"the user {user} can't run {command}: {why} (if the environment was created with a strict umask: "
-            f"chmod -R go+rX {prefix}; the user needs access to all folders above it, too)"
+            f"the user {user} can't run {command}: {why} (after a strict umask, run "
+            f"chmod -R go+rX {prefix}; the user must also be able to enter all parent folders)"
         )
 
 
@@ -275,13 +273,13 @@ def find_gpus(prefix: Path) -> list[str]:
     )
     if done.returncode:
         raise InstallError(
-            f"imagegen-worker --list-gpus exited with status {done.returncode}; list the GPUs with --gpus"
+            f"imagegen-worker --list-gpus exited with status {done.returncode}; select GPUs with --gpus"
         )
     return [str(json.loads(line)["number"]) for line in done.stdout.splitlines()]
 
 
 def booted() -> bool:
-    """Return whether systemd runs this host."""
+    """Return whether systemd is running on this host."""
     return Path("/run/systemd/system").is_dir()
 
 
@@ -289,8 +287,8 @@ def systemd_version() -> int:
     """Return the version of systemd; 0 if it is not installed."""
     if shutil.which("systemctl") is None:
         return 0
-    output = subprocess.run(["systemctl", "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
-    match = re.match(r"systemd (\d+)", output)
+    said = subprocess.run(["systemctl", "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
+    match = re.match(r"systemd (\d+)", said)
     return int(match[1]) if match else 0
 
 
@@ -300,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host = Host(destdir=options.destdir, dry_run=options.dry_run)
     try:
         if options.destdir is None and not options.dry_run and os.geteuid() != 0:
-            raise InstallError("only root can change the host; --dry-run prints the changes")
+            raise InstallError("only root can change the host; --dry-run prints the actions")
         if options.command == "uninstall":
             uninstall(host, purge=options.purge)
         else:
@@ -315,26 +313,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--dry-run", action="store_true", help="print the changes without making them")
-    common.add_argument("--destdir", type=_absolute, help="install into this folder, and run no commands")
-    install_parser = commands.add_parser("install", parents=[common], help="install or update, and enable")
-    install_parser.add_argument(
-        "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="the virtual environment [/opt/imagegen]"
+    common.add_argument("--dry-run", action="store_true", help="print the actions and change nothing")
+    common.add_argument("--destdir", type=_absolute, help="install below this folder and run no commands")
+    laying = commands.add_parser("install", parents=[common], help="install or update, and enable")
+    laying.add_argument(
+        "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="virtual environment [/opt/imagegen]"
     )
-    install_parser.add_argument(
+    laying.add_argument(
         "--roles",
         type=_roles,
         default=USUAL_ROLES,
-        help="roles, separated by commas: broker, worker, gateway [broker,worker]",
+        help="broker, worker, gateway, separated by commas [broker,worker]",
     )
-    install_parser.add_argument(
-        "--gpus", type=_gpus, help="numbers or UUIDs, as 0,1, or 'none' [all detected GPUs]"
-    )
-    install_parser.add_argument("--now", action="store_true", help="also start the units")
-    uninstall_parser = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
-    uninstall_parser.add_argument(
-        "--purge", action="store_true", help="also remove settings, keys, models and jobs"
-    )
+    laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs such as 0,1, or 'none' [every detected GPU]")
+    laying.add_argument("--now", action="store_true", help="also start the units")
+    taking = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
+    taking.add_argument("--purge", action="store_true", help="also remove settings, keys, models and jobs")
     return parser
 
 
@@ -347,14 +341,14 @@ def _absolute(text: str) -> Path:
 def _roles(text: str) -> tuple[str, ...]:
     roles = tuple(text.split(","))
     if not set(roles) <= set(ROLES):
-        raise argparse.ArgumentTypeError(f"{text!r} must be some of {', '.join(ROLES)}, separated by commas")
+        raise argparse.ArgumentTypeError(f"{text!r} must be some of {', '.join(ROLES)}, with a comma between")
     return roles
 
 
 def _gpus(text: str) -> tuple[str, ...]:
     gpus = () if text == "none" else tuple(text.split(","))
     if not all(_GPU.fullmatch(gpu) for gpu in gpus):
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers or UUIDs, separated by commas, or 'none'")
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers or UUIDs with commas between, or 'none'")
     return gpus
 
 

@@ -1,8 +1,8 @@
-"""Health check for HEALTHCHECK of a container: exit status 0 if healthy, else 1.
+"""Check whether a daemon in this container is alive, for HEALTHCHECK: exit status 0 or 1.
 
 python healthcheck.py PORT|FIRST-LAST...
 
-At least one of the ports must answer /healthz with 200, and no open port may answer otherwise.
+At least one port must answer /healthz with 200, and no open port may answer with another status.
 """
 
 import sys
@@ -13,8 +13,8 @@ _SECONDS = 3.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def is_healthy(port: int) -> bool | None:
-    """Return whether /healthz on a local port answers with 200; None if the port is closed."""
+def answers(port: int) -> bool | None:
+    """Return whether /healthz on a local port answers 200; None if the port is closed."""
     try:
         with _DIRECT.open(f"http://127.0.0.1:{port}/healthz", timeout=_SECONDS):
             return True
@@ -32,7 +32,7 @@ def ports(argument: str) -> range:
 
 def main(arguments: list[str]) -> int:
     """Return the exit status."""
-    results = [is_healthy(port) for argument in arguments for port in ports(argument)]
+    results = [answers(port) for argument in arguments for port in ports(argument)]
     return 0 if True in results and False not in results else 1
 
 
