@@ -64,7 +64,7 @@ class Host:
         """Return the path on this system of a path of the target."""
         return path if self.destdir is None else self.destdir / path.relative_to("/")
 
-    def say(self, done: str, would: str, what: object) -> None:
+    def report(self, done: str, would: str, what: object) -> None:
         """Print an action, or the action of a dry run."""
         print(f"{would if self.dry_run else done} {what}", flush=True)  # before the output of a command
 
@@ -73,7 +73,7 @@ class Host:
         there = self.at(path)
         if there.is_dir():
             return
-        self.say("created", "would create", there)
+        self.report("created", "would create", there)
         if not self.dry_run:
             there.mkdir(parents=True)
             there.chmod(mode)
@@ -87,7 +87,7 @@ class Host:
             print(f"{'kept' if file.keep else 'unchanged'} {there}")
             return
         self.folder(file.path.parent, 0o755)
-        self.say("wrote", "would write", there)
+        self.report("wrote", "would write", there)
         if not self.dry_run:
             there.write_text(file.content)
             there.chmod(0o644)
@@ -97,7 +97,7 @@ class Host:
         there = self.at(path)
         if not there.exists():
             return
-        self.say("removed", "would remove", there)
+        self.report("removed", "would remove", there)
         if self.dry_run:
             return
         if there.is_dir():
@@ -109,7 +109,7 @@ class Host:
         """Run a command on the host; do nothing with `destdir`. Raises `InstallError` if the command fails."""
         if self.destdir is not None:
             return
-        self.say("running", "would run", " ".join(words))
+        self.report("running", "would run", " ".join(words))
         if not self.dry_run and (status := subprocess.run(words, check=False).returncode):
             raise InstallError(f"{' '.join(words)} exited with status {status}")
 
@@ -204,8 +204,8 @@ def check_environment(prefix: Path, roles: Sequence[str]) -> None:
                 f"{path} does not exist; create the environment first: python3 -m venv {prefix} && "
                 f"{prefix}/bin/pip install -c constraints.txt '.[cli,{','.join(roles)}]'"
             )
-    for needed in (prefix / "bin/python3", *map(interpreter, commands), base(prefix)):
-        for path in way(needed):
+    for needed in (prefix / "bin/python3", *map(interpreter, commands), base_python(prefix)):
+        for path in resolution_steps(needed):
             if any(path.is_relative_to(hidden) for hidden in HIDDEN):
                 raise InstallError(
                     f"{path} is hidden from the units, as is everything in {', '.join(HIDDEN)}; create the "
@@ -220,19 +220,21 @@ def interpreter(command: Path) -> Path:
     return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else command
 
 
-def base(prefix: Path) -> Path:
+def base_python(prefix: Path) -> Path:
     """Return the folder of the base Python of an environment, which a copied `python3` does not link to."""
     settings = prefix / "pyvenv.cfg"
     told = re.search(r"^home *= *(/.*)$", settings.read_text() if settings.is_file() else "", re.MULTILINE)
     return Path(told[1].strip()) if told else prefix
 
 
-def way(path: Path) -> Iterator[Path]:
+def resolution_steps(path: Path) -> Iterator[Path]:
     """Yield a path, and the path after each symbolic link on the way to it is resolved."""
     yield path
     for part in (*reversed(path.parents), path):
         if part.is_symlink():
-            yield from way(Path(os.path.normpath(part.parent / part.readlink() / path.relative_to(part))))
+            yield from resolution_steps(
+                Path(os.path.normpath(part.parent / part.readlink() / path.relative_to(part)))
+            )
             return
 
 

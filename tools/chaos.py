@@ -1,8 +1,8 @@
-"""A fleet of real processes under load, killed and frozen in a seeded order; counts what came back.
+"""Fault injection: kill and freeze the processes of a fleet under load, in a seeded order, and count the answers.
 
     python -m tools.chaos --seed 1 --minutes 3
 
-Every image that comes back is compared with the one that its prompt and seed must give.
+Every returned image is compared with the expected image of its prompt and seed.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from imagegen_worker.core.model import ResolvedRequest
 from tools.fleet import Fleet
 
 SIDE = 32
-"""Pixels; the images are small, so that the fleet is what is tested."""
+"""Side of the images in pixels; small, so that the load is on the fleet."""
 WORKERS = 4
 WINDOW = 24
-"""Requests that each client keeps on their way."""
+"""Unfinished requests of each client."""
 HEARTBEAT = 0.25
 QUIET_SECONDS = 120.0
 _BROKER = ("--heartbeat-interval", str(HEARTBEAT), "--max-attempts", "100")
@@ -42,7 +42,7 @@ _MADE = re.compile(r"request finished request_id=(\w+)")
 
 @dataclass(slots=True)
 class Report:
-    """What happened; times in seconds."""
+    """Counts of a run. Times are in seconds."""
 
     seed: int
     seconds: float = 0.0
@@ -52,15 +52,15 @@ class Report:
     wrong_images: int = 0
     unanswered: int = 0
     made: int = 0
-    """Images that workers made, copies included."""
+    """Images that workers generated, repetitions included."""
     made_again: int = 0
-    """Of these, copies of one made before (its worker was killed or frozen with it)."""
+    """Repetitions among them, after a worker was killed or frozen."""
     attempts: Counter[int] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     longest_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the counts as plain values."""
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
         return {
             name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in values
@@ -68,12 +68,12 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether every request ended in its own image."""
+        """Whether every request ended with the expected image."""
         return self.answered == self.sent and not (self.errors or self.wrong_images or self.unanswered)
 
 
 class Load:
-    """One client that keeps a window of requests on their way until it is told to stop."""
+    """A client that keeps a window of unfinished requests until it is stopped."""
 
     def __init__(self, endpoints: list[str], report: Report, lock: threading.Lock, first_seed: int) -> None:
         self._client = Client(endpoints)
@@ -86,12 +86,12 @@ class Load:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send no more."""
+        """Stop sending requests."""
         self._stop.set()
         self._thread.join()
 
     def finish(self, until: float) -> None:
-        """Wait for what is on its way, until a monotonic time, and leave."""
+        """Wait for the unfinished requests until a monotonic time, then close the client."""
         for job in self._jobs:
             self._take(job, max(0.0, until - time.monotonic()))
         self._client.close()
@@ -133,7 +133,7 @@ class Load:
 
 
 def is_right(result: GenerationResult) -> bool:
-    """Say whether an image is the one that its prompt, seed and worker must give."""
+    """Return whether an image is the expected one of its prompt, seed and worker."""
     request = ResolvedRequest(
         model=result.model,
         prompt=f"picture {result.seed}",
@@ -148,7 +148,7 @@ def is_right(result: GenerationResult) -> bool:
 
 
 class Chaos:
-    """The faults, one after the other, in the order that the seed gives."""
+    """A sequence of faults that follows from the seed."""
 
     def __init__(self, fleet: Fleet, report: Report) -> None:
         self._fleet = fleet
@@ -158,22 +158,22 @@ class Chaos:
         self._busy: set[str] = set()
 
     def run(self, seconds: float) -> None:
-        """Make trouble for so long; then let everybody live."""
+        """Inject faults for some seconds, then repair all processes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self._settle(time.monotonic())
-            self._strike()
+            self._repair_due(time.monotonic())
+            self._inject_fault()
             threading.Event().wait(self._random.uniform(0.1, 1.2))
-        self._settle(float("inf"))
+        self._repair_due(float("inf"))
 
-    def _settle(self, now: float) -> None:
-        """Start again, or thaw, what is due."""
-        due = [what for when, what in self._due if when <= now]
-        self._due = [(when, what) for when, what in self._due if when > now]
-        for what in due:
-            what()
+    def _repair_due(self, now: float) -> None:
+        """Restart or continue the processes that are due."""
+        due = [repair for when, repair in self._due if when <= now]
+        self._due = [(when, repair) for when, repair in self._due if when > now]
+        for repair in due:
+            repair()
 
-    def _strike(self) -> None:
+    def _inject_fault(self) -> None:
         victims = [name for name in self._fleet.processes if name not in self._busy]
         brokers = [name for name in victims if name.startswith("broker")]
         workers = [name for name in victims if name.startswith("worker")]
@@ -188,18 +188,18 @@ class Chaos:
         if kind.startswith("freeze"):
             process = self._fleet.processes[name]
             process.send_signal(signal.SIGSTOP)
-            self._later(name, pause, lambda: process.send_signal(signal.SIGCONT))
+            self._schedule_repair(name, pause, lambda: process.send_signal(signal.SIGCONT))
             return
         self._fleet.kill(name)
         start = self._start_broker if name in brokers else self._start_worker
-        self._later(name, pause, lambda: start(name))
+        self._schedule_repair(name, pause, lambda: start(name))
 
-    def _later(self, name: str, pause: float, what: Callable[[], None]) -> None:
-        def mend() -> None:
-            what()
+    def _schedule_repair(self, name: str, pause: float, repair: Callable[[], None]) -> None:
+        def run() -> None:
+            repair()
             self._busy.discard(name)
 
-        self._due.append((time.monotonic() + pause, mend))
+        self._due.append((time.monotonic() + pause, run))
 
     def _start_broker(self, name: str) -> None:
         self._fleet.start_broker(*_BROKER, name=name)
@@ -209,7 +209,7 @@ class Chaos:
 
 
 def run(seed: int, seconds: float, folder: Path, *, brokers: int = 2, clients: int = 3) -> Report:
-    """Run one chaos of so many seconds; logs go into `folder`."""
+    """Inject faults for some seconds and return the counts; logs go to `folder`."""
     report = Report(seed)
     lock = threading.Lock()
     begun = time.monotonic()
@@ -219,7 +219,7 @@ def run(seed: int, seconds: float, folder: Path, *, brokers: int = 2, clients: i
             fleet.start_worker(f"worker{index}", *_WORKER)
         with Client(endpoints[0]) as client:
             fleet.wait_for_workers(client, WORKERS)
-        # Each client prefers another broker.
+        # Each client prefers a different broker.
         loads = [
             Load(
                 endpoints[index % brokers :] + endpoints[: index % brokers], report, lock, 1_000_000 * (index + 1)
@@ -240,12 +240,12 @@ def run(seed: int, seconds: float, folder: Path, *, brokers: int = 2, clients: i
 
 
 def main() -> int:
-    """Run, print the count as JSON, and return 1 if anything was lost."""
+    """Run, print the counts as JSON, and return 1 unless every request ended with the expected image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--brokers", type=int, default=2)
-    parser.add_argument("--logs", type=Path, help="folder for the logs; a temporary one if left out")
+    parser.add_argument("--logs", type=Path, help="folder for the logs [a temporary folder]")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.logs or Path(temporary)

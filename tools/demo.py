@@ -1,4 +1,4 @@
-"""`make demo`: a broker and two workers on this machine draw a dozen prompts."""
+"""`make demo`: generate a dozen images with a broker and two workers on this machine."""
 
 import os
 import signal
@@ -34,14 +34,14 @@ OUT = Path("out/demo")
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     console = Console()
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         OUT.mkdir(parents=True, exist_ok=True)
         with Fleet(log_folder=OUT / "logs") as fleet:
             run(fleet, console)
-            # Nothing may interrupt the stopping of what was started.
+            # The cleanup must not be interrupted.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         console.print("stopped")
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def run(fleet: Fleet, console: Console) -> None:
-    """Start the fleet, draw, and show what came out."""
+    """Start the fleet, generate the images, and print a summary."""
     with console.status("Starting a broker and two workers (each loads the model) ..."):
         fleet.start_broker()
         for index in range(2):
@@ -61,22 +61,22 @@ def run(fleet: Fleet, console: Console) -> None:
         client = Client(fleet.frontend)
         fleet.wait_for_workers(client, 2)
     with client:
-        results = draw(client, console)
+        results = generate(client, console)
         sheet = make_sheet(results)
         sheet.save(OUT / "sheet.png")
         console.print(
-            f"{len(results)} pictures are in [bold]{OUT}/[/bold], all on [bold]{OUT / 'sheet.png'}[/bold]"
+            f"{len(results)} images are in [bold]{OUT}/[/bold], on one sheet in [bold]{OUT / 'sheet.png'}[/bold]"
         )
         console.print(stats_table(client.stats()))
     command = os.path.relpath(Path(sys.executable).with_name("imagegen"))
-    console.print(f"For pictures of your own, in a browser: [bold]{command} up[/bold], then http://127.0.0.1:8000")
+    console.print(f"For your own images, in a browser: [bold]{command} up[/bold], then http://127.0.0.1:8000")
 
 
-def draw(client: Client, console: Console) -> list[GenerationResult]:
-    """Send every prompt at once; save each picture as it comes in, and return the results in order."""
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def generate(client: Client, console: Console) -> list[GenerationResult]:
+    """Send all prompts at once, save each image when it arrives, and return the results in order."""
+    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("drawing", total=len(PROMPTS))
+        task = bar.add_task("generating", total=len(PROMPTS))
         jobs = [client.submit(prompt, seed=SEED + index) for index, prompt in enumerate(PROMPTS)]
         results = []
         for index, job in enumerate(jobs):
@@ -88,7 +88,7 @@ def draw(client: Client, console: Console) -> list[GenerationResult]:
 
 
 def make_sheet(results: list[GenerationResult]) -> Image.Image:
-    """Return one picture of all results with their prompts."""
+    """Return a contact sheet of all results with their prompts."""
     labels = [prompt.replace(" on ", "\non ") for prompt in PROMPTS]
     return contact_sheet([result.image for result in results], labels, columns=4, zoom=3)
 

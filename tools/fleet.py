@@ -1,6 +1,6 @@
 """A fleet of real processes on this machine, for the demo, the tests and the benchmarks.
 
-Whatever happens to the parent, no child outlives it: each is told by the kernel to die with its parent.
+No child outlives its parent, however the parent dies: the kernel kills it (PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, Self
 from imagegen_client import Client
 
 _PR_SET_PDEATHSIG = 1
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -29,27 +29,27 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put an interruption off until after the block: amid the hooks of a fork its exception would be swallowed."""
+    """Defer signals until after the block: the hooks of a fork would swallow the exception."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    usual = {number: signal.signal(number, lambda n, frame: came.append(n)) for number in _ENDING}
+    received: list[int] = []
+    usual = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in _TERMINATION_SIGNALS}
     try:
         yield
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
-    if came and callable(handler := usual[signal.Signals(came[0])]):
-        handler(came[0], None)
+    if received and callable(handler := usual[signal.Signals(received[0])]):
+        handler(received[0], None)
 
 
 class FleetError(RuntimeError):
-    """A process of the fleet ended, or did not start in time."""
+    """A process of the fleet exited, or a wait timed out."""
 
 
 class Endpoints(NamedTuple):
-    """Where a broker listens; `http` is an URL, all others are ZeroMQ endpoints."""
+    """Addresses of a broker: ZeroMQ endpoints, and the URL `http`."""
 
     frontend: str
     backend: str
@@ -60,10 +60,10 @@ FREE_PORTS = Endpoints("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "http://127.0.0
 
 
 class Fleet:
-    """Brokers and workers as child processes; leaving the context stops them all.
+    """Brokers and workers as child processes, which stop when the context ends.
 
-    `log_folder` gets one file a process; without it they write to this process's stderr. `environment` is added to
-    this process's own for each of them.
+    `log_folder`: folder for one log file per process; None for this process's stderr. `environment`: additional
+    environment variables of all processes.
     """
 
     def __init__(self, log_folder: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
@@ -83,18 +83,18 @@ class Fleet:
 
     @property
     def frontend(self) -> str:
-        """Where clients dial the first broker."""
+        """Frontend endpoint of the first broker."""
         return next(iter(self.brokers.values())).frontend
 
     @property
     def http(self) -> str:
-        """The URL of the first broker."""
+        """URL of the first broker."""
         return next(iter(self.brokers.values())).http
 
     def start_broker(
         self, *arguments: str, name: str = "broker", at: Endpoints | None = None, prefix: Sequence[str] = ()
     ) -> Endpoints:
-        """Start `imagegen-broker`: where a broker of this name was before, else where told, else on free ports."""
+        """Start `imagegen-broker` at given endpoints, at those of its last run, or on free ports."""
         place = at or self.brokers.get(name, FREE_PORTS)
         listen = ("--frontend", place.frontend, "--backend", place.backend)
         http = place.http.removeprefix("http://")
@@ -103,9 +103,9 @@ class Fleet:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise FleetError(f"{name} ended with status {process.wait()}; its log says why")
-        said = dict(part.split("=", 1) for part in line.split())
-        self.brokers[name] = Endpoints(said["frontend"], said["backend"], said["http"])
+            raise FleetError(f"{name} exited with status {process.wait()}; see its log")
+        endpoints = dict(part.split("=", 1) for part in line.split())
+        self.brokers[name] = Endpoints(endpoints["frontend"], endpoints["backend"], endpoints["http"])
         return self.brokers[name]
 
     def start_worker(
@@ -115,9 +115,9 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> None:
-        """Start `imagegen-worker` under a name, dialling every broker of this fleet."""
-        dial = [word for place in self.brokers.values() for word in ("--broker", place.backend)]
-        command = ["imagegen-worker", *dial, "--name", name, *arguments]
+        """Start `imagegen-worker` with a name, connected to every broker of this fleet."""
+        brokers = [word for place in self.brokers.values() for word in ("--broker", place.backend)]
+        command = ["imagegen-worker", *brokers, "--name", name, *arguments]
         self.spawn(name, command, environment=environment, prefix=prefix)
 
     def spawn(
@@ -129,9 +129,9 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start one of the project's commands in a process group of its own, out of the terminal's Ctrl-C.
+        """Start one of the project's commands in its own process group, out of reach of the terminal's Ctrl-C.
 
-        `prefix`: a command that runs it elsewhere, as in another network namespace.
+        `prefix`: a command that runs it elsewhere, such as in another network namespace.
         """
         program = str(Path(sys.executable).with_name(command[0]))
         log: IO[str] | None = None
@@ -157,12 +157,12 @@ class Fleet:
         self.wait_until(lambda: client.stats(timeout=timeout).num_gpus >= count, f"{count} workers", timeout)
 
     def wait_until(self, holds: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
-        """Ask until something holds. Raises `FleetError` if a process ended, or after `timeout` seconds."""
+        """Poll until a condition holds. Raises `FleetError` if a process exits, or after `timeout` seconds."""
         end = time.monotonic() + timeout
         while not holds():
             for name, process in self.processes.items():
                 if process.poll() is not None:
-                    raise FleetError(f"{name} ended with status {process.returncode} before there were {what}")
+                    raise FleetError(f"{name} exited with status {process.returncode} before there were {what}")
             if time.monotonic() > end:
                 raise FleetError(f"no {what} after {timeout:.0f} s")
             threading.Event().wait(0.05)
@@ -176,7 +176,7 @@ class Fleet:
             process.stdout.close()
 
     def terminate(self, name: str, timeout: float = 120.0) -> int:
-        """Ask a process to end, and return its exit status."""
+        """Terminate a process with SIGTERM, and return its exit status."""
         process = self.processes.pop(name)
         process.terminate()
         status = process.wait(timeout)
@@ -185,9 +185,9 @@ class Fleet:
         return status
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Stop everything, workers first; kill what does not end within `timeout` seconds."""
+        """Stop all processes, brokers last; kill those that do not exit within `timeout` seconds."""
         brokers = [name for name in self.processes if name in self.brokers]
-        # Brokers last: a worker that drains waits for their word that its answers have arrived.
+        # Brokers last: a draining worker waits for the release of its answers.
         for group in ([name for name in self.processes if name not in brokers], brokers):
             for name in group:
                 self.processes[name].terminate()

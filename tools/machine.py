@@ -1,6 +1,6 @@
-"""A machine of its own with a real systemd, in namespaces and on an overlay of this one's files. Needs root.
+"""A container with a real systemd, in namespaces and on an overlay of this machine's files. Needs root.
 
-It sees this machine's programs; what it writes, starts and empties is its own and gone with it.
+It has the programs of this machine; its files and processes disappear with it.
 """
 
 import ctypes
@@ -28,22 +28,22 @@ set -e; mount -t tmpfs t "$0"; mkdir "$0/u" "$0/w" "$0/r"
 mount -t overlay o -o lowerdir=/,upperdir="$0/u",workdir="$0/w" "$0/r"
 mount -t proc p "$0/r/proc"; mount -t sysfs -o ro s "$0/r/sys"; mount -t cgroup2 c "$0/r/sys/fs/cgroup"
 """
-"""The mounts that a container may be denied."""
+"""Mounts that a container runtime may deny."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MachineError(RuntimeError):
-    """The machine did not come up, or something did not happen on it."""
+    """The machine did not boot, or a command or a wait on it failed."""
 
 
 def available() -> str | None:
-    """Return None if a machine can be made here, else why not."""
+    """Return None if such a machine is possible here, else the reason."""
     for program in _PROGRAMS:
         if shutil.which(program) is None:
             return f"{program} is not installed"
     if os.geteuid() != 0:
-        return "only root can make namespaces"
+        return "namespaces need root"
     try:
         group = _make_group()
     except OSError as error:
@@ -57,7 +57,7 @@ def available() -> str | None:
 
 
 class Machine:
-    """Boots when the context is entered; `show` has folders of this machine, by the place where they are seen."""
+    """A machine that boots on entering the context. `show` maps its paths to folders of this machine."""
 
     def __init__(self, folder: Path, show: Mapping[str, Path]) -> None:
         self._folder = folder
@@ -80,20 +80,22 @@ class Machine:
         self._end()
 
     def enter(self) -> list[str]:
-        """Return the command prefix that runs a program on the machine, as its root."""
+        """Return the command prefix that runs a program on the machine as root."""
         return ["nsenter", "-t", str(self._init), "-m", "-p", "-u", "-i", "-n", "-C", "-r", "-w"]
 
     def run(self, *words: str, text: str | None = None, check: bool = True) -> str:
-        """Run a program on the machine and return what it prints; `text` is its input. Raises `MachineError`."""
+        """Run a program on the machine with the input `text`; return its output. Raises `MachineError`."""
         done = subprocess.run(
             [*self.enter(), *words], input=text, capture_output=True, text=True, check=False, timeout=120
         )
         if check and done.returncode:
-            raise MachineError(f"{' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}")
+            raise MachineError(
+                f"{' '.join(words)} exited with status {done.returncode}: {done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def write(self, path: str, text: str) -> None:
-        """Write a file of the machine."""
+        """Write a file on the machine."""
         self.run("mkdir", "-p", str(Path(path).parent))
         self.run("tee", path, text=text)
 
@@ -103,7 +105,7 @@ class Machine:
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def journal(self, unit: str) -> list[str]:
-        """Return the messages of a unit, and systemd's about it."""
+        """Return the journal of a unit."""
         lines = self.run("journalctl", "--no-pager", "-o", "json", "-u", unit, check=False).splitlines()
         return [str(json.loads(line)["MESSAGE"]) for line in lines]
 
@@ -118,12 +120,14 @@ class Machine:
             if all(re.fullmatch(pattern, shown[key]) for key, pattern in properties.items()):
                 return shown
             if time.monotonic() > end:
-                told = "\n".join(self.journal(unit))
-                has = {key: shown[key] for key in properties}
-                raise MachineError(f"{unit}: no {properties} after {timeout:.0f} s, but {has}:\n{told}")
+                journal = "\n".join(self.journal(unit))
+                found = {key: shown[key] for key in properties}
+                raise MachineError(
+                    f"{unit}: expected {properties} within {timeout:.0f} s, got {found}:\n{journal}"
+                )
             Event().wait(0.05)
 
-    # ---- its beginning and its end -------------------------------------------------------------------------
+    # ---- boot and shutdown ------------------------------------------------------------------------------------
 
     def _boot(self) -> None:
         stage = self._folder / "stage"
@@ -153,8 +157,8 @@ class Machine:
         end = time.monotonic() + 60
         while not self._is_up():
             if self._process.poll() is not None or time.monotonic() > end:
-                console_said = (self._folder / "console.log").read_text(errors="replace")
-                raise MachineError(f"the machine did not come up:\n{console_said}")
+                console_log = (self._folder / "console.log").read_text(errors="replace")
+                raise MachineError(f"the machine did not boot:\n{console_log}")
             Event().wait(0.05)
 
     def _prepare(self) -> None:
@@ -172,14 +176,14 @@ class Machine:
 
     def _end(self) -> None:
         if self._process is not None:
-            self._process.kill()  # the kernel ends all others: their first process dies with it
+            self._process.kill()  # the kernel kills all other processes of the namespace with it
             self._process.wait()
         if self._group.is_dir():
             _remove_group(self._group)
 
 
 def _make_group() -> Path:
-    """Make a control group for a machine. Raises OSError where there can be none."""
+    """Create a control group for a machine. Raises OSError."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, *_ = line.split()
         if kind == "cgroup2":
@@ -189,9 +193,9 @@ def _make_group() -> Path:
     raise OSError("cgroup2 is not mounted")
 
 
-def _remove_group(group: Path, patience: float = 10.0) -> None:
-    """Remove a control group and those in it, once their last processes are gone."""
-    end = time.monotonic() + patience
+def _remove_group(group: Path, timeout: float = 10.0) -> None:
+    """Remove a control group and its subgroups, once their last processes have exited."""
+    end = time.monotonic() + timeout
     while True:
         try:
             for folder, _, _ in os.walk(group, topdown=False):

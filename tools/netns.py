@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces joined by a bridge, whose links can be cut. Needs root and iproute2."""
+"""Several hosts on one machine: network namespaces on a bridge, with links that can fail. Needs root, iproute2."""
 
 import os
 import secrets
@@ -8,16 +8,16 @@ from types import TracebackType
 from typing import Self
 
 _SUBNET = "10.77.0"
-"""Seen inside the namespaces alone."""
+"""Subnet inside the namespaces."""
 
 
 def available() -> str | None:
-    """Return None if namespaces can be made here, else why not."""
+    """Return None if network namespaces are available, else the reason."""
     for program in ("ip", "iptables"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
     if os.geteuid() != 0:
-        return "only root can make network namespaces"
+        return "network namespaces need root"
     name = f"ig{secrets.token_hex(3)}"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if tried.returncode:
@@ -27,7 +27,7 @@ def available() -> str | None:
 
 
 class Network:
-    """Named hosts, each a namespace with one address; everything is gone when the context is left."""
+    """Named hosts, each a namespace with one address; a context manager that removes them at exit."""
 
     def __init__(self, *hosts: str) -> None:
         self._tag = f"ig{secrets.token_hex(3)}"
@@ -51,11 +51,11 @@ class Network:
         return ["ip", "netns", "exec", self._namespace(host)]
 
     def link(self, host: str, *, up: bool) -> None:
-        """Pull the host's cable, or plug it in: both ends see it."""
+        """Take the host's link down or up; both ends notice it."""
         _ip("-n", self._namespace("switch"), "link", "set", self._port(host), "up" if up else "down")
 
     def drop_packets(self, host: str, *, drop: bool) -> None:
-        """Let every packet from and to a host vanish without a word, or no longer."""
+        """Drop all packets from and to a host, or no longer."""
         for chain, direction in (("INPUT", "-i"), ("OUTPUT", "-o")):
             action = "-I" if drop else "-D"
             rule = ["iptables", "-w", action, chain, direction, "eth0", "-j", "DROP"]
@@ -83,7 +83,7 @@ class Network:
 
     def _tear_down(self) -> None:
         for host in (*self.addresses, "switch"):
-            # It may not have been made yet.
+            # It may not exist yet.
             subprocess.run(["ip", "netns", "delete", self._namespace(host)], capture_output=True, check=False)
 
 

@@ -1,6 +1,6 @@
-"""Write the reference tables of the request parameters into the docs: `python -m tools.parameter_docs`.
+"""Write the reference tables of request parameters and messages into the docs: `python -m tools.parameter_docs`.
 
-A table stands between the marks `<!-- parameters: NAME -->` and `<!-- end -->`.
+A table is between the comments `<!-- parameters: NAME -->`, or `<!-- message: STRUCT -->`, and `<!-- end -->`.
 """
 
 import re
@@ -10,9 +10,10 @@ from pathlib import Path
 from imagegen_protocol.declaration import TASKS, Parameter
 from imagegen_protocol.parameters import PARAMETERS
 from imagegen_protocol.request import BODY_PARAMETERS
+from tools.message_docs import message_table
 
 DOCS = Path(__file__).parents[1] / "docs"
-_SECTION = re.compile(r"(<!-- parameters: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- (parameters|message): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _WIRE_TYPES = {
     "integer": "int",
     "number": "float",
@@ -28,7 +29,7 @@ _INPUTS = [
     "list of str",
     "each path once",
     "none",
-    "Paths of the image frames behind the body, in order.",
+    "Paths of the image frames after the body, in order.",
 ]
 _SIZE = ["`size`", "text", "`WIDTHxHEIGHT`, `auto`", "the model's", "Width and height of the images, in pixels."]
 
@@ -76,8 +77,14 @@ PAGES = ("protocol.md", "gateway.md", "cli.md")
 
 
 def render(text: str) -> str:
-    """Return the text of a page with its tables as the declaration has them."""
-    return _SECTION.sub(lambda found: f"{found[1]}\n{_markdown(TABLES[found[2]]())}\n{found[3]}", text)
+    """Return the text of a page with up-to-date tables."""
+
+    def replace(found: re.Match[str]) -> str:
+        start, kind, name, end = found.groups()
+        rows = TABLES[name]() if kind == "parameters" else message_table(name)
+        return f"{start}\n{_markdown(rows)}\n{end}"
+
+    return _SECTION.sub(replace, text)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures on one."""
+"""Contact sheets: many small images in one."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _PAPER, _INK = (238, 238, 238), (20, 20, 20)
 def contact_sheet(
     images: Sequence[Image.Image], labels: Sequence[str], *, columns: int = 8, zoom: int = 2
 ) -> Image.Image:
-    """Return the pictures in a grid, each enlarged `zoom` times without smoothing, its label (two lines) below."""
+    """Return the images in a grid, each enlarged `zoom` times without smoothing, with a label of two lines."""
     font = ImageFont.load_default(size=11)
     width, height = max(i.width for i in images) * zoom, max(i.height for i in images) * zoom
     across, down = width + _GAP, height + _LABEL_HEIGHT + _GAP

@@ -9,7 +9,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from imagegen_broker.core.events import Role
 from imagegen_common.logs import log
-from imagegen_protocol.keys import AllowedKeys, KeyFileError, KeyPair, read_allowed
+from imagegen_protocol.keys import AllowedKeys, KeyFileError, KeyPair, read_allowed_keys
 
 _log = logging.getLogger("imagegen.broker.access")
 
@@ -21,7 +21,7 @@ class AllowList:
         """Raises `KeyFileError` if the folder can't be read, or has key files and none of them can be used."""
         self.role = role
         self._folder = folder
-        allowed = read_allowed(folder)
+        allowed = read_allowed_keys(folder)
         if allowed.problems and not allowed.names:
             raise KeyFileError(f"no key file in {folder} can be used: {'; '.join(allowed.problems)}")
         self._names = allowed.names
@@ -37,7 +37,7 @@ class AllowList:
     def reload(self) -> None:
         """Read the folder again. A key that cannot be read any more is revoked."""
         try:
-            allowed = read_allowed(self._folder)
+            allowed = read_allowed_keys(self._folder)
         except KeyFileError as error:
             allowed = AllowedKeys({}, [f"{error}; no key is allowed until the folder can be read"])
         gone = sorted(name for key, name in self._names.items() if key not in allowed.names)

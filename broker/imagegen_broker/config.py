@@ -5,7 +5,7 @@ from pathlib import Path
 from imagegen_broker.access import Access
 from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_protocol.endpoints import parse_bind_endpoint
-from imagegen_protocol.keys import read_pair
+from imagegen_protocol.keys import read_key_pair
 
 
 def make_access(key: Path | None, clients: Path | None, workers: Path | None) -> Access | None:
@@ -19,7 +19,7 @@ def make_access(key: Path | None, clients: Path | None, workers: Path | None) ->
         raise ConfigError(
             "--key, --authorized-clients and --authorized-workers must be set together: encryption needs all three"
         )
-    return Access(read_pair(key), clients, workers)
+    return Access(read_key_pair(key), clients, workers)
 
 
 def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:

@@ -41,7 +41,7 @@ from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Ready
-from imagegen_protocol.sockets import close_dead_links
+from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.statistics import Statistics
 
 _log = logging.getLogger("imagegen.broker")
@@ -232,7 +232,7 @@ class Server:
         # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
         # if the peer has reset the connection meanwhile. The limit counted messages, so it bounded no memory.
         socket.setsockopt(zmq.RCVHWM, 0)
-        close_dead_links(socket)
+        enable_keepalive(socket)
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
             socket.bind(endpoint)

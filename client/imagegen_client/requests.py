@@ -8,7 +8,7 @@ import msgspec
 from imagegen_client.input_images import ImageSource, read_image
 from imagegen_protocol import InvalidRequestError, encode_request
 from imagegen_protocol.declaration import map_images, split_images
-from imagegen_protocol.explain import explain
+from imagegen_protocol.error_texts import describe_validation_error
 from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
@@ -111,4 +111,4 @@ def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:
     try:
         return msgspec.convert({**msgspec.to_builtins(submit, builtin_types=(bytes,)), **header}, Submit)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(explain(header, str(error))) from error
+        raise InvalidRequestError(describe_validation_error(header, str(error))) from error

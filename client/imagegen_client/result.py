@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagegen_protocol import ProtocolError
-from imagegen_protocol.messages import Parameter, Result
+from imagegen_protocol.messages import ParameterValue, Result
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,7 +131,7 @@ class GenerationResult:
         return self._header.encode_seconds
 
     @property
-    def parameters(self) -> dict[str, Parameter]:
+    def parameters(self) -> dict[str, ParameterValue]:
         """Parameters the images were generated with, the model's defaults included."""
         return self._header.parameters
 

@@ -20,7 +20,7 @@ from imagegen_client.tracing import RequestTracer, end_with
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.endpoints import parse_endpoint
-from imagegen_protocol.keys import read_dial_keys
+from imagegen_protocol.keys import read_curve_keys
 from imagegen_protocol.limits import ID_BYTES
 from imagegen_protocol.seeds import random_seed
 from imagegen_protocol.statistics import Statistics, from_msgpack
@@ -61,7 +61,7 @@ class Client:
         for endpoint in endpoints:
             parse_endpoint(endpoint)
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
-        self._transport = Transport(core, read_dial_keys(key, broker_key))
+        self._transport = Transport(core, read_curve_keys(key, broker_key))
         self._tracer = None if tracer_provider is None else RequestTracer(tracer_provider)
         # Closes a client that is garbage-collected, or still open when the program ends.
         self._closer = weakref.finalize(self, self._transport.close)

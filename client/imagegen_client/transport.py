@@ -16,11 +16,11 @@ from imagegen_client import events as ev
 from imagegen_client.core import ClientCore
 from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
-from imagegen_protocol.handshake import HandshakeWatch
-from imagegen_protocol.keys import DialKeys
+from imagegen_protocol.handshake import HandshakeMonitor
+from imagegen_protocol.keys import CurveKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import ClientMessage, Goodbye, Progress
-from imagegen_protocol.sockets import close_dead_links
+from imagegen_protocol.sockets import enable_keepalive
 
 logger = logging.getLogger("imagegen.client")
 
@@ -46,7 +46,7 @@ class ResponseHandler(Protocol):
 class Transport:
     """Runs one core; thread-safe. The I/O thread owns all sockets and frees them when it ends."""
 
-    def __init__(self, core: ClientCore, keys: DialKeys | None = None) -> None:
+    def __init__(self, core: ClientCore, keys: CurveKeys | None = None) -> None:
         self._core = core
         self._keys = keys
         # Reentrant: the finalizer of a garbage-collected client may call `close` anywhere.
@@ -59,7 +59,7 @@ class Transport:
         os.set_blocking(self._wake_read, False)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._handshakes: HandshakeWatch | None = None
+        self._handshakes: HandshakeMonitor | None = None
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name="imagegen-client", daemon=True)
@@ -136,7 +136,7 @@ class Transport:
                 break
             self._perform(self._core.handle(event, time.monotonic()))
 
-    def _read_handshakes(self, handshakes: HandshakeWatch) -> None:
+    def _read_handshakes(self, handshakes: HandshakeMonitor) -> None:
         changes, now = handshakes.read(), time.monotonic()
         if changes.refusal:
             self._perform(self._core.handle(ev.HandshakeRejected(changes.refusal), now))
@@ -218,10 +218,10 @@ class Transport:
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.reconnect_ivl_max = 1000
         socket.ipv6 = "[" in endpoint
-        close_dead_links(socket)
+        enable_keepalive(socket)
         if self._keys is not None:
             self._keys.apply(socket)
-        self._handshakes = HandshakeWatch(socket)
+        self._handshakes = HandshakeMonitor(socket)
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._handshakes.monitor, zmq.POLLIN)

@@ -1,4 +1,4 @@
-"""The number of workers, and which of them to remove: pure functions, without Ray and without a clock."""
+"""Scaling policy: the number of workers, and the workers to drain. Uses neither Ray nor a clock."""
 
 import math
 from collections import deque
@@ -13,45 +13,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Parameters of the number of workers.
-
-    `work_off` is the time in which a queue should be processed, `shrink_after` the time for which fewer workers
-    must have been sufficient before one is removed; both in seconds.
-    """
+    """Settings of the scaling."""
 
     least: int
+    """Minimum number of workers."""
     most: int
+    """Maximum number of workers."""
     work_off: float
+    """Target seconds for finishing the queue."""
     shrink_after: float
+    """Seconds for which fewer workers must suffice before one is drained."""
 
-    def wanted(self, backlog_seconds: float) -> int:
-        """Return the number of workers that process a backlog, in seconds of one worker, in time."""
+    def workers_for(self, backlog_seconds: float) -> int:
+        """Return the number of workers that finish a backlog, in seconds of one worker, in time."""
         return min(max(math.ceil(backlog_seconds / self.work_off), self.least), self.most)
 
 
 class Scaler:
-    """Scales up at once and down late: the target is the maximum wanted within `shrink_after`."""
+    """Scaler that grows at once and shrinks late: its target is the maximum demand within `shrink_after`."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._wanted: deque[tuple[float, int]] = deque()
+        self._demands: deque[tuple[float, int]] = deque()
 
     def target(self, backlog_seconds: float | None, now: float) -> int:
-        """Return the target number of workers; unchanged if the backlog is unknown."""
+        """Return the target number of workers. With an unknown backlog (None) the last demand counts."""
         if backlog_seconds is None:
-            wanted = self._wanted[-1][1] if self._wanted else self._policy.least
+            demand = self._demands[-1][1] if self._demands else self._policy.least
         else:
-            wanted = self._policy.wanted(backlog_seconds)
-        while self._wanted and self._wanted[0][0] < now - self._policy.shrink_after:
-            self._wanted.popleft()
-        while self._wanted and self._wanted[-1][1] <= wanted:
-            self._wanted.pop()
-        self._wanted.append((now, wanted))
-        return self._wanted[0][1]
+            demand = self._policy.workers_for(backlog_seconds)
+        while self._demands and self._demands[0][0] < now - self._policy.shrink_after:
+            self._demands.popleft()
+        while self._demands and self._demands[-1][1] <= demand:
+            self._demands.pop()
+        self._demands.append((now, demand))
+        return self._demands[0][1]
 
 
 def backlog_seconds(statistics: Statistics, model: str | None) -> float:
-    """Return the backlog at a broker, of one model or of all."""
+    """Return the backlog at a broker in seconds of one worker, of one model or of all."""
     return sum(row.backlog_seconds for row in statistics.per_model_stats if model in (None, row.model))
 
 
@@ -60,8 +60,8 @@ def queue_depths(statistics: Statistics) -> dict[str, int]:
     return {gpu.worker: gpu.current_queue_depth for gpu in statistics.per_gpu_stats}
 
 
-def first_to_go(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
-    """Return `count` workers to remove: workers that wait for a GPU (depth None) first, then the least loaded."""
+def select_to_drain(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
+    """Return `count` workers: first those that wait for a GPU (depth None), then those with the lowest depth."""
 
     def order(worker: T) -> tuple[bool, int]:
         images = depth[worker]

@@ -15,7 +15,7 @@ from imagegen_common.settings import SettingsCommand, end_check, settings_option
 from imagegen_gateway.commands import add, list_, revoke, secret
 from imagegen_gateway.config import Settings, check_bind, check_networks, check_origin, check_tls
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
-from imagegen_protocol.keys import KeyFileError, read_dial_keys
+from imagegen_protocol.keys import KeyFileError, read_curve_keys
 
 _log = logging.getLogger("imagegen.gateway")
 
@@ -181,7 +181,7 @@ def main(
             webhook_retry_seconds=webhook_retry,
             drain_seconds=drain_timeout,
         )
-        read_dial_keys(key, broker_key)
+        read_curve_keys(key, broker_key)
         _check_installed()
         end_check(context)
     except (ConfigError, KeyFileError) as error:

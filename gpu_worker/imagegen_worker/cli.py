@@ -378,9 +378,9 @@ def _check_faults(config: WorkerConfig) -> None:
 
 def _check_keys(config: WorkerConfig) -> None:
     if config.key is not None:
-        from imagegen_protocol.keys import KeyFileError, read_dial_keys
+        from imagegen_protocol.keys import KeyFileError, read_curve_keys
 
         try:
-            read_dial_keys(config.key, config.broker_key)
+            read_curve_keys(config.key, config.broker_key)
         except KeyFileError as error:
             raise ConfigError(str(error)) from error

@@ -5,10 +5,10 @@ import time
 
 import zmq
 
-from imagegen_protocol.handshake import NO_NEWS, HandshakeNews, HandshakeWatch
-from imagegen_protocol.keys import DialKeys
+from imagegen_protocol.handshake import NO_CHANGE, HandshakeMonitor, HandshakeReport
+from imagegen_protocol.keys import CurveKeys
 from imagegen_protocol.limits import MAX_FRAME_BYTES
-from imagegen_protocol.sockets import close_dead_links
+from imagegen_protocol.sockets import enable_keepalive
 from imagegen_worker.backends import StartError
 
 RECONNECT_SECONDS = 5.0
@@ -26,7 +26,7 @@ class Connection:
         context: "zmq.Context[zmq.Socket[bytes]]",
         poller: zmq.Poller,
         endpoint: str,
-        keys: DialKeys | None,
+        keys: CurveKeys | None,
     ) -> None:
         """Connect. Raises `StartError` for an endpoint that libzmq rejects."""
         self._context = context
@@ -39,7 +39,7 @@ class Connection:
         """When to open a new socket (monotonic seconds); None while libzmq reconnects by itself."""
         self._connect()
 
-    def check(self, now: float) -> HandshakeNews:
+    def check(self, now: float) -> HandshakeReport:
         """Open a new socket if one is due; return failed handshakes, each reason once."""
         news = self._watch.read()
         if news.stopped:
@@ -50,9 +50,9 @@ class Connection:
             self.reconnect(now)
         reason = news.refusal or news.suspicion
         if not reason:
-            return NO_NEWS
+            return NO_CHANGE
         reported, self._reported = self._reported, reason
-        return NO_NEWS if reason == reported else news
+        return NO_CHANGE if reason == reported else news
 
     def on_message(self) -> None:
         """Note that a message arrived: report the next failed handshake even if its reason is the same."""
@@ -83,12 +83,12 @@ class Connection:
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-        close_dead_links(dealer)
+        enable_keepalive(dealer)
         dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         dealer.setsockopt(zmq.IPV6, 1)
         if self._keys is not None:
             self._keys.apply(dealer)
-        self._watch = HandshakeWatch(dealer)
+        self._watch = HandshakeMonitor(dealer)
         self.socket = dealer
         try:
             dealer.connect(self._endpoint)

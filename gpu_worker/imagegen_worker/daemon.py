@@ -19,8 +19,8 @@ from imagegen_common.logs import flush, log
 from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
-from imagegen_protocol.handshake import HandshakeNews
-from imagegen_protocol.keys import KeyFileError, read_dial_keys
+from imagegen_protocol.handshake import HandshakeReport
+from imagegen_protocol.keys import KeyFileError, read_curve_keys
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError, TemporaryStartError
 from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import WorkerConfig
@@ -199,7 +199,7 @@ class Daemon:
             self._traces.on_event(event, self._find_id, time.monotonic())
         self._handle(event)
 
-    def _log_handshakes(self, index: int, news: HandshakeNews) -> None:
+    def _log_handshakes(self, index: int, news: HandshakeReport) -> None:
         endpoint = self._config.brokers[index]
         if news.refusal:
             log(_log, logging.ERROR, "refused by broker, retrying", broker=endpoint, error=news.refusal)
@@ -312,7 +312,7 @@ class Daemon:
 
     def _connect(self, stack: contextlib.ExitStack) -> None:
         try:
-            keys = read_dial_keys(self._config.key, self._config.broker_key)
+            keys = read_curve_keys(self._config.key, self._config.broker_key)
         except KeyFileError as error:
             raise StartError(str(error)) from error
         for endpoint in self._config.brokers:

@@ -1,6 +1,6 @@
-"""The wire between clients, brokers and workers: messages, frames, limits, requests and errors.
+"""The wire protocol between clients, brokers and workers: messages, frames, limits, requests and errors.
 
-`docs/protocol.md` is the normative text; this package is its Python form and imports nothing of the roles.
+`docs/protocol.md` is normative. This package implements it and imports no other package of imagegen.
 """
 
 from imagegen_protocol.errors import (

@@ -1,59 +1,91 @@
-"""Capabilities of models, which workers report behind READY and the broker in its statistics."""
+"""Capabilities of models: what workers report in READY, and the broker in its statistics."""
 
+import enum
 from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from imagegen_protocol.accepted import AcceptedParameter, Choices, Merge
 from imagegen_protocol.declaration import Parameter, TaskName
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
+    MAX_CHOICES,
     MAX_GUIDANCE_SCALE,
     MAX_MODELS,
     MAX_PARAMETERS,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
-from imagegen_protocol.messages import Name
+from imagegen_protocol.messages import Finite, Integer, Name, Scalar
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
 Scale = Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)]
+Choices = Annotated[list[Name], Meta(max_length=MAX_CHOICES)]
+
+
+class Merge(enum.Enum):
+    """How a field is merged if the workers of a model report different values."""
+
+    FIRST = "the first worker's value"
+    FIRST_SET = "the first value that is not None"
+    LOWEST = "the lowest value; None (no limit) if a worker has it"
+    HIGHEST = "the highest value; None (no limit) if a worker has it"
+    ANY = "true if it is true for a worker"
+    UNION = "all items of the lists; None if no worker has a list"
+    EACH = "a map with the keys of all workers; structs are merged by their fields, other values by FIRST_SET"
+
+
+class AcceptedParameter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model accepts for one parameter, within the declared range; None stands for the declared limit."""
+
+    default: Annotated[Scalar, Merge.FIRST_SET] = None
+    """Default value of the model; None if it has none."""
+    minimum: Annotated[Integer | Finite | None, Merge.LOWEST] = None
+    """Lowest accepted number."""
+    maximum: Annotated[Integer | Finite | None, Merge.HIGHEST] = None
+    """Highest accepted number."""
+    multiple_of: Annotated[Side | None, Merge.LOWEST] = None
+    """Divisor of every accepted number."""
+    choices: Annotated[Choices | None, Merge.UNION] = None
+    """Accepted values of a str."""
 
 
 class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """Defaults and bounds of one model, as it was loaded. Sizes are in pixels."""
+    """Defaults and limits of one loaded model. Sizes are in pixels."""
 
     width: Annotated[Side, Merge.FIRST]
-    """The default, like every field that is no bound."""
+    """Default width."""
     height: Annotated[Side, Merge.FIRST]
+    """Default height."""
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS), Merge.FIRST]
+    """Default number of denoising steps."""
     guidance_scale: Annotated[Scale | None, Merge.FIRST_SET] = None
-    """None: not accepted."""
+    """Default guidance scale; None if the model accepts none."""
     size_multiple: Annotated[Side, Merge.LOWEST] = 1
-    """Width and height are multiples of it."""
+    """Divisor of every accepted width and height."""
     max_side: Annotated[Side, Merge.HIGHEST] = MAX_SIDE_PIXELS
+    """Maximum width and height."""
     negative_prompt: Annotated[bool, Merge.ANY] = False
-    """Whether it is accepted."""
+    """Whether the model accepts a negative prompt."""
     tasks: Annotated[dict[TaskName, Annotated[float, Meta(ge=0, le=1)] | None], Merge.EACH]
-    """The tasks of the model, and the default strength of each; None: the task accepts none."""
+    """Default strength by task; None for a task without strength."""
     schedulers: Annotated[Choices, Merge.UNION] = []
-    """The schedulers that the model can run with, its own first."""
+    """Names of the accepted schedulers; the model's own is the first."""
     loras: Annotated[Choices | None, Merge.UNION] = None
-    """The LoRAs that the worker had when it loaded the model; None: not accepted."""
+    """Names of the LoRAs that the worker had when it loaded the model; None if the model accepts none."""
     parameters: Annotated[dict[Name, AcceptedParameter], Meta(max_length=MAX_PARAMETERS), Merge.EACH] = {}
-    """The other parameters that the model accepts."""
+    """Other accepted parameters by name."""
 
 
 CapabilitiesByModel = dict[Name, ModelCapabilities]
-"""Models by name."""
+"""Capabilities by the name of the model."""
 
 
-def accepted(model: ModelCapabilities, parameter: Parameter) -> AcceptedParameter | None:
+def accepted_parameter(model: ModelCapabilities, parameter: Parameter) -> AcceptedParameter | None:
     """Return what a model accepts for a parameter; None if it does not accept it.
 
-    Parameters that are older than `ModelCapabilities.parameters` have fields of their own.
+    The first parameters of the protocol are fields of `ModelCapabilities`; later ones are in its `parameters`.
     """
     if not parameter.info.per_model:
         return AcceptedParameter(default=parameter.default)
@@ -89,31 +121,31 @@ _decoder = msgspec.msgpack.Decoder(dict[Name, msgspec.Raw])
 _capabilities = msgspec.msgpack.Decoder(ModelCapabilities)
 
 
-def encode_capabilities(described: Mapping[str, ModelCapabilities]) -> bytes:
-    """Return the frame behind READY, with as many of the models, in order, as fit into its size limit."""
-    told: dict[str, msgspec.Raw] = {}
+def encode_capabilities(models: Mapping[str, ModelCapabilities]) -> bytes:
+    """Return the capabilities frame of READY, with as many models, in order, as fit into its size limit."""
+    encoded: dict[str, msgspec.Raw] = {}
     left = MAX_BODY_BYTES - 8
-    for name, capabilities in described.items():
+    for name, capabilities in models.items():
         body = _encoder.encode(capabilities)
         left -= len(body) + len(name.encode()) + 8
         if left < 0:
             break
-        told[name] = msgspec.Raw(body)
-    return _encoder.encode(told)
+        encoded[name] = msgspec.Raw(body)
+    return _encoder.encode(encoded)
 
 
 def decode_capabilities(frame: bytes | memoryview) -> CapabilitiesByModel:
-    """Return the capabilities in the frame behind READY; models with unreadable entries are omitted."""
+    """Return the capabilities in a frame of READY, without models whose entries are invalid."""
     if len(frame) > MAX_BODY_BYTES:
         return {}
     try:
-        told = _decoder.decode(frame)
+        encoded = _decoder.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return {}
-    described = {}
-    for name, body in list(told.items())[:MAX_MODELS]:
+    models = {}
+    for name, body in list(encoded.items())[:MAX_MODELS]:
         try:
-            described[name] = _capabilities.decode(body)
+            models[name] = _capabilities.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             continue
-    return described
+    return models

@@ -1,4 +1,4 @@
-"""How a request parameter is declared: a typed field of a struct, annotated with a `ParameterInfo`.
+"""Declaration of request parameters as typed fields of a struct, each annotated with a `ParameterInfo`.
 
 `read_parameters` turns the annotated fields of a struct into `Parameter` objects, from which the command line, the
 HTTP schema, the web page, the merging of capabilities and the reference tables are derived.
@@ -14,82 +14,83 @@ from msgspec import inspect
 TaskName = Literal["text-to-image", "image-to-image", "inpainting"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 Kind = Literal["integer", "number", "boolean", "string", "map", "objects", "image", "images"]
-"""`objects`: a list of structs. `images`: a list of images."""
+"""Kind of value; `objects` is a list of structs, `images` a list of images."""
 Group = Literal["main", "more", "image"]
-"""Where the page shows a field: among the options, among further options, or beside the image to start from."""
+"""Place of a field on the web page: main options, further options, or next to the input image."""
 
 Frame: TypeAlias = None
-"""The type of an image in the body: nil. The image is a frame behind the body, and `inputs` lists its path."""
+"""Type of an image in the body: nil. The image is a frame after the body, and `inputs` lists its path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterInfo:
-    """What the type of a parameter does not say."""
+    """Properties of a parameter that do not follow from its type."""
 
     label: str
-    """The name that people read, of one to three words."""
+    """Display name, of one to three words."""
     description: str
-    """One sentence."""
+    """Description in one sentence."""
     unit: str | None = None
+    """Unit of the value; None if it has none."""
     unset: str | None = "the model's"
-    """What applies if no value is given, in words; None: the value is required, or has a `default`."""
+    """Description of what applies without a value; None if a value is required or there is a `default`."""
     default: str | int | float | bool | None = None
-    """The value that applies if none is given, where it is the same for all models."""
+    """Default value, if it is the same for all models."""
     tasks: tuple[TaskName, ...] = TASKS
-    """The tasks that the parameter applies to; a request of another task that has it is refused."""
+    """Tasks that the parameter applies to; a request for another task that sets it is rejected."""
     option: str | None = None
-    """The command-line option; None: `--` and the name with dashes."""
+    """Command-line option; None for `--` and the name with dashes."""
     metavar: str | None = None
-    """The placeholder of the option's value in the help."""
+    """Placeholder for the option's value in the help."""
     http_name: str | None = None
-    """The name in the HTTP API (OpenAI's, where OpenAI has one); None: the same name."""
+    """Name in the HTTP API (OpenAI's name, if there is one); None for the same name."""
     http_note: str | None = None
-    """A sentence that applies to the HTTP API only."""
+    """Sentence for the documentation of the HTTP API only."""
     in_http: bool = True
     """Whether the HTTP API has a field of `http_name`."""
     per_model: bool = True
-    """Whether it depends on the model if the parameter is accepted, and which default it has."""
+    """Whether acceptance and default depend on the model."""
     choices_by_model: bool = False
-    """Whether each model has a list of the values that it accepts."""
+    """Whether each model has a list of accepted values."""
     listed: bool = True
     """Whether `/v1/models` lists it."""
     in_result: bool = True
-    """Whether RESULT reports it; the metadata of an image have all that RESULT has, and the prompts."""
+    """Whether RESULT reports it; the metadata of an image contain the same parameters and the prompts."""
     group: Group | None = None
-    """None: the page has no field for it, or one of its own making."""
+    """Place on the web page; None if the page has no generated field for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A declared parameter: its type, range, default and `ParameterInfo`."""
+    """A declared parameter with its type, range, default and `ParameterInfo`."""
 
     name: str
     info: ParameterInfo
     kind: Kind
     required: bool
     default: Any = None
-    """The value that applies if none is given; None: it depends (see `ParameterInfo.unset`)."""
+    """Default value; None if there is no fixed one (see `ParameterInfo.unset`)."""
     minimum: int | float | None = None
     exclusive_minimum: int | float | None = None
     maximum: int | float | None = None
     min_length: int | None = None
-    """Characters."""
+    """Minimum number of characters."""
     max_length: int | None = None
-    """Characters."""
+    """Maximum number of characters."""
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     max_items: int | None = None
     fields: tuple["Parameter", ...] = ()
-    """The fields of each of `objects`."""
+    """Fields of each item of `objects`."""
 
     @property
     def option(self) -> str:
-        """The command-line option."""
+        """Command-line option."""
         return self.info.option or "--" + self.name.replace("_", "-")
 
     @property
     def http_name(self) -> str:
-        """The name in the HTTP API."""
+        """Name in the HTTP API."""
         return self.info.http_name or self.name
 
     @property
@@ -99,11 +100,11 @@ class Parameter:
 
     @property
     def default_words(self) -> str | None:
-        """What applies if no value is given, in words; None: a value is required."""
+        """Description of the default; None if a value is required."""
         return self.info.unset if self.default is None else f"{self.default}"
 
     def json_schema(self) -> dict[str, Any]:
-        """Return the bounds by their names in JSON Schema, in snake case; those that do not exist are absent."""
+        """Return the existing limits by their names in JSON Schema, in snake case."""
         bounds = {
             "minimum": self.minimum,
             "exclusive_minimum": self.exclusive_minimum,
@@ -124,16 +125,16 @@ Parameters = Mapping[str, Parameter]
 def read_parameters(
     struct: type[msgspec.Struct], infos: Mapping[str, ParameterInfo] | None = None
 ) -> dict[str, Parameter]:
-    """Return the parameters that a struct declares. Fields without a `ParameterInfo` are left out.
+    """Return the parameters that a struct declares. Fields without a `ParameterInfo` are skipped.
 
     `infos`: the `ParameterInfo` of each field, for a struct whose fields are not annotated. Raises TypeError for a
-    type that no `Kind` stands for.
+    type without a `Kind`.
     """
-    described = inspect.type_info(struct)
-    assert isinstance(described, inspect.StructType)
+    struct_info = inspect.type_info(struct)
+    assert isinstance(struct_info, inspect.StructType)
     hints = get_type_hints(struct, include_extras=True)
     found: dict[str, Parameter] = {}
-    for field in described.fields:
+    for field in struct_info.fields:
         info = _find_info(hints[field.name]) if infos is None else infos.get(field.name)
         if info is None:
             continue
@@ -149,7 +150,7 @@ def read_parameters(
 
 
 def _find_info(hint: Any) -> ParameterInfo | None:
-    """Return the annotation of a field's type, or of a member of its union."""
+    """Return the `ParameterInfo` that annotates a type or a member of its union."""
     for item in getattr(hint, "__metadata__", ()):
         if isinstance(item, ParameterInfo):
             return item
@@ -158,7 +159,7 @@ def _find_info(hint: Any) -> ParameterInfo | None:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """Return the values of a `Literal` as they are written; msgspec's own description sorts them."""
+    """Return the values of a `Literal` in their order; msgspec's description sorts them."""
     if get_origin(hint) is Literal:
         return tuple(str(value) for value in get_args(hint))
     if get_origin(hint) in (list, dict):
@@ -195,7 +196,7 @@ def _shape(where: str, type_: inspect.Type) -> dict[str, Any]:
             return {"kind": "images", "max_items": most}
         case inspect.ListType(item_type=inspect.StructType(cls=struct), max_length=most):
             return {"kind": "objects", "max_items": most, "fields": tuple(read_parameters(struct).values())}
-    raise TypeError(f"{where}: no kind of parameter has the type {type_}")
+    raise TypeError(f"{where}: expected a type with a parameter kind, got {type_}")
 
 
 # ---- images ----------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def map_images(
     """Return parameter values in which each image is replaced by `convert(path, image)`.
 
     The path of an image is the name of its parameter (`image`), followed by its index in a list (`images[0]`) and
-    its field in a struct (`controls[0].image`). What is not of the parameter's kind stays as it is.
+    its field in a struct (`controls[0].image`). A value of a wrong kind is returned unchanged.
     """
     return {
         name: _map(parameters[name], name, value, convert) if name in parameters else value
@@ -216,7 +217,7 @@ def map_images(
 
 
 def split_images(values: Mapping[str, Any], parameters: Parameters) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values for the body, in which nil stands for each image, and the images by their paths."""
+    """Return the values for the body, with nil in place of each image, and the images by their paths."""
     images: dict[str, Any] = {}
     body = map_images(values, parameters, images.__setitem__)
     return body, images
@@ -245,7 +246,7 @@ def _map(parameter: Parameter, path: str, value: Any, convert: Callable[[str, An
 
 
 def image_paths(body: Any, parameters: Parameters) -> Iterator[tuple[str, bool]]:
-    """Yield the path of each image that a request may have, and whether it must have it. `body`: a struct."""
+    """Yield the path of each image that a request can have, and whether it is required. `body`: a struct."""
     for parameter in parameters.values():
         yield from _paths(parameter, parameter.name, getattr(body, parameter.name))
 

@@ -1,4 +1,4 @@
-"""One tree of typed errors; `code` is the wire's name of the type.
+"""The exceptions of imagegen; `code` is the error code on the wire.
 
 ImagegenError
 ├── RequestError                 the answer to one request
@@ -13,9 +13,9 @@ ImagegenError
 ├── ProtocolError                protocol_error
 │   ├── UnsupportedVersionError  unsupported_version
 │   ├── WorkerNameTakenError     worker_name_taken
-│   └── UnauthorizedError        unauthorized (or made by the client, when the broker rejected its key)
-├── BrokerUnreachableError       broker_unreachable (made by the client, never on the wire)
-└── ClientClosedError            client_closed (made by the client, never on the wire)
+│   └── UnauthorizedError        unauthorized (also raised by the client if the broker rejects its key)
+├── BrokerUnreachableError       broker_unreachable (raised by the client only)
+└── ClientClosedError            client_closed (raised by the client only)
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from types import MappingProxyType
 from typing import ClassVar
 
 RETURNED = "returned"
-"""The code with which a draining worker gives a request back unmade; never seen by a client."""
+"""Error code of a request that a worker returns without having started it; clients never receive it."""
 
 
 class ImagegenError(Exception):
-    """Base of all. `code` is stable, `message` is for people, `retry_after_seconds` is None unless given."""
+    """Base of all errors. `code` is stable; `message` is for people; `retry_after_seconds` may be None."""
 
     code: ClassVar[str] = "error"
 
@@ -38,90 +38,90 @@ class ImagegenError(Exception):
 
 
 class RequestError(ImagegenError):
-    """The terminal answer to one request was an error."""
+    """A request failed."""
 
     code = "request_error"
 
 
 class InvalidRequestError(RequestError):
-    """The request can't be made as it stands; the message names the field, the value and the range."""
+    """The request is invalid; the message states the field, the value and the range."""
 
     code = "invalid_request"
 
 
 class ModelNotFoundError(RequestError):
-    """No worker serves the model; the message lists those that are served."""
+    """No worker serves the model; the message lists the models that are served."""
 
     code = "model_not_found"
 
 
 class OverloadedError(RequestError):
-    """The queue is full; try again after `retry_after_seconds`."""
+    """A limit of the broker is reached; try again after `retry_after_seconds`."""
 
     code = "overloaded"
 
 
 class DeadlineExceededError(RequestError):
-    """`timeout_seconds` went by before the result was there."""
+    """`timeout_seconds` passed before the result arrived."""
 
     code = "deadline_exceeded"
 
 
 class CancelledError(RequestError):
-    """The request was cancelled by its owner."""
+    """The client cancelled the request."""
 
     code = "cancelled"
 
 
 class PoisonRequestError(RequestError):
-    """The request took down as many workers as the broker allows."""
+    """As many workers as the broker allows died or hung while they ran the request."""
 
     code = "poison_request"
 
 
 class OutOfMemoryError(RequestError):
-    """The request does not fit on the device, even alone."""
+    """The request does not fit into the device's memory, even alone."""
 
     code = "out_of_memory"
 
 
 class GenerationFailedError(RequestError):
-    """The pipeline raised an error, or the request failed too often for other reasons; the message says which."""
+    """The pipeline raised an error, or the request was requeued too often; the message states the reason."""
 
     code = "generation_failed"
 
 
 class ProtocolError(ImagegenError):
-    """A message breaks the rules of `docs/protocol.md`; `request_id` is set where it could still be read."""
+    """A message violates `docs/protocol.md`; `request_id` is set if it could be read."""
 
     code = "protocol_error"
     request_id: bytes | None = None
     is_answer: bool = False
-    """Whether the message was a RESULT or an ERROR: a terminal answer that can't be read."""
+    """Whether the message was a terminal answer (RESULT or ERROR)."""
 
 
 class UnsupportedVersionError(ProtocolError):
-    """The peer speaks another protocol version."""
+    """The peer uses another protocol version."""
 
     code = "unsupported_version"
 
 
 class WorkerNameTakenError(ProtocolError):
-    """A live worker already goes by this name."""
+    """Another live worker has this name."""
 
     code = "worker_name_taken"
 
 
 class UnauthorizedError(ProtocolError):
-    """The broker does not accept the peer's key, or no longer."""
+    """The broker does not, or no longer, accept the peer's key."""
 
     code = "unauthorized"
 
 
 class BrokerUnreachableError(ImagegenError):
-    """No broker answered in the time that the caller gave.
+    """No broker answered in time.
 
-    `suspicions` maps an endpoint to the likely reason why no handshake succeeded there; the message contains them.
+    `suspicions` maps an endpoint to the likely reason why no handshake succeeds there; the message contains them.
     """
 
     code = "broker_unreachable"
@@ -139,7 +139,7 @@ class BrokerUnreachableError(ImagegenError):
 
 
 class ClientClosedError(ImagegenError):
-    """The client was closed while the request was unfinished."""
+    """The client was closed before the request ended."""
 
     code = "client_closed"
 
@@ -164,7 +164,7 @@ _BY_CODE: dict[str, type[ImagegenError]] = {
 
 
 def error_from_wire(code: str, message: str, retry_after_seconds: float | None = None) -> ImagegenError:
-    """Return the exception for an ERROR message; a code of a later version becomes a `RequestError`."""
+    """Return the exception for an ERROR message; `RequestError` for an unknown code."""
     kind = _BY_CODE.get(code)
     if kind is None:
         return RequestError(f"{code}: {message}", retry_after_seconds=retry_after_seconds)

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from imagegen_protocol.error_texts import describe_validation_error
 from imagegen_protocol.errors import ProtocolError, UnsupportedVersionError
-from imagegen_protocol.explain import explain
 from imagegen_protocol.limits import ID_BYTES, MAX_HEADER_BYTES, VERSION
 from imagegen_protocol.messages import (
     BrokerToClient,
@@ -72,12 +72,12 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return ProtocolError(_cut(f"the header frame is not a message: {error}"))
     if envelope.v != VERSION:
-        spoken = "none" if envelope.v == -1 else str(envelope.v)
+        version = "none" if envelope.v == -1 else str(envelope.v)
         problem: ProtocolError = UnsupportedVersionError(
-            f"protocol version {VERSION} is spoken here, the message has {spoken}"
+            f"expected protocol version {VERSION}, the message has {version}"
         )
     else:
-        why = explain(_fields(header), str(error))
+        why = describe_validation_error(_fields(header), str(error))
         problem = ProtocolError(_cut(f"bad {envelope.type[:_MAX_SHOWN_TYPE] or 'untyped'} message: {why}"))
     if isinstance(envelope.request_id, bytes) and len(envelope.request_id) == ID_BYTES:
         problem.request_id = envelope.request_id
@@ -86,7 +86,7 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
 
 
 def _fields(header: bytes) -> dict[str, Any]:
-    """Return the fields of a header; none if it is no map."""
+    """Return the fields of a header; an empty map if it is no map."""
     try:
         return msgspec.msgpack.decode(header, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):

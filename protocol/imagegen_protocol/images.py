@@ -1,4 +1,4 @@
-"""Which of the wire's image formats some bytes are in, by their first bytes: names and suffixes prove nothing."""
+"""Detection of image formats by their first bytes."""
 
 from imagegen_protocol.request import OutputFormat
 
@@ -7,7 +7,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 def sniff_format(data: bytes | memoryview) -> OutputFormat | None:
-    """Return the format that bytes begin as; None: none that is sent."""
+    """Return the format of an image file; None if it is none of the protocol's formats."""
     head = bytes(data[:12])
     if head.startswith(_PNG):
         return "png"

@@ -1,4 +1,4 @@
-"""CURVE keys on disk, in ZeroMQ's own certificate files: `NAME.key` (public) and `NAME.key_secret`."""
+"""CURVE keys in the certificate files of ZeroMQ: `NAME.key` (public) and `NAME.key_secret`."""
 
 import os
 import stat
@@ -17,24 +17,24 @@ SECRET_SUFFIX = ".key_secret"
 _KEY_CHARACTERS = 40
 """Length of a key in Z85."""
 _MAX_FILE_BYTES = 65_536
-"""Largest key file; one that `imagegen keygen` writes has about 400 bytes."""
+"""Maximum size of a key file; `imagegen keygen` writes about 400 bytes."""
 
 
 class KeyFileError(ValueError):
-    """A key can't be read or written; the message says which file, and what would be right."""
+    """A key file can't be read or written; the message states the file and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A peer's own keys, in Z85."""
+    """Public and secret key of a peer, in Z85."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class DialKeys:
-    """What a client or a worker dials a guarded broker with: its own pair, and the broker's public key."""
+class CurveKeys:
+    """Keys of a connection: the key pair of a client or a worker, and the public key of the broker in Z85."""
 
     own: KeyPair
     broker: bytes
@@ -46,18 +46,18 @@ class DialKeys:
         socket.setsockopt(zmq.CURVE_SERVERKEY, self.broker)
 
 
-def generate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a new pair into `folder`, the secret one readable by its owner alone; return (public, secret) paths.
+def generate_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a new key pair into `folder`, with mode 600 for the secret key; return the (public, secret) paths.
 
-    Raises `KeyFileError`; never overwrites a key.
+    Raises `KeyFileError`, also if a key file of this name exists.
     """
     public, secret = folder / f"{name}{PUBLIC_SUFFIX}", folder / f"{name}{SECRET_SUFFIX}"
     for path in (public, secret):
         if path.exists():
-            raise KeyFileError(f"{path} is there already; remove it first if it is to be replaced")
+            raise KeyFileError(f"{path} exists already; to replace the key, remove the file first")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Before a byte is written: nobody else may read it, not even for a moment.
+        # Created with this mode before it has content, so that no other user can read it at any time.
         os.close(os.open(secret, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         create_certificates(folder, name)
     except OSError as error:
@@ -65,53 +65,57 @@ def generate(folder: Path, name: str) -> tuple[Path, Path]:
     return public, secret
 
 
-def read_pair(path: Path) -> KeyPair:
+def read_key_pair(path: Path) -> KeyPair:
     """Read a `.key_secret` file. Raises `KeyFileError`."""
     public, secret = _read(path)
     if secret is None:
-        raise KeyFileError(f"{path} has no secret key in it; give the file that ends in {SECRET_SUFFIX}")
+        raise KeyFileError(f"{path} contains no secret key; give the file that ends in {SECRET_SUFFIX}")
     return KeyPair(public, secret)
 
 
-def read_public(path: Path) -> bytes:
+def read_public_key(path: Path) -> bytes:
     """Return the public key (Z85) of a `.key` file. Raises `KeyFileError`."""
     return _read(path)[0]
 
 
-def read_dial_keys(own: str | Path | None, broker: str | Path | None) -> DialKeys | None:
-    """Read what `--key` and `--broker-key` name; None if neither does. Raises `KeyFileError`."""
+def read_curve_keys(own: str | Path | None, broker: str | Path | None) -> CurveKeys | None:
+    """Read the files of `--key` and `--broker-key`; return None if both are None. Raises `KeyFileError`."""
     if own is None and broker is None:
         return None
     if own is None or broker is None:
-        raise KeyFileError("--key and --broker-key go together: one's own secret key, and the broker's public one")
-    return DialKeys(read_pair(Path(own)), read_public(Path(broker)))
+        raise KeyFileError(
+            "--key and --broker-key go together: give your own secret key and the broker's public key"
+        )
+    return CurveKeys(read_key_pair(Path(own)), read_public_key(Path(broker)))
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedKeys:
-    """The usable keys of a folder, and what is wrong with its other key files."""
+    """The valid keys in a folder, and the problems of its other key files."""
 
     names: Mapping[bytes, str]
-    """Names of the key files by public key (Z85)."""
+    """Names of the key files, without suffix, by public key (Z85)."""
     problems: Sequence[str]
-    """One sentence for each `.key` file that can't be used; it names the file and the reason."""
+    """Problem of each invalid `.key` file, with the file and the reason."""
 
 
-def read_allowed(folder: Path) -> AllowedKeys:
+def read_allowed_keys(folder: Path) -> AllowedKeys:
     """Read all `.key` files in a folder; symbolic links are followed.
 
-    A file that can't be used affects no other file. Raises `KeyFileError` if the folder can't be read.
+    An invalid file does not affect the others. Raises `KeyFileError` if the folder can't be read.
     """
     try:
         entries = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
-        words = f"can't read the folder {folder}, which should hold the {PUBLIC_SUFFIX} files of the allowed peers"
+        words = (
+            f"can't read the folder {folder}, which must contain the {PUBLIC_SUFFIX} files of the allowed peers"
+        )
         raise KeyFileError(f"{words}: {error.strerror}") from error
     names: dict[bytes, str] = {}
     problems: list[str] = []
     for path in [folder / entry for entry in entries if entry.endswith(PUBLIC_SUFFIX)]:
         try:
-            names[read_public(path)] = path.stem
+            names[read_public_key(path)] = path.stem
         except KeyFileError as error:
             problems.append(str(error))
     return AllowedKeys(MappingProxyType(names), problems)
@@ -140,4 +144,4 @@ def _check(path: Path, key: bytes) -> None:
     if len(key) != _KEY_CHARACTERS:
         raise KeyFileError(f"{path}: a key has {_KEY_CHARACTERS} characters, not {len(key)}")
     if strange := sorted(set(key) - set(z85.Z85CHARS)):
-        raise KeyFileError(f"{path}: {bytes(strange[:1])!r} can't be part of a key, which is text in Z85")
+        raise KeyFileError(f"{path}: {bytes(strange[:1])!r} is not allowed in a key, which is text in Z85")

@@ -1,7 +1,8 @@
-"""The header of every message, one struct each; `docs/protocol.md` says who sends what, and when.
+"""The header of each message as a struct; `docs/protocol.md` states who sends it, when, and why.
 
-A header is a msgpack map with the keys `type` (the struct's tag), `v` (the protocol version) and the struct's
-fields. Unknown keys are ignored, so that fields can be added; unknown types and wrong values are errors.
+A header is a msgpack map with the keys `type` (the struct's tag), `v` (the protocol version) and the fields of the
+struct. Unknown keys are ignored, so that later versions can add fields. An unknown type, a missing required field
+and a value of a wrong type or out of range are errors.
 """
 
 from typing import Annotated, Literal
@@ -37,8 +38,8 @@ Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
 Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
-"""HOST:PORT, an IPv6 host in brackets."""
-# A lower bound refuses NaN, too: msgspec checks that a value is within the range, not that it is not outside.
+"""HOST:PORT; an IPv6 host is in brackets."""
+# A lower bound rejects NaN, too: msgspec checks that a value is within the range, not that it is not outside.
 Seconds = Annotated[float, Meta(ge=0, le=MAX_DURATION_SECONDS)]
 SecondsPerImage = Annotated[float, Meta(ge=MIN_SECONDS_PER_IMAGE, le=MAX_SECONDS_PER_IMAGE)]
 Interval = Annotated[float, Meta(ge=MIN_HEARTBEAT_INTERVAL_SECONDS, le=MAX_HEARTBEAT_INTERVAL_SECONDS)]
@@ -46,62 +47,71 @@ Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 SidePixels = Annotated[int, Meta(ge=0, le=MAX_SIDE_PIXELS)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
 Traceparent = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
-"""Where a request stands in a trace, as W3C's Trace Context writes it."""
+"""Trace and parent span of a request, in the format of W3C Trace Context."""
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 
 Integer = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
 Finite = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]
-Plain = str | Integer | Finite | bool | None
-Parameter = Plain | list[dict[str, str | Finite]] | dict[str, Plain | list[Plain] | dict[str, Plain]]
-"""The value of one parameter in a RESULT; a list has one map for each LoRA, a map is `extra`."""
+Scalar = str | Integer | Finite | bool | None
+ParameterValue = Scalar | list[dict[str, str | Finite]] | dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
+"""The value of one parameter in a RESULT; `loras` is a list with one map for each LoRA, `extra` is a map."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of all headers."""
 
     v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
+    """Protocol version."""
 
 
 # ---- client to broker ------------------------------------------------------------------------------------
 
 
 class Submit(Message, tag="submit", frozen=True, kw_only=True):
-    """A request; frames: the body (`GenerationRequest` as msgpack), then input images, if any."""
+    """A request. Frames: the body (`GenerationRequest` as msgpack), then its input images."""
 
     request_id: Id
+    """Random id, chosen by the client once."""
     model: Name | None = None
+    """Name of the model; None for the broker's default model."""
     priority: Priority = 0
+    """Priority in the queue; higher values go first."""
     timeout_seconds: Timeout | None = None
+    """Seconds from the broker's receipt to the deadline."""
     progress: bool = False
+    """Whether the client wants PROGRESS messages."""
     preview: bool = False
-    """Send small pictures on the way; implies `progress`."""
+    """Whether it wants previews in them; implies `progress`."""
     traceparent: Traceparent | None = None
+    """Trace and parent span, as in W3C Trace Context."""
     images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
-    """How many it asks for: dispatch counts them."""
+    """Number of images: the `num_images` of the body."""
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
-    """Give a request up; the answer is an ERROR `cancelled`, or the RESULT that was on its way."""
+    """A request to cancel; the answer is an ERROR `cancelled`, or a RESULT that was sent before."""
 
     request_id: Id
+    """Id of the request to cancel."""
 
 
 class Ack(Message, tag="ack", frozen=True, kw_only=True):
-    """The terminal answers to these requests have arrived."""
+    """The acknowledgement of terminal answers."""
 
     request_ids: Ids
+    """Ids of the requests whose answers have arrived."""
 
 
 class ClientHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
-    """The client lives."""
+    """A sign of life of the client."""
 
 
 class StatsQuery(Message, tag="stats", frozen=True, kw_only=True):
-    """Ask for the broker's statistics."""
+    """A query for the broker's statistics."""
 
 
 class Goodbye(Message, tag="goodbye", frozen=True, kw_only=True):
-    """The peer leaves: a client gives up what is unfinished, a worker holds nothing more."""
+    """The end of a session: a client abandons its unfinished requests; a worker holds no request any more."""
 
 
 ClientMessage = Submit | Cancel | Ack | ClientHeartbeat | StatsQuery | Goodbye
@@ -111,77 +121,107 @@ ClientMessage = Submit | Cancel | Ack | ClientHeartbeat | StatsQuery | Goodbye
 
 
 class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
-    """The broker holds these requests."""
+    """The confirmation that the broker holds these requests."""
 
     request_ids: Ids
+    """Ids of the accepted requests."""
 
 
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
-    """How far a request is: queued at the broker, or running with `step` of `steps` denoising steps done.
+    """The progress of a request, from the broker while it is queued, from the worker while it runs.
 
-    Made by the broker, or by the worker. Frame, where a preview was asked for: a small PNG or JPEG, or none.
+    Frame: a preview as a small PNG or JPEG, if the client asked for previews; or none.
     """
 
     request_id: Id
+    """Id of the request."""
     attempt: Count = 1
+    """Number of the running or next attempt; from 1."""
     state: Literal["queued", "running"] = "running"
+    """State of the request."""
     step: Count = 0
+    """Denoising steps done, of a running request."""
     steps: Count = 0
+    """Denoising steps in total, of a running request."""
     place: Count | None = None
-    """Queued: how many go before it, at most."""
+    """Requests ahead of a queued request, at most."""
     seconds_to_start: Seconds | None = None
-    """Queued: an estimate; None while unknown."""
+    """Estimated start of a queued request; None while unknown."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What one image frame of a RESULT holds; sizes in pixels."""
+    """The description of one image frame of a RESULT."""
 
     format: str
+    """File format: `png`, `jpeg` or `webp`."""
     width: SidePixels
+    """Width in pixels."""
     height: SidePixels
+    """Height in pixels."""
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
+    """Seed that the image was generated with."""
 
 
 class Result(Message, tag="result", frozen=True, kw_only=True):
-    """The terminal answer, good; frames: one encoded image each. Made by the worker, passed on as it is."""
+    """The terminal answer of a request that succeeded. Frames: one encoded image each.
+
+    The worker makes it, and the broker forwards its bytes unchanged.
+    """
 
     request_id: Id
+    """Id of the request."""
     attempt: Count = 1
+    """Number of the attempt that succeeded; from 1."""
     worker: str
+    """Name of the worker."""
     model: str
+    """Name of the model."""
     images: list[ImageInfo]
+    """Descriptions of the image frames, in their order."""
     batch_size: Count = 1
-    """Requests that shared the batch with this one, itself included."""
+    """Number of requests in the batch, this one included."""
     queue_seconds: Seconds = 0.0
-    """From arrival at the worker to the start of its batch."""
+    """Seconds from arrival at the worker to the start of the batch."""
     generation_seconds: Seconds = 0.0
+    """Seconds from the start of the batch to the finished images."""
     encode_seconds: Seconds = 0.0
-    parameters: dict[str, Parameter] = {}
-    """What the images were really made with, the model's defaults filled in."""
+    """Seconds spent on encoding the images."""
+    parameters: dict[str, ParameterValue] = {}
+    """Effective parameters, with the model's defaults filled in."""
 
 
 class Error(Message, tag="error", frozen=True, kw_only=True):
-    """The terminal answer, bad (or, without `request_id`, a message that could not be understood)."""
+    """The terminal answer of a request that failed; without `request_id`, a report about another message."""
 
     code: str
+    """Error code."""
     message: str
+    """Description for people."""
     request_id: Id | None = None
+    """Id of the request; None if there is none, or it can't be read."""
     attempt: Count = 1
+    """Number of the attempt that failed; from 1."""
     retry_after_seconds: Seconds | None = None
+    """Seconds to wait before a new request; set for `overloaded`."""
 
 
 class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
-    """The broker lives. `session` 0 says that it does not know the peer."""
+    """A sign of life of the broker, with its heartbeat settings."""
 
     epoch: Id
+    """Random id of this run of the broker."""
     session: Count
+    """Number of the peer's session; 0 if the broker does not know the worker."""
     beat: Count = 0
+    """Sequence number within a worker's session; 0 for clients."""
     interval_seconds: Interval
+    """Seconds between two heartbeats."""
     liveness: Annotated[int, Meta(ge=1, le=MAX_LIVENESS)]
+    """Silent intervals after which a peer counts as dead."""
 
 
 class Stats(Message, tag="stats", frozen=True, kw_only=True):
-    """The answer to a StatsQuery; frame: what HTTP `/stats` has in JSON, as a msgpack map."""
+    """The answer to a StatsQuery. Frame: `Statistics` as a msgpack map."""
 
 
 BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats
@@ -191,64 +231,83 @@ BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats
 
 
 class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the worker started; seconds are of wall time."""
+    """Totals since the worker started."""
 
     total_requests: Count = 0
     """Requests that ended in a result."""
     total_failed: Count = 0
+    """Requests that ended in an error."""
     total_batches: Count = 0
+    """Batches; with continuous batching, forwards of the denoiser."""
     total_batched_requests: Count = 0
-    """The sum of batch sizes; over `total_batches` it gives the average."""
+    """Sum of the batch sizes."""
     total_images: Count = 0
+    """Images generated."""
     busy_seconds: Seconds = 0.0
+    """Seconds of wall time during which a batch ran."""
 
 
-class Holding(Message, frozen=True, kw_only=True):
-    """What a worker holds: ids waiting, in the running batch, and answered but not released."""
+class WorkerReport(Message, frozen=True, kw_only=True):
+    """The state of a worker, in READY and in each heartbeat. Its ids include those from other brokers."""
 
     queued: Ids = []
+    """Ids of the requests that wait at the worker."""
     running: Ids = []
+    """Ids of the requests in the running batch."""
     finished: Ids = []
+    """Ids of the answered requests that await RELEASE."""
     stats: WorkerStats = WorkerStats()
+    """Totals since the worker started."""
     seconds_per_image: SecondsPerImage | None = None
-    """Measured or modelled time of one image in a full batch; None while unknown."""
+    """Seconds for one image in a full batch; None while unknown."""
     warm: Models = []
-    """The models that are loaded now; none: all that READY names."""
+    """Loaded models; empty if all models of READY are loaded."""
 
 
-class Ready(Holding, tag="ready", frozen=True, kw_only=True):
-    """A warm worker asks to be registered."""
+class Ready(WorkerReport, tag="ready", frozen=True, kw_only=True):
+    """The registration of a worker whose first model is loaded. Frame: the capabilities of its models, or none."""
 
     worker_id: Id
+    """Random id of the worker's process."""
     name: Name
+    """Name of the worker, unique among live workers."""
     host: Name
+    """Name of the host."""
     gpu_id: Annotated[int, Meta(ge=0, le=MAX_GPU_ID)]
-    """The card's index on its host."""
+    """Index of the GPU on its host."""
     gpu_uuid: Name | None = None
-    """The card's own, or that of its MIG instance."""
+    """UUID of the GPU or of its MIG instance; None if unknown."""
     device: Name
+    """Description of the device, for people."""
     backend: Name
+    """Model runtime, for people."""
     models: Annotated[Models, Meta(min_length=1)]
-    """The first is the worker's default model."""
+    """Models that the worker serves; the first is its default model."""
     capacity: Annotated[int, Meta(ge=1, le=100_000)]
-    """Requests that the worker takes at a time, running and waiting."""
+    """Maximum number of images at the worker, running and waiting."""
     max_batch_size: Annotated[int, Meta(ge=1, le=100_000)]
+    """Maximum number of images in a batch."""
     batching: str = "off"
+    """Kind of batching, for people: `off`, `static` or `continuous`."""
     pid: Count = 0
+    """Process id on the worker's host; 0 if unknown."""
     http: Address | None = None
-    """Where its `/metrics` is; None: nowhere."""
+    """Address of the worker's `/metrics`; None if it serves none."""
     version: Name | None = None
-    """Of the worker's program; None: not told."""
+    """Version of the worker's program, for people; None if unknown."""
 
 
-class WorkerHeartbeat(Holding, tag="heartbeat", frozen=True, kw_only=True):
-    """The worker lives; `beat` is that of the last broker heartbeat it saw on this connection."""
+class WorkerHeartbeat(WorkerReport, tag="heartbeat", frozen=True, kw_only=True):
+    """A sign of life of the worker, with its state."""
 
     session: Count
+    """Session of the registration that the heartbeat belongs to."""
     beat: Count = 0
+    """`beat` of the last broker heartbeat on this connection."""
     state: Literal["ready", "draining"] = "ready"
+    """Whether the worker accepts work."""
     step_age_seconds: Seconds | None = None
-    """Age of the running batch's last step; None when idle."""
+    """Seconds since the last denoising step; None when idle."""
 
 
 WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye
@@ -258,33 +317,42 @@ WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye
 
 
 class Work(Message, tag="work", frozen=True, kw_only=True):
-    """Make this; frames as in SUBMIT, uncopied."""
+    """The dispatch of a request. Frames: those of SUBMIT, unchanged."""
 
     request_id: Id
+    """Id of the request."""
     model: Name | None = None
+    """Name of the model; None for the worker's default model."""
     attempt: Count = 1
+    """Number of the attempt; from 1."""
     timeout_seconds: Timeout | None = None
+    """Seconds left until the deadline; None for no deadline."""
     progress: bool = False
+    """Whether the client wants PROGRESS messages."""
     preview: bool = False
+    """Whether it wants previews in them; implies `progress`."""
     traceparent: Traceparent | None = None
+    """Trace and parent span, as in W3C Trace Context."""
     alone: bool = False
-    """It may be what took workers down: run it when nothing else runs, and nothing beside it."""
+    """Whether the request must run alone; see *Death*."""
 
 
 class Release(Message, tag="release", frozen=True, kw_only=True):
-    """Forget these ids, whatever their state: drop the queued, stop the running, free the finished."""
+    """An order to forget requests: drop queued ones, stop running ones, free the answers of finished ones."""
 
     request_ids: Ids
+    """Ids of the requests to forget."""
 
 
 class Resend(Message, tag="resend", frozen=True, kw_only=True):
-    """Send the answers to these requests to this broker: now if they are there, else once they are."""
+    """A query for answers, to be sent to this broker at once, or as soon as they exist."""
 
     request_ids: Ids
+    """Ids of the requests whose answers to send."""
 
 
 class Drain(Message, tag="drain", frozen=True, kw_only=True):
-    """Take no more work, give back what has not begun, finish the rest, say GOODBYE."""
+    """An order to accept no more work, return the queued requests, finish the running ones and leave."""
 
 
 BrokerToWorker = Work | Release | Resend | BrokerHeartbeat | Drain | Error

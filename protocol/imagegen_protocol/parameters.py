@@ -1,7 +1,4 @@
-"""All request parameters by name: those of the header (`Submit`), and those of the body (`GenerationRequest`).
-
-The type and range of each, and what else is to know of it, are declared in the struct, or here for the header.
-"""
+"""All request parameters by name: those of the header (`Submit`) and those of the body (`GenerationRequest`)."""
 
 from imagegen_protocol.declaration import ParameterInfo, Parameters, read_parameters
 from imagegen_protocol.messages import Submit
@@ -40,13 +37,13 @@ _HEADER_INFOS = {
 }
 
 HEADER_PARAMETERS: Parameters = read_parameters(Submit, _HEADER_INFOS)
-"""Parameters that the broker reads."""
+"""Parameters in the header, which the broker reads."""
 PARAMETERS: Parameters = {**BODY_PARAMETERS, **HEADER_PARAMETERS}
 IMAGE_PARAMETERS: Parameters = {name: each for name, each in BODY_PARAMETERS.items() if each.has_images}
 
 
 def http_field(name: str) -> str:
-    """Return the field of the HTTP API that stands for a field of the wire or of the client."""
+    """Return the field of the HTTP API for a field of the wire or of the client."""
     if name == "inputs":
         return "image"
     return PARAMETERS[name].http_name if name in PARAMETERS else name

@@ -1,6 +1,6 @@
-"""The body of a request: the declaration of its parameters, and their validation.
+"""The body of a request: declaration and validation of its parameters.
 
-The broker passes the body on unread; client and worker check it.
+Client and worker validate the body; the broker forwards it unread.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,9 +17,9 @@ from imagegen_protocol.declaration import (
     image_paths,
     read_parameters,
 )
+from imagegen_protocol.error_texts import describe_validation_error, format_value
 from imagegen_protocol.errors import InvalidRequestError
-from imagegen_protocol.explain import explain, show
-from imagegen_protocol.extra import check_extra
+from imagegen_protocol.extra_parameters import check_extra_parameters
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
     MAX_GUIDANCE_SCALE,
@@ -36,12 +36,12 @@ from imagegen_protocol.limits import (
 )
 
 _LORA_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\Z"
-"""A plain file name: nothing that leads out of a folder, and nothing hidden."""
+"""Pattern of a plain file name, without path separators and not hidden."""
 _CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]*\Z"
 
 
 class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA that the worker has, and its scale."""
+    """A LoRA of the worker, and its scale."""
 
     name: Annotated[
         str,
@@ -58,15 +58,15 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 OutputFormat = Literal["png", "jpeg", "webp"]
 DEFAULT_OUTPUT_FORMAT: OutputFormat = "png"
 DEFAULT_QUALITY = 90
-"""Of JPEG and WebP: no loss is visible, and the file is a fifth of the PNG."""
+"""Quality of JPEG and WebP without visible loss; the file has about a fifth of the size of a PNG."""
 _WITH_IMAGE: tuple[TaskName, ...] = ("image-to-image", "inpainting")
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The declaration of all request parameters but those of the header (see `parameters.py`); sizes in pixels.
+    """The body of a request, which declares all parameters except those of the header. Sizes are in pixels.
 
-    None stands for the model's own default. Image `i` of `num_images` is generated with the seed
-    `(seed + i) % 2**63`, from a generator of its own.
+    None stands for the model's default. Image `i` of `num_images` is generated with the seed `(seed + i) % 2**63`,
+    from its own generator.
     """
 
     prompt: Annotated[
@@ -177,7 +177,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         | None
     ) = None
     inputs: Annotated[list[str], Meta(max_length=MAX_INPUTS)] | None = None
-    """The paths of the image frames behind the body, in order (see `split_images`)."""
+    """Paths of the image frames after the body, in order (see `split_images`)."""
     image: Annotated[
         Frame,
         ParameterInfo(
@@ -283,11 +283,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 FIELDS: tuple[str, ...] = GenerationRequest.__struct_fields__
 BODY_PARAMETERS: Parameters = read_parameters(GenerationRequest)
-"""The parameters that the body of a request has, and its images."""
+"""Parameters of the body, and its images."""
 
 
 def task_of(request: GenerationRequest) -> TaskName:
-    """Return the task that a request asks for; it follows from its images."""
+    """Return the task of a request, which follows from its images."""
     inputs = request.inputs or []
     if "mask_image" in inputs:
         return "inpainting"
@@ -295,13 +295,13 @@ def task_of(request: GenerationRequest) -> TaskName:
 
 
 def make_request(**fields: Any) -> GenerationRequest:
-    """Return a checked request. Raises `InvalidRequestError` naming the field, its value and the range."""
+    """Return a validated request. Raises `InvalidRequestError` with the field, its value and the range."""
     try:
         request = msgspec.convert(fields, GenerationRequest)
     except msgspec.ValidationError as error:
         problem = str(error)
         known = f"; known are {', '.join(FIELDS)}" if "unknown field" in problem else ""
-        raise InvalidRequestError(explain(fields, _reword(problem)) + known) from error
+        raise InvalidRequestError(describe_validation_error(fields, _reword(problem)) + known) from error
     names = [lora.name for lora in request.loras or ()]
     if len(set(names)) < len(names):
         raise InvalidRequestError(f"loras: expected each name once, got {', '.join(names)}")
@@ -312,14 +312,14 @@ def make_request(**fields: Any) -> GenerationRequest:
             f"quality: expected none for the output_format 'png' (jpeg and webp have one), got {request.quality}"
         )
     if request.extra is not None:
-        check_extra(request.extra, FIELDS)
+        check_extra_parameters(request.extra, FIELDS)
     return request
 
 
 def _reword(problem: str) -> str:
-    """Return msgspec's error in words that name the choices, where there are any."""
+    """Return the text of msgspec's error, with the choices of the field, if it has any."""
     if "matching regex" in problem and problem.endswith("`$.prompt`"):
-        return "expected at least 1 character beside white space - at `$.prompt`"
+        return "expected at least 1 character other than white space - at `$.prompt`"
     for name, parameter in BODY_PARAMETERS.items():
         if parameter.choices and "enum value" in problem and f"at `$.{name}" in problem:
             return f"expected {' or '.join(parameter.choices)} - at `$.{name}`"
@@ -327,12 +327,12 @@ def _reword(problem: str) -> str:
 
 
 def check_frames(request: GenerationRequest, count: int) -> None:
-    """Raise `InvalidRequestError` if a request does not come with one image frame for each of its `inputs`."""
+    """Raise `InvalidRequestError` unless there is one image frame for each of the `inputs` of a request."""
     inputs = request.inputs or []
     if count != len(inputs):
         named = f" ({', '.join(inputs)})" if inputs else ""
         raise InvalidRequestError(
-            f"inputs: expected {len(inputs)} image frames{named} behind the body, got {count}"
+            f"inputs: expected {len(inputs)} image frames{named} after the body, got {count}"
         )
 
 
@@ -340,11 +340,11 @@ def _check_inputs(request: GenerationRequest) -> None:
     inputs = request.inputs or []
     paths = dict(image_paths(request, BODY_PARAMETERS))
     if any(path not in paths for path in inputs):
-        raise InvalidRequestError(f"inputs: expected {' or '.join(paths)}, got {show(inputs)}")
+        raise InvalidRequestError(f"inputs: expected {' or '.join(paths)}, got {format_value(inputs)}")
     if len(set(inputs)) < len(inputs):
         raise InvalidRequestError(f"inputs: expected each name once, got {', '.join(inputs)}")
     if missing := [path for path, required in paths.items() if required and path not in inputs]:
-        raise InvalidRequestError(f"inputs: expected {' and '.join(missing)} too, got {show(inputs)}")
+        raise InvalidRequestError(f"inputs: expected {' and '.join(missing)} too, got {format_value(inputs)}")
     if "mask_image" in inputs and "image" not in inputs:
         raise InvalidRequestError("inputs: expected an image with the mask_image, got mask_image alone")
 
@@ -356,7 +356,9 @@ def _check_task(request: GenerationRequest) -> None:
         value = getattr(request, name)
         if value is not None and task not in parameter.info.tasks:
             needed = "an image" if "image-to-image" in parameter.info.tasks else "a mask_image"
-            raise InvalidRequestError(f"{name}: expected only with {needed}, got {show(value)} without one")
+            raise InvalidRequestError(
+                f"{name}: expected only with {needed}, got {format_value(value)} without one"
+            )
 
 
 def encode_request(request: GenerationRequest) -> bytes:
@@ -365,7 +367,7 @@ def encode_request(request: GenerationRequest) -> bytes:
 
 
 def parse_request(body: bytes) -> GenerationRequest:
-    """Decode and check a body frame. Raises `InvalidRequestError`, whatever the bytes are."""
+    """Decode and validate a body frame. Raises `InvalidRequestError` and no other exception."""
     if len(body) > MAX_BODY_BYTES:
         raise InvalidRequestError(f"the body is {len(body)} bytes long, at most {MAX_BODY_BYTES} are allowed")
     try:

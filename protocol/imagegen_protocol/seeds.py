@@ -1,4 +1,4 @@
-"""Seeds that are chosen for the user."""
+"""Random seeds."""
 
 import secrets
 

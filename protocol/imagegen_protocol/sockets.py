@@ -1,4 +1,4 @@
-"""Socket options that every role sets; docs/decisions/0014-socket-options.md gives the reasons."""
+"""Socket options that broker, worker and client set; docs/decisions/0014-socket-options.md states the reasons."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ import zmq
 KEEPALIVE_IDLE_SECONDS = 10
 """Seconds without traffic after which the kernel starts to probe a connection."""
 KEEPALIVE_INTERVAL_SECONDS = 5
+"""Seconds between two probes."""
 KEEPALIVE_PROBES = 4
 """Unanswered probes after which the kernel closes a connection."""
 UNACKNOWLEDGED_SECONDS = 30
-"""Seconds for which sent bytes may stay unacknowledged; then the kernel closes the connection. Keepalive probes
-only idle connections: without this limit a retransmission is repeated for about 15 minutes."""
+"""Maximum seconds for which sent bytes are unacknowledged; then the kernel closes the connection. Keepalive only
+probes idle connections: without this limit the kernel retransmits for about 15 minutes."""
 
 
-def close_dead_links(socket: "zmq.Socket[Any]") -> None:
-    """Have the kernel close connections whose other end is gone, within 30 s; call it before `bind` or `connect`.
+def enable_keepalive(socket: "zmq.Socket[Any]") -> None:
+    """Make the kernel close dead connections within 30 s; call it before `bind` or `connect`.
 
     ZeroMQ's own heartbeats stay off: their timer aborts the process (`!_io_error`) when it fires after a
     connection has broken while its input was stopped. The protocol's heartbeats detect silent peers sooner.

@@ -1,6 +1,6 @@
-"""The broker's statistics: the content of `/stats`, of the STATS message, and of what `Client.stats` returns.
+"""The broker's statistics: the content of `/stats` and of the STATS message, and the result of `Client.stats`.
 
-The broker writes every field. A reader ignores fields that it does not know, and fills in the default of a field
+The broker writes every field. A reader ignores unknown fields, and uses the default of a field
 that an older broker does not write. `docs/stats.schema.json` is the JSON schema of `Statistics`.
 """
 
@@ -44,13 +44,13 @@ class RequestCounts(Record, frozen=True, kw_only=True):
 
     queued: Requests = 0
     dispatched: Requests = 0
-    """At a worker, queued or running there."""
+    """Requests at a worker, queued or running there."""
     delivered: Requests = 0
-    """Answered, but not acknowledged by the client."""
+    """Answered requests that the client has not acknowledged."""
 
 
 class Limits(Record, frozen=True, kw_only=True):
-    """What the broker holds at most."""
+    """Limits of what the broker holds."""
 
     requests: Requests = 0
     bytes: Bytes = 0
@@ -62,47 +62,47 @@ class Totals(Record, frozen=True, kw_only=True):
     accepted: Requests = 0
     acknowledged: Requests = 0
     abandoned: Requests = 0
-    """Dropped because the client left or died."""
+    """Requests dropped because the client left or died."""
     dispatched: Requests = 0
     attached: Requests = 0
-    """Found at a worker that held them already."""
+    """Requests attached to a worker that held them already."""
     resent: Requests = 0
-    """Answers sent, or asked for, again."""
+    """Answers sent or requested again."""
     workers_registered: Peers = 0
     workers_lost: Peers = 0
     workers_stuck: Peers = 0
     clients_lost: Peers = 0
     malformed: Messages = 0
     dropped: Messages = 0
-    """Messages that the connection of a peer did not accept."""
+    """Messages that a peer's connection did not accept."""
     answered: dict[str, Requests] = {}
-    """By outcome: `result`, or the code of an error."""
+    """Answered requests by outcome: `result`, or an error code."""
     rejected: dict[str, Requests] = {}
-    """By the code of the error."""
+    """Rejected requests by error code."""
     requeued: dict[str, Requests] = {}
-    """By reason."""
+    """Requeued requests by reason."""
 
 
 class ModelStatistics(Record, frozen=True, kw_only=True):
-    """The demand for one model that is, or lately was, served or requested."""
+    """The demand for one model that is, or recently was, served or requested."""
 
     model: str
     workers: Peers = 0
     """Workers that serve the model and accept work."""
     idle_workers: Peers = 0
-    """Those of them that hold no request."""
+    """Those of them without requests."""
     waiting: Requests = 0
     """Requests that wait at the broker."""
     unfinished: Requests = 0
     """Requests that wait at the broker or are at workers."""
     seconds_per_request: Seconds | None = None
-    """Device time of an average request; None while nothing is measured."""
+    """Device seconds of an average request; None before the first measurement."""
     backlog_seconds: Seconds = 0.0
-    """Device time of the unfinished requests; each counts as an average one."""
+    """Device seconds of the unfinished requests; each counts as an average one."""
 
 
 class GpuStatistics(Record, frozen=True, kw_only=True):
-    """One worker. Depth, load and capacity are counted in images."""
+    """One worker. Queue depth and capacity are counted in images."""
 
     gpu_id: Annotated[int, Meta(description="Index of the GPU on its host.")] = 0
     gpu_uuid: str | None = None
@@ -116,24 +116,24 @@ class GpuStatistics(Record, frozen=True, kw_only=True):
     backend: str = ""
     batching: str = ""
     models: list[str] = []
-    """The first is the worker's default."""
+    """Names of the served models; the first is the worker's default."""
     warm_models: list[str] = []
-    """Those that are loaded, or are being loaded for a request."""
+    """Names of the models that are loaded, or are being loaded for a request."""
     state: Annotated[str, Meta(description="`ready`, `draining`, `unreachable` or `stuck`.")] = "unknown"
     current_queue_depth: Images = 0
     """Images of the requests at the worker, running and waiting. A request that another broker dispatched counts
     as one image."""
     running: Images = 0
-    """Those of them that are being generated."""
+    """Images that are being generated."""
     unacknowledged: Requests = 0
-    """Answers that the worker keeps until the client has acknowledged them."""
+    """Answers that the worker keeps until the client acknowledges them."""
     capacity: Images = 0
-    """Images that the worker accepts at a time. It may exceed this by one request."""
+    """Maximum images at the worker; the last request may exceed it."""
     max_batch_size: Images = 0
     dispatched: Requests = 0
     """Requests dispatched to the worker since it registered."""
     total_requests: Requests = 0
-    """Requests that ended in a result since the worker started; so for the totals below."""
+    """Requests that ended in a result since the worker started; the totals below count from then, too."""
     total_failed: Requests = 0
     total_batches: Batches = 0
     total_batched_requests: Requests = 0
@@ -142,11 +142,11 @@ class GpuStatistics(Record, frozen=True, kw_only=True):
     total_images: Images = 0
     busy_seconds: Seconds = 0.0
     seconds_per_image: Seconds | None = None
-    """In a full batch; None while unknown."""
+    """Seconds for one image in a full batch; None while unknown."""
     step_age_seconds: Seconds | None = None
-    """Since the last step of the running batch; None when idle."""
+    """Seconds since the last step of the running batch; None when idle."""
     last_heard_seconds: Seconds = 0.0
-    """Since the broker received a message from the worker."""
+    """Seconds since the broker received a message from the worker."""
 
 
 class Statistics(Record, frozen=True, kw_only=True):
@@ -154,26 +154,26 @@ class Statistics(Record, frozen=True, kw_only=True):
 
     strategy: str = ""
     epoch: str = ""
-    """Random for each run of the broker; hexadecimal."""
+    """Random id of this run of the broker, in hexadecimal."""
     version: str | None = None
     heartbeat: Heartbeat = Heartbeat()
     uptime_seconds: Seconds = 0.0
     default_model: str | None = None
     model_traits: dict[str, ModelCapabilities] = {}
-    """What each model accepts, as far as workers have reported it."""
+    """Capabilities by model, as far as workers have reported them."""
     num_gpus: Peers = 0
     """Registered workers."""
     clients: Peers = 0
     held_clients: Peers = 0
     requests: RequestCounts = RequestCounts()
     queued_requests: Requests = 0
-    """Requests that wait at the broker; `requests.queued`."""
+    """Requests that wait at the broker; the same as `requests.queued`."""
     held_bytes: Bytes = 0
     limits: Limits = Limits()
     answers_per_second: Rate = 0.0
     totals: Totals = Totals()
     models: list[str] = []
-    """Models that registered workers serve."""
+    """Names of the models that registered workers serve."""
     per_model_stats: list[ModelStatistics] = []
     per_gpu_stats: list[GpuStatistics] = []
 
@@ -209,15 +209,15 @@ def from_msgpack(frame: bytes | memoryview) -> Statistics:
 
 
 def _read(content: Any) -> Statistics:
-    """Return typed statistics, without the models whose traits only a newer version can read."""
-    if isinstance(content, dict) and isinstance(traits := content.get("model_traits"), dict):
-        content["model_traits"] = {name: told for name, told in traits.items() if _readable(told)}
+    """Return typed statistics, without models whose capabilities only a newer version can read."""
+    if isinstance(content, dict) and isinstance(models := content.get("model_traits"), dict):
+        content["model_traits"] = {name: each for name, each in models.items() if _is_readable(each)}
     return msgspec.convert(content, Statistics)
 
 
-def _readable(traits: Any) -> bool:
+def _is_readable(capabilities: Any) -> bool:
     try:
-        msgspec.convert(traits, ModelCapabilities)
+        msgspec.convert(capabilities, ModelCapabilities)
     except msgspec.ValidationError:
         return False
     return True

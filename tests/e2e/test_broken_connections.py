@@ -6,7 +6,7 @@ import time
 import pytest
 
 from imagegen_client import Client
-from imagegen_protocol.keys import read_dial_keys
+from imagegen_protocol.keys import read_curve_keys
 from tests import zmtp
 from tests.e2e.conftest import PATIENT, command
 from tests.raw import Peers
@@ -33,7 +33,7 @@ def keyed(request, fleet, tmp_path):
     public = tmp_path / "broker.key"
     alice, gpu0 = tmp_path / "clients" / "alice.key_secret", tmp_path / "workers" / "gpu0.key_secret"
     options = {"key": alice, "broker_key": public}
-    return options, {"frontend": read_dial_keys(alice, public), "backend": read_dial_keys(gpu0, public)}
+    return options, {"frontend": read_curve_keys(alice, public), "backend": read_curve_keys(gpu0, public)}
 
 
 @pytest.fixture

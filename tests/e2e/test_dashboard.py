@@ -19,9 +19,9 @@ from tests.e2e.gateway.conftest import Gateway
 from tests.e2e.gateway.receiver import Receiver
 from tests.prometheus import PrometheusServer, needs_prometheus, wait_until
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
-from tools.dashboard.asking import Prometheus
 from tools.dashboard.panels import FLEET, GATEWAY, GPU
-from tools.dashboard.render import draw
+from tools.dashboard.prometheus import Prometheus
+from tools.dashboard.render import render
 
 WORKERS = ("sim0", "sim1")
 WINDOW = "5s"
@@ -181,7 +181,7 @@ def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load
         wait_until(lambda title=title, labels=labels: seen(asked, title) == labels, f"{labels} in {title}")
 
     picture = tmp_path / "dashboard.png"
-    assert draw(picture, prometheus.url(), seconds=10, window=WINDOW, gpus=1) == []
+    assert render(picture, prometheus.url(), seconds=10, window=WINDOW, gpus=1) == []
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
     fleet.kill("sim1")

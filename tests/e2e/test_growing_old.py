@@ -10,7 +10,7 @@ import zmq
 from msgspec.structs import astuple
 
 from imagegen_client import Client
-from imagegen_protocol.keys import read_dial_keys
+from imagegen_protocol.keys import read_curve_keys
 from tests.e2e.conftest import BROKER, command, start_simulated
 from tests.families import sd
 
@@ -96,7 +96,7 @@ def come_and_vanish(endpoint, keys, number):
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     if keys:
-        read_dial_keys(keys["key"], keys["broker_key"]).apply(dealer)
+        read_curve_keys(keys["key"], keys["broker_key"]).apply(dealer)
     dealer.connect(endpoint)
     body = msgpack.packb({"prompt": "x", "seed": number})
     dealer.send_multipart([msgpack.packb({"v": 1, "type": "submit", "request_id": os.urandom(16)}), body])

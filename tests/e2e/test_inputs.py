@@ -158,10 +158,10 @@ def test_frames_that_are_not_as_many_as_inputs_are_told(engine, fleet, client, i
 
     made = sync.build
     for change, words in (
-        (lambda frames: frames[:-1], r"expected 2 image frames \(image, mask_image\) behind the body, got 1"),
+        (lambda frames: frames[:-1], r"expected 2 image frames \(image, mask_image\) after the body, got 1"),
         (
             lambda frames: (*frames, b"more"),
-            r"expected 2 image frames \(image, mask_image\) behind the body, got 3",
+            r"expected 2 image frames \(image, mask_image\) after the body, got 3",
         ),
     ):
 

@@ -8,7 +8,7 @@ import pytest
 from imagegen_broker.access import Access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.server import Server
-from imagegen_protocol.keys import generate, read_pair
+from imagegen_protocol.keys import generate_keys, read_key_pair
 
 INTERVAL = 0.1
 
@@ -41,15 +41,15 @@ def start_broker():
 @pytest.fixture
 def keys(tmp_path):
     """A broker's key, one allowed client, one allowed worker, and a stranger's."""
-    generate(tmp_path, "broker")
-    generate(tmp_path / "clients", "alice")
-    generate(tmp_path / "workers", "gpu0")
-    generate(tmp_path, "stranger")
+    generate_keys(tmp_path, "broker")
+    generate_keys(tmp_path / "clients", "alice")
+    generate_keys(tmp_path / "workers", "gpu0")
+    generate_keys(tmp_path, "stranger")
     return tmp_path
 
 
 @pytest.fixture
 def guarded(start_broker, keys):
     """A broker that demands those keys."""
-    access = Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+    access = Access(read_key_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
     return start_broker(access=access)

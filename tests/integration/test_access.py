@@ -10,7 +10,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from imagegen_broker.access import Access
-from imagegen_protocol.keys import DialKeys, KeyFileError, generate, read_pair, read_public
+from imagegen_protocol.keys import CurveKeys, KeyFileError, generate_keys, read_key_pair, read_public_key
 from tests.raw import PATIENCE_MS, Peer, ready, submit
 
 
@@ -45,7 +45,7 @@ def enter(keys):
     peers = []
 
     def connect(endpoint, secret, broker="broker.key"):
-        own = None if secret is None else DialKeys(read_pair(keys / secret), read_public(keys / broker))
+        own = None if secret is None else CurveKeys(read_key_pair(keys / secret), read_public_key(keys / broker))
         peer = GuardedPeer(context, endpoint, own)
         peers.append(peer)
         return peer
@@ -125,7 +125,7 @@ def test_a_revoked_worker_gets_no_more_work(guarded, enter, keys):
 
 
 def test_a_key_that_is_added_later_is_let_in_after_a_reload(guarded, enter, keys):
-    generate(keys / "clients", "late")
+    generate_keys(keys / "clients", "late")
     guarded.reload()
     guarded.snapshot(10)  # the loop has turned: the lists are read
     client = enter(guarded.frontend_endpoint, "clients/late.key_secret")
@@ -178,7 +178,7 @@ def test_a_bad_file_is_reported_and_the_other_keys_stay(guarded, enter, keys, ca
 
 def test_a_bad_file_is_skipped_at_the_start_too(start_broker, enter, keys, caplog):
     (keys / "clients" / "broken.key").write_text("no key at all")
-    pair = read_pair(keys / "broker.key_secret")
+    pair = read_key_pair(keys / "broker.key_secret")
     server = start_broker(access=Access(pair, keys / "clients", keys / "workers"))
     client = enter(server.frontend_endpoint, "clients/alice.key_secret")
     client.send({"type": "stats"})
@@ -189,4 +189,4 @@ def test_a_bad_file_is_skipped_at_the_start_too(start_broker, enter, keys, caplo
 def test_a_broker_with_bad_files_only_does_not_start(keys):
     break_a_file(keys / "clients")
     with pytest.raises(KeyFileError, match=r"no key file in .* can be used: .*broken\.key"):
-        Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+        Access(read_key_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")

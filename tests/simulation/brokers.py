@@ -18,13 +18,13 @@ from imagegen_protocol.messages import (
     Ack,
     Error,
     Goodbye,
-    Holding,
     Progress,
     Ready,
     Release,
     Result,
     Work,
     WorkerHeartbeat,
+    WorkerReport,
 )
 from tests.simulation import invariants
 from tests.simulation.network import Line
@@ -143,7 +143,7 @@ class BrokerPeer(Peer):
         if isinstance(message, Result | Error) and message.request_id in told.active:
             told.active = told.active - {message.request_id}
             told.listed = told.listed - {message.request_id}
-        if isinstance(message, Holding):
+        if isinstance(message, WorkerReport):
             told.active = told.listed = frozenset((*message.running, *message.queued))
             told.warm = frozenset(message.warm)
         if isinstance(message, WorkerHeartbeat):

@@ -1,4 +1,4 @@
-"""From `panels.py` to Grafana's JSON."""
+"""Grafana's JSON for the panels of `panels.py`."""
 
 import json
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from tools.dashboard.panels import FLEET, GATEWAY, GPU, Panel
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _COLUMNS = 24
-"""Grafana's grid."""
+"""Columns of Grafana's grid."""
 _NOT_OF_VARIABLES = ("auto", "auto_count", "auto_min", "id")
 _PANEL_WIDTH, _PANEL_HEIGHT, _STAT_HEIGHT = 8, 7, 4
 
 
 def dashboard_json() -> str:
-    """Return the dashboard as Grafana imports it, the same text each time."""
+    """Return the dashboard as JSON for Grafana's import; the text is deterministic."""
     board = (
         dashboard.Dashboard("imagegen")
         .uid("imagegen-fleet")
@@ -60,22 +60,22 @@ def dashboard_json() -> str:
         board = board.with_panel(_panel(panel, number, stats=sum(one.kind == "stat" for one in FLEET)))
     gateway = dashboard.Row("HTTP gateway").id(3)
     for number, panel in enumerate(GATEWAY, start=300):
-        gateway = gateway.with_panel(_panel(panel, number))  # which makes a row that is closed
+        gateway = gateway.with_panel(_panel(panel, number))  # panels in a row make it collapsed
     board = board.with_row(gateway)
     board = board.with_row(dashboard.Row("GPU of $worker").id(2).repeat("worker"))
     for number, panel in enumerate(GPU, start=200):
         board = board.with_panel(_panel(panel, number))
     made = json.loads(JSONEncoder().encode(board.build()))
     _close_gaps(made["panels"])
-    made.pop("style", None)  # of Grafana 10, which the library is for; later ones have none
+    made.pop("style", None)  # a field of Grafana 10 only
     for variable in made["templating"]["list"]:
-        for name in _NOT_OF_VARIABLES:  # the library gives them, and Grafana's schema has none
+        for name in _NOT_OF_VARIABLES:  # the library writes them, but Grafana's schema has no such fields
             variable.pop(name, None)
     return json.dumps(made, sort_keys=True, indent=2) + "\n"
 
 
 def _close_gaps(panels: list[dict[str, Any]]) -> None:
-    """Move up what the library puts below a closed row, as if that were open."""
+    """Move up the panels below a collapsed row, which the library places as if it were expanded."""
     gap = 0
     for panel in panels:
         panel["gridPos"]["y"] -= gap

@@ -1,16 +1,16 @@
-"""What the dashboard shows: titles, queries, units. `build.py` makes Grafana's JSON of it."""
+"""Panels of the dashboard: titles, queries and units. `build.py` converts them to Grafana's JSON."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 RATE = "$__rate_interval"
-"""Grafana's own variable: at least four scrapes."""
+"""Variable of Grafana: at least four scrape intervals."""
 WORKER = 'worker=~"$worker"'
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One PromQL expression; `legend` in Grafana's form, with labels as `{{label}}`."""
+    """One PromQL expression. `legend` is in Grafana's format, with labels as `{{label}}`."""
 
     expr: str
     legend: str
@@ -18,7 +18,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `unit` is one of Grafana's ids; `stat` panels show the last value only."""
+    """One panel. `unit` is an id of Grafana; `stat` panels show only the last value."""
 
     title: str
     text: str
@@ -27,7 +27,7 @@ class Panel:
     kind: Literal["timeseries", "stat"] = "timeseries"
     stacked: bool = False
     empty: str | None = None
-    """What the panel says where there is no data, in place of Grafana's own words."""
+    """Text of a panel without data; None for Grafana's own."""
 
 
 def _stat(title: str, text: str, unit: str, expr: str) -> Panel:
@@ -49,25 +49,27 @@ def _quantiles(metric: str, selector: str = "", name: str = "") -> tuple[Query, 
 
 
 FLEET = (
-    _stat("Workers that take work", "", "short", 'max(imagegen_broker_workers{state="ready"})'),
-    _stat("Requests that wait", "At brokers.", "short", 'sum(imagegen_broker_pending_requests{state="queued"})'),
+    _stat("Workers accepting work", "", "short", 'max(imagegen_broker_workers{state="ready"})'),
+    _stat("Queued requests", "At brokers.", "short", 'sum(imagegen_broker_pending_requests{state="queued"})'),
     _stat(
-        "Until all is done",
-        "For the model that takes longest, with the workers there are.",
+        "Time to drain",
+        "Seconds to finish the backlog with the present workers, for the slowest model.",
         "s",
         "max(model:imagegen_drain_seconds:ratio) or vector(0)",
     ),
-    _stat("Images a second", "", "short", f"sum(rate(imagegen_worker_images_total[{RATE}]))"),
-    _stat("Errors", "Of all answers of five minutes.", "percentunit", "imagegen:errors:ratio_rate5m"),
+    _stat("Images per second", "", "short", f"sum(rate(imagegen_worker_images_total[{RATE}]))"),
+    _stat(
+        "Errors", "Share of all answers of the last five minutes.", "percentunit", "imagegen:errors:ratio_rate5m"
+    ),
     _stat(
         "Alerts",
-        "That fire now.",
+        "Alerts that fire now.",
         "short",
         'count(ALERTS{alertname=~"Imagegen.+",alertstate="firing"}) or vector(0)',
     ),
     Panel(
         "Answers",
-        "Terminal answers a second, by outcome.",
+        "Terminal answers per second, by outcome.",
         "reqps",
         (_by("outcome", f"rate(imagegen_broker_answers_total[{RATE}])"),),
         stacked=True,
@@ -81,13 +83,13 @@ FLEET = (
     ),
     Panel(
         "Backlog",
-        "Device time that unfinished requests will take, by model: what autoscaling goes by.",
+        "Device time of the unfinished requests, by model; the input of autoscaling.",
         "s",
         (_by("model", "imagegen_broker_backlog_seconds"),),
         stacked=True,
     ),
     Panel(
-        "From arrival to the answer",
+        "Total latency",
         "",
         "s",
         _quantiles("imagegen_broker_request_duration_seconds"),
@@ -95,7 +97,7 @@ FLEET = (
     Panel("From arrival to dispatch", "", "s", _quantiles("imagegen_broker_queue_wait_seconds")),
     Panel(
         "Models",
-        "Workers that take work, and requests that wait, by model.",
+        "Workers accepting work, and queued requests, by model.",
         "short",
         (
             Query("max by (model) (imagegen_broker_model_workers)", "{{model}}: workers"),
@@ -105,20 +107,20 @@ FLEET = (
     ),
     Panel(
         "Workers",
-        "As the broker sees them.",
+        "Workers by state, as seen by the broker.",
         "short",
         (_by("state", "imagegen_broker_workers", "max"),),
         stacked=True,
     ),
     Panel(
         "Dispatches",
-        "Requests given to workers a second, by strategy.",
+        "Requests dispatched to workers per second, by strategy.",
         "reqps",
         (_by("strategy", f"rate(imagegen_broker_dispatches_total[{RATE}])"),),
     ),
     Panel(
         "Requeues and losses",
-        "Requests that went back to the queue a second, by reason; workers lost.",
+        "Requeued requests per second, by reason; lost workers.",
         "short",
         (
             _by("reason", f"rate(imagegen_broker_requeues_total[{RATE}])"),
@@ -127,8 +129,8 @@ FLEET = (
         ),
     ),
     Panel(
-        "Refused and given up",
-        "Requests a second.",
+        "Rejected and abandoned",
+        "Requests per second.",
         "reqps",
         (
             _by("reason", f"rate(imagegen_broker_rejected_requests_total[{RATE}])"),
@@ -137,7 +139,7 @@ FLEET = (
     ),
     Panel(
         "Fairness",
-        "Clients with requests, and how many the one with most has.",
+        "Clients with requests, and the maximum per client.",
         "short",
         (
             Query("sum(imagegen_broker_busy_clients)", "busy clients"),
@@ -145,8 +147,8 @@ FLEET = (
         ),
     ),
     Panel(
-        "Full to",
-        "Requests and bytes held, of what may be; inequality between clients (0: all have as many).",
+        "Limits",
+        "Requests and bytes held, as shares of their limits; inequality between clients (0: none).",
         "percentunit",
         (
             Query(
@@ -158,20 +160,20 @@ FLEET = (
         ),
     ),
     Panel(
-        "GPUs busy",
-        "Part of the time, by worker.",
+        "GPU utilization",
+        "Share of the time with a running batch, by worker.",
         "percentunit",
         (_by("worker", f"rate(imagegen_worker_busy_seconds_total[{RATE}])"),),
     ),
     Panel(
         "Queue depth by worker",
-        "Images of the requests that the worker lists, or that are on the way to it.",
+        "Images of the requests at a worker, or on the way to it.",
         "short",
         (_by("worker", "imagegen_broker_worker_queue_depth", "max"),),
     ),
     Panel(
         "Messages",
-        "A second: answers sent again, messages that did not decode or that a peer did not take.",
+        "Per second: repeated answers, unreadable messages, and messages that a peer did not accept.",
         "short",
         (
             Query(f"sum(rate(imagegen_broker_resent_answers_total[{RATE}]))", "sent again"),
@@ -195,52 +197,52 @@ _OTHER_PATHS = '{path!~"/v1/images/.+|.+/events"}'
 GATEWAY = (
     _gateway(
         "Requests",
-        "HTTP requests that ended a second, by class of status. Those whose caller hung up (499) are 4xx.",
+        "Finished HTTP requests per second, by class of status. 4xx includes disconnected callers (499).",
         "reqps",
         Query(f"sum by (class) ({_REQUESTS})", "{{class}}xx"),
         stacked=True,
     ),
     _gateway(
-        "From the request to its images",
-        "Of calls that wait for them (/v1/images), refused ones among them.",
+        "Latency of generation",
+        "Calls that wait for images (/v1/images), rejected ones included.",
         "s",
         *_quantiles(_DURATION, '{path=~"/v1/images/.+"}'),
     ),
     _gateway(
-        "All other calls",
-        "Jobs taken in and looked at, files, models, the page. Without streams of events.",
+        "Latency of other calls",
+        "Calls for jobs, files, models and the web page, without event streams.",
         "s",
         *_quantiles(_DURATION, _OTHER_PATHS),
     ),
     _gateway(
         "In flight",
-        "HTTP requests that have not ended, the one that asks for this among them.",
+        "Unfinished HTTP requests, the scrape included.",
         "short",
         Query("sum(imagegen_gateway_requests_in_flight)", "requests"),
     ),
     _gateway(
-        "Refused",
-        "A second, by what the key is not allowed.",
+        "Rejected",
+        "Rejected requests per second, by the limit of the key.",
         "reqps",
         _by("reason", f"rate(imagegen_gateway_refusals_total[{RATE}])"),
     ),
     _gateway("Jobs held", "That have not ended.", "short", Query("sum(imagegen_gateway_jobs)", "jobs")),
     _gateway(
-        "Jobs that ended",
-        "A second, by outcome.",
+        "Finished jobs",
+        "Finished jobs per second, by outcome.",
         "short",
         _by("outcome", f"rate(imagegen_gateway_jobs_ended_total[{RATE}])"),
         stacked=True,
     ),
     _gateway(
         "Webhooks",
-        "Calls a second, by outcome; one that failed is called again.",
+        "Calls per second, by outcome; a failed call is repeated.",
         "short",
         _by("outcome", f"rate(imagegen_gateway_webhook_attempts_total[{RATE}])"),
     ),
     _gateway(
-        "Storage that failed",
-        "Times a second that disk, database or bucket did not take or give something.",
+        "Storage failures",
+        "Failed operations of disk, database or bucket per second.",
         "short",
         Query(f"sum(rate(imagegen_gateway_storage_failures_total[{RATE}]))", "failures"),
     ),
@@ -259,7 +261,7 @@ def _rate(metric: str, more: str = "") -> str:
 GPU = (
     Panel(
         "Busy",
-        "By the worker's clock (the part beside: text encoders and decoders), and as the driver sees it.",
+        "Utilization measured by the worker (text encoders and decoders separately), and by the driver.",
         "percentunit",
         (
             Query(f"sum({_rate('busy_seconds_total')})", "busy"),
@@ -270,13 +272,13 @@ GPU = (
     Panel("Queue depth", "Images, by state.", "short", (_by("state", _worker("queue_depth")),), stacked=True),
     Panel(
         "Models",
-        "Loaded; loads a second because a model was asked for, by outcome.",
+        "Loaded models, and loads on request per second, by outcome.",
         "short",
         (Query(f"sum({_worker('warm_models')})", "loaded"), _by("outcome", _rate("model_loads_total"))),
     ),
     Panel(
-        "Made",
-        "A second.",
+        "Generated",
+        "Images, steps of images and megapixels per second.",
         "short",
         (
             Query(f"sum({_rate('images_total')})", "images"),
@@ -285,8 +287,8 @@ GPU = (
         ),
     ),
     Panel(
-        "Rows in a call",
-        "Batch dimension of good calls.",
+        "Rows per call",
+        "Batch dimension of successful calls.",
         "short",
         (
             Query(f"sum({_rate('rows_per_call_sum')}) / sum({_rate('rows_per_call_count')})", "mean"),
@@ -294,8 +296,8 @@ GPU = (
         ),
     ),
     Panel(
-        "Where the time goes",
-        "Medians: waiting for the batch, for the first step, generating, encoding.",
+        "Time by phase",
+        "Medians of queueing, time to the first step, generation and encoding.",
         "s",
         tuple(
             _quantiles(f"imagegen_worker_{metric}", f"{{{WORKER}}}", name)[0]
@@ -308,23 +310,29 @@ GPU = (
         ),
     ),
     Panel("One denoising step", "", "s", _quantiles("imagegen_worker_step_seconds", f"{{{WORKER}}}")),
-    Panel("Calls", "A second, by outcome.", "short", (_by("outcome", _rate("calls_total")),)),
-    Panel("Answers", "A second, by outcome.", "reqps", (_by("outcome", _rate("requests_total")),), stacked=True),
+    Panel("Calls", "Finished jobs per second, by outcome.", "short", (_by("outcome", _rate("calls_total")),)),
+    Panel(
+        "Answers",
+        "Finished jobs per second, by outcome.",
+        "reqps",
+        (_by("outcome", _rate("requests_total")),),
+        stacked=True,
+    ),
     Panel(
         "Fallbacks",
-        "Calls that went alone a second, by reason.",
+        "Calls without a batch per second, by reason.",
         "short",
         (_by("reason", _rate("fallbacks_total")),),
     ),
     Panel(
-        "Answers kept",
-        "Until clients have acknowledged them.",
+        "Unacknowledged answers",
+        "Size of the answers that wait for acknowledgement.",
         "bytes",
         (Query(f"sum({_worker('unreleased_bytes')})", "bytes"),),
     ),
     Panel(
         "Memory",
-        "Of the card, in use by anybody.",
+        "Memory of the GPU in use by all processes.",
         "bytes",
         (
             Query(f"max({_worker('gpu_memory_used_bytes')})", "used"),
@@ -335,14 +343,14 @@ GPU = (
     Panel("Power", "", "watt", (Query(f"max({_worker('gpu_power_watts')})", "card"),)),
     Panel("Clocks", "", "hertz", (_by("clock", _worker("gpu_clock_hertz"), "max"),)),
     Panel(
-        "Held back",
-        "1 where the clocks are held back for this.",
+        "Throttling",
+        "1 if the clocks are throttled for this reason.",
         "short",
         (_by("reason", _worker("gpu_throttled"), "max"),),
     ),
     Panel(
-        "Age of the step",
-        "Since the last step of the running batch; a hang shows here.",
+        "Step age",
+        "Seconds since the last step of the running batch; it grows when the device hangs.",
         "s",
         (Query(f"max({_worker('step_age_seconds')})", "step"),),
     ),

@@ -1,4 +1,4 @@
-"""A picture of the dashboard, drawn by matplotlib from a Prometheus: what it shows, where there is no Grafana."""
+"""Rendering of the dashboard with matplotlib from a Prometheus, without Grafana."""
 
 import math
 import re
@@ -14,18 +14,18 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tools.dashboard.asking import Prometheus, Series
 from tools.dashboard.panels import FLEET, GATEWAY, GPU, Panel
+from tools.dashboard.prometheus import Prometheus, Series
 
 _COLUMNS = 4
 _POINTS = 120
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
-_MOST_NAMES = 4
+_MAX_LINES = 4
 _UNITS = {"s": "s", "bytes": "B", "watt": "W", "hertz": "Hz", "reqps": "/s"}
 
 
-def draw(out: Path, url: str, *, seconds: float, window: str, gpus: int | None = None) -> list[str]:
-    """Draw the last `seconds` of every panel into a PNG; return the titles of those that have no data."""
+def render(out: Path, url: str, *, seconds: float, window: str, gpus: int | None = None) -> list[str]:
+    """Render the last `seconds` of all panels into a PNG; return the titles of panels without data."""
     prometheus = Prometheus(url, window)
     workers = prometheus.label_values("imagegen_worker_warm", "worker")[:gpus]
     cells: list[tuple[Panel, str, str | None]] = [(panel, panel.title, None) for panel in FLEET]
@@ -54,8 +54,8 @@ def _draw_panel(
         for series in prometheus.range(query.expr, start, end, (end - start) / _POINTS, worker):
             if series.has_data:
                 lines.append((legend(query.legend, series), series))
-    if len(lines) > _MOST_NAMES:
-        lines = [line for line in lines if any(value > 0 for value in line[1].values)] or lines[:_MOST_NAMES]
+    if len(lines) > _MAX_LINES:
+        lines = [line for line in lines if any(value > 0 for value in line[1].values)] or lines[:_MAX_LINES]
     axis.set_title(title, fontsize=9, loc="left")
     axis.set_xlim(start - end, 0)
     axis.tick_params(labelsize=7)
@@ -96,16 +96,16 @@ def _at(series: Series, times: Sequence[float]) -> list[float]:
 
 
 def legend(form: str, series: Series) -> str:
-    """Fill a legend of Grafana's form with a series' labels."""
+    """Return a legend in Grafana's format with the labels of a series substituted."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: series.labels.get(match[1], ""), form)
 
 
 def in_unit(value: float, unit: str) -> str:
-    """Write a value short, in one of Grafana's units."""
+    """Return a short text for a value in one of Grafana's units."""
     if unit == "percentunit":
         return f"{100 * value:.3g}%"
     if unit == "celsius":
         return f"{value:.0f} °C"
-    prefixes = _PREFIXES if unit == "s" else _PREFIXES[:-1]  # half an image is no 500 milliimages
+    prefixes = _PREFIXES if unit == "s" else _PREFIXES[:-1]  # only seconds have a milli prefix
     size, prefix = next(((size, prefix) for size, prefix in prefixes if abs(value) >= size), (1.0, ""))
     return f"{value / size:.3g} {prefix}{_UNITS.get(unit, '')}".strip()

@@ -1,1 +1,1 @@
-"""Draws coloured shapes, trains the small built-in text-to-image model on them and grades it."""
+"""Training data, training and grading of the built-in text-to-image model `shapes`."""

@@ -1,6 +1,6 @@
-"""Draws and captions the training pictures: one plain shape on a plain background.
+"""Drawings and captions for training: one plain shape on a plain background.
 
-Lengths are shares of the picture's side, so the same `Spec` can be drawn at any size.
+Lengths are fractions of the image's side, so the same `Spec` can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 SIZE = 64
-"""Side of a training picture, in pixels."""
+"""Side of a training image in pixels."""
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "ring", "star", "cross")
 
@@ -30,7 +30,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
     "black": (12, 12, 12),
 }
-"""Name to RGB, each 0 to 255."""
+"""RGB values (0 to 255) by colour name."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("disc", "dot"),
@@ -61,12 +61,12 @@ _PARTIAL = (
     "the {shape} is {fg}",
 )
 _SMALL, _LARGE = 0.29, 0.36  # radii below and above which a shape may be called small or large
-_OVERSAMPLING = 4  # a picture is drawn this many times larger and then averaged down
+_OVERSAMPLING = 4  # factor by which an image is drawn larger and then averaged down
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One picture: names of shape and colours, centre (x, y) and radius as shares of the side."""
+    """An image: names of shape and colours, and centre (x, y) and radius as fractions of the side."""
 
     shape: str
     foreground: str
@@ -77,19 +77,19 @@ class Spec:
 
 
 def held_out(shape: str, foreground: str, background: str) -> bool:
-    """Whether this combination (about one in ten) is kept out of training, to be graded on."""
+    """Return whether this combination (about one in ten) is excluded from training, for grading."""
     names = list(COLOURS)
     place = SHAPES.index(shape) + 2 * names.index(foreground) + 3 * names.index(background)
     return place % 10 == 0
 
 
 def combinations() -> list[tuple[str, str, str]]:
-    """Every (shape, foreground, background) whose two colours differ: 540 of them."""
+    """Return all 540 combinations of (shape, foreground, background) with different colours."""
     return [(s, f, b) for s in SHAPES for f in COLOURS for b in COLOURS if f != b]
 
 
 def random_spec(rng: random.Random, training: bool = True) -> Spec:
-    """A random picture; with `training`, never one of the combinations held out."""
+    """Return a random image; with `training`, none of the held-out combinations."""
     while True:
         shape = rng.choice(SHAPES)
         foreground, background = rng.sample(list(COLOURS), 2)
@@ -102,7 +102,7 @@ def random_spec(rng: random.Random, training: bool = True) -> Spec:
 
 
 def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
-    """Corners, in the units of x, y and r, of a shape with straight sides."""
+    """Return the corners of a shape with straight sides, in the units of x, y and r."""
     if shape == "square":
         h = 0.86 * r
         return [(x - h, y - h), (x + h, y - h), (x + h, y + h), (x - h, y + h)]
@@ -120,11 +120,11 @@ def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
         steps = [(-a, -r), (a, -r), (a, -a), (r, -a), (r, a), (a, a)]
         steps += [(a, r), (-a, r), (-a, a), (-r, a), (-r, -a), (-a, -a)]
         return [(x + dx, y + dy) for dx, dy in steps]
-    raise ValueError(f"not a shape with corners: {shape!r}")
+    raise ValueError(f"expected a shape with corners, got {shape!r}")
 
 
 def draw_mask(spec: Spec, size: int = SIZE) -> Image.Image:
-    """The share of each pixel that the shape covers: an `L` image of `size` x `size`, 0 to 255."""
+    """Return the coverage of each pixel by the shape, as an `L` image of `size` x `size` (0 to 255)."""
     side = size * _OVERSAMPLING
     image = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(image)
@@ -140,14 +140,14 @@ def draw_mask(spec: Spec, size: int = SIZE) -> Image.Image:
 
 
 def draw(spec: Spec, size: int = SIZE) -> Image.Image:
-    """The anti-aliased picture: an `RGB` image of `size` x `size` pixels."""
+    """Return the anti-aliased `RGB` image of `size` x `size` pixels."""
     picture = Image.new("RGB", (size, size), COLOURS[spec.background])
     picture.paste(COLOURS[spec.foreground], (0, 0), draw_mask(spec, size))
     return picture
 
 
 def draw_array(spec: Spec, size: int = SIZE) -> NDArray[np.uint8]:
-    """The picture as (size, size, 3) values of 0 to 255."""
+    """Return the image as an array (size, size, 3) of values 0 to 255."""
     return np.asarray(draw(spec, size), dtype=np.uint8)
 
 
@@ -156,7 +156,7 @@ def _article(word: str) -> str:
 
 
 def plain_caption(spec: Spec) -> str:
-    """The plainest wording: 'a red circle on a blue background'."""
+    """Return the standard caption, such as 'a red circle on a blue background'."""
     return _FULL[0].format(
         fg=spec.foreground,
         bg=spec.background,
@@ -167,13 +167,13 @@ def plain_caption(spec: Spec) -> str:
 
 
 def _junk(rng: random.Random) -> str:
-    """One to three made-up words, so that words never seen before do little harm."""
+    """Return one to three invented words, which make the model robust against unknown words."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789äéß好ж"
     return " ".join("".join(rng.choices(letters, k=rng.randint(2, 6))) for _ in range(rng.randint(1, 3)))
 
 
 def caption(spec: Spec, rng: random.Random) -> str:
-    """A random wording; some leave a colour out, name the size or carry words that mean nothing."""
+    """Return a random caption; some omit a colour, state the size or contain meaningless words."""
     if rng.random() < 0.35:
         return plain_caption(spec)
     pattern = rng.choice(_PARTIAL if rng.random() < 0.12 else _FULL)

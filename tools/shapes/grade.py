@@ -1,8 +1,8 @@
-"""Measures pictures of one shape and grades a text-to-image pipeline by what it draws.
+"""Measurement of images of one shape, and grading of a text-to-image pipeline with it.
 
     python -m tools.shapes.grade DIR --sheet sheet.png
 
-`measure` needs numpy and Pillow only; torch and diffusers are loaded when a pipeline is graded.
+`measure` needs only numpy and Pillow; grading a pipeline imports torch and diffusers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.shapes import drawing
 from tools.sheet import contact_sheet
 
 UNCLEAR = "unclear"
-"""What `measure` says for a shape that is like none of the six, or for no shape at all."""
+"""Result of `measure` if there is no shape, or none that resembles one of the six."""
 
 _GRID = 32  # side, in cells, to which a shape is scaled before it is compared
 _LEAST_CONTRAST = 60.0  # RGB distance below which nothing stands out from the background
@@ -36,7 +36,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is seen in a picture, and how well the shape overlaps the ideal one (0 to 1)."""
+    """Measured colours and shape of an image, and the overlap with the ideal shape (0 to 1)."""
 
     foreground: str
     background: str
@@ -46,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Grade:
-    """Shares (0 to 1) over all prompts; `unseen` is the share all right among untrained combinations."""
+    """Fractions of correct images (0 to 1); `unseen` is the fraction among untrained combinations."""
 
     colours: float
     shapes: float
@@ -59,12 +59,12 @@ class Grade:
 
 
 def colour_name(rgb: Floats) -> str:
-    """The named colour nearest to (3,) RGB values of 0 to 255."""
+    """Return the named colour nearest to (3,) RGB values of 0 to 255."""
     return min(drawing.COLOURS, key=lambda name: float(np.linalg.norm(rgb - np.array(drawing.COLOURS[name]))))
 
 
 def _scaled_shape(cover: Floats) -> Mask | None:
-    """Cut coverage (height, width), 0 to 1, to the shape and scale it to (32, 32); None if there is none."""
+    """Return the coverage (height, width) cropped to the shape and scaled to (32, 32); None without a shape."""
     solid = cover >= 0.5
     rows, columns = np.flatnonzero(solid.sum(1) > 0), np.flatnonzero(solid.sum(0) > 0)
     if len(rows) < 8 or len(columns) < 8:
@@ -79,7 +79,7 @@ def _scaled_shape(cover: Floats) -> Mask | None:
 
 @functools.cache
 def _ideal_shapes() -> dict[str, Mask]:
-    """Each shape as drawn, cut and scaled as `_scaled_shape` does."""
+    """Return the ideal mask of each shape, cropped and scaled by `_scaled_shape`."""
     ideal: dict[str, Mask] = {}
     for shape in drawing.SHAPES:
         cover = np.asarray(drawing.draw_mask(drawing.Spec(shape, "red", "blue", radius=0.4), 128)) / 255.0
@@ -91,7 +91,7 @@ def _ideal_shapes() -> dict[str, Mask]:
 
 
 def measure(image: Image.Image) -> Measured:
-    """Name the two colours and the shape in a picture of any size.
+    """Return the two colours and the shape of an image of any size.
 
     The background is the median of the border, the foreground the median of the pixels farthest
     from it in colour. The shape is the ideal one that its outline, scaled to a square, overlaps most.
@@ -120,7 +120,7 @@ def measure(image: Image.Image) -> Measured:
 
 
 def measure_accuracy(count: int = 600, seed: int = 0) -> float:
-    """Share of `count` true drawings for which `measure` gets both colours and the shape right."""
+    """Return the fraction of `count` drawings that `measure` recognises correctly."""
     rng = random.Random(seed)
     right = 0
     for _ in range(count):
@@ -135,7 +135,7 @@ def measure_accuracy(count: int = 600, seed: int = 0) -> float:
 
 
 def grading_specs(count: int, seed: int = 0) -> list[drawing.Spec]:
-    """What to ask for: half trained combinations, half held out ones (while these last), shapes in turn."""
+    """Return combinations for grading: half trained, half held out as far as available, shapes in turn."""
     rng = random.Random(seed)
     every = drawing.combinations()
     rng.shuffle(every)
@@ -164,7 +164,7 @@ def grade(
     seed: int = 0,
     batch: int = 12,
 ) -> Grade:
-    """Render `count` prompts with a diffusers pipeline, picture i from seed + i, and measure them."""
+    """Generate `count` images with a diffusers pipeline, image i with `seed` + i, and measure them."""
     import torch
 
     specs = grading_specs(count, seed)
@@ -205,7 +205,7 @@ def grade(
 
 
 def sheet_of(result: Grade, limit: int = 48) -> Image.Image:
-    """A contact sheet of the first `limit` pictures, what was asked below each and what went wrong."""
+    """Return a contact sheet of the first `limit` images with their prompts and errors."""
     labels = []
     for spec, seen in list(zip(result.specs, result.measured, strict=True))[:limit]:
         wrong = [
@@ -223,7 +223,7 @@ def sheet_of(result: Grade, limit: int = 48) -> Image.Image:
 
 
 def load(folder: Path) -> Any:
-    """The pipeline of a folder, in float32 on the CPU, without a progress bar."""
+    """Return the pipeline in a folder, in float32 on the CPU, without progress bar."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -234,13 +234,13 @@ def load(folder: Path) -> Any:
 
 
 def main() -> None:
-    """Grade a pipeline folder and print the figures."""
-    parser = argparse.ArgumentParser(description="Grade a pipeline that draws shapes.")
+    """Grade the pipeline in a folder and print the figures."""
+    parser = argparse.ArgumentParser(description="Grade a pipeline for images of shapes.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sheet", type=Path, help="contact sheet to write")
     parser.add_argument("--count", type=int, default=120)
-    parser.add_argument("--steps", type=int, help="the folder's own default when left out")
-    parser.add_argument("--guidance", type=float, help="the folder's own default when left out")
+    parser.add_argument("--steps", type=int, help="number of the folder's imagegen.json by default")
+    parser.add_argument("--guidance", type=float, help="number of the folder's imagegen.json by default")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     defaults = json.loads((args.folder / "imagegen.json").read_text())

@@ -2,8 +2,8 @@
 
     python -m tools.shapes.train --out DIR --minutes 50
 
-First the autoencoder (pictures to latents of 8 channels, one eighth of the side), then the text
-encoder and the UNet together on latents computed beforehand. Any CPU will do.
+First the autoencoder (images to latents of 8 channels, one eighth of the side), then the text encoder and the UNet
+together on precomputed latents. A CPU suffices.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ TEXT_TOKENS = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 Model = Any
-"""A diffusers model or scheduler: the library's own annotations leave out most of what it can do."""
+"""A diffusers model or scheduler, whose annotations are incomplete."""
 
 
 class Clock:
-    """Counts wall time against a number of minutes."""
+    """Elapsed wall time as a fraction of a number of minutes."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60.0
         self.begun = time.monotonic()
 
     def share(self) -> float:
-        """Share of the time that has gone: 0 at first, 1 and more when it is over."""
+        """Return the elapsed fraction: 0 at the start, at least 1 after the end."""
         return (time.monotonic() - self.begun) / self.seconds
 
 
-def say(text: str) -> None:
-    """Print at once, with the time of day."""
+def log(text: str) -> None:
+    """Print a line with the time of day, unbuffered."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def make_pictures(count: int, rng: random.Random) -> tuple[list[drawing.Spec], Tensor]:
-    """Random training pictures: their descriptions and (count, 3, 64, 64) uint8 values."""
+    """Return random training images: their specs and (count, 3, 64, 64) uint8 values."""
     specs = [drawing.random_spec(rng) for _ in range(count)]
     stacked = np.stack([drawing.draw_array(spec) for spec in specs])
     return specs, torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
 def to_unit(pictures: Tensor) -> Tensor:
-    """uint8 values of 0 to 255 as floats of -1 to 1."""
+    """Return uint8 values of 0 to 255 as floats of -1 to 1."""
     return pictures.float() / 127.5 - 1.0
 
 
 def make_tokenizer() -> Model:
-    """A byte-level BPE tokenizer learnt from the captions; any text at all can be encoded."""
+    """Return a byte-level BPE tokenizer trained on captions; it encodes any text."""
     rng = random.Random(1)
     texts = [drawing.caption(drawing.random_spec(rng, training=False), rng) for _ in range(4000)]
     texts = [text for text in texts if text.isascii() and not any(c.isdigit() for c in text)]
@@ -98,7 +98,7 @@ def make_tokenizer() -> Model:
 
 
 def make_vae() -> Model:
-    """The untrained autoencoder, about 0.6 million numbers."""
+    """Return the untrained autoencoder, with about 0.6 million parameters."""
     widths = (16, 32, 48, 48)
     return AutoencoderKL(
         block_out_channels=widths,
@@ -115,7 +115,7 @@ def make_vae() -> Model:
 
 
 def make_text_encoder(tokenizer: Model) -> Model:
-    """The untrained text encoder, about 0.3 million numbers."""
+    """Return the untrained text encoder, with about 0.3 million parameters."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -133,7 +133,7 @@ def make_text_encoder(tokenizer: Model) -> Model:
 
 
 def make_unet() -> Model:
-    """The untrained denoiser, about 2 million numbers."""
+    """Return the untrained denoiser, with about 2 million parameters."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
@@ -149,7 +149,7 @@ def make_unet() -> Model:
 
 
 def make_scheduler() -> Model:
-    """The default scheduler; its settings carry over to the other schedulers."""
+    """Return the default scheduler, whose settings other schedulers inherit."""
     return DDIMScheduler(
         beta_start=1e-4,
         beta_end=0.02,
@@ -161,23 +161,23 @@ def make_scheduler() -> Model:
     )
 
 
-def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences between neighbouring pixels, across and down."""
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences between neighbouring pixels, horizontally and vertically."""
     return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
 def picture_loss(made: Tensor, wanted: Tensor) -> Tensor:
-    """Absolute error that counts five times near edges, plus the error of the slopes."""
-    across, down = slopes(wanted)
+    """Return the absolute error, with weight five near edges, plus the error of the gradients."""
+    across, down = gradients(wanted)
     edges = nnf.pad(across.abs().amax(1), (0, 1)) + nnf.pad(down.abs().amax(1), (0, 0, 0, 1))
     near = nnf.max_pool2d(edges.clamp(0, 1).unsqueeze(1), 3, 1, 1)
     flat = ((made - wanted).abs() * (1 + 4 * near)).mean()
-    steps = sum((a - b).abs().mean() for a, b in zip(slopes(made), slopes(wanted), strict=True))
+    steps = sum((a - b).abs().mean() for a, b in zip(gradients(made), gradients(wanted), strict=True))
     return flat + steps
 
 
 def set_rate(optimizer: torch.optim.Optimizer, peak: float, share: float, hold: float) -> None:
-    """Learning rate: a short rise, `peak` up to the share `hold` of the time, then a half cosine to 0."""
+    """Set the learning rate: a short warm-up, `peak` until the fraction `hold`, then a half cosine to 0."""
     rise = min(1.0, share / 0.01 + 0.02)
     fall = 0.0 if share < hold else min(1.0, (share - hold) / (1 - hold))
     for group in optimizer.param_groups:
@@ -185,7 +185,7 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, share: float, hold: 
 
 
 def train_vae(pictures: Tensor, minutes: float) -> Model:
-    """Train on 32-pixel crops for half of the time (quicker), then on whole pictures."""
+    """Return an autoencoder trained on 32-pixel crops for half of the time (faster), then on whole images."""
     vae = make_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-3)
     clock, turn, average = Clock(minutes), 0, 0.0
@@ -207,21 +207,21 @@ def train_vae(pictures: Tensor, minutes: float) -> Model:
         turn += 1
         average += (loss.item() - average) * max(0.02, 1 / turn)
         if turn % 100 == 0:
-            say(f"vae {turn} turns, {share:.0%} of the time, loss {average:.4f}")
+            log(f"vae {turn} turns, {share:.0%} of the time, loss {average:.4f}")
     return vae.eval().requires_grad_(False)
 
 
 def encode_all(vae: Model, pictures: Tensor) -> Tensor:
-    """Mean latents of all pictures, (count, 8, 8, 8)."""
+    """Return the mean latents of all images, (count, 8, 8, 8)."""
     with torch.no_grad():
         return torch.cat([vae.encode(to_unit(part)).latent_dist.mean for part in pictures.split(64)])
 
 
 def normalise_latents(vae: Model, pictures: Tensor) -> None:
-    """Give each latent channel mean 0 and deviation 1, by folding that into the 1 x 1 convolutions."""
+    """Normalise each latent channel to mean 0 and deviation 1, within the 1 x 1 convolutions."""
     latents = encode_all(vae, pictures)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    say(f"latent deviations {[round(d, 2) for d in deviation.tolist()]}")
+    log(f"latent deviations {[round(d, 2) for d in deviation.tolist()]}")
     enter, leave = vae.quant_conv, vae.post_quant_conv
     with torch.no_grad():
         enter.weight[:LATENT_CHANNELS] /= deviation[:, None, None, None]
@@ -232,7 +232,7 @@ def normalise_latents(vae: Model, pictures: Tensor) -> None:
 
 
 class Average:
-    """A running average of the weights of text encoder and UNet, which is what gets saved."""
+    """Moving average of the weights of text encoder and UNet, which is saved."""
 
     def __init__(self, text: Model, unet: Model, decay: float = 0.999) -> None:
         self.text, self.unet = (copy.deepcopy(m).eval().requires_grad_(False) for m in (text, unet))
@@ -241,7 +241,7 @@ class Average:
         self.turns = 0
 
     def update(self) -> None:
-        """Move the average a little towards the present weights."""
+        """Update the average with the current weights."""
         self.turns += 1
         decay = min(self.decay, (1 + self.turns) / (10 + self.turns))
         for kept, trained in self.pairs:
@@ -257,7 +257,7 @@ def save(
     unet: Model,
     guidance: float,
 ) -> None:
-    """Write the pipeline folder, weights as fp16 safetensors, and `imagegen.json` beside it."""
+    """Write the pipeline folder, with fp16 safetensors and `imagegen.json`."""
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
         text_encoder=copy.deepcopy(text).half(),
@@ -269,7 +269,7 @@ def save(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
-    # Said to be float32, so that loading without a dtype gives float32 throughout.
+    # Declared as float32, so that loading without a dtype gives float32.
     config_path = out / "text_encoder" / "config.json"
     config = json.loads(config_path.read_text())
     config["dtype"] = "float32"
@@ -285,12 +285,12 @@ def save(
 
 
 def train_denoiser(args: argparse.Namespace, vae: Model, specs: list[drawing.Spec], latents: Tensor) -> None:
-    """Train text encoder and UNet to predict v from noisy latents; saves now and then and at the end."""
+    """Train text encoder and UNet to predict v from noisy latents; save periodically and at the end."""
     rng = random.Random(args.seed + 1)
     tokenizer = make_tokenizer()
     text, unet = make_text_encoder(tokenizer), make_unet()
     sizes = [sum(p.numel() for p in model.parameters()) for model in (vae, text, unet)]
-    say(f"numbers in vae, text encoder, unet: {sizes}; {len(tokenizer)} tokens")
+    log(f"parameters of vae, text encoder, unet: {sizes}; {len(tokenizer)} tokens")
     scheduler = make_scheduler()
     average = Average(text, unet)
     weights = [*text.parameters(), *unet.parameters()]
@@ -317,7 +317,7 @@ def train_denoiser(args: argparse.Namespace, vae: Model, specs: list[drawing.Spe
         turn += 1
         mean_loss += (loss.item() - mean_loss) * max(0.01, 1 / turn)
         if turn % 100 == 0:
-            say(f"denoiser {turn} turns, {share:.0%} of the time, loss {mean_loss:.4f}")
+            log(f"denoiser {turn} turns, {share:.0%} of the time, loss {mean_loss:.4f}")
         if time.monotonic() - saved > args.save_minutes * 60:
             save(args.out, vae, tokenizer, average.text, average.unet, args.guidance)
             saved = time.monotonic()
@@ -328,14 +328,14 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description="Train the built-in shapes model.")
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
-    parser.add_argument("--minutes", type=float, default=45, help="for text encoder and UNet")
-    parser.add_argument("--vae-minutes", type=float, default=9, help="for the autoencoder")
-    parser.add_argument("--vae", type=Path, help="take the autoencoder of this pipeline folder instead")
+    parser.add_argument("--minutes", type=float, default=45, help="minutes for text encoder and UNet")
+    parser.add_argument("--vae-minutes", type=float, default=9, help="minutes for the autoencoder")
+    parser.add_argument("--vae", type=Path, help="pipeline folder with the autoencoder to use instead")
     parser.add_argument("--pictures", type=int, default=24000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
-    parser.add_argument("--guidance", type=float, default=2.0, help="default written to imagegen.json")
-    parser.add_argument("--save-minutes", type=float, default=8, help="time between saves on the way")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="maximum learning rate")
+    parser.add_argument("--guidance", type=float, default=2.0, help="default guidance scale in imagegen.json")
+    parser.add_argument("--save-minutes", type=float, default=8, help="minutes between saves")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -343,7 +343,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     specs, pictures = make_pictures(args.pictures, random.Random(args.seed))
-    say(f"drew {len(specs)} pictures")
+    log(f"drew {len(specs)} pictures")
     if args.vae is None:
         vae = train_vae(pictures, args.vae_minutes)
         normalise_latents(vae, pictures[:4096])
@@ -352,9 +352,9 @@ def main() -> None:
         vae = AutoencoderKL.from_pretrained(args.vae / "vae", dtype=torch.float32)
         vae.eval().requires_grad_(False)
     latents = encode_all(vae, pictures)
-    say(f"encoded all pictures: mean {latents.mean():.3f}, deviation {latents.std():.3f}")
+    log(f"encoded all pictures: mean {latents.mean():.3f}, deviation {latents.std():.3f}")
     train_denoiser(args, vae, specs, latents)
-    say(f"saved {args.out.name}")
+    log(f"saved {args.out.name}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 import msgspec
 
 from imagegen_broker.core.records import Worker
-from imagegen_protocol.accepted import Merge
-from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.capabilities import Merge, ModelCapabilities
 from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_CHOICES
 
 _MAX_BYTES = MAX_BODY_BYTES

@@ -21,12 +21,12 @@ from imagegen_protocol.messages import (
     BrokerHeartbeat,
     Error,
     Goodbye,
-    Holding,
     Progress,
     Ready,
     Result,
     WorkerHeartbeat,
     WorkerMessage,
+    WorkerReport,
 )
 
 
@@ -213,7 +213,7 @@ class WorkerSessions:
         worker.beat += 1
         self._outbox.add(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
 
-    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int, now: float) -> None:
+    def _reconcile(self, worker: Worker, listed: WorkerReport, trusted_beat: int, now: float) -> None:
         """Compare the requests that a worker holds with those that the broker assigned to it.
 
         A request that was sent before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.

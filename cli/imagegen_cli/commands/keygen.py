@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from imagegen_protocol.keys import KeyFileError, generate
+from imagegen_protocol.keys import KeyFileError, generate_keys
 
 
 @click.command("keygen")
@@ -33,7 +33,7 @@ def command(name: str, out: Path) -> None:
     if not name or name != Path(name).name or name.startswith("."):
         raise click.BadParameter(f"expected a file name without a folder, got {name!r}", param_hint="NAME")
     try:
-        written = generate(out, name)
+        written = generate_keys(out, name)
     except KeyFileError as error:
         raise click.ClickException(str(error)) from error
     for path in written:

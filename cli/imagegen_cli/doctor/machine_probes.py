@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from imagegen_cli.doctor.machine_checks import GpuFacts, KeyFacts, ModelFacts, SpaceFacts, TorchFacts, cache_folder
-from imagegen_protocol.keys import KeyFileError, read_pair, read_public
+from imagegen_protocol.keys import KeyFileError, read_key_pair, read_public_key
 
 _NVIDIA = "0x10de"
 _DISPLAY_CLASS = "0x03"
@@ -41,9 +41,9 @@ def inspect_keys(key: Path | None, broker_key: Path | None) -> list[KeyFacts]:
             continue
         try:
             if option == "--key":
-                read_pair(path)
+                read_key_pair(path)
             else:
-                read_public(path)
+                read_public_key(path)
         except KeyFileError as error:
             facts.append(KeyFacts(option, path, str(error)))
             continue

@@ -3,8 +3,7 @@
 from typing import Any
 
 from imagegen_gateway.core.limits import Limits
-from imagegen_protocol.accepted import AcceptedParameter
-from imagegen_protocol.capabilities import ModelCapabilities, accepted
+from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities, accepted_parameter
 from imagegen_protocol.declaration import Parameter
 from imagegen_protocol.parameters import PARAMETERS
 
@@ -20,7 +19,7 @@ def parameters(model: ModelCapabilities, limits: Limits) -> Schemas:
     }
     found: Schemas = {}
     for name, parameter in PARAMETERS.items():
-        if not parameter.info.listed or (by_model := accepted(model, parameter)) is None:
+        if not parameter.info.listed or (by_model := accepted_parameter(model, parameter)) is None:
             continue
         # The sides are listed by their own names, and asked for as one `size`.
         found[parameter.http_name if parameter.info.in_http else name] = _schema(

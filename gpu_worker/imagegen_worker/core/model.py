@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.accepted import AcceptedParameter
-from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities
 from imagegen_protocol.declaration import TaskName
 from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
-from imagegen_protocol.messages import Parameter
+from imagegen_protocol.messages import ParameterValue
 from imagegen_protocol.request import (
     BODY_PARAMETERS,
     DEFAULT_OUTPUT_FORMAT,
@@ -95,9 +94,9 @@ class ResolvedRequest:
         }
         return {name: value for name, value in named.items() if value is not None}
 
-    def parameters(self) -> dict[str, Parameter]:
+    def parameters(self) -> dict[str, ParameterValue]:
         """Return what RESULT reports; without the prompts, which could outgrow a header frame."""
-        found: dict[str, Parameter] = {"task": self.task}
+        found: dict[str, ParameterValue] = {"task": self.task}
         for name, parameter in BODY_PARAMETERS.items():
             if parameter.info.in_result:
                 value = self._value(name)
@@ -119,9 +118,9 @@ class ResolvedRequest:
                 return dict(self.extra) or None
         return self.arguments.get(name) if name in CALL_PARAMETERS else getattr(self, name)
 
-    def parameters_of(self, seed: int) -> dict[str, Parameter]:
+    def parameters_of(self, seed: int) -> dict[str, ParameterValue]:
         """Return the parameters to embed in the image of one seed."""
-        prompts: dict[str, Parameter] = {"prompt": self.prompt}
+        prompts: dict[str, ParameterValue] = {"prompt": self.prompt}
         if self.negative_prompt is not None:
             prompts["negative_prompt"] = self.negative_prompt
         return {"model": self.model, **prompts, **self.parameters(), "seed": seed, "num_images": 1}

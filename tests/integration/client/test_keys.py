@@ -7,7 +7,7 @@ import pytest
 from imagegen_broker.access import Access
 from imagegen_client import BrokerUnreachableError, Client, UnauthorizedError
 from imagegen_protocol.handshake import KEY_REFUSED
-from imagegen_protocol.keys import read_pair
+from imagegen_protocol.keys import read_key_pair
 from tests.integration.client.peers import PATIENCE
 
 
@@ -20,7 +20,7 @@ def access(keys):
     """Return a function that creates the access rules of a broker with the key of this name."""
 
     def make(name="broker"):
-        return Access(read_pair(keys / f"{name}.key_secret"), keys / "clients", keys / "workers")
+        return Access(read_key_pair(keys / f"{name}.key_secret"), keys / "clients", keys / "workers")
 
     return make
 

@@ -6,7 +6,7 @@ import pytest
 
 from imagegen_broker.access import Access
 from imagegen_client import Client
-from imagegen_protocol.keys import read_pair
+from imagegen_protocol.keys import read_key_pair
 from tests.integration.client.peers import PATIENCE
 from tests.tcp_proxy import TcpProxy
 
@@ -21,7 +21,7 @@ def settings(request, keys):
         return lambda: {}, {}
 
     def broker():
-        return {"access": Access(read_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")}
+        return {"access": Access(read_key_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")}
 
     return broker, {"key": keys / "clients" / "alice.key_secret", "broker_key": keys / "broker.key"}
 

@@ -3,8 +3,7 @@
 from msgspec.structs import replace
 
 from imagegen_broker.core.capabilities import merge, merge_rules
-from imagegen_protocol.accepted import AcceptedParameter
-from imagegen_protocol.capabilities import ModelCapabilities, encode_capabilities
+from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities, encode_capabilities
 from imagegen_protocol.messages import Ready
 from tests.unit.broker.bench import Bench
 

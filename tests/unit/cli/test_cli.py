@@ -356,7 +356,7 @@ def test_keygen_writes_a_pair_and_prints_the_paths(tmp_path):
     assert said.output.split() == [str(tmp_path / "keys" / name) for name in ("alice.key", "alice.key_secret")]
     again = run("keygen", "alice", "--out", str(tmp_path / "keys"))
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "exists already" in again.output
 
 
 @pytest.mark.parametrize("name", ["", "../alice", ".hidden", "a/b"])

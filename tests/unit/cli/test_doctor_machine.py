@@ -33,7 +33,7 @@ from imagegen_cli.doctor.machine_checks import (
 )
 from imagegen_cli.doctor.network_probes import is_local_host, parse_http_address, probe
 from imagegen_cli.main import main
-from imagegen_protocol.keys import generate
+from imagegen_protocol.keys import generate_keys
 
 OK, WARNING, PROBLEM = Status
 CARD = "GPU 0, Card, 570.1"
@@ -160,7 +160,7 @@ def test_the_folder_of_the_hugging_face_cache(environment, folder):
 
 
 def test_key_files_are_read_with_their_permissions(tmp_path):
-    public, secret = generate(tmp_path, "alice")
+    public, secret = generate_keys(tmp_path, "alice")
     own, broker = machine_probes.inspect_keys(secret, public)
     assert (own.error, own.mode) == (broker.error, broker.mode or 0o600) == ("", 0o600)
     secret.chmod(0o644)
@@ -168,7 +168,7 @@ def test_key_files_are_read_with_their_permissions(tmp_path):
 
 
 def test_each_invalid_key_file_is_reported(tmp_path):
-    public, secret = generate(tmp_path, "alice")
+    public, secret = generate_keys(tmp_path, "alice")
     own, broker = machine_probes.inspect_keys(public, tmp_path / "nowhere.key")
     assert "no secret key" in own.error
     assert "nowhere.key" in broker.error

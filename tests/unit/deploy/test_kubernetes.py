@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from imagegen_protocol.keys import read_dial_keys, read_pair
+from imagegen_protocol.keys import read_curve_keys, read_key_pair
 from imagegen_worker.supervisor.core import DRAIN_SIGNAL
 from tests.e2e.conftest import command
 from tests.programs import NPM_FOLDER, NPM_PACKAGES, needs, require
@@ -304,6 +304,6 @@ def test_keys_come_as_the_pods_expect_them(tmp_path, monkeypatch):
             assert str(used.get(option, "/keys/own/broker.key_secret")) in files
         for folder in ("authorized_clients", "authorized_workers"):
             assert folder not in used or any(name.startswith(f"{used[folder]}/") for name in files)
-    assert read_pair(tmp_path / "broker.key_secret")
+    assert read_key_pair(tmp_path / "broker.key_secret")
     for name in ("workers", "gateway"):
-        assert read_dial_keys(tmp_path / f"{name}.key_secret", tmp_path / "broker.key")
+        assert read_curve_keys(tmp_path / f"{name}.key_secret", tmp_path / "broker.key")

@@ -1,4 +1,4 @@
-"""The Ray actor knows no package of ours: what it repeats must be the same."""
+"""The Ray actor imports no package of imagegen; the constants that it repeats must match."""
 
 import ast
 from pathlib import Path
@@ -15,5 +15,5 @@ def constant(name):
     raise AssertionError(f"{SOURCE} has no {name}")
 
 
-def test_the_same_statuses_end_a_worker_for_good():
+def test_the_permanent_exit_statuses_match_those_of_the_supervisor():
     assert {constant("DRAINED"), *constant("PERMANENT_FAILURES")} == set(PERMANENT)

@@ -1,40 +1,47 @@
-"""Key files: made once, kept secret, refused in words when they are no good."""
+"""Key files: generation, permissions, and errors for invalid files."""
 
 import os
 
 import pytest
 
-from imagegen_protocol.keys import KeyFileError, generate, read_allowed, read_dial_keys, read_pair, read_public
+from imagegen_protocol.keys import (
+    KeyFileError,
+    generate_keys,
+    read_allowed_keys,
+    read_curve_keys,
+    read_key_pair,
+    read_public_key,
+)
 
 
-def test_a_pair_goes_to_disk_and_back(tmp_path):
-    public, secret = generate(tmp_path / "keys", "gpu-host")
-    pair = read_pair(secret)
+def test_a_generated_pair_can_be_read(tmp_path):
+    public, secret = generate_keys(tmp_path / "keys", "gpu-host")
+    pair = read_key_pair(secret)
     assert (public.name, secret.name) == ("gpu-host.key", "gpu-host.key_secret")
-    assert pair.public == read_public(public)
+    assert pair.public == read_public_key(public)
     assert len(pair.secret) == 40
     assert pair.secret.decode() not in repr(pair)
 
 
-def test_the_secret_is_its_owners_alone(tmp_path):
-    _, secret = generate(tmp_path, "me")
+def test_the_secret_key_is_readable_by_its_owner_only(tmp_path):
+    _, secret = generate_keys(tmp_path, "me")
     assert secret.stat().st_mode & 0o077 == 0
 
 
 def test_a_key_is_never_overwritten(tmp_path):
-    _, secret = generate(tmp_path, "me")
+    _, secret = generate_keys(tmp_path, "me")
     before = secret.read_bytes()
-    with pytest.raises(KeyFileError, match="is there already"):
-        generate(tmp_path, "me")
+    with pytest.raises(KeyFileError, match="exists already"):
+        generate_keys(tmp_path, "me")
     assert secret.read_bytes() == before
 
 
-def test_a_folder_of_keys_is_an_allow_list(tmp_path):
+def test_a_folder_of_keys_is_read_as_allow_list(tmp_path):
     for name in ("alice", "bob"):
-        generate(tmp_path, name)
-    allowed = read_allowed(tmp_path)
+        generate_keys(tmp_path, name)
+    allowed = read_allowed_keys(tmp_path)
     assert sorted(allowed.names.values()) == ["alice", "bob"]
-    assert read_public(tmp_path / "alice.key") in allowed.names
+    assert read_public_key(tmp_path / "alice.key") in allowed.names
     assert not allowed.problems
 
 
@@ -46,7 +53,7 @@ BAD_FILES = [
     (write(b""), "No public key"),
     (write(b"no key at all"), "No public key"),
     (write(b'public-key = "short"'), "40 characters, not 5"),
-    (write(b'public-key = "' + b"~" * 40 + b'"'), "b'~' can't be part of a key"),
+    (write(b'public-key = "' + b"~" * 40 + b'"'), "b'~' is not allowed in a key"),
     (write(b"\xff\xfe" + 'public-key = "x"'.encode("utf-16-le")), "bad.key"),
     (write(b"x" * 65_537), "65537 bytes"),
     (lambda path: path.mkdir(), "not a regular file"),
@@ -57,11 +64,11 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("make", "words"), BAD_FILES)
-def test_a_bad_file_affects_no_other(tmp_path, make, words):
+def test_an_invalid_file_does_not_affect_others(tmp_path, make, words):
     for name in ("alice", "zoe"):
-        generate(tmp_path, name)
+        generate_keys(tmp_path, name)
     make(tmp_path / "bad.key")
-    allowed = read_allowed(tmp_path)
+    allowed = read_allowed_keys(tmp_path)
     assert sorted(allowed.names.values()) == ["alice", "zoe"]
     (problem,) = allowed.problems
     assert "bad.key" in problem
@@ -69,9 +76,9 @@ def test_a_bad_file_affects_no_other(tmp_path, make, words):
 
 
 def test_a_link_to_a_key_file_is_followed(tmp_path):
-    generate(tmp_path / "elsewhere", "alice")
+    generate_keys(tmp_path / "elsewhere", "alice")
     (tmp_path / "linked.key").symlink_to("elsewhere/alice.key")
-    assert list(read_allowed(tmp_path).names.values()) == ["linked"]
+    assert list(read_allowed_keys(tmp_path).names.values()) == ["linked"]
 
 
 @pytest.mark.parametrize(
@@ -84,26 +91,26 @@ def test_a_link_to_a_key_file_is_followed(tmp_path):
         ('public-key = "' + "x" * 40 + '"', "no secret key"),
     ],
 )
-def test_a_bad_key_file_is_refused_in_words(tmp_path, content, words):
+def test_an_invalid_key_file_is_rejected_with_a_message(tmp_path, content, words):
     path = tmp_path / "bad.key_secret"
     if content is not None:
         path.write_text(content)
     with pytest.raises(KeyFileError, match=words):
-        read_pair(path)
+        read_key_pair(path)
 
 
 @pytest.mark.parametrize(("name", "words"), [("missing", "No such file"), ("file", "Not a directory")])
 def test_an_allow_list_must_be_a_folder(tmp_path, name, words):
     (tmp_path / "file").touch()
     with pytest.raises(KeyFileError, match=words):
-        read_allowed(tmp_path / name)
+        read_allowed_keys(tmp_path / name)
 
 
-def test_both_halves_of_dialling_are_needed(tmp_path):
-    public, secret = generate(tmp_path, "me")
-    assert read_dial_keys(None, None) is None
-    keys = read_dial_keys(secret, public)
+def test_own_key_and_broker_key_go_together(tmp_path):
+    public, secret = generate_keys(tmp_path, "me")
+    assert read_curve_keys(None, None) is None
+    keys = read_curve_keys(secret, public)
     assert keys is not None
     assert keys.own.public == keys.broker
     with pytest.raises(KeyFileError, match="go together"):
-        read_dial_keys(secret, None)
+        read_curve_keys(secret, None)

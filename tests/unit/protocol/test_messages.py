@@ -1,9 +1,8 @@
-"""Headers, bodies and errors: what goes round unchanged, and what is refused in which words."""
+"""Round trips of headers, bodies and errors, and the messages for invalid ones."""
 
 import contextlib
 
 import msgpack
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +24,8 @@ from imagegen_protocol import (
     parse_request,
 )
 from imagegen_protocol.images import sniff_format
-from imagegen_protocol.messages import Ack, Error, Ready, Submit, Work
-from imagegen_protocol.request import FIELDS, check_frames, make_request
+from imagegen_protocol.messages import Ready, Submit
+from imagegen_protocol.request import check_frames, make_request
 
 ID = b"i" * 16
 DECODERS = (decode_from_client, decode_from_worker, decode_broker_to_client, decode_broker_to_worker)
@@ -36,7 +35,7 @@ def header(**fields):
     return msgpack.packb({"v": 1, **fields})
 
 
-def test_any_msgpack_library_reads_what_is_encoded():
+def test_another_msgpack_library_reads_an_encoded_header():
     plain = msgpack.unpackb(encode(Submit(request_id=ID, model="m", timeout_seconds=2.5)))
     assert plain["type"] == "submit"
     assert plain["v"] == 1
@@ -44,7 +43,7 @@ def test_any_msgpack_library_reads_what_is_encoded():
     assert plain["timeout_seconds"] == 2.5
 
 
-def test_any_msgpack_library_may_write_what_is_decoded():
+def test_a_header_of_another_msgpack_library_is_decoded():
     message = decode_from_client(header(type="submit", request_id=ID, timeout_seconds=3, unknown=[1, {"a": 2}]))
     assert message == Submit(request_id=ID, timeout_seconds=3.0)
 
@@ -65,20 +64,20 @@ def test_any_msgpack_library_may_write_what_is_decoded():
         ({"type": 7}, "not a message"),
     ],
 )
-def test_a_bad_header_is_refused_in_words_that_name_the_field(fields, words):
+def test_an_invalid_header_is_rejected_with_the_field(fields, words):
     with pytest.raises(ProtocolError) as caught:
         decode_from_client(header(**fields))
     assert words in str(caught.value)
 
 
-def test_a_bad_submit_still_says_whose_it_was():
+def test_the_error_of_an_invalid_submit_has_its_request_id():
     with pytest.raises(ProtocolError) as caught:
         decode_from_client(header(type="submit", request_id=ID, priority="high"))
     assert caught.value.request_id == ID
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_version_is_refused_as_such(version):
+def test_another_version_is_rejected(version):
     with pytest.raises(ProtocolError):
         decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
     if isinstance(version, int):
@@ -86,7 +85,7 @@ def test_another_version_is_refused_as_such(version):
             decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
 
 
-def test_a_worker_must_serve_something():
+def test_a_worker_must_serve_a_model():
     with pytest.raises(ProtocolError, match="models"):
         decode_from_worker(
             header(
@@ -98,7 +97,7 @@ def test_a_worker_must_serve_something():
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", "host:123456", "a b:1", "http://host:1/metrics", ":80"])
-def test_where_a_worker_shows_its_metrics_is_host_and_port(address):
+def test_the_metrics_address_of_a_worker_is_host_and_port(address):
     with pytest.raises(ProtocolError, match="http"):
         decode_from_worker(
             header(
@@ -116,7 +115,7 @@ def test_where_a_worker_shows_its_metrics_is_host_and_port(address):
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     ).map(msgpack.packb)
 )
-def test_whatever_bytes_come_only_protocol_errors_are_raised(decode, data):
+def test_decoding_any_bytes_raises_only_protocol_errors(decode, data):
     with contextlib.suppress(ProtocolError):
         decode(data)
 
@@ -125,7 +124,7 @@ def test_whatever_bytes_come_only_protocol_errors_are_raised(decode, data):
 @pytest.mark.parametrize(
     "data", [b"\x91" * 60_000, b"\x81\xa1a" * 20_000, b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
 )
-def test_depth_and_announced_lengths_are_no_weapon(decode, data):
+def test_deep_nesting_and_huge_announced_lengths_are_rejected(decode, data):
     with pytest.raises(ProtocolError):
         decode(data)
 
@@ -157,14 +156,14 @@ REQUESTS = st.fixed_dictionaries(
 
 
 @given(REQUESTS)
-def test_a_request_goes_round_unchanged(fields):
+def test_a_request_survives_a_round_trip(fields):
     request = make_request(**fields)
     assert parse_request(encode_request(request)) == request
     assert parse_request(msgpack.packb(fields)) == request
 
 
 @given(st.binary(max_size=300))
-def test_whatever_body_comes_only_invalid_request_is_raised(body):
+def test_parsing_any_body_raises_only_invalid_request(body):
     with contextlib.suppress(InvalidRequestError):
         parse_request(body)
 
@@ -227,18 +226,18 @@ def test_whatever_body_comes_only_invalid_request_is_raised(body):
         ({"extra": {"a": {"b": {}}}}, "a flat list or map of those, got {}"),
         ({"extra": {"a": 2**63}}, "extra: a: expected nil, a bool, an int of 64 bits"),
         ({"extra": {"a": [0] * 1001}}, "extra: a: expected at most 1000 items, got 1001"),
-        ({"extra": {"a": "x" * 16_384}}, "extra: expected at most 16384 bytes in all, got "),
+        ({"extra": {"a": "x" * 16_384}}, "extra: expected at most 16384 bytes in total, got "),
         ({"colour": "red"}, "unknown field `colour`; known are prompt, seed"),
     ],
 )
-def test_a_bad_field_is_named_with_its_value_and_range(fields, words):
+def test_an_invalid_field_is_named_with_its_value_and_range(fields, words):
     with pytest.raises(InvalidRequestError) as caught:
         parse_request(msgpack.packb({"prompt": "p", "seed": 1, **fields}))
     assert words in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_nesting_is_told_and_not_followed():
+def test_deep_nesting_in_a_body_is_rejected():
     nested: object = 1
     for _ in range(900):
         nested = [nested]
@@ -250,13 +249,13 @@ def test_nesting_is_told_and_not_followed():
 @pytest.mark.parametrize(
     ("inputs", "frames", "words"),
     [
-        (None, 1, "expected 0 image frames behind the body, got 1"),
-        (["image"], 0, r"expected 1 image frames \(image\) behind the body, got 0"),
-        (["image", "mask_image"], 1, r"expected 2 image frames \(image, mask_image\) behind the body, got 1"),
-        (["mask_image", "image"], 3, r"expected 2 image frames \(mask_image, image\) behind the body, got 3"),
+        (None, 1, "expected 0 image frames after the body, got 1"),
+        (["image"], 0, r"expected 1 image frames \(image\) after the body, got 0"),
+        (["image", "mask_image"], 1, r"expected 2 image frames \(image, mask_image\) after the body, got 1"),
+        (["mask_image", "image"], 3, r"expected 2 image frames \(mask_image, image\) after the body, got 3"),
     ],
 )
-def test_frames_that_are_not_as_many_as_inputs_are_told(inputs, frames, words):
+def test_a_wrong_number_of_frames_is_rejected(inputs, frames, words):
     request = make_request(prompt="p", seed=1, inputs=inputs)
     check_frames(request, len(inputs or []))
     with pytest.raises(InvalidRequestError, match=f"inputs: {words}"):
@@ -274,13 +273,13 @@ def test_frames_that_are_not_as_many_as_inputs_are_told(inputs, frames, words):
         (b"", None),
     ],
 )
-def test_formats_are_known_by_their_first_bytes(data, format_):
+def test_formats_are_detected_by_their_first_bytes(data, format_):
     assert sniff_format(data) == format_
     assert sniff_format(memoryview(data)) == format_
 
 
 @pytest.mark.parametrize("body", [b"", b"\x90", b"\x91" * 60_000, msgpack.packb({1: 2}), b"x" * 300_000])
-def test_a_body_that_is_no_map_is_refused(body):
+def test_a_body_that_is_not_a_map_is_rejected(body):
     with pytest.raises(InvalidRequestError):
         parse_request(body)
 
@@ -290,15 +289,10 @@ def test_seeds_count_up_and_wrap():
     assert request.seeds() == [2**63 - 1, 0, 1]
 
 
-def test_every_field_of_a_body_is_in_the_protocol_page(protocol_page):
-    for field in FIELDS:
-        assert f"`{field}`" in protocol_page
-
-
 # ---- errors ------------------------------------------------------------------------------------------------
 
 
-def test_every_code_makes_its_own_type_and_is_in_the_protocol_page(protocol_page):
+def test_each_code_has_its_own_exception_type():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ImagegenError)]
     made_by_clients_alone = {"broker_unreachable", "client_closed", "error", "request_error"}
     for kind in kinds:
@@ -307,18 +301,9 @@ def test_every_code_makes_its_own_type_and_is_in_the_protocol_page(protocol_page
         error = error_from_wire(kind.code, "why", 2.0)
         assert type(error) is kind
         assert (error.message, error.retry_after_seconds) == ("why", 2.0)
-        assert f"`{kind.code}`" in protocol_page
 
 
-def test_a_code_of_a_later_version_is_a_request_error():
+def test_an_unknown_code_is_a_request_error():
     error = error_from_wire("too_beautiful", "why")
     assert type(error) is RequestError
     assert "too_beautiful" in str(error)
-
-
-def test_every_message_and_key_is_in_the_protocol_page(protocol_page):
-    for union in (Submit, Ack, Error, Work, Ready):
-        assert f"`{union.__struct_config__.tag}`" in protocol_page
-        for field in msgspec.structs.fields(union):
-            if field.name != "v":
-                assert f"`{field.name}`" in protocol_page, field.name

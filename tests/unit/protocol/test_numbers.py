@@ -1,4 +1,4 @@
-"""Every number in every message of every role has a range, and what is outside it is refused."""
+"""Every number in every message has a range, and numbers outside of it are rejected."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ Path = tuple[str | int, ...]
 
 
 def numbers(kind: inspect.Type, path: Path = ()) -> Iterator[tuple[Path, inspect.IntType | inspect.FloatType]]:
-    """Yield each number below a type, with the keys that lead there; a list has one item, a map one key."""
+    """Yield the number types within a type, with their paths; a list has one item, a map one key."""
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         yield path, kind
     elif isinstance(kind, inspect.UnionType):
@@ -42,12 +42,12 @@ def numbers(kind: inspect.Type, path: Path = ()) -> Iterator[tuple[Path, inspect
         key = kind.key_type.values[0] if isinstance(kind.key_type, inspect.LiteralType) else "key"
         yield from numbers(kind.value_type, (*path, key))
     else:
-        # `extra` alone may hold anything; `check_extra` looks at it.
-        assert not isinstance(kind, inspect.AnyType) or path == ("extra", "key"), f"{path} takes any value"
+        # Only `extra` may have any value; `check_extra_parameters` validates it.
+        assert not isinstance(kind, inspect.AnyType) or path == ("extra", "key"), f"{path} accepts any value"
 
 
 def example(kind: inspect.Type) -> Any:
-    """Return a value that a type takes."""
+    """Return a valid value of a type."""
     match kind:
         case inspect.StructType():
             tag = {} if kind.tag is None else {"type": kind.tag}
@@ -74,7 +74,7 @@ def put(value: Any, path: Path, number: Any, kind: inspect.Type) -> Any:
     key, *rest = path
     if isinstance(kind, inspect.UnionType):
         wanted = inspect.ListType if key == 0 else inspect.DictType | inspect.StructType
-        kind = next(one for one in kind.types if isinstance(one, wanted) and leads(one, path))
+        kind = next(one for one in kind.types if isinstance(one, wanted) and has_path(one, path))
     if isinstance(kind, inspect.ListType):
         return [put(example(kind.item_type) if rest else None, tuple(rest), number, kind.item_type)]
     if isinstance(kind, inspect.DictType):
@@ -85,7 +85,7 @@ def put(value: Any, path: Path, number: Any, kind: inspect.Type) -> Any:
     return {**(value or example(kind)), key: put(base, tuple(rest), number, below)}
 
 
-def leads(kind: inspect.Type, path: Path) -> bool:
+def has_path(kind: inspect.Type, path: Path) -> bool:
     return any(there == path for there, _ in numbers(kind))
 
 
@@ -103,7 +103,7 @@ BODY_CASES = [
 
 
 def outside(kind):
-    """Whether a number is one that the range of a type leaves out, for each that is tried."""
+    """Yield numbers outside of the range of a type."""
     for value in (*NON_FINITE, *HUGE):
         if isinstance(kind, inspect.FloatType) or not isinstance(value, float):
             low = value < kind.ge if kind.ge is not None else value <= kind.gt
@@ -119,43 +119,43 @@ def is_bounded(kind):
     return low is not None and kind.le is not None and -most <= low <= kind.le <= most
 
 
-def test_there_are_numbers_in_all_directions():
+def test_each_direction_has_numbers():
     assert {case.values[0] for case in CASES} == set(ROLES)
     assert len(CASES) > 60
 
 
 @pytest.mark.parametrize(("decode", "member", "path", "kind"), CASES)
-def test_a_number_in_a_header_has_a_range_and_nothing_else_is_taken(decode, member, path, kind):
-    assert is_bounded(kind), f"{member.__name__}.{path} is not bounded"
+def test_a_number_in_a_header_is_limited_to_its_range(decode, member, path, kind):
+    assert is_bounded(kind), f"{member.__name__}.{path} has no range"
     info = inspect.type_info(member)
     siblings = [other for there, other in numbers(info) if there == path]
     decode(msgpack.packb(put(None, path, example(kind), info)))
     for value in outside(kind):
         if any(value not in list(outside(other)) for other in siblings):
-            continue  # a union with another number that may be so
+            continue  # a union with another number type that accepts the value
         with pytest.raises(ProtocolError):
             decode(msgpack.packb(put(None, path, value, info)))
 
 
 @pytest.mark.parametrize(("member", "path", "kind"), BODY_CASES)
-def test_so_has_a_number_in_a_body_or_in_capabilities(member, path, kind):
-    assert is_bounded(kind), f"{member.__name__}.{path} is not bounded"
+def test_a_number_in_a_body_or_in_capabilities_is_limited_to_its_range(member, path, kind):
+    assert is_bounded(kind), f"{member.__name__}.{path} has no range"
     info = inspect.type_info(member)
     siblings = [other for there, other in numbers(info) if there == path]
     for value in outside(kind):
         if any(value not in list(outside(other)) for other in siblings):
-            continue  # a union with another number that may be so
+            continue  # a union with another number type that accepts the value
         with pytest.raises(msgspec.ValidationError):
             msgspec.msgpack.decode(msgpack.packb(put(None, path, value, info)), type=member)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2**64 - 1, [math.nan], {"a": -math.inf}])
-def test_extra_parameters_are_finite_too(value):
+def test_extra_parameters_must_be_finite(value):
     with pytest.raises(InvalidRequestError, match="finite"):
         parse_request(msgpack.packb({"prompt": "p", "seed": 1, "extra": {"eta": value}}))
 
 
-def test_capabilities_with_a_number_out_of_range_are_left_out():
+def test_capabilities_with_a_number_out_of_range_are_omitted():
     good = {"width": 8, "height": 8, "num_inference_steps": 1, "tasks": {"inpainting": 0.5}}
     bad = good | {"tasks": {"inpainting": math.inf}}
     assert list(decode_capabilities(msgpack.packb({"good": good, "bad": bad}))) == ["good"]

@@ -1,4 +1,4 @@
-"""The declaration of the request parameters: what is read from it, and what is written out beside it."""
+"""The declaration of the request parameters, and the documentation generated from it."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def info(**fields):
 
 
 class Control(msgspec.Struct, kw_only=True):
-    """A struct with an image of its own, as ControlNets need it."""
+    """A struct with its own image, as for a ControlNet."""
 
     name: Annotated[str, Meta(min_length=1), info()]
     image: Annotated[Frame, info()]
@@ -38,7 +38,7 @@ class Control(msgspec.Struct, kw_only=True):
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Every kind of parameter."""
+    """A request with each kind of parameter."""
 
     image: Annotated[Frame, info()] = None
     images: Annotated[list[Frame], Meta(max_length=4), info()] | None = None
@@ -64,11 +64,11 @@ def test_types_ranges_and_defaults_are_read():
     assert scale.json_schema() == {"exclusive_minimum": 0, "maximum": 2}
 
 
-def test_a_type_without_a_kind_is_refused_with_its_place():
+def test_a_type_without_a_kind_is_rejected_with_its_field():
     class Wrong(msgspec.Struct):
         sides: Annotated[set[int], info()]
 
-    with pytest.raises(TypeError, match=r"Wrong\.sides: no kind of parameter"):
+    with pytest.raises(TypeError, match=r"Wrong\.sides: expected a type with a parameter kind"):
         read_parameters(Wrong)
 
 
@@ -79,7 +79,7 @@ IMAGES = {
 }
 
 
-def test_images_in_lists_and_structs_leave_the_body_for_frames_with_paths():
+def test_images_in_lists_and_structs_become_frames_with_paths():
     parameters = read_parameters(Request)
     body, images = split_images({**IMAGES, "steps": 2}, parameters)
     assert images == {
@@ -96,7 +96,7 @@ def test_images_in_lists_and_structs_leave_the_body_for_frames_with_paths():
     assert paths["controls[0].mask"] is False
 
 
-def test_images_are_replaced_where_they_stand_and_wrong_kinds_are_left():
+def test_images_are_replaced_in_place_and_wrong_kinds_are_kept():
     parameters = read_parameters(Request)
     read = map_images(IMAGES, parameters, lambda path, image: (path, image))
     assert read["controls"][1] == {"name": "m", "image": ("controls[1].image", "e")}
@@ -104,7 +104,7 @@ def test_images_are_replaced_where_they_stand_and_wrong_kinds_are_left():
     assert split_images(wrong, parameters) == (wrong, {})
 
 
-def test_every_field_but_the_plumbing_is_declared():
+def test_every_field_except_inputs_is_declared():
     assert set(FIELDS) - set(PARAMETERS) == {"inputs"}
     assert set(HEADER_PARAMETERS) == {"model", "priority", "timeout_seconds"}
     assert list(IMAGE_PARAMETERS) == ["image", "mask_image"]
@@ -117,7 +117,7 @@ def test_descriptions_are_sentences(parameter):
         assert each.info.label
 
 
-def test_openais_names():
+def test_http_names_are_those_of_openai():
     assert {name: each.http_name for name, each in PARAMETERS.items() if each.http_name != name} == {
         "num_images": "n", "quality": "output_compression", "mask_image": "mask", "width": "size",
         "height": "size",
@@ -126,13 +126,13 @@ def test_openais_names():
 
 
 @pytest.mark.parametrize("page", parameter_docs.PAGES)
-def test_the_tables_of_the_docs_are_those_of_the_declaration(page):
+def test_the_tables_in_the_docs_are_up_to_date(page):
     text = (parameter_docs.DOCS / page).read_text()
     assert "<!-- parameters: " in text
     assert parameter_docs.render(text) == text, "run: python -m tools.parameter_docs"
 
 
-def test_a_parameter_is_named_where_it_is_declared_and_used_and_nowhere_else():
+def test_a_parameter_is_named_only_where_it_is_declared_and_used():
     sources = [
         path for package in PACKAGES for kind in ("py", "js") for path in ROOT.glob(f"{package}/**/*.{kind}")
     ]

@@ -9,10 +9,10 @@ from imagegen_protocol.request import GenerationRequest
 from imagegen_protocol.seeds import random_seed
 
 
-@pytest.mark.parametrize("drawn", ["smallest", "largest", "random"])
-def test_every_image_of_a_random_seed_has_an_exact_seed(monkeypatch, drawn):
-    if drawn != "random":
-        monkeypatch.setattr(secrets, "randbelow", lambda limit: 0 if drawn == "smallest" else limit - 1)
+@pytest.mark.parametrize("chosen", ["smallest", "largest", "random"])
+def test_the_seeds_of_all_images_are_exact_as_doubles(monkeypatch, chosen):
+    if chosen != "random":
+        monkeypatch.setattr(secrets, "randbelow", lambda limit: 0 if chosen == "smallest" else limit - 1)
     request = GenerationRequest(prompt="x", seed=random_seed(), num_images=MAX_IMAGES_PER_REQUEST)
     assert 0 <= request.seed <= MAX_RANDOM_SEED
     assert [int(float(seed)) for seed in request.seeds()] == request.seeds()

@@ -1,4 +1,4 @@
-"""Statistics as typed records: what is written, what is read of other versions, and the published schema."""
+"""Statistics as typed records: round trips, other versions, and the published schema."""
 
 import json
 import math
@@ -39,7 +39,7 @@ FULL = Statistics(
 
 
 @pytest.mark.parametrize(("write", "read"), [(to_json, from_json), (to_msgpack, from_msgpack)])
-def test_what_is_written_is_read(write, read):
+def test_encoded_statistics_decode_to_the_same(write, read):
     assert read(write(FULL)) == FULL
 
 
@@ -58,25 +58,25 @@ def test_fields_of_a_newer_broker_are_ignored():
     assert from_msgpack(msgpack.packb(plain)) == FULL
 
 
-def test_fields_that_an_older_broker_does_not_write_have_their_defaults():
+def test_fields_absent_from_an_older_broker_have_defaults():
     read = from_json('{"num_gpus": 1, "per_gpu_stats": [{"worker": "a"}]}')
     assert (read.num_gpus, read.queued_requests, read.totals.answered) == (1, 0, {})
     assert (read.per_gpu_stats[0].state, read.per_gpu_stats[0].capacity) == ("unknown", 0)
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x90", msgpack.packb({"num_gpus": "four"})], ids=repr)
-def test_what_is_no_statistics_is_a_protocol_error(frame):
+def test_an_invalid_frame_is_a_protocol_error(frame):
     with pytest.raises(ProtocolError, match="the statistics can't be read: "):
         from_msgpack(frame)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"num_gpus": -1}', '{"uptime_seconds": NaN}'])
-def test_json_that_is_no_statistics_is_a_protocol_error(text):
+def test_invalid_json_is_a_protocol_error(text):
     with pytest.raises(ProtocolError, match="the statistics can't be read: "):
         from_json(text)
 
 
-def test_fields_are_items_too():
+def test_fields_are_also_items():
     assert FULL["num_gpus"] == FULL.num_gpus
     assert FULL["per_gpu_stats"][0]["capacity"] == 16
     for name in ("nothing", "__class__"):
@@ -84,11 +84,11 @@ def test_fields_are_items_too():
             FULL[name]
 
 
-def test_the_published_schema_is_that_of_the_structs():
+def test_the_published_schema_is_up_to_date():
     assert json.loads(SCHEMA.read_text()) == json_schema(), "run `python -m tools.stats_schema`"
 
 
-def test_the_schema_bounds_what_the_broker_writes():
+def test_the_schema_describes_all_fields():
     schema = json_schema()
     assert set(schema["$defs"]["GpuStatistics"]["properties"]) == set(GpuStatistics.__struct_fields__)
     assert schema["$defs"]["GpuStatistics"]["properties"]["capacity"]["description"] == "Images."

@@ -1,4 +1,4 @@
-"""The installer, on folders that are to become hosts."""
+"""The installer of the systemd units, with folders as targets."""
 
 import json
 import os
@@ -14,17 +14,17 @@ from systemd.install import InstallError, check_environment, check_user, files, 
 UNITS = "usr/local/lib/systemd/system"
 
 
-def lay(folder, *words):
+def install_into(folder, *words):
     return main(["install", "--destdir", str(folder), *words])
 
 
-def laid(folder):
+def installed_files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A virtual environment as far as the installer looks at it, where the units may see it."""
+    """A minimal virtual environment that the units can access."""
     monkeypatch.setattr(install, "HIDDEN", ("/nowhere",))
     folder = tmp_path / "environment"
     (folder / "bin").mkdir(parents=True)
@@ -34,8 +34,8 @@ def environment(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_folder_gets_all_of_both_roles(tmp_path):
-    assert lay(tmp_path, "--prefix", "/srv/fleet") == 0
+def test_installs_the_files_of_both_default_roles(tmp_path):
+    assert install_into(tmp_path, "--prefix", "/srv/fleet") == 0
     assert {
         f"{UNITS}/imagegen-broker.service",
         f"{UNITS}/imagegen-worker@.service",
@@ -44,7 +44,7 @@ def test_a_folder_gets_all_of_both_roles(tmp_path):
         "usr/local/share/doc/imagegen/systemd.md",
         "etc/imagegen/broker.toml",
         "etc/imagegen/worker.toml",
-    } <= laid(tmp_path)
+    } <= installed_files(tmp_path)
     for unit in (tmp_path / UNITS).glob("*.service"):
         assert "ExecStart=/srv/fleet/bin/imagegen-" in unit.read_text()
         assert "@PREFIX@" not in unit.read_text()
@@ -52,47 +52,47 @@ def test_a_folder_gets_all_of_both_roles(tmp_path):
     assert (tmp_path / "etc/imagegen/keys/clients").is_dir()
 
 
-def test_a_host_of_one_role_gets_no_more(tmp_path):
-    lay(tmp_path, "--roles", "worker")
-    assert not any("broker.service" in name or "broker.toml" in name for name in laid(tmp_path))
+def test_installs_only_the_given_role(tmp_path):
+    install_into(tmp_path, "--roles", "worker")
+    assert not any("broker.service" in name or "broker.toml" in name for name in installed_files(tmp_path))
     assert (tmp_path / UNITS / "imagegen-worker@.service").is_file()
 
 
-def test_a_gateway_is_laid_down_where_it_is_asked_for(tmp_path):
-    lay(tmp_path)
-    assert not any("imagegen-gateway" in name or "gateway.toml" in name for name in laid(tmp_path))
-    lay(tmp_path, "--roles", "gateway")
-    assert {f"{UNITS}/imagegen-gateway.service", "etc/imagegen/gateway.toml"} <= laid(tmp_path)
+def test_installs_the_gateway_on_request(tmp_path):
+    install_into(tmp_path)
+    assert not any("imagegen-gateway" in name or "gateway.toml" in name for name in installed_files(tmp_path))
+    install_into(tmp_path, "--roles", "gateway")
+    assert {f"{UNITS}/imagegen-gateway.service", "etc/imagegen/gateway.toml"} <= installed_files(tmp_path)
     main(["uninstall", "--destdir", str(tmp_path)])
-    assert not any("gateway.service" in name for name in laid(tmp_path))
+    assert not any("gateway.service" in name for name in installed_files(tmp_path))
 
 
-def test_what_is_old_is_written_anew_and_the_operators_settings_are_kept(tmp_path, capsys):
-    lay(tmp_path)
+def test_updates_units_and_keeps_settings(tmp_path, capsys):
+    install_into(tmp_path)
     settings, unit = tmp_path / "etc/imagegen/worker.toml", tmp_path / UNITS / "imagegen-broker.service"
     settings.write_text("mine")
     unit.write_text("old")
     capsys.readouterr()
-    lay(tmp_path)
+    install_into(tmp_path)
     assert settings.read_text() == "mine"
     assert "Type=notify" in unit.read_text()
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote")] == [f"wrote {unit}"]
 
 
-def test_a_dry_run_tells_and_does_nothing(tmp_path, capsys):
-    assert lay(tmp_path, "--dry-run") == 0
+def test_a_dry_run_prints_changes_and_makes_none(tmp_path, capsys):
+    assert install_into(tmp_path, "--dry-run") == 0
     assert "would write" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    lay(tmp_path)
-    before = laid(tmp_path)
+    install_into(tmp_path)
+    before = installed_files(tmp_path)
     assert main(["uninstall", "--destdir", str(tmp_path), "--dry-run", "--purge"]) == 0
-    assert laid(tmp_path) == before
+    assert installed_files(tmp_path) == before
 
 
-def test_uninstalling_leaves_settings_unless_they_are_to_go_too(tmp_path, capsys):
-    lay(tmp_path)
+def test_uninstall_keeps_settings_without_purge(tmp_path, capsys):
+    install_into(tmp_path)
     main(["uninstall", "--destdir", str(tmp_path)])
-    assert laid(tmp_path) == {"etc/imagegen/broker.toml", "etc/imagegen/worker.toml"}
+    assert installed_files(tmp_path) == {"etc/imagegen/broker.toml", "etc/imagegen/worker.toml"}
     drop_in = tmp_path / "etc/systemd/system/imagegen-worker@.service.d/keys.conf"
     foreign = tmp_path / "etc/systemd/system/other.service.d/keys.conf"
     for path in (drop_in, foreign, tmp_path / "var/lib/imagegen-broker/targets.json"):
@@ -105,16 +105,16 @@ def test_uninstalling_leaves_settings_unless_they_are_to_go_too(tmp_path, capsys
         path in said for path in ("imagegen-worker@.service.d", "/etc/imagegen", "/var/lib/imagegen-broker")
     )
     main(["uninstall", "--destdir", str(tmp_path), "--purge"])
-    assert laid(tmp_path) == {str(foreign.relative_to(tmp_path))}
+    assert installed_files(tmp_path) == {str(foreign.relative_to(tmp_path))}
 
 
-@pytest.mark.parametrize(("version", "told"), [(252, False), (254, True)])
-def test_the_backoff_is_there_where_systemd_knows_it(version, told):
+@pytest.mark.parametrize(("version", "expected"), [(252, False), (254, True)])
+def test_installs_the_backoff_if_systemd_supports_it(version, expected):
     names = [str(file.path) for file in files(Path("/opt/imagegen"), ("broker", "worker"), version)]
-    assert any(name.endswith("imagegen-worker@.service.d/10-backoff.conf") for name in names) == told
+    assert any(name.endswith("imagegen-worker@.service.d/10-backoff.conf") for name in names) == expected
 
 
-def test_gpus_are_those_that_the_workers_command_tells(environment):
+def test_detects_gpus_with_the_workers_command(environment):
     (environment / "bin/imagegen-worker").write_text(
         "#!/bin/sh\n" + "".join(f"echo '{json.dumps({'number': number})}'\n" for number in (0, 1))
     )
@@ -124,7 +124,7 @@ def test_gpus_are_those_that_the_workers_command_tells(environment):
         find_gpus(environment)
 
 
-def test_an_environment_that_is_not_there_is_told_how_to_make(environment):
+def test_a_missing_environment_error_states_how_to_create_it(environment):
     check_environment(environment, ("broker", "worker"))
     with pytest.raises(InstallError, match=r"imagegen-gateway does not exist; .* '\.\[cli,broker,gateway\]'"):
         check_environment(environment, ("broker", "gateway"))
@@ -147,7 +147,7 @@ def linked_in_a_chain(environment, private):
 
 
 def linked_through_a_folder(environment, private):
-    """As pyenv and uv name a release by a link to its folder."""
+    """Link the folder of a release, as pyenv and uv do."""
     (private / "releases").mkdir()
     (environment / "bin/python3").rename(private / "releases/python3")
     (environment / "3.11").symlink_to(private / "releases")
@@ -155,19 +155,19 @@ def linked_through_a_folder(environment, private):
 
 
 def linked_out_again(environment, private):
-    """All it leads to can be seen, but not the link on the way."""
+    """Link through a private folder to a target outside of it."""
     (environment / "bin/python3").rename(environment / "python")
     (private / "python3").symlink_to(environment / "python")
     (environment / "bin/python3").symlink_to(private / "python3")
 
 
 def copied(environment, private):
-    """As `python3 -m venv --copies` does: the library stays where it was."""
+    """Copy the interpreter but not its library, as `python3 -m venv --copies` does."""
     (environment / "pyvenv.cfg").write_text(f"home = {private}\nversion = 3.11.2\n")
 
 
 def moved(environment, private):
-    """Scripts name the interpreter by where the environment was made."""
+    """Move the environment; its scripts still name the old interpreter."""
     (private / "python3").write_text("")
     (environment / "bin/imagegen-broker").write_text(f"#!{private}/python3 -I\n")
 
@@ -180,7 +180,7 @@ def elsewhere(environment, private):
 @pytest.mark.parametrize(
     "hide", [linked, linked_in_a_chain, linked_through_a_folder, linked_out_again, copied, moved, elsewhere]
 )
-def test_an_environment_that_the_units_could_not_see_is_refused(hide, environment, tmp_path, monkeypatch):
+def test_rejects_an_environment_that_the_units_cannot_access(hide, environment, tmp_path, monkeypatch):
     private = tmp_path / "private"
     private.mkdir()
     monkeypatch.setattr(install, "HIDDEN", (str(private),))
@@ -191,7 +191,7 @@ def test_an_environment_that_the_units_could_not_see_is_refused(hide, environmen
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_an_environment_that_the_units_user_may_not_read_is_refused(environment):
+def test_rejects_an_environment_that_the_user_cannot_read(environment):
     check_user(environment, ("broker",), user=pwd.getpwuid(0).pw_name)
     (environment / "bin").chmod(0o700)  # as a umask of 077 makes it
     with pytest.raises(InstallError, match=r"nobody can't run .*Permission denied.*run chmod -R go\+rX"):
@@ -201,14 +201,14 @@ def test_an_environment_that_the_units_user_may_not_read_is_refused(environment)
         check_user(environment, ("broker",), user=pwd.getpwuid(0).pw_name)
 
 
-def test_only_root_changes_a_host(monkeypatch, capsys):
+def test_requires_root_to_change_the_host(monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert main(["install"]) == 1
     assert "only root can change the host" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["install", "--roles", "router"], "'router' must be some of broker, worker, gateway"),
         (["install", "--gpus", "first"], "'first' must be numbers or UUIDs"),
@@ -218,8 +218,8 @@ def test_only_root_changes_a_host(monkeypatch, capsys):
         (["remove"], "invalid choice"),
     ],
 )
-def test_wrong_words_are_explained(words, told, capsys):
+def test_invalid_arguments_are_explained(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

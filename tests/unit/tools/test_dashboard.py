@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from tests.programs import NPM_FOLDER, NPM_PACKAGES, require
-from tools.dashboard.asking import Prometheus, Series
 from tools.dashboard.build import dashboard_json
 from tools.dashboard.panels import FLEET, GATEWAY, GPU
+from tools.dashboard.prometheus import Prometheus, Series
 from tools.dashboard.render import in_unit, legend
 
 GRAFANA = Path(__file__).parents[3] / "configs" / "grafana"
@@ -105,9 +105,9 @@ def test_grafana_counts_rates_from_the_scrape_interval_of_prometheus():
 
 
 def test_variables_are_filled_in():
-    asked = Prometheus("http://nowhere", window="2m")
-    assert asked.filled('rate(x{w=~"$worker"}[$__rate_interval])', "gpu0") == 'rate(x{w=~"gpu0"}[2m])'
-    assert asked.filled('x{w=~"$worker"}', None) == 'x{w=~".+"}'
+    prometheus = Prometheus("http://nowhere", window="2m")
+    assert prometheus.substitute('rate(x{w=~"$worker"}[$__rate_interval])', "gpu0") == 'rate(x{w=~"gpu0"}[2m])'
+    assert prometheus.substitute('x{w=~"$worker"}', None) == 'x{w=~".+"}'
 
 
 @pytest.mark.parametrize(

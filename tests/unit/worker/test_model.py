@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.accepted import AcceptedParameter
+from imagegen_protocol.capabilities import AcceptedParameter
 from imagegen_protocol.declaration import Parameter, ParameterInfo
 from imagegen_protocol.request import make_request
 from imagegen_worker.core import capabilities, model

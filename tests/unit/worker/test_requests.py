@@ -139,8 +139,8 @@ def test_progress_goes_only_to_those_who_asked():
     [
         ((), {}, "invalid_request", "body frame is missing"),
         ((b"\xc1",), {}, "invalid_request", "not msgpack"),
-        ((BODY, b"png"), {}, "invalid_request", "inputs: expected 0 image frames behind the body, got 1"),
-        ((WITH_IMAGE,), {}, "invalid_request", "inputs: expected 1 image frames (image) behind the body, got 0"),
+        ((BODY, b"png"), {}, "invalid_request", "inputs: expected 0 image frames after the body, got 1"),
+        ((WITH_IMAGE,), {}, "invalid_request", "inputs: expected 1 image frames (image) after the body, got 0"),
         (
             (WITH_MASK, b"png", b"png"),
             {},

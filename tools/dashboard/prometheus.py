@@ -1,4 +1,4 @@
-"""Asking a Prometheus as Grafana does: PromQL over a stretch of time, with the variables filled in."""
+"""Range queries to a Prometheus, with Grafana's variables substituted."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tools.dashboard.panels import RATE
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a panel: Unix times and values; NaN stands for no value."""
+    """One line of a panel: Unix times and values; NaN for a missing value."""
 
     labels: Mapping[str, str]
     times: list[float]
@@ -21,24 +21,24 @@ class Series:
 
     @property
     def has_data(self) -> bool:
-        """Whether there is a number in it."""
+        """Whether it has a finite value."""
         return any(math.isfinite(value) for value in self.values)
 
 
 class Prometheus:
-    """One server, by its URL. `window` stands for Grafana's `$__rate_interval`."""
+    """A Prometheus server. `window` is the value of Grafana's `$__rate_interval`."""
 
     def __init__(self, url: str, window: str = "1m") -> None:
         self._url = url.rstrip("/")
         self._window = window
 
-    def filled(self, expr: str, worker: str | None) -> str:
-        """Return an expression of a panel with nothing left for Grafana to fill in; `worker` None: all."""
+    def substitute(self, expr: str, worker: str | None) -> str:
+        """Return an expression with Grafana's variables substituted. `worker`: None for all workers."""
         return expr.replace(RATE, self._window).replace("$worker", worker or ".+")
 
     def range(self, expr: str, start: float, end: float, step: float, worker: str | None = None) -> list[Series]:
-        """Return the series between two Unix times. Raises `urllib.error.HTTPError` for what is no PromQL."""
-        query = {"query": self.filled(expr, worker), "start": start, "end": end, "step": step}
+        """Return the series between two Unix times. Raises `urllib.error.HTTPError` for invalid PromQL."""
+        query = {"query": self.substitute(expr, worker), "start": start, "end": end, "step": step}
         result = self._get("query_range", query)["result"]
         return [
             Series(
@@ -50,7 +50,7 @@ class Prometheus:
         ]
 
     def label_values(self, metric: str, label: str) -> list[str]:
-        """Return the values that a label of a metric has."""
+        """Return the values of a label of a metric."""
         values: list[str] = self._get(f"label/{label}/values", {"match[]": metric})
         return values
 
