@@ -160,13 +160,13 @@ def main(
         return
     try:
         host, port = parse_address("--http", http)
-        check_bind(host, keys_needed=auth == "keys")
+        check_bind(host, keys_required=auth == "keys")
         check_tls(tls_certificate, tls_key)
         settings = Settings(
             brokers=tuple(_endpoint(each) for each in broker),
             key=key,
             broker_key=broker_key,
-            keys_needed=auth == "keys",
+            keys_required=auth == "keys",
             state_folder=folder,
             results_url=results_url,
             results_seconds=results_kept,
@@ -207,12 +207,12 @@ def _serve(
     context: click.Context, settings: Settings, host: str, port: int, certificate: Path | None, key: Path | None
 ) -> int:
     from imagegen_gateway.database import DatabaseError, check_database
-    from imagegen_gateway.results import Results, default_url
-    from imagegen_gateway.server import bind, only_one, serve
+    from imagegen_gateway.image_store import ImageStore, default_url
+    from imagegen_gateway.server import bind, lock_state_folder, serve
 
     try:
-        Results.open_folder(settings.results_url or default_url(settings.state_folder))
-        with only_one(settings.state_folder), bind(host, port) as listener:
+        ImageStore.open_folder(settings.results_url or default_url(settings.state_folder))
+        with lock_state_folder(settings.state_folder), bind(host, port) as listener:
             # Now, when it can be said in a line: the server would end with a traceback.
             asyncio.run(check_database(settings.state_folder))
             bound = listener.getsockname()
@@ -221,8 +221,8 @@ def _serve(
 
             def started() -> None:
                 click.echo(f"http={url}")
-                log(_log, logging.INFO, "serving", http=url, auth="keys" if settings.keys_needed else "off")
-                if settings.keys_needed and certificate is None and not settings.public_url:
+                log(_log, logging.INFO, "serving", http=url, auth="keys" if settings.keys_required else "off")
+                if settings.keys_required and certificate is None and not settings.public_url:
                     log(
                         _log,
                         logging.WARNING,

@@ -34,11 +34,11 @@ class _Size(click.ParamType[Any]):
 def _with_keys(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
     """Do something with the keys of a state folder."""
     from imagegen_gateway.database import DatabaseError, open_database
-    from imagegen_gateway.keys import ApiKeyError, Keys
+    from imagegen_gateway.keys import ApiKeyError, ApiKeyStore
 
     async def run() -> T:
         async with open_database(folder) as database:
-            return await work(Keys(database))
+            return await work(ApiKeyStore(database))
 
     try:
         return asyncio.run(run())
@@ -101,13 +101,13 @@ def add(
         models=models or None,
         priority=priority,
     )
-    key, caller = _with_keys(folder, lambda keys: keys.add(name, limits, time.time()))
+    key, api_key = _with_keys(folder, lambda keys: keys.add(name, limits, time.time()))
     if as_json:
         click.echo(
-            json.dumps({"name": name, "id": caller.id, "key": key, "webhook_secret": caller.webhook_secret})
+            json.dumps({"name": name, "id": api_key.id, "key": key, "webhook_secret": api_key.webhook_secret})
         )
     else:
-        click.echo(f"key             {key}\nwebhook secret  {caller.webhook_secret}")
+        click.echo(f"key             {key}\nwebhook secret  {api_key.webhook_secret}")
 
 
 @click.command("list")
@@ -119,13 +119,13 @@ def list_(folder: Path, as_json: bool) -> None:
     if as_json:
         shown = [
             {
-                "name": caller.name,
-                "id": caller.id,
-                "created": caller.created,
-                "revoked": caller.revoked,
-                **caller.limits.as_json(),
+                "name": api_key.name,
+                "id": api_key.id,
+                "created": api_key.created,
+                "revoked": api_key.revoked,
+                **api_key.limits.as_json(),
             }
-            for caller in found
+            for api_key in found
         ]
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
@@ -133,11 +133,11 @@ def list_(folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table("name", "id", "created", "state", "limits", box=None)
-    for caller in found:
-        limits = {name: value for name, value in caller.limits.as_json().items() if value is not None}
+    for api_key in found:
+        limits = {name: value for name, value in api_key.limits.as_json().items() if value is not None}
         shown_limits = ", ".join(f"{name}={value}" for name, value in limits.items())
-        state = "good" if caller.revoked is None else f"revoked {_day(caller.revoked)}"
-        table.add_row(caller.name, caller.id, _day(caller.created), state, shown_limits)
+        state = "good" if api_key.revoked is None else f"revoked {_day(api_key.revoked)}"
+        table.add_row(api_key.name, api_key.id, _day(api_key.created), state, shown_limits)
     Console().print(table)
 
 
@@ -159,10 +159,10 @@ def secret(folder: Path, name: str) -> None:
 
 
 async def _secret(keys: Any, name: str) -> str:
-    from imagegen_gateway.keys import EVERYBODY
+    from imagegen_gateway.keys import ANONYMOUS
 
-    caller = await (keys.everybody(time.time()) if name == EVERYBODY else keys.by_name(name))
-    found: str = caller.webhook_secret
+    api_key = await (keys.anonymous(time.time()) if name == ANONYMOUS else keys.by_name(name))
+    found: str = api_key.webhook_secret
     return found
 
 

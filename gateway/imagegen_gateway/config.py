@@ -17,7 +17,7 @@ class Settings:
     brokers: tuple[str, ...]
     key: Path | None = None
     broker_key: Path | None = None
-    keys_needed: bool = False
+    keys_required: bool = False
     state_folder: Path
     results_url: str | None = None
     results_seconds: float = 86400.0
@@ -32,9 +32,9 @@ class Settings:
     drain_seconds: float = 30.0
 
 
-def check_bind(host: str, *, keys_needed: bool) -> None:
+def check_bind(host: str, *, keys_required: bool) -> None:
     """Raise `ConfigError` for a bind that would let strangers in."""
-    if not keys_needed and not is_loopback(host):
+    if not keys_required and not is_loopback(host):
         raise ConfigError(
             f"--http: {host} can be reached from other machines, and no keys are asked for; bind 127.0.0.1, or "
             "say --auth keys (imagegen-gateway keys add NAME makes one)"

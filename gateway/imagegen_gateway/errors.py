@@ -107,7 +107,7 @@ _STATUS: dict[str, tuple[int, float | None, bool]] = {
 """Status, Retry-After where the broker does not tell, and whether asking again is of no use."""
 
 
-def from_fleet(error: ImagegenError) -> ApiError:
+def from_imagegen_error(error: ImagegenError) -> ApiError:
     """Return the answer for an error of the fleet."""
     status, retry_after, final = _STATUS.get(error.code, (500, None, True))
     wait = error.retry_after_seconds if error.retry_after_seconds is not None else retry_after
@@ -124,7 +124,7 @@ def from_fleet(error: ImagegenError) -> ApiError:
 
 
 def not_found(what: str, name: str) -> ApiError:
-    """Return the answer for something that is not there, or not the caller's."""
+    """Return the answer for something that is not there, or not the api_key's."""
     return ApiError(404, f"{what}_not_found", f"there is no {what} {name!r} here")
 
 
@@ -134,7 +134,7 @@ def storage_failed(what: str, error: Exception) -> ApiError:
     return ApiError(503, STORAGE_FAILED, f"the gateway can't {what} now; ask again later", retry_after=10)
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
+def from_validation_error(error: RequestValidationError) -> ApiError:
     """Return the answer for a body that is not as the schema says: field, what is wrong, and the value."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
@@ -178,11 +178,11 @@ def install(app: FastAPI) -> None:
 
     async def fleet(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ImagegenError)
-        return from_fleet(error).response()
+        return from_imagegen_error(error).response()
 
     async def validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error).response()
+        return from_validation_error(error).response()
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -206,7 +206,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what a path's OpenAPI entry says of its errors."""
     return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}
 

@@ -13,10 +13,10 @@ from typing import Any
 import httpcore2
 
 from imagegen_common.logs import log
-from imagegen_gateway.core.addresses import Network, may_reach
+from imagegen_gateway.core.addresses import Network, is_allowed
 from imagegen_gateway.core.signing import retry_delay, signature_headers
-from imagegen_gateway.jobs.store import Job, Store
-from imagegen_gateway.keys import Keys
+from imagegen_gateway.jobs.store import Job, JobStore
+from imagegen_gateway.keys import ApiKeyStore
 from imagegen_gateway.metrics import Metrics
 
 _log = logging.getLogger("imagegen.gateway.webhooks")
@@ -28,7 +28,7 @@ GONE = 410
 """With this status a receiver says that it wants no more."""
 
 
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
+class RestrictedBackend(httpcore2.AsyncNetworkBackend):
     """Connects to the addresses of a host that may be reached; what was checked is what is dialled."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
@@ -50,7 +50,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         except OSError as error:
             raise httpcore2.ConnectError(f"{host} can't be looked up: {error}") from error
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
-        reachable = [address for address in addresses if may_reach(address, self._networks)]
+        reachable = [address for address in addresses if is_allowed(address, self._networks)]
         if not reachable:
             shown = ", ".join(dict.fromkeys(map(str, addresses)))
             raise httpcore2.ConnectError(f"{host} is {shown}, where webhooks may not go (--webhook-allow)")
@@ -63,13 +63,13 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-class Webhooks:
+class WebhookSender:
     """Calls what is due, until it is closed. Due calls are in the database: a new gateway goes on with them."""
 
     def __init__(
         self,
-        store: Store,
-        keys: Keys,
+        store: JobStore,
+        keys: ApiKeyStore,
         metrics: Metrics,
         payload: Callable[[Job], dict[str, Any]],
         *,
@@ -85,7 +85,7 @@ class Webhooks:
         self._attempts = attempts
         self._retry_seconds = retry_seconds
         self._pool = httpcore2.AsyncConnectionPool(
-            network_backend=GuardedBackend(networks), max_connections=AT_A_TIME
+            network_backend=RestrictedBackend(networks), max_connections=AT_A_TIME
         )
         self._calling: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()

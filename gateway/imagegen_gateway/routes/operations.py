@@ -5,8 +5,8 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from imagegen_client import ImagegenError
-from imagegen_gateway.access import TheCaller, TheServices
-from imagegen_gateway.errors import responses
+from imagegen_gateway.access import ApiKeyDep, ServicesDep
+from imagegen_gateway.errors import error_responses
 from imagegen_protocol.statistics import to_json
 
 router = APIRouter(tags=["operations"])
@@ -20,26 +20,26 @@ router = APIRouter(tags=["operations"])
             "content": {"application/json": {"schema": {"type": "object"}}},
             "description": "The statistics, as `docs/stats.schema.json` describes them.",
         },
-        **responses(401, 403, 503),
+        **error_responses(401, 403, 503),
     },
     summary="The broker's statistics",
 )
-async def stats(services: TheServices, caller: TheCaller) -> Response:
+async def stats(services: ServicesDep, api_key: ApiKeyDep) -> Response:
     """Return the content of the broker's own `/stats`, at most half a second old."""
-    return Response(to_json(await services.fleet.stats()), media_type="application/json")
+    return Response(to_json(await services.clients.stats()), media_type="application/json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="The gateway's metrics")
-async def metrics(request: Request, services: TheServices) -> Response:
+async def metrics(request: Request, services: ServicesDep) -> Response:
     """Return the gateway's own metrics, for Prometheus."""
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(services.metrics.registry), headers={"Content-Type": content_type})
 
 
 @router.get("/healthz", response_class=PlainTextResponse, summary="Does the gateway live?")
-async def healthz(services: TheServices) -> str:
+async def healthz(services: ServicesDep) -> str:
     """Say that the gateway serves, and reaches its database."""
-    await services.database.row("SELECT 1")
+    await services.database.fetch_one("SELECT 1")
     return "ok\n"
 
 
@@ -49,10 +49,10 @@ async def healthz(services: TheServices) -> str:
     responses={503: {"description": "Not now.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     summary="Can images be made?",
 )
-async def readyz(services: TheServices, response: Response) -> Response:
+async def readyz(services: ServicesDep, response: Response) -> Response:
     """Say whether a broker answers and has a worker."""
     try:
-        found = await services.fleet.stats()
+        found = await services.clients.stats()
     except ImagegenError as error:
         return PlainTextResponse(f"{error.message}\n", 503)
     if not found.num_gpus:

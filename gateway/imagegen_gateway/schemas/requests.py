@@ -42,7 +42,7 @@ def _loras(value: Any) -> Any:
     return value
 
 
-class Drawing(BaseModel):
+class GenerationParameters(BaseModel):
     """What to draw. What is not said is the model's own default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -76,7 +76,7 @@ class Drawing(BaseModel):
     safety_identifier: str | None = Field(None, description="Taken, without effect.")
 
 
-class Answering(BaseModel):
+class ResponseOptions(BaseModel):
     """How the answer to an OpenAI request is to come."""
 
     response_format: Literal["url", "b64_json"] | None = Field(None, description="`b64_json` unless said.")
@@ -86,11 +86,11 @@ class Answering(BaseModel):
     )
 
 
-class GenerateBody(Drawing, Answering):
+class GenerateBody(GenerationParameters, ResponseOptions):
     """The body of `POST /v1/images/generations`."""
 
 
-class EditBody(Drawing, Answering):
+class EditBody(GenerationParameters, ResponseOptions):
     """The form of `POST /v1/images/edits`."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
@@ -106,7 +106,7 @@ class EditBody(Drawing, Answering):
     input_fidelity: Literal["high", "low"] | None = Field(None, description="Taken, without effect.")
 
 
-class JobBody(Drawing):
+class JobBody(GenerationParameters):
     """The body of `POST /v1/jobs`."""
 
     image: str | None = Field(
@@ -142,7 +142,7 @@ _AS_THEY_ARE = (
 )
 
 
-def options(body: Drawing) -> dict[str, Any]:
+def options(body: GenerationParameters) -> dict[str, Any]:
     """Return what is asked for, as the client's `RequestOptions`, images aside; what it does not say is absent."""
     given = {name: value for name in _AS_THEY_ARE if (value := getattr(body, name)) is not None}
     if body.n is not None:

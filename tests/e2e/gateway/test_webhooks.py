@@ -6,7 +6,7 @@ import socket
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
-from tests.e2e.gateway.receiver import Receiver
+from tests.e2e.gateway.webhook_receiver import Receiver
 
 OPEN = ("--webhook-allow", "127.0.0.0/8", "--webhook-retry", "0.05")
 

@@ -3,7 +3,7 @@
 import pytest
 
 import imagegen_protocol.errors as tree
-from imagegen_gateway.errors import ErrorBody, from_fleet
+from imagegen_gateway.errors import ErrorBody, from_imagegen_error
 from imagegen_protocol import ImagegenError, InvalidRequestError, OverloadedError
 
 KINDS = [kind for kind in vars(tree).values() if isinstance(kind, type) and issubclass(kind, ImagegenError)]
@@ -11,7 +11,7 @@ KINDS = [kind for kind in vars(tree).values() if isinstance(kind, type) and issu
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_an_answer(kind):
-    error = from_fleet(kind("because"))
+    error = from_imagegen_error(kind("because"))
     ErrorBody.model_validate(error.body())
     assert (error.code, error.message, 400 <= error.status < 600) == (kind.code, "because", True)
 
@@ -23,12 +23,12 @@ def test_the_fields_have_their_names_here():
         ("quality", "output_compression"),
         ("seed", "seed"),
     ):
-        error = from_fleet(InvalidRequestError(f"{theirs}: expected something, got nothing"))
+        error = from_imagegen_error(InvalidRequestError(f"{theirs}: expected something, got nothing"))
         assert (error.status, error.param) == (422, ours)
         assert error.message == f"{ours}: expected something, got nothing"
-    assert from_fleet(InvalidRequestError("no field: is named")).param is None
+    assert from_imagegen_error(InvalidRequestError("no field: is named")).param is None
 
 
 def test_the_broker_says_when_to_come_back():
-    assert from_fleet(OverloadedError("full", retry_after_seconds=2.3)).headers["Retry-After"] == "3"
-    assert from_fleet(OverloadedError("full")).headers["Retry-After"] == "1"
+    assert from_imagegen_error(OverloadedError("full", retry_after_seconds=2.3)).headers["Retry-After"] == "3"
+    assert from_imagegen_error(OverloadedError("full")).headers["Retry-After"] == "1"

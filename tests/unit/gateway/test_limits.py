@@ -2,15 +2,15 @@
 
 import pytest
 
-from imagegen_gateway.core.limits import UNLIMITED, Limits, TokenBucket, refusal, with_defaults
+from imagegen_gateway.core.limits import UNLIMITED, Limits, TokenBucket, find_violation, with_defaults
 
 
 def test_a_key_without_limits_may_ask_for_everything_but_priority():
     everything = {"num_inference_steps": 1000, "width": 8192, "height": 8192, "model": "m", "priority": 0}
-    assert refusal(Limits(), everything) is None
-    found = refusal(Limits(), {"priority": 1})
+    assert find_violation(Limits(), everything) is None
+    found = find_violation(Limits(), {"priority": 1})
     assert (found.field, found.message) == ("priority", "priority: this key may ask for 0 at most, got 1")
-    assert refusal(UNLIMITED, {"priority": 100}) is None
+    assert find_violation(UNLIMITED, {"priority": 100}) is None
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,9 @@ def test_a_key_without_limits_may_ask_for_everything_but_priority():
     ],
 )
 def test_limits(limits, fits, beyond, field):
-    assert refusal(limits, fits) is None
-    assert refusal(limits, beyond).field == field
-    assert refusal(limits, {}) is None
+    assert find_violation(limits, fits) is None
+    assert find_violation(limits, beyond).field == field
+    assert find_violation(limits, {}) is None
 
 
 def test_defaults_of_a_key():

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 
-from imagegen_gateway.core.partials import Partials
+from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.core.signing import retry_delay, signature_headers
 
 
@@ -25,7 +25,7 @@ def test_waits_grow_to_an_hour():
 
 
 def picks(wanted, steps, seen):
-    partials = Partials(wanted)
+    partials = PartialImageSelector(wanted)
     return [step for step in seen if partials.pick(step, steps) is not None]
 
 
@@ -36,7 +36,7 @@ def test_partial_images_are_spread_over_the_steps():
 
 
 def test_partial_images_are_numbered_and_never_more_than_asked_for():
-    partials = Partials(3)
+    partials = PartialImageSelector(3)
     assert [partials.pick(step, 4) for step in (1, 1, 2, 3, 3, 4)] == [0, None, 1, 2, None, None]
 
 

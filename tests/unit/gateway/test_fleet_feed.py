@@ -6,8 +6,8 @@ from contextlib import aclosing
 
 import pytest
 
-from imagegen_gateway import page
-from imagegen_gateway.page import Feed
+from imagegen_gateway import fleet_feed
+from imagegen_gateway.fleet_feed import FleetFeed
 from imagegen_protocol import BrokerUnreachableError
 from tests.statistics import statistics_of
 
@@ -39,7 +39,7 @@ def of_gpus(**images):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Look again at once."""
-    monkeypatch.setattr(page, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(fleet_feed, "POLL_SECONDS", 0.001)
 
 
 async def watch(feed, statistics, count, stopping=None):
@@ -56,28 +56,30 @@ async def watch(feed, statistics, count, stopping=None):
 
 
 def test_it_tells_of_the_broker_and_each_gpu():
-    [told] = asyncio.run(watch(Feed(), Statistics(of_gpus(b=1, a=2)), 1))
+    [told] = asyncio.run(watch(FleetFeed(), Statistics(of_gpus(b=1, a=2)), 1))
     assert told["lost_for_seconds"] is None
     assert told["estimated_wait_seconds"] == 2.0
     assert [gpu["worker"] for gpu in told["gpus"]] == ["a", "b"]
 
 
 def test_rates_grow_into_a_trend():
-    told = asyncio.run(watch(Feed(), Statistics(of_gpus(a=0), of_gpus(a=5)), 3))
+    told = asyncio.run(watch(FleetFeed(), Statistics(of_gpus(a=0), of_gpus(a=5)), 3))
     trends = [gpu["images_per_second"] for one in told for gpu in one["gpus"]]
     assert [len(trend) for trend in trends] == [0, 1, 2]
     assert trends[1][0] > 0
 
 
 def test_a_broker_that_is_lost_is_told_with_what_it_said_last():
-    told = asyncio.run(watch(Feed(), Statistics(of_gpus(a=1), BrokerUnreachableError("gone"), of_gpus(a=1)), 3))
+    told = asyncio.run(
+        watch(FleetFeed(), Statistics(of_gpus(a=1), BrokerUnreachableError("gone"), of_gpus(a=1)), 3)
+    )
     assert [one["lost_for_seconds"] is None for one in told] == [True, False, True]
     assert [gpu["worker"] for gpu in told[1]["gpus"]] == ["a"]
 
 
 def test_however_many_watch_the_broker_is_asked_once_a_look():
     async def run():
-        feed, statistics = Feed(), Statistics(of_gpus(a=1))
+        feed, statistics = FleetFeed(), Statistics(of_gpus(a=1))
         told = await asyncio.gather(*(watch(feed, statistics, 3) for _ in range(20)))
         return told, statistics.asked
 
@@ -88,7 +90,7 @@ def test_however_many_watch_the_broker_is_asked_once_a_look():
 
 def test_nobody_is_asked_while_nobody_watches():
     async def run():
-        feed, statistics = Feed(), Statistics(of_gpus(a=1))
+        feed, statistics = FleetFeed(), Statistics(of_gpus(a=1))
         await watch(feed, statistics, 2)
         before = statistics.asked
         for _ in range(10):
@@ -101,7 +103,7 @@ def test_nobody_is_asked_while_nobody_watches():
 
 def test_those_who_watch_hear_of_a_failure():
     async def run():
-        feed, statistics = Feed(), Statistics(ZeroDivisionError(), of_gpus(a=1))
+        feed, statistics = FleetFeed(), Statistics(ZeroDivisionError(), of_gpus(a=1))
         with pytest.raises(ZeroDivisionError):
             await watch(feed, statistics, 1)
         return await watch(feed, statistics, 1)
@@ -112,7 +114,7 @@ def test_those_who_watch_hear_of_a_failure():
 def test_it_ends_when_the_gateway_does():
     async def run():
         stopping = asyncio.Event()
-        watching = asyncio.create_task(watch(Feed(), Statistics(of_gpus(a=1)), 1_000_000, stopping))
+        watching = asyncio.create_task(watch(FleetFeed(), Statistics(of_gpus(a=1)), 1_000_000, stopping))
         await asyncio.sleep(0.01)
         stopping.set()
         return await watching

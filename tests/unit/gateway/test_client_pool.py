@@ -3,8 +3,8 @@
 import asyncio
 
 from imagegen_gateway import fleet as module
+from imagegen_gateway.client_pool import Fleet, InFlightCounter
 from imagegen_gateway.config import Settings
-from imagegen_gateway.fleet import Fleet, InFlight
 
 
 def test_a_key_has_a_connection_of_its_own_until_it_is_idle(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_a_key_has_a_connection_of_its_own_until_it_is_idle(tmp_path, monkeypatc
 
 
 def test_what_has_ended_is_not_counted():
-    in_flight = InFlight()
+    in_flight = InFlightCounter()
     in_flight.begin("a")
     in_flight.begin("a")
     in_flight.end("a")

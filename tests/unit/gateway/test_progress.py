@@ -3,15 +3,15 @@
 import asyncio
 
 from imagegen_client import Progress
-from imagegen_gateway.jobs.live import Live, picture_url
-from imagegen_gateway.sse import with_pings
+from imagegen_gateway.jobs.progress import JobProgress, image_data_url
+from imagegen_gateway.sse import with_keepalives
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_followers_are_woken_by_each_sign_and_by_the_end():
     async def run():
-        live = Live()
+        live = JobProgress()
         first, same = live.news(), live.news()
         assert first is same
         live.tell(Progress(1, 4))
@@ -26,7 +26,7 @@ def test_followers_are_woken_by_each_sign_and_by_the_end():
 
 
 def test_what_is_shown():
-    live = Live()
+    live = JobProgress()
     assert live.fields() == {}
     live.tell(Progress(0, 0, state="queued", place=3, seconds_to_start=1.5))
     assert live.fields() == {"place": 3, "seconds_to_start": 1.5}
@@ -38,8 +38,8 @@ def test_what_is_shown():
 
 
 def test_previews_are_told_apart():
-    assert picture_url(PNG).startswith("data:image/png;base64,iVBOR")
-    assert picture_url(b"\xff\xd8\xff").startswith("data:image/jpeg;base64,/9j")
+    assert image_data_url(PNG).startswith("data:image/png;base64,iVBOR")
+    assert image_data_url(b"\xff\xd8\xff").startswith("data:image/jpeg;base64,/9j")
 
 
 def test_pings_come_between_events_and_the_stream_is_closed_at_the_end():
@@ -57,7 +57,7 @@ def test_pings_come_between_events_and_the_stream_is_closed_at_the_end():
                 closed.append(True)
 
         got = []
-        async for chunk in with_pings(events(), seconds=0.001):
+        async for chunk in with_keepalives(events(), seconds=0.001):
             got.append(chunk)
             if len(got) == 4:
                 go.set()
@@ -81,7 +81,7 @@ def test_a_stream_that_is_given_up_is_closed():
             finally:
                 closed.append(True)
 
-        stream = with_pings(events(), seconds=0.001)
+        stream = with_keepalives(events(), seconds=0.001)
         assert [await anext(stream), await anext(stream)] == [b"one", b": ping\n\n"]
         await stream.aclose()
 

@@ -1,4 +1,4 @@
-"""The start of a stream's response: a refusal before it has its own status, an error after it is an event."""
+"""The start of event streams: errors before it have their own status, errors after it are events."""
 
 import asyncio
 import json

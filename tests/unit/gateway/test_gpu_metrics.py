@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from imagegen_gateway.gpu_readings import MAX_BYTES, CardReadings, parse
+from imagegen_gateway.gpu_metrics import MAX_BYTES, GpuMetricsReader, parse
 from tests.statistics import gpu_statistics
 
 METRICS = """\
@@ -54,7 +54,7 @@ async def refreshed(readings, rows):
 
 def test_workers_are_asked_at_once_and_not_again_a_moment_later():
     async def run():
-        readings = CardReadings()
+        readings = GpuMetricsReader()
         async with serving(METRICS.encode()) as (address, asked):
             rows = [gpu_statistics(worker="gpu0", http=address), gpu_statistics(worker="quiet", http=None)]
             await refreshed(readings, rows)
@@ -72,7 +72,7 @@ def test_workers_are_asked_at_once_and_not_again_a_moment_later():
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"imagegen_worker_gpu_x{", b"#" * (MAX_BYTES + 1)])
 def test_a_worker_that_answers_nonsense_tells_nothing(body):
     async def run():
-        readings = CardReadings()
+        readings = GpuMetricsReader()
         async with serving(body) as (address, _):
             await refreshed(readings, [gpu_statistics(worker="gpu0", http=address)])
         return readings.of("gpu0")
@@ -82,7 +82,7 @@ def test_a_worker_that_answers_nonsense_tells_nothing(body):
 
 def test_a_worker_that_can_not_be_reached_tells_nothing():
     async def run():
-        readings = CardReadings()
+        readings = GpuMetricsReader()
         async with serving(b"") as (address, _):
             pass
         await refreshed(readings, [gpu_statistics(worker="gpu0", http=address)])
