@@ -20,8 +20,8 @@ GPUS ?=
 
 help:
 	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
-	@echo "make check   lint, then the unit and property tests and a short simulation: 3 minutes on 2 cores"
-	@echo "make test    run all tests: 15 minutes on 2 cores"
+	@echo "make check   lint, then the unit and property tests and a short simulation: at most 3 minutes on 2 cores"
+	@echo "make test    run all tests: at most 20 minutes on 2 cores"
 	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"

@@ -172,7 +172,7 @@ class Field:
 def contenders(folder: Path, *, max_batch_size: int = 8, waits: Sequence[float] = WAITS) -> Iterator[Field]:
     """Load a model's folder and warm up both ways of running it."""
     options = LoadOptions(device="cpu", threads=1)
-    stock = DiffusersBackend(folder, folder.name, options)
+    stock = DiffusersBackend(folder, folder.name, options, max_batch_size=max_batch_size)
     stepwise = StepwiseDiffusers(folder, folder.name, options, max_batch_size=max_batch_size)
     model = stock.warm_up().models[0]
     stepwise.warm_up()

@@ -4,8 +4,9 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from math import log
-from pathlib import Path
 from statistics import median
+
+import psutil
 
 from benchmarks.growth.rig import Rig
 
@@ -43,8 +44,8 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 
 def resident_bytes() -> int:
     """Return the memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    rss: int = psutil.Process().memory_info().rss
+    return rss
 
 
 def bytes_a_queued_request(count: int) -> float:

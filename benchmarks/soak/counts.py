@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imagegen_common.files import replacing
+
 MAX_TOLD = 20
 """Messages kept of what went wrong."""
 
@@ -33,10 +35,9 @@ class Counts:
 
     def write(self, path: Path) -> None:
         """Write them as JSON, whole or not at all."""
-        fresh = path.with_suffix(".part")
         names = ("sent", "ended", "lost", "wrong", "retries", "told")
-        fresh.write_text(json.dumps({name: getattr(self, name) for name in names}))
-        fresh.rename(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({name: getattr(self, name) for name in names}))
 
     def add(self, path: Path) -> None:
         """Add what another process has written. Raises `OSError` if it has not."""

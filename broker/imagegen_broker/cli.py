@@ -20,11 +20,12 @@ from imagegen_broker.memory import keep_freed_memory
 from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
-from imagegen_common.addresses import ConfigError, NotBoundError, parse_address
+from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
-from imagegen_common.notify import Notifier
+from imagegen_common.notify import SystemdNotifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
+from imagegen_protocol.endpoints import parse_address
 from imagegen_protocol.keys import KeyFileError
 from imagegen_protocol.limits import ID_BYTES
 
@@ -198,7 +199,8 @@ def main(
         access = make_access(key, authorized_clients, authorized_workers)
         check_endpoint("--frontend", frontend, open_to_all=insecure or access is not None)
         check_endpoint("--backend", backend, open_to_all=insecure or access is not None)
-        address = None if http == "off" else parse_address("--http", http)
+        with errors_of("--http"):
+            address = None if http == "off" else parse_address(http)
         if address is not None:
             _check_http()
         if prometheus_targets is not None:
@@ -207,7 +209,7 @@ def main(
             check_otlp_endpoint(otlp_endpoint)
         end_check(context)
         keep_freed_memory()
-        notifier = Notifier(os.environ)
+        notifier = SystemdNotifier(os.environ)
         targets = None if prometheus_targets is None else TargetsFile(prometheus_targets)
         show_workers = None if targets is None else targets.show
         traces = None if otlp_endpoint is None else Traces(open_tracer(otlp_endpoint, "imagegen-broker"))
@@ -231,7 +233,7 @@ def _check_http() -> None:
         raise ConfigError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
 
 
-def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: Notifier) -> None:
+def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier) -> None:
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

@@ -1,10 +1,10 @@
 """What an operator may set, checked: every wrong value gets an error that says what would be right."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from imagegen_broker.access import Access
-from imagegen_common.addresses import ConfigError, is_loopback
+from imagegen_common.addresses import ConfigError, errors_of
+from imagegen_protocol.endpoints import parse_bind_endpoint
 from imagegen_protocol.keys import read_pair
 
 
@@ -23,16 +23,10 @@ def make_access(key: Path | None, clients: Path | None, workers: Path | None) ->
 
 
 def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:
-    """Return a bind endpoint, or raise `ConfigError`; one beyond loopback needs keys, or the operator's word."""
-    if endpoint.startswith("ipc://"):
-        return endpoint
-    parts = urlsplit(endpoint)
-    host, _, port = parts.netloc.rpartition(":")
-    if parts.scheme != "tcp" or not host or not (port.isdigit() or port == "*") or parts.path:
-        raise ConfigError(f"{name}: {endpoint!r} is not an endpoint; one looks like tcp://127.0.0.1:5555")
-    if port.isdigit() and int(port) > 65535:
-        raise ConfigError(f"{name}: port {port} is out of range; ports go from 0 (any) to 65535")
-    if not open_to_all and not is_loopback(host):
+    """Return a bind endpoint. Raises `ConfigError`, also for one beyond loopback unless `open_to_all`."""
+    with errors_of(name):
+        parsed = parse_bind_endpoint(endpoint)
+    if not open_to_all and not parsed.is_local:
         raise ConfigError(
             f"{name}: {endpoint} can be reached from other machines, without encryption; bind 127.0.0.1, give "
             "keys (--key, --authorized-clients, --authorized-workers), or say --insecure on a network of your own"

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from imagegen_broker.core.counters import BUCKETS, Histogram
 from imagegen_broker.server import Snapshot
+from imagegen_common.logs import dropped_lines
 from imagegen_protocol.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -106,6 +107,7 @@ class BrokerCollector(Collector):
         yield _counter("clients_lost", "Clients that fell silent.", totals.clients_lost)
         yield _counter("malformed_messages", "Messages that did not decode.", totals.malformed)
         yield _counter("dropped_messages", "Messages that a peer did not take.", totals.dropped)
+        yield _counter("dropped_log_lines", "Log lines that stderr did not take.", dropped_lines())
 
 
 def gini(counts: Sequence[int]) -> float:

@@ -9,8 +9,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from imagegen_common.addresses import ConfigError, is_loopback
+from imagegen_common.addresses import ConfigError
+from imagegen_common.files import replacing
 from imagegen_common.logs import log
+from imagegen_protocol.endpoints import is_loopback
 from imagegen_protocol.messages import Ready
 
 _log = logging.getLogger("imagegen.broker")
@@ -76,11 +78,10 @@ class TargetsFile:
             unwritten = None if self._write(target_groups(told, self._here)) else told
 
     def _write(self, groups: list[dict[str, object]]) -> bool:
-        beside = self._path.with_name(f".{self._path.name}.new")
         try:
-            beside.write_text(json.dumps(groups, indent=2) + "\n")
-            beside.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
-            beside.replace(self._path)
+            with replacing(self._path) as temporary:
+                temporary.write_text(json.dumps(groups, indent=2) + "\n")
+                temporary.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
         except OSError as error:
             log(_log, logging.ERROR, "can't write the Prometheus targets, trying on", path=self._path, error=error)
             return False

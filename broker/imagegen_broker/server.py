@@ -22,7 +22,7 @@ from imagegen_broker.core.records import Action, Settings, ToClient
 from imagegen_broker.core.snapshot import View, status
 from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log_all
-from imagegen_common.notify import Notifier
+from imagegen_common.notify import SystemdNotifier
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
@@ -85,7 +85,7 @@ class Server:
         frontend: str,
         backend: str,
         access: Access | None = None,
-        notifier: Notifier | None = None,
+        notifier: SystemdNotifier | None = None,
         show_workers: Callable[[Sequence[Ready]], None] | None = None,
         traces: Traces | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class Server:
         """
         self._context = zmq.Context()
         self._access = access
-        self._notifier = Notifier({}) if notifier is None else notifier
+        self._notifier = SystemdNotifier({}) if notifier is None else notifier
         self._show_workers = show_workers
         self._traces = traces
         self._shown_generation = -1

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from imagegen_cli.naming import LATE_FIELDS, MAX_NAME_BYTES, NamePattern, plain, slug
 from imagegen_cli.prompts import Order
+from imagegen_common.files import replacing
 
 DEFAULT_PATTERN = "imagegen-{seed}"
 _SUFFIXES = {"jpeg": ".jpg"}
@@ -74,16 +75,13 @@ class Targets:
 
 
 def _write_whole(result: Pictures, image: int, path: Path, *, overwrite: bool) -> None:
-    """Whoever looks sees the old file or the new one, never half of it, and no file of another's is lost."""
+    """Write an image; readers never see a part of it. Raises `FileExistsError` unless `overwrite`."""
     if not overwrite:
         path.touch(exist_ok=False)
-    # The suffix says the format, so it must stay.
-    beside = path.with_name(f".part-{os.getpid()}{path.suffix}")
     try:
-        result.save_image(image, beside)
-        beside.replace(path)
+        with replacing(path) as temporary:
+            result.save_image(image, temporary)
     except BaseException:
-        beside.unlink(missing_ok=True)
         if not overwrite:
             path.unlink(missing_ok=True)
         raise

@@ -77,7 +77,7 @@ def number(given: Iterable[Given], common: RequestOptions, first_seed: int) -> l
     """
     orders: list[Order] = []
     seed = first_seed
-    common = with_frames(common)
+    common = with_frames(cast(RequestOptions, {key: each for key, each in common.items() if each is not None}))
     for index, one in enumerate(given):
         own = {name: value for name, value in one.options.items() if value is not None}
         options = cast(RequestOptions, {**common, "seed": seed, **own})

@@ -7,17 +7,22 @@ import msgspec
 
 from imagegen_client.pictures import ImageSource, read_picture
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.declaration import map_images, split_images
 from imagegen_protocol.explain import explain
 from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import Submit
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
 
 
 class RequestOptions(TypedDict, total=False):
-    """All that can be said about a request beside its prompt; absent or None: the model's own default."""
+    """The parameters of a request, its prompt aside; absent or None: the model's own default.
+
+    Written out for type checkers; a test compares it with the declaration in `imagegen_protocol.parameters`.
+    """
 
     seed: int | None
-    """0 … 2⁶³−1; if None, random and below 2⁵². Image `i` of several uses `seed + i`."""
+    """Seed of the first image; if None, random and below 2⁵². Image `i` of several has the seed `seed + i`."""
     negative_prompt: str | None
     num_inference_steps: int | None
     guidance_scale: float | None
@@ -27,45 +32,36 @@ class RequestOptions(TypedDict, total=False):
     """Pixels."""
     num_images: int
     loras: Sequence[Mapping[str, str | float]] | None
-    """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; without a scale it is 1."""
+    """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
-    """What to start from: a PIL image, a path, or the bytes of a file. Its size is what is made, unless said."""
+    """Image to start from: a PIL image, a path, or the bytes of a file; the output has its size by default."""
     mask_image: ImageSource | None
-    """Of the image's size: white is made anew, black stays."""
+    """Mask of the image's size: white areas are generated anew, black areas are kept."""
     strength: float | None
-    """How far to go from the image: more than 0, and at 1 nothing of it is kept."""
+    """How far to depart from the image, above 0; 1 keeps nothing of it."""
     scheduler: str | None
-    """The name of a diffusers class, such as `EulerDiscreteScheduler`; the error for a wrong one lists others."""
+    """Scheduler class of diffusers, such as `EulerDiscreteScheduler`; an error lists those that exist."""
     output_format: Literal["png", "jpeg", "webp"] | None
     quality: int | None
-    """1 … 100, of JPEG and WebP."""
+    """Quality of JPEG and WebP, 1 … 100."""
     extra: Mapping[str, Any] | None
-    """Further parameters of the model's pipeline, by name; the error for a wrong one lists those it takes."""
+    """Further parameters of the model's pipeline, by name; the error for an unknown one lists the others."""
     model: str | None
-    """None: the broker's default model."""
+    """Name of a model; None: the broker's default model."""
     priority: int
-    """−100 … 100, the higher the earlier."""
+    """−100 … 100; higher values are dispatched first."""
     timeout_seconds: float | None
-    """Then `DeadlineExceededError`; None waits as long as it takes."""
-
-
-_HEADER_OPTIONS = ("model", "priority", "timeout_seconds")
-_INPUTS = ("image", "mask_image")
+    """Seconds until `DeadlineExceededError`; None: no limit."""
 
 
 def with_frames(options: RequestOptions) -> RequestOptions:
     """Return options whose images are encoded, so that many requests can share them. Raises as `build` does."""
-    read: dict[str, Any] = {name: read_picture(name, source) for name, source in _images(options)}
-    return cast(RequestOptions, {**options, **read})
+    return cast(RequestOptions, map_images(options, IMAGE_PARAMETERS, read_picture))
 
 
 def has_images(options: Mapping[str, Any]) -> bool:
-    """Say whether there is something to read or to encode, which takes a moment."""
-    return bool(_images(options))
-
-
-def _images(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, options[name]) for name in _INPUTS if options.get(name) is not None]
+    """Return whether there are images to read and encode, which takes milliseconds."""
+    return any(options.get(name) is not None for name in IMAGE_PARAMETERS)
 
 
 def build(
@@ -82,14 +78,14 @@ def build(
     Raises `InvalidRequestError` naming the field, its value and the range.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    header = {name: given.pop(name) for name in _HEADER_OPTIONS if name in given}
-    sources = {name: given.pop(name) for name in _INPUTS if name in given}
-    # Checked before the images are read, which takes longer.
-    inputs = {"inputs": list(sources)} if sources else {}
+    header = {name: given.pop(name) for name in HEADER_PARAMETERS if name in given}
     if "inputs" in given:
         raise InvalidRequestError("inputs: expected image and mask_image themselves, got their names")
     if isinstance(given.get("extra"), Mapping):
         given["extra"] = dict(given["extra"])
+    # Checked before the images are read, which takes longer.
+    given, sources = split_images(given, IMAGE_PARAMETERS)
+    inputs = {"inputs": list(sources)} if sources else {}
     request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
         header |= {"progress": progress, "preview": preview}  # to be told what is wrong
@@ -107,7 +103,7 @@ def build(
         name = next((name for name, value in texts.items() if value == error.object), "loras")
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
-    return submit, request.seed, (body, *(read_picture(name, source) for name, source in sources.items()))
+    return submit, request.seed, (body, *(read_picture(path, source) for path, source in sources.items()))
 
 
 def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:

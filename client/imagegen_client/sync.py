@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from imagegen_client.core import ClientCore
-from imagegen_client.endpoints import check_endpoint
 from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
 from imagegen_client.job import Job
 from imagegen_client.models import served
@@ -20,6 +19,7 @@ from imagegen_client.result import GenerationResult
 from imagegen_client.tracing import Traces, end_with
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import read_dial_keys
 from imagegen_protocol.limits import ID_BYTES
 from imagegen_protocol.seeds import random_seed
@@ -56,7 +56,9 @@ class Client:
         broker_key: str | Path | None = None,
         tracer_provider: "TracerProvider | None" = None,
     ) -> None:
-        endpoints = [check_endpoint(endpoint) for endpoint in ([broker] if isinstance(broker, str) else broker)]
+        endpoints = [broker] if isinstance(broker, str) else list(broker)
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
         self._transport = Transport(core, read_dial_keys(key, broker_key))
         self._traces = None if tracer_provider is None else Traces(tracer_provider)

@@ -1,4 +1,7 @@
-"""A span for a whole request, made with the OpenTelemetry provider that the application gives."""
+"""A span for a whole request, from the OpenTelemetry provider of the application.
+
+OpenTelemetry is imported with the first provider: it is no dependency of the client.
+"""
 
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -12,24 +15,29 @@ if TYPE_CHECKING:
 
 
 class Traces:
-    """Begins a span for each request, below the application's current one, and ends it with the answer."""
+    """Starts a span for each request, as a child of the application's current one."""
 
     def __init__(self, provider: "TracerProvider") -> None:
+        from opentelemetry.trace import set_span_in_context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._context_of = set_span_in_context
+        self._propagator = TraceContextTextMapPropagator()
         self._tracer = provider.get_tracer("imagegen")
 
     def begin(self, submit: Submit) -> "tuple[Submit, Span]":
         """Return the request with the span's `traceparent`, and the span; `end_with` ends it."""
-        words = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
-        span = self._tracer.start_span("request", attributes=words)
-        context = span.get_span_context()
-        if not context.is_valid:  # a provider that records nothing
+        attributes = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
+        span = self._tracer.start_span("request", attributes=attributes)
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, self._context_of(span))
+        if (traceparent := headers.get("traceparent")) is None:  # a provider that records nothing
             return submit, span
-        traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
         return msgspec.structs.replace(submit, traceparent=traceparent), span
 
 
 def end_with(future: "Future[Any]", span: "Span") -> None:
-    """End the span when the answer is there; an error is recorded."""
+    """End the span when the future is done; record its error."""
 
     def end(done: "Future[Any]") -> None:
         if (error := done.exception()) is not None:

@@ -1,1 +1,1 @@
-"""What the daemons' commands share: settings from files, logs, word to systemd. No role is imported here."""
+"""What the programs share: settings, log lines, traces, atomic file writes, systemd. Imports no role."""

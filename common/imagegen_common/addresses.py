@@ -1,33 +1,27 @@
-"""Addresses that daemons bind, checked alike for all."""
+"""Errors of settings, among them addresses that can't be bound."""
 
 import errno
-import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; the message says which, and what would be right."""
+    """A setting is wrong; the message says which, and what is allowed."""
 
 
 class NotBoundError(ConfigError):
-    """An address can't be bound. `may_pass`: a predecessor holds it, or the network is not up yet."""
+    """An address can't be bound. `may_pass`: another process holds it, or the network is not up yet."""
 
-    def __init__(self, words: str, number: int | None) -> None:
-        """`number`: the `errno` of the system."""
-        super().__init__(words)
+    def __init__(self, message: str, number: int | None) -> None:
+        """`number`: the system's `errno`."""
+        super().__init__(message)
         self.may_pass = number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
-def parse_address(name: str, address: str) -> tuple[str, int]:
-    """Split `HOST:PORT`. Raises `ConfigError`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{name}: {address!r} is not an address; one looks like 127.0.0.1:8080")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a bind to the host stays on this machine."""
+@contextmanager
+def errors_of(option: str) -> Iterator[None]:
+    """Raise `ConfigError`, with the option's name in front, for a `ValueError` of the block."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error

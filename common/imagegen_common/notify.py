@@ -1,4 +1,4 @@
-"""What a daemon tells systemd: that it is ready, that it lives, and in a line what it does (`sd_notify(3)`)."""
+"""Notifications to systemd: readiness, status line and watchdog (`sd_notify(3)`)."""
 
 import logging
 import math
@@ -11,22 +11,22 @@ from imagegen_common.logs import log
 STATUS_SECONDS = 5.0
 """Time between two status lines."""
 
-PATIENCE_SECONDS = 5.0
-"""How long word that must arrive waits for a systemd with much to do, as it has at boot."""
+SEND_TIMEOUT_SECONDS = 5.0
+"""Maximum time that READY and STOPPING wait for a busy systemd, as at boot."""
 
 _log = logging.getLogger("imagegen.notify")
 
 
-class Notifier:
-    """Tells systemd of one process; where it does not listen, nothing is done. Times are monotonic seconds.
+class SystemdNotifier:
+    """Notifies systemd about one process; does nothing without NOTIFY_SOCKET. Times are monotonic seconds.
 
-    The watchdog is told of life eight times in its time, by the thread that calls `tick`, and no more once the
-    work has been stuck for a quarter of it. So no step shorter than its time is taken for a hang, and it strikes
-    at the latest one and a quarter of its time after the last step.
+    The thread that calls `tick` feeds the watchdog eight times per watchdog interval, unless the work has made no
+    step for a quarter of the interval. No step shorter than the interval counts as a hang, and systemd kills the
+    process at the latest one and a quarter intervals after its last step.
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
-        """Take what systemd has set out of the environment: child processes have nothing to tell."""
+        """Remove systemd's variables from the environment: child processes must not use them."""
         self._address = environment.pop("NOTIFY_SOCKET", "")
         watchdog = environment.pop("WATCHDOG_USEC", "")
         ours = environment.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -34,29 +34,29 @@ class Notifier:
         self._status_at = 0.0 if self._address else math.inf
         self._feed_at = 0.0 if self._address and self._watchdog else math.inf
         self._socket: socket.socket | None = None
-        self._trouble = ""
+        self._last_error = ""
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     @property
     def due_at(self) -> float:
-        """When `tick` has something to do; infinite if never."""
+        """Time at which `tick` has something to send; infinite if never."""
         return min(self._status_at, self._feed_at)
 
     def starting(self, status: str) -> None:
-        """Say what is being prepared."""
+        """Send a status line during the start."""
         self._send(_status(status))
 
     def ready(self, status: str) -> None:
-        """Say that work can come: units that wait for this one start, and the watchdog watches."""
-        self._send("READY=1", _status(status), patience=PATIENCE_SECONDS)
+        """Report that the process accepts work: systemd starts the units after this one, and its watchdog."""
+        self._send("READY=1", _status(status), timeout=SEND_TIMEOUT_SECONDS)
 
     def stopping(self, status: str) -> None:
-        """Say that the process is about to end of itself."""
-        self._send("STOPPING=1", _status(status), patience=PATIENCE_SECONDS)
+        """Report that the process is about to exit."""
+        self._send("STOPPING=1", _status(status), timeout=SEND_TIMEOUT_SECONDS)
 
     def tick(self, now: float, status: Callable[[], str], stuck_seconds: float = 0.0) -> None:
-        """Say what is due. `stuck_seconds`: how long the work has made no step; 0 where there is none."""
+        """Send what is due. `stuck_seconds`: time since the last step of the work; 0 when idle."""
         if now < self.due_at:
             return
         lines = []
@@ -68,30 +68,29 @@ class Notifier:
             if stuck_seconds < self._watchdog / 4:
                 lines.append("WATCHDOG=1")
             elif stuck_seconds > self._watchdog / 2:
-                log(_log, logging.WARNING, "no step: the watchdog is not told of life", seconds=stuck_seconds)
+                log(_log, logging.WARNING, "no step, systemd's watchdog not fed", seconds=stuck_seconds)
         self._send(*lines)
 
     def close(self) -> None:
-        """Free the descriptor; nothing more is said."""
+        """Close the socket and send nothing more."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         self._status_at = self._feed_at = math.inf
 
-    def _send(self, *lines: str, patience: float = 0.0) -> None:
+    def _send(self, *lines: str, timeout: float = 0.0) -> None:
         if self._socket is None or not lines:
             return
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        self._socket.settimeout(patience)
+        self._socket.settimeout(timeout)
         try:
             self._socket.sendto("\n".join(lines).encode(errors="replace"), address)
         except OSError as error:
-            trouble = str(error)
-            if trouble != self._trouble:  # said once: the next line is due in seconds
-                log(_log, logging.WARNING, "systemd can't be told", address=self._address, error=trouble)
-            self._trouble = trouble
+            if str(error) != self._last_error:  # once: the next notification is due in seconds
+                log(_log, logging.WARNING, "systemd not notified", address=self._address, error=error)
+            self._last_error = str(error)
         else:
-            self._trouble = ""
+            self._last_error = ""
 
 
 def _status(text: str) -> str:

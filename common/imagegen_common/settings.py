@@ -1,4 +1,4 @@
-"""Settings of a daemon's command: its defaults, below a TOML file, below the environment, below the flags."""
+"""Settings of a daemon's command. Flags override the environment, which overrides a TOML file and the defaults."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from imagegen_common.addresses import NotBoundError
 
 EXIT_NOT_BOUND = 71
-"""The exit status of a daemon whose address is taken, or not there yet (EX_OSERR): another start may go well."""
+"""Exit status of a daemon whose address is taken or not there yet (EX_OSERR): a later start may succeed."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,11 +27,11 @@ _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
     (click.types.FloatParamType, (int, float), "a number"),
     (click.ParamType, (str,), "a string"),
 )
-"""What a value in the file must be, by the type of the option; the first that fits counts."""
+"""Python types of a value in the file, by the type of the option; the first match counts."""
 
 
 class SettingsCommand(click.Command):
-    """A command whose errors say where a wrong value came from: a line of the file, or a variable."""
+    """A command whose errors name the origin of a wrong value: a line of the file, or a variable."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does. Raises `click.UsageError`."""
@@ -46,13 +46,13 @@ class SettingsCommand(click.Command):
 
 
 def settings_options(function: F) -> F:
-    """Add `--config` and `--check-config` to a `SettingsCommand`; it calls `end_check` when all is checked."""
+    """Add `--config` and `--check-config` to a `SettingsCommand`, which calls `end_check` after its own checks."""
     function = click.option(
         "--check-config",
         is_flag=True,
         expose_value=False,
         callback=_remember_check,
-        help="Check all settings, print them and where each is from, and end: 0, or 2 where something is wrong.",
+        help="Check all settings, print them with their origins, and exit: 0, or 2 if one is wrong.",
     )(function)
     return click.option(
         "--config",
@@ -61,19 +61,19 @@ def settings_options(function: F) -> F:
         is_eager=True,
         expose_value=False,
         callback=_load,
-        help="TOML file with settings; the environment and the options given here win over it.",
+        help="TOML file with settings; the environment and the command line override it.",
     )(function)
 
 
 def end_check(context: click.Context) -> None:
-    """Print the settings and exit if that is what the command was called for."""
+    """Print the settings and exit if `--check-config` is given."""
     if context.meta.get(_CHECKED):
         click.echo("\n".join(effective(context)))
         context.exit()
 
 
 def effective(context: click.Context) -> list[str]:
-    """Return a TOML line for each setting in force, with its origin in a comment."""
+    """Return a TOML line for each setting, with its origin in a comment."""
     lines = []
     for key, option in options_of(context.command).items():
         value = context.params[option.name or ""]
@@ -83,12 +83,12 @@ def effective(context: click.Context) -> list[str]:
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
-    """Return the options that a file may set, by their keys: the long names, with underscores."""
+    """Return the options that a file may set, by key: the long name with underscores."""
     return {_key(o): o for o in command.params if isinstance(o, click.Option) and o.expose_value}
 
 
 def origin(context: click.Context, option: click.Option) -> str:
-    """Say where a value came from: `default`, `file PATH:LINE`, `environment NAME` or `flag`."""
+    """Return the origin of a value: `default`, `file PATH:LINE`, `environment NAME` or `flag`."""
     name = option.name or ""
     source = context.get_parameter_source(name)
     if source is ParameterSource.COMMANDLINE:
@@ -102,25 +102,25 @@ def origin(context: click.Context, option: click.Option) -> str:
 
 
 def usage_error(context: click.Context, error: Exception) -> click.UsageError:
-    """Return what ends the command; of the options that the error names it says which came from elsewhere."""
+    """Return the error that ends the command, with the origins of the options that `error` names."""
     named = dict.fromkeys(re.findall(r"--([a-z][a-z-]*)", str(error)))
     options = options_of(context.command)
     places = {key: origin(context, options[key]) for word in named if (key := word.replace("-", "_")) in options}
-    told = [f"{key}: {place}" for key, place in places.items() if place not in ("default", "flag")]
+    origins = [f"{key}: {place}" for key, place in places.items() if place not in ("default", "flag")]
     kind = _MayPassError if isinstance(error, NotBoundError) and error.may_pass else click.UsageError
-    return kind(f"{error} ({', '.join(told)})" if told else str(error), context)
+    return kind(f"{error} ({', '.join(origins)})" if origins else str(error), context)
 
 
 class _MayPassError(click.UsageError):
-    """Nothing is wrong with the setting, and another start may go well."""
+    """The setting is valid; a later start may succeed."""
 
     exit_code = EXIT_NOT_BOUND
 
 
 def read_settings(path: Path, command: click.Command, context: click.Context) -> tuple[dict[str, Any], list[str]]:
-    """Read a file and return what it sets, by the options' own names, and the lines of the file.
+    """Return the values of a file by the names of the parameters, and its lines.
 
-    Raises `click.UsageError` with file, line and key for anything that can't be used.
+    Raises `click.UsageError` with file, line and key for a value that can't be used.
     """
     try:
         text = path.read_bytes().decode()
@@ -142,13 +142,14 @@ def read_settings(path: Path, command: click.Command, context: click.Context) ->
 
 
 def _problem(key: str, value: object, options: dict[str, click.Option], context: click.Context) -> str | None:
-    """Say what is wrong with a line of the file; None: nothing."""
+    """Return the error in one setting of the file; None if it is valid."""
     option = options.get(key)
     if option is None:
         if isinstance(value, dict):
-            return f"{key} is a table; the settings stand at the top of the file, without tables"
+            return f"{key} is a table; settings stand at the top of the file, outside tables"
         near = difflib.get_close_matches(key.lower().replace("-", "_"), options, n=1)
-        return f"{key} is no setting; " + (f"is {near[0]} meant?" if near else f"there are: {', '.join(options)}")
+        hint = f"did you mean {near[0]}?" if near else f"settings: {', '.join(options)}"
+        return f"{key} is not a setting; {hint}"
     types, words = next((types, words) for kind, types, words in _KINDS if isinstance(option.type, kind))
     if option.multiple:
         if not isinstance(value, list) or any(type(item) not in types for item in value):
@@ -180,7 +181,7 @@ def _origins(context: click.Context) -> dict[str, str]:
 
 
 def _variables(context: click.Context, option: click.Option) -> list[str]:
-    """Return the variables that set an option, the first wins; click looks at them in the same order."""
+    """Return the variables that set an option, in click's order of precedence."""
     own = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
     return [*own, f"{context.auto_envvar_prefix}_{(option.name or '').upper()}"]
 
@@ -203,7 +204,7 @@ def _toml(value: object) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    # A path may hold bytes that are no UTF-8.
+    # A path may contain bytes that are not UTF-8.
     return json.dumps(str(value), ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 

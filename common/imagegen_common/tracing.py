@@ -1,6 +1,6 @@
 """Traces: finished spans, sent to an OpenTelemetry collector by a thread of their own.
 
-OpenTelemetry is imported when a tracer is opened, and not before: who traces nothing pays nothing.
+OpenTelemetry is imported when a tracer is opened: a program that sends no traces does not load it.
 """
 
 import time
@@ -12,29 +12,47 @@ if TYPE_CHECKING:
 
 _PATH = "/v1/traces"
 _EXPORT_SECONDS = 5
-"""How long the end of a process may wait for a collector that does not answer."""
+"""Maximum time that the end of a process waits for a collector that does not answer."""
 
 Attribute = str | int | float | bool
 
 
 class TracingError(ValueError):
-    """Traces can't be sent; the message says why, and what would be right."""
+    """Traces can't be sent; the message says why, and what is allowed."""
 
 
 def check_otlp_endpoint(url: str) -> str:
     """Return the URL to which spans are posted, `/v1/traces` of a collector. Raises `TracingError`."""
     try:
         parts = urlsplit(url)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise TracingError(f"--otlp-endpoint must look like http://127.0.0.1:4318, got {url!r}")
     return url if parts.path.endswith(_PATH) else url.rstrip("/") + _PATH
 
 
+def open_provider(endpoint: str, service: str, **resource: Attribute) -> "TracerProvider":
+    """Return a provider that posts spans to a collector over OTLP/HTTP; `shutdown` sends the remaining ones.
+
+    Raises `TracingError` for a wrong URL, and if the libraries are not installed.
+    """
+    url = check_otlp_endpoint(endpoint)
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError as error:
+        raise TracingError(f"--otlp-endpoint: {error}; install imagegen-fleet[otel]") from error
+    provider = TracerProvider(resource=Resource.create({"service.name": service, **resource}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url, timeout=_EXPORT_SECONDS)))
+    return provider
+
+
 class Tracer:
-    """Makes spans of what is over; times are seconds of this process's monotonic clock."""
+    """Creates spans of finished work; times are seconds of this process's monotonic clock."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -45,7 +63,7 @@ class Tracer:
         self._since_epoch = time.time_ns() - time.monotonic_ns()
 
     def span(self, name: str, traceparent: str, start: float, end: float, **attributes: Attribute) -> None:
-        """Tell a span below that of `traceparent`; an attribute `error` marks it as failed."""
+        """Send a span as a child of `traceparent`; an attribute `error` marks it as failed."""
         from opentelemetry.trace import Status, StatusCode
 
         span = self._tracer.start_span(
@@ -59,7 +77,7 @@ class Tracer:
         span.end(self._nanoseconds(max(start, end)))
 
     def close(self) -> None:
-        """Send what is left, for a bounded time."""
+        """Send the remaining spans, for a bounded time."""
         self._provider.shutdown()
 
     def _nanoseconds(self, seconds: float) -> int:
@@ -67,18 +85,5 @@ class Tracer:
 
 
 def open_tracer(endpoint: str, service: str, **resource: Attribute) -> Tracer:
-    """Return a tracer that sends to a collector over OTLP/HTTP.
-
-    Raises `TracingError` for a wrong URL, and where the libraries are not installed.
-    """
-    url = check_otlp_endpoint(endpoint)
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ModuleNotFoundError as error:
-        raise TracingError(f"--otlp-endpoint: {error}; install imagegen-fleet[otel]") from error
-    provider = TracerProvider(resource=Resource.create({"service.name": service, **resource}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url, timeout=_EXPORT_SECONDS)))
-    return Tracer(provider)
+    """Return a tracer that sends to a collector. Raises `TracingError` as `open_provider` does."""
+    return Tracer(open_provider(endpoint, service, **resource))

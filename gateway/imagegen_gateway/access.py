@@ -8,10 +8,10 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imagegen_common.addresses import is_loopback
 from imagegen_gateway.errors import ApiError
 from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.services import Services
+from imagegen_protocol.endpoints import is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="An API key (`imagegen-gateway keys add`).")
 

@@ -11,8 +11,8 @@ _BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 CLIENT_CLOSED_REQUEST = 499
 """Status recorded if the client disconnects before the response, as in nginx."""
 REFUSALS = ("key", "limit", "in_flight", "rate", "streams")
-JOBS_ENDED = ("succeeded", "failed", "cancelled")
-WEBHOOKS = ("delivered", "failed")
+JOB_OUTCOMES = ("succeeded", "failed", "cancelled")
+WEBHOOK_OUTCOMES = ("delivered", "failed")
 
 
 class Metrics:
@@ -61,8 +61,8 @@ class Metrics:
         # Exported as 0 from the start, so that rate() includes the first increment.
         for counter, values in (
             (self.refusals, REFUSALS),
-            (self.jobs_ended, JOBS_ENDED),
-            (self.webhooks, WEBHOOKS),
+            (self.jobs_ended, JOB_OUTCOMES),
+            (self.webhooks, WEBHOOK_OUTCOMES),
         ):
             for value in values:
                 counter.labels(value)

@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from imagegen_common.addresses import ConfigError, NotBoundError
-from imagegen_common.notify import Notifier
+from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
 from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, HeaderTimeoutProtocol, raise_file_limit
@@ -26,7 +26,11 @@ SHUTDOWN_GRACE_SECONDS = 5
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, stopping: asyncio.Event, on_start: Callable[[], object], notifier: Notifier
+        self,
+        config: uvicorn.Config,
+        stopping: asyncio.Event,
+        on_start: Callable[[], object],
+        notifier: SystemdNotifier,
     ) -> None:
         super().__init__(config)
         self._stopping = stopping
@@ -87,14 +91,7 @@ def lock_state_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def serve(
-    settings: Settings,
-    listener: socket.socket,
-    on_start: Callable[[], object],
-    *,
-    certificate: Path | None = None,
-    key: Path | None = None,
-) -> bool:
+def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
     """Serve until SIGTERM or SIGINT; return False if the server could not start.
 
     `on_start` is called when the server accepts requests.
@@ -112,10 +109,10 @@ def serve(
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + SHUTDOWN_GRACE_SECONDS,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
-    notifier = Notifier(os.environ)
+    notifier = SystemdNotifier(os.environ)
     server = _Server(config, stopping, on_start, notifier)
     app.state.connections = server.server_state.connections
     # uvicorn raises the signal again after its shutdown; ignored, so that the process exits with status 0.

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import click
 
-from imagegen_common.logs import FORMATS, LEVELS, log, log_all, set_up
+from imagegen_common.addresses import ConfigError
+from imagegen_common.logs import FORMATS, LEVELS, flush, log, log_all, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
-from imagegen_worker.config import ConfigError, WorkerConfig, parse_bytes
+from imagegen_worker.config import WorkerConfig, parse_bytes
 from imagegen_worker.devices.detect import detect
 from imagegen_worker.devices.mkl import set_reproducible_mode
 from imagegen_worker.devices.visible import GpuMissingError, entries, visible
@@ -364,6 +365,7 @@ def main(
         raise usage_error(context, error) from error
     end_check(context)
     set_up(log_level, log_format, own="imagegen_worker")
+    context.call_on_close(flush)
     try:
         planned = plan(config, gpu, os.environ, detect)
     except ConfigError as error:

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_common.tracing import TracingError, check_otlp_endpoint
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE, MAX_MODELS, MAX_NAME_LENGTH
 from imagegen_worker.models.sources import BUILTIN, WEIGHTS_SUFFIX, ModelSource, read_source
 
 MAX_CAPACITY = MAX_IDS_PER_MESSAGE
 """A heartbeat lists no more queued ids than this."""
 MAX_BATCH_SIZE = MAX_CAPACITY // 2
-_ENDPOINT = re.compile(r"tcp://(?P<host>[^\s/:;,*]+|\[[0-9a-fA-F:.%\w]+\]):(?P<port>\d{1,5})|ipc://\S+")
-
-
-class ConfigError(Exception):
-    """A setting can't be used; the message says what is wrong and what would be right, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,15 +257,12 @@ def _check_brokers(brokers: Sequence[str]) -> None:
     if not brokers:
         raise ConfigError("--broker is needed, for example tcp://127.0.0.1:5556")
     for endpoint in brokers:
-        match = _ENDPOINT.fullmatch(endpoint)
-        if match is None or (match["port"] is not None and not 1 <= int(match["port"]) <= 65535):
-            raise ConfigError(f"--broker must look like tcp://127.0.0.1:5556, got {endpoint!r}")
+        with errors_of("--broker"):
+            parse_endpoint(endpoint)
     if len(set(brokers)) < len(brokers):
         raise ConfigError(f"--broker names one endpoint twice: {', '.join(brokers)}")
 
 
 def _read_source(option: str, text: str) -> ModelSource:
-    try:
+    with errors_of(option):
         return read_source(text)
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error

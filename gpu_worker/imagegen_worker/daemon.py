@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from imagegen_common.logs import log
-from imagegen_common.notify import Notifier
+from imagegen_common.logs import flush, log
+from imagegen_common.notify import SystemdNotifier
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.handshake import HandshakeNews
@@ -91,7 +91,7 @@ class Daemon:
         self._signals: list[int] = []
         self._metrics: Metrics | None = None
         self._traces: Traces | None = None
-        self._notifier = Notifier(os.environ)
+        self._notifier = SystemdNotifier(os.environ)
         self._line: StatusLine | None = None
         self._status: int | None = None
         self._failure = ""
@@ -348,7 +348,8 @@ class Daemon:
         if number != DRAIN_SIGNAL and len([n for n in self._signals if n != DRAIN_SIGNAL]) > 1:
             try:
                 log(_log, logging.CRITICAL, "second signal, exiting at once", signal=signal.Signals(number).name)
-            finally:  # whatever the signal has interrupted: writing a line, for example
+                flush()
+            finally:  # whatever the signal has interrupted: logging a line, for example
                 os._exit(128 + number)
 
     def _take_signals(self) -> None:

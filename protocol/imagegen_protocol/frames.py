@@ -1,7 +1,7 @@
-"""Headers to bytes and back. Whatever bytes are decoded, nothing but `ProtocolError` is raised."""
+"""Encoding and decoding of header frames. Decoding raises `ProtocolError` and no other exception."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 
+T = TypeVar("T")
+
 _encoder = msgspec.msgpack.Encoder()
 encode: Callable[[Message], bytes] = _encoder.encode
 """Return the header frame of a message."""
@@ -23,7 +25,7 @@ encode: Callable[[Message], bytes] = _encoder.encode
 
 _MAX_SHOWN_TYPE = 32
 _MAX_PROBLEM = 500
-"""Characters of a complaint: whoever sent rubbish must not get more of it back, nor a header that is too long."""
+"""Maximum characters of an error message, which the peer gets back inside a header."""
 
 
 class _Envelope(msgspec.Struct):
@@ -33,55 +35,38 @@ class _Envelope(msgspec.Struct):
 
 
 _envelope = msgspec.msgpack.Decoder(_Envelope)
-_from_client: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
-_from_worker: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
-_to_client: msgspec.msgpack.Decoder[BrokerToClient] = msgspec.msgpack.Decoder(BrokerToClient)
-_to_worker: msgspec.msgpack.Decoder[BrokerToWorker] = msgspec.msgpack.Decoder(BrokerToWorker)
 
 
-def decode_from_client(header: bytes) -> ClientMessage:
-    """Decode what a broker reads on its frontend. Raises `ProtocolError`."""
-    try:
-        _check_size(header)
-        return _from_client.decode(header)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _diagnose(header, error) from error
+def _decoder(decoder: msgspec.msgpack.Decoder[T]) -> Callable[[bytes], T]:
+    """Return a function that decodes headers, and raises `ProtocolError` for each one that is not valid."""
+    decode = decoder.decode
+
+    def decode_header(header: bytes) -> T:
+        try:
+            if len(header) > MAX_HEADER_BYTES:
+                raise ValueError(f"is {len(header)} bytes long, at most {MAX_HEADER_BYTES} are allowed")
+            return decode(header)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _diagnose(header, error) from error
+
+    return decode_header
 
 
-def decode_from_worker(header: bytes) -> WorkerMessage:
-    """Decode what a broker reads on its backend. Raises `ProtocolError`."""
-    try:
-        _check_size(header)
-        return _from_worker.decode(header)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _diagnose(header, error) from error
+decode_from_client: Callable[[bytes], ClientMessage] = _decoder(msgspec.msgpack.Decoder(ClientMessage))
+"""Decode a header that a client sent. Raises `ProtocolError`."""
 
+decode_from_worker: Callable[[bytes], WorkerMessage] = _decoder(msgspec.msgpack.Decoder(WorkerMessage))
+"""Decode a header that a worker sent. Raises `ProtocolError`."""
 
-def decode_broker_to_client(header: bytes) -> BrokerToClient:
-    """Decode what a client reads. Raises `ProtocolError`."""
-    try:
-        _check_size(header)
-        return _to_client.decode(header)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _diagnose(header, error) from error
+decode_broker_to_client: Callable[[bytes], BrokerToClient] = _decoder(msgspec.msgpack.Decoder(BrokerToClient))
+"""Decode a header that a broker sent to a client. Raises `ProtocolError`."""
 
-
-def decode_broker_to_worker(header: bytes) -> BrokerToWorker:
-    """Decode what a worker reads. Raises `ProtocolError`."""
-    try:
-        _check_size(header)
-        return _to_worker.decode(header)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _diagnose(header, error) from error
-
-
-def _check_size(header: bytes) -> None:
-    if len(header) > MAX_HEADER_BYTES:
-        raise ValueError(f"is {len(header)} bytes long, at most {MAX_HEADER_BYTES} are allowed")
+decode_broker_to_worker: Callable[[bytes], BrokerToWorker] = _decoder(msgspec.msgpack.Decoder(BrokerToWorker))
+"""Decode a header that a broker sent to a worker. Raises `ProtocolError`."""
 
 
 def _diagnose(header: bytes, error: Exception) -> ProtocolError:
-    """Say what is wrong with a header that did not decode."""
+    """Return the error for a header that can't be decoded."""
     try:
         envelope = _envelope.decode(header[:MAX_HEADER_BYTES])
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -101,7 +86,7 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
 
 
 def _fields(header: bytes) -> dict[str, Any]:
-    """Return what a header says, as far as it can be read at all."""
+    """Return the fields of a header; none if it is no map."""
     try:
         return msgspec.msgpack.decode(header, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):

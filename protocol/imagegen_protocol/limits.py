@@ -27,6 +27,9 @@ MAX_MODELS = 256
 MAX_CHOICES = 128
 """Schedulers, or LoRAs, that are told of one model."""
 
+MAX_PARAMETERS = 128
+"""Parameters that one model reports."""
+
 MAX_NAME_LENGTH = 128
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1
@@ -35,9 +38,12 @@ MAX_JSON_INTEGER = 2**53 - 1
 MAX_RANDOM_SEED = 2**52 - 1
 """Largest seed that is chosen at random. The seeds of further images and prompts count up from it and stay below
 `MAX_JSON_INTEGER`, so that readers that store numbers as doubles (JavaScript, jq before 1.7) read them exactly."""
+MIN_SIDE_PIXELS = 8
 MAX_SIDE_PIXELS = 8192
 MAX_STEPS = 1000
 MAX_IMAGES_PER_REQUEST = 16
+MAX_INPUTS = 2
+"""Images that come with one request."""
 MAX_GUIDANCE_SCALE = 100.0
 MAX_LORAS = 8
 MAX_LORA_SCALE = 10.0

@@ -1,11 +1,22 @@
-"""The body of a request: what to draw. The broker passes it on unread; client and worker check it."""
+"""The body of a request: the declaration of its parameters, and their validation.
 
-from typing import Annotated, Any, Literal, get_args
+The broker passes the body on unread; client and worker check it.
+"""
+
+from typing import Annotated, Any, Literal
 
 import msgpack
 import msgspec
 from msgspec import Meta
 
+from imagegen_protocol.declaration import (
+    Frame,
+    ParameterInfo,
+    Parameters,
+    TaskName,
+    image_paths,
+    read_parameters,
+)
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_protocol.explain import explain, show
 from imagegen_protocol.extra import check_extra
@@ -13,6 +24,7 @@ from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
     MAX_GUIDANCE_SCALE,
     MAX_IMAGES_PER_REQUEST,
+    MAX_INPUTS,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_NAME_LENGTH,
@@ -20,6 +32,7 @@ from imagegen_protocol.limits import (
     MAX_SEED,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
+    MIN_SIDE_PIXELS,
 )
 
 _LORA_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\Z"
@@ -28,48 +41,257 @@ _CLASS_NAME = r"^[A-Za-z][A-Za-z0-9_]*\Z"
 
 
 class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA that the worker has, and how much of it."""
+    """A LoRA that the worker has, and its scale."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=_LORA_NAME)]
-    scale: Annotated[float, Meta(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)] = 1.0
+    name: Annotated[
+        str,
+        Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=_LORA_NAME),
+        ParameterInfo(label="Name", description="Name of a LoRA that the workers have.", unset=None),
+    ]
+    scale: Annotated[
+        float,
+        Meta(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE),
+        ParameterInfo(label="Scale", description="Weight of the LoRA; 0 disables it.", unset=None),
+    ] = 1.0
 
 
-InputName = Literal["image", "mask_image"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 DEFAULT_OUTPUT_FORMAT: OutputFormat = "png"
+DEFAULT_QUALITY = 90
+"""Of JPEG and WebP: no loss is visible, and the file is a fifth of the PNG."""
+_WITH_IMAGE: tuple[TaskName, ...] = ("image-to-image", "inpainting")
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What to draw. `None` means the model's own default. Sizes are in pixels.
+    """The declaration of all request parameters but those of the header (see `parameters.py`); sizes in pixels.
 
-    Image `i` of `num_images` is made with the seed `(seed + i) % 2**63`, from a generator of its own.
+    None stands for the model's own default. Image `i` of `num_images` is generated with the seed
+    `(seed + i) % 2**63`, from a generator of its own.
     """
 
-    prompt: Annotated[str, Meta(min_length=1, max_length=MAX_PROMPT_LENGTH)]
-    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
-    negative_prompt: Annotated[str, Meta(max_length=MAX_PROMPT_LENGTH)] | None = None
-    num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
-    width: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
-    height: Annotated[int, Meta(ge=8, le=MAX_SIDE_PIXELS)] | None = None
-    num_images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
-    loras: Annotated[list[Lora], Meta(max_length=MAX_LORAS)] | None = None
-    inputs: Annotated[list[InputName], Meta(max_length=2)] | None = None
-    """What the image frames behind the body are, in order."""
-    strength: Annotated[float, Meta(gt=0, le=1)] | None = None
-    scheduler: Annotated[str, Meta(max_length=MAX_NAME_LENGTH, pattern=_CLASS_NAME)] | None = None
-    output_format: OutputFormat | None = None
-    quality: Annotated[int, Meta(ge=1, le=100)] | None = None
-    extra: dict[str, Any] | None = None
-    """Further parameters of the pipeline's call, by name; see `check_extra`."""
+    prompt: Annotated[
+        str,
+        Meta(min_length=1, max_length=MAX_PROMPT_LENGTH, pattern=r"\S"),
+        ParameterInfo(
+            label="Prompt",
+            description="Text that the image should show.",
+            unset=None,
+            per_model=False,
+            listed=False,
+            in_result=False,
+        ),
+    ]
+    seed: Annotated[
+        int,
+        Meta(ge=0, le=MAX_SEED),
+        ParameterInfo(
+            label="Seed",
+            description="Seed of the first image; image `i` of several has the seed plus `i`.",
+            unset="random",
+            metavar="N",
+            per_model=False,
+            listed=False,
+        ),
+    ]
+    negative_prompt: (
+        Annotated[
+            str,
+            Meta(max_length=MAX_PROMPT_LENGTH),
+            ParameterInfo(
+                label="Negative prompt",
+                description="Text that the image should not show.",
+                unset="none",
+                metavar="TEXT",
+                in_result=False,
+                group="more",
+            ),
+        ]
+        | None
+    ) = None
+    num_inference_steps: (
+        Annotated[
+            int,
+            Meta(ge=1, le=MAX_STEPS),
+            ParameterInfo(
+                label="Steps",
+                description="Number of denoising steps.",
+                unit="steps",
+                option="--steps",
+                group="main",
+            ),
+        ]
+        | None
+    ) = None
+    guidance_scale: (
+        Annotated[
+            float,
+            Meta(ge=0, le=MAX_GUIDANCE_SCALE),
+            ParameterInfo(label="Guidance", description="How closely to follow the prompt.", group="main"),
+        ]
+        | None
+    ) = None
+    width: (
+        Annotated[
+            int,
+            Meta(ge=MIN_SIDE_PIXELS, le=MAX_SIDE_PIXELS),
+            ParameterInfo(
+                label="Width", description="Width of the images.", unit="pixels", http_name="size", in_http=False
+            ),
+        ]
+        | None
+    ) = None
+    height: (
+        Annotated[
+            int,
+            Meta(ge=MIN_SIDE_PIXELS, le=MAX_SIDE_PIXELS),
+            ParameterInfo(
+                label="Height", description="Height of the images.", unit="pixels", http_name="size", in_http=False
+            ),
+        ]
+        | None
+    ) = None
+    num_images: Annotated[
+        int,
+        Meta(ge=1, le=MAX_IMAGES_PER_REQUEST),
+        ParameterInfo(
+            label="Images",
+            description="Number of images, each with a seed of its own.",
+            unset=None,
+            http_name="n",
+            per_model=False,
+            group="main",
+        ),
+    ] = 1
+    loras: (
+        Annotated[
+            list[Lora],
+            Meta(max_length=MAX_LORAS),
+            ParameterInfo(
+                label="LoRAs",
+                description="LoRAs that the workers have, each with its scale.",
+                unset="none",
+                option="--lora",
+                metavar="NAME[:SCALE]",
+            ),
+        ]
+        | None
+    ) = None
+    inputs: Annotated[list[str], Meta(max_length=MAX_INPUTS)] | None = None
+    """The paths of the image frames behind the body, in order (see `split_images`)."""
+    image: Annotated[
+        Frame,
+        ParameterInfo(
+            label="Image",
+            description="Image to start from; the output has its size unless a size is given.",
+            unset="none",
+            tasks=_WITH_IMAGE,
+            metavar="FILE",
+            in_result=False,
+        ),
+    ] = None
+    mask_image: Annotated[
+        Frame,
+        ParameterInfo(
+            label="Mask",
+            description="Mask of the image's size: white areas are generated anew, black areas are kept.",
+            unset="none",
+            tasks=("inpainting",),
+            option="--mask",
+            metavar="FILE",
+            http_name="mask",
+            http_note="Of a mask with transparency, transparent areas are generated anew.",
+            in_result=False,
+        ),
+    ] = None
+    strength: (
+        Annotated[
+            float,
+            Meta(gt=0, le=1),
+            ParameterInfo(
+                label="Strength",
+                description="How far to depart from the image; 1 keeps nothing of it.",
+                tasks=_WITH_IMAGE,
+                group="image",
+            ),
+        ]
+        | None
+    ) = None
+    scheduler: (
+        Annotated[
+            str,
+            Meta(max_length=MAX_NAME_LENGTH, pattern=_CLASS_NAME),
+            ParameterInfo(
+                label="Scheduler",
+                description="Scheduler class of diffusers, such as `EulerDiscreteScheduler`.",
+                metavar="NAME",
+                choices_by_model=True,
+                group="more",
+            ),
+        ]
+        | None
+    ) = None
+    output_format: (
+        Annotated[
+            OutputFormat,
+            ParameterInfo(
+                label="Format",
+                description="File format in which the worker encodes the images.",
+                unset=None,
+                default=DEFAULT_OUTPUT_FORMAT,
+                option="--format",
+                per_model=False,
+                group="more",
+            ),
+        ]
+        | None
+    ) = None
+    quality: (
+        Annotated[
+            int,
+            Meta(ge=1, le=100),
+            ParameterInfo(
+                label="Quality",
+                description="Quality of JPEG and WebP; 100 is the best.",
+                unset=None,
+                default=DEFAULT_QUALITY,
+                http_name="output_compression",
+                per_model=False,
+                listed=False,
+            ),
+        ]
+        | None
+    ) = None
+    extra: (
+        Annotated[
+            dict[str, Any],
+            ParameterInfo(
+                label="Extra",
+                description="Further parameters of the model's pipeline, by name.",
+                unset="none",
+                metavar="NAME=VALUE",
+                in_http=False,
+                listed=False,
+            ),
+        ]
+        | None
+    ) = None
 
     def seeds(self) -> list[int]:
         """Return the seed of each image."""
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images)]
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {"inputs": get_args(InputName), "output_format": get_args(OutputFormat)}
 FIELDS: tuple[str, ...] = GenerationRequest.__struct_fields__
+BODY_PARAMETERS: Parameters = read_parameters(GenerationRequest)
+"""The parameters that the body of a request has, and its images."""
+
+
+def task_of(request: GenerationRequest) -> TaskName:
+    """Return the task that a request asks for; it follows from its images."""
+    inputs = request.inputs or []
+    if "mask_image" in inputs:
+        return "inpainting"
+    return "image-to-image" if "image" in inputs else "text-to-image"
 
 
 def make_request(**fields: Any) -> GenerationRequest:
@@ -77,19 +299,14 @@ def make_request(**fields: Any) -> GenerationRequest:
     try:
         request = msgspec.convert(fields, GenerationRequest)
     except msgspec.ValidationError as error:
-        known = f"; known are {', '.join(FIELDS)}" if "unknown field" in str(error) else ""
         problem = str(error)
-        for name, choices in _CHOICES.items():
-            if "enum value" in problem and f"at `$.{name}" in problem:
-                problem = f"expected {' or '.join(choices)} - at `$.{name}`"
-        raise InvalidRequestError(explain(fields, problem) + known) from error
-    if not request.prompt.strip():
-        shown = show(request.prompt)
-        raise InvalidRequestError(f"prompt: expected at least 1 character beside white space, got {shown}")
+        known = f"; known are {', '.join(FIELDS)}" if "unknown field" in problem else ""
+        raise InvalidRequestError(explain(fields, _reword(problem)) + known) from error
     names = [lora.name for lora in request.loras or ()]
     if len(set(names)) < len(names):
         raise InvalidRequestError(f"loras: expected each name once, got {', '.join(names)}")
     _check_inputs(request)
+    _check_task(request)
     if request.quality is not None and (request.output_format or DEFAULT_OUTPUT_FORMAT) == "png":
         raise InvalidRequestError(
             f"quality: expected none for the output_format 'png' (jpeg and webp have one), got {request.quality}"
@@ -97,6 +314,16 @@ def make_request(**fields: Any) -> GenerationRequest:
     if request.extra is not None:
         check_extra(request.extra, FIELDS)
     return request
+
+
+def _reword(problem: str) -> str:
+    """Return msgspec's error in words that name the choices, where there are any."""
+    if "matching regex" in problem and problem.endswith("`$.prompt`"):
+        return "expected at least 1 character beside white space - at `$.prompt`"
+    for name, parameter in BODY_PARAMETERS.items():
+        if parameter.choices and "enum value" in problem and f"at `$.{name}" in problem:
+            return f"expected {' or '.join(parameter.choices)} - at `$.{name}`"
+    return problem
 
 
 def check_frames(request: GenerationRequest, count: int) -> None:
@@ -111,12 +338,25 @@ def check_frames(request: GenerationRequest, count: int) -> None:
 
 def _check_inputs(request: GenerationRequest) -> None:
     inputs = request.inputs or []
+    paths = dict(image_paths(request, BODY_PARAMETERS))
+    if any(path not in paths for path in inputs):
+        raise InvalidRequestError(f"inputs: expected {' or '.join(paths)}, got {show(inputs)}")
     if len(set(inputs)) < len(inputs):
         raise InvalidRequestError(f"inputs: expected each name once, got {', '.join(inputs)}")
+    if missing := [path for path, required in paths.items() if required and path not in inputs]:
+        raise InvalidRequestError(f"inputs: expected {' and '.join(missing)} too, got {show(inputs)}")
     if "mask_image" in inputs and "image" not in inputs:
         raise InvalidRequestError("inputs: expected an image with the mask_image, got mask_image alone")
-    if request.strength is not None and "image" not in inputs:
-        raise InvalidRequestError(f"strength: expected only with an image, got {request.strength:g} without one")
+
+
+def _check_task(request: GenerationRequest) -> None:
+    """Raise `InvalidRequestError` for a parameter that does not apply to the task of the request."""
+    task = task_of(request)
+    for name, parameter in BODY_PARAMETERS.items():
+        value = getattr(request, name)
+        if value is not None and task not in parameter.info.tasks:
+            needed = "an image" if "image-to-image" in parameter.info.tasks else "a mask_image"
+            raise InvalidRequestError(f"{name}: expected only with {needed}, got {show(value)} without one")
 
 
 def encode_request(request: GenerationRequest) -> bytes:

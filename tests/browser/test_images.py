@@ -97,6 +97,35 @@ def test_the_form_changes_with_the_model(page):
     expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
 
 
+def test_a_parameter_that_is_declared_has_its_field(page, gateway):
+    document = page.request.get(f"{gateway}/openapi.json").json()
+    new = {
+        "kind": "number", "listed": True, "choices_by_model": False, "description": "New.",
+        "minimum": 0, "maximum": 1,
+    }  # fmt: skip
+    declared = document["components"]["schemas"]["JobBody"]["x-parameters"]
+    declared += [{**new, "name": "rescale", "label": "Rescale", "group": "more"}]
+    declared += [{**new, "name": "tiled", "label": "Tiled", "kind": "boolean", "group": "main"}]
+    page.route("**/openapi.json", lambda route: route.fulfill(json=document))
+    taken = {"rescale": {"default": 0.25, "minimum": 0, "maximum": 0.5}, "tiled": {}}
+    serve_models(page, able={**ABLE, **taken}, plain=PLAIN)
+    page.get_by_text("More", exact=True).click()
+    rescale = page.get_by_label("Rescale")
+    expect(rescale).to_have_attribute("placeholder", "0.25")
+    rescale.fill("0.75")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_label("Prompt", exact=True).fill("a new star")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#problem")).to_have_text("Rescale: a number from 0 to 0.5.")
+    rescale.fill("0.5")
+    page.get_by_label("Tiled").select_option("yes")
+    with page.expect_request("**/v1/jobs") as sent:
+        page.get_by_role("button", name="Generate").click()
+    assert (sent.value.post_data_json["rescale"], sent.value.post_data_json["tiled"]) == (0.5, True)
+    page.get_by_label("Model").select_option("plain")
+    expect(rescale).to_be_hidden()
+
+
 def test_loras_are_chosen(page):
     serve_models(page, able=ABLE)
     page.get_by_text("More", exact=True).click()

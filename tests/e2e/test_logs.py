@@ -1,7 +1,9 @@
 """The logs of real processes: objects by the line, and one id from the client to the worker."""
 
+import contextlib
 import json
 import logging
+import os
 import re
 import subprocess
 
@@ -104,3 +106,23 @@ def test_what_hinders_a_start_is_an_object_too():
     assert done.returncode == 1
     assert (last["level"], last["gpu"]) == ("critical", 0)
     assert last["message"].startswith("--http-port: can't bind 192.0.2.1:0")
+
+
+def test_a_broker_serves_although_its_stderr_is_not_read(tmp_path):
+    """A full pipe in the place of stderr: the very first log line can't be written."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, b"x" * 4096):
+            pass
+    os.set_blocking(writer, True)
+    words = [program("imagegen-broker"), "--http", "off"]
+    words += ["--frontend", f"ipc://{tmp_path}/frontend", "--backend", f"ipc://{tmp_path}/backend"]
+    with os.fdopen(reader), os.fdopen(writer) as stderr, subprocess.Popen(words, stderr=stderr) as process:
+        try:
+            with Client(f"ipc://{tmp_path}/frontend", connect_timeout=60) as client:
+                assert client.stats()["clients"] == 1
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

@@ -142,7 +142,7 @@ def load(tmp_path_factory):
             (folder / "imagegen.json").write_text(json.dumps({"width": SIDE, "height": SIDE}))
             stock = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
             options = LoadOptions(device="cpu", threads=1)
-            static = DiffusersBackend(folder, name, options)
+            static = DiffusersBackend(folder, name, options, max_batch_size=4)
             stepwise = StepwiseDiffusers(folder, name, options, max_batch_size=4)
             model = static.warm_up().models[0]
             assert stepwise.warm_up().models == (model,)

@@ -82,7 +82,7 @@ def test_a_worker_is_ready_once_it_is_warm_and_lives_by_its_devices_steps(fleet,
         systemd.until("WATCHDOG=1")
         client.submit("please hang", seed=2)
         log = tmp_path / "logs" / "w.log"
-        fleet.wait_until(lambda: "the watchdog is not told of life" in log.read_text(), "a withheld word")
+        fleet.wait_until(lambda: "systemd's watchdog not fed" in log.read_text(), "a withheld word")
         systemd.forget()
         (told,) = systemd.message()  # the process lives on, its device does not
         assert told.startswith("STATUS=simulated on simulated, depth 1 (1 running)")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from imagegen_worker.backends.diffusers import StepwiseDiffusers
+from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
 from imagegen_worker.backends.diffusers.stages import ModuleStage
 from imagegen_worker.config import LoadOptions, WorkerConfig
@@ -44,6 +44,19 @@ def test_alike_requests_share_calls_and_rows_can_be_left_out(warmed):
 def test_a_scheduler_of_its_own_keeps_a_request_apart(warmed):
     backend = warmed()
     assert backend.call_key(request(backend, scheduler="EulerAncestralDiscreteScheduler")) is None
+
+
+def test_a_static_backend_tries_another_scheduler_at_the_first_request_for_it():
+    options = LoadOptions(device="cpu", threads=1)
+    backend = DiffusersBackend(CONFIG.model_source.place, CONFIG.model_name, options, max_batch_size=2)
+    backend.load()
+    try:
+        other = request(backend, scheduler="EulerAncestralDiscreteScheduler")
+        assert not backend._sharing.was_tried(other)
+        assert backend.call_key(other) is not None
+        assert backend._sharing.was_tried(other)
+    finally:
+        backend.close()
 
 
 def test_a_deterministic_worker_shares_none(warmed):

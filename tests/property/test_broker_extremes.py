@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,4 +115,4 @@ def test_nothing_that_peers_may_say_ends_the_broker(strategy, script):
         bench.take(*event)
     for side, _, message, _ in bench.sent:
         (decode_broker_to_client if side == "client" else decode_broker_to_worker)(encode(message))
-    json.dumps(bench.core.statistics(bench.now), allow_nan=False)
+    json.dumps(msgspec.to_builtins(bench.core.statistics(bench.now)), allow_nan=False)

@@ -15,6 +15,8 @@ def clean_logging():
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     yield
     logging.captureWarnings(False)
+    for handler in set(loggers[0].handlers) - set(handlers):
+        handler.close()
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     loggers[0].handlers[:] = handlers
     for logger, level in zip(loggers, levels, strict=True):

@@ -1,12 +1,14 @@
 """The capabilities of each model, merged from the reports of its workers."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from imagegen_broker.core.records import Worker
+from imagegen_protocol.accepted import Merge
 from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_CHOICES
 
@@ -53,28 +55,53 @@ def merge(several: Sequence[ModelCapabilities]) -> ModelCapabilities:
 
     Any of the workers may receive a request; a worker rejects what exceeds its own bounds.
     """
+    return _merge_structs(several)
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _merge_structs(several: Sequence[S]) -> S:
     first = several[0]
-    if all(capabilities == first for capabilities in several):
+    if all(each == first for each in several):
         return first
-    tasks: dict[Any, float | None] = {}
-    for capabilities in several:
-        for task, strength in capabilities.tasks.items():
-            tasks[task] = strength if tasks.get(task) is None else tasks[task]
-    loras = [capabilities.loras for capabilities in several if capabilities.loras is not None]
-    scales = (capabilities.guidance_scale for capabilities in several if capabilities.guidance_scale is not None)
-    return ModelCapabilities(
-        width=first.width,
-        height=first.height,
-        num_inference_steps=first.num_inference_steps,
-        guidance_scale=next(scales, None),
-        size_multiple=min(capabilities.size_multiple for capabilities in several),
-        max_side=max(capabilities.max_side for capabilities in several),
-        negative_prompt=any(capabilities.negative_prompt for capabilities in several),
-        tasks=tasks,
-        schedulers=_union(capabilities.schedulers for capabilities in several),
-        loras=_union(loras) if loras else None,
-    )
+    rules = merge_rules(type(first))
+    return type(first)(**{name: _merge(rule, [getattr(each, name) for each in several]) for name, rule in rules})
 
 
-def _union(lists: Iterable[Sequence[str]]) -> list[str]:
-    return list(islice(dict.fromkeys(item for each in lists for item in each), MAX_CHOICES))
+@functools.cache
+def merge_rules(struct: type[msgspec.Struct]) -> list[tuple[str, Merge]]:
+    """Return the rule that each field of a struct is annotated with."""
+    hints = get_type_hints(struct, include_extras=True)
+    return [
+        (name, next(item for item in hints[name].__metadata__ if isinstance(item, Merge)))
+        for name in struct.__struct_fields__
+    ]
+
+
+def _merge(rule: Merge, values: Sequence[Any]) -> Any:
+    """Return one value for those of several workers; see `Merge`."""
+    known = [value for value in values if value is not None]
+    match rule:
+        case Merge.FIRST:
+            return values[0]
+        case Merge.FIRST_SET:
+            return next(iter(known), None)
+        case Merge.LOWEST:
+            return min(values) if len(known) == len(values) else None
+        case Merge.HIGHEST:
+            return max(values) if len(known) == len(values) else None
+        case Merge.ANY:
+            return any(values)
+        case Merge.UNION:
+            items = dict.fromkeys(item for value in known for item in value)
+            return list(islice(items, MAX_CHOICES)) if known else None
+        case Merge.EACH:
+            keys = dict.fromkeys(key for value in values for key in value)
+            return {key: _merge_entries([value[key] for value in values if key in value]) for key in keys}
+
+
+def _merge_entries(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], msgspec.Struct):
+        return _merge_structs(values)
+    return _merge(Merge.FIRST_SET, values)

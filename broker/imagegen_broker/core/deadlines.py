@@ -1,40 +1,45 @@
-"""Deadlines of requests, earliest first; ended requests leave their entries behind, to be dropped lazily."""
-
-import heapq
+"""Deadlines of unfinished requests, earliest first."""
 
 from imagegen_broker.core.records import Request, State
+from imagegen_protocol.lazy_heap import LazyHeap
 
 _OPEN = (State.QUEUED, State.DISPATCHED)
 
+_Entry = tuple[float, int, Request]
+"""The deadline, the number of the entry, and the request."""
+
+
+def _is_open(entry: _Entry) -> bool:
+    return entry[2].state in _OPEN
+
 
 class Deadlines:
-    """A heap of (deadline, order, request) that stays within twice the number of live requests."""
+    """Deadlines by time, at most 64 and twice the number of the broker's requests."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Request]] = []
-        self._order = 0
+        self._heap: LazyHeap[_Entry] = LazyHeap(_is_open)
+        self._added = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def add(self, request: Request, live: int) -> None:
-        """Watch a request that has a deadline; `live` is how many requests the broker holds."""
-        if request.deadline is None:
-            return
-        self._order += 1
-        heapq.heappush(self._heap, (request.deadline, self._order, request))
-        if len(self._heap) > 64 + 2 * live:
-            self._heap = [entry for entry in self._heap if entry[2].state in _OPEN]
-            heapq.heapify(self._heap)
+        """Watch a request that has a deadline; `live` is the number of the broker's requests.
+
+        Add a request that returns to the queue after its answer again: its entry may be gone.
+        """
+        if request.deadline is not None:
+            self._added += 1
+            self._heap.push((request.deadline, self._added, request), 64 + 2 * live)
 
     def next(self) -> float | None:
-        """Return the time of the next deadline."""
-        while self._heap and self._heap[0][2].state not in _OPEN:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        """Return the time of the next deadline; None if there is none."""
+        entry = self._heap.first()
+        return None if entry is None else entry[0]
 
     def due(self, now: float) -> list[Request]:
-        """Take the unfinished requests whose deadline has passed, each once."""
-        if not self._heap:
-            return []
+        """Remove and return the unfinished requests whose deadline has passed, each once."""
         late: dict[Request, None] = {}
-        while (deadline := self.next()) is not None and deadline <= now:
-            late[heapq.heappop(self._heap)[2]] = None
+        while (entry := self._heap.first()) is not None and entry[0] <= now:
+            late[self._heap.pop()[2]] = None
         return list(late)

@@ -1,6 +1,5 @@
 """An index of the workers with room, ordered by the strategy's key: the next worker in O(log workers)."""
 
-import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -8,6 +7,7 @@ from math import inf
 from imagegen_broker.core.estimates import seconds_per_request
 from imagegen_broker.core.records import Worker
 from imagegen_broker.core.strategies import KEYS, Key, Load, horizon_of
+from imagegen_protocol.lazy_heap import LazyHeap
 from imagegen_protocol.limits import MAX_SECONDS_PER_IMAGE, MIN_SECONDS_PER_IMAGE
 
 _UNKNOWN_SECONDS = 1.0
@@ -20,8 +20,12 @@ PLAN_IMAGES = 1 / 8
 number of workers: it costs a look at each of them."""
 _MAX_SEEN_MODELS = 4096
 
-_Place = tuple[bool, Key, int, Worker]
-"""Whether it comes after the warm ones, the strategy's key, its version, unlike all others, and the worker."""
+_Entry = tuple[bool, Key, int, Worker]
+"""Whether the worker comes after the warm ones, its key, the unique version of the entry, and the worker."""
+
+
+def _is_current(entry: _Entry) -> bool:
+    return entry[3].version == entry[2]
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Placement:
         self._is_timed = strategy == "least-wait"
         self._key = KEYS[strategy]
         self._workers: dict[bytes, Worker] = {}
-        self._heaps: dict[str, tuple[list[_Place], list[_Place]]] = {}
+        self._heaps: dict[str, tuple[LazyHeap[_Entry], LazyHeap[_Entry]]] = {}
         """By model: of workers whose key holds whenever it is asked for, and of those whose key is a time."""
         self._serving: dict[str, dict[bytes, Worker]] = {}
         self._full: dict[str, dict[bytes, None]] = {}
@@ -153,12 +157,12 @@ class Placement:
         is_time = bool(times)
         start = sum(times) / len(times) if times else 0.0
         for model in worker.ready.models:
-            heap = self._heaps.setdefault(model, ([], []))[is_time]
+            heaps = self._heaps.get(model)
+            if heaps is None:
+                heaps = self._heaps[model] = (LazyHeap(_is_current), LazyHeap(_is_current))
             later = not self._is_timed and not worker.is_warm(model)
-            heapq.heappush(heap, (later, self._key(self._load(worker, model, start)), self._version, worker))
-            if len(heap) > 64 and len(heap) > 8 * len(self._workers):
-                heap[:] = [place for place in heap if place[3].version == place[2]]
-                heapq.heapify(heap)
+            entry = (later, self._key(self._load(worker, model, start)), self._version, worker)
+            heaps[is_time].push(entry, max(64, 8 * len(self._workers)))
 
     def begin(self, backlog: int, now: float) -> None:
         """Before a round of `choose`, each followed by a dispatch: so many images are waited for."""
@@ -194,19 +198,20 @@ class Placement:
         if heaps is None:
             return None
         steady, timed = heaps
-        worker = self._top(steady)
+        first = steady.first()
         if not self._is_timed:
-            return None if worker is None else (worker, 0.0)
-        finish = inf if worker is None else self._now + steady[0][1][0]
-        while (other := self._top(timed)) is not None and timed[0][1][0] < finish:
+            return None if first is None else (first[3], 0.0)
+        finish = inf if first is None else self._now + first[1][0]
+        while (entry := timed.first()) is not None and entry[1][0] < finish:
+            other = entry[3]
             seconds = self._seconds(other)
             key = self._key(self._load(other, model, self._start(other)))
-            if key[0] > timed[0][1][0] + seconds / 2:
-                # It takes longer than expected: it stands further back, until it is that late again.
-                heapq.heapreplace(timed, (False, key, other.version, other))
+            if key[0] > entry[1][0] + seconds / 2:
+                # The worker takes longer than expected: move it back, until it is that late again.
+                timed.replace_first((False, key, other.version, other))
                 continue
             return other, key[0]
-        return None if worker is None else (worker, finish)
+        return None if first is None else (first[3], finish)
 
     def _horizon(self, model: str) -> float:
         """Return when the whole backlog will be done, if each request goes where it is done first."""
@@ -223,15 +228,6 @@ class Placement:
             plan = self._plans[model] = _Plan(self._now, horizon, self._backlog, per_second)
         # Giving requests out moves nothing: their worker has as much more to do. What came or went since does.
         return plan.horizon + (self._backlog - plan.left) / plan.per_second
-
-    @staticmethod
-    def _top(heap: list[_Place]) -> Worker | None:
-        while heap:
-            _, _, version, worker = heap[0]
-            if worker.version == version:
-                return worker
-            heapq.heappop(heap)
-        return None
 
     def _load(self, worker: Worker, model: str, start: float) -> Load:
         if not self._is_timed:

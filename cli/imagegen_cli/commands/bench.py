@@ -9,14 +9,8 @@ from typing import Any, Unpack
 import click
 
 from imagegen_cli.bench import Report, run_burst
-from imagegen_cli.commands.options import (
-    Connection,
-    broker_options,
-    model_option,
-    open_client,
-    request_options,
-    seed_option,
-)
+from imagegen_cli.commands.options import Connection, broker_options, complete_model, open_client
+from imagegen_cli.commands.parameter_options import parameter_options
 from imagegen_client.requests import RequestOptions
 from imagegen_protocol import InvalidRequestError
 
@@ -26,9 +20,16 @@ from imagegen_protocol import InvalidRequestError
     "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests sent at once."
 )
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
-@model_option
-@seed_option("Of the first request; the others count on.  [default: random]")
-@request_options
+@parameter_options(
+    "model",
+    "seed",
+    "num_inference_steps",
+    "width",
+    "height",
+    "timeout_seconds",
+    model={"shell_complete": complete_model},
+    seed={"help": "Seed of the first request; each further request has the next one.  [default: random]"},
+)
 @click.option("--json", "as_json", is_flag=True, help="The same numbers as JSON.")
 @broker_options
 def command(
@@ -36,10 +37,10 @@ def command(
     prompt: str,
     model: str | None,
     seed: int | None,
-    steps: int | None,
+    num_inference_steps: int | None,
     width: int | None,
     height: int | None,
-    timeout: float | None,
+    timeout_seconds: float | None,
     as_json: bool,
     **connection: Unpack[Connection],
 ) -> None:
@@ -58,10 +59,10 @@ def command(
     options: RequestOptions = {
         "model": model,
         "seed": seed,
-        "num_inference_steps": steps,
+        "num_inference_steps": num_inference_steps,
         "width": width,
         "height": height,
-        "timeout_seconds": timeout,
+        "timeout_seconds": timeout_seconds,
     }
     with open_client(connection) as client, _counting(burst) as count:
         try:

@@ -10,10 +10,11 @@ import click
 
 from imagegen_cli.commands.options import Connection, broker_options
 from imagegen_cli.doctor import fleet, looking, machine
-from imagegen_cli.doctor.asking import ask_brokers, ask_http, host_and_port, http_address, is_here
+from imagegen_cli.doctor.asking import ask_brokers, ask_http, http_address, is_here
 from imagegen_cli.doctor.findings import Finding, Status, report, worst
 from imagegen_cli.doctor.fleet import BrokerFacts
 from imagegen_cli.doctor.listeners import listener
+from imagegen_protocol.endpoints import parse_address, parse_endpoint
 
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "red"}
 _WIDTH = max(len(status) for status in Status)
@@ -109,11 +110,12 @@ def _ports(endpoints: Iterable[str], brokers: Iterable[BrokerFacts], http: str |
     """Look at the ports of the brokers that are, or would be, on this machine."""
     answering = {facts.endpoint for facts in brokers if facts.statistics is not None}
     seen: set[int] = set()
+    web = None if http is None else parse_address(http)[1]
     for endpoint in endpoints:
-        if endpoint.startswith("ipc://") or not is_here(host_and_port(endpoint)[0]):
+        parsed = parse_endpoint(endpoint)
+        if parsed.path or not is_here(parsed.host):
             continue
-        web = None if http is None else host_and_port(http)[1]
-        for port, option in machine.ports_of(host_and_port(endpoint)[1], web):
+        for port, option in machine.ports_of(parsed.port, web):
             if port not in seen:
                 seen.add(port)
                 holder, pid = listener(port) or (None, None)

@@ -1,7 +1,6 @@
 """`imagegen generate`: prompts in, pictures in files."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,41 +8,27 @@ import click
 
 from imagegen_cli.commands.errors import InputError
 from imagegen_cli.commands.generation import Watcher, draw
-from imagegen_cli.commands.generation_options import drawing_options, format_of
-from imagegen_cli.commands.options import (
-    Endpoints,
-    broker_options,
-    model_option,
-    open_client,
-    request_options,
-    seed_option,
-)
+from imagegen_cli.commands.options import Endpoints, broker_options, complete_model, open_client
+from imagegen_cli.commands.parameter_options import parameter_options
 from imagegen_cli.commands.report import NotWrittenError, Reporter
-from imagegen_cli.commands.traces import closing_provider, open_provider
+from imagegen_cli.commands.traces import traces_to
 from imagegen_cli.output_files import Existing, Targets, check_orders, choose
 from imagegen_cli.prompts import Given, Order, number, read_lines
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
+from imagegen_common.files import replacing
 from imagegen_protocol import InvalidRequestError
-from imagegen_protocol.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES_PER_REQUEST
 from imagegen_protocol.seeds import random_seed
 
 _MOST_JOBS = 5000
 """What a broker holds of one client, unless told otherwise."""
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def _read_loras(
-    context: click.Context, option: click.Parameter, given: tuple[str, ...]
-) -> list[dict[str, str | float]] | None:
-    loras: list[dict[str, str | float]] = []
-    for text in given:
-        name, colon, scale = text.rpartition(":")
-        try:
-            loras.append({"name": name, "scale": float(scale)} if colon else {"name": text})
-        except ValueError as error:
-            raise click.BadParameter(f"{text!r}: {scale!r} is not a number") from error
-    return loras or None
+def format_of(name: str | None) -> str | None:
+    """Return the output format that the suffix of a file name stands for; None if workers do not have it."""
+    return None if name is None else _FORMATS.get(Path(name).suffix.lower())
 
 
 @click.command("generate")
@@ -84,33 +69,18 @@ def _read_loras(
     type=Existing,
     help="Draw only what is not there yet, as after an interruption.  [default: refuse]",
 )
-@seed_option("Of the first image; the seeds count on, image by image, prompt by prompt.  [default: random]")
-@request_options
-@click.option(
-    "--guidance-scale",
-    type=click.FloatRange(0, MAX_GUIDANCE_SCALE),
-    help="How closely to follow the prompt.  [default: the model's]",
-)
-@click.option("--negative-prompt", metavar="TEXT", help="What should not be in the picture.")
-@click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    metavar="NAME[:SCALE]",
-    callback=_read_loras,
-    help="A LoRA that the workers have, and how much of it (1 unless given); may be given several times.",
-)
-@drawing_options
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Keep here, as PNG, a small picture of what there is so far; some models can't make one.",
+    help="File for a small PNG preview, rewritten as the image emerges; some models have none.",
 )
-@model_option
-@click.option("--num-images", type=click.IntRange(1, MAX_IMAGES_PER_REQUEST), default=1, show_default=True)
-@click.option(
-    "--priority", type=click.IntRange(-100, 100), default=0, show_default=True, help="The higher the earlier."
+@parameter_options(
+    seed={"help": "Seed of the first image; each further image and prompt has the next one.  [default: random]"},
+    output_format={
+        "help": "File format in which the worker encodes the images.  [default: by the suffix of --out, else png]"
+    },
+    model={"shell_complete": complete_model},
 )
 @click.option(
     "--jobs",
@@ -137,8 +107,6 @@ def command(
     existing: Existing | None,
     preview: Path | None,
     seed: int | None,
-    steps: int | None,
-    timeout: float | None,
     jobs: int,
     quiet: bool,
     as_json: bool,
@@ -159,14 +127,13 @@ def command(
     Examples:
       imagegen generate "a red circle on a blue background"
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
-      imagegen generate "a red circle" --image sketch.png --strength 0.6 --format webp --quality 80
+      imagegen generate "a red circle" --image sketch.png --format webp --quality 80
       imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
       imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
     options["output_format"] = options["output_format"] or format_of(pattern or out)
-    common = {**options, "num_inference_steps": steps, "timeout_seconds": timeout}
-    orders = _read(prompts, files, common, seed)
+    orders = _read(prompts, files, options, seed)
     number_given = len(orders)
     several = number_given > 1
     if several and preview is not None:
@@ -176,10 +143,9 @@ def command(
         click.echo(f"skipped {skipped} of {number_given}: their pictures are there", err=True)
     watcher = _watcher(len(orders), shown=not quiet and sys.stderr.isatty())
     report = Reporter(targets, watcher, quiet=quiet, as_json=as_json)
-    provider = None if otlp_endpoint is None else open_provider(otlp_endpoint)
     # Who brings many prompts waits for a full queue; who brings one wants to know.
     with (
-        nullcontext() if provider is None else closing_provider(provider),
+        traces_to(otlp_endpoint) as provider,
         open_client(
             {"brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key},
             retry_overloaded=several,
@@ -256,11 +222,10 @@ def _watcher(total: int, *, shown: bool) -> Watcher:
 
 
 def _keep(sign: Progress, path: Path) -> None:
-    """Write a preview so that whoever looks sees the old one or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.part")
+    """Write a preview over the previous one. Raises `NotWrittenError`."""
     try:
-        if (picture := sign.preview_image) is not None:
-            picture.save(beside, format="PNG")
-            beside.replace(path)
+        if (preview := sign.preview_image) is not None:
+            with replacing(path) as temporary:
+                preview.save(temporary, format="PNG")
     except OSError as error:
         raise NotWrittenError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""What the subcommands share: the brokers, and the options of a request with their ranges."""
+"""What the subcommands share: the options that name the brokers, and the completion of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
-from imagegen_client.endpoints import check_endpoint
 from imagegen_client.sync import DEFAULT_BROKER, Client
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import KeyFileError
-from imagegen_protocol.limits import MAX_SEED, MAX_SIDE_PIXELS, MAX_STEPS, MAX_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 Endpoints = tuple[str, ...]
 
-_SIDE = click.IntRange(8, MAX_SIDE_PIXELS)
 _COMPLETION_SECONDS = 1.0
-_TIMEOUT = click.FloatRange(0, MAX_TIMEOUT_SECONDS, min_open=True)
 
 
 def _check(context: click.Context, option: click.Parameter, endpoints: Endpoints) -> Endpoints:
     try:
-        return tuple(check_endpoint(endpoint) for endpoint in endpoints)
+        for endpoint in endpoints:
+            parse_endpoint(endpoint)
     except ValueError as error:
-        raise click.BadParameter(str(error).removeprefix("broker: ")) from error
+        raise click.BadParameter(str(error)) from error
+    return endpoints
 
 
 class Connection(TypedDict):
@@ -72,27 +71,8 @@ def broker_options(function: F) -> F:
     )(function)
 
 
-def request_options(function: F) -> F:
-    """Add what `generate` and `bench` say about requests alike; None is the model's own default."""
-    for option in (
-        click.option(
-            "--timeout",
-            type=_TIMEOUT,
-            metavar="SECONDS",
-            help="Give a request up after so long.  [default: never]",
-        ),
-        click.option("--height", type=_SIDE, help="Pixels.  [default: the model's]"),
-        click.option("--width", type=_SIDE, help="Pixels.  [default: the model's]"),
-        click.option(
-            "--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.  [default: the model's]"
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _complete_model(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
-    """Ask the fleet for its models, with little patience: somebody waits for the completion."""
+def complete_model(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """Return the fleet's models that begin so; the broker has a second to answer."""
     given = context.params.get("brokers") or (DEFAULT_BROKER,)
     try:
         with Client(given, connect_timeout=_COMPLETION_SECONDS) as client:
@@ -100,21 +80,6 @@ def _complete_model(context: click.Context, option: click.Parameter, begun: str)
     except (ImagegenError, ValueError):
         return []
     return [model for model in models if model.startswith(begun)]
-
-
-def model_option(function: F) -> F:
-    """Add `--model`."""
-    return click.option(
-        "--model",
-        metavar="NAME",
-        shell_complete=_complete_model,
-        help="One that the fleet serves (imagegen models).  [default: the broker's]",
-    )(function)
-
-
-def seed_option(words: str) -> Callable[[F], F]:
-    """Return the option `--seed` with its help."""
-    return click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="N", help=words)
 
 
 def open_client(

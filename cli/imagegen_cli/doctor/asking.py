@@ -1,5 +1,6 @@
 """Ask the brokers, all at once, and find out why one does not answer."""
 
+import re
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from urllib.request import ProxyHandler, build_opener
 from imagegen_cli.doctor.fleet import BrokerFacts, HttpFacts, Silence
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
+from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.statistics import Statistics
 
 _PROBE_SECONDS = 3.0
@@ -53,14 +55,15 @@ def probe(facts: BrokerFacts, timeout: float) -> BrokerFacts:
     return replace(facts, silence=silence, reason=reason)
 
 
-def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:
+def _connect(text: str, timeout: float) -> tuple[Silence, str]:
+    endpoint = parse_endpoint(text)
     try:
-        if endpoint.startswith("ipc://"):
+        if endpoint.path:
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(timeout)
-                peer.connect(endpoint.removeprefix("ipc://"))
+                peer.connect(re.sub("^@", "\0", endpoint.path))  # ZeroMQ's @ is an abstract address
         else:
-            socket.create_connection(host_and_port(endpoint), timeout).close()
+            socket.create_connection((endpoint.host, endpoint.port), timeout).close()
     except (ConnectionRefusedError, FileNotFoundError):
         return "refused", ""
     except socket.gaierror as error:
@@ -68,12 +71,6 @@ def _connect(endpoint: str, timeout: float) -> tuple[Silence, str]:
     except OSError as error:
         return "no way", error.strerror or str(error)
     return "open", ""
-
-
-def host_and_port(endpoint: str) -> tuple[str, int]:
-    """Return the host, without brackets, and the port of a `tcp://` endpoint."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def is_here(host: str) -> bool:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from imagegen_cli.doctor.machine import GpuFacts, KeyFacts, ModelFacts, RoomFacts, TorchFacts, cache_folder
 from imagegen_protocol.keys import KeyFileError, read_pair, read_public
 
@@ -98,11 +100,10 @@ def look_at_disk(*, needed: bool) -> RoomFacts:
     return RoomFacts(usage.free, usage.total, needed, folder)
 
 
-def look_at_memory(*, needed: bool, table: Path = Path("/proc/meminfo")) -> RoomFacts:
-    """Return what may still be taken of the machine's memory."""
-    lines = (line.split() for line in table.read_text().splitlines())
-    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-    return RoomFacts(sizes["MemAvailable"], sizes["MemTotal"], needed)
+def look_at_memory(*, needed: bool) -> RoomFacts:
+    """Return the machine's available and total memory."""
+    memory = psutil.virtual_memory()
+    return RoomFacts(memory.available, memory.total, needed)
 
 
 def look_at_model(source: str) -> ModelFacts:

@@ -1,62 +1,50 @@
-"""What may be asked of one model, as JSON Schema words it: what its workers tell, within what a key may."""
+"""The parameters of one model as JSON Schema: those its workers accept, within the limits of a key."""
 
-from typing import Any, get_args
+from typing import Any
 
 from imagegen_gateway.core.limits import Limits
-from imagegen_protocol.capabilities import ModelCapabilities
-from imagegen_protocol.limits import (
-    MAX_GUIDANCE_SCALE,
-    MAX_IMAGES_PER_REQUEST,
-    MAX_LORAS,
-    MAX_PROMPT_LENGTH,
-    MAX_STEPS,
-)
-from imagegen_protocol.request import DEFAULT_OUTPUT_FORMAT, OutputFormat
+from imagegen_protocol.accepted import AcceptedParameter
+from imagegen_protocol.capabilities import ModelCapabilities, accepted
+from imagegen_protocol.declaration import Parameter
+from imagegen_protocol.parameters import PARAMETERS
 
-_SMALLEST_SIDE = 8
-
-Parameters = dict[str, dict[str, Any]]
+Schemas = dict[str, dict[str, Any]]
 
 
-def parameters(takes: ModelCapabilities, limits: Limits) -> Parameters:
-    """Return the parameters of a model by name, from its traits; one that it does not take is not there."""
-    found: Parameters = {
-        "width": _side(takes, takes.width, limits.max_width),
-        "height": _side(takes, takes.height, limits.max_height),
-        "num_inference_steps": {
-            "default": takes.num_inference_steps,
-            "minimum": 1,
-            "maximum": min(MAX_STEPS, limits.max_steps or MAX_STEPS),
-        },
-        "n": {"default": 1, "minimum": 1, "maximum": MAX_IMAGES_PER_REQUEST},
-        "output_format": {"default": DEFAULT_OUTPUT_FORMAT, "enum": list(get_args(OutputFormat))},
+def parameters(model: ModelCapabilities, limits: Limits) -> Schemas:
+    """Return the schemas of the parameters that a model accepts, by name."""
+    maximums = {
+        "width": limits.max_width,
+        "height": limits.max_height,
+        "num_inference_steps": limits.max_steps,
     }
-    if takes.guidance_scale is not None:
-        scale = {"default": takes.guidance_scale, "minimum": 0, "maximum": MAX_GUIDANCE_SCALE}
-        found["guidance_scale"] = scale
-    if takes.negative_prompt:
-        found["negative_prompt"] = {"max_length": MAX_PROMPT_LENGTH}
-    if takes.schedulers:
-        found["scheduler"] = {"default": takes.schedulers[0], "enum": takes.schedulers}
-    if takes.loras is not None:
-        found["loras"] = {"max_items": MAX_LORAS, "enum": takes.loras}
-    if "image-to-image" in takes.tasks:
-        found["image"] = {}
-    if "inpainting" in takes.tasks:
-        found["mask"] = {}
-    strengths = (takes.tasks.get("image-to-image"), takes.tasks.get("inpainting"))
-    strength = next((each for each in strengths if each is not None), None)
-    if strength is not None:
-        found["strength"] = {"default": strength, "exclusive_minimum": 0, "maximum": 1}
+    found: Schemas = {}
+    for name, parameter in PARAMETERS.items():
+        if not parameter.info.listed or (by_model := accepted(model, parameter)) is None:
+            continue
+        # Width and height have names of their own here, although requests state them as one `size`.
+        found[parameter.http_name if parameter.info.in_http else name] = _schema(
+            parameter, by_model, maximums.get(name)
+        )
     return found
 
 
-def _side(takes: ModelCapabilities, default: int, most: int | None) -> dict[str, Any]:
-    multiple = takes.size_multiple
-    largest = takes.max_side if most is None else min(takes.max_side, most)
-    return {
-        "default": default,
-        "minimum": -(-_SMALLEST_SIDE // multiple) * multiple,
-        "maximum": largest // multiple * multiple,
-        "multiple_of": multiple,
-    }
+def _schema(parameter: Parameter, by_model: AcceptedParameter, maximum: int | None) -> dict[str, Any]:
+    """Return the narrowest bounds that the declaration, the model and the key set."""
+    schema = parameter.json_schema()
+    if by_model.default is not None:
+        schema = {"default": by_model.default, **schema}
+    if by_model.minimum is not None:
+        schema["minimum"] = max(by_model.minimum, schema.get("minimum", by_model.minimum))
+    bounds = [bound for bound in (schema.get("maximum"), by_model.maximum, maximum) if bound is not None]
+    if bounds:
+        schema["maximum"] = min(bounds)
+    if by_model.choices is not None:
+        for name in ("min_length", "max_length", "pattern"):
+            schema.pop(name, None)
+        schema["enum"] = by_model.choices
+    if (multiple := by_model.multiple_of) is not None:
+        schema["minimum"] = -(-schema["minimum"] // multiple) * multiple
+        schema["maximum"] = schema["maximum"] // multiple * multiple
+        schema["multiple_of"] = multiple
+    return schema

@@ -1,7 +1,8 @@
-"""`/v1/jobs`: accepted at once, made whatever happens, fetched when it suits."""
+"""`/v1/jobs`: durable jobs, which survive disconnected clients and restarts of the gateway."""
 
 import asyncio
 import hashlib
+import json
 import time
 from typing import Annotated, Any
 
@@ -12,14 +13,15 @@ from imagegen_gateway.access import ApiKeyDep, ServicesDep, base_url
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.errors import ApiError, error_responses, not_found, storage_failed
 from imagegen_gateway.generation import allowed_options
-from imagegen_gateway.input_images import check_image, decode_base64, mask_image
+from imagegen_gateway.input_images import decode_base64, read_input
 from imagegen_gateway.jobs.progress import JobProgress
 from imagegen_gateway.jobs.store import Job
-from imagegen_gateway.jobs.view import show, show_event
+from imagegen_gateway.jobs.view import to_event, to_response
 from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.schemas import responses
-from imagegen_gateway.schemas.requests import JobBody, Page
+from imagegen_gateway.schemas.requests import JobBody, PageQuery
 from imagegen_gateway.services import Services
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
 from imagegen_protocol.seeds import random_seed
 
@@ -29,21 +31,21 @@ JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{32}$")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        min_length=1, max_length=255, description="The same key gives the same job back, however often it is sent."
+        min_length=1,
+        max_length=255,
+        description="A repeated request with the same key returns the first job instead of creating another.",
     ),
 ]
-_IN_HEADER = ("model", "priority", "timeout_seconds")
-"""Options that are no part of a request's body on the wire."""
 
 
 @router.post(
     "",
     status_code=202,
     responses={
-        200: {"model": responses.Job, "description": "The job that this Idempotency-Key gave before."},
+        200: {"model": responses.Job, "description": "The existing job of this Idempotency-Key."},
         **error_responses(400, 401, 403, 413, 422, 429, 503),
     },
-    summary="Take a job in",
+    summary="Create a job",
 )
 async def create(
     body: JobBody,
@@ -53,51 +55,54 @@ async def create(
     api_key: ApiKeyDep,
     idempotency_key: IdempotencyKey = None,
 ) -> responses.Job:
-    """Take a job in: it is kept before this answers, and ends however often the gateway dies."""
-    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
-    job = await _known(services, api_key, idempotency_key, fingerprint)
+    """Create a job. It is stored before the response, and ends even if the gateway restarts meanwhile."""
+    # Without absent fields, so that versions with other parameters compute the same fingerprint.
+    text = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    job = await _find_existing(services, api_key, idempotency_key, fingerprint)
     if job is None:
         services.admit(api_key)
         if services.jobs.unfinished >= services.settings.max_jobs:
-            raise ApiError(503, "too_many_jobs", "too many jobs wait here; ask again later", retry_after=30)
-        job = await _take_in(body, services, api_key, base_url(request, services), fingerprint, idempotency_key)
-        if job is None:  # the same key was used a moment ago
-            job = await _known(services, api_key, idempotency_key, fingerprint)
-            assert job is not None, "a key that is taken has its job"
+            message = f"the gateway has its maximum of {services.settings.max_jobs} unfinished jobs; retry later"
+            raise ApiError(503, "too_many_jobs", message, retry_after=30)
+        job = await _store(body, services, api_key, base_url(request, services), fingerprint, idempotency_key)
+        if job is None:  # a concurrent request has used the same idempotency key
+            job = await _find_existing(services, api_key, idempotency_key, fingerprint)
+            assert job is not None, "the idempotency key is in the database"
             response.status_code = 200
         else:
-            services.jobs.begin(job)
+            services.jobs.start(job)
     else:
         response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return show(job, services.jobs.live(job.id))
+    return to_response(job, services.jobs.progress(job.id))
 
 
 @router.get("", responses=error_responses(401, 403, 404, 422), summary="List jobs")
 async def list_jobs(
     services: ServicesDep,
     api_key: ApiKeyDep,
-    page: Annotated[Page, Query()],
+    page: Annotated[PageQuery, Query()],
 ) -> responses.Jobs:
-    """List one's own jobs, the newest first."""
-    edge = None if page.after is None else await _own(services, api_key, page.after)
-    jobs = await services.job_store.newest(api_key.id, page.limit + 1, edge)
-    shown = [show(job, services.jobs.live(job.id)) for job in jobs[: page.limit]]
-    return responses.Jobs(data=shown, has_more=len(jobs) > page.limit)
+    """List the jobs of the key, newest first."""
+    before = None if page.after is None else await _get_own(services, api_key, page.after)
+    jobs = await services.job_store.newest(api_key.id, page.limit + 1, before)
+    data = [to_response(job, services.jobs.progress(job.id)) for job in jobs[: page.limit]]
+    return responses.Jobs(data=data, has_more=len(jobs) > page.limit)
 
 
-@router.get("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Look at a job")
+@router.get("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Get a job")
 async def get(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> responses.Job:
-    """Look at a job; one that has ended is kept for a while."""
-    job = await _own(services, api_key, job_id)
-    return show(job, services.jobs.live(job.id))
+    """Get a job. Ended jobs expire."""
+    job = await _get_own(services, api_key, job_id)
+    return to_response(job, services.jobs.progress(job.id))
 
 
 @router.delete("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Cancel a job")
 async def cancel(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> responses.Job:
-    """Cancel a job, and return it; one that has ended stays as it is."""
-    await services.jobs.cancel(await _own(services, api_key, job_id))
-    return show(await _own(services, api_key, job_id), None)
+    """Cancel a job and return it; a job that has ended is not changed."""
+    await services.jobs.cancel(await _get_own(services, api_key, job_id))
+    return to_response(await _get_own(services, api_key, job_id), None)
 
 
 @router.get(
@@ -106,77 +111,77 @@ async def cancel(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> re
     responses={
         200: {
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            "description": "Events `queued`, `running`, then `done`; the data is the job, with `preview`.",
+            "description": "Events `queued`, `running` and finally `done`; their data is the job with `preview`.",
         },
         **error_responses(401, 403, 404, 422, 429, 503),
     },
-    summary="Follow a job",
+    summary="Stream the progress of a job",
 )
 async def events(job_id: JobId, request: Request, services: ServicesDep, api_key: ApiKeyDep) -> Response:
-    """Follow a job with server-sent events until it has ended; whoever comes late begins with how it stands."""
-    job = await _own(services, api_key, job_id)
+    """Stream the progress of a job as server-sent events until it ends. The first event is its current state."""
+    job = await _get_own(services, api_key, job_id)
     close = services.open_stream(api_key)
-    return await sse.open_stream(request, _events(services, job, services.jobs.live(job.id)), close)
+    return await sse.open_stream(request, _events(services, job, services.jobs.progress(job.id)), close)
 
 
-async def _events(services: Services, job: Job, live: JobProgress | None) -> sse.Events:
+async def _events(services: Services, job: Job, progress: JobProgress | None) -> sse.Events:
     stopping = asyncio.ensure_future(services.stopping.wait())
-    told: bytes | None = None
+    sent: bytes | None = None
     try:
-        while live is not None and not live.over:
-            news, preview = live.news(), live.preview
-            shown = show_event(job, live, None if preview is told else preview)
-            told = preview
-            yield sse.event("running" if shown.state == "running" else "queued", shown)
-            waited: set[asyncio.Future[Any]] = {news, stopping}
+        while progress is not None and not progress.finished:
+            changed, preview = progress.changed(), progress.preview
+            data = to_event(job, progress, None if preview is sent else preview)
+            sent = preview
+            yield sse.event("running" if data.state == "running" else "queued", data)
+            waited: set[asyncio.Future[Any]] = {changed, stopping}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
-                return  # it is told again by the next gateway
-        found = await services.job_store.get(job.id)
-        if found is not None and found.finished is not None:
-            yield sse.event("done", show_event(found, None))
+                return  # clients reconnect to the next gateway process
+        ended = await services.job_store.get(job.id)
+        if ended is not None and ended.finished is not None:
+            yield sse.event("done", to_event(ended, None))
     finally:
         stopping.cancel()
 
 
-async def _own(services: Services, api_key: ApiKey, job_id: str) -> Job:
+async def _get_own(services: Services, api_key: ApiKey, job_id: str) -> Job:
     job = await services.job_store.get(job_id, owner=api_key.id)
     if job is None:
         raise not_found("job", job_id)
     return job
 
 
-async def _known(services: Services, api_key: ApiKey, key: str | None, fingerprint: str) -> Job | None:
+async def _find_existing(services: Services, api_key: ApiKey, key: str | None, fingerprint: str) -> Job | None:
     job = None if key is None else await services.job_store.by_idempotency_key(api_key.id, key)
     if job is not None and job.fingerprint != fingerprint:
-        message = "Idempotency-Key: it was used for another job; take a new one"
+        message = "Idempotency-Key: already used with a different body; use a new key"
         raise ApiError(422, "idempotency_key_reused", message, param="Idempotency-Key")
     return job
 
 
-async def _take_in(
+async def _store(
     body: JobBody, services: Services, api_key: ApiKey, url: str, fingerprint: str, idempotency_key: str | None
 ) -> Job | None:
-    """Check a job and keep it; None if its `idempotency_key` is taken meanwhile."""
-    asked = allowed_options(services, api_key, body)
-    asked.setdefault("seed", random_seed())
+    """Validate and store a job; return None if a concurrent request has used its `idempotency_key`."""
+    given = allowed_options(services, api_key, body)
+    given.setdefault("seed", random_seed())
     if body.webhook_url is not None:
         try:
             check_webhook_url(body.webhook_url, services.settings.webhook_networks)
         except ValueError as error:
             raise ApiError(422, "invalid_value", f"webhook_url: {error}", param="webhook_url") from error
     inputs = await asyncio.to_thread(_inputs, body, api_key)
-    _check(body.prompt, asked, list(inputs))
+    _check(body.prompt, given, list(inputs))
     token = services.images.new_token()
     try:
         for name, data in inputs.items():
             await services.images.write(f"{token}-{name}", data)
     except Exception as error:
-        raise storage_failed("keep the images of this job", error) from error
+        raise storage_failed("store the images of this job", error) from error
     job = await services.job_store.add(
         owner=api_key.id,
         prompt=body.prompt,
-        options=asked,
+        options=given,
         inputs=list(inputs),
         token=token,
         base_url=url,
@@ -192,19 +197,19 @@ async def _take_in(
 
 
 def _inputs(body: JobBody, api_key: ApiKey) -> dict[str, bytes]:
-    found = {}
-    if body.image is not None:
-        bounded = body.size in (None, "auto")
-        found["image"] = check_image("image", decode_base64("image", body.image), api_key.limits, bounded=bounded)
-    if body.mask is not None:
-        mask = check_image("mask", decode_base64("mask", body.mask), api_key.limits, bounded=False)
-        found["mask_image"] = mask_image(mask)
-    return found
+    """Return the checked input images of a job by name. Raises `ApiError`."""
+    images = {}
+    for name, parameter in IMAGE_PARAMETERS.items():
+        field = parameter.http_name
+        if (text := getattr(body, field, None)) is not None:
+            sets_size = name == "image" and body.size in (None, "auto")
+            images[name] = read_input(name, field, decode_base64(field, text), api_key.limits, sets_size=sets_size)
+    return images
 
 
-def _check(prompt: str, asked: dict[str, Any], inputs: list[str]) -> None:
-    """Raise `InvalidRequestError` for what any worker would refuse: now, while somebody hears it."""
-    fields = {name: value for name, value in asked.items() if name not in _IN_HEADER}
+def _check(prompt: str, options: dict[str, Any], inputs: list[str]) -> None:
+    """Raise `InvalidRequestError` for a request that every worker would reject."""
+    fields = {name: value for name, value in options.items() if name not in HEADER_PARAMETERS}
     if inputs:
         fields["inputs"] = inputs
     make_request(prompt=prompt, **fields)

@@ -1,4 +1,4 @@
-"""`/v1/models`: what the fleet serves, as OpenAI has it, and what each model takes."""
+"""`/v1/models`: OpenAI's list of models, with the parameters that each model accepts."""
 
 from fastapi import APIRouter
 
@@ -21,11 +21,12 @@ async def list_models(services: ServicesDep, api_key: ApiKeyDep) -> Models:
     for name in statistics.models:
         if limits.models is not None and name not in limits.models:
             continue
-        told = None
+        accepted = None
         if name in capabilities:
-            told = {key: Parameter(**value) for key, value in parameters(capabilities[name], limits).items()}
+            schemas = parameters(capabilities[name], limits)
+            accepted = {key: Parameter(**schema) for key, schema in schemas.items()}
         started = int(services.started)
-        models.append(Model(id=name, created=started, default=name == default, parameters=told))
+        models.append(Model(id=name, created=started, default=name == default, parameters=accepted))
     return Models(data=models)
 
 
@@ -33,10 +34,10 @@ async def list_models(services: ServicesDep, api_key: ApiKeyDep) -> Models:
     "/{model_id:path}",
     response_model_exclude_none=True,
     responses=error_responses(401, 403, 404, 503),
-    summary="Look at a model",
+    summary="Get a model",
 )
 async def get_model(model_id: str, services: ServicesDep, api_key: ApiKeyDep) -> Model:
-    """Look at one of them; its name may have slashes."""
+    """Get a model by its name, which may contain slashes."""
     for model in (await list_models(services, api_key)).data:
         if model.id == model_id:
             return model

@@ -1,15 +1,17 @@
 // The form: what is asked for, and what was wrong with it.
 
 import { duration, find, say } from "./dom.js";
-import { choose, chooseLoras, loras, parameters, showDigest, showModel, takes } from "./models.js";
+import { choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel, takes } from "./models.js";
+import { fields, isNumber, valueOf } from "./parameters.js";
 
-const NUMBERS = ["num_inference_steps", "guidance_scale", "n"];
-const TEXTS = ["model", "negative_prompt", "scheduler"];
 /** The largest integer that JavaScript represents exactly; the seed of the last image must not exceed it. */
 const MAX_SEED = Number.MAX_SAFE_INTEGER;
 
 let image = null;
 let countdown = null;
+
+/** Return the parameters whose fields count: some need an image to start from. */
+const inUse = () => fields().filter(({ group }) => group !== "image" || image !== null);
 
 /** Start from a picture, a `data:` URL; null: from none. */
 export function setImage(url) {
@@ -18,7 +20,7 @@ export function setImage(url) {
   if (url === null) find("start-picture").removeAttribute("src");
   else find("start-picture").src = url;
   find("image").value = "";
-  find("strength").value = "";
+  for (const { name, group } of fields()) if (group === "image") find(name).value = "";
   showModel();
 }
 
@@ -28,15 +30,19 @@ export function fill(asked) {
   // A model that is no longer there can't be chosen; then it is the default's turn.
   if (find("model").selectedIndex < 0) find("model").selectedIndex = 0;
   showModel();
-  const names = ["prompt", "negative_prompt", ...NUMBERS, "strength", "seed"];
-  for (const name of names) find(name).value = asked[name] ?? "";
+  for (const name of ["prompt", "seed"]) find(name).value = asked[name] ?? "";
   const [width = "", height = ""] = (asked.size ?? "").split("x");
   find("width").value = width;
   find("height").value = height;
-  choose(find("scheduler"), asked.scheduler ?? "");
-  choose(find("output_format"), asked.output_format ?? "png");
+  for (const parameter of fields()) {
+    const field = find(parameter.name);
+    const value = String(asked[parameter.name] ?? "");
+    if (field instanceof HTMLSelectElement) choose(field, value);
+    else field.value = value;
+    if (value && parameter.group === "more") find("more").open = true;
+  }
   chooseLoras(asked.loras);
-  if (asked.negative_prompt || asked.scheduler || asked.loras) find("more").open = true;
+  if (asked.loras) find("more").open = true;
   showDigest();
 }
 
@@ -49,11 +55,13 @@ export function readForm() {
     return null;
   }
   const value = (name) => (find(name).disabled ? "" : find(name).value.trim());
-  const asked = { prompt: find("prompt").value, output_format: value("output_format") || "png" };
-  for (const name of TEXTS) if (value(name)) asked[name] = value(name);
-  for (const name of NUMBERS) if (value(name)) asked[name] = Number(value(name));
+  const asked = { prompt: find("prompt").value };
+  if (value("model")) asked.model = value("model");
+  for (const parameter of inUse()) {
+    const given = valueOf(parameter);
+    if (given !== null) asked[parameter.name] = given;
+  }
   if (value("width")) asked.size = `${value("width")}x${value("height")}`;
-  if (image !== null && value("strength")) asked.strength = Number(value("strength"));
   if (loras().length) asked.loras = loras();
   // Without a seed the gateway draws one.
   if (value("seed")) asked.seed = Number(value("seed"));
@@ -63,7 +71,7 @@ export function readForm() {
 function check() {
   if (!find("prompt").value.trim()) return { name: "prompt", message: "Say what the picture should show." };
   if (image !== null && !takes("image")) return { name: "model", message: "This model starts from no picture." };
-  for (const name of [...NUMBERS, "width", "height", ...(image === null ? [] : ["strength"])]) {
+  for (const name of [...inUse().filter(isNumber).map((each) => each.name), "width", "height"]) {
     const field = find(name);
     if (!field.disabled && !field.validity.valid) return { name, message: `${label(name)}: ${range(field)}` };
   }
@@ -74,7 +82,8 @@ function check() {
   const most = parameters().loras?.max_items ?? Infinity;
   if (loras().length > most) return { name: "negative_prompt", message: `At most ${most} LoRAs at a time.` };
   if (document.querySelector("#loras-list :invalid")) {
-    return { name: "negative_prompt", message: "The scale of a LoRA: a number from -10 to 10." };
+    const { min, max } = scaleRange();
+    return { name: "negative_prompt", message: `The scale of a LoRA: a number from ${min} to ${max}.` };
   }
   const seed = find("seed").value.trim();
   const largest = MAX_SEED - Math.max(0, Number(find("n").value) - 1);

@@ -2,6 +2,7 @@
 
 import { at } from "./api.js";
 import { duration, find, make, say } from "./dom.js";
+import { labels } from "./parameters.js";
 
 const STATES = { failed: "Failed", cancelled: "Cancelled" };
 
@@ -145,21 +146,9 @@ function waiting(job) {
   return [`about ${duration(job.seconds_to_start)}`, "until it starts"];
 }
 
-const NAMES = {
-  model: "Model",
-  size: "Size",
-  num_inference_steps: "Steps",
-  guidance_scale: "Guidance",
-  strength: "Strength",
-  scheduler: "Scheduler",
-  negative_prompt: "Negative prompt",
-  seed: "Seed",
-  output_format: "Format",
-};
-
 /** Show a picture and what it was made with. */
 export function showDetail(entry, image, parameters) {
-  const rows = Object.entries(NAMES)
+  const rows = Object.entries(labels())
     .filter(([name]) => parameters[name] !== undefined && parameters[name] !== null)
     .map(([name, label]) => [make("dt", {}, label), make("dd", {}, String(parameters[name]))]);
   find("detail-parameters").replaceChildren(...rows.flat());

@@ -6,7 +6,8 @@ import { Entries } from "./entries.js";
 import { showFleet, showNoFleet } from "./fleet.js";
 import * as form from "./form.js";
 import { Gallery, fileOf, showDetail, standing } from "./gallery.js";
-import { setGeneral, setModels, showDigest, showModel } from "./models.js";
+import { setModels, showDigest, showModel } from "./models.js";
+import { setDeclared } from "./parameters.js";
 import { parametersIn } from "./png.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000];
@@ -191,7 +192,7 @@ async function start() {
   models = "";
   form.clearProblem();
   try {
-    setGeneral(await ask("openapi.json"));
+    setDeclared(await ask("openapi.json"));
     showModel();
     await entries.load();
   } catch (error) {

@@ -1,34 +1,12 @@
 // What the chosen model takes: ranges, defaults and choices, from `/v1/models`, or as far as the API itself goes.
 
 import { find, make, say } from "./dom.js";
+import { fields, isChoice, isNumber, of, ranges } from "./parameters.js";
 
-const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n", "strength"];
-const OPTIONAL = ["guidance_scale", "negative_prompt", "scheduler"];
-const SHOWN = ["width", "height", "num_inference_steps", "guidance_scale", "strength"];
 const UNKNOWN = "model's own";
-const FORMATS = { png: "PNG", webp: "WebP", jpeg: "JPEG" };
 
-let general = {};
 let models = new Map();
 let defaultModel = null;
-
-/** Take the ranges that hold for every model from the schema of a job. */
-export function setGeneral(openapi) {
-  const { properties } = openapi.components.schemas.JobBody;
-  const numbers = ["num_inference_steps", "guidance_scale", "n", "strength"];
-  general = Object.fromEntries(numbers.map((name) => [name, bounds(properties[name].anyOf[0])]));
-  // The schema knows a size as one text.
-  for (const side of ["width", "height"]) general[side] = {};
-  general.output_format = { enum: properties.output_format.anyOf[0].enum };
-  for (const name of ["negative_prompt", "scheduler", "image"]) general[name] = {};
-  find("prompt").maxLength = properties.prompt.maxLength;
-}
-
-const bounds = ({ minimum, exclusiveMinimum, maximum }) => ({
-  minimum,
-  exclusive_minimum: exclusiveMinimum,
-  maximum,
-});
 
 /** Offer the models of `/v1/models`. */
 export function setModels(listed) {
@@ -46,7 +24,7 @@ export function setModels(listed) {
 
 /** Return the chosen model's parameters by name; one that is not there it does not take. */
 export function parameters() {
-  return models.get(find("model").value || defaultModel)?.parameters ?? general;
+  return models.get(find("model").value || defaultModel)?.parameters ?? ranges();
 }
 
 /** Whether the chosen model takes a parameter. */
@@ -55,17 +33,16 @@ export const takes = (name) => name in parameters();
 /** Fit the form to the chosen model. */
 export function showModel() {
   const known = parameters();
-  for (const name of NUMBERS) setNumber(find(name), known[name] ?? {}, name);
-  for (const name of SHOWN) find(name).placeholder = known[name]?.default ?? UNKNOWN;
-  for (const name of OPTIONAL) show(find(name).closest(".field"), name in known);
-  const own = known.scheduler?.default;
-  const others = (known.scheduler?.enum ?? []).filter((name) => name !== own);
-  const first = own ? `${shortly(own)} (default)` : UNKNOWN;
-  setChoices(find("scheduler"), [["", first], ...others.map((name) => [name, shortly(name)])]);
-  setChoices(find("output_format"), (known.output_format?.enum ?? []).map((name) => [name, FORMATS[name] ?? name]));
+  for (const name of ["width", "height"]) setNumber(find(name), known[name] ?? {}, true);
+  for (const parameter of fields()) {
+    const { name, kind } = parameter;
+    const field = find(name);
+    show(field.closest(".field"), name in known);
+    if (isNumber(parameter)) setNumber(field, known[name] ?? {}, kind === "integer");
+    else if (isChoice(parameter)) offer(field, known[name] ?? {});
+  }
   show(find("start-choose"), "image" in known && find("start-image").hidden);
   find("image").disabled = !("image" in known);
-  show(find("strength").closest(".field"), "strength" in known);
   setLoras(known.loras?.enum ?? []);
 }
 
@@ -74,12 +51,19 @@ function show(element, shown) {
   for (const field of element.querySelectorAll("input, select, textarea")) field.disabled = !shown;
 }
 
-function setNumber(field, { minimum, exclusive_minimum: above, maximum, multiple_of: multiple }, name) {
-  const whole = !["guidance_scale", "strength"].includes(name);
+function setNumber(field, range, whole) {
+  const { default: own, minimum, exclusive_minimum: above, maximum, multiple_of: multiple } = range;
+  field.placeholder = own ?? UNKNOWN;
   field.min = minimum ?? above ?? "";
   field.max = maximum ?? "";
   // A browser counts steps from the minimum, which is a multiple itself.
   field.step = multiple ?? (whole ? 1 : "any");
+}
+
+function offer(field, { default: own, enum: choices = [] }) {
+  const others = choices.filter((name) => name !== own);
+  const first = own ? `${shortly(own)} (default)` : UNKNOWN;
+  setChoices(field, [["", first], ...others.map((name) => [name, shortly(name)])]);
 }
 
 /** All schedulers end alike. */
@@ -105,10 +89,17 @@ function setLoras(names) {
   find("loras-list").replaceChildren(...names.map((name, index) => loraRow(name, index, chosen.get(name))));
 }
 
+/** Return the range of the scale of a LoRA. */
+export function scaleRange() {
+  const scale = of("loras")?.fields.find(({ name }) => name === "scale");
+  return { min: scale?.minimum, max: scale?.maximum };
+}
+
 function loraRow(name, index, scale) {
   const box = make("input", { type: "checkbox", id: `lora-${index}`, value: name, checked: scale !== undefined });
   const label = make("label", { htmlFor: box.id, title: name }, name);
-  const number = make("input", { type: "number", step: "any", min: -10, max: 10, value: scale ?? 1 });
+  const { min, max } = scaleRange();
+  const number = make("input", { type: "number", step: "any", min, max, value: scale ?? 1 });
   number.setAttribute("aria-label", `Scale of ${name}`);
   number.setAttribute("inputmode", "decimal");
   number.disabled = scale === undefined;

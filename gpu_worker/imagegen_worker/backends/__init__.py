@@ -1,6 +1,6 @@
 """What makes images. A backend lives on the device thread and is called from nowhere else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -69,8 +69,14 @@ class Maker(Protocol):
     def seconds_per_image(self) -> float | None:
         """Measured or modelled time of one image in a full batch; None while unknown."""
 
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """Return what requests that share a call have in common; None for a request whose images share none.
+
+        May generate images, to find out, when a kind of request comes for the first time.
+        """
+
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
-        """Make one image for each row; all requests have the same `batch_key`.
+        """Generate one image for each row; the requests of several rows have the same `call_key`.
 
         Raises `DeviceMemoryError` and `DeviceLostError`; passes what `on_step` raises on; anything else that it
         raises is taken for the fault of a request.

@@ -1,7 +1,7 @@
 """From the settings to what makes images; only the chosen backend and engine are imported."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from imagegen_common.logs import log
 from imagegen_worker.backends import Backend, Maker, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import Warm
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.core.model_cache import ModelCache
 from imagegen_worker.engines.static import Engine, StaticEngine
 from imagegen_worker.images.encoding import EncodePool
@@ -118,6 +119,10 @@ class ManagedBackend:
         """That of the model used last."""
         return self._last.seconds_per_image
 
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `Maker.call_key`."""
+        return self._manager[request.model].call_key(request)
+
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """See `Maker.generate`."""
         self._last = self._manager[rows[0].request.model]
@@ -153,4 +158,4 @@ def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) ->
         )
     from imagegen_worker.backends.diffusers import DiffusersBackend
 
-    return DiffusersBackend(source.place, name, config.load_options)
+    return DiffusersBackend(source.place, name, config.load_options, max_batch_size=config.batch_size)

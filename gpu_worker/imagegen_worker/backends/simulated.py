@@ -16,7 +16,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from imagegen_worker.backends import DeviceMemoryError, OnStep, Row, Sketch
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.model import Model
+from imagegen_worker.core.model import Model, ResolvedRequest
 
 CRASH_STATUS = 70
 """The exit status of a scripted crash."""
@@ -130,6 +130,10 @@ class SimulatedBackend:
     def warm_up(self) -> Warm:
         """Take the time that loading costs; return what brokers are to know."""
         return Warm((self.load(),), "simulated", self.seconds_per_image)
+
+    def call_key(self, request: ResolvedRequest) -> Hashable:
+        """Return the batch key: what is simulated depends on nothing else in a call."""
+        return request.batch_key
 
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
         """Take the time that the cost model says, and draw; faults as asked for."""

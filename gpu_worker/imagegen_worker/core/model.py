@@ -1,32 +1,30 @@
-"""What a model takes, and what is made in the end once its defaults are filled in."""
+"""What a model accepts, and requests with its defaults filled in."""
 
 import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
+from imagegen_protocol.accepted import AcceptedParameter
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.declaration import TaskName
 from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
 from imagegen_protocol.messages import Parameter
-from imagegen_protocol.request import DEFAULT_OUTPUT_FORMAT, OutputFormat
+from imagegen_protocol.request import (
+    BODY_PARAMETERS,
+    DEFAULT_OUTPUT_FORMAT,
+    DEFAULT_QUALITY,
+    OutputFormat,
+    task_of,
+)
 from imagegen_worker.core.capabilities import TaskCapabilities
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Task = Literal["text-to-image", "image-to-image", "inpainting"]
-DEFAULT_QUALITY = 90
-"""Of JPEG and WebP: what is lost can't be seen, and the file is a fifth of the PNG."""
-
-
-def task_of(request: GenerationRequest) -> Task:
-    """Return the kind of task that a request is."""
-    inputs = request.inputs or []
-    if "mask_image" in inputs:
-        return "inpainting"
-    return "image-to-image" if "image" in inputs else "text-to-image"
+Task = TaskName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +51,16 @@ class ResolvedRequest:
     mask_image: "Image | None" = field(default=None, repr=False)
     strength: float | None = None
     scheduler: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The values of `CALL_PARAMETERS`, as far as there are any."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     output_format: OutputFormat = DEFAULT_OUTPUT_FORMAT
     quality: int | None = None
+
+    @property
+    def image_is_hint(self) -> bool:
+        """Whether there is an image that is a hint for the model, not the start of the denoising."""
+        return self.image is not None and self.strength is None
 
     @property
     def batch_key(self) -> Hashable:
@@ -73,32 +78,46 @@ class ResolvedRequest:
             self.strength,
             self.scheduler,
             # As text: 1, 1.0 and true are equal in Python, and not to a pipeline.
-            json.dumps(self.extra, sort_keys=True),
-            # Where there is no strength, several images are several hints for one picture: none is shared.
-            None if self.image is None or self.strength is not None else id(self.image),
+            json.dumps([dict(self.arguments), dict(self.extra)], sort_keys=True),
+            # In one call, several hints would be for one and the same image: each has a call of its own.
+            id(self.image) if self.image_is_hint else None,
         )
 
-    def parameters(self) -> dict[str, Parameter]:
-        """Return what a RESULT tells; without the prompts, which could outgrow a header frame."""
-        loras: list[dict[str, str | float]] = [{"name": name, "scale": scale} for name, scale in self.loras]
-        optional: dict[str, Parameter] = {
-            "loras": loras or None,
-            "strength": self.strength,
-            "scheduler": self.scheduler,
-            "extra": dict(self.extra) or None,
-            "quality": self.quality,
-        }
-        return {
-            "task": self.task,
-            "seed": self.seeds[0],
-            "num_images": len(self.seeds),
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that requests of one batch have in common, `extra` aside."""
+        named = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "width": self.width,
             "height": self.height,
-            "output_format": self.output_format,
-            **{name: value for name, value in optional.items() if value is not None},
+            "strength": self.strength,
+            **self.arguments,
         }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return what RESULT reports; without the prompts, which could outgrow a header frame."""
+        found: dict[str, Parameter] = {"task": self.task}
+        for name, parameter in BODY_PARAMETERS.items():
+            if parameter.info.in_result:
+                value = self._value(name)
+                # A model without guidance is reported as such; all else that does not apply is left out.
+                if value is not None or name == "guidance_scale":
+                    found[name] = value
+        return found
+
+    def _value(self, name: str) -> Any:
+        """Return the value of a declared parameter as RESULT has it; None if there is none."""
+        match name:
+            case "seed":
+                return self.seeds[0]
+            case "num_images":
+                return len(self.seeds)
+            case "loras":
+                return [{"name": name, "scale": scale} for name, scale in self.loras] or None
+            case "extra":
+                return dict(self.extra) or None
+        return self.arguments.get(name) if name in CALL_PARAMETERS else getattr(self, name)
 
     def parameters_of(self, seed: int) -> dict[str, Parameter]:
         """Return what is written into the image of one seed."""
@@ -106,6 +125,16 @@ class ResolvedRequest:
         if self.negative_prompt is not None:
             prompts["negative_prompt"] = self.negative_prompt
         return {"model": self.model, **prompts, **self.parameters(), "seed": seed, "num_images": 1}
+
+
+CALL_PARAMETERS: frozenset[str] = frozenset(
+    name
+    for name, parameter in BODY_PARAMETERS.items()
+    if parameter.info.per_model
+    and parameter.kind in ("integer", "number", "boolean", "string")
+    and name not in ResolvedRequest.__dataclass_fields__
+)
+"""Declared parameters that go to the pipeline's call as they are, where the call has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +171,24 @@ class Model:
             tasks={task: capabilities.strength for task, capabilities in self.tasks.items()},
             schedulers=list(self.schedulers[:MAX_CHOICES]),
             loras=list(self.loras[:MAX_CHOICES]) if self.takes_loras else None,
+            parameters=self._accepted(),
         )
+
+    def _accepted(self) -> dict[str, AcceptedParameter]:
+        """Return what the call of any task accepts of `CALL_PARAMETERS`, with the first task's default."""
+        found: dict[str, AcceptedParameter] = {}
+        for task in self.tasks.values():
+            for name in sorted(CALL_PARAMETERS & task.defaults.keys()):
+                found.setdefault(name, AcceptedParameter(default=task.defaults[name]))
+        return found
+
+    def least_steps(self, task: Task) -> int:
+        """Return the smallest number of denoising steps with which a task has one step to make by default."""
+        strength = self.tasks[task].strength
+        if strength is None:
+            return 1
+        least = math.ceil(1 / strength)
+        return least if int(least * strength) >= 1 else least + 1
 
     def check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for what this model can't make, as far as that shows without the images."""
@@ -163,6 +209,9 @@ class Model:
             raise InvalidRequestError(
                 f"scheduler: the model {self.name} can't run with {request.scheduler!r}; it can with: {able}"
             )
+        for name in sorted(CALL_PARAMETERS - self.tasks[task].defaults.keys()):
+            if getattr(request, name) is not None:
+                raise InvalidRequestError(f"{name}: the model {self.name} takes none for {task}")
         self._check_strength(request, self.tasks[task].strength)
         self.tasks[task].read_extra(self.name, request.extra or {})
         for name, side in (("width", request.width), ("height", request.height)):
@@ -195,10 +244,17 @@ class Model:
             task=task,
             strength=strength if request.strength is None else request.strength,
             scheduler=request.scheduler or next(iter(self.schedulers), None),
+            arguments=self._arguments(request, self.tasks[task].defaults),
             extra=self.tasks[task].read_extra(self.name, request.extra or {}),
             output_format=format_,
             quality=None if format_ == "png" else request.quality or DEFAULT_QUALITY,
         )
+
+    def _arguments(self, request: GenerationRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of `CALL_PARAMETERS`: the request's, or else the defaults, where there are any."""
+        given = {name: getattr(request, name) for name in CALL_PARAMETERS & defaults.keys()}
+        found = {name: defaults[name] if value is None else value for name, value in sorted(given.items())}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _check_strength(self, request: GenerationRequest, default: float | None) -> None:
         if request.strength is not None and default is None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imagegen_worker.config import ConfigError
+from imagegen_common.addresses import ConfigError
 from imagegen_worker.devices.gpu import Gpu, listing
 
 _UUID_PREFIXES = ("GPU-", "MIG-")

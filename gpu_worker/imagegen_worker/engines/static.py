@@ -1,7 +1,7 @@
 """The device thread: takes jobs from the mailbox, makes calls of the backend, posts what happens."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,9 +82,9 @@ _Rows = list[tuple[_Member, int]]
 
 
 class StaticEngine:
-    """Gathers alike jobs into a batch and makes one call of the backend for it.
+    """Collects similar jobs in a batch and runs it by one call of the backend for each `call_key` in it.
 
-    At most `max_batch_size` images go into a call, and a job waits at most `max_batch_wait` seconds for company.
+    A call has at most `max_batch_size` images, and a job waits at most `max_batch_wait` seconds for others.
     `fits` is the size of an image (pixels) that is known to fit on the device.
     """
 
@@ -151,10 +151,24 @@ class StaticEngine:
         self._members = [_Member(job) for job in batch]
         mailbox.post(Started(tuple(job.number for job in batch)))
         rows = [(member, index) for member in self._members for index in range(len(member.job.request.seeds))]
-        for first in range(0, len(rows), self._max_rows):
-            self._make(mailbox, rows[first : first + self._max_rows])
+        for call in self._calls(rows):
+            self._make(mailbox, call)
         self._members = []
         mailbox.post(Idle())
+
+    def _calls(self, rows: _Rows) -> list[_Rows]:
+        """Divide the images of a batch into those of one backend call each, of at most `max_batch_size` images."""
+        if len(rows) == 1 or self._max_rows == 1:
+            return [[row] for row in rows]
+        groups: dict[Hashable, _Rows] = {}
+        for member, index in rows:
+            key = self._backend.call_key(member.job.request)
+            groups.setdefault((member.job.number, index) if key is None else key, []).append((member, index))
+        return [
+            group[first : first + self._max_rows]
+            for group in groups.values()
+            for first in range(0, len(group), self._max_rows)
+        ]
 
     def _make(self, mailbox: Mailbox, rows: _Rows) -> None:
         """Make these images in one call, or in several if one is too many; hand finished jobs on."""

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_common.addresses import ConfigError
+from imagegen_worker.config import WorkerConfig
 from imagegen_worker.devices.gpu import Gpu, listing
 from imagegen_worker.devices.visible import GpuMissingError, Visible, chosen, entries, visible
 from imagegen_worker.supervisor.shell import Child

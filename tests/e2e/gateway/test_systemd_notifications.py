@@ -1,10 +1,10 @@
-"""What the gateway tells systemd."""
+"""Notifications of the gateway to systemd."""
 
 import socket
 import subprocess
 
 
-def test_it_says_that_it_serves_lives_and_ends(fleet, tmp_path):
+def test_the_gateway_notifies_its_start_watchdog_and_stop(fleet, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
@@ -18,6 +18,6 @@ def test_it_says_that_it_serves_lives_and_ends(fleet, tmp_path):
         assert systemd.recv(1000) == b"STATUS=0 connections, 0 requests\nWATCHDOG=1"
         assert systemd.recv(1000) == b"WATCHDOG=1"
         assert fleet.terminate("gateway") == 0
-        said = b""
-        while b"STOPPING=1" not in said:
-            said = systemd.recv(1000)
+        message = b""
+        while b"STOPPING=1" not in message:
+            message = systemd.recv(1000)

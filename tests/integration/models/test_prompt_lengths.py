@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from imagegen_worker.backends.diffusers import StepwiseDiffusers
+from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.config import LoadOptions
 from tests.families import FAMILIES
 from tests.integration.models.worker import make_images, stock_image
@@ -29,19 +29,21 @@ def folder(kind, tmp_path):
     return tmp_path
 
 
-def test_images_are_those_made_alone(kind, folder):
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_images_are_those_made_alone(kind, folder, batching):
     family = KINDS[kind]()
     fields = [{"prompt": ONE_TOKEN}, {"prompt": LONG}]
     if family.negative_prompt:
         fields += [{"prompt": ONE_TOKEN, "negative_prompt": LONG}, {"prompt": LONG, "negative_prompt": ONE_TOKEN}]
-    _, images = make_images(folder, *fields)
+    _, images = make_images(folder, *fields, batching=batching)
     for image, request in zip(images, fields, strict=True):
         apart = np.asarray(image, dtype=int) - np.asarray(stock_image(family.pipeline, **request), dtype=int)
         assert abs(apart).max() <= 1, "of 255: rounding"
 
 
-def test_equal_prompts_share_a_call_in_any_case(kind, folder):
-    backend = StepwiseDiffusers(folder, "tiny", LoadOptions(device="cpu", threads=1), max_batch_size=2)
+@pytest.mark.parametrize("backend_class", [DiffusersBackend, StepwiseDiffusers])
+def test_equal_prompts_share_a_call_in_any_case(kind, folder, backend_class):
+    backend = backend_class(folder, "tiny", LoadOptions(device="cpu", threads=1), max_batch_size=2)
     backend.load()
     long, again, short = (
         backend.call_key(backend._loaded.trial(seed=seed, prompt=prompt).request)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imagegen_common.addresses import ConfigError
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
-from imagegen_worker.config import ConfigError, LoadOptions, WorkerConfig
+from imagegen_worker.config import LoadOptions, WorkerConfig
 from tests import checkpoints
 from tests.equality import same_bits
 from tests.integration.models.recent import PIPELINES

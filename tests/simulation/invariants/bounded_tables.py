@@ -28,7 +28,7 @@ def _broker(broker: "BrokerPeer") -> Iterator[Size]:
     yield name, "bytes", ledger.bytes, settings.max_bytes
     yield name, "tombstones", len(ledger.tombstones), settings.tombstones
     # Entries of requests that have ended are dropped lazily; those that were answered and queued again have two.
-    yield name, "deadlines", len(ledger.deadlines._heap), 65 + 4 * settings.max_requests
+    yield name, "deadlines", len(ledger.deadlines), 65 + 4 * settings.max_requests
     yield name, "holders", len(ledger.holders), 3 * MAX_IDS_PER_MESSAGE * workers
     for model, heaps in ledger.placement._heaps.items():
         for heap in heaps:
@@ -63,4 +63,4 @@ def _clients(world: "World") -> Iterator[Size]:
     for client in world.clients:
         core = client.core
         yield client.name, "ids", len(core._by_id), core.unfinished
-        yield client.name, "timers", len(core._timers._heap), 65 + 2 * core.unfinished
+        yield client.name, "timers", core._timers.heap_size, 65 + 2 * core.unfinished

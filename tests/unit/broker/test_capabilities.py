@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from imagegen_broker.core.capabilities import merge
+from imagegen_broker.core.capabilities import merge, merge_rules
+from imagegen_protocol.accepted import AcceptedParameter
 from imagegen_protocol.capabilities import ModelCapabilities, encode_capabilities
 from imagegen_protocol.messages import Ready
 from tests.unit.broker.bench import Bench
@@ -94,6 +95,25 @@ def test_the_widest_bounds_count():
     assert merged.tasks == other.tasks
     assert merged.schedulers == ["A", "C", "B"]
     assert merged.loras == ["ink", "oil"]
+
+
+def test_other_parameters_are_merged_by_the_same_rules():
+    def telling(**parameters):
+        return replace(PLAIN, parameters=parameters)
+
+    one = AcceptedParameter(minimum=0.2, maximum=0.5, choices=["a"])
+    two = AcceptedParameter(default=0.4, minimum=0.1, choices=["b", "a"])
+    merged = merge([telling(x=one, y=one), telling(x=two), telling(z=two)])
+    assert merged.parameters == {
+        "x": AcceptedParameter(default=0.4, minimum=0.1, choices=["a", "b"]),
+        "y": one,
+        "z": two,
+    }
+
+
+def test_every_field_of_the_capabilities_has_its_rule():
+    for struct in (ModelCapabilities, AcceptedParameter):
+        assert [name for name, _ in merge_rules(struct)] == list(struct.__struct_fields__)
 
 
 def test_what_is_told_of_many_models_is_bounded():

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from imagegen_cli.commands.completion import PROGRAMS
 from imagegen_cli.commands.errors import HOW_TO_START, describe
-from imagegen_cli.commands.generation_options import format_of
+from imagegen_cli.commands.generate import format_of
 from imagegen_cli.main import COMMANDS, main
 from imagegen_cli.tables import models_table, stats_table
 from imagegen_client.models import served

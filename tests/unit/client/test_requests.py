@@ -2,7 +2,9 @@
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_protocol import InvalidRequestError, parse_request
 from imagegen_protocol.limits import MAX_SEED
+from imagegen_protocol.parameters import PARAMETERS
 
 
 def made(prompt="a red circle", **options):
@@ -34,6 +37,30 @@ def test_none_is_as_good_as_absent():
     submit, seed, same = made(**dict.fromkeys(set(RequestOptions.__annotations__)))
     assert (submit, same) == (plain, frames)
     assert seed == 7, "the one made beforehand"
+
+
+KINDS = {"integer": int, "number": float, "boolean": bool, "map": Mapping[str, Any]}
+
+
+def test_the_typed_options_are_the_declared_parameters():
+    options = get_type_hints(RequestOptions, localns={"Image": Image})
+    assert set(options) == set(PARAMETERS) - {"prompt"}
+    for name, parameter in PARAMETERS.items():
+        if name == "prompt":
+            continue
+        kinds = set(get_args(options[name])) - {type(None)} or {options[name]}
+        if parameter.has_images:
+            assert {Image.Image, str, bytes} <= kinds
+        elif parameter.fields:
+            fields = {field.name for field in parameter.fields}
+            assert fields == {"name", "scale"}
+            assert Sequence[Mapping[str, str | float]] in kinds
+        else:
+            kind = Literal[parameter.choices] if parameter.choices else KINDS.get(parameter.kind, str)
+            assert kinds in ({kind}, set(get_args(kind)))
+        # None is the absence of a value, except where the declaration has a default of its own for the client.
+        optional = type(None) in get_args(options[name])
+        assert optional or parameter.default is not None, name
 
 
 @pytest.mark.parametrize(

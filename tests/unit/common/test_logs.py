@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import threading
 
 import pytest
 
-from imagegen_common.logs import JsonFormatter, LineFormatter, log, log_all, set_up
+from imagegen_common.logs import JsonFormatter, LineFormatter, StderrHandler, flush, log, log_all, set_up
 
 CONSTANT = {"worker": "w 1", "gpu": 0}
 
@@ -21,6 +22,12 @@ def shown(formatter, text, fields=None, error=None, level=logging.INFO):
     if fields is not None:
         record.fields = fields
     return formatter(CONSTANT).format(record)
+
+
+def written(capsys):
+    """What the process has logged since the last call."""
+    assert flush()
+    return capsys.readouterr().err
 
 
 def raised():
@@ -84,7 +91,7 @@ def test_own_lines_by_level_and_warnings_of_all_others(capsys):
     log(logging.getLogger("imagegen_worker.daemon"), logging.DEBUG, "not this")
     logging.getLogger("other").info("nor this")
     logging.getLogger("other").warning("but this")
-    lines = capsys.readouterr().err.splitlines()
+    lines = written(capsys).splitlines()
     assert [text.split(" ", 1)[1] for text in lines] == ["info hello beat=1 worker=w", "warning but this worker=w"]
 
 
@@ -98,7 +105,7 @@ def test_what_a_thread_raises_becomes_an_object(capsys):
     thread = threading.Thread(target=fail, name="device")
     thread.start()
     thread.join()
-    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    [line] = [json.loads(line) for line in written(capsys).splitlines()]
     assert (line["level"], line["thread"], line["worker"]) == ("critical", "device", "w")
     assert line["traceback"].splitlines()[-1] == "ValueError: boom"
 
@@ -135,10 +142,10 @@ def test_several_lines_at_once_are_those_that_single_ones_would_be(capsys, forma
         (logging.WARNING, "worker\nlost", {"why": 'a "b"', "left": None, "age": float("inf")}),
     ]
     log_all(logger, lines)
-    together = capsys.readouterr().err.splitlines()
+    together = written(capsys).splitlines()
     for level, text, fields in lines:
         log(logger, level, text, **fields)
-    assert [untimed(line) for line in together] == [untimed(line) for line in capsys.readouterr().err.splitlines()]
+    assert [untimed(line) for line in together] == [untimed(line) for line in written(capsys).splitlines()]
     assert len(together) == 2
 
 
@@ -156,7 +163,7 @@ def test_several_lines_reach_whoever_else_listens(caplog, capsys):
     finally:
         logger.removeHandler(caplog.handler)
     assert [record.fields for record in caplog.records] == [{"beat": 1}]
-    assert "info heard beat=1" in capsys.readouterr().err
+    assert "info heard beat=1" in written(capsys)
 
 
 @pytest.mark.usefixtures("clean_logging")
@@ -168,7 +175,103 @@ def test_a_value_that_can_not_be_shown_ends_nothing(capsys):
     set_up("info", "text", own="imagegen")
     lines = [(logging.INFO, "before", {}), (logging.INFO, "bad", {"it": Bad()}), (logging.INFO, "after", {})]
     log_all(logging.getLogger("imagegen.broker"), lines)
-    said = capsys.readouterr().err
+    said = written(capsys)
     assert "info before" in said
     assert "info after" in said
     assert "no words" in said
+
+
+@pytest.fixture
+def pipe():
+    """A pipe whose reader does not read, as a handler's stream and the reading end."""
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w") as writer:
+        yield reader, writer
+
+
+def handler_of(stream, max_characters):
+    handler = StderrHandler(stream, LineFormatter({}), max_characters)
+    logger = logging.Logger("imagegen.broker")
+    logger.addHandler(handler)
+    return handler, logger
+
+
+def test_a_pipe_that_is_not_read_blocks_no_logging_call_and_the_dropped_lines_are_counted(pipe):
+    reader, writer = pipe
+    handler, logger = handler_of(writer, 100_000)
+    sent = 3000
+    for number in range(sent):  # far more than the pipe and the queue hold
+        log(logger, logging.INFO, "x" * 100, number=number)
+    dropped = handler.dropped_lines
+    assert 0 < dropped < sent
+    assert not handler.drain(0.05)
+
+    lines: list[str] = []
+    reading = threading.Thread(target=lambda: lines.extend(reader))
+    reading.start()
+    assert handler.drain(60)
+    log(logger, logging.INFO, "the last")
+    handler.close()
+    writer.close()
+    reading.join(60)
+    kept = [line for line in lines if "number=" in line]
+    assert len(kept) == sent - dropped
+    reports = re.findall(r" warning log lines dropped lines=(\d+)$", "".join(lines), re.MULTILINE)
+    assert sum(map(int, reports)) == dropped
+    assert " info the last\n" in lines[-1]
+    assert handler.dropped_lines == dropped
+
+
+def test_a_reader_that_is_gone_ends_nothing_and_its_lines_count_as_dropped():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as writer:
+        handler, logger = handler_of(writer, 100_000)
+        log(logger, logging.INFO, "lost")
+        assert handler.drain(60)
+        assert handler.dropped_lines >= 1
+        handler.close()
+
+
+def test_a_line_logged_while_the_same_thread_logs_is_written(pipe):
+    """A signal handler or a finalizer logs in the middle of another logging call."""
+    reader, writer = pipe
+    handler, logger = handler_of(writer, 100_000)
+
+    class Inner:
+        def __str__(self):
+            log(logger, logging.INFO, "inner")
+            return "outer"
+
+    log(logger, logging.INFO, "line", value=Inner())
+    handler.close()
+    writer.close()
+    assert [line.split(" ", 2)[2] for line in reader] == ["inner\n", "line value=outer\n"]
+
+
+def test_a_closed_handler_writes_at_once(pipe):
+    reader, writer = pipe
+    handler, logger = handler_of(writer, 100_000)
+    handler.close()
+    log(logger, logging.INFO, "late")
+    writer.close()
+    assert " info late\n" in reader.read()
+
+
+def test_a_process_ends_although_its_stderr_is_not_read():
+    script = (
+        "import logging\n"
+        "from imagegen_common.logs import log, set_up\n"
+        "set_up('info', 'text', own='imagegen')\n"
+        "for number in range(3000):\n"
+        "    log(logging.getLogger('imagegen'), logging.INFO, 'x' * 100, number=number)\n"
+        "print('logged', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.wait(60) == 0
+            assert process.stdout.read() == "logged\n"
+        finally:
+            process.kill()

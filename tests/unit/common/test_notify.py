@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from imagegen_common.notify import STATUS_SECONDS, Notifier
+from imagegen_common.notify import STATUS_SECONDS, SystemdNotifier
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def systemd(tmp_path):
                     return lines
 
         def notifier(self, **environment):
-            self.made.append(Notifier({"NOTIFY_SOCKET": self.address, **environment}))
+            self.made.append(SystemdNotifier({"NOTIFY_SOCKET": self.address, **environment}))
             return self.made[-1]
 
     systemd = Systemd()
@@ -48,7 +48,7 @@ def unasked():
 
 
 def test_without_systemd_nothing_is_asked_and_nothing_is_due():
-    notifier = Notifier({})
+    notifier = SystemdNotifier({})
     notifier.ready("serving")
     notifier.tick(1e9, unasked)
     assert notifier.due_at == math.inf
@@ -56,7 +56,7 @@ def test_without_systemd_nothing_is_asked_and_nothing_is_due():
 
 def test_children_have_nothing_to_tell(systemd):
     environment = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "HOME": "/"}
-    Notifier(environment).close()
+    SystemdNotifier(environment).close()
     assert environment == {"HOME": "/"}
 
 
@@ -130,7 +130,7 @@ def test_a_name_without_a_file_is_understood():
     name = f"imagegen-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0{name}")
-        notifier = Notifier({"NOTIFY_SOCKET": f"@{name}"})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": f"@{name}"})
         notifier.ready("serving")
         notifier.close()
         assert listening.recv(4096) == b"READY=1\nSTATUS=serving"
@@ -140,7 +140,7 @@ def test_a_busy_systemd_misses_a_status_and_no_start(systemd, caplog):
     notifier = systemd.notifier()
     while not caplog.records:
         notifier.tick(notifier.due_at, lambda: "busy")
-    assert "systemd can't be told" in caplog.text
+    assert "systemd not notified" in caplog.text
     waiting = threading.Thread(target=notifier.ready, args=("serving",))
     waiting.start()
     lines = []
@@ -151,7 +151,7 @@ def test_a_busy_systemd_misses_a_status_and_no_start(systemd, caplog):
 
 
 def test_a_systemd_that_is_gone_hinders_nothing_and_is_told_of_once(tmp_path, caplog):
-    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
     notifier.ready("serving")
     notifier.tick(1.0, lambda: "serving")
     notifier.close()

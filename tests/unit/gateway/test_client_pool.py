@@ -1,30 +1,30 @@
-"""Connections to the brokers, and what is in flight."""
+"""Connections to the brokers, and counts of requests in flight."""
 
 import asyncio
 
-from imagegen_gateway import fleet as module
-from imagegen_gateway.client_pool import Fleet, InFlightCounter
+from imagegen_gateway import client_pool
+from imagegen_gateway.client_pool import ClientPool, InFlightCounter
 from imagegen_gateway.config import Settings
 
 
-def test_a_key_has_a_connection_of_its_own_until_it_is_idle(tmp_path, monkeypatch):
+def test_each_key_has_its_own_connection_until_it_is_idle(tmp_path, monkeypatch):
     async def run():
-        fleet = Fleet(Settings(brokers=(f"ipc://{tmp_path}/nobody",), state_folder=tmp_path))
-        with fleet.client("a") as first, fleet.client("a") as same, fleet.client("b") as other:
+        pool = ClientPool(Settings(brokers=(f"ipc://{tmp_path}/absent",), state_folder=tmp_path))
+        with pool.client("a") as first, pool.client("a") as same, pool.client("b") as other:
             assert first is same
             assert first is not other
-        monkeypatch.setattr(module, "IDLE_SECONDS", -1.0)
-        with fleet.client("a") as used:
-            await fleet.close_idle()
+        monkeypatch.setattr(client_pool, "IDLE_SECONDS", -1.0)
+        with pool.client("a") as used:
+            await pool.close_idle()
             assert used is first
-        with fleet.client("b") as again:
-            assert again is not other, "it was idle, and closed"
-        await fleet.close()
+        with pool.client("b") as again:
+            assert again is not other, "the idle connection was closed"
+        await pool.close()
 
     asyncio.run(run())
 
 
-def test_what_has_ended_is_not_counted():
+def test_ended_requests_are_not_counted():
     in_flight = InFlightCounter()
     in_flight.begin("a")
     in_flight.begin("a")

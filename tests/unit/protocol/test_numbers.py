@@ -141,7 +141,10 @@ def test_a_number_in_a_header_has_a_range_and_nothing_else_is_taken(decode, memb
 def test_so_has_a_number_in_a_body_or_in_capabilities(member, path, kind):
     assert is_bounded(kind), f"{member.__name__}.{path} is not bounded"
     info = inspect.type_info(member)
+    siblings = [other for there, other in numbers(info) if there == path]
     for value in outside(kind):
+        if any(value not in list(outside(other)) for other in siblings):
+            continue  # a union with another number that may be so
         with pytest.raises(msgspec.ValidationError):
             msgspec.msgpack.decode(msgpack.packb(put(None, path, value, info)), type=member)
 

@@ -218,7 +218,7 @@ def test_a_flag_can_be_taken_back(run, file):
     [
         ("max_batch_size = 0", "--max-batch-size must be from 1 to 512, got 0 (max_batch_size: file "),
         ("deterministic = true", "--deterministic needs --batching continuous (deterministic: file "),
-        ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is no setting; is max_batch_size meant?"),
+        ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is not a setting; did you mean max_batch_size?"),
         ('simulated_fail = ["explode:1"]', "--simulated-fail: 'explode:1' is none of slow:VALUE"),
         ('key = "/no"\nbroker_key = "/no"', "/no"),
     ],
@@ -245,7 +245,7 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
             {"IMAGEGEN_WORKER_COMPILE": "maybe"},
             "(environment IMAGEGEN_WORKER_COMPILE): 'maybe' is not a valid",
         ),
-        ([], {"IMAGEGEN_BROKER": "localhost"}, "must look like tcp://127.0.0.1:5556"),
+        ([], {"IMAGEGEN_BROKER": "localhost"}, "--broker: expected tcp://host:port"),
         (["--max-batch-size", "0"], {}, "--max-batch-size must be from 1 to 512"),
         (["--max-batch-wait-time", "nan"], {}, "from 0 to 3600"),
         (["--simulated-fail", "explode:1"], {}, "--simulated-fail: 'explode:1' is none of slow:VALUE"),

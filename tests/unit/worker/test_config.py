@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_common.addresses import ConfigError
+from imagegen_worker.config import WorkerConfig
 
 
 def simulated(**fields):
@@ -64,7 +65,7 @@ def test_endpoints(endpoint):
         ({"brokers": ()}, "--broker is needed, for example tcp://127.0.0.1:5556"),
         ({"brokers": ("tcp://a:1", "tcp://a:1")}, "one endpoint twice: tcp://a:1"),
         *(
-            ({"brokers": (endpoint,)}, f"must look like tcp://127.0.0.1:5556, got {endpoint!r}")
+            ({"brokers": (endpoint,)}, f"got {endpoint!r}")
             for endpoint in ("", "a:1", "tcp://a", "tcp://a:0", "tcp://a:65536", "tcp://*:5556", "udp://a:1")
         ),
         ({"gpu": -1}, "--gpu must be from 0 to 1023, got -1"),

@@ -45,6 +45,9 @@ class Desk:
         self.events.append(event)
 
     # the backend
+    def call_key(self, request):
+        return request.batch_key
+
     def generate(self, rows, on_step):
         self.calls.append([(row.request.prompt, row.seed) for row in rows])
         if len(rows) > self.limit:
@@ -216,3 +219,19 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
     assert failed.code == "out_of_memory"
     assert failed.message.startswith("one image of 512x512 pixels does not fit")
     assert failed.message.endswith("64x64 pixels did fit")
+
+
+def test_a_batch_is_one_call_for_each_call_key():
+    class ByPrompt(Desk):
+        def call_key(self, request):
+            return None if request.prompt == "alone" else request.prompt
+
+    jobs = [job(1, "a", images=2), job(2, "alone", images=2), job(3, "a"), job(4, "b")]
+    desk = ByPrompt(*jobs, size=6)
+    assert desk.calls == [
+        [("a", 100), ("a", 101), ("a", 300)],
+        [("alone", 200)],
+        [("alone", 201)],
+        [("b", 400)],
+    ]
+    assert sorted(desk.results) == [1, 2, 3, 4]

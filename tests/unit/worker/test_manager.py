@@ -71,6 +71,9 @@ class Desk:
     def post(self, event):
         self.events.append(event)
 
+    def call_key(self, request):
+        return request.batch_key
+
     def generate(self, rows, on_step):
         self.now += 1.0
         model = self.manager[rows[0].request.model].name

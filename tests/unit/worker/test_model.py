@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
+from imagegen_protocol.accepted import AcceptedParameter
+from imagegen_protocol.declaration import Parameter, ParameterInfo
 from imagegen_protocol.request import make_request
+from imagegen_worker.core import capabilities, model
 from imagegen_worker.core.capabilities import TaskCapabilities
 from tests.unit.worker.bench import MODEL, resolved
 
@@ -44,14 +47,14 @@ def test_what_is_given_counts():
 
 
 def test_loras_stand_in_the_order_of_their_names_and_keep_others_out_of_the_batch():
-    model = dataclasses.replace(MODEL, takes_loras=True)
-    made = model.resolve(make_request(prompt="p", seed=5, loras=[{"name": "b", "scale": -2}, {"name": "a"}]))
+    able = dataclasses.replace(MODEL, takes_loras=True)
+    made = able.resolve(make_request(prompt="p", seed=5, loras=[{"name": "b", "scale": -2}, {"name": "a"}]))
     assert made.loras == (("a", 1.0), ("b", -2.0))
     assert made.parameters()["loras"] == [{"name": "a", "scale": 1.0}, {"name": "b", "scale": -2.0}]
-    same = model.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}, {"name": "b", "scale": -2}]))
-    other = model.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}]))
+    same = able.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}, {"name": "b", "scale": -2}]))
+    other = able.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}]))
     assert made.batch_key == same.batch_key
-    assert len({made.batch_key, other.batch_key, model.resolve(request()).batch_key}) == 3
+    assert len({made.batch_key, other.batch_key, able.resolve(request()).batch_key}) == 3
 
 
 def test_loras_where_there_are_none_are_told():
@@ -213,3 +216,60 @@ def test_images_are_no_hindrance_unless_several_are_hints_for_one_picture():
     assert started[0] == started[1]
     hinted = [resolved(task="image-to-image", image=image).batch_key for image in images]
     assert hinted[0] != hinted[1]
+
+
+# ---- parameters that go to the call as they are --------------------------------------------------------------
+
+
+class NewRequest(GenerationRequest):
+    """A request with a declared parameter that the worker has no code for."""
+
+    rescale: float | None = None
+
+
+@pytest.fixture
+def rescaling(monkeypatch):
+    """A model whose call accepts the new parameter, for one of its tasks."""
+    info = ParameterInfo(label="Rescale", description="How much to rescale.")
+    declared = {
+        **model.BODY_PARAMETERS,
+        "rescale": Parameter(name="rescale", info=info, kind="number", required=False),
+    }
+    for module in (model, capabilities):
+        monkeypatch.setattr(module, "BODY_PARAMETERS", declared)
+    monkeypatch.setattr(model, "CALL_PARAMETERS", model.CALL_PARAMETERS | {"rescale"})
+    call = TaskCapabilities.of_call({"prompt": None, "rescale": 0.25, "callback": print}, {}, {})
+    return dataclasses.replace(
+        MODEL, tasks={"text-to-image": call, "image-to-image": TaskCapabilities(strength=0.5)}
+    )
+
+
+def test_a_new_parameter_is_passed_reported_and_keeps_batches_apart(rescaling):
+    given, absent = (rescaling.resolve(NewRequest(prompt="p", seed=5, rescale=value)) for value in (0.75, None))
+    assert (given.call_arguments()["rescale"], absent.call_arguments()["rescale"]) == (0.75, 0.25)
+    assert (given.parameters()["rescale"], given.parameters_of(5)["rescale"]) == (0.75, 0.75)
+    assert given.batch_key != absent.batch_key
+
+
+def test_a_new_parameter_is_refused_by_a_call_without_it_and_told_by_one_with_it(rescaling):
+    with pytest.raises(InvalidRequestError, match="rescale: the model m takes none for image-to-image"):
+        rescaling.check(NewRequest(prompt="p", seed=5, rescale=0.75, inputs=["image"]))
+    assert "rescale" not in rescaling.resolve(NewRequest(prompt="p", seed=5, inputs=["image"]), (8, 8)).arguments
+    assert rescaling.capabilities().parameters == {"rescale": AcceptedParameter(default=0.25)}
+
+
+def test_what_a_result_reports_is_what_the_declaration_says():
+    found = RICH.resolve(asked(inputs=["image"], output_format="webp", extra={}), (64, 64)).parameters()
+    assert found == {
+        "task": "image-to-image", "seed": 5, "num_images": 1, "num_inference_steps": 4, "guidance_scale": 7.5,
+        "width": 64, "height": 64, "strength": 0.5, "scheduler": "OwnScheduler", "output_format": "webp",
+        "quality": 90,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.3, 0.1, 1 / 3, 1 / 161, 0.001])
+def test_the_least_steps_of_a_task_leave_one_to_make(strength):
+    made = dataclasses.replace(RICH, tasks={"image-to-image": TaskCapabilities(strength=strength)})
+    least = made.least_steps("image-to-image")
+    made.check(asked(inputs=["image"], num_inference_steps=least))
+    assert int(strength * (least - 1)) < 1

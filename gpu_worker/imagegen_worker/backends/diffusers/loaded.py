@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from imagegen_common.logs import log
+from imagegen_protocol import GenerationRequest
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
 from imagegen_worker.backends.diffusers.loading import (
@@ -23,7 +23,7 @@ from imagegen_worker.backends.diffusers.loading import (
 from imagegen_worker.backends.diffusers.sketching import make_sketcher
 from imagegen_worker.backends.diffusers.variants import Variants
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.model import Model, ResolvedRequest, Task
+from imagegen_worker.core.model import Model, Task
 from imagegen_worker.models.sources import Place
 
 _log = logging.getLogger(__name__)
@@ -82,25 +82,22 @@ class LoadedPipeline:
         """
         model = self.model
         kind: Task = next(iter(model.tasks)) if task is None else task
-        strength = model.tasks[kind].strength
-        size = (model.width, model.height)
-        grey = 128 if strength is None else 64 + 32 * (seed % 5)  # unlike, where each may have an image of its own
-        least = 1 if strength is None else math.ceil(1 / strength)
-        request = ResolvedRequest(
-            model=model.name,
+        inputs = {"text-to-image": [], "image-to-image": ["image"], "inpainting": ["image", "mask_image"]}[kind]
+        asked = GenerationRequest(
             prompt=f"picture {seed}",
-            negative_prompt=None,
-            seeds=(seed,),
-            num_inference_steps=max(steps or model.num_inference_steps, least),
-            guidance_scale=model.guidance_scale,
-            width=model.width,
-            height=model.height,
-            task=kind,
-            image=None if kind == "text-to-image" else Image.new("RGB", size, (grey, grey, grey)),
-            mask_image=Image.new("L", size, "white") if kind == "inpainting" else None,
-            strength=strength,
-            scheduler=next(iter(model.schedulers), None),
+            seed=seed,
+            num_inference_steps=max(steps or model.num_inference_steps, model.least_steps(kind)),
+            inputs=inputs,
         )
+        request = model.resolve(asked)
+        size = (model.width, model.height)
+        if inputs:
+            request = replace(request, image=Image.new("RGB", size, "grey"))
+            if not request.image_is_hint:
+                grey = 64 + 32 * (seed % 5)  # images that differ, where each row may have its own
+                request = replace(request, image=Image.new("RGB", size, (grey, grey, grey)))
+        if "mask_image" in inputs:
+            request = replace(request, mask_image=Image.new("L", size, "white"))
         return Row(replace(request, **fields), seed)
 
     def close(self) -> None:

@@ -1,17 +1,20 @@
-"""One call of a whole pipeline for a batch of alike requests."""
+"""One call of the stock pipeline for several requests: the backend of static batching."""
 
+import logging
 import time
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import OnStep, Row, nobody_watches
+from imagegen_worker.backends import DeviceLostError, OnStep, Row, nobody_watches
+from imagegen_worker.backends.diffusers.call_sharing import CallSharing
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import Warm
-from imagegen_worker.core.model import Model
+from imagegen_worker.core.model import Model, ResolvedRequest
 from imagegen_worker.models.sources import Place
 
 if TYPE_CHECKING:
@@ -20,13 +23,21 @@ if TYPE_CHECKING:
 _SMOOTHING = 0.2
 """Weight of the newest call in the moving average of the speed."""
 
+_log = logging.getLogger(__name__)
+
 
 class DiffusersBackend:
-    """Implements `Backend` with a diffusers pipeline; each image has a generator of its own."""
+    """Implements `Backend` with a diffusers pipeline; each image has a generator of its own.
 
-    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
+    `max_batch_size` is the largest number of images in a call. With more than 1, loading the model includes the
+    trials of `call_sharing` for each kind of task.
+    """
+
+    def __init__(self, place: Place, name: str, options: LoadOptions, *, max_batch_size: int = 1) -> None:
         self._source = (place, name, options)
+        self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
+        self._sharing: CallSharing | None = None
         self._speeds: dict[int, float] = {}
 
     @property
@@ -40,40 +51,77 @@ class DiffusersBackend:
 
     def load(self) -> Model:
         """Load the pipeline. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
-        self._loaded = LoadedPipeline(*self._source)
-        return self._loaded.model
+        model = self._open().model
+        self._try_tasks()
+        return model
 
     def warm_up(self) -> Warm:
-        """Load the pipeline and make a first image. Raises as `load` does."""
-        self.load()
-        assert self._loaded is not None
+        """Load the pipeline and generate the first images. Raises as `load` does."""
+        loaded = self._open()
         # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
         for _ in range(2):
             self._speeds.clear()
-            self.generate([self._loaded.trial()], nobody_watches)
-        return Warm((self._loaded.model,), self._loaded.device_name, self.seconds_per_image)
+            self.generate([loaded.trial()], nobody_watches)
+        seconds = self.seconds_per_image
+        self._try_tasks()
+        return Warm((loaded.model,), loaded.device_name, seconds)
+
+    def _open(self) -> LoadedPipeline:
+        self._loaded = LoadedPipeline(*self._source)
+        self._sharing = CallSharing(self._loaded, self._generate_or_none)
+        return self._loaded
+
+    def _try_tasks(self) -> None:
+        assert self._loaded is not None
+        assert self._sharing is not None
+        if self._max_batch_size > 1:
+            for task in self._loaded.model.tasks:
+                self._sharing.try_task(task)
+
+    def _generate_or_none(self, rows: Sequence[Row]) -> "list[Image] | None":
+        """Generate the images of a trial; return None if the call fails. Raises `DeviceLostError`."""
+        assert self._loaded is not None
+        try:
+            return self._call(self._loaded, rows, nobody_watches)
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a pipeline raises, its requests share no call
+            _log.warning("a trial call failed: %s: %s", type(error).__name__, error)
+            return None
+
+    def call_key(self, request: ResolvedRequest) -> Hashable | None:
+        """See `Maker.call_key`. The first request with another scheduler starts a trial with it."""
+        assert self._sharing is not None, "warm_up comes first"
+        if not self._sharing.was_tried(request):
+            self._sharing.try_task(request.task, scheduler=request.scheduler)
+        return self._sharing.call_key(request)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Make one image for each row; see `Backend.generate`."""
         assert self._loaded is not None, "warm_up comes first"
-        if self._loaded.adapters is not None:
-            self._loaded.adapters.activate(rows[0].request.loras)
         begun = time.monotonic()
-        with translated_errors():
-            pipeline = self._loaded.variants.pipeline(rows[0].request)
-            images: list[Image] = pipeline(**self._arguments(self._loaded, rows, on_step)).images
+        images = self._call(self._loaded, rows, on_step)
         seconds = (time.monotonic() - begun) / len(rows)
         known = self._speeds.get(len(rows), seconds)
         self._speeds[len(rows)] = known + _SMOOTHING * (seconds - known)
+        return images
+
+    def _call(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+        """Generate one image for each row by one call of the pipeline."""
+        if loaded.adapters is not None:
+            loaded.adapters.activate(rows[0].request.loras)
+        with translated_errors():
+            pipeline = loaded.variants.pipeline(rows[0].request)
+            images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
         return images
 
     def close(self) -> None:
         """Free the device."""
         if self._loaded is not None:
             self._loaded.close()
-            self._loaded = None
+            self._loaded = self._sharing = None
 
-    def _arguments(self, loaded: LoadedPipeline, rows: list[Row], on_step: OnStep) -> dict[str, Any]:
+    def _arguments(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> dict[str, Any]:
         request = rows[0].request
         arguments = loaded.arguments(rows)
         # On the CPU whatever the device is: the same seed gives the same noise on every card.

@@ -1,15 +1,13 @@
 """A pipeline whose requests share forwards, as the continuous engine wants it."""
 
 import logging
-import math
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
+from imagegen_worker.backends.diffusers.call_sharing import TRIAL_STEPS, CallSharing, alike
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
@@ -27,20 +25,6 @@ if TYPE_CHECKING:
 
 _SHORT = 4
 """Steps of the images with which row counts are warmed up."""
-_FEW = 2
-"""Steps of the images with which it is tried what may differ between requests."""
-_LIKE = 0.25
-"""Largest distance of an image made in a shared call from the one made alone, over that to another seed's."""
-_ROUNDING = 4.0
-"""Largest distance with prompts of different lengths, over the distance with equal prompts, which is rounding."""
-_UNSEEN = 0.02
-"""Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
-_SHORT_TEXT = "a"
-_LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
-"""Longer than the text encoders of most models take: their tokenizers cut it to the longest that there is."""
-_GUIDANCE = 4.0
-"""Guidance with which negative prompts are tried: at 1 and below they are not used."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +49,7 @@ class StepwiseDiffusers:
         self.caps = caps or MemoryCaps()
         self.costs = costs or RowCosts()
         """Both learn from the first images already: an engine is to go on with them."""
-        self._shares: dict[str, bool] = {}
-        """The tasks of which one call makes several images as several calls do; whether with any prompts."""
+        self._sharing: CallSharing | None = None
         self._drops = False
 
     @property
@@ -107,6 +90,7 @@ class StepwiseDiffusers:
         self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
         for variant in self._loaded.variants.pipelines():
             self._meeting.adopt(variant)
+        self._sharing = CallSharing(self._loaded, self._make_or_none)
         return self._loaded
 
     def session(self) -> AbstractContextManager[Any]:
@@ -114,16 +98,9 @@ class StepwiseDiffusers:
         return Rendezvous.session()
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """See `StepwiseBackend.call_key`; known of the pipeline's own scheduler alone.
-
-        Where padding to the longest prompt of a call changes images, only equal texts share one.
-        """
-        assert self._loaded is not None, "warm_up comes first"
-        own = next(iter(self._loaded.model.schedulers), None)
-        if request.task not in self._shares or request.scheduler != own:
-            return None
-        texts = () if self._shares[request.task] else (request.prompt, request.negative_prompt)
-        return request.batch_key, texts
+        """See `StepwiseBackend.call_key`; requests with another scheduler than the model's own share no call."""
+        assert self._sharing is not None, "warm_up comes first"
+        return self._sharing.call_key(request)
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """See `StepwiseBackend.drops_rows`; found out by the first images."""
@@ -169,6 +146,7 @@ class StepwiseDiffusers:
     def _try_together(self, steps: int) -> None:
         """Run each row count once, and find out which requests one call makes as several do."""
         assert self._loaded is not None
+        assert self._sharing is not None
         counts = self._row_counts()
         if not counts:
             return
@@ -176,74 +154,36 @@ class StepwiseDiffusers:
         for task in self._loaded.model.tasks:
             first = task == next(iter(self._loaded.model.tasks))
             if not self._options.deterministic:
-                drops.append(self._find_out(task, counts[-1] if first else 2, steps if first else _FEW))
+                drops.append(self._try_one_call(task, counts[-1] if first else 2, steps if first else TRIAL_STEPS))
             if first:
                 rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
-                for count in counts[:-1] if task in self._shares else counts:
+                shared = self._sharing.call_key(rows[0].request) is not None
+                for count in counts[:-1] if shared else counts:
                     self._try(rows[:count])
                 self._try_unlike()
-        self._drops = bool(self._shares) and all(drops)
+        self._drops = True in drops and False not in drops
 
     def _try_unlike(self) -> None:
         """Make two images together that differ in every argument that may differ within a forward."""
         assert self._loaded is not None
         guidance = self._loaded.model.guidance_scale
         other = None if guidance is None else guidance + 0.5
-        self._try([self._loaded.trial(_FEW), self._loaded.trial(_FEW + 1, seed=1, guidance_scale=other)])
+        self._try(
+            [self._loaded.trial(TRIAL_STEPS), self._loaded.trial(TRIAL_STEPS + 1, seed=1, guidance_scale=other)]
+        )
 
-    def _find_out(self, task: Task, count: int, steps: int) -> bool:
-        """Find out whether one call makes the same images as several do; return whether it can leave rows out."""
-        assert self._loaded is not None
-        rows, *more = self._unlike_texts(task, count, steps)
-        alone, furthest = self._compare(rows)
-        furthest = max([furthest, *(self._compare(others)[1] for others in more)])
-        if alone is None or furthest > _UNSEEN:
-            rows = [self._loaded.trial(steps, seed, task, prompt=_SHORT_TEXT) for seed in range(count)]
-            alone = [self._try([row])[0].result[0] for row in rows[:2]]
-            together = self._make_or_none(rows)
-            if not _alike(together, alone):
-                _log.warning("%s: the pipeline does not make the same images in one call: each has its own", task)
-                return True  # there are none to leave out
-            self._shares[task] = furthest <= _ROUNDING * _furthest(together, alone)
-            if not self._shares[task]:
-                _log.warning(
-                    "prompts of other lengths change an image in one call: only equal prompts share calls "
-                    "task=%s distance=%.3f",
-                    task,
-                    furthest,
-                )
-        else:
-            self._shares[task] = True
+    def _try_one_call(self, task: Task, count: int, steps: int) -> bool | None:
+        """Try whether requests share a pipeline call.
+
+        Return whether such a call can leave rows out; None if none is shared.
+        """
+        assert self._sharing is not None
+        tried = self._sharing.try_task(task, count=count, steps=steps)
+        if tried is None:
+            return None
+        rows, alone = tried
         without_first = self._make_or_none(rows, unwanted={0})
-        return without_first is not None and _alike([alone[0], *without_first[1:]], alone)
-
-    def _compare(self, rows: Sequence[Row]) -> "tuple[list[Image] | None, float]":
-        """Return the first two images, made alone, and how far they are from those of one call for all rows."""
-        alone = [self._make_or_none([row]) for row in rows[:2]]
-        single = [images[0] for images in alone if images]
-        if len(single) < len(alone):
-            return None, math.inf
-        return single, _furthest(self._make_or_none(rows), single)
-
-    def _unlike_texts(self, task: Task, count: int, steps: int) -> list[list[Row]]:
-        """Return the rows of one or two calls: their texts are of very different lengths."""
-        assert self._loaded is not None
-        model = self._loaded.model
-        texts = (_SHORT_TEXT, _LONG_TEXT)
-        trial = partial(self._loaded.trial, task=task)
-        plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
-        if not model.takes_negative_prompt:
-            return [plain]
-        guided: dict[str, Any] = {}
-        if model.guidance_scale is not None:
-            guided["guidance_scale"] = max(model.guidance_scale, _GUIDANCE)
-        if "true_cfg_scale" in model.tasks[task].extra:
-            guided["extra"] = {"true_cfg_scale": _GUIDANCE}
-        negative = [
-            trial(_FEW, seed, prompt=texts[seed], negative_prompt=texts[1 - seed], **guided) for seed in range(2)
-        ]
-        # Without negative prompts once: the pipelines of a model's tasks encode prompts in the same way.
-        return [plain, negative] if task == next(iter(model.tasks)) else [negative]
+        return without_first is not None and alike([alone[0], *without_first[1:]], alone)
 
     def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
         """Make the images of these rows by one call; None if the pipeline can't."""
@@ -268,25 +208,3 @@ class StepwiseDiffusers:
             if task.error is not None:
                 raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
         return tasks
-
-
-def _alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
-    """Whether images made by one call are, but for rounding, those that were made alone (two, of two seeds)."""
-    if together is None or len(together) < len(alone):
-        return False
-    apart = _distance(*alone)
-    return all(_distance(*pair) <= _LIKE * apart for pair in zip(together, alone, strict=False))
-
-
-def _furthest(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> float:
-    """Return the largest distance of an image made alone from the one of a shared call; inf if that failed."""
-    if together is None or len(together) < len(alone):
-        return math.inf
-    return max(_distance(*pair) for pair in zip(together, alone, strict=False))
-
-
-def _distance(one: "Image", other: "Image") -> float:
-    """Return the mean distance of the pixels' values."""
-    if one.size != other.size:
-        return float("inf")
-    return float(np.abs(np.asarray(one, dtype=np.float32) - np.asarray(other, dtype=np.float32)).mean())

@@ -33,10 +33,7 @@ class Variant:
     @property
     def capabilities(self) -> TaskCapabilities:
         """What requests are told of it."""
-        strength = self.signature.defaults.get("strength")
-        return TaskCapabilities(
-            float(strength) if isinstance(strength, int | float) else None, self.signature.extra, OWNED
-        )
+        return TaskCapabilities.of_call(self.signature.defaults, self.signature.extra, OWNED)
 
 
 class Variants:
@@ -124,21 +121,14 @@ class Variants:
             "mask_image": [request.mask_image for request in requests],
             **{name: [request.extra[name]] * len(rows) for name in signature.texts if name in request.extra},
         }
-        if request.strength is None:
-            each["image"] = each["image"][:1]  # of such alike rows all have this one
-        alike = {
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
-            "width": request.width,
-            "height": request.height,
-            "strength": request.strength,
-        }
+        if request.image_is_hint:
+            each["image"] = each["image"][:1]  # all rows of a batch have the same one
         own = {
             name: values if len(values) > 1 else values[0]
             for name, values in each.items()
             if values[0] is not None
         }
-        given = {**own, **{name: value for name, value in alike.items() if value is not None}}
+        given = {**own, **request.call_arguments()}
         extra = {name: value for name, value in request.extra.items() if name not in each}
         return {name: value for name, value in given.items() if name in signature.names} | extra
 

@@ -9,10 +9,12 @@ anything else is run again call by call, which finds the guilty and lets the oth
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from cachetools import FIFOCache
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
 from imagegen_worker.engines.continuous.calls import Call, NotJoinableError, Stage, Task
@@ -104,7 +106,7 @@ class Hub:
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
         self._running: deque[_Running] = deque()
-        self._apart: OrderedDict[Hashable, str] = OrderedDict()
+        self._apart: FIFOCache[Hashable, str] = FIFOCache(MAX_APART)
         self._tight: set[Stage] = set()
         self._owner: Task | None = None
         self._started = 0
@@ -332,8 +334,6 @@ class Hub:
         if key is None or key in self._apart:
             return
         self._apart[key] = reason
-        if len(self._apart) > MAX_APART:
-            self._apart.popitem(last=False)
         _log.warning("calls of %s can't share forwards (%s) and go one by one: %s", stage.name, reason, error)
 
     def _resume(self, task: Task, switch: Callable[..., Any], *value: Any) -> None:

@@ -1,12 +1,14 @@
 """How many rows a forward may have: what memory allows, and what pays. Both are learned from real work."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from cachetools import LRUCache
+
 MAX_KEYS = 1024
-"""Shapes remembered; the least recently used are forgotten."""
+"""Maximum number of remembered shapes; the least recently used are forgotten."""
 FIRST_TRY = 2
 """Choices after which a fresh verdict about rows is doubted for the first time."""
 
@@ -28,7 +30,7 @@ class MemoryCaps:
     def __init__(self, *, patience: int = 200, max_patience: int = 20_000) -> None:
         self._patience = patience
         self._max_patience = max_patience
-        self._caps: OrderedDict[Hashable, _Cap] = OrderedDict()
+        self._caps: LRUCache[Hashable, _Cap] = LRUCache(MAX_KEYS)
 
     def allowed(self, key: Hashable) -> int | None:
         """Return the most rows that may go into one forward; None while no limit is known."""
@@ -40,11 +42,8 @@ class MemoryCaps:
         cap = self._caps.get(key)
         if cap is None:
             cap = self._caps[key] = _Cap(rows, self._patience)
-            if len(self._caps) > MAX_KEYS:
-                self._caps.popitem(last=False)
         else:
             cap.patience = min(cap.patience * 2, self._max_patience)
-        self._caps.move_to_end(key)
         if cap.fitted >= rows:  # what fitted once does no longer
             cap.fitted = 0
         cap.rows = max(rows // 2, cap.fitted, 1)
@@ -55,7 +54,6 @@ class MemoryCaps:
         cap = self._caps.get(key)
         if cap is None or rows < cap.rows:
             return
-        self._caps.move_to_end(key)
         cap.fitted = cap.rows
         cap.successes += 1
         if cap.successes >= cap.patience:
@@ -86,7 +84,7 @@ class RowCosts:
         self._samples = samples
         self._window = window
         self._probe_every = probe_every
-        self._costs: OrderedDict[Hashable, _Costs] = OrderedDict()
+        self._costs: LRUCache[Hashable, _Costs] = LRUCache(MAX_KEYS)
 
     def observe(self, key: Hashable, rows: int, seconds: float) -> None:
         """Note that a forward of `rows` rows took `seconds`."""
@@ -152,8 +150,7 @@ class RowCosts:
         }
 
     def _of(self, key: Hashable) -> _Costs:
-        costs = self._costs.setdefault(key, _Costs())
-        self._costs.move_to_end(key)
-        if len(self._costs) > MAX_KEYS:
-            self._costs.popitem(last=False)
+        costs = self._costs.get(key)
+        if costs is None:
+            costs = self._costs[key] = _Costs()
         return costs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen_worker.config import ConfigError
+from imagegen_common.addresses import ConfigError
 from imagegen_worker.devices.gpu import Gpu
 from imagegen_worker.devices.nvml import list_gpus
 from imagegen_worker.devices.visible import GpuMissingError, chosen, visible

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from imagegen_worker.config import ConfigError, WorkerConfig
+from imagegen_common.addresses import ConfigError
+from imagegen_worker.config import WorkerConfig
 from imagegen_worker.devices.nvml import list_gpus
 from imagegen_worker.devices.visible import GpuMissingError
 from imagegen_worker.supervisor.plan import about, children, plan
