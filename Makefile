@@ -9,7 +9,7 @@ CORES := $(shell nproc)
 # Processes that run the tests. Tests of real processes wait for most of their time, so there is one more than cores.
 TEST_PROCESSES ?= $(shell expr $(CORES) + 1)
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
-CHECK_FLEETS ?= 240
+CHECK_FLEETS ?= 480
 MINUTES ?= 60
 CHAOS_MINUTES ?= 10
 PREFIX ?= /opt/imagegen

@@ -17,6 +17,7 @@ import zmq
 from prometheus_client import CollectorRegistry, generate_latest
 
 from imagegen_broker.core.broker import BrokerCore
+from imagegen_broker.core.events import FLUSH, ReceivedFromClient, ReceivedFromWorker
 from imagegen_broker.core.records import Settings
 from imagegen_broker.metrics import BrokerCollector
 from imagegen_broker.server import Snapshot
@@ -46,11 +47,11 @@ def cost_of_a_scrape(workers: int, waiting: int, models: int, repeats: int = 200
     core = BrokerCore(Settings(epoch=bytes(16)), 0.0)
     for number in range(workers):
         ready = _ready(number, models)
-        core.from_worker(ready.worker_id, ready, encode(ready), (), 10.0)
+        core.handle(ReceivedFromWorker(ready.worker_id, ready, encode(ready)), 10.0)
     for number in range(waiting):
         submit = Submit(request_id=number.to_bytes(16, "big"), model="busy")
-        core.from_client((number % _CLIENTS).to_bytes(2, "big"), submit, [b"body"], 10.0)
-    core.settle(10.0)
+        core.handle(ReceivedFromClient((number % _CLIENTS).to_bytes(2, "big"), submit, [b"body"]), 10.0)
+    core.handle(FLUSH, 10.0)
     in_loop, rendering = [], []
     for _ in range(repeats):
         begun = time.thread_time()

@@ -37,7 +37,7 @@ _BROKER = ("--heartbeat-interval", str(HEARTBEAT), "--max-attempts", "100")
 _WORKER = (
     "--backend", "simulated", "--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.02",
 )  # fmt: skip
-_MADE = re.compile(r"made request_id=(\w+)")
+_MADE = re.compile(r"request finished request_id=(\w+)")
 
 
 @dataclass(slots=True)

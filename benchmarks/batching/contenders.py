@@ -10,7 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from benchmarks.batching.traffic import Arrival
-from imagegen_worker.backends import Row, nobody_watches
+from imagegen_worker.backends import Row, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import CallDone, CallFailed, Command, EngineEvent, Failed, Job, Stop
@@ -18,7 +18,7 @@ from imagegen_worker.core.model import Model
 from imagegen_worker.engines.continuous import ContinuousEngine
 from imagegen_worker.engines.static import Engine, StaticEngine
 from imagegen_worker.images.encoding import EncodePool, RawResult
-from imagegen_worker.mailbox import Died, Mailbox
+from imagegen_worker.mailbox import EngineDied, Mailbox
 
 WAITS = (0.05, 0.5, 5.0)
 """Seconds for which static batching waits for company."""
@@ -81,7 +81,7 @@ class Schedule(Mailbox):
         self._number += 1
         return Job(self._number - 1, self._arrivals.pop().request, at)
 
-    def post(self, event: EngineEvent | Died) -> None:
+    def post(self, event: EngineEvent | EngineDied) -> None:
         """See `Mailbox.post`."""
         super().post(event)
         if isinstance(event, Failed):
@@ -144,7 +144,7 @@ class OneByOne:
         """Work until `Stop`."""
         while isinstance(job := mailbox.take(None), Job):
             begun = time.monotonic()
-            images = self._backend.generate([Row(job.request, job.request.seeds[0])], nobody_watches)
+            images = self._backend.generate([Row(job.request, job.request.seeds[0])], ignore_steps)
             seconds = time.monotonic() - begun
             self._encoder.submit(
                 RawResult(

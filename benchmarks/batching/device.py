@@ -12,8 +12,8 @@ from PIL.Image import Image
 from benchmarks.batching.contenders import Outcome, run
 from benchmarks.batching.traffic import Arrival
 from imagegen_worker.backends import OnStep, Row
-from imagegen_worker.backends.diffusers.joining import count_rows
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.layouts import count_rows
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous import ContinuousEngine
 from imagegen_worker.engines.continuous.timing import Timer
@@ -86,17 +86,17 @@ class Served:
     """Implements `StepwiseBackend` for a pipeline that is in memory already."""
 
     def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
-        self._meeting = Rendezvous(pipeline)
+        self._batcher = PipelineBatcher(pipeline)
         self._arguments = arguments
 
     @property
     def timer(self) -> Timer:
         """Measures forwards on the device."""
-        return self._meeting.timer
+        return self._batcher.timer
 
     def session(self) -> AbstractContextManager[Any]:
         """Return a context that is held open around everything, on the device thread."""
-        return self._meeting.session()
+        return self._batcher.session()
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
         """See `StepwiseBackend.call_key`."""
@@ -106,10 +106,10 @@ class Served:
         """See `StepwiseBackend.drops_rows`."""
         return False
 
-    def make(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Make one image for each row; see `StepwiseBackend.make`."""
         seeds = [row.seed for row in rows]
-        return self._meeting.generate_all(call_of(self._arguments, rows), seeds, on_step)
+        return self._batcher.generate_all(call_of(self._arguments, rows), seeds, on_step)
 
 
 class OnDevice:

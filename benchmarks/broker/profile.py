@@ -8,13 +8,10 @@ from pathlib import Path
 from benchmarks.broker.contenders import started
 
 _ROOMS = {
-    "imagegen_broker/core/ledger.py": "books (ledger)",
-    "imagegen_broker/core/frontend.py": "clients' messages",
-    "imagegen_broker/core/backend.py": "workers' messages",
-    "imagegen_broker/core/placement.py": "whose turn it is (placement, strategies)",
-    "imagegen_broker/core/strategies.py": "whose turn it is (placement, strategies)",
-    "imagegen_broker/core/records.py": "whose turn it is (placement, strategies)",
-    "imagegen_broker/core/queue.py": "the queue",
+    "imagegen_broker/core/request_table.py": "request table",
+    "imagegen_broker/core/client_sessions.py": "clients' messages",
+    "imagegen_broker/core/worker_sessions.py": "workers' messages",
+    "imagegen_broker/scheduling": "scheduling",
     "imagegen_broker/core": "the rest of the core",
     "imagegen_broker/server.py": "the loop",
     "imagegen_protocol": "headers to structs and back",

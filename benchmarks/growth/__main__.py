@@ -9,7 +9,7 @@ import click
 
 from benchmarks.growth.measure import STEPS, bytes_a_queued_request, cost_of, exponent
 from benchmarks.growth.rig import Rig
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 
 BASE = {"workers": 16, "queued": 1000, "clients": 100}
 SIZES = {

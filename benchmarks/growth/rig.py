@@ -5,11 +5,13 @@ from collections import deque
 from typing import Any
 
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, ToWorker
+from imagegen_broker.core.events import FLUSH, Payload, ReceivedFromClient, ReceivedFromWorker, SendToWorker
+from imagegen_broker.core.records import Settings
 from imagegen_protocol.messages import (
     Ack,
     Cancel,
     ClientHeartbeat,
+    ClientMessage,
     Goodbye,
     ImageInfo,
     Ready,
@@ -61,7 +63,7 @@ class Rig:
         for _ in range(workers):
             self.join()
         for client in self.clients:
-            self.core.from_client(client, ClientHeartbeat(), (), self.now)
+            self.receive(client, ClientHeartbeat())
         self.settle()
         for number in range(workers * 2 * BATCH + queued if queued else 0):
             self.submit(self.clients[number % clients])
@@ -71,12 +73,15 @@ class Rig:
 
     def settle(self) -> list[Any]:
         """Settle, and note what was given to whom."""
-        actions = self.core.settle(self.now)
+        actions = self.core.handle(FLUSH, self.now)
         for action in actions:
-            if isinstance(action, ToWorker) and isinstance(action.message, Work):
+            if isinstance(action, SendToWorker) and isinstance(action.message, Work):
                 self.given.append((action.worker_id, action.message.request_id))
-        self.core.take_notes()
         return actions
+
+    def receive(self, client: bytes, message: ClientMessage, payload: Payload = ()) -> None:
+        """Have the core receive a client's message."""
+        self.core.handle(ReceivedFromClient(client, message, payload), self.now)
 
     def next_id(self) -> bytes:
         """Return a new id."""
@@ -101,27 +106,27 @@ class Rig:
             max_batch_size=BATCH,
             seconds_per_image=seconds,
         )
-        self.core.from_worker(number, ready, b"", (), self.now)
+        self.core.handle(ReceivedFromWorker(number, ready, b""), self.now)
         self.workers.append(number)
         return number
 
     def leave(self, worker: bytes) -> None:
         """Have a worker leave, as one that has died does."""
-        self.core.from_worker(worker, Goodbye(), b"", (), self.now)
+        self.core.handle(ReceivedFromWorker(worker, Goodbye(), b""), self.now)
 
     def submit(self, client: bytes) -> bytes:
         """Have a client ask."""
         request_id = self.next_id()
         self.owner[request_id] = client
         submit = Submit(request_id=request_id, progress=self._followed)
-        self.core.from_client(client, submit, [bytes(bytearray(BODY_BYTES))], self.now)
+        self.receive(client, submit, [bytes(bytearray(BODY_BYTES))])
         return request_id
 
     def cancel(self, request_id: bytes) -> None:
         """Have a client give a request up, and take the answer."""
         client = self.owner.pop(request_id)
-        self.core.from_client(client, Cancel(request_id=request_id), (), self.now)
-        self.core.from_client(client, Ack(request_ids=[request_id]), (), self.now)
+        self.receive(client, Cancel(request_id=request_id))
+        self.receive(client, Ack(request_ids=[request_id]))
 
     def request(self) -> None:
         """One life of a request: asked for, given to a worker, answered, acknowledged; each step is settled."""
@@ -129,15 +134,15 @@ class Rig:
         self.submit(self.dice.choice(self.clients))
         self.settle()
         worker, request_id = self.given.popleft()
-        self.core.from_worker(worker, _result(request_id), b"header", [b"image"], self.now)
+        self.core.handle(ReceivedFromWorker(worker, _result(request_id), b"header", [b"image"]), self.now)
         self.settle()
         client = self.owner.pop(request_id)
-        self.core.from_client(client, Ack(request_ids=[request_id]), (), self.now)
+        self.receive(client, Ack(request_ids=[request_id]))
         self.settle()
 
     def worker_heartbeat(self) -> None:
         """A worker says what it has: all that it was given, as it was."""
-        worker = self.core.ledger.workers[self.dice.choice(self.workers)]
+        worker = self.core.workers.by_id[self.dice.choice(self.workers)]
         ids = list(worker.assigned)
         beat = WorkerHeartbeat(
             session=worker.session,
@@ -146,12 +151,12 @@ class Rig:
             queued=ids[BATCH:],
             seconds_per_image=worker.seconds_per_image,
         )
-        self.core.from_worker(worker.id, beat, b"", (), self.now)
+        self.core.handle(ReceivedFromWorker(worker.id, beat, b""), self.now)
         self.settle()
 
     def client_heartbeat(self) -> None:
         """A client says that it lives."""
-        self.core.from_client(self.dice.choice(self.clients), ClientHeartbeat(), (), self.now)
+        self.receive(self.dice.choice(self.clients), ClientHeartbeat())
         self.settle()
 
     def cancel_one(self) -> None:
@@ -176,9 +181,9 @@ class Rig:
 
     def beats(self) -> None:
         """The tick of an interval: a heartbeat to everybody."""
-        self.core.backend.tick(self.now, slept=True)
-        self.core.frontend.tick(self.now, slept=True)
-        self.core.ledger.take_outbox(self.now)
+        self.core.workers.tick(self.now, expire=False)
+        self.core.clients.tick(self.now, expire=False)
+        self.core.outbox.take()
 
     def statistics(self) -> None:
         """What a scrape or `/stats` asks for."""

@@ -8,15 +8,31 @@ from typing import Any
 from benchmarks.simulated.clock import Alarm, Clock
 from benchmarks.simulated.device import Cost, Device
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, ToClient
+from imagegen_broker.core.events import (
+    FLUSH,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    SendFailed,
+    SendToClient,
+    SendToWorker,
+)
+from imagegen_broker.core.records import Settings
 from imagegen_client.core import ClientCore
-from imagegen_client.events import Answer, CloseAsked, Finish, Received, Send, StatsAsked, SubmitAsked
+from imagegen_client.events import (
+    Answer,
+    CloseRequested,
+    Complete,
+    Received,
+    Send,
+    StatsRequested,
+    SubmitRequested,
+    Tick,
+)
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.messages import Stats, Submit
 from imagegen_worker.backends.simulated import MODEL
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.identity import Identity
-from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 
 LINK_SECONDS = 0.0002
@@ -45,14 +61,14 @@ class BrokerPeer:
     def hear_client(self, client_id: bytes, message: Any, frames: Sequence[Any]) -> None:
         """A client's message has arrived."""
         begun = time.thread_time()
-        self.core.from_client(client_id, message, frames, self.clock.now)
+        self.core.handle(ReceivedFromClient(client_id, message, frames), self.clock.now)
         self.seconds += time.thread_time() - begun
         self._soon()
 
     def hear_worker(self, worker_id: bytes, message: Any, frames: Sequence[Any]) -> None:
         """A worker's message has arrived. The core passes its header on unread, so it need not be bytes here."""
         begun = time.thread_time()
-        self.core.from_worker(worker_id, message, message, frames, self.clock.now)
+        self.core.handle(ReceivedFromWorker(worker_id, message, message, frames), self.clock.now)
         self.seconds += time.thread_time() - begun
         self._soon()
 
@@ -67,14 +83,15 @@ class BrokerPeer:
 
     def _settle(self) -> float:
         begun = time.thread_time()
-        actions = self.core.settle(self.clock.now)
-        self.core.take_notes()
+        actions = self.core.handle(FLUSH, self.clock.now)
         deadline = self.core.next_deadline()
         self.seconds += time.thread_time() - begun
         for action in actions:
-            peer = self.peers.get(action.client_id if isinstance(action, ToClient) else action.worker_id)
+            if not isinstance(action, SendToClient | SendToWorker):
+                continue
+            peer = self.peers.get(action.client_id if isinstance(action, SendToClient) else action.worker_id)
             if peer is None:
-                self.core.not_sent(action)
+                self.core.handle(SendFailed(action), self.clock.now)
             else:
                 self.clock.after(LINK_SECONDS, peer.hear, action.message, action.payload)
         return deadline
@@ -103,7 +120,7 @@ class WorkerPeer:
         self._broker = broker
         self._clock = broker.clock
         self.core = WorkerCore(
-            Identity(
+            WorkerIdentity(
                 worker_id=self.id.ljust(16, b"\0")[-16:],
                 name=name,
                 host=host,
@@ -114,8 +131,8 @@ class WorkerPeer:
                 batching="static",
                 pid=1,
             ),
-            links=1,
-            policy=Policy(drain_seconds=drain_seconds, step_timeout=None),
+            brokers=1,
+            limits=WorkerLimits(drain_seconds=drain_seconds, step_timeout=None),
             now=self._clock.now,
         )
         self.device = Device(
@@ -123,7 +140,7 @@ class WorkerPeer:
         )
         self._alarm = Alarm(self._clock, self._tick)
         broker.peers[self.id] = self
-        self._feed(ev.Warm((MODEL,), "simulated", self.device.seconds_per_image))
+        self._feed(ev.EngineReady((MODEL,), "simulated", self.device.seconds_per_image))
 
     def hear(self, message: Any, frames: Sequence[Any]) -> None:
         """A message of the broker has arrived."""
@@ -151,7 +168,7 @@ class WorkerPeer:
     def _tick(self) -> float | None:
         if not self.alive:
             return None
-        self._do(self.core.tick(self._clock.now))
+        self._do(self.core.handle(ev.Tick(), self._clock.now))
         return self.core.next_deadline()
 
     def _do(self, actions: list[Any]) -> None:
@@ -181,28 +198,29 @@ class ClientPeer:
 
     def open(self) -> None:
         """Dial, as a question for statistics would have it do."""
-        self._do(self.core.handle(StatsAsked(self._dice.randbytes(16), 60.0), self._clock.now))
+        self._do(self.core.handle(StatsRequested(self._dice.randbytes(16), 60.0), self._clock.now))
         self._alarm.set(self.core.next_deadline())
 
     def ask(self, request: GenerationRequest, priority: int = 0) -> bytes:
         """Submit a request; return its id."""
         key = self._dice.randbytes(16)
-        submit = SubmitAsked(Submit(request_id=key, priority=priority), [encode_request(request)])
+        submit = SubmitRequested(Submit(request_id=key, priority=priority), [encode_request(request)])
         self._do(self.core.handle(submit, self._clock.now))
         self._alarm.set(self.core.next_deadline())
         return key
 
     def close(self) -> None:
         """Leave."""
-        self._do(self.core.handle(CloseAsked(), self._clock.now))
+        self._do(self.core.handle(CloseRequested(), self._clock.now))
 
     def hear(self, message: Any, frames: Sequence[Any]) -> None:
         """A message of the broker has arrived."""
-        self._do([*self.core.handle(Received(message, frames), self._clock.now), *self.core.settle()])
+        self._do(self.core.handle(Received(message, frames), self._clock.now))
+        self._do(self.core.handle(Tick(), self._clock.now))
         self._alarm.set(self.core.next_deadline())
 
     def _tick(self) -> float | None:
-        self._do(self.core.tick(self._clock.now))
+        self._do(self.core.handle(Tick(), self._clock.now))
         return self.core.next_deadline()
 
     def _do(self, actions: Sequence[Any]) -> None:
@@ -210,8 +228,8 @@ class ClientPeer:
             match action:
                 case Send(message, payload):
                     self._clock.after(LINK_SECONDS, self._broker.hear_client, self.id, message, payload)
-                case Finish(key, Answer(message)):
+                case Complete(key, Answer(message)):
                     if not isinstance(message, Stats):
                         self._done(key, None)
-                case Finish(key, error):
+                case Complete(key, error):
                     self._done(key, error)

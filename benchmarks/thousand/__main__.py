@@ -10,7 +10,7 @@ import click
 from benchmarks.thousand import plot
 from benchmarks.thousand.day import Day
 from benchmarks.thousand.run import Fleet, Found
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -157,7 +157,9 @@ class Fleet:
             self.clock.at(at, self._drain, host)
 
     def _sample(self) -> None:
-        ledger = self.broker.core.ledger
+        core = self.broker.core
         busy = sum(worker is not None and worker.alive and worker.device.busy for worker in self.workers)
-        self.found.samples.append((self.clock.now - WARM_UP, busy, len(ledger.queue), len(ledger.workers)))
+        self.found.samples.append(
+            (self.clock.now - WARM_UP, busy, len(core.scheduler.queue), len(core.workers.by_id))
+        )
         self.clock.after(min(SAMPLE_SECONDS, self.day.seconds / 50), self._sample)

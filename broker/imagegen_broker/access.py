@@ -1,22 +1,21 @@
-"""Who may speak: CURVE keys, with an allow-list for clients and another for workers."""
+"""Access control: CURVE keys, with one allow-list for clients and another for workers."""
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from imagegen_broker.core.events import Role
 from imagegen_common.logs import log
 from imagegen_protocol.keys import AllowedKeys, KeyFileError, KeyPair, read_allowed
 
 _log = logging.getLogger("imagegen.broker.access")
 
-Role = Literal["clients", "workers"]
-
 
 class AllowList:
-    """The keys of one role; libzmq asks it at each handshake, the loop at each message."""
+    """The allowed keys of one role; checked at each handshake by libzmq, and at each message by the loop."""
 
     def __init__(self, role: Role, folder: Path) -> None:
         """Raises `KeyFileError` if the folder can't be read, or has key files and none of them can be used."""
@@ -32,11 +31,11 @@ class AllowList:
         return len(self._names)
 
     def allows(self, key: bytes) -> bool:
-        """Say whether a key (Z85) is on the list."""
+        """Return whether a key (Z85) is on the list."""
         return key in self._names
 
     def reload(self) -> None:
-        """Read the folder again. Only the keys that can be read now are allowed: in doubt a key is revoked."""
+        """Read the folder again. A key that cannot be read any more is revoked."""
         try:
             allowed = read_allowed(self._folder)
         except KeyFileError as error:
@@ -48,7 +47,7 @@ class AllowList:
         log(
             _log,
             logging.INFO,
-            "allow-list read",
+            "allow-list reloaded",
             role=self.role,
             keys=len(allowed.names),
             revoked=",".join(gone) or "none",
@@ -61,16 +60,16 @@ class AllowList:
             log(_log, logging.ERROR, "key file skipped", role=self.role, error=problem)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Answer libzmq (through pyzmq's authenticator, on its thread)."""
+        """Return whether a key is allowed; called by pyzmq's authenticator on its thread."""
         allowed = self.allows(key)
         if not allowed:
             shown = key.decode("ascii", "replace")
-            log(_log, logging.WARNING, "refused a key that is not on the list", role=self.role, key=shown)
+            log(_log, logging.WARNING, "key rejected", role=self.role, key=shown)
         return allowed
 
 
 class Access:
-    """The broker's key and both allow-lists."""
+    """The broker's key pair and both allow-lists."""
 
     def __init__(self, keys: KeyPair, clients: Path, workers: Path) -> None:
         """Raises `KeyFileError` if a list can't be read."""
@@ -82,14 +81,14 @@ class Access:
         self._authenticator: ThreadAuthenticator | None = None
 
     def start(self, context: "zmq.Context[Any]") -> None:
-        """Answer the handshakes of this context's sockets, on a thread of its own."""
+        """Start a thread that authenticates the handshakes of this context's sockets."""
         self._authenticator = ThreadAuthenticator(context, log=logging.getLogger("imagegen.broker.zap"))
         self._authenticator.start()
         for role, allowed in self.lists.items():
             self._authenticator.configure_curve_callback(domain=role, credentials_provider=allowed)
 
     def guard(self, socket: "zmq.Socket[Any]", role: Role) -> None:
-        """Let only the role's keys connect to a socket; call it before `bind`."""
+        """Allow only the role's keys to connect to a socket; call it before `bind`."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
@@ -106,7 +105,7 @@ class Access:
             allowed.report()
 
     def close(self) -> None:
-        """End the thread; call it before the context ends."""
+        """Stop the thread; call it before the context is terminated."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None

@@ -15,9 +15,9 @@ import zmq
 
 from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
-from imagegen_broker.core.strategies import STRATEGIES
 from imagegen_broker.memory import keep_freed_memory
 from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
+from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
@@ -35,10 +35,10 @@ _FILE = click.Path(path_type=Path)
 
 
 class _Seconds(click.FloatRange):
-    """A range without "nan", which every comparison lets through, and without "inf"."""
+    """A range of finite numbers. `FloatRange` accepts "nan", because every comparison with it is false."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number; fails as `FloatRange` does."""
+        """Return the number. Raises `click.BadParameter` if it is out of range or not finite."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number of seconds.", param, ctx)
@@ -49,83 +49,112 @@ class _Seconds(click.FloatRange):
     cls=SettingsCommand, context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_BROKER"}
 )
 @settings_options
-@click.option("--frontend", default="tcp://127.0.0.1:5555", help="Endpoint that clients dial; port 0 is any.")
-@click.option("--backend", default="tcp://127.0.0.1:5556", help="Endpoint that workers dial; port 0 is any.")
+@click.option(
+    "--frontend",
+    default="tcp://127.0.0.1:5555",
+    help="Endpoint that clients connect to; port 0 binds any free port.",
+)
+@click.option(
+    "--backend",
+    default="tcp://127.0.0.1:5556",
+    help="Endpoint that workers connect to; port 0 binds any free port.",
+)
 @click.option(
     "--http",
     default="127.0.0.1:8080",
-    help="HOST:PORT of /stats, /metrics, /healthz and /readyz; 'off' for none.",
+    help="HOST:PORT of /stats, /metrics, /healthz and /readyz; 'off' disables HTTP.",
 )
 @click.option(
     "--prometheus-targets",
     type=_FILE,
-    help="A .json file to keep, from which Prometheus learns the workers' addresses (file_sd).  [default: none]",
+    help="A .json file with the workers' addresses to maintain for Prometheus (file_sd).  [default: none]",
 )
 @click.option(
     "--strategy",
-    type=click.Choice(STRATEGIES),
+    type=click.Choice(sorted(STRATEGIES)),
     default="round-robin",
     envvar="GPU_LOAD_BALANCE_STRATEGY",
-    help="Which worker gets the next request.",
+    help="How to choose the worker for the next request.",
 )
-@click.option("--default-model", help="For requests that name none.  [default: the first that a worker serves]")
+@click.option(
+    "--default-model", help="Model of requests that name none.  [default: the first that a worker serves]"
+)
 @click.option("--heartbeat-interval", type=_Seconds(0.01, 60), default=1.0, help="Seconds between heartbeats.")
 @click.option(
-    "--liveness", type=click.IntRange(2, 100), default=3, help="Silent intervals after which a peer is dead."
+    "--liveness",
+    type=click.IntRange(2, 100),
+    default=3,
+    help="Heartbeat intervals without a message after which a peer counts as dead.",
 )
 @click.option(
-    "--max-attempts", type=click.IntRange(1, 100), default=3, help="Workers that one request may take down."
+    "--max-attempts",
+    type=click.IntRange(1, 100),
+    default=3,
+    help="Workers that may die while running a request before it ends in an error.",
 )
 @click.option(
-    "--max-requests", type=click.IntRange(1), default=10_000, help="Requests held at a time; more are refused."
+    "--max-requests",
+    type=click.IntRange(1),
+    default=10_000,
+    help="Maximum number of requests held at a time; more are rejected.",
 )
-@click.option("--max-bytes", type=click.IntRange(1024), default=1024**3, help="Bytes of requests held at a time.")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(1024),
+    default=1024**3,
+    help="Maximum size of all requests held at a time, in bytes.",
+)
 @click.option(
     "--max-requests-per-client",
     type=click.IntRange(1),
     default=5_000,
-    help="Requests of one client held at a time.",
+    help="Maximum number of requests held for one client.",
 )
 @click.option(
     "--max-bytes-per-client",
     type=click.IntRange(1024),
     default=256 * 1024**2,
-    help="Bytes of the requests of one client held at a time.",
+    help="Maximum size of the requests held for one client, in bytes.",
 )
 @click.option(
     "--max-unacknowledged-per-client",
     type=click.IntRange(1),
     default=1024,
-    help="Requests of one client at workers, or answered and not acknowledged; the others wait.",
+    help="Maximum number of one client's requests that are at workers, or answered and not acknowledged; the "
+    "others wait. If twice the capacity of all workers is more, that is the maximum.",
 )
-@click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Clients known at a time.")
+@click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Maximum number of clients at a time.")
 @click.option(
     "--step-timeout",
     type=_Seconds(0),
     default=300.0,
-    help="Seconds without a step after which a worker's device counts as hung, and its work moves on; 0: never.",
+    help="Seconds without a denoising step after which a worker counts as hung and its requests are requeued; "
+    "0: never.",
 )
-@click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); turns encryption on.")
+@click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); enables encryption.")
 @click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
 @click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
 @click.option(
     "--insecure/--no-insecure",
     default=False,
-    help="Allow a bind that other machines can reach, without encryption.",
+    help="Allow unencrypted connections from other machines.",
 )
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Lines of this level and above.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Least severe level to log.")
 @click.option(
-    "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    help="Format of log lines on stderr; 'json' is one object per line.",
 )
 @click.option(
     "--log-requests/--no-log-requests",
     default=True,
-    help="A line at 'info' for the end of each request. It costs some 20 microseconds of the broker's one thread.",
+    help="Log the end of each request at 'info'. A line takes about 20 µs of the broker's thread.",
 )
 @click.option(
     "--otlp-endpoint",
     metavar="URL",
-    help="An OpenTelemetry collector (http://HOST:4318) for the spans of traced requests.  [default: none]",
+    help="OpenTelemetry collector (http://HOST:4318) that receives the spans of traced requests.  [default: none]",
 )
 @click.version_option(package_name="imagegen-fleet")
 def main(
@@ -154,13 +183,13 @@ def main(
     log_requests: bool,
     otlp_endpoint: str | None,
 ) -> None:
-    """Take requests from clients and hand them to GPU workers.
+    """Accept requests from clients and dispatch them to GPU workers.
 
-    Prints one line with the bound addresses to stdout once it serves. It keeps nothing on disk, and may be killed
-    and started again at any time. SIGHUP reads the folders of authorized keys again. SIGTERM or Ctrl-C ends it.
+    Prints one line with the bound addresses to stdout when it is ready. It stores nothing on disk, and may be
+    killed and restarted at any time. SIGHUP reloads the folders of authorized keys. SIGTERM or Ctrl-C stops it.
 
-    Each option may also stand in the file of --config (--max-clients is max_clients there), and in the
-    environment (IMAGEGEN_BROKER_MAX_CLIENTS). Options win over the environment, and that over the file.
+    Each option can also be set in the file of --config (as max_clients for --max-clients) or in the environment
+    (as IMAGEGEN_BROKER_MAX_CLIENTS). Options take precedence over the environment, and that over the file.
 
     \b
     Examples:
@@ -171,10 +200,10 @@ def main(
 
     \b
     Exit codes:
-      0   told to end, or the settings are right (--check-config)
-      1   everything that is not below; the log says what
-      2   a setting is wrong
-      71  an address can't be bound: it is taken, or not there yet
+      0   stopped by a signal, or the settings are valid (--check-config)
+      1   any other failure; see the log
+      2   a setting is invalid
+      71  an address can't be bound: it is in use, or does not exist yet
     """
     context = click.get_current_context()
     settings = Settings(
@@ -230,7 +259,7 @@ def _check_http() -> None:
     try:
         import_module("imagegen_broker.http")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error}; install imagegen-fleet[broker], or say --http off") from error
+        raise ConfigError(f"{error}; install imagegen-fleet[broker], or use --http off") from error
 
 
 def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier) -> None:
@@ -245,11 +274,11 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
         try:
             http = HttpServer(*address, server.snapshot)
         except OSError as error:
-            words = f"--http: can't bind {address[0]}:{address[1]}: {error}"
-            raise usage_error(click.get_current_context(), NotBoundError(words, error.errno)) from error
+            text = f"--http: can't bind {address[0]}:{address[1]}: {error}"
+            raise usage_error(click.get_current_context(), NotBoundError(text, error.errno)) from error
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
-    log(_log, logging.INFO, "serving", strategy=strategy, frontend=server.frontend_endpoint)
+    log(_log, logging.INFO, "broker started", strategy=strategy, frontend=server.frontend_endpoint)
     notifier.ready("serving")
     started = time.monotonic()
     server.run()
@@ -257,5 +286,5 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
     signal.set_wakeup_fd(-1)
     if http is not None:
         http.close()
-    totals = server.core.ledger.counters
-    log(_log, logging.INFO, "stopped", after_seconds=time.monotonic() - started, accepted=totals.accepted)
+    totals = server.core.table.counters
+    log(_log, logging.INFO, "broker stopped", uptime_seconds=time.monotonic() - started, accepted=totals.accepted)

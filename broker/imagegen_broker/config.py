@@ -1,4 +1,4 @@
-"""What an operator may set, checked: every wrong value gets an error that says what would be right."""
+"""Checks of settings. Each error names the value and says what is allowed."""
 
 from pathlib import Path
 
@@ -9,26 +9,26 @@ from imagegen_protocol.keys import read_pair
 
 
 def make_access(key: Path | None, clients: Path | None, workers: Path | None) -> Access | None:
-    """Return the access control that three options ask for; None if none is given.
+    """Return the access control that three options configure; None if none of them is set.
 
-    Raises `ConfigError` if only some are, and `KeyFileError` for files that can't be used.
+    Raises `ConfigError` if only some are set, and `KeyFileError` if a file can't be used.
     """
     if key is None and clients is None and workers is None:
         return None
     if key is None or clients is None or workers is None:
         raise ConfigError(
-            "--key, --authorized-clients and --authorized-workers go together: encryption needs all three"
+            "--key, --authorized-clients and --authorized-workers must be set together: encryption needs all three"
         )
     return Access(read_pair(key), clients, workers)
 
 
 def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:
-    """Return a bind endpoint. Raises `ConfigError`, also for one beyond loopback unless `open_to_all`."""
+    """Return a bind endpoint. Raises `ConfigError` if it is invalid, or reachable without `open_to_all`."""
     with errors_of(name):
         parsed = parse_bind_endpoint(endpoint)
     if not open_to_all and not parsed.is_local:
         raise ConfigError(
-            f"{name}: {endpoint} can be reached from other machines, without encryption; bind 127.0.0.1, give "
-            "keys (--key, --authorized-clients, --authorized-workers), or say --insecure on a network of your own"
+            f"{name}: {endpoint} can be reached from other machines without encryption; bind 127.0.0.1, use keys "
+            "(--key, --authorized-clients, --authorized-workers), or use --insecure on a private network"
         )
     return endpoint

@@ -1,4 +1,4 @@
-"""The broker's HTTP: `/stats`, `/metrics`, `/healthz`, `/readyz`, on threads of its own."""
+"""The broker's HTTP: `/stats`, `/metrics`, `/healthz`, `/readyz`, on separate threads."""
 
 import logging
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from imagegen_protocol.statistics import to_json
 
 log = logging.getLogger("imagegen.broker.http")
 
-_ANSWER_SECONDS = 2.0
-"""A loop that does not answer for this long is not healthy."""
+_TIMEOUT_SECONDS = 2.0
+"""Time after which a loop that does not respond counts as unhealthy."""
 
 
 class HttpServer:
-    """Serves views of the broker on a daemon thread until `close`."""
+    """Serves snapshots of the broker on daemon threads until `close`."""
 
-    def __init__(self, host: str, port: int, ask: Callable[[float], Snapshot]) -> None:
+    def __init__(self, host: str, port: int, get_snapshot: Callable[[float], Snapshot]) -> None:
         """Bind. Raises OSError if the address can't be bound."""
-        handler = type("Handler", (_Handler,), {"ask": staticmethod(ask)})
+        handler = type("Handler", (_Handler,), {"get_snapshot": staticmethod(get_snapshot)})
         self._server = ThreadingHTTPServer((host, port), handler)
         self._server.daemon_threads = True
         bound_host, bound_port = self._server.server_address[:2]
@@ -41,7 +41,7 @@ class HttpServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    ask: Callable[[float], Snapshot]
+    get_snapshot: Callable[[float], Snapshot]
     timeout = 10
     server_version = "imagegen-broker"
     sys_version = ""
@@ -53,18 +53,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, "text/plain", "not found; try /stats, /metrics, /healthz or /readyz\n")
             return
         try:
-            view = self.ask(_ANSWER_SECONDS)
+            snapshot = self.get_snapshot(_TIMEOUT_SECONDS)
         except (TimeoutError, CancelledError):
-            self._reply(503, "text/plain", "the broker's loop does not answer\n")
+            self._reply(503, "text/plain", "the broker's loop does not respond\n")
             return
         if path == "/stats":
-            self._reply(200, "application/json", to_json(view.statistics) + b"\n")
+            self._reply(200, "application/json", to_json(snapshot.statistics) + b"\n")
         elif path == "/metrics":
             registry = CollectorRegistry(auto_describe=False)
-            registry.register(BrokerCollector(view))
+            registry.register(BrokerCollector(snapshot))
             encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
             self._reply(200, content_type, encoder(registry))
-        elif path == "/healthz" or view.ready:
+        elif path == "/healthz" or snapshot.ready:
             self._reply(200, "text/plain", "ok\n")
         else:
             self._reply(503, "text/plain", "no worker is registered yet\n")

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the broker: a view of one snapshot, made when it is scraped."""
+"""Prometheus metrics of the broker, computed from one snapshot per scrape."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ REQUEUE_REASONS = (
     "answer_lost",
 )
 OTHER = "other"
-"""Stands for the codes that a worker of another version made up."""
+"""Label for codes that this version does not know."""
 _STATES = ("ready", "draining", "unreachable", "stuck")
 _PREFIX = "imagegen_broker_"
 
@@ -61,57 +61,67 @@ class BrokerCollector(Collector):
         """Yield every metric."""
         stats = self._snapshot.statistics
         yield _gauge("build_info", "Always 1; the version is a label.", {version("imagegen-fleet"): 1}, "version")
-        yield _gauge("uptime_seconds", "Since the start.", stats.uptime_seconds)
+        yield _gauge("uptime_seconds", "Seconds since the broker started.", stats.uptime_seconds)
         yield from self._held(stats)
         yield from self._totals(stats.totals, stats.strategy)
-        yield _histogram("queue_wait_seconds", "From arrival to dispatch.", self._snapshot.queue_wait)
-        yield _histogram("request_duration_seconds", "From arrival to the answer.", self._snapshot.duration)
+        yield _histogram("queue_wait_seconds", "Seconds from arrival to dispatch.", self._snapshot.queue_wait)
+        yield _histogram(
+            "request_duration_seconds", "Seconds from arrival to the answer.", self._snapshot.duration
+        )
         yield from _models(stats.per_model_stats)
         yield from _workers(stats.per_gpu_stats)
 
     def _held(self, stats: Statistics) -> Iterable[Metric]:
         held = [count for count in self._snapshot.held_by_client if count]
         yield _gauge("pending_requests", "Requests held, by state.", asdict(stats.requests), "state")
-        yield _gauge("held_bytes", "Bytes of the requests held.", stats.held_bytes)
-        yield _gauge("max_requests", "Requests that may be held; more are refused.", stats.limits.requests)
-        yield _gauge("max_held_bytes", "Bytes that may be held.", stats.limits.bytes)
-        yield _gauge("clients", "Clients that are alive.", stats.clients)
+        yield _gauge("held_bytes", "Size of all requests held.", stats.held_bytes)
+        yield _gauge("max_requests", "Maximum number of requests held; more are rejected.", stats.limits.requests)
+        yield _gauge("max_held_bytes", "Maximum size of all requests held.", stats.limits.bytes)
+        yield _gauge("clients", "Connected clients.", stats.clients)
         yield _gauge(
-            "held_clients", "Clients that must acknowledge before they get more work.", stats.held_clients
+            "held_clients",
+            "Clients that must acknowledge before more of their requests are dispatched.",
+            stats.held_clients,
         )
-        yield _gauge("busy_clients", "Clients that have requests here.", len(held))
-        yield _gauge("largest_client_requests", "Requests of the client that has most.", max(held, default=0))
+        yield _gauge("busy_clients", "Clients with requests at this broker.", len(held))
+        yield _gauge(
+            "largest_client_requests", "Requests of the client with the most requests.", max(held, default=0)
+        )
         yield _gauge(
             "client_inequality_ratio",
-            "Gini coefficient of the requests by busy client: 0 where all have as many, near 1 where one has all.",
+            "Gini coefficient of the requests per busy client: 0 if equal, near 1 if one client has nearly all.",
             gini(held),
         )
 
     def _totals(self, totals: Totals, strategy: str) -> Iterable[Metric]:
-        yield _counter("accepted_requests", "Requests taken in.", totals.accepted)
+        yield _counter("accepted_requests", "Accepted requests.", totals.accepted)
         rejected = _known(totals.rejected, REJECTIONS)
-        yield _counter("rejected_requests", "Requests refused at the door.", rejected, "reason")
+        yield _counter("rejected_requests", "Rejected requests, by reason.", rejected, "reason")
         answers = _known(totals.answered, OUTCOMES)
         yield _counter("answers", "Terminal answers, by outcome.", answers, "outcome")
-        yield _counter("acknowledgements", "Answers that clients have acknowledged.", totals.acknowledged)
-        yield _counter("abandoned_requests", "Given up: the client left or died.", totals.abandoned)
+        yield _counter("acknowledgements", "Answers acknowledged by clients.", totals.acknowledged)
+        yield _counter(
+            "abandoned_requests", "Requests dropped because their client left or died.", totals.abandoned
+        )
         dispatches = {strategy: totals.dispatched}
-        yield _counter("dispatches", "Requests given to workers.", dispatches, "strategy")
-        yield _counter("attached_requests", "Found at a worker that had them already.", totals.attached)
+        yield _counter("dispatches", "Requests dispatched to workers.", dispatches, "strategy")
+        yield _counter(
+            "attached_requests", "Requests attached to a worker that already held them.", totals.attached
+        )
         requeues = _known(totals.requeued, REQUEUE_REASONS)
-        yield _counter("requeues", "Went back to the queue.", requeues, "reason")
-        yield _counter("resent_answers", "Answers sent, or asked for, again.", totals.resent)
+        yield _counter("requeues", "Requests requeued, by reason.", requeues, "reason")
+        yield _counter("resent_answers", "Answers sent or asked for again.", totals.resent)
         yield _counter("workers_registered", "Registrations of workers.", totals.workers_registered)
-        yield _counter("workers_lost", "Workers that fell silent.", totals.workers_lost)
+        yield _counter("workers_lost", "Workers removed because they were silent.", totals.workers_lost)
         yield _counter("workers_stuck", "Workers whose device hung.", totals.workers_stuck)
-        yield _counter("clients_lost", "Clients that fell silent.", totals.clients_lost)
-        yield _counter("malformed_messages", "Messages that did not decode.", totals.malformed)
-        yield _counter("dropped_messages", "Messages that a peer did not take.", totals.dropped)
-        yield _counter("dropped_log_lines", "Log lines that stderr did not take.", dropped_lines())
+        yield _counter("clients_lost", "Clients removed because they were silent.", totals.clients_lost)
+        yield _counter("malformed_messages", "Messages that could not be decoded.", totals.malformed)
+        yield _counter("dropped_messages", "Messages that could not be sent to a peer.", totals.dropped)
+        yield _counter("dropped_log_lines", "Log lines that stderr did not accept in time.", dropped_lines())
 
 
 def gini(counts: Sequence[int]) -> float:
-    """Return the Gini coefficient of positive counts: 0 where all are equal, near 1 where one has nearly all."""
+    """Return the Gini coefficient of positive counts: 0 if all are equal, near 1 if one has nearly all."""
     total, n = sum(counts), len(counts)
     if not total:
         return 0.0
@@ -123,12 +133,12 @@ def _models(rows: Sequence[ModelStatistics]) -> Iterable[Metric]:
         values = {row.model: getattr(row, key) for row in rows}
         return _gauge(name, text, {model: value for model, value in values.items() if value is not None}, "model")
 
-    yield gauge("model_workers", "Workers that serve the model and take work.", "workers")
-    yield gauge("model_idle_workers", "Those of them that have nothing to do.", "idle_workers")
-    yield gauge("model_waiting_requests", "Requests for the model that wait here.", "waiting")
-    yield gauge("model_unfinished_requests", "Requests for the model, waiting here or at workers.", "unfinished")
-    yield gauge("model_seconds_per_request", "What one worker needs for a request.", "seconds_per_request")
-    text = "Device time that the unfinished requests will take; over the number of workers: until all is done."
+    yield gauge("model_workers", "Workers that serve the model and accept work.", "workers")
+    yield gauge("model_idle_workers", "Workers that serve the model and are idle.", "idle_workers")
+    yield gauge("model_waiting_requests", "Requests for the model that wait at the broker.", "waiting")
+    yield gauge("model_unfinished_requests", "Requests for the model, at the broker or at workers.", "unfinished")
+    yield gauge("model_seconds_per_request", "Device seconds per request.", "seconds_per_request")
+    text = "Device seconds of the unfinished requests; divided by the workers, the time until all are finished."
     yield gauge("backlog_seconds", text, "backlog_seconds")
 
 
@@ -139,11 +149,13 @@ def _workers(workers: Sequence[GpuStatistics]) -> Iterable[Metric]:
     for name, text, key in (
         ("worker_queue_depth", "Images of the requests at a worker.", "current_queue_depth"),
         ("worker_capacity_requests", "Images that a worker accepts at a time.", "capacity"),
-        ("worker_last_heard_seconds", "Since a worker's last message.", "last_heard_seconds"),
+        ("worker_last_heard_seconds", "Seconds since a worker's last message.", "last_heard_seconds"),
     ):
         yield _each_worker(GaugeMetricFamily(_PREFIX + name, text, labels=["worker", "gpu"]), workers, key)
     dispatches = CounterMetricFamily(
-        _PREFIX + "worker_dispatches", "Requests given to a worker since it registered.", labels=["worker", "gpu"]
+        _PREFIX + "worker_dispatches",
+        "Requests dispatched to a worker since it registered.",
+        labels=["worker", "gpu"],
     )
     yield _each_worker(dispatches, workers, "dispatched")
 
@@ -157,7 +169,7 @@ def _each_worker(
 
 
 def _known(counts: Mapping[str, int], keys: Sequence[str]) -> dict[str, int]:
-    """Return the counts by known keys, each there, and what is left under one more if there is any."""
+    """Return the counts of all known keys, and the sum of the others under `OTHER` if there are any."""
     shown = {key: counts.get(key, 0) for key in keys}
     other = sum(count for key, count in counts.items() if key not in shown)
     return shown | {OTHER: other} if other else shown

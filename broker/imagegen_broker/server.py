@@ -1,6 +1,6 @@
 """The broker's shell: one single-threaded poll loop that moves frames between two ROUTER sockets and the core.
 
-It decodes the header of each message and no more; bodies and images pass through uncopied. It decides nothing.
+It decodes only the header of each message; bodies and images pass through uncopied. It makes no decisions.
 """
 
 import logging
@@ -15,10 +15,24 @@ from typing import Self
 
 import zmq
 
-from imagegen_broker.access import Access, AllowList, Role
+from imagegen_broker.access import Access, AllowList
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.counters import Histogram
-from imagegen_broker.core.records import Action, Settings, ToClient
+from imagegen_broker.core.events import (
+    FLUSH,
+    Action,
+    KeyRevoked,
+    LogEvent,
+    Malformed,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    Role,
+    Send,
+    SendFailed,
+    SendToClient,
+    StateChange,
+)
+from imagegen_broker.core.records import Settings
 from imagegen_broker.core.snapshot import View, status
 from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log_all
@@ -32,15 +46,15 @@ from imagegen_protocol.statistics import Statistics
 
 _log = logging.getLogger("imagegen.broker")
 
-_MESSAGES_A_ROUND = 256
-"""Messages read from one socket before the core settles and the other socket has its turn."""
-_FRONTEND_SEND_QUEUE = 512
-"""Messages that may wait for one slow client before the broker drops them and sends them again later: twice what
-`map` has on its way."""
+_MAX_MESSAGES_PER_ROUND = 256
+"""Messages read from one socket before the other socket is read and the core flushes."""
+_CLIENT_SEND_QUEUE = 512
+"""Messages that may wait for one slow client. Beyond it the broker drops them and sends answers again later. It is
+twice the number of requests that the client's `map` keeps in flight."""
 
-_COPIED_BYTES = 4096
-"""Frames of at most so many are copied."""
-# As plain numbers: two flags of an enumeration take longer to join than a frame to send.
+_MAX_COPIED_BYTES = 4096
+"""Smaller frames are copied, which is cheaper than keeping a reference to the frame of the socket."""
+# As plain numbers: combining two flags of an enumeration takes longer than sending a frame.
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 _SNDMORE_NOBLOCK = _SNDMORE | _NOBLOCK
 
@@ -56,28 +70,28 @@ class Snapshot:
     queue_wait: Histogram
     duration: Histogram
     held_by_client: tuple[int, ...]
-    """Requests held of each client."""
+    """Number of requests of each client."""
 
     @classmethod
     def of(cls, core: BrokerCore, now: float) -> Self:
-        """Copy what is to be shown: all that a view costs the loop."""
-        counters = core.ledger.counters
+        """Copy the state of the core; the loop does no more for a view than this."""
+        counters = core.table.counters
         return cls(
             core.view(now),
             core.is_ready(now),
             counters.queue_wait.copy(),
             counters.duration.copy(),
-            tuple([len(client.requests) for client in core.ledger.clients.values()]),
+            tuple([len(client.requests) for client in core.clients.by_id.values()]),
         )
 
     @property
     def statistics(self) -> Statistics:
-        """The content of `/stats`; computed at each call, on the caller's thread."""
+        """The fields of `/stats`; computed at each access, by the thread that asks."""
         return self.view.statistics()
 
 
 class Server:
-    """Two bound sockets and the loop over them. `run` blocks until `stop` is called from any thread."""
+    """Two bound sockets and the loop that serves them. `run` blocks until `stop` is called from any thread."""
 
     def __init__(
         self,
@@ -103,18 +117,18 @@ class Server:
         self._shown_generation = -1
         if access is not None:
             access.start(self._context)
-        self._frontend = self._router(frontend, _FRONTEND_SEND_QUEUE, "clients")
-        # A worker is never given more than its capacity: nothing to bound here.
-        self._backend = self._router(backend, 0, "workers")
-        self.frontend_endpoint: str = self._frontend.get_string(zmq.LAST_ENDPOINT)
-        self.backend_endpoint: str = self._backend.get_string(zmq.LAST_ENDPOINT)
+        self._client_socket = self._router(frontend, _CLIENT_SEND_QUEUE, "clients")
+        # Without a limit: a worker is never sent more than its capacity.
+        self._worker_socket = self._router(backend, 0, "workers")
+        self.frontend_endpoint: str = self._client_socket.get_string(zmq.LAST_ENDPOINT)
+        self.backend_endpoint: str = self._worker_socket.get_string(zmq.LAST_ENDPOINT)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        # Reentrant: a signal handler may wake the loop in the midst of its end.
+        # Reentrant: a signal handler may wake the loop while it closes.
         self._wake_lock = RLock()
         self._closed = False
-        self._asked: deque[Future[Snapshot]] = deque()
+        self._snapshot_requests: deque[Future[Snapshot]] = deque()
         self._stopping = False
         self._reloading = False
         self.core = BrokerCore(settings, time.monotonic())
@@ -129,35 +143,28 @@ class Server:
         if self._access is not None:
             self._access.report()
         poller = zmq.Poller()
-        poller.register(self._frontend, zmq.POLLIN)
-        poller.register(self._backend, zmq.POLLIN)
+        poller.register(self._client_socket, zmq.POLLIN)
+        poller.register(self._worker_socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
         try:
             while not self._stopping:
-                due_at = min(self.core.next_deadline(), self._notifier.due_at)
-                wait = max(0.0, due_at - time.monotonic())
-                # Rounded up, so that the loop does not spin through the last millisecond.
+                deadline = min(self.core.next_deadline(), self._notifier.due_at)
+                wait = max(0.0, deadline - time.monotonic())
+                # Rounded up, so that the loop does not spin during the last millisecond.
                 ready = dict(poller.poll(int(wait * 1000) + 1))
                 if self._wake_read in ready:
                     os.read(self._wake_read, 4096)
                 if self._reloading:
                     self._reload()
-                if self._backend in ready:
-                    self._drain(self._backend, self._take_from_worker, self._allowed("workers"))
-                if self._frontend in ready:
-                    self._drain(self._frontend, self._take_from_client, self._allowed("clients"))
-                for action in self.core.settle(time.monotonic()):
-                    self._send(action)
-                if notes := self.core.take_notes():
-                    log_all(_log, notes)
-                if self._traces is not None:
-                    now = time.monotonic()
-                    for move in self.core.take_moves():
-                        self._traces.moved(move, now)
-                self._tell_of_workers()
-                while self._asked:
-                    self._answer_snapshot(self._asked.popleft())
-                self._notifier.tick(time.monotonic(), self._status)
+                if self._worker_socket in ready:
+                    self._read(self._worker_socket, self._read_from_worker, self._allowed("workers"))
+                if self._client_socket in ready:
+                    self._read(self._client_socket, self._read_from_client, self._allowed("clients"))
+                self._perform(self.core.handle(FLUSH, time.monotonic()))
+                self._show_registered_workers()
+                while self._snapshot_requests:
+                    self._answer_snapshot(self._snapshot_requests.popleft())
+                self._notifier.tick(time.monotonic(), lambda: status(self.core))
             self._notifier.stopping("ending")
         finally:
             self._close()
@@ -168,43 +175,40 @@ class Server:
         self._wake()
 
     def reload(self) -> None:
-        """Have the loop read the allow-lists again. Safe from any thread and from a signal handler."""
+        """Make the loop read the allow-lists again. Safe from any thread and from a signal handler."""
         self._reloading = True
         self._wake()
 
     def snapshot(self, timeout: float) -> Snapshot:
-        """Return a view of the core, made by the loop. Raises TimeoutError if the loop does not answer."""
-        asked: Future[Snapshot] = Future()
-        self._asked.append(asked)
+        """Return a view of the core, created by the loop. Raises TimeoutError if the loop does not respond."""
+        request: Future[Snapshot] = Future()
+        self._snapshot_requests.append(request)
         self._wake()
-        return asked.result(timeout)
+        return request.result(timeout)
 
     # ---- inside the loop ----------------------------------------------------------------------
 
-    def _answer_snapshot(self, asked: Future[Snapshot]) -> None:
-        view = Snapshot.of(self.core, time.monotonic())
-        if asked.set_running_or_notify_cancel():
-            asked.set_result(view)
+    def _answer_snapshot(self, request: Future[Snapshot]) -> None:
+        snapshot = Snapshot.of(self.core, time.monotonic())
+        if request.set_running_or_notify_cancel():
+            request.set_result(snapshot)
 
-    def _status(self) -> str:
-        return status(self.core.ledger)
-
-    def _tell_of_workers(self) -> None:
-        ledger = self.core.ledger
-        if self._show_workers is None or self._shown_generation == ledger.placement.generation:
+    def _show_registered_workers(self) -> None:
+        generation = self.core.scheduler.pool.generation
+        if self._show_workers is None or self._shown_generation == generation:
             return
         if time.monotonic() >= self.core.dispatching_from:
-            self._shown_generation = ledger.placement.generation
-            self._show_workers([worker.ready for worker in ledger.workers.values()])
+            self._shown_generation = generation
+            self._show_workers([worker.ready for worker in self.core.workers.by_id.values()])
 
     def _wake(self) -> None:
         with self._wake_lock:
             if self._closed:
-                return  # the number of the descriptor may be somebody else's by now
+                return  # the descriptor's number may have been reused
             try:
                 os.write(self._wake_write, b"\0")
             except BlockingIOError:
-                _log.debug("the wake pipe is full: the loop is awake already")
+                _log.debug("the wake pipe is full, so the loop is awake already")
 
     def _reload(self) -> None:
         self._reloading = False
@@ -239,11 +243,11 @@ class Server:
             raise zmq.ZMQError(error.errno, f"can't bind {endpoint}: {error}") from error
         return socket
 
-    def _drain(
-        self, socket: "zmq.Socket[bytes]", take: Callable[[bytes, Frames], None], allowed: AllowList | None
+    def _read(
+        self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames], None], allowed: AllowList | None
     ) -> None:
-        """Read what is there, frame by frame. A frame tells whether more follow, in half the time."""
-        for _ in range(_MESSAGES_A_ROUND):
+        """Read the available messages frame by frame; `frame.more` is twice as fast as asking the socket."""
+        for _ in range(_MAX_MESSAGES_PER_ROUND):
             try:
                 first = socket.recv(_NOBLOCK, copy=allowed is None)
             except zmq.Again:
@@ -255,47 +259,58 @@ class Server:
                 frame = socket.recv(copy=False)
                 more = frame.more
                 if len(frames) <= MAX_FRAMES:
-                    # Headers and bodies are small, and cheaper copied than held; images are not.
-                    frames.append(frame.bytes if len(frame) <= _COPIED_BYTES else frame)
+                    frames.append(frame.bytes if len(frame) <= _MAX_COPIED_BYTES else frame)
             if allowed is not None and isinstance(first, zmq.Frame) and not allowed.allows(_key_of(first)):
-                # libzmq asks for the key at the handshake alone; a revoked one would keep its connection.
-                self.core.revoked(peer, allowed.role, time.monotonic())
+                # libzmq checks the key at the handshake only; a revoked key would keep its connection.
+                self.core.handle(KeyRevoked(allowed.role, peer), time.monotonic())
                 continue
-            take(peer, frames)
+            read(peer, frames)
 
-    def _take_from_client(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_client(self, peer: bytes, frames: Frames) -> None:
         now = time.monotonic()
         try:
             message = decode_from_client(_header(frames))
         except ProtocolError as problem:
-            self.core.malformed_from_client(peer, problem)
+            self.core.handle(Malformed("clients", peer, problem), now)
             return
-        self.core.from_client(peer, message, frames[1:], now)
+        self.core.handle(ReceivedFromClient(peer, message, frames[1:]), now)
 
-    def _take_from_worker(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_worker(self, peer: bytes, frames: Frames) -> None:
         now = time.monotonic()
         try:
             header = _header(frames)
             message = decode_from_worker(header)
         except ProtocolError as problem:
-            self.core.malformed_from_worker(peer, problem, now)
+            self.core.handle(Malformed("workers", peer, problem), now)
             return
-        self.core.from_worker(peer, message, header, frames[1:], now)
+        self.core.handle(ReceivedFromWorker(peer, message, header, frames[1:]), now)
 
-    def _send(self, action: Action) -> None:
-        if isinstance(action, ToClient):
-            socket, peer = self._frontend, action.client_id
+    def _perform(self, actions: Sequence[Action]) -> None:
+        lines: list[LogEvent] = []
+        for action in actions:
+            if isinstance(action, LogEvent):
+                lines.append(action)
+            elif not isinstance(action, StateChange):
+                self._send(action)
+            elif self._traces is not None:
+                self._traces.state_changed(action, time.monotonic())
+        if lines:
+            log_all(_log, lines)
+
+    def _send(self, action: Send) -> None:
+        if isinstance(action, SendToClient):
+            socket, peer = self._client_socket, action.client_id
         else:
-            socket, peer = self._backend, action.worker_id
+            socket, peer = self._worker_socket, action.worker_id
         message = action.message
         header = message if isinstance(message, bytes) else encode(message)
         try:
             socket.send(peer, _SNDMORE_NOBLOCK)
         except zmq.ZMQError as error:
-            # Gone (EHOSTUNREACH) or full (EAGAIN): libzmq takes all of a message, or none of it.
+            # Disconnected (EHOSTUNREACH) or full (EAGAIN): libzmq accepts either all of a message or nothing.
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
-            self.core.not_sent(action)
+            self.core.handle(SendFailed(action), time.monotonic())
             return
         payload = action.payload
         socket.send(header, _SNDMORE if payload else 0)
@@ -304,10 +319,10 @@ class Server:
             socket.send(frame, _SNDMORE if index < last else 0, copy=isinstance(frame, bytes))
 
     def _close(self) -> None:
-        for asked in self._asked:
-            asked.cancel()
-        self._frontend.close()
-        self._backend.close()
+        for request in self._snapshot_requests:
+            request.cancel()
+        self._client_socket.close()
+        self._worker_socket.close()
         if self._access is not None:
             self._access.close()
         self._context.term()
@@ -321,12 +336,12 @@ def _header(frames: Frames) -> bytes:
     if not frames:
         raise ProtocolError("a message needs a header frame")
     if len(frames) > MAX_FRAMES:
-        raise ProtocolError(f"a message may have {MAX_FRAMES} frames")
+        raise ProtocolError(f"a message may have at most {MAX_FRAMES} frames")
     header = frames[0]
     return header if isinstance(header, bytes) else header.bytes
 
 
 def _key_of(frame: zmq.Frame) -> bytes:
-    """Return the key (Z85) with which the peer that sent a frame has proved itself."""
+    """Return the key (Z85) with which the sender of a frame has authenticated itself."""
     key = frame.get("User-Id")
     return key.encode() if isinstance(key, str) else b""

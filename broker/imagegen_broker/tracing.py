@@ -1,35 +1,38 @@
 """Spans of requests at the broker, from their changes of state: `queue` and `dispatch`."""
 
-from imagegen_broker.core.records import Moved, State
+from imagegen_broker.core.events import StateChange
+from imagegen_broker.core.records import State
 from imagegen_common.tracing import Attribute, Tracer
 
-_NAMES = {State.QUEUED: "queue", State.DISPATCHED: "dispatch"}
-"""The states that are worth a span."""
+_SPANS = {State.QUEUED: "queue", State.DISPATCHED: "dispatch"}
+"""The states that are recorded as spans, and the names of these."""
 
 
 class Traces:
-    """Follows each traced request; what is kept of one goes when the request does."""
+    """Records the spans of traced requests."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._since: dict[bytes, float] = {}
+        """Time at which each traced request entered its present state."""
 
-    def moved(self, move: Moved, now: float) -> None:
-        """Take a change of state that happened just now."""
-        since = self._since.pop(move.request_id, None)
-        if since is not None and move.old in _NAMES:
-            about: dict[str, Attribute] = {"request_id": move.request_id.hex(), "attempt": move.attempt}
-            if move.worker is not None:
-                about["worker"] = move.worker
-            self._tracer.span(_NAMES[move.old], move.traceparent, since, now, **about, then=move.new.value)
-        if move.new in _NAMES:
-            self._since[move.request_id] = now
+    def state_changed(self, change: StateChange, now: float) -> None:
+        """End the span of the old state, and begin that of the new one."""
+        since = self._since.pop(change.request_id, None)
+        if since is not None and change.old in _SPANS:
+            attributes: dict[str, Attribute] = {"request_id": change.request_id.hex(), "attempt": change.attempt}
+            if change.worker is not None:
+                attributes["worker"] = change.worker
+            name = _SPANS[change.old]
+            self._tracer.span(name, change.traceparent, since, now, **attributes, then=change.new.value)
+        if change.new in _SPANS:
+            self._since[change.request_id] = now
 
     @property
     def followed(self) -> int:
-        """How many requests are followed now."""
+        """The number of requests with an open span."""
         return len(self._since)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the spans that have not been sent yet."""
         self._tracer.close()

@@ -1,4 +1,4 @@
-"""The entry point of the `imagegen` command; also `python -m imagegen_cli`."""
+"""Entry point of the `imagegen` command and of `python -m imagegen_cli`."""
 
 import sys
 
@@ -6,7 +6,7 @@ EXIT_USAGE = 2
 
 
 def main() -> None:
-    """Run the command, or say how to install what it needs."""
+    """Run the command; exit with an error if a package that it needs is not installed."""
     try:
         from imagegen_cli.main import main as run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A burst of requests and what it tells: durations, throughput, and how it was batched."""
+"""Load test: a burst of requests, its latencies, throughput and batch sizes."""
 
 import math
 import time
@@ -15,12 +15,12 @@ from imagegen_protocol.limits import MAX_SEED
 from imagegen_protocol.statistics import GpuStatistics, Statistics
 
 TOTALS_TIMEOUT_SECONDS = 10.0
-"""How long to wait for heartbeats to bring the workers' totals to the broker."""
-_ASK_AGAIN_SECONDS = 0.05
+"""Time limit for the workers' totals to reach the broker with their heartbeats."""
+_POLL_SECONDS = 0.05
 
 
 class Outcome(Protocol):
-    """What the report reads of a result."""
+    """Fields of a result that the report uses."""
 
     @property
     def worker(self) -> str: ...
@@ -31,44 +31,44 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
-    """What one worker's totals grew by."""
+class TotalsDelta:
+    """Increase of one worker's totals during the test."""
 
     batches: int
     batched_requests: int
-    whole: bool
-    """The worker ran through; what one that started in between did before is lost with it."""
+    complete: bool
+    """False if the worker restarted during the test: the totals of its previous process are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One burst; times in seconds."""
+    """Results of one burst; times in seconds."""
 
     duration: float
     results: Sequence[Outcome]
     errors: Sequence[ImagegenError]
-    growth: Mapping[str, Growth]
+    deltas: Mapping[str, TotalsDelta]
     num_gpus: int
-    """Workers that serve the model."""
+    """Number of workers that serve the model."""
 
     @property
     def missing(self) -> int:
-        """Requests whose batch no heartbeat has told of yet."""
-        made = Counter(result.worker for result in self.results)
-        known = {worker: grown.batched_requests for worker, grown in self.growth.items() if grown.whole}
-        return sum(max(0, number - known[worker]) for worker, number in made.items() if worker in known)
+        """Number of requests whose batch is not yet in the workers' totals."""
+        generated = Counter(result.worker for result in self.results)
+        known = {worker: delta.batched_requests for worker, delta in self.deltas.items() if delta.complete}
+        return sum(max(0, number - known[worker]) for worker, number in generated.items() if worker in known)
 
     @property
     def failures(self) -> dict[str, int]:
-        """How many requests failed, by error code."""
+        """Number of failed requests by error code."""
         return dict(sorted(Counter(error.code for error in self.errors).items()))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers under the names that the guide's load test has."""
+        """Return the report with the field names of the JSON output."""
         latencies = sorted(result.total_seconds for result in self.results)
         images = sum(len(result.formats) for result in self.results)
-        batches = sum(grown.batches for grown in self.growth.values())
-        batched = sum(grown.batched_requests for grown in self.growth.values())
+        batches = sum(delta.batches for delta in self.deltas.values())
+        batched = sum(delta.batched_requests for delta in self.deltas.values())
         return {
             "total_duration_seconds": round(self.duration, 3),
             "requests": len(self.results) + len(self.errors),
@@ -83,34 +83,34 @@ class Report:
 
 
 def percentile(ordered: Sequence[float], share: int) -> float | None:
-    """Return the smallest value that `share` percent do not exceed (nearest rank); None of nothing."""
+    """Return a percentile of sorted values by nearest rank; None if there are none."""
     if not ordered:
         return None
     return round(ordered[max(0, math.ceil(len(ordered) * share / 100) - 1)], 3)
 
 
-def growth(before: Statistics, after: Statistics) -> dict[str, Growth]:
-    """Return by how much the totals of each worker of `after` grew, never less than nothing."""
+def totals_deltas(before: Statistics, after: Statistics) -> dict[str, TotalsDelta]:
+    """Return the increase of the totals of each worker in `after`."""
     earlier = {gpu.worker: gpu for gpu in before.per_gpu_stats}
-    return {gpu.worker: _grown(earlier.get(gpu.worker), gpu) for gpu in after.per_gpu_stats}
+    return {gpu.worker: _delta(earlier.get(gpu.worker), gpu) for gpu in after.per_gpu_stats}
 
 
 def serving_gpus(statistics: Statistics, model: str | None) -> int:
-    """Return how many workers serve the model, or the broker's default for None."""
-    wanted = statistics.default_model if model is None else model
-    return sum(wanted in gpu.models for gpu in statistics.per_gpu_stats)
+    """Return the number of workers that serve the model; None means the broker's default."""
+    name = statistics.default_model if model is None else model
+    return sum(name in gpu.models for gpu in statistics.per_gpu_stats)
 
 
-def _grown(before: GpuStatistics | None, after: GpuStatistics) -> Growth:
+def _delta(before: GpuStatistics | None, after: GpuStatistics) -> TotalsDelta:
     if before is None:
-        return Growth(after.total_batches, after.total_batched_requests, True)
+        return TotalsDelta(after.total_batches, after.total_batched_requests, True)
     batches = after.total_batches - before.total_batches
     requests = after.total_batched_requests - before.total_batched_requests
     same_process = (before.host, before.pid) == (after.host, after.pid)
-    # Process numbers come round again, and containers all have the same one: totals only grow.
+    # Process ids are reused, and equal in all containers; but totals of one process never decrease.
     if same_process and batches >= 0 and requests >= 0:
-        return Growth(batches, requests, True)
-    return Growth(after.total_batches, after.total_batched_requests, False)
+        return TotalsDelta(batches, requests, True)
+    return TotalsDelta(after.total_batches, after.total_batched_requests, False)
 
 
 def run_burst(
@@ -119,17 +119,17 @@ def run_burst(
     number: int,
     options: RequestOptions,
     *,
-    patience: float = 10.0,
+    stats_timeout: float = 10.0,
     on_answer: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Send `number` requests at once, wait for all answers, then for the workers' totals.
+    """Submit `number` requests at once, wait for all answers, then for the workers' totals.
 
-    The seeds count on from that of the options, if there is one. `patience`: seconds to wait for statistics.
-    Raises `BrokerUnreachableError` when none come, and `InvalidRequestError`.
+    Seeds increase by one from that of the options, if given. `stats_timeout`: seconds to wait for statistics.
+    Raises `InvalidRequestError`, and `BrokerUnreachableError` if the statistics do not arrive.
     """
-    before = client.stats(patience)
+    before = client.stats(stats_timeout)
     start = time.monotonic()
-    jobs = [client.submit(prompt, **_numbered(options, index)) for index in range(number)]
+    jobs = [client.submit(prompt, **_with_seed(options, index)) for index in range(number)]
     errors = []
     for job in jobs:
         if (error := job.exception()) is not None:
@@ -139,15 +139,15 @@ def run_burst(
     results = [job.result() for job in jobs if job.exception() is None]
     end = time.monotonic() + TOTALS_TIMEOUT_SECONDS
     while True:
-        after = client.stats(patience)
+        after = client.stats(stats_timeout)
         serving = serving_gpus(after, options.get("model"))
-        report = Report(duration, results, errors, growth(before, after), serving)
+        report = Report(duration, results, errors, totals_deltas(before, after), serving)
         if not report.missing or time.monotonic() >= end:
             return report
-        Event().wait(_ASK_AGAIN_SECONDS)
+        Event().wait(_POLL_SECONDS)
 
 
-def _numbered(options: RequestOptions, index: int) -> RequestOptions:
+def _with_seed(options: RequestOptions, index: int) -> RequestOptions:
     first = options.get("seed")
     own = options.copy()
     own["seed"] = None if first is None else (first + index) % (MAX_SEED + 1)

@@ -1,4 +1,4 @@
-"""The command `imagegen`: finds the subcommand, and turns errors into one line and an exit code."""
+"""The `imagegen` command: imports subcommands on demand and turns errors into a line and an exit status."""
 
 from importlib import import_module
 from typing import Any
@@ -19,7 +19,7 @@ COMMANDS = {
     "top": "imagegen_cli.commands.top",
     "up": "imagegen_cli.commands.up",
 }
-"""Each module has its command as `command`; imported late, since nobody should wait for what is not used."""
+"""Module of each subcommand, imported when it is used; its `command` is the click command."""
 
 EXIT_FAILED = 1
 EXIT_NO_BROKER = 3
@@ -27,21 +27,21 @@ EXIT_INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """A group that imports its commands when they are asked for."""
+    """A group that imports its commands when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, for the help."""
+        """Return the names of the commands."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, or None when there is none of this name."""
+        """Return a command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(COMMANDS[cmd_name]).command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; whatever it ends with becomes a line on stderr and an exit code."""
+        """Run a command; errors become a line on stderr and an exit status."""
         try:
             return super().invoke(ctx)
         except BrokerUnreachableError as error:
@@ -49,7 +49,7 @@ class Commands(click.Group):
         except ImagegenError as error:
             status, line = EXIT_FAILED, describe(error)
         except KeyboardInterrupt:
-            status, line = EXIT_INTERRUPTED, "error: interrupted: what was unfinished is given up"
+            status, line = EXIT_INTERRUPTED, "error: interrupted; unfinished requests were cancelled"
         click.echo(line, err=True)
         ctx.exit(status)
 
@@ -57,12 +57,12 @@ class Commands(click.Group):
 @click.group("imagegen", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="imagegen-fleet", prog_name="imagegen")
 def main() -> None:
-    """Ask an imagegen fleet for pictures, look at it, load it.
+    """Generate images on an imagegen fleet, and inspect, benchmark and run the fleet.
 
     \b
     Examples:
       imagegen generate "a yellow star on a purple background" --out star.png --seed 7
-      imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png"
+      imagegen generate --prompts prompts.txt --out images --pattern "{index:03}-{prompt}.png"
       imagegen models
       imagegen top
       imagegen up
@@ -71,9 +71,9 @@ def main() -> None:
 
     \b
     Exit status:
-      0    all went well
-      1    a request ended in an error (a line on stderr each: error: CODE: MESSAGE); doctor: a problem
-      2    the command line, or a file that it names, is wrong; nothing was asked
+      0    success
+      1    a request failed (stderr: error: CODE: MESSAGE), or doctor found a problem
+      2    invalid option, argument or input file; nothing was sent
       3    no broker could be reached
       130  interrupted
     """

@@ -1,4 +1,4 @@
-"""Where pictures go: found out before anybody draws them, and written whole or not at all."""
+"""Paths of the generated images: checked before anything is generated, written atomically."""
 
 import io
 import os
@@ -9,27 +9,27 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagegen_cli.naming import LATE_FIELDS, MAX_NAME_BYTES, NamePattern, plain, slug
-from imagegen_cli.prompts import Order
+from imagegen_cli.file_names import MAX_NAME_BYTES, RESULT_FIELDS, FileNamePattern, sanitize, slug
+from imagegen_cli.prompts import PreparedRequest
 from imagegen_common.files import replacing
 
 DEFAULT_PATTERN = "imagegen-{seed}"
 _SUFFIXES = {"jpeg": ".jpg"}
-"""What a format is called in a file's name, where it is not just its own."""
-_PLAIN_SUFFIXES = frozenset(("", ".png", ".jpg", ".jpeg", ".webp"))
-"""Known without asking Pillow, which takes longer to import than all the rest."""
+"""Suffix of a format, where it differs from the format's name."""
+_COMMON_SUFFIXES = frozenset(("", ".png", ".jpg", ".jpeg", ".webp"))
+"""Suffixes accepted without importing Pillow, which is slow."""
 
 
 class Existing(Enum):
-    """What becomes of a file that is there already."""
+    """Handling of a file that exists."""
 
     REFUSE = "refuse"
     SKIP = "skip"
     OVERWRITE = "overwrite"
 
 
-class Pictures(Protocol):
-    """What is asked of a result."""
+class EncodedImages(Protocol):
+    """The part of a result that is used for writing files."""
 
     @property
     def worker(self) -> str: ...
@@ -41,29 +41,31 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
-    """A folder, and what the files in it are called."""
+class OutputFiles:
+    """Output folder and the names of its files."""
 
     folder: Path
-    pattern: NamePattern
+    pattern: FileNamePattern
     existing: Existing = Existing.REFUSE
 
-    def paths(self, order: Order, formats: Sequence[str], late: Mapping[str, str]) -> list[Path]:
-        """Return the file of each image; `late`: the fields that only the result tells."""
-        several = len(order.seeds) > 1
-        pattern = self.pattern.numbered() if several and not self.pattern.tells_images_apart else self.pattern
-        shared: dict[str, int | str] = {"index": order.index, "prompt": slug(order.prompt)}
-        shared |= {name: plain(value) for name, value in late.items()}
+    def paths(
+        self, request: PreparedRequest, formats: Sequence[str], result_fields: Mapping[str, str]
+    ) -> list[Path]:
+        """Return the path of each image; `result_fields`: values of the fields known only from the result."""
+        several = len(request.seeds) > 1
+        pattern = self.pattern.numbered() if several and not self.pattern.distinguishes_images else self.pattern
+        shared: dict[str, int | str] = {"index": request.index, "prompt": slug(request.prompt)}
+        shared |= {name: sanitize(value) for name, value in result_fields.items()}
         paths = []
-        for image, (seed, format_) in enumerate(zip(order.seeds, formats, strict=True)):
+        for image, (seed, format_) in enumerate(zip(request.seeds, formats, strict=True)):
             name = pattern.fill({**shared, "seed": seed, "image": image})
             suffix = "" if pattern.suffix else _SUFFIXES.get(format_, f".{format_}")
             paths.append(self.folder / f"{name}{suffix}")
         return paths
 
-    def write(self, order: Order, result: Pictures) -> list[Path]:
-        """Write the images of a result and return their files. Raises `ValueError` and `OSError`."""
-        paths = self.paths(order, result.formats, {"worker": result.worker, "model": result.model})
+    def write(self, request: PreparedRequest, result: EncodedImages) -> list[Path]:
+        """Write the images of a result and return their paths. Raises `ValueError` and `OSError`."""
+        paths = self.paths(request, result.formats, {"worker": result.worker, "model": result.model})
         written = []
         for image, path in enumerate(paths):
             if self.existing is Existing.SKIP and path.exists():
@@ -74,7 +76,7 @@ class Targets:
         return written
 
 
-def _write_whole(result: Pictures, image: int, path: Path, *, overwrite: bool) -> None:
+def _write_whole(result: EncodedImages, image: int, path: Path, *, overwrite: bool) -> None:
     """Write an image; readers never see a part of it. Raises `FileExistsError` unless `overwrite`."""
     if not overwrite:
         path.touch(exist_ok=False)
@@ -87,69 +89,73 @@ def _write_whole(result: Pictures, image: int, path: Path, *, overwrite: bool) -
         raise
 
 
-def choose(out: str | None, pattern: str | None, existing: Existing, *, several: bool) -> Targets:
-    """Return where pictures go: `out` is a file, or a folder, which is made.
+def resolve_output(out: str | None, pattern: str | None, existing: Existing, *, several: bool) -> OutputFiles:
+    """Return the output files for `--out` and `--pattern`; a missing output folder is created.
 
-    A folder if there is one, with a pattern, for several prompts, and when it ends in a slash. Raises
-    `ValueError` saying what is wrong with it, and `OSError` where the folder can't be made.
+    `out` is a folder if it exists as one, with a pattern, for several prompts, or if it ends in a slash. Raises
+    `ValueError` for an invalid path or name, and `OSError` if the folder cannot be created.
     """
     path = Path(out) if out else Path()
     is_folder = out is None or pattern is not None or out.endswith("/") or path.is_dir()
     if not is_folder and several:
-        if path.suffix.lower() in _PLAIN_SUFFIXES - {""}:
-            raise ValueError(f"several prompts need a folder (and --pattern for the names), got the file {out!r}")
+        if path.suffix.lower() in _COMMON_SUFFIXES - {""}:
+            raise ValueError(
+                f"expected a folder for several prompts (--pattern sets the names), got the file {out!r}"
+            )
         is_folder = True
     if is_folder:
         if path.exists() and not path.is_dir():
-            raise ValueError(f"expected a folder, {path} is a file")
-        targets = Targets(path, NamePattern(pattern or DEFAULT_PATTERN), existing)
+            raise ValueError(f"expected a folder, got the file {path}")
+        output = OutputFiles(path, FileNamePattern(pattern or DEFAULT_PATTERN), existing)
         path.mkdir(parents=True, exist_ok=True)
     else:
-        targets = Targets(path.parent, NamePattern(path.name.replace("{", "{{").replace("}", "}}")), existing)
+        output = OutputFiles(
+            path.parent, FileNamePattern(path.name.replace("{", "{{").replace("}", "}}")), existing
+        )
         if not path.parent.is_dir():
-            raise ValueError(f"there is no folder {path.parent}")
-    if not os.access(targets.folder, os.W_OK | os.X_OK):
-        raise ValueError(f"the folder {targets.folder} can't be written")
-    if (suffix := targets.pattern.suffix.lower()) not in _PLAIN_SUFFIXES:
+            raise ValueError(f"the folder {path.parent} does not exist")
+    if not os.access(output.folder, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {output.folder} is not writable")
+    if (suffix := output.pattern.suffix.lower()) not in _COMMON_SUFFIXES:
         _check_suffix(suffix)
-    return targets
+    return output
 
 
-def check_orders(targets: Targets, orders: Sequence[Order]) -> list[Order]:
-    """Return the orders that are to be drawn: with `Existing.SKIP`, those of which a file is missing.
+def select_requests(output: OutputFiles, requests: Sequence[PreparedRequest]) -> list[PreparedRequest]:
+    """Return the requests to run: with `Existing.SKIP`, those with a missing file.
 
-    Raises `ValueError` for two pictures with one name, and for a file that is there and must not be lost; one
-    whose name only the result tells is looked at when it is written.
+    Raises `ValueError` if two images have the same path, and for an existing file with `Existing.REFUSE`. Paths
+    that depend on fields of the result are checked when they are written.
     """
-    told: Counter[Path] = Counter()
-    left = []
-    for order in orders:
-        options: Mapping[str, Any] = order.options
+    counts: Counter[Path] = Counter()
+    selected = []
+    for request in requests:
+        options: Mapping[str, Any] = request.options
         known = {"model": str(options["model"])} if options.get("model") else {}
-        unknown = (targets.pattern.fields & LATE_FIELDS) - known.keys()
-        formats = [str(options.get("output_format") or "png")] * len(order.seeds)
-        paths = targets.paths(order, formats, {name: name for name in unknown} | known)
-        told.update(paths)
-        if unknown and targets.existing is Existing.SKIP:
-            raise ValueError(f"{{{min(unknown)}}} is known too late to skip what is there")
-        there = [not unknown and _is_there(path, targets.existing) for path in paths]
-        if targets.existing is not Existing.SKIP or not all(there):
-            left.append(order)
-    path, times = max(told.items(), key=lambda item: item[1])
+        unknown = (output.pattern.fields & RESULT_FIELDS) - known.keys()
+        formats = [str(options.get("output_format") or "png")] * len(request.seeds)
+        paths = output.paths(request, formats, {name: name for name in unknown} | known)
+        counts.update(paths)
+        if unknown and output.existing is Existing.SKIP:
+            raise ValueError(f"--skip-existing: the field {{{min(unknown)}}} is known only after generating")
+        exist = [not unknown and _exists(path, output.existing) for path in paths]
+        if output.existing is not Existing.SKIP or not all(exist):
+            selected.append(request)
+    path, times = max(counts.items(), key=lambda item: item[1])
     if times > 1:
-        raise ValueError(f"{times} pictures would be called {path}: put {{index}} or {{seed}} into the name")
-    return left
+        raise ValueError(f"{times} images would be written to {path}; add {{index}} or {{seed}} to the name")
+    return selected
 
 
-def _is_there(path: Path, existing: Existing) -> bool:
+def _exists(path: Path, existing: Existing) -> bool:
     if len(path.name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(f"the name {path.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
+        raise ValueError(f"expected a file name of at most {MAX_NAME_BYTES} bytes, got {path.name[:40]}...")
     if path.is_dir():
         raise ValueError(f"{path} is a folder")
     if not path.exists():
         return False
     if existing is Existing.REFUSE:
-        raise ValueError(f"{path} is there already; say --overwrite or --skip-existing")
+        raise ValueError(f"{path} exists; use --overwrite or --skip-existing")
     return True
 
 
@@ -158,9 +164,11 @@ def _check_suffix(suffix: str) -> None:
 
     kind = Image.registered_extensions().get(suffix)
     if kind not in Image.SAVE:
-        raise ValueError(f"no picture format to write goes by {suffix!r}; .png, .jpg, .webp and some 40 others do")
+        raise ValueError(
+            f"unknown image format {suffix!r}; expected .png, .jpg, .webp or another format that Pillow writes"
+        )
     try:
-        # Some formats take no colours, some want a library that is not there.
+        # Some formats lack colour, some need a library that is not installed.
         Image.new("RGB", (16, 16)).save(io.BytesIO(), format=kind)
     except (OSError, ValueError) as error:
-        raise ValueError(f"pictures can't be written as {suffix!r} ({kind}): {error}") from error
+        raise ValueError(f"images cannot be written as {suffix!r} ({kind}): {error}") from error

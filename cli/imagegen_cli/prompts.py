@@ -1,4 +1,4 @@
-"""Prompts and what belongs to them, from a command line and from files, checked before anything is asked."""
+"""Prompts from the command line and from files, validated before anything is sent."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +13,8 @@ OPTIONS: tuple[str, ...] = tuple(RequestOptions.__annotations__)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A prompt as somebody gave it; `where` says where, for messages about it."""
+class PromptEntry:
+    """A prompt with options of its own; `where` is its source, for error messages."""
 
     prompt: str
     options: Mapping[str, Any]
@@ -22,8 +22,8 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """A checked request that is to be sent."""
+class PreparedRequest:
+    """A validated request."""
 
     index: int
     prompt: str
@@ -32,61 +32,65 @@ class Order:
 
     @property
     def seed(self) -> int:
-        """The seed of the first image."""
+        """Seed of the first image."""
         return cast(int, self.options.get("seed"))
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each image."""
+        """Seed of each image."""
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.options.get("num_images", 1))]
 
 
-def read_lines(text: str, name: str) -> Iterator[Given]:
-    """Yield the prompts of a file, one a line.
+def read_lines(text: str, name: str) -> Iterator[PromptEntry]:
+    """Yield the prompts of a file, one per line.
 
-    A line that begins with `{` is a JSON object with `prompt` and options. Blank lines and those that begin with
-    `#` are skipped. Raises `InvalidRequestError` naming the line.
+    A line starting with `{` is a JSON object with `prompt` and options. Blank lines and lines starting with `#`
+    are skipped. Raises `InvalidRequestError` naming the line.
     """
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line.startswith("{"):
             yield _read_object(line, f"{name}:{number}")
         elif line and not line.startswith("#"):
-            yield Given(line, {}, f"{name}:{number}")
+            yield PromptEntry(line, {}, f"{name}:{number}")
 
 
-def _read_object(line: str, where: str) -> Given:
+def _read_object(line: str, where: str) -> PromptEntry:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{where}: a line that begins with {{ must be a JSON object: {error}") from error
+        raise InvalidRequestError(
+            f"{where}: expected a JSON object in a line starting with {{: {error}"
+        ) from error
     known = ("prompt", *OPTIONS)
     if unknown := [name for name in fields if name not in known]:
-        raise InvalidRequestError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+        raise InvalidRequestError(f"{where}: unknown field {unknown[0]!r}; expected one of {', '.join(known)}")
     prompt = fields.pop("prompt", None)
     if not isinstance(prompt, str):
-        raise InvalidRequestError(f"{where}: prompt: expected a text, got {prompt!r}")
-    return Given(prompt, fields, where)
+        raise InvalidRequestError(f"{where}: prompt: expected a string, got {prompt!r}")
+    return PromptEntry(prompt, fields, where)
 
 
-def number(given: Iterable[Given], common: RequestOptions, first_seed: int) -> list[Order]:
-    """Return checked requests; what a prompt says itself wins over the `common` options.
+def prepare(entries: Iterable[PromptEntry], common: RequestOptions, first_seed: int) -> list[PreparedRequest]:
+    """Return validated requests; options of a prompt override the `common` ones.
 
-    The seeds count on from `first_seed`, image after image and prompt after prompt; a prompt with a seed of its
-    own takes none of them. Raises `InvalidRequestError`, which says where the prompt stands.
+    Seeds increase by one per image, starting at `first_seed`; a prompt with its own seed uses none of them.
+    Raises `InvalidRequestError` naming the source of the prompt.
     """
-    orders: list[Order] = []
+    requests: list[PreparedRequest] = []
     seed = first_seed
     common = with_frames(cast(RequestOptions, {key: each for key, each in common.items() if each is not None}))
-    for index, one in enumerate(given):
-        own = {name: value for name, value in one.options.items() if value is not None}
+    for index, entry in enumerate(entries):
+        own = {name: value for name, value in entry.options.items() if value is not None}
         options = cast(RequestOptions, {**common, "seed": seed, **own})
         try:
-            build(one.prompt, options, request_id=bytes(ID_BYTES), seed=seed)
+            build(entry.prompt, options, request_id=bytes(ID_BYTES), seed=seed)
         except InvalidRequestError as error:
-            raise InvalidRequestError(f"{one.where}: {error.message}" if one.where else error.message) from error
-        order = Order(index, one.prompt, options, one.where)
-        orders.append(order)
+            raise InvalidRequestError(
+                f"{entry.where}: {error.message}" if entry.where else error.message
+            ) from error
+        request = PreparedRequest(index, entry.prompt, options, entry.where)
+        requests.append(request)
         if "seed" not in own:
-            seed = (seed + len(order.seeds)) % (MAX_SEED + 1)
-    return orders
+            seed = (seed + len(request.seeds)) % (MAX_SEED + 1)
+    return requests

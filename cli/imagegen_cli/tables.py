@@ -1,4 +1,4 @@
-"""What the broker's statistics look like on a terminal."""
+"""Tables of statistics and models for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from imagegen_cli.durations import clock
+from imagegen_cli.durations import format_duration
 from imagegen_protocol.statistics import GpuStatistics, Statistics, Totals
 
 _STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
 _NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
-"""Short, so that the names beside them have room on 80 columns."""
+"""Short titles, so that the table fits 80 columns."""
 
 
 def stats_table(statistics: Statistics) -> RenderableType:
-    """Return the statistics as a table with a row for each GPU, and lines with queue, strategy and totals."""
+    """Return a table with one row per GPU, and lines with queue, strategy and totals."""
     gpus = statistics.per_gpu_stats
     table: RenderableType = _gpu_table(gpus) if gpus else Text("no GPU is registered", style="yellow")
     return Group(table, _queue_line(statistics), _totals_line(statistics.totals))
@@ -26,7 +26,7 @@ def stats_table(statistics: Statistics) -> RenderableType:
 def _gpu_table(gpus: Sequence[GpuStatistics]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     for name in ("worker", "host"):
-        # Rich narrows these columns first; the cells themselves don't wrap.
+        # Rich narrows these columns first; the cells do not wrap.
         table.add_column(name, overflow="ellipsis", vertical="bottom")
     table.add_column("gpu", justify="right", no_wrap=True, vertical="bottom")
     table.add_column("model", overflow="ellipsis", vertical="bottom")
@@ -53,7 +53,7 @@ def _row(gpu: GpuStatistics) -> list[Text]:
         gpu.total_images,
         "-" if gpu.seconds_per_image is None else f"{gpu.seconds_per_image:.3g}",
     )
-    # As texts: a name with brackets is no markup.
+    # As `Text`: brackets in a name are not markup.
     cells = [Text(str(text), no_wrap=True, overflow="ellipsis") for text in texts]
     cells[4].stylize(_STATE_STYLES.get(gpu.state, ""))
     return cells
@@ -66,7 +66,7 @@ def _queue_line(statistics: Statistics) -> Text:
         f"queued {statistics.queued_requests}",
         f"at workers {statistics.requests.dispatched}",
         f"clients {statistics.clients}",
-        f"up {clock(statistics.uptime_seconds)}",
+        f"up {format_duration(statistics.uptime_seconds)}",
     ]
     return Text(" · ".join(parts))
 
@@ -75,7 +75,7 @@ def _totals_line(totals: Totals) -> Text:
     failed = {code: number for code, number in totals.answered.items() if code != "result"}
     parts = [f"accepted {totals.accepted}", f"results {totals.answered.get('result', 0)}"]
     parts += [f"{code} {number}" for code, number in sorted(failed.items())]
-    for name, numbers in (("refused", totals.rejected), ("requeued", totals.requeued)):
+    for name, numbers in (("rejected", totals.rejected), ("requeued", totals.requeued)):
         if count := sum(numbers.values()):
             parts.append(f"{name} {count}")
     if totals.workers_lost:
@@ -84,9 +84,9 @@ def _totals_line(totals: Totals) -> Text:
 
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return models with their defaults and workers, a row each; with how many are ready and how many warm."""
+    """Return a table with one row per model: defaults, numbers of ready and warm workers, and the workers."""
     if not models:
-        return Text("no model is served; start a worker with imagegen-worker", style="yellow")
+        return Text("no models; start a worker with imagegen-worker", style="yellow")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("model", overflow="fold")
     table.add_column("size", no_wrap=True)
@@ -102,13 +102,13 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> RenderableType:
             *_defaults(model.get("takes")),
             Text(f"{sum(worker['state'] == 'ready' for worker in workers)}/{len(workers)}"),
             Text(str(sum(worker["warm"] for worker in workers))),
-            Text(", ").join(_worker_name(worker) for worker in workers) or Text("none for now", style="yellow"),
+            Text(", ").join(_worker_name(worker) for worker in workers) or Text("none", style="yellow"),
         )
     return table
 
 
 def _defaults(takes: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return the default size and steps of a model."""
+    """Return the default size and steps of a model; dashes if unknown."""
     return (
         ("-", "-") if takes is None else (f"{takes['width']}x{takes['height']}", f"{takes['num_inference_steps']}")
     )

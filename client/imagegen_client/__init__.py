@@ -1,11 +1,11 @@
-"""The client of an imagegen fleet.
+"""Client of an imagegen fleet.
 
     from imagegen_client import Client
 
     with Client("tcp://127.0.0.1:5555") as client:
         client.generate("a red circle on a blue background").save("circle.png")
 
-`AsyncClient` is the same for asyncio. Errors form one tree under `ImagegenError`.
+`AsyncClient` is the asyncio version. All errors derive from `ImagegenError`.
 """
 
 from imagegen_client.aio import AsyncClient, AsyncJob

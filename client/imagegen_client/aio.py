@@ -1,4 +1,4 @@
-"""The client for asyncio: a thin layer over the blocking one, whose I/O thread does the work."""
+"""Asyncio client: a thin layer over the blocking client and its I/O thread."""
 
 import asyncio
 import queue
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-from imagegen_client.job import Job
+from imagegen_client.job import Job, ProgressQueue
 from imagegen_client.models import served
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, has_images, with_frames
@@ -24,115 +24,114 @@ if TYPE_CHECKING:
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Call `function` in the loop, from any thread; a loop that is closed has nobody left who waits."""
+    """Call `function` in the loop, from any thread; does nothing if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function)
 
 
-def _arrival(future: Future[Any]) -> asyncio.Future[None]:
-    """Return a future of the running loop that is done once the other one is.
+def _when_done(future: Future[Any]) -> asyncio.Future[None]:
+    """Return a future of the running loop that is done once `future` is.
 
-    It carries no outcome: an error that nobody waits for any more would be logged by the loop.
+    Its result is always None: the loop would log an exception that is never retrieved.
     """
     loop = asyncio.get_running_loop()
-    arrival: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
-    def arrive() -> None:
-        if not arrival.done():
-            arrival.set_result(None)
+    def set_done() -> None:
+        if not done.done():
+            done.set_result(None)
 
-    future.add_done_callback(lambda _: _call_in(loop, arrive))
-    return arrival
+    future.add_done_callback(lambda _: _call_in(loop, set_done))
+    return done
 
 
 class AsyncJob:
-    """A request on its way, for one event loop. Made by `AsyncClient.submit`."""
+    """A submitted request, for one event loop. Created by `AsyncClient.submit`."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._arrival = _arrival(job.future)
+        self._done = _when_done(job.future)
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._job)[1:]}"
 
     @property
     def request_id(self) -> str:
-        """As `Job.request_id`."""
+        """See `Job.request_id`."""
         return self._job.request_id
 
     @property
     def seed(self) -> int:
-        """The seed of the first image, known before it is made."""
+        """Seed of the first image, known at submission."""
         return self._job.seed
 
     @property
     def latest(self) -> Progress | None:
-        """As `Job.latest`."""
+        """See `Job.latest`."""
         return self._job.latest
 
     def done(self) -> bool:
-        """Return whether the answer, good or bad, is there."""
+        """Return whether the request has ended, with a result or an error."""
         return self._job.done()
 
     def cancel(self) -> bool:
-        """As `Job.cancel`."""
+        """See `Job.cancel`."""
         return self._job.cancel()
 
     async def result(self) -> GenerationResult:
-        """Wait for the answer. Raises the `ImagegenError` it is.
+        """Wait for the result. Raises the request's `ImagegenError`.
 
-        Cancelling the task that waits here cancels the request (`asyncio.shield` prevents it).
+        Cancelling the waiting task cancels the request; `asyncio.shield` prevents that.
         """
         await self._wait()
         return self._job.result()
 
     async def exception(self) -> ImagegenError | None:
-        """Wait for the answer and return the error that it is, None for a result; cancelled as `result`."""
+        """Wait for the answer and return its error, None for a result; cancellation as for `result`."""
         await self._wait()
         return self._job.exception()
 
     async def _wait(self) -> None:
         try:
-            # Shielded, since several may wait.
-            await asyncio.shield(self._arrival)
+            # Shielded: several tasks may wait for the same job.
+            await asyncio.shield(self._done)
         except asyncio.CancelledError:
             self._job.cancel()
             raise
 
     def progress(self) -> AsyncGenerator[Progress, None]:
-        """Yield each sign of progress until the answer is there. Raises `ValueError` as `Job.progress` does.
+        """Yield progress events until the request ends. Raises `ValueError` as `Job.progress` does.
 
-        One consumer only; one that stops early leaves the request as it is.
+        For one consumer; stopping early does not cancel the request.
         """
-        self._job.signs()
-        return self._follow()
+        return self._iterate(self._job.progress_queue())
 
-    async def _follow(self) -> AsyncGenerator[Progress, None]:
-        loop, signs, news = asyncio.get_running_loop(), self._job.signs(), asyncio.Event()
-        self._job.wake_with(lambda: _call_in(loop, news.set))
+    async def _iterate(self, events: ProgressQueue) -> AsyncGenerator[Progress, None]:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        self._job.set_progress_callback(lambda: _call_in(loop, arrived.set))
         try:
             while True:
-                news.clear()
-                for sign in _taken(signs):
-                    if sign is None:
-                        signs.put(None)  # for whoever asks again
+                arrived.clear()
+                for event in _read_all(events):
+                    if event is None:
+                        events.put(None)  # so that a second iteration ends too
                         return
-                    yield sign
-                await news.wait()
+                    yield event
+                await arrived.wait()
         finally:
-            self._job.wake_with(None)
+            self._job.set_progress_callback(None)
 
 
-def _taken(signs: "queue.SimpleQueue[Progress | None]") -> Iterator[Progress | None]:
+def _read_all(events: ProgressQueue) -> Iterator[Progress | None]:
     with suppress(queue.Empty):
         while True:
-            yield signs.get_nowait()
+            yield events.get_nowait()
 
 
 class AsyncClient:
-    """`Client` with `await`; its parameters are the same. Use it as an asynchronous context manager.
+    """Asyncio version of `Client`, with the same parameters. Use it as an asynchronous context manager.
 
-    It may be made outside of a loop; its jobs belong to the loop in which they were submitted.
+    It may be created outside a running loop; a job belongs to the loop in which it was submitted.
     """
 
     def __init__(
@@ -163,17 +162,17 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """As `Client.close`, without holding up the loop. Cancelled, it goes on in the background."""
+        """Close the client without blocking the loop; if cancelled, closing continues in the background."""
         await asyncio.to_thread(self._client.close)
 
     def submit(
         self, prompt: str, *, progress: bool = False, preview: bool = False, **options: Unpack[RequestOptions]
     ) -> AsyncJob:
-        """As `Client.submit`: send a request off and return at once. Needs a running loop.
+        """Submit a request and return immediately; see `Client.submit`. Raises `RuntimeError` outside a loop.
 
-        Images are read and encoded here; `generate` and `map` do it on a thread beside the loop.
+        Input images are read and encoded in the loop; `generate` and `map` use a thread for that.
         """
-        # Before anything is sent: a request whose job can't be handed out would be nobody's.
+        # Checked before the request is sent.
         asyncio.get_running_loop()
         return AsyncJob(self._client.submit(prompt, progress=progress, preview=preview, **options))
 
@@ -185,10 +184,9 @@ class AsyncClient:
         preview: bool = False,
         **options: Unpack[RequestOptions],
     ) -> GenerationResult:
-        """As `Client.generate`: make images of `prompt` and wait for them.
+        """Generate images and wait for them; see `Client.generate`. `on_progress` is called in the loop.
 
-        `on_progress` is called, in the loop, with each sign of progress; `preview` as there. Whatever ends the
-        waiting (an exception of `on_progress`, a cancelled task) cancels the request. Raises `ImagegenError`s.
+        An exception of `on_progress` or the cancellation of the task cancels the request.
         """
         follow = on_progress is not None
         if has_images(options):
@@ -196,9 +194,9 @@ class AsyncClient:
         job = self.submit(prompt, progress=follow, preview=follow and preview, **options)
         try:
             if on_progress is not None:
-                async with aclosing(job.progress()) as signs:
-                    async for sign in signs:
-                        on_progress(sign)
+                async with aclosing(job.progress()) as events:
+                    async for event in events:
+                        on_progress(event)
             return await job.result()
         finally:
             job.cancel()
@@ -210,11 +208,7 @@ class AsyncClient:
         window: int = DEFAULT_WINDOW,
         **common: Unpack[RequestOptions],
     ) -> AsyncGenerator[GenerationResult, None]:
-        """As `Client.map`: yield the result of each prompt, in order, at most `window` on their way.
-
-        The first error is raised in its place; then, or when the generator is closed, what is on its way is
-        cancelled.
-        """
+        """Yield the result of each prompt, in order; see `Client.map`."""
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         return self._map(iter(prompts), window, common)
@@ -242,14 +236,11 @@ class AsyncClient:
                 job.cancel()
 
     async def stats(self, timeout: float = 10.0) -> Statistics:
-        """As `Client.stats`: return the broker's statistics.
-
-        Raises `BrokerUnreachableError` when none came within `timeout` seconds.
-        """
+        """Return the broker's statistics; see `Client.stats`."""
         future = self._client.request_stats(timeout)
-        await _arrival(future)
+        await _when_done(future)
         return future.result()
 
     async def models(self, timeout: float = 10.0) -> list[dict[str, Any]]:
-        """As `Client.models`: return the models that the fleet serves, and what each takes."""
+        """Return the models that the fleet serves; see `Client.models`."""
         return served(await self.stats(timeout))

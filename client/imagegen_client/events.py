@@ -1,103 +1,120 @@
-"""What goes into the client's core (events) and what comes out (actions). Plain records.
+"""Events that the client core takes and actions that it returns.
 
-A *key* is the 16 bytes by which the shell knows one request or one question: the first `request_id`, or any
-other random bytes for a question for statistics.
+A `key` is the 16 bytes by which the shell knows one request or statistics query: the first `request_id` of a
+request, any random bytes for a query.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imagegen_protocol import ImagegenError, ProtocolError
 from imagegen_protocol.messages import BrokerToClient, ClientMessage, Progress, Result, Stats, Submit
 
 Payload = Sequence[bytes | memoryview]
-"""The frames behind a header, opaque."""
+"""The frames after the header; the core does not read them."""
 
 # ---- events ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitAsked:
-    """Get this made. The key is `submit.request_id`, which must be random (retries take their jitter from it)."""
+class SubmitRequested:
+    """The application submits a request. `submit.request_id` is its key and must be random: it seeds the jitter
+    of retries."""
 
     submit: Submit
     payload: Payload
 
     @property
     def key(self) -> bytes:
-        """The key of the answer."""
+        """The key of the request."""
         return self.submit.request_id
 
 
 @dataclass(frozen=True, slots=True)
-class StatsAsked:
-    """Get the broker's statistics within `timeout_seconds`."""
+class StatsRequested:
+    """The application requests the broker's statistics, to arrive within `timeout_seconds`."""
 
     key: bytes
     timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class CancelAsked:
-    """Give the request up; its answer is still to come."""
+class CancelRequested:
+    """The application cancels a request; the request is still to be completed."""
 
     key: bytes
 
 
 @dataclass(frozen=True, slots=True)
+class CloseRequested:
+    """The application closes the client; unfinished requests end in `ClientClosedError`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Received:
-    """A message of the broker that was dialled last."""
+    """The broker sent a message on the current connection."""
 
     message: BrokerToClient
     payload: Payload = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Bytes came that are no message; `error.request_id` says whose, where that could be read."""
+class InvalidMessage:
+    """The broker sent bytes that cannot be decoded; `error.request_id` names the request if it can be read."""
 
     error: ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The broker at the endpoint dialled last has rejected this client's credentials."""
+class HandshakeRejected:
+    """The current endpoint rejected this client's credentials."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Suspected:
-    """No handshake succeeds at the endpoint dialled last, probably for this reason; it may mend itself."""
+class HandshakeFailed:
+    """No handshake succeeds at the current endpoint, probably for `reason`; ZeroMQ keeps trying."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The connection had worked and has broken."""
+class Disconnected:
+    """The current connection was established and has broken."""
 
 
 @dataclass(frozen=True, slots=True)
-class CloseAsked:
-    """The client leaves; everything unfinished ends in `ClientClosedError`."""
+class Tick:
+    """The shell has passed on everything it could read, or `next_deadline()` has come."""
 
 
-Event = SubmitAsked | StatsAsked | CancelAsked | Received | Unreadable | Refused | Suspected | Lost | CloseAsked
+Event = (
+    SubmitRequested
+    | StatsRequested
+    | CancelRequested
+    | CloseRequested
+    | Received
+    | InvalidMessage
+    | HandshakeRejected
+    | HandshakeFailed
+    | Disconnected
+    | Tick
+)
 
 # ---- actions ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
-    """Drop the connection, if there is one, and open a new one to `endpoint`."""
+class Connect:
+    """Close the current connection, if any, and open a new one to `endpoint`."""
 
     endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this on the connection dialled last."""
+    """Send a message on the current connection; losing it is allowed."""
 
     message: ClientMessage
     payload: Payload = ()
@@ -105,23 +122,23 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A good terminal answer and its frames: the images, or the statistics as a msgpack map."""
+    """A successful answer and its frames: the images, or the statistics as one msgpack map."""
 
     message: Result | Stats
     payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
-    """The one end of the request or question `key`."""
+class Complete:
+    """The request or query `key` has ended; issued exactly once for each key."""
 
     key: bytes
     outcome: Answer | ImagegenError
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The request is under way."""
+class ReportProgress:
+    """The request `key` has made progress."""
 
     key: bytes
     progress: Progress
@@ -129,10 +146,12 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Warn:
-    """A person should read this; it concerns no single request."""
+class LogEvent:
+    """A log line; `level` as in `logging`."""
 
+    level: int
     text: str
+    fields: dict[str, str] = field(default_factory=dict)
 
 
-Action = Dial | Send | Finish | Report | Warn
+Action = Connect | Send | Complete | ReportProgress | LogEvent

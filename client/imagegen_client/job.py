@@ -1,4 +1,4 @@
-"""One submitted request, seen from the application's threads."""
+"""Handle of one submitted request, for the application's threads."""
 
 import queue
 import time
@@ -11,29 +11,29 @@ from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, messages
 
-MAX_BEHIND = 32
-"""Signs that wait for their reader, from which on new ones come without previews, and those of places not at all:
-small, whoever never reads."""
+MAX_UNREAD = 32
+"""Unread progress events beyond which previews and queue positions are dropped; steps are always kept."""
 
-Signs = queue.SimpleQueue[Progress | None]
+ProgressQueue = queue.SimpleQueue[Progress | None]
+"""Progress events, oldest first; None marks the end."""
 
 
 class Job:
-    """A request on its way; thread-safe. Made by `Client.submit`."""
+    """A submitted request; thread-safe. Created by `Client.submit`."""
 
     def __init__(self, key: bytes, seed: int, *, transport: Transport, owner: object, progress: bool) -> None:
         self._key = key
         self._transport = transport
-        # A client that nobody holds closes itself: not while its jobs are held.
+        # Keeps the client alive: a garbage-collected client closes itself.
         self._owner: object | None = owner
         self._started = time.monotonic()
-        self._signs: Signs | None = queue.SimpleQueue() if progress else None
-        self._wake: Callable[[], object] | None = None
+        self._progress: ProgressQueue | None = queue.SimpleQueue() if progress else None
+        self._callback: Callable[[], object] | None = None
         self._latest: Progress | None = None
         self.seed = seed
-        """The seed of the first image, known before it is made."""
+        """Seed of the first image, known at submission."""
         self.future: Future[GenerationResult] = Future()
-        """The same answer for code that speaks `concurrent.futures`; its own `cancel` has no effect."""
+        """The answer as a `concurrent.futures` future; its own `cancel` has no effect."""
         self.future.set_running_or_notify_cancel()
 
     def __repr__(self) -> str:
@@ -41,38 +41,38 @@ class Job:
 
     @property
     def request_id(self) -> str:
-        """The id of the first submission, 32 hexadecimal digits (a retry after `overloaded` has another)."""
+        """Id of the first submission, 32 hexadecimal digits; a retry after `overloaded` has another."""
         return self._key.hex()
 
     @property
     def latest(self) -> Progress | None:
-        """The last sign of progress, which says where the request waits or how far it is; None before the first.
+        """Latest progress event; None before the first.
 
-        It needs `progress=True`, takes nothing away from `progress`, and may be asked for at any time.
+        Needs `progress=True` at submission. Reading it does not consume events of `progress`.
         """
         return self._latest
 
     def done(self) -> bool:
-        """Return whether the answer, good or bad, is there."""
+        """Return whether the request has ended, with a result or an error."""
         return self.future.done()
 
     def result(self, timeout: float | None = None) -> GenerationResult:
-        """Wait for the answer. Raises the `ImagegenError` it is, or `TimeoutError` after `timeout` seconds.
+        """Wait for the result. Raises the request's `ImagegenError`, or `TimeoutError` after `timeout` seconds.
 
-        After a `TimeoutError` the request goes on; `cancel` gives it up.
+        After a `TimeoutError` the request goes on; `cancel` ends it.
         """
         return self.future.result(timeout)
 
     def exception(self, timeout: float | None = None) -> ImagegenError | None:
-        """Wait for the answer and return the error that it is, None for a result; `TimeoutError` as `result`."""
+        """Wait for the answer and return its error, None for a result; raises `TimeoutError` as `result` does."""
         error = self.future.exception(timeout)
         assert error is None or isinstance(error, ImagegenError), "the core ends requests with its own errors"
         return error
 
     def cancel(self) -> bool:
-        """Give the request up; `result` then raises `CancelledError`, unless the result was quicker.
+        """Cancel the request: `result` then raises `CancelledError`, unless the result arrives first.
 
-        Returns False when it has ended already.
+        Returns False if the request has already ended.
         """
         if self.done():
             return False
@@ -80,43 +80,40 @@ class Job:
         return True
 
     def add_done_callback(self, callback: Callable[["Job"], object]) -> None:
-        """Call `callback(job)` once the answer is there, at once if it is.
+        """Call `callback(job)` when the request ends, immediately if it has ended.
 
-        It runs on the client's I/O thread and must be quick: it holds up all other answers. What it raises
-        is logged.
+        The callback runs on the client's I/O thread and must return quickly, because it delays all other
+        answers. Its exceptions are logged.
         """
         self.future.add_done_callback(lambda _: callback(self))
 
     def progress(self) -> Iterator[Progress]:
-        """Yield each sign of progress until the answer is there: places in the queue, then steps (see `Progress`).
+        """Yield progress events until the request ends: queue positions, then denoising steps (see `Progress`).
 
-        One consumer only. Raises `ValueError` if the job was not submitted with `progress=True`.
+        For one consumer. Raises `ValueError` if the job was not submitted with `progress=True`.
         """
-        return self._follow(self.signs())
+        return self._iterate(self.progress_queue())
 
     @staticmethod
-    def _follow(signs: Signs) -> Iterator[Progress]:
-        while (sign := signs.get()) is not None:
-            yield sign
-        signs.put(None)  # for whoever asks again
+    def _iterate(events: ProgressQueue) -> Iterator[Progress]:
+        while (event := events.get()) is not None:
+            yield event
+        events.put(None)  # so that a second iteration ends too
 
-    def signs(self) -> Signs:
-        """Return the queue behind `progress`, for a consumer that must not block; it ends in None.
+    def progress_queue(self) -> ProgressQueue:
+        """Return the queue behind `progress`, for a consumer that must not block. Raises `ValueError` likewise."""
+        if self._progress is None:
+            raise ValueError("progress: expected a job submitted with progress=True")
+        return self._progress
 
-        Raises `ValueError` as `progress` does.
-        """
-        if self._signs is None:
-            raise ValueError("submit the request with progress=True to follow it")
-        return self._signs
-
-    def wake_with(self, wake: Callable[[], object] | None) -> None:
-        """Call `wake()` after each entry into `signs`, on the I/O thread; None: call nothing any more."""
-        self._wake = wake
+    def set_progress_callback(self, callback: Callable[[], object] | None) -> None:
+        """Call `callback()` on the I/O thread after each new entry of `progress_queue`; None removes it."""
+        self._callback = callback
 
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
-    def finish(self, outcome: Answer | ImagegenError) -> None:
-        """Take the answer (called by the transport)."""
+    def on_complete(self, outcome: Answer | ImagegenError) -> None:
+        """Take the answer; called by the transport."""
         if isinstance(outcome, Answer):
             assert isinstance(outcome.message, messages.Result), "the core answers requests with results"
             seconds = time.monotonic() - self._started
@@ -124,18 +121,18 @@ class Job:
         else:
             self.future.set_exception(outcome)
         self._owner = None
-        self._note(None)
-        self._wake = None
+        self._put(None)
+        self._callback = None
 
-    def report(self, progress: messages.Progress, payload: Payload) -> None:
-        """Take a sign of progress (called by the transport)."""
-        behind = self._signs is not None and self._signs.qsize() >= MAX_BEHIND
-        self._latest = sign = make_progress(progress, () if behind else payload)
-        if not (behind and sign.state == "queued"):
-            self._note(sign)
+    def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
+        """Take a progress message; called by the transport."""
+        full = self._progress is not None and self._progress.qsize() >= MAX_UNREAD
+        self._latest = event = make_progress(progress, () if full else payload)
+        if not (full and event.state == "queued"):
+            self._put(event)
 
-    def _note(self, sign: Progress | None) -> None:
-        if self._signs is not None:
-            self._signs.put(sign)
-        if (wake := self._wake) is not None:
-            wake()
+    def _put(self, event: Progress | None) -> None:
+        if self._progress is not None:
+            self._progress.put(event)
+        if (callback := self._callback) is not None:
+            callback()

@@ -1,4 +1,4 @@
-"""The models that the fleet serves, from a broker's statistics."""
+"""List of the models that the fleet serves, from a broker's statistics."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from imagegen_protocol.statistics import GpuStatistics, Statistics
 
 
 def served(statistics: Statistics) -> list[dict[str, Any]]:
-    """Return the models of a broker's statistics, the default first: `model`, `default`, `workers` and `takes`.
+    """Return the models of a broker, the default first, as `model`, `default`, `workers` and `takes`.
 
     `takes` is what a model accepts, as the protocol's traits have it; None until a worker has reported it.
     """

@@ -1,4 +1,4 @@
-"""A sign of progress, as the application sees it."""
+"""Progress events as the application sees them."""
 
 import io
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a request stands: `queued` at the broker, or `running` with `step` of `steps` denoising steps done.
+    """State of a request: `queued` at the broker, or `running` with `step` of `steps` denoising steps done.
 
-    `steps` is 0 while it is queued: there is nothing to divide by yet.
+    `steps` is 0 while the request is queued.
     """
 
     step: int
     steps: int
     attempt: int = 1
-    """1, unless workers died over it."""
+    """1 for the first attempt, more after a worker failed."""
     preview: bytes | None = field(default=None, repr=False)
-    """What the first image looks like so far, as a small PNG or JPEG, where it was asked for and could be had."""
+    """Small PNG or JPEG of the unfinished first image; None unless requested and supported by the model."""
     state: Literal["queued", "running"] = "running"
     place: int | None = None
-    """While queued: how many requests go before it, at most; 0: it is next."""
+    """While queued: maximum number of requests ahead of it; 0 if it is next."""
     seconds_to_start: float | None = None
-    """While queued: when it will be begun, about; None: the broker can't tell yet."""
+    """While queued: estimated seconds until it starts; None if the broker has no estimate yet."""
 
     @property
     def preview_image(self) -> "Image.Image | None":
-        """The preview, decoded. Raises PIL's `UnidentifiedImageError` (an `OSError`) on broken bytes."""
+        """The decoded preview. Raises PIL's `UnidentifiedImageError` (an `OSError`) if it cannot be decoded."""
         if self.preview is None:
             return None
         from PIL import Image
@@ -44,7 +44,7 @@ class Progress:
 
 
 def make_progress(message: messages.Progress, payload: Sequence[bytes | memoryview]) -> Progress:
-    """Return what a message tells; a picture that is none, or too long, is left out."""
+    """Return the event of a progress message, without its preview if that is missing or too large."""
     usable = len(payload) == 1 and 0 < len(payload[0]) <= MAX_PREVIEW_BYTES
     return Progress(
         message.step,

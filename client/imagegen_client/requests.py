@@ -5,7 +5,7 @@ from typing import Any, Literal, TypedDict, cast
 
 import msgspec
 
-from imagegen_client.pictures import ImageSource, read_picture
+from imagegen_client.input_images import ImageSource, read_image
 from imagegen_protocol import InvalidRequestError, encode_request
 from imagegen_protocol.declaration import map_images, split_images
 from imagegen_protocol.explain import explain
@@ -56,7 +56,7 @@ class RequestOptions(TypedDict, total=False):
 
 def with_frames(options: RequestOptions) -> RequestOptions:
     """Return options whose images are encoded, so that many requests can share them. Raises as `build` does."""
-    return cast(RequestOptions, map_images(options, IMAGE_PARAMETERS, read_picture))
+    return cast(RequestOptions, map_images(options, IMAGE_PARAMETERS, read_image))
 
 
 def has_images(options: Mapping[str, Any]) -> bool:
@@ -103,7 +103,7 @@ def build(
         name = next((name for name, value in texts.items() if value == error.object), "loras")
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
-    return submit, request.seed, (body, *(read_picture(path, source) for path, source in sources.items()))
+    return submit, request.seed, (body, *(read_image(path, source) for path, source in sources.items()))
 
 
 def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:

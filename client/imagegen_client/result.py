@@ -1,4 +1,4 @@
-"""What a finished request gives: the images, how they were made, and how long it took."""
+"""Result of a request: the images, their parameters, and timings."""
 
 import io
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SUFFIXES = {"jpeg": (".jpg", ".jpeg")}
-"""Suffixes that fit a format, where they are not just its name."""
+"""Suffixes of a format, where they differ from its name."""
 
 
 class GenerationResult:
-    """The images of one request and how they came about; times in seconds, sizes in pixels.
+    """The images of one request and how they were generated; times in seconds, sizes in pixels.
 
-    The images arrive encoded (PNG unless asked otherwise) and are decoded when `images` is first read.
+    The images arrive encoded (PNG by default) and are decoded on the first access to `images`.
     """
 
     def __init__(self, header: Result, frames: Sequence[bytes | memoryview], total_seconds: float) -> None:
         self._header = header
         self._frames = frames
         self.total_seconds = total_seconds
-        """From the submission to the arrival of the answer, measured here."""
+        """Time from submission to answer, measured by the client."""
 
     def __repr__(self) -> str:
         return (
@@ -36,111 +36,110 @@ class GenerationResult:
 
     @cached_property
     def encoded(self) -> list[bytes]:
-        """The images as they came over the wire."""
+        """The encoded images as received."""
         return [bytes(frame) for frame in self._frames]
 
     @cached_property
     def images(self) -> list["Image.Image"]:
-        """The images, decoded.
+        """The decoded images.
 
-        Raises `ProtocolError` for one that is not what the header says, before it is decoded, and PIL's
-        `UnidentifiedImageError` (an `OSError`) on broken bytes.
+        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and PIL's
+        `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has another format.
         """
-        # Pillow takes longer to import than all the rest together.
+        # Imported late: Pillow takes longer to import than everything else together.
         from PIL import Image
 
         decoded: list[Image.Image] = []
         for info, frame in zip(self._header.images, self._frames, strict=True):
-            # Opening reads no more than the size: what claims to be a thumbnail must not unfold to gigabytes.
+            # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
             image = Image.open(io.BytesIO(frame), formats=(info.format,))
             if image.size != (info.width, info.height):
-                was, is_ = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
-                raise ProtocolError(f"an image of {was} pixels was announced, and one of {is_} came")
+                announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
+                raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
             image.load()
             decoded.append(image)
         return decoded
 
     @property
     def image(self) -> "Image.Image":
-        """The first image, decoded."""
+        """The first decoded image."""
         return self.images[0]
 
     @property
     def formats(self) -> list[str]:
-        """The encoding of each image, such as `png`."""
+        """File format of each image: `png`, `jpeg` or `webp`."""
         return [info.format for info in self._header.images]
 
     @property
     def format(self) -> str:
-        """The encoding of the images: `png`, `jpeg` or `webp`."""
+        """File format of the first image."""
         return self.formats[0]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The width and the height of each image."""
+        """Width and height of each image."""
         return [(info.width, info.height) for info in self._header.images]
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each image."""
+        """Seed of each image."""
         return [info.seed for info in self._header.images]
 
     @property
     def seed(self) -> int:
-        """The seed of the first image."""
+        """Seed of the first image."""
         return self.seeds[0]
 
     @property
     def request_id(self) -> str:
-        """The id (32 hexadecimal digits) under which broker and worker knew the request, and log it."""
+        """Id of the request in the logs of broker and worker, 32 hexadecimal digits."""
         return self._header.request_id.hex()
 
     @property
     def worker(self) -> str:
-        """The name of the worker that made it."""
+        """Name of the worker that generated the images."""
         return self._header.worker
 
     @property
     def model(self) -> str:
-        """The model that made it."""
+        """Name of the model that generated the images."""
         return self._header.model
 
     @property
     def attempt(self) -> int:
-        """1, or more when workers died over it."""
+        """1 for the first attempt, more after a worker failed."""
         return self._header.attempt
 
     @property
     def batch_size(self) -> int:
-        """Requests that were made together with this one, itself included."""
+        """Number of requests in the batch, this one included."""
         return self._header.batch_size
 
     @property
     def queue_seconds(self) -> float:
-        """From the arrival at the worker to the start of the batch."""
+        """Time from the arrival at the worker to the start of the batch."""
         return self._header.queue_seconds
 
     @property
     def generation_seconds(self) -> float:
-        """Time of the batch on the device."""
+        """Time the batch took on the device."""
         return self._header.generation_seconds
 
     @property
     def encode_seconds(self) -> float:
-        """Time that the encoding of the images took."""
+        """Time the encoding of the images took."""
         return self._header.encode_seconds
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """What the images were really made with, the model's defaults filled in."""
+        """Parameters the images were generated with, the model's defaults included."""
         return self._header.parameters
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the images and return the files' paths; several get `-0`, `-1`, … before the suffix.
+        """Write the images and return their paths; several images get `-0`, `-1`, … before the suffix.
 
-        The bytes are written as they came when the suffix fits their format (without a suffix, the
-        format's own is added), otherwise the image is converted to what the suffix says. Raises `ValueError`
-        for a suffix that Pillow does not know, and `OSError`.
+        An image is written as received if the suffix matches its format, and converted otherwise. A path
+        without a suffix gets that of the format. Raises `OSError`, and `ValueError` for an unknown suffix.
         """
         path = Path(path)
         written = []
@@ -153,13 +152,13 @@ class GenerationResult:
         return written
 
     def save_image(self, index: int, path: str | Path) -> None:
-        """Write one of the images to exactly this path, whose suffix says the format; raises as `save` does."""
+        """Write one image to `path`, whose suffix sets the format; raises as `save` does."""
         path = Path(path)
         format_ = self.formats[index]
         if path.suffix.lower() in _SUFFIXES.get(format_, (f".{format_}",)):
             path.write_bytes(self._frames[index])
         else:
             image = self.images[index]
-            # JPEG has no transparency, and a palette is no use to it either.
+            # JPEG supports neither transparency nor palettes.
             jpeg = path.suffix.lower() in _SUFFIXES["jpeg"]
             (image.convert("RGB") if jpeg else image).save(path)

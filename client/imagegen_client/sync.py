@@ -1,4 +1,4 @@
-"""The blocking client; safe to use from any number of threads."""
+"""Blocking client, for use from any number of threads."""
 
 import secrets
 import weakref
@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from imagegen_client.core import ClientCore
-from imagegen_client.events import Answer, Payload, StatsAsked, SubmitAsked
+from imagegen_client.events import Answer, Payload, StatsRequested, SubmitRequested
 from imagegen_client.job import Job
 from imagegen_client.models import served
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_client.result import GenerationResult
-from imagegen_client.tracing import Traces, end_with
+from imagegen_client.tracing import RequestTracer, end_with
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.endpoints import parse_endpoint
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"
 DEFAULT_WINDOW = 256
-"""Requests that `map` keeps on their way at a time."""
+"""Default maximum number of unfinished requests of `map`."""
 
 
 class Client:
-    """A connection to a fleet, for any number of threads; use it as a context manager, or `close` it.
+    """Client of a fleet; thread-safe. Use it as a context manager, or call `close`.
 
-    `broker`: one endpoint (`tcp://host:port`) or several; with several the client turns to the next when one
-    is dead, and takes its unfinished requests along. Nothing is sent before the first request.
+    `broker`: one endpoint (`tcp://host:port` or `ipc://path`) or several. With several, the client fails over to
+    the next when a broker is dead, and resends its unfinished requests. It connects at the first request.
     `connect_timeout`: seconds after which requests end in `BrokerUnreachableError` if no broker has ever
-    answered; None waits for one. `retry_overloaded`: wait and ask again when a broker's queue is full, in
-    place of raising `OverloadedError`. `key`, `broker_key`: for a broker that demands keys, the paths of one's own
-    `.key_secret` file and of the broker's `.key` file (`imagegen keygen`).
-    `tracer_provider`: an OpenTelemetry one, for a span for each request, which brokers and workers add theirs to.
-    Raises `ValueError` for an endpoint or a key file that can't be one.
+    answered; None waits. `retry_overloaded`: wait and retry when a broker's queue is full, instead of raising
+    `OverloadedError`. `key`, `broker_key`: for brokers that require keys, the paths of this client's `.key_secret`
+    file and of the broker's `.key` file (`imagegen keygen`). `tracer_provider`: an OpenTelemetry tracer provider;
+    each request becomes a span, the parent of the broker's and the worker's spans.
+
+    Raises `ValueError` for an invalid endpoint or key file.
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class Client:
             parse_endpoint(endpoint)
         core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
         self._transport = Transport(core, read_dial_keys(key, broker_key))
-        self._traces = None if tracer_provider is None else Traces(tracer_provider)
-        # Whoever forgets to close a client, or just ends the program, leaves nothing behind either.
+        self._tracer = None if tracer_provider is None else RequestTracer(tracer_provider)
+        # Closes a client that is garbage-collected, or still open when the program ends.
         self._closer = weakref.finalize(self, self._transport.close)
 
     def __enter__(self) -> Self:
@@ -74,27 +75,28 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leave: unfinished requests end in `ClientClosedError`, the broker gives them up. Safe to repeat."""
+        """Close the client; unfinished requests end in `ClientClosedError` and are cancelled. May be repeated."""
         self._closer.detach()
         self._transport.close()
 
     def submit(
         self, prompt: str, *, progress: bool = False, preview: bool = False, **options: Unpack[RequestOptions]
     ) -> Job:
-        """Send a request off and return at once; see `RequestOptions` for what can be said.
+        """Submit a request and return immediately; see `RequestOptions` for the options.
 
-        `progress` asks for signs of progress (`Job.progress`), `preview` for signs with a small picture of what
-        there is so far (`Progress.preview`; not every model can make one). Raises `InvalidRequestError` naming
-        field, value and range, and `ClientClosedError`; everything else comes from `Job.result`.
+        `progress` requests progress events (`Job.progress`); `preview` requests them with small images of the
+        unfinished image (`Progress.preview`), which not every model supports. Raises `InvalidRequestError` naming
+        field, value and range, and `ClientClosedError`; `Job.result` raises all other errors.
         """
         key = secrets.token_bytes(ID_BYTES)
-        signs = {"progress": progress, "preview": preview}
-        submit, seed, frames = build(prompt, options, request_id=key, seed=random_seed(), **signs)
+        submit, seed, frames = build(
+            prompt, options, request_id=key, seed=random_seed(), progress=progress, preview=preview
+        )
         job = Job(key, seed, transport=self._transport, owner=self, progress=progress or preview)
-        if self._traces is not None:
-            submit, span = self._traces.begin(submit)
+        if self._tracer is not None:
+            submit, span = self._tracer.start(submit)
             end_with(job.future, span)
-        self._transport.ask(SubmitAsked(submit, frames), job)
+        self._transport.submit(SubmitRequested(submit, frames), job)
         return job
 
     def generate(
@@ -105,18 +107,18 @@ class Client:
         preview: bool = False,
         **options: Unpack[RequestOptions],
     ) -> GenerationResult:
-        """Make images of `prompt` and wait for them; see `RequestOptions` for what can be said.
+        """Generate images and wait for them; see `RequestOptions` for the options.
 
-        `on_progress` is called, in this thread, with each sign of progress, which `preview` asks to have small
-        pictures. Whatever ends the waiting (an
-        exception of `on_progress`, Ctrl-C) cancels the request. Raises `ImagegenError`s.
+        `on_progress` is called in this thread with each progress event; `preview` adds small images of the
+        unfinished image to the events. An exception of `on_progress` or Ctrl-C cancels the request. Raises
+        the request's `ImagegenError`.
         """
         follow = on_progress is not None
         job = self.submit(prompt, progress=follow, preview=follow and preview, **options)
         try:
             if on_progress is not None:
-                for sign in job.progress():
-                    on_progress(sign)
+                for event in job.progress():
+                    on_progress(event)
             return job.result()
         finally:
             job.cancel()
@@ -128,11 +130,11 @@ class Client:
         window: int = DEFAULT_WINDOW,
         **common: Unpack[RequestOptions],
     ) -> Iterator[GenerationResult]:
-        """Yield the result of each prompt, in order, with at most `window` requests on their way.
+        """Yield the result of each prompt, in order, with at most `window` unfinished requests.
 
-        A prompt may also be a mapping with `prompt` and options of its own, which win over the `common` ones.
-        `prompts` is read as far ahead as the window, no further. The first error is raised in its
-        place; then, or when the iterator is closed, what is on its way is cancelled.
+        A prompt may be a mapping with `prompt` and options of its own, which override the `common` ones.
+        `prompts` is read lazily, at most `window` ahead. The first error is raised in its place; then, or when
+        the iterator is closed, all unfinished requests are cancelled. Raises `ValueError` for a `window` below 1.
         """
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
@@ -160,7 +162,7 @@ class Client:
         return self.submit(**cast(Any, {**common, **own}))
 
     def stats(self, timeout: float = 10.0) -> Statistics:
-        """Return the broker's statistics, as its HTTP `/stats` has them in JSON.
+        """Return the broker's statistics, with the fields of its HTTP `/stats`.
 
         A field is an attribute, `stats.num_gpus`, or an item, `stats["num_gpus"]`. Raises
         `BrokerUnreachableError` if the broker does not answer within `timeout` seconds.
@@ -175,20 +177,20 @@ class Client:
         return served(self.stats(timeout))
 
     def request_stats(self, timeout: float = 10.0) -> Future[Statistics]:
-        """Ask for the statistics and return at once; the future raises as `stats` does."""
-        question = _Question()
-        self._transport.ask(StatsAsked(secrets.token_bytes(ID_BYTES), timeout), question)
-        return question.future
+        """Request the statistics and return immediately; the future raises as `stats` does."""
+        query = _StatsQuery()
+        self._transport.submit(StatsRequested(secrets.token_bytes(ID_BYTES), timeout), query)
+        return query.future
 
 
-class _Question:
-    """Waits for statistics."""
+class _StatsQuery:
+    """Response handler of a statistics query."""
 
     def __init__(self) -> None:
         self.future: Future[Statistics] = Future()
         self.future.set_running_or_notify_cancel()
 
-    def finish(self, outcome: Answer | ImagegenError) -> None:
+    def on_complete(self, outcome: Answer | ImagegenError) -> None:
         if isinstance(outcome, ImagegenError):
             self.future.set_exception(outcome)
             return
@@ -197,5 +199,5 @@ class _Question:
         except ProtocolError as error:
             self.future.set_exception(error)
 
-    def report(self, progress: messages.Progress, payload: Payload) -> None:
-        raise AssertionError("statistics make no progress")
+    def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
+        raise AssertionError("a statistics query has no progress")

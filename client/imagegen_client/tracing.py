@@ -1,4 +1,4 @@
-"""A span for a whole request, from the OpenTelemetry provider of the application.
+"""OpenTelemetry spans of requests, created with the application's tracer provider.
 
 OpenTelemetry is imported with the first provider: it is no dependency of the client.
 """
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 
-class Traces:
-    """Starts a span for each request, as a child of the application's current one."""
+class RequestTracer:
+    """Starts one span per request, a child of the application's current span."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry.trace import set_span_in_context
@@ -25,19 +25,19 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
         self._tracer = provider.get_tracer("imagegen")
 
-    def begin(self, submit: Submit) -> "tuple[Submit, Span]":
-        """Return the request with the span's `traceparent`, and the span; `end_with` ends it."""
+    def start(self, submit: Submit) -> "tuple[Submit, Span]":
+        """Start a span; return the request with the span's `traceparent`, and the span."""
         attributes = {"imagegen.request_id": submit.request_id.hex(), "imagegen.model": submit.model or "default"}
         span = self._tracer.start_span("request", attributes=attributes)
         headers: dict[str, str] = {}
         self._propagator.inject(headers, self._context_of(span))
-        if (traceparent := headers.get("traceparent")) is None:  # a provider that records nothing
+        if (traceparent := headers.get("traceparent")) is None:  # the provider is a no-op
             return submit, span
         return msgspec.structs.replace(submit, traceparent=traceparent), span
 
 
 def end_with(future: "Future[Any]", span: "Span") -> None:
-    """End the span when the future is done; record its error."""
+    """End the span when `future` is done, and record its error or worker."""
 
     def end(done: "Future[Any]") -> None:
         if (error := done.exception()) is not None:

@@ -1,4 +1,4 @@
-"""One I/O thread between the core and a ZeroMQ socket; commands come from any thread."""
+"""The I/O thread that runs a client core on a ZeroMQ socket; requests come from any thread."""
 
 import logging
 import math
@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -16,69 +16,70 @@ from imagegen_client.core import ClientCore
 from imagegen_client.events import (
     Action,
     Answer,
-    CancelAsked,
-    CloseAsked,
-    Dial,
+    CancelRequested,
+    CloseRequested,
+    Complete,
+    Connect,
+    Disconnected,
     Event,
-    Finish,
-    Lost,
+    HandshakeFailed,
+    HandshakeRejected,
+    InvalidMessage,
+    LogEvent,
     Payload,
     Received,
-    Refused,
-    Report,
+    ReportProgress,
     Send,
-    StatsAsked,
-    SubmitAsked,
-    Suspected,
-    Unreadable,
-    Warn,
+    StatsRequested,
+    SubmitRequested,
+    Tick,
 )
 from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.handshake import HandshakeWatch
 from imagegen_protocol.keys import DialKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import ClientMessage, Goodbye, Progress, Result, Submit
+from imagegen_protocol.messages import ClientMessage, Goodbye, Progress
 from imagegen_protocol.sockets import close_dead_links
 
 logger = logging.getLogger("imagegen.client")
 
-MAX_DRAIN = 1000
-"""Messages read in a row before commands and timers get their turn."""
+MAX_MESSAGES_PER_READ = 1000
+"""Messages read in a row before requests and timers are served."""
 LINGER_MILLISECONDS = 1000
-"""How long a closing client may take to get its last acknowledgements and its GOODBYE out."""
+"""Time limit of closing for sending the last acknowledgements and GOODBYE."""
 
-WAKE_BYTES = 64
+_WAKE_BYTES = 64
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
-class Sink(Protocol):
-    """Who waits for an answer. Both are called on the I/O thread: they must be quick and must not raise."""
+class ResponseHandler(Protocol):
+    """Receiver of one request's answer. Called on the I/O thread: must return quickly and must not raise."""
 
-    def finish(self, outcome: Answer | ImagegenError) -> None:
-        """Take the one end of the request."""
+    def on_complete(self, outcome: Answer | ImagegenError) -> None:
+        """Take the answer or the error; called once."""
 
-    def report(self, progress: Progress, payload: Payload) -> None:
-        """Take a sign of progress, and its preview if there is one."""
+    def on_progress(self, progress: Progress, payload: Payload) -> None:
+        """Take a progress message and its preview, if any."""
 
 
 class Transport:
-    """Runs one core; thread-safe. All of its resources belong to the I/O thread, which frees them as it ends."""
+    """Runs one core; thread-safe. The I/O thread owns all sockets and frees them when it ends."""
 
     def __init__(self, core: ClientCore, keys: DialKeys | None = None) -> None:
         self._core = core
         self._keys = keys
-        # Reentrant: the finalizer of a forgotten client may close it in the middle of anything.
+        # Reentrant: the finalizer of a garbage-collected client may call `close` anywhere.
         self._lock = threading.RLock()
-        self._commands: list[tuple[Event, Sink | None]] = []
-        self._gone: ClientClosedError | None = None
-        self._sinks: dict[bytes, Sink] = {}
-        self._open = True
+        self._queued: list[tuple[Event, ResponseHandler | None]] = []
+        self._closed_error: ClientClosedError | None = None
+        self._handlers: dict[bytes, ResponseHandler] = {}
+        self._running = True
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._watch: HandshakeWatch | None = None
+        self._handshakes: HandshakeWatch | None = None
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name="imagegen-client", daemon=True)
@@ -86,88 +87,86 @@ class Transport:
 
     # ---- any thread --------------------------------------------------------------------------------------
 
-    def ask(self, event: SubmitAsked | StatsAsked, sink: Sink) -> None:
-        """Hand an event over; `sink` gets its one end. Raises `ClientClosedError` once closed or broken."""
+    def submit(self, event: SubmitRequested | StatsRequested, handler: ResponseHandler) -> None:
+        """Submit a request or query. Raises `ClientClosedError` once the client is closed or has failed."""
         with self._lock:
-            if self._gone is not None:
-                raise ClientClosedError(self._gone.message) from self._gone
-            self._post(event, sink)
+            if self._closed_error is not None:
+                raise ClientClosedError(self._closed_error.message) from self._closed_error
+            self._enqueue(event, handler)
 
     def cancel(self, key: bytes) -> None:
-        """Give a request up; without effect when it has ended or the client is closed."""
+        """Cancel a request; no effect if it has ended or the client is closed."""
         with self._lock:
-            if self._gone is None:
-                self._post(CancelAsked(key), None)
+            if self._closed_error is None:
+                self._enqueue(CancelRequested(key), None)
 
     def close(self) -> None:
-        """Fail what is unfinished, take leave of the broker, and wait until the thread has ended."""
+        """End unfinished requests in `ClientClosedError`, say GOODBYE, and wait for the thread to end."""
         with self._lock:
-            if self._gone is None:
-                self._gone = ClientClosedError("the client is closed")
-                self._post(CloseAsked(), None)
-        # A callback may close its own client: then the thread ends by itself right after.
+            if self._closed_error is None:
+                self._closed_error = ClientClosedError("the client is closed")
+                self._enqueue(CloseRequested(), None)
+        # A callback on the I/O thread may close its own client: the thread then ends right afterwards.
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _post(self, event: Event, sink: Sink | None) -> None:
-        # One byte in the pipe is enough until the thread has taken the commands, so it never fills up. It goes
-        # first: Ctrl-C in between must not leave a command of which nobody tells the thread.
-        if not self._commands:
+    def _enqueue(self, event: Event, handler: ResponseHandler | None) -> None:
+        # One byte in the pipe is enough until the thread has taken the events, so the pipe never fills up. It is
+        # written first: Ctrl-C between the two lines must not leave an event without a wake-up.
+        if not self._queued:
             os.write(self._wake_write, b"\0")
-        self._commands.append((event, sink))
+        self._queued.append((event, handler))
 
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         failure: BaseException | None = None
         try:
-            while self._open:
+            while self._running:
                 ready = self._wait()
                 now, deadline = time.monotonic(), self._core.next_deadline()
-                # Before a tick that is due: what has arrived while this process slept tells that the broker lives.
+                # Read before a tick that is due: messages that arrived while this process was suspended show that
+                # the broker is alive.
                 if self._socket in ready or (deadline is not None and now >= deadline):
-                    self._drain_socket()
-                if self._watch is not None and self._watch.monitor in ready:
-                    self._look_at_handshakes()
-                self._take_commands()
-                self._do(self._core.tick(now))
+                    self._read_socket()
+                if self._handshakes is not None and self._handshakes.monitor in ready:
+                    self._read_handshakes(self._handshakes)
+                self._take_queued()
+                self._perform(self._core.handle(Tick(), now))
         except BaseException as error:
-            logger.exception("the I/O thread of the client failed")
+            logger.exception("I/O thread failed")
             failure = error
         finally:
-            self._leave(failure)
+            self._free(failure)
 
     def _wait(self) -> list[object]:
-        """Wait for something to do, until the core's next deadline; return what can be read."""
+        """Wait for input until the core's next deadline; return the readable sources."""
         deadline = self._core.next_deadline()
         timeout = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1000))
         ready: list[object] = [source for source, _ in self._poller.poll(timeout)]
-        # Before the commands are taken: who comes later writes a byte anew.
+        # Emptied before the events are taken: an event that is added later writes a new byte.
         if self._wake_read in ready:
-            os.read(self._wake_read, WAKE_BYTES)
+            os.read(self._wake_read, _WAKE_BYTES)
         return ready
 
-    def _drain_socket(self) -> None:
-        for _ in range(MAX_DRAIN):
+    def _read_socket(self) -> None:
+        for _ in range(MAX_MESSAGES_PER_READ):
             event = self._receive()
             if event is None:
                 break
-            self._do(self._core.handle(event, time.monotonic()))
-        self._do(self._core.settle())
+            self._perform(self._core.handle(event, time.monotonic()))
 
-    def _look_at_handshakes(self) -> None:
-        if self._watch is None:
-            return
-        news, now = self._watch.read(), time.monotonic()
+    def _read_handshakes(self, handshakes: HandshakeWatch) -> None:
+        news, now = handshakes.read(), time.monotonic()
         if news.refusal:
-            self._do(self._core.handle(Refused(news.refusal), now))
+            self._perform(self._core.handle(HandshakeRejected(news.refusal), now))
         elif news.suspicion:
-            self._do(self._core.handle(Suspected(news.suspicion), now))
+            self._perform(self._core.handle(HandshakeFailed(news.suspicion), now))
         elif news.lost:
-            self._do(self._core.handle(Lost(), now))
+            self._perform(self._core.handle(Disconnected(), now))
 
-    def _receive(self) -> Received | Unreadable | None:
-        """Read one message, or None when there is none. Payload frames are not copied."""
+    def _receive(self) -> Received | InvalidMessage | None:
+        """Read one message; return None if there is none. Payload frames are not copied."""
         socket = self._socket
         if socket is None:
             return None
@@ -177,73 +176,64 @@ class Transport:
             return None
         header = frame.bytes
         payload: list[memoryview] = []
-        # Whether more follows the frame knows; to ask the socket takes longer than to read it.
+        # `frame.more` is much cheaper than the socket option RCVMORE.
         while frame.more:
             frame = socket.recv(zmq.NOBLOCK, copy=False)
             payload.append(frame.buffer)
         try:
             message = decode_broker_to_client(header)
         except ProtocolError as error:
-            return Unreadable(error)
+            return InvalidMessage(error)
         if len(payload) >= MAX_FRAMES:
-            return Unreadable(ProtocolError(f"a message of {len(payload) + 1} frames"))
+            return InvalidMessage(
+                ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {len(payload) + 1}")
+            )
         return Received(message, payload)
 
-    def _take_commands(self) -> None:
+    def _take_queued(self) -> None:
         with self._lock:
-            commands, self._commands = self._commands, []
-        for event, sink in commands:
-            if sink is not None and isinstance(event, SubmitAsked | StatsAsked):
-                self._sinks[event.key] = sink
-        for event, _ in commands:
-            self._do(self._core.handle(event, time.monotonic()))
-            if isinstance(event, CloseAsked):
-                self._open = False
+            queued, self._queued = self._queued, []
+        for event, handler in queued:
+            if handler is not None and isinstance(event, SubmitRequested | StatsRequested):
+                self._handlers[event.key] = handler
+        for event, _ in queued:
+            self._perform(self._core.handle(event, time.monotonic()))
+            if isinstance(event, CloseRequested):
+                self._running = False
 
-    def _do(self, actions: Iterable[Action]) -> None:
+    def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
                 case Send(message, payload):
                     self._send(message, payload)
-                case Finish(key, outcome):
-                    self._log_end(key, outcome)
-                    self._sinks.pop(key).finish(outcome)
-                case Report(key, progress, payload):
-                    self._sinks[key].report(progress, payload)
-                case Dial(endpoint):
-                    self._dial(endpoint)
-                case Warn(text):
-                    logger.warning("%s", text)
+                case LogEvent(level, text, fields):
+                    if logger.isEnabledFor(level):
+                        logger.log(level, "%s%s", text, _format_fields(fields))
+                case Complete(key, outcome):
+                    self._handlers.pop(key).on_complete(outcome)
+                case ReportProgress(key, progress, payload):
+                    self._handlers[key].on_progress(progress, payload)
+                case Connect(endpoint):
+                    self._connect(endpoint)
 
     def _send(self, message: ClientMessage, payload: Payload) -> None:
-        assert self._socket is not None, "the core sends only after it has dialled"
+        assert self._socket is not None, "the core sends only after connecting"
         if isinstance(message, Goodbye):
             self._socket.linger = LINGER_MILLISECONDS
-        if isinstance(message, Submit) and logger.isEnabledFor(logging.DEBUG):
-            logger.debug("request sent request_id=%s broker=%s", message.request_id.hex(), self._core.endpoint)
-        # A refused connection is gone, and there is nowhere to put it: the core sends it again on the next one.
+        # Again: the connection was rejected, so the socket has no peer; the core sends again on the next one.
         with suppress(zmq.Again):
             self._socket.send(encode(message), _MORE if payload else zmq.NOBLOCK)
             for left, frame in enumerate(payload, 1 - len(payload)):
                 self._socket.send(frame, _MORE if left else zmq.NOBLOCK, copy=False)
 
-    def _log_end(self, key: bytes, outcome: Answer | ImagegenError) -> None:
-        if not logger.isEnabledFor(logging.DEBUG):
-            return
-        if isinstance(outcome, ImagegenError):
-            logger.debug("request ended request_id=%s outcome=%s", key.hex(), outcome.code)
-        elif isinstance(outcome.message, Result):
-            shown = outcome.message.request_id.hex()
-            logger.debug("request ended request_id=%s outcome=result worker=%s", shown, outcome.message.worker)
-
-    def _dial(self, endpoint: str) -> None:
-        self._hang_up()
+    def _connect(self, endpoint: str) -> None:
+        self._disconnect()
         socket = self._context.socket(zmq.DEALER)
         self._socket = socket
-        # A new one for each socket: the broker ignores a second connection under the same routing id.
+        # New for each socket: the broker ignores a second connection with the same routing id.
         socket.routing_id = secrets.token_bytes(ID_BYTES)
         socket.linger = 0
-        # The client's own window bounds what is on its way; a full buffer would have to be retried here.
+        # Unlimited: the application limits its unfinished requests; a full buffer would need retries here.
         socket.sndhwm = 0
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.reconnect_ivl_max = 1000
@@ -251,37 +241,41 @@ class Transport:
         close_dead_links(socket)
         if self._keys is not None:
             self._keys.apply(socket)
-        self._watch = HandshakeWatch(socket)
+        self._handshakes = HandshakeWatch(socket)
         socket.connect(endpoint)
         self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._watch.monitor, zmq.POLLIN)
+        self._poller.register(self._handshakes.monitor, zmq.POLLIN)
 
-    def _hang_up(self) -> None:
-        if self._watch is not None:
-            self._poller.unregister(self._watch.monitor)
-            self._watch.close()
-            self._watch = None
+    def _disconnect(self) -> None:
+        if self._handshakes is not None:
+            self._poller.unregister(self._handshakes.monitor)
+            self._handshakes.close()
+            self._handshakes = None
         if self._socket is not None:
             self._poller.unregister(self._socket)
             self._socket.close()
             self._socket = None
 
-    def _leave(self, failure: BaseException | None) -> None:
-        """End what has no end yet (there is some only if the thread failed), then free everything."""
+    def _free(self, failure: BaseException | None) -> None:
+        """End unfinished requests (left only if the thread failed), then free all resources."""
         with self._lock:
             if failure is not None:
-                self._gone = ClientClosedError(f"the client's I/O thread failed: {failure!r}")
-                self._gone.__cause__ = failure
-            gone = self._gone or ClientClosedError("the client is closed")
-            sinks = [*self._sinks.values(), *(sink for _, sink in self._commands if sink is not None)]
-            self._commands = []
+                self._closed_error = ClientClosedError(f"the client's I/O thread failed: {failure!r}")
+                self._closed_error.__cause__ = failure
+            closed = self._closed_error or ClientClosedError("the client is closed")
+            handlers = [*self._handlers.values(), *(handler for _, handler in self._queued if handler is not None)]
+            self._queued = []
             os.close(self._wake_read)
             os.close(self._wake_write)
-        for sink in sinks:
+        for handler in handlers:
             try:
-                sink.finish(gone)
+                handler.on_complete(closed)
             except Exception:
-                # One bad sink must not leave the others waiting for ever.
-                logger.exception("a job could not be ended")
-        self._hang_up()
+                # One failing handler must not leave the other requests waiting for ever.
+                logger.exception("response handler failed")
+        self._disconnect()
         self._context.term()
+
+
+def _format_fields(fields: Mapping[str, str]) -> str:
+    return "".join(f' {key}="{value}"' if " " in value else f" {key}={value}" for key, value in fields.items())

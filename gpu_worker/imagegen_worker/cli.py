@@ -14,10 +14,10 @@ from imagegen_common.addresses import ConfigError
 from imagegen_common.logs import FORMATS, LEVELS, flush, log, log_all, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_worker.config import WorkerConfig, parse_bytes
-from imagegen_worker.devices.detect import detect
+from imagegen_worker.devices.detect import detect_gpus
 from imagegen_worker.devices.mkl import set_reproducible_mode
-from imagegen_worker.devices.visible import GpuMissingError, entries, visible
-from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, children, plan
+from imagegen_worker.devices.selection import GpuMissingError, parse_selection, visible_gpus
+from imagegen_worker.supervisor.plan import CUDA_VISIBLE_DEVICES, SUPERVISED, Plan, plan, worker_commands
 from imagegen_worker.supervisor.shell import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -27,58 +27,59 @@ _YES = ("true", "1", "yes", "on")
 _NO = ("false", "0", "no", "off")
 
 
-def _split(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Endpoints may also stand in one text, with commas between them."""
-    return tuple(endpoint for text in given for endpoint in re.split(r",(?=tcp://|ipc://)", text))
+def _split_endpoints(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Split values that contain several endpoints, separated by commas."""
+    return tuple(endpoint for value in values for endpoint in re.split(r",(?=tcp://|ipc://)", value))
 
 
-def _list_gpus(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    """Print the GPUs that may be used, if that is what the command was called for."""
-    if not asked:
+def _list_gpus(context: click.Context, parameter: click.Parameter, requested: bool) -> None:
+    """Print the visible GPUs and exit, if requested."""
+    if not requested:
         return
-    every, said = detect(), os.environ.get(CUDA_VISIBLE_DEVICES)
-    seen = visible(every, said)
-    if not every:
-        click.echo("there is no GPU", err=True)
-    elif len(seen.gpus) < len(every):
-        click.echo(
-            f"{CUDA_VISIBLE_DEVICES}={said} hides {len(every) - len(seen.gpus)} of {len(every)} GPUs", err=True
-        )
-    for number, gpu in enumerate(seen.gpus):
+    detected, variable = detect_gpus(), os.environ.get(CUDA_VISIBLE_DEVICES)
+    visible = visible_gpus(detected, variable).gpus
+    if not detected:
+        click.echo("no GPU found", err=True)
+    elif len(visible) < len(detected):
+        hidden = len(detected) - len(visible)
+        click.echo(f"{CUDA_VISIBLE_DEVICES}={variable} hides {hidden} of {len(detected)} GPUs", err=True)
+    for number, gpu in enumerate(visible):
         click.echo(json.dumps({"number": number, "uuid": gpu.uuid, "name": gpu.name, "label": gpu.label}))
     context.exit()
 
 
 class _BatchingOption(click.Option):
-    """`--batching`, which ENABLE_BATCHING switches too."""
+    """`--batching`, which ENABLE_BATCHING also sets."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Return what the environment says; ENABLE_BATCHING=true leaves it to the file, unless that says 'off'."""
-        given = os.environ.get("ENABLE_BATCHING", "")
-        enabled = given.lower()
+        """Return the value from the environment; ENABLE_BATCHING=true only overrides 'off' in the file."""
+        value = os.environ.get("ENABLE_BATCHING", "")
+        enabled = value.lower()
         if os.environ.get("IMAGEGEN_WORKER_BATCHING") or not enabled:
             return super().resolve_envvar_value(ctx)
         if enabled not in _YES + _NO:
-            words = f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {given!r}"
-            raise click.BadParameter(words, ctx, self)
+            message = f"ENABLE_BATCHING must be one of {', '.join(_YES + _NO)}, got {value!r}"
+            raise click.BadParameter(message, ctx, self)
         if enabled in _NO:
             return "off"
         return "auto" if ctx.lookup_default("batching") == "off" else None
 
 
-class _Commas(click.types.StringParamType):
-    """A text; in the environment several, with commas between them."""
+class _CommaList(click.types.StringParamType):
+    """A text; the environment may contain several, separated by commas."""
 
     envvar_list_splitter = ","
 
 
 class _Bytes(click.types.StringParamType):
-    """A number of bytes, with or without a suffix."""
+    """A number of bytes with an optional unit."""
 
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number; fails as click wants it."""
+        """Return the number of bytes, or fail with click's error."""
         if isinstance(value, int):
             return value
         try:
@@ -96,15 +97,15 @@ class _Bytes(click.types.StringParamType):
     multiple=True,
     default=("tcp://127.0.0.1:5556",),
     envvar="IMAGEGEN_BROKER",
-    callback=_split,
-    help="Endpoint of a broker's backend; may be given several times, all are dialled.",
+    callback=_split_endpoints,
+    help="Endpoint of a broker's backend; repeatable. The worker connects to all of them.",
 )
 @click.option(
     "--gpu",
     envvar="GPU_IDS",
     metavar="GPU[,GPU...]",
-    help="Numbers or UUIDs, among those that CUDA_VISIBLE_DEVICES leaves. Several get a process each, which is "
-    "started again if it dies.  [default: every GPU]",
+    help="GPUs by number or UUID, among those that CUDA_VISIBLE_DEVICES leaves visible. Each of several gets a "
+    "worker process, which is restarted if it fails.  [default: every GPU]",
 )
 @click.option(
     "--list-gpus",
@@ -112,48 +113,48 @@ class _Bytes(click.types.StringParamType):
     is_eager=True,
     expose_value=False,
     callback=_list_gpus,
-    help="Print what --gpu can name, one JSON object a line, and end.",
+    help="Print the GPUs that --gpu can select, one JSON object per line, and exit.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
 @click.option(
     "--model",
     metavar="[NAME=]SOURCE",
-    type=_Commas(),
+    type=_CommaList(),
     multiple=True,
-    help="A folder of a diffusers pipeline, a .safetensors file, or an id on the hub (owner/name, or"
-    " owner/name@revision); NAME is what clients ask for. May be given several times: the first is the default,"
-    " the others are loaded when they are asked for.  [default: builtin:shapes]",
+    help="Folder of a diffusers pipeline, .safetensors file, or hub id (owner/name, owner/name@revision), and the"
+    " NAME that requests use. Repeatable: the first is the default, the others are loaded on request."
+    "  [default: builtin:shapes]",
 )
 @click.option(
     "--model-memory",
     type=_Bytes(),
     metavar="BYTES",
-    help="What the weights of several models may take, as 20GiB; the least recently used one makes room."
-    "  [default: 70 % of the card's memory; on a CPU half of the machine's]",
+    help="Memory for the weights of several models, such as 20GiB; the least recently used one is evicted first."
+    "  [default: 70 % of the GPU's memory, or half of the host's on a CPU]",
 )
 @click.option(
     "--model-patience",
     type=float,
     default=10.0,
-    help="Seconds that a model waits for the place of one that is used; then that one's new images wait.",
+    help="Seconds after which a requested model replaces one that is still in use.",
 )
-@click.option("--preload", is_flag=True, help="Load all models that fit at the start, not only the first.")
+@click.option("--preload", is_flag=True, help="Load all models that fit at startup, not only the first.")
 @click.option(
     "--model-config",
     metavar="SOURCE",
-    help="Folder or hub id with the configuration of a single file's pipeline, and with what the file lacks."
-    "  [default: what the weights look like, from the hub or its cache]",
+    help="Folder or hub id with the pipeline configuration of a single file, and with the parts that it lacks."
+    "  [default: inferred from the weights, from the hub or its cache]",
 )
 @click.option(
     "--model-variant",
     metavar="NAME",
-    help="Of the weights, as in model.fp16.safetensors.  [default: the plain ones, else those that are there]",
+    help="Variant of the weights, as in model.fp16.safetensors.  [default: none, else the one that exists]",
 )
 @click.option(
     "--backend",
     type=click.Choice(["diffusers", "simulated"]),
     default="diffusers",
-    help="What makes the images; 'simulated' needs no GPU and no model.",
+    help="Model runtime; 'simulated' needs no GPU and no model.",
 )
 @click.option(
     "--batching",
@@ -161,19 +162,19 @@ class _Bytes(click.types.StringParamType):
     type=click.Choice(["auto", "continuous", "static", "off"]),
     default="auto",
     envvar=["IMAGEGEN_WORKER_BATCHING", "ENABLE_BATCHING"],
-    help="'continuous' lets requests join and leave at every step, whatever they ask for; 'static' gathers alike "
-    "ones for one pipeline call; 'auto' is continuous, and static for the simulated backend. "
-    "ENABLE_BATCHING=false means 'off'.",
+    help="'continuous': requests with any parameters join and leave at every step; 'static': requests with "
+    "equal parameters share one pipeline call; 'off': one image at a time; 'auto': continuous, or static for the "
+    "simulated backend. ENABLE_BATCHING=false means 'off'.",
 )
 @click.option(
-    "--max-batch-size", type=int, default=8, envvar="MAX_BATCH_SIZE", help="Images in one pipeline call."
+    "--max-batch-size", type=int, default=8, envvar="MAX_BATCH_SIZE", help="Maximum number of images in a batch."
 )
 @click.option(
     "--max-batch-wait-time",
     type=float,
     default=0.05,
     envvar="MAX_BATCH_WAIT_TIME",
-    help="Seconds that a request waits for company.",
+    help="Seconds that a request waits for others in static batching.",
 )
 @click.option(
     "--capacity",
@@ -182,45 +183,51 @@ class _Bytes(click.types.StringParamType):
 )
 @click.option(
     "--name",
-    help="The worker's name; no two live ones may share it. With several GPUs: NAME-N.  [default: HOST-gpuN]",
+    help="Unique name of the worker. With several GPUs: NAME-N.  [default: HOST-gpuN]",
 )
-@click.option("--http-host", default="127.0.0.1", help="Where --http-port is bound.")
+@click.option("--http-host", default="127.0.0.1", help="Address that --http-port binds.")
 @click.option(
     "--http-port",
     type=int,
-    help="Port of /metrics, /healthz and /readyz; 0 is any. With several GPUs: GPU n's is this + n."
-    "  [default: none is opened]",
+    help="Port of /metrics, /healthz and /readyz; 0 selects a free one. With several GPUs, GPU n uses this + n."
+    "  [default: no HTTP server]",
 )
 @click.option(
     "--drain-timeout",
     type=float,
     default=30.0,
-    help="Seconds that a leaving worker waits until its answers have arrived.",
+    help="Seconds that a draining worker waits for the acknowledgement of its answers.",
 )
 @click.option(
     "--step-timeout",
     type=float,
     default=300.0,
-    help="Seconds without a step after which the device counts as hung, and the process ends; 0: never.",
+    help="Seconds without a denoising step after which the device counts as hung and the process exits; 0: never.",
 )
-@click.option("--key", type=_FILE, help="Our own .key_secret file, if the broker demands keys (imagegen keygen).")
-@click.option("--broker-key", type=_FILE, help="The broker's .key file, if it demands keys.")
-@click.option("--torch-threads", type=int, help="CPU threads of one operation.  [default: torch's own]")
+@click.option(
+    "--key", type=_FILE, help="The worker's .key_secret file, if the broker requires keys (see imagegen keygen)."
+)
+@click.option("--broker-key", type=_FILE, help="The broker's .key file, if it requires keys.")
+@click.option("--torch-threads", type=int, help="CPU threads of one operation.  [default: torch's choice]")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
-    help="Of the model's weights; 'auto' is bfloat16 on a GPU, float32 on a CPU.",
+    help="Data type of the weights; 'auto': bfloat16 on a GPU, float32 on a CPU.",
 )
 @click.option(
     "--compile/--no-compile",
     default=False,
-    help="Compile the denoiser with torch.compile; starts slower, runs faster.",
+    help="Compile the denoiser with torch.compile: slower start, faster steps.",
 )
-@click.option("--attention-backend", metavar="NAME", help="One of diffusers' attention backends.")
-@click.option("--vae-tiling/--no-vae-tiling", default=False, help="Decode in tiles: less memory for large images.")
+@click.option("--attention-backend", metavar="NAME", help="Name of an attention backend of diffusers.")
 @click.option(
-    "--cpu-offload/--no-cpu-offload", default=False, help="Keep on the GPU only the part of the model that works."
+    "--vae-tiling/--no-vae-tiling",
+    default=False,
+    help="Decode in tiles, which needs less memory for large images.",
+)
+@click.option(
+    "--cpu-offload/--no-cpu-offload", default=False, help="Keep only the active part of the model on the GPU."
 )
 @click.option(
     "--deterministic/--no-deterministic",
@@ -231,73 +238,41 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--lora-folder",
     type=_FILE,
-    help="Folder of .safetensors files that requests may name, without the suffix, as their LoRAs.",
+    help="Folder of .safetensors files that requests can use as LoRAs, by name without the suffix.",
 )
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Lines of this level and above.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Minimum level of log lines.")
 @click.option(
-    "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    help="Format of log lines on stderr; 'json': one object per line.",
 )
 @click.option(
     "--otlp-endpoint",
     metavar="URL",
-    help="An OpenTelemetry collector (http://HOST:4318) for the spans of traced requests.  [default: none]",
+    help="OpenTelemetry collector (http://HOST:4318) that receives the spans of traced requests.  [default: none]",
 )
-@click.option("--simulated-batch-seconds", type=float, default=0.2, help="Cost of a call.")
-@click.option("--simulated-image-seconds", type=float, default=0.1, help="Cost of each image in a call.")
-@click.option("--simulated-load-seconds", type=float, default=0.0, help="Cost of loading a model, of 1 GiB each.")
+@click.option("--simulated-batch-seconds", type=float, default=0.2, help="Duration of a call.")
+@click.option(
+    "--simulated-image-seconds", type=float, default=0.1, help="Additional duration for each image in a call."
+)
+@click.option("--simulated-load-seconds", type=float, default=0.0, help="Duration of loading a model of 1 GiB.")
 @click.option(
     "--simulated-fail",
     multiple=True,
     metavar="KIND:VALUE",
-    help="A drill, may be given several times: slow:FACTOR, oom:IMAGES, error-on:WORD, crash-on:WORD,"
+    help="Injected fault, repeatable: slow:FACTOR, oom:IMAGES, error-on:WORD, crash-on:WORD,"
     " crash-after:CALLS, hang-on:WORD, hang-after:CALLS.",
 )
 @click.version_option(package_name="imagegen-fleet")
-def main(
-    broker: tuple[str, ...],
-    gpu: str | None,
-    device: Literal["auto", "cpu", "cuda"],
-    model: tuple[str, ...],
-    model_memory: int | None,
-    model_patience: float,
-    preload: bool,
-    backend: Literal["diffusers", "simulated"],
-    batching: Literal["auto", "continuous", "static", "off"],
-    max_batch_size: int,
-    max_batch_wait_time: float,
-    capacity: int | None,
-    name: str | None,
-    http_host: str,
-    http_port: int | None,
-    drain_timeout: float,
-    step_timeout: float,
-    key: Path | None,
-    broker_key: Path | None,
-    torch_threads: int | None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"],
-    compile: bool,
-    attention_backend: str | None,
-    vae_tiling: bool,
-    cpu_offload: bool,
-    deterministic: bool,
-    lora_folder: Path | None,
-    model_config: str | None,
-    model_variant: str | None,
-    log_level: str,
-    log_format: str,
-    otlp_endpoint: str | None,
-    simulated_batch_seconds: float,
-    simulated_image_seconds: float,
-    simulated_load_seconds: float,
-    simulated_fail: tuple[str, ...],
-) -> None:
-    """Make images on every GPU of this host, or on those of --gpu, for one or several brokers.
+def main(gpu: str | None, log_level: str, log_format: str, **options: Any) -> None:
+    """Generate images on every GPU of this host, or on those of --gpu, for one or more brokers.
 
-    SIGTERM or Ctrl-C drains: what has not begun is given back, what runs is finished. A second one ends
-    everything at once. SIGUSR1 drains, too, however often it comes.
+    SIGTERM and Ctrl-C drain the worker: queued requests are returned to the broker, running ones are finished. A
+    second signal ends the worker immediately. SIGUSR1 drains too, and can be repeated.
 
-    Each option may also stand in the file of --config (--max-batch-size is max_batch_size there), and in the
-    environment (IMAGEGEN_WORKER_MAX_BATCH_SIZE). Options win over the environment, and that over the file.
+    Each option can also be set in the file of --config (--max-batch-size as max_batch_size) and in the
+    environment (IMAGEGEN_WORKER_MAX_BATCH_SIZE). Options override the environment, which overrides the file.
 
     \b
     Examples:
@@ -309,93 +284,75 @@ def main(
 
     \b
     Exit codes:
-      0   drained, or the settings are right (--check-config)
-      1   everything that is not below; the last line of the log says what
-      2   a setting is wrong
-      69  the GPU is not there, of a worker whose supervisor waits for it
+      0   drained, or the settings are valid (--check-config)
+      1   any other failure; see the last line of the log
+      2   invalid setting
+      69  the GPU of a supervised worker is missing
       70  the device hangs
-      78  the model can't be loaded, or a setting can't work on this machine
+      78  the model cannot be loaded, or a setting does not work on this machine
 
-    With several GPUs, a worker that ends with 0, 2 or 78 is not started again. When all have ended so, the worst
-    of their statuses is that of the command.
+    With several GPUs, workers that exit with 0, 2 or 78 are not restarted. Once all have exited so, the command
+    exits with the highest of their codes.
     """
     context = click.get_current_context()
     try:
-        config = WorkerConfig(
-            brokers=broker,
-            device=device,
-            models=model,
-            model_memory=model_memory,
-            model_patience=model_patience,
-            preload=preload,
-            backend=backend,
-            batching=None if batching == "auto" else batching,
-            max_batch_size=max_batch_size,
-            max_batch_wait=max_batch_wait_time,
-            capacity=capacity,
-            name=name,
-            http_host=http_host,
-            http_port=http_port,
-            drain_timeout=drain_timeout,
-            step_timeout=step_timeout,
-            key=key,
-            broker_key=broker_key,
-            torch_threads=torch_threads,
-            dtype=dtype,
-            compile=compile,
-            attention_backend=attention_backend,
-            vae_tiling=vae_tiling,
-            cpu_offload=cpu_offload,
-            deterministic=deterministic,
-            lora_folder=lora_folder,
-            model_config=model_config,
-            model_variant=model_variant,
-            log_level=log_level,
-            otlp_endpoint=otlp_endpoint,
-            simulated_batch_seconds=simulated_batch_seconds,
-            simulated_image_seconds=simulated_image_seconds,
-            simulated_load_seconds=simulated_load_seconds,
-            simulated_fail=simulated_fail,
-        )
+        config = _make_config(log_level=log_level, **options)
         _check_faults(config)
         _check_keys(config)
         if gpu is not None:
-            entries(gpu)
+            parse_selection(gpu)
     except ConfigError as error:
         raise usage_error(context, error) from error
     end_check(context)
     set_up(log_level, log_format, own="imagegen_worker")
     context.call_on_close(flush)
     try:
-        planned = plan(config, gpu, os.environ, detect)
+        planned = plan(config, gpu, os.environ, detect_gpus)
     except ConfigError as error:
-        gone = isinstance(error, GpuMissingError) and SUPERVISED in os.environ
+        missing = isinstance(error, GpuMissingError) and SUPERVISED in os.environ
         usage = usage_error(context, error)
-        raise _GpuGoneError(usage.message, context) if gone else usage from error
+        raise _GpuGoneError(usage.message, context) if missing else usage from error
     if planned.supervised:
-        _warn(planned)
-        sys.exit(Supervisor(children(planned, sys.argv[1:])).run())
+        _log_warnings(planned)
+        sys.exit(Supervisor(worker_commands(planned, sys.argv[1:])).run())
     (spec,) = planned.specs
-    about = {"worker": spec.config.worker_name, "gpu": spec.config.gpu}
-    set_up(log_level, log_format, own="imagegen_worker", **about)
-    _warn(planned)
+    set_up(log_level, log_format, own="imagegen_worker", worker=spec.config.worker_name, gpu=spec.config.gpu)
+    _log_warnings(planned)
     os.environ.update(spec.environment)  # before torch is imported
     sys.exit(_serve(spec.config))
 
 
+def _make_config(
+    *,
+    broker: tuple[str, ...],
+    model: tuple[str, ...],
+    batching: Literal["auto", "continuous", "static", "off"],
+    max_batch_wait_time: float,
+    **settings: Any,
+) -> WorkerConfig:
+    """Return the settings. The remaining options have the names of the fields."""
+    return WorkerConfig(
+        brokers=broker,
+        models=model,
+        batching=None if batching == "auto" else batching,
+        max_batch_wait=max_batch_wait_time,
+        **settings,
+    )
+
+
 class _GpuGoneError(click.UsageError):
-    """A supervised worker's GPU is not there any more; it may come back (EX_UNAVAILABLE)."""
+    """The GPU of a supervised worker is missing; it may come back (EX_UNAVAILABLE)."""
 
     exit_code = 69
 
 
-def _warn(planned: Plan) -> None:
+def _log_warnings(planned: Plan) -> None:
     for warning in planned.warnings:
         log(_log, logging.WARNING, warning)
 
 
 def _serve(config: WorkerConfig) -> int:
-    # As it is imported it warns that torchvision is not there, which nothing here needs.
+    # Suppress the warning at import that torchvision, which is not needed, is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if config.deterministic and config.device == "cpu":
         log_all(_log, [set_reproducible_mode(os.environ)])

@@ -1,4 +1,4 @@
-"""The socket to one broker: opened, watched, and replaced when its connection is dead."""
+"""The socket to one broker, replaced when its connection is dead."""
 
 import secrets
 import time
@@ -11,15 +11,15 @@ from imagegen_protocol.limits import MAX_FRAME_BYTES
 from imagegen_protocol.sockets import close_dead_links
 from imagegen_worker.backends import StartError
 
-REDIAL_SECONDS = 5.0
-"""Seconds between sockets where libzmq does not connect again by itself, as after a refused key."""
-MIN_REDIAL_SECONDS = 1.0
-"""Seconds that a socket has at least, however soon its connection breaks."""
+RECONNECT_SECONDS = 5.0
+"""Delay before a new socket where libzmq does not reconnect by itself, such as after a rejected key."""
+MIN_RECONNECT_SECONDS = 1.0
+"""Minimum lifetime of a socket, even if its connection breaks at once."""
 LINGER_MS = 1000
 
 
 class Connection:
-    """A DEALER to one broker; each new socket has a new routing id."""
+    """A DEALER socket to one broker. Each new socket has a new routing id."""
 
     def __init__(
         self,
@@ -28,58 +28,58 @@ class Connection:
         endpoint: str,
         keys: DialKeys | None,
     ) -> None:
-        """Dial. Raises `StartError` for an endpoint that libzmq does not take."""
+        """Connect. Raises `StartError` for an endpoint that libzmq rejects."""
         self._context = context
         self._poller = poller
         self._endpoint = endpoint
         self._keys = keys
-        self._reason = ""
-        self._dialled_at = time.monotonic()
-        self.redial_at: float | None = None
-        """When to open a new socket (monotonic seconds); None while libzmq takes care of it."""
-        self._dial()
+        self._reported = ""
+        self._connected_at = time.monotonic()
+        self.reconnect_at: float | None = None
+        """When to open a new socket (monotonic seconds); None while libzmq reconnects by itself."""
+        self._connect()
 
-    def look(self, now: float) -> HandshakeNews:
-        """Open a new socket if that is due; return news of the handshakes, each reason once."""
+    def check(self, now: float) -> HandshakeNews:
+        """Open a new socket if one is due; return failed handshakes, each reason once."""
         news = self._watch.read()
         if news.stopped:
-            self.redial_at = now + REDIAL_SECONDS
+            self.reconnect_at = now + RECONNECT_SECONDS
         elif news.lost:
-            self.redial_at = max(now, self._dialled_at + MIN_REDIAL_SECONDS)
-        if self.redial_at is not None and now >= self.redial_at:
-            self.redial(now)
+            self.reconnect_at = max(now, self._connected_at + MIN_RECONNECT_SECONDS)
+        if self.reconnect_at is not None and now >= self.reconnect_at:
+            self.reconnect(now)
         reason = news.refusal or news.suspicion
         if not reason:
             return NO_NEWS
-        known, self._reason = self._reason, reason
-        return NO_NEWS if reason == known else news
+        reported, self._reported = self._reported, reason
+        return NO_NEWS if reason == reported else news
 
-    def heard(self) -> None:
-        """Note that the broker has spoken: a later refusal is news again."""
-        self._reason = ""
+    def on_message(self) -> None:
+        """Note that a message arrived: report the next failed handshake even if its reason is the same."""
+        self._reported = ""
 
-    def redial(self, now: float) -> None:
-        """Open a new socket in place of the one there is."""
-        self.redial_at = None
-        self._dialled_at = now
+    def reconnect(self, now: float) -> None:
+        """Replace the socket by a new one."""
+        self.reconnect_at = None
+        self._connected_at = now
         self.close()
-        self._dial()
+        self._connect()
 
     def close(self) -> None:
-        """Close the socket; what was sent last may still go out."""
+        """Close the socket; messages sent last may still be delivered."""
         self._poller.unregister(self._watch.monitor)
         self._poller.unregister(self.socket)
         self._watch.close()
         self.socket.close(LINGER_MS)
 
-    def _dial(self) -> None:
+    def _connect(self) -> None:
         dealer = self._context.socket(zmq.DEALER)
-        # A new one for each socket: the broker ignores a second connection under the same routing id.
+        # A ROUTER ignores a second connection under a routing id that is in use.
         dealer.setsockopt(zmq.ROUTING_ID, b"w" + secrets.token_bytes(15))
-        # Queue nothing for a broker that is not there: what arrives late is stale, heartbeats most of all.
+        # Queue nothing for an absent broker: late messages are stale, heartbeats most of all.
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
-        # A restarted broker waits two intervals for the workers' lists: be there in time.
+        # A restarted broker waits two heartbeat intervals for the workers' lists: reconnect within them.
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)

@@ -1,4 +1,4 @@
-"""The two ways between the socket thread and the device thread: commands in, events out."""
+"""Queues between the main thread and the device thread: commands in, events out."""
 
 import contextlib
 import queue
@@ -8,32 +8,32 @@ from collections import deque
 from imagegen_worker.core.events import Command, EngineEvent
 
 
-class Died:
-    """The device thread has ended by an exception; nothing will be made any more."""
+class EngineDied:
+    """The device thread has ended with an exception."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class Mailbox:
-    """Commands for the device thread; events from it (and from the encoders), which wake the socket thread.
+    """Commands for the device thread, and events of it and the encoders, which wake the main thread.
 
-    Any thread may `post`; the socket thread polls `fileno()` for reading and then calls `events()`.
+    Any thread may call `post`; the main thread polls `fileno()` for reading and then calls `events()`.
     """
 
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._events: deque[EngineEvent | Died] = deque()
+        self._events: deque[EngineEvent | EngineDied] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
 
     def put(self, command: Command) -> None:
-        """Give the device thread a command."""
+        """Queue a command for the device thread."""
         self._commands.put(command)
 
     def take(self, timeout: float | None) -> Command | None:
-        """Return the next command; wait for it at most `timeout` seconds (None: for ever), then return None."""
+        """Return the next command, or None after `timeout` seconds without one (None: wait without limit)."""
         try:
             if timeout is not None and timeout <= 0:
                 return self._commands.get_nowait()
@@ -41,16 +41,16 @@ class Mailbox:
         except queue.Empty:
             return None
 
-    def post(self, event: EngineEvent | Died) -> None:
-        """Tell the socket thread something, and wake it."""
+    def post(self, event: EngineEvent | EngineDied) -> None:
+        """Queue an event for the main thread, and wake it."""
         self._events.append(event)
-        # A full pipe wakes the reader as well as one more byte; at a closed one nobody listens any more.
+        # A full socket wakes the reader just as well; a closed one has no reader any more.
         with contextlib.suppress(OSError):
             self._wake_out.send(b"\0")
 
-    def events(self) -> list[EngineEvent | Died]:
-        """Return what was posted, in order, and reset the wake-up."""
-        with contextlib.suppress(BlockingIOError):  # the pipe is empty: that is what is wanted
+    def events(self) -> list[EngineEvent | EngineDied]:
+        """Return the posted events in order, and reset the wake-up."""
+        with contextlib.suppress(BlockingIOError):  # the socket is empty
             while self._wake_in.recv(4096):
                 continue
         taken = []
@@ -59,14 +59,14 @@ class Mailbox:
         return taken
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when something was posted."""
+        """Return the descriptor that is readable after `post`."""
         return self._wake_in.fileno()
 
     def wakeup_fd(self) -> int:
-        """Return the descriptor into which `signal.set_wakeup_fd` may write."""
+        """Return the descriptor for `signal.set_wakeup_fd`."""
         return self._wake_out.fileno()
 
     def close(self) -> None:
-        """Free the descriptors. What is posted afterwards is lost."""
+        """Close the descriptors. Events posted afterwards are lost."""
         self._wake_in.close()
         self._wake_out.close()

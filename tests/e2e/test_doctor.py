@@ -49,9 +49,9 @@ def test_this_machine(fleet, patient_client):
     for port, option in ((place.frontend, "--frontend"), (http, "--http")):
         number = port.rpartition(":")[2]
         assert f"ok       port: port {number} ({option}) is the broker's, process {broker}" in lines
-    assert "ok       model files: builtin:shapes: imagegen-worker takes it" in lines
+    assert "ok       model files: builtin:shapes: accepted by imagegen-worker" in lines
     (nowhere,) = [line for line in lines if line.startswith("problem  model files: ")]
-    assert "/nowhere: --model: there is no '/nowhere'" in nowhere
+    assert "/nowhere: --model: '/nowhere' does not exist" in nowhere
     assert "-> correct --model" in nowhere
     assert {line[9:].partition(":")[0] for line in lines} >= {"gpu", "torch", "disk", "memory"}
 
@@ -95,7 +95,8 @@ def test_keys(fleet, keys):
     status, wrong, _ = doctor(*place, "--key", str(mallory))
     assert status == 1
     ((check, message, remedy),) = wrong
-    assert (check, message) == ("broker", f"{fleet.frontend} refuses us: the broker does not accept this key")
+    assert check == "broker"
+    assert message == f"{fleet.frontend} rejects this client: the broker does not accept this key"
     assert "--authorized-clients" in remedy
     mallory.chmod(0o644)
     _, wrong, _ = doctor(*place, "--key", str(mallory))
@@ -116,7 +117,7 @@ def test_a_killed_worker(fleet):
     assert status == 1
     assert [check for check, *_ in wrong] == ["worker", "model"]
     assert wrong[0][1] == f"{fleet.frontend} has no worker: requests wait"
-    assert wrong[1][1] == "no worker takes work for simulated, the default"
+    assert wrong[1][1] == "no worker serves simulated, the default"
     assert messages["worker"][1].startswith(f"{fleet.frontend} has lost 1 worker in the ")
 
 
@@ -134,7 +135,7 @@ def test_a_frozen_worker(fleet, patient_client):
         fleet.processes["a"].send_signal(signal.SIGCONT)
     (line,) = [line for line in done.stdout.splitlines() if "worker: a (" in line]
     assert line.startswith("warning  ")
-    assert "heartbeats are missing -> see whether its process lives" in line
+    assert "heartbeats missed -> check its process" in line
     assert "after 20 s it counts as dead" in line
 
 

@@ -38,7 +38,9 @@ def loras(tmp_path):
     """A folder with two LoRAs for the embedded model."""
     folder = tmp_path / "loras"
     folder.mkdir()
-    unet = UNet2DConditionModel.from_pretrained(WorkerConfig().model_source.place / "unet", local_files_only=True)
+    unet = UNet2DConditionModel.from_pretrained(
+        WorkerConfig().model_source.location / "unet", local_files_only=True
+    )
     layers = {name: layer for name, layer in unet.named_modules() if name.endswith((".to_q", ".to_v"))}
     for seed, file in enumerate(("ink", "water.v2")):
         torch.manual_seed(seed)
@@ -63,7 +65,7 @@ def test_loras_by_request(fleet, client, tmp_path, loras, options):
     without, inked, both, again = (result.image for result in results)
     assert not any(same_image(*pair) for pair in combinations((without, inked, both), 2))
     assert same_image(without, again)
-    with pytest.raises(InvalidRequestError, match=r"there is no 'oil' here; there are: ink, water\.v2"):
+    with pytest.raises(InvalidRequestError, match=r"there is no 'oil' on this worker; there are: ink, water\.v2"):
         client.generate("a red circle", loras=[{"name": "oil"}])
     out = tmp_path / "out.png"
     words = ("a red circle", "--seed", "1", "--steps", "8", "--out", out, "--broker", fleet.frontend)

@@ -87,7 +87,7 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet, tm
     for name in ("a", "b"):
         assert fleet.terminate(name) == 0
     logs = "".join((tmp_path / "logs" / f"{name}.log").read_text() for name in ("a", "b"))
-    made = re.findall(r"made request_id=(\w+)", logs)
+    made = re.findall(r"request finished request_id=(\w+)", logs)
     assert len(made) == len(set(made)) == len(alone) + len(prompts)
 
 

@@ -122,7 +122,7 @@ def test_bad_messages_between_good_requests(fleet, client, side, tmp_path, caplo
     assert broker.num_threads() == threads
     # Whatever could not be read was answered, and went no further.
     for name in ("a", "b"):
-        assert "bad message" not in (tmp_path / "logs" / f"{name}.log").read_text()
+        assert "invalid message received" not in (tmp_path / "logs" / f"{name}.log").read_text()
     assert not caplog.records
 
 

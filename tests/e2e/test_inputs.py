@@ -133,10 +133,10 @@ def test_wrong_images_are_told_and_the_next_one_is_made(engine, fleet, client, i
     assert "image: expected an image, got text.png" in refused.stderr
     good = (images / "image.png").read_bytes()
     mask = (images / "large-mask.png").read_bytes()
-    monkeypatch.setattr("imagegen_client.requests.read_picture", lambda name, source: source)  # no help from here
+    monkeypatch.setattr("imagegen_client.requests.read_image", lambda name, source: source)  # no help from here
     wrong = [
-        ({"image": good[:-40]}, "image: the png image can't be decoded"),
-        ({"image": good[:60] + bytes(40) + good[100:]}, "image: the png image can't be decoded"),
+        ({"image": good[:-40]}, "image: the png image cannot be decoded"),
+        ({"image": good[:60] + bytes(40) + good[100:]}, "image: the png image cannot be decoded"),
         ({"image": huge_png(50_000, 50_000)}, "image: expected at most 8192x8192 pixels, got 50000x50000"),
         ({"image": b"just some text"}, "image: expected a PNG, JPEG or WebP image, got 14 bytes"),
         (

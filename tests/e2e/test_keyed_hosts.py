@@ -76,7 +76,7 @@ def test_a_worker_with_a_wrong_key_is_told_so_and_gets_no_work(hosts, keys, logs
     name = f"wrong-{own}"
     hosts.start_worker(name, *keys.of_peer(own), host="near")
     log = logs / f"{name}.log"
-    said = "refused by broker, trying on"
+    said = "refused by broker, retrying"
     hosts.fleet.wait_until(lambda: said in log.read_text(), "the refusal in the worker's log")
     assert "the broker does not accept this key" in log.read_text()
     assert finished(hosts.bench(10))["successful"] == 10

@@ -77,12 +77,12 @@ def test_a_workers_key_is_replaced_and_no_request_is_lost(fleet, guarded, keys, 
         jobs = [client.submit("x", seed=number) for number in range(40)]
         command("imagegen", "keygen", "gpu0-next", "--out", str(keys / "workers"))
         fleet.processes["broker"].send_signal(signal.SIGHUP)
-        fleet.wait_until(lambda: log.read_text().count("allow-list read role=workers") == 1, "the new list")
+        fleet.wait_until(lambda: log.read_text().count("allow-list reloaded role=workers") == 1, "the new list")
         assert fleet.terminate("gpu0") == 0
         fleet.start_worker("gpu0", *SIMULATED, *guarded("workers/gpu0-next.key_secret"))
         (keys / "workers" / "gpu0.key").unlink()
         fleet.processes["broker"].send_signal(signal.SIGHUP)
-        fleet.wait_until(lambda: log.read_text().count("allow-list read role=workers") == 2, "the next list")
+        fleet.wait_until(lambda: log.read_text().count("allow-list reloaded role=workers") == 2, "the next list")
         assert [job.result(60).seed for job in jobs] == list(range(40))
         fleet.start_worker("stale", *SIMULATED, *guarded("workers/gpu0.key_secret"))
         stale = tmp_path / "logs" / "stale.log"

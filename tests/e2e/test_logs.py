@@ -44,7 +44,7 @@ def test_one_id_is_found_in_the_logs_of_client_broker_and_worker(fleet, tmp_path
     )
     assert 0 <= answered["queue_seconds"] <= answered["total_seconds"]
     [made] = [line for line in objects(tmp_path, "painter") if line.get("request_id") == job.request_id]
-    assert (made["message"], made["images"], made["worker"], made["gpu"]) == ("made", 2, "painter", 0)
+    assert (made["message"], made["images"], made["worker"], made["gpu"]) == ("request finished", 2, "painter", 0)
 
 
 def test_libraries_write_no_lines_of_their_own(fleet, tmp_path):
@@ -105,7 +105,7 @@ def test_what_hinders_a_start_is_an_object_too():
     last = json.loads(done.stderr.splitlines()[-1])
     assert done.returncode == 1
     assert (last["level"], last["gpu"]) == ("critical", 0)
-    assert last["message"].startswith("--http-port: can't bind 192.0.2.1:0")
+    assert last["message"].startswith("--http-port: cannot bind 192.0.2.1:0")
 
 
 def test_a_broker_serves_although_its_stderr_is_not_read(tmp_path):

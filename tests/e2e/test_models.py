@@ -55,9 +55,9 @@ def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
 @pytest.mark.parametrize(
     ("model", "status", "words"),
     [
-        ("owner/none", 78, "could not be loaded: owner/none: there is no such folder here, and no whole copy"),
-        ("broken", 78, "broken/vae/diffusion_pytorch_model.safetensors: not a whole .safetensors file"),
-        ("nowhere", 2, "--model: there is no 'nowhere'; expected builtin:shapes, a diffusers folder"),
+        ("owner/none", 78, "could not be loaded: owner/none: no such folder, and no complete copy"),
+        ("broken", 78, "broken/vae/diffusion_pytorch_model.safetensors: not a complete .safetensors file"),
+        ("nowhere", 2, "--model: 'nowhere' does not exist; expected builtin:shapes, a diffusers folder"),
     ],
 )
 def test_a_model_that_can_not_be_loaded_ends_the_worker(saved, hub, tmp_path, model, status, words):
@@ -94,7 +94,7 @@ def test_a_model_that_breaks_at_demand_fails_its_own_requests(fleet, client, sav
     fleet.start_worker("w", *QUICK, *models)
     fleet.wait_for_workers(client, 1)
     for _ in range(2):
-        with pytest.raises(GenerationFailedError, match=r"the model broken can't be loaded: .*'NoSuchPipeline'"):
+        with pytest.raises(GenerationFailedError, match=r"the model broken cannot be loaded: .*'NoSuchPipeline'"):
             client.generate("a cat", model="broken")
         assert client.generate("a cat", model="tiny").model == "tiny"
 

@@ -227,7 +227,7 @@ def test_stopping_a_worker_under_load_drains_it(fleet):
     fleet.run("systemctl", "stop", ONE)
     shown = fleet.show(ONE)
     assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
-    assert any(re.search(r"\bdrained unreleased=0\b", line) for line in fleet.journal(ONE))
+    assert any(re.search(r"\bdrained unacknowledged=0\b", line) for line in fleet.journal(ONE))
     burst.must_succeed()
 
 

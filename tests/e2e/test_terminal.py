@@ -12,7 +12,7 @@ SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "600")
 def top(fleet, client):
     start_simulated(fleet, client, "one", "two")
     with Terminal("imagegen", "top", "--interval", "0.2", "--broker", fleet.frontend) as terminal:
-        terminal.wait_for("imagegen top", "one", "two", "● ready", "q leaves", "2 GPUs")
+        terminal.wait_for("imagegen top", "one", "two", "● ready", "q exits", "2 GPUs")
         yield terminal
 
 
@@ -25,7 +25,7 @@ def test_top_follows_the_fleet(fleet, client, top):
     fleet.kill("two")
     top.wait_for("● gone", "1 GPU ")
     fleet.kill("broker")
-    top.wait_for(f"○ {fleet.frontend}  lost for", "● no news")
+    top.wait_for(f"○ {fleet.frontend}  unreachable for", "● stale")
     fleet.start_broker("--heartbeat-interval", "0.2")
     top.wait_for(f"● {fleet.frontend}", "● ready")
     top.press("q")

@@ -258,7 +258,7 @@ def test_a_result_without_its_images_is_an_error(liar, ask_liar):
     job, request_id = ask_liar()
     info = [{"format": "png", "width": 1, "height": 1, "seed": 7}]
     result(liar, request_id, images=info)
-    with pytest.raises(ProtocolError, match="the result lists 1 images and has 0 frames"):
+    with pytest.raises(ProtocolError, match="expected one frame per image, got 1 images and 0 frames"):
         job.result(60)
     assert liar.receive("release")[0]["request_ids"] == [request_id]
 

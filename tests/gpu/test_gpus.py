@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from imagegen_client import Client
-from imagegen_worker.devices.detect import DRIVER_FOLDER, detect, driver_gpus, torch_gpus
-from imagegen_worker.devices.readings import Gauge
-from imagegen_worker.devices.visible import visible
+from imagegen_worker.devices.detect import DRIVER_FOLDER, detect_gpus, driver_gpus, torch_gpus
+from imagegen_worker.devices.readings import GpuMonitor
+from imagegen_worker.devices.selection import visible_gpus
 from tools.fleet import Fleet
 
 pytestmark = pytest.mark.gpu
@@ -37,7 +37,7 @@ def torch_sees(**environment):
 
 def whole():
     """The cards that MIG has not split."""
-    gpus = detect()
+    gpus = detect_gpus()
     if any(gpu.instance is not None for gpu in gpus):
         pytest.skip("a card is split by MIG")
     return gpus
@@ -62,8 +62,8 @@ def test_each_card_can_be_had_alone():
 
 
 def test_readings_make_sense():
-    for gpu in detect():
-        now = Gauge(gpu.uuid).readings()
+    for gpu in detect_gpus():
+        now = GpuMonitor(gpu.uuid).readings()
         assert 0 <= now.memory_used <= now.memory_total
         assert now.utilization is None or 0 <= now.utilization <= 1
         assert now.temperature is None or 0 < now.temperature < 120
@@ -76,7 +76,7 @@ def test_with_nothing_said_every_gpu_has_a_worker(tmp_path):
         fleet.start_broker()
         with Client(fleet.frontend) as client:
             fleet.start_worker("w")
-            gpus = visible(detect(), os.environ.get("CUDA_VISIBLE_DEVICES")).gpus
+            gpus = visible_gpus(detect_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")).gpus
             fleet.wait_for_workers(client, len(gpus))
             told = {(worker["gpu_id"], worker["gpu_uuid"]) for worker in client.stats()["per_gpu_stats"]}
             assert told == {(gpu.index, gpu.uuid) for gpu in gpus}

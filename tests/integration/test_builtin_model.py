@@ -20,7 +20,9 @@ MAX_BYTES = 10_000_000
 @pytest.fixture(scope="module")
 def backend():
     config = WorkerConfig()
-    backend = DiffusersBackend(config.model_source.place, config.model_name, LoadOptions(device="cpu", threads=1))
+    backend = DiffusersBackend(
+        config.model_source.location, config.model_name, LoadOptions(device="cpu", threads=1)
+    )
     backend.model = backend.warm_up().models[0]
     yield backend
     backend.close()
@@ -110,7 +112,7 @@ def test_odd_text_and_other_sizes_are_no_trouble(backend):
 
 
 def test_it_is_an_ordinary_small_folder():
-    folder = WorkerConfig().model_source.place
+    folder = WorkerConfig().model_source.location
     assert (folder / "model_index.json").is_file()
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MAX_BYTES
     weights = [path for path in folder.rglob("*") if path.suffix in (".bin", ".ckpt", ".pt", ".pkl")]

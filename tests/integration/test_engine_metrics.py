@@ -6,12 +6,12 @@ import pytest
 import torch
 from prometheus_client import generate_latest
 
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.telemetry.metrics import Metrics
 from tests.families import FAMILIES
-from tests.integration.continuous.company import job, one_thread, rows_of, serve
+from tests.integration.continuous.helpers import job, one_thread, rows_of, serve
 from tests.integration.test_wire import dial
 from tests.raw import ready
 from tests.unit.worker.bench import Bench
@@ -29,11 +29,11 @@ def family():
 @pytest.fixture
 def work(family):
     """Run jobs through the engine; return the core and the metrics that have heard what it told."""
-    rendezvous = Rendezvous(family.pipeline)
-    serve(rendezvous, family.arguments, [job(0, steps=1)])  # the denoiser is seen to keep no state
+    batcher = PipelineBatcher(family.pipeline)
+    serve(batcher, family.arguments, [job(0, steps=1)])  # the denoiser is seen to keep no state
 
     def work(*jobs):
-        posted, _ = serve(rendezvous, family.arguments, jobs)
+        posted, _ = serve(batcher, family.arguments, jobs)
         bench = Bench()
         metrics = Metrics(WorkerConfig(backend="simulated", name="w"))
         for event in posted:
@@ -43,7 +43,7 @@ def work(family):
         return bench.core, Scrape(generate_latest(metrics.registry).decode()), posted
 
     yield work
-    rendezvous.close()
+    batcher.close()
 
 
 def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker, dial):
@@ -51,7 +51,7 @@ def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker
     assert got("rows_per_call_sum") == 2 * 8, "guidance makes two rows of one image"
     broker = start_broker()
     worker, client = dial(broker.backend_endpoint), dial(broker.frontend_endpoint)
-    ready(worker, stats=msgspec.to_builtins(core.totals.for_wire()))
+    ready(worker, stats=msgspec.to_builtins(core.counters.to_stats()))
     client.send({"type": "stats"})
     (gpu,) = msgpack.unpackb(client.receive("stats")[1][0])["per_gpu_stats"]
     assert gpu["total_batches"] == 2
@@ -61,7 +61,7 @@ def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker
 def test_without_guidance_a_row_is_an_image(work):
     core, got, _ = work(job(1, guidance=1.0), job(2, guidance=1.0))
     assert got("rows_per_call_sum") == 2 * 2
-    assert core.totals.for_wire().total_batched_requests / core.totals.for_wire().total_batches == 2.0
+    assert core.counters.to_stats().total_batched_requests / core.counters.to_stats().total_batches == 2.0
 
 
 def test_forwards_waits_and_busy_seconds(work):

@@ -1,4 +1,4 @@
-"""Images, schedulers and further parameters on tiny pipelines: both backends give what the stock ones give."""
+"""Images, schedulers and further parameters: both backends give the images of the stock pipelines."""
 
 import copy
 import functools
@@ -14,17 +14,17 @@ from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
-from imagegen_worker.backends import Row, nobody_watches
+from imagegen_worker.backends import Row, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
-from imagegen_worker.backends.diffusers.channels import AsManyAsLatents
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import Model
-from imagegen_worker.engines.continuous.hub import ForwardDone, Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone
 from imagegen_worker.images.decoding import decode_inputs
 from tests.equality import pixel_difference, same_bits, same_image
 from tests.families import FAMILIES, SIDE
-from tests.integration.continuous.company import one_thread
+from tests.integration.continuous.helpers import one_thread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -40,7 +40,7 @@ SHORT["flux2-klein"] = {"max_sequence_length": 64, "text_encoder_out_layers": [1
 
 @dataclass
 class Loaded:
-    """One model as the two backends have it, and its stock pipeline."""
+    """One model in both backends, and its stock pipeline."""
 
     name: str
     stock: Any
@@ -62,18 +62,20 @@ class Loaded:
     def both(self, request):
         """The image of one request made alone, by both backends; they must be equal."""
         row = Row(request, request.seeds[0])
-        (one,) = self.static.generate([row], nobody_watches)
+        (one,) = self.static.generate([row], ignore_steps)
         (other,), _ = self.together([row])
         assert same_bits(one, other)
         return one
 
     def together(self, rows):
-        """The images of rows that run at the same time, and the events of the hub."""
+        """The images of rows that run at the same time, and the events of the scheduler."""
         events = []
         with self.stepwise.session():
-            hub = Hub(observe=events.append, timer=self.stepwise.timer)
-            tasks = [hub.start(functools.partial(self.stepwise.make, [row], nobody_watches)) for row in rows]
-            while hub.step():
+            scheduler = BatchScheduler(observe=events.append, timer=self.stepwise.timer)
+            tasks = [
+                scheduler.start(functools.partial(self.stepwise.generate, [row], ignore_steps)) for row in rows
+            ]
+            while scheduler.step():
                 pass
         for task in tasks:
             if task.error is not None:
@@ -83,9 +85,9 @@ class Loaded:
     def in_one_call(self, rows):
         """The images of alike rows, made by one call among those that meet."""
         with self.stepwise.session():
-            hub = Hub(timer=self.stepwise.timer)
-            task = hub.start(functools.partial(self.stepwise.make, rows, nobody_watches), images=len(rows))
-            while hub.step():
+            scheduler = BatchScheduler(timer=self.stepwise.timer)
+            task = scheduler.start(functools.partial(self.stepwise.generate, rows, ignore_steps), images=len(rows))
+            while scheduler.step():
                 pass
         if task.error is not None:
             raise task.error
@@ -127,7 +129,7 @@ def png(image):
 
 def load_builtin():
     config = WorkerConfig()
-    return LoadedPipeline(config.model_source.place, config.model_name, LoadOptions(device="cpu", threads=1))
+    return LoadedPipeline(config.model_source.location, config.model_name, LoadOptions(device="cpu", threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,7 @@ STARTS = {
 
 @pytest.mark.parametrize("task", STARTS)
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "z-image"])
-def test_alone_it_is_the_stock_pipelines_image(load, name, task):
+def test_a_request_alone_gives_the_stock_image(load, name, task):
     loaded = load(name)
     strength = {} if task == "text-to-image" else {"strength": 0.6}
     given = dict(STARTS[task])
@@ -198,7 +200,7 @@ def test_all_kinds_of_tasks_share_forwards(load, name):
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
-def test_alike_requests_with_images_of_their_own_share_a_call(load, name, task):
+def test_requests_with_different_images_share_a_call(load, name, task):
     loaded = load(name)
     requests = [
         loaded.request(task, seed=seed, image=picture(colour=colour), prompt=colour)
@@ -207,14 +209,14 @@ def test_alike_requests_with_images_of_their_own_share_a_call(load, name, task):
     assert len({request.batch_key for request in requests}) == 1
     alone = [loaded.both(request) for request in requests]
     rows = [Row(request, request.seeds[0]) for request in requests]
-    images = loaded.static.generate(rows, nobody_watches)
+    images = loaded.static.generate(rows, ignore_steps)
     assert all(map(same_image, images, alone))
     assert loaded.stepwise.call_key(requests[0]) is not None
     assert all(map(same_image, loaded.in_one_call(rows), alone))
     assert not same_image(images[0], images[1])
 
 
-def test_the_steps_that_are_told_are_those_that_are_made(load):
+def test_reported_steps_are_those_of_the_pipeline(load):
     loaded = load("sdxl")
     request = loaded.request("image-to-image", strength=0.5, num_inference_steps=8)
     told = []
@@ -226,7 +228,7 @@ def test_the_steps_that_are_told_are_those_that_are_made(load):
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_larger_image_is_brought_to_size(load):
+def test_a_larger_image_is_resized(load):
     loaded = load("sd")
     request = loaded.request("inpainting", image=picture(128), mask=circle(128), width=SIDE, height=SIDE)
     small = {"image": picture(128).resize((SIDE, SIDE), Image.Resampling.LANCZOS)}
@@ -240,7 +242,7 @@ def test_a_larger_image_is_brought_to_size(load):
 
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 @pytest.mark.parametrize("task", ["text-to-image", "image-to-image"])
-def test_another_scheduler_gives_the_stock_pipelines_image_with_it(load, task, kind):
+def test_another_scheduler_gives_the_stock_image(load, task, kind):
     loaded = load("sd")
     strength = {} if task == "text-to-image" else {"strength": 0.9}
     made = loaded.both(loaded.request(task, scheduler=kind, **strength))
@@ -248,7 +250,7 @@ def test_another_scheduler_gives_the_stock_pipelines_image_with_it(load, task, k
     assert not same_image(made, loaded.both(loaded.request(task, **strength))), "the next has the model's own"
 
 
-def test_every_scheduler_that_is_offered_works(load):
+def test_every_offered_scheduler_works(load):
     loaded = load("sd")
     assert loaded.model.schedulers[0] == type(loaded.stock.scheduler).__name__
     assert len(loaded.model.schedulers) >= 5
@@ -269,7 +271,7 @@ def test_schedulers_mix_in_one_forward(load):
 @pytest.mark.parametrize(
     ("name", "kind"), [("sd", "FlowMatchEulerDiscreteScheduler"), ("sd", "Flax"), ("flux", "DDIMScheduler")]
 )
-def test_a_scheduler_of_another_kind_is_refused_with_those_that_would_do(load, name, kind):
+def test_an_unsupported_scheduler_is_rejected_with_the_supported_ones(load, name, kind):
     loaded = load(name)
     with pytest.raises(InvalidRequestError) as caught:
         loaded.request(scheduler=kind)
@@ -302,11 +304,11 @@ def test_a_further_parameter_reaches_the_call(load, name, extra):
     assert pixel_difference(made, loaded.both(loaded.request(**negative))) > 0, "some parameters do little"
 
 
-def test_texts_are_said_for_each_prompt_of_a_shared_call(load):
+def test_text_parameters_are_repeated_for_each_prompt_of_a_batched_call(load):
     loaded = load("sdxl")
     requests = [loaded.request(seed=seed, prompt=f"{seed}", extra={"prompt_2": "a dog"}) for seed in range(3)]
     alone = [loaded.both(request) for request in requests]
-    images = loaded.static.generate([Row(request, request.seeds[0]) for request in requests], nobody_watches)
+    images = loaded.static.generate([Row(request, request.seeds[0]) for request in requests], ignore_steps)
     assert all(map(same_image, images, alone))
 
 
@@ -343,7 +345,7 @@ def test_texts_are_said_for_each_prompt_of_a_shared_call(load):
         ("text-to-image", {"original_size": [64]}, "extra: original_size: expected `array` of length 2"),
     ],
 )
-def test_what_is_no_further_parameter_is_refused(load, task, extra, words):
+def test_an_unknown_parameter_is_rejected(load, task, extra, words):
     with pytest.raises(InvalidRequestError) as caught:
         load("sdxl").request(task, extra=extra)
     assert words in caught.value.message
@@ -352,14 +354,14 @@ def test_what_is_no_further_parameter_is_refused(load, task, extra, words):
 # ---- models with other ideas of images ---------------------------------------------------------------------
 
 
-def test_a_family_without_images_says_so(load):
+def test_a_family_without_image_inputs_rejects_images(load):
     with pytest.raises(
         InvalidRequestError, match="model pixart-sigma does text-to-image, not image-to-image: got the"
     ):
         load("pixart-sigma").request("image-to-image")
 
 
-def test_a_pipeline_that_takes_images_itself_works(load):
+def test_a_pipeline_with_an_image_parameter_works(load):
     loaded = load("sdxl-img2img")
     assert list(loaded.model.tasks) == ["image-to-image", "inpainting"]
     made = loaded.both(loaded.request("image-to-image", strength=0.6))
@@ -370,14 +372,14 @@ def test_a_pipeline_that_takes_images_itself_works(load):
         loaded.request()
 
 
-def test_a_pipeline_for_masks_wants_a_mask(load):
+def test_an_inpainting_pipeline_needs_a_mask(load):
     loaded = load("sdxl-inpaint")
     assert list(loaded.model.tasks) == ["inpainting"]
     made = loaded.both(loaded.request("inpainting", strength=0.6))
     assert same_bits(made, loaded.by_stock(**STARTS["inpainting"]))
 
 
-def test_images_that_are_hints_for_one_picture_are_never_mixed(load):
+def test_reference_images_of_different_requests_are_never_mixed(load):
     loaded = load("flux2-klein")
     assert list(loaded.model.tasks) == ["text-to-image", "image-to-image"]
     images = [picture(), picture(colour="green")]
@@ -386,13 +388,15 @@ def test_images_that_are_hints_for_one_picture_are_never_mixed(load):
     size = {"width": SIDE, "height": SIDE}
     for request, image in zip(requests, images, strict=True):
         assert same_bits(loaded.both(request), loaded.by_stock(image=image, **size))
-        made = loaded.static.generate([Row(request, seed) for seed in request.seeds], nobody_watches)
+        made = loaded.static.generate([Row(request, seed) for seed in request.seeds], ignore_steps)
         assert same_image(made[0], loaded.by_stock(image=image, **size))
         assert same_image(made[1], loaded.by_stock(image=image, seed=4, **size))
 
 
-def test_a_kind_of_task_that_fails_when_it_is_tried_is_not_offered(monkeypatch, caplog):
-    monkeypatch.setattr("imagegen_worker.backends.diffusers.variants.has_odd_channels", lambda pipeline: False)
+def test_a_task_that_fails_its_check_is_not_offered(monkeypatch, caplog):
+    monkeypatch.setattr(
+        "imagegen_worker.backends.diffusers.task_pipelines.has_unusual_channels", lambda pipeline: False
+    )
     loaded = load_builtin()  # its 8 channels are refused by the pipeline itself
     assert list(loaded.model.tasks) == ["text-to-image", "image-to-image"]
     assert "the model can't be used for inpainting: ValueError: The unet" in caplog.text
@@ -400,11 +404,11 @@ def test_a_kind_of_task_that_fails_when_it_is_tried_is_not_offered(monkeypatch, 
         loaded.model.check(make_request(prompt="p", seed=1, inputs=["image", "mask_image"]))
 
 
-def test_a_unet_that_is_called_otherwise_makes_the_same_image(load):
+def test_a_wrapped_unet_generates_the_same_image(load):
     pipeline = AUTO["inpainting"].from_pipe(load("sd").stock)
     pipeline.set_progress_bar_config(disable=True)
     images = []
-    for unet in (pipeline.unet, AsManyAsLatents(pipeline.unet)):
+    for unet in (pipeline.unet, UNetWithLatentChannels(pipeline.unet)):
         object.__setattr__(pipeline, "unet", unet)
         generator = torch.Generator("cpu").manual_seed(1)
         images.append(

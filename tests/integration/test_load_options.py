@@ -7,14 +7,14 @@ from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.config import LoadOptions, WorkerConfig
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 
 CONFIG = WorkerConfig()
 
 
 def load(**options):
     return LoadedPipeline(
-        CONFIG.model_source.place, CONFIG.model_name, LoadOptions(device="cpu", threads=1, **options)
+        CONFIG.model_source.location, CONFIG.model_name, LoadOptions(device="cpu", threads=1, **options)
     ).pipeline
 
 
@@ -56,13 +56,16 @@ def test_the_denoiser_is_compiled_before_it_is_wrapped(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_module)
     options = LoadOptions(device="cpu", threads=1, compile=True)
-    backend = StepwiseDiffusers(CONFIG.model_source.place, CONFIG.model_name, options, max_batch_size=3)
+    backend = StepwiseDiffusers(CONFIG.model_source.location, CONFIG.model_name, options, max_batch_size=3)
     tried = []
-    stock_start = Hub.start
-    monkeypatch.setattr(Hub, "start", lambda self, *a, **k: tried.append(self) or stock_start(self, *a, **k))
+    stock_start = BatchScheduler.start
+    monkeypatch.setattr(
+        BatchScheduler, "start", lambda self, *a, **k: tried.append(self) or stock_start(self, *a, **k)
+    )
     warm = backend.warm_up()
     backend.close()
     assert compiled == [("UNet2DConditionModel", {"dynamic": True})]
     assert warm.models[0].name == "builtin:shapes"
-    # Alone, twice; for each task two alone, then together, then without the first; and two of the first task.
-    assert len(tried) == 2 + 3 * (2 + 1 + 1) + 2, "every number of images that will run together was tried"
+    # Two first images. Trials of two images alone, then together: two for the first task, one for each other task;
+    # for each task once without the first row. Then two images of the first task, twice.
+    assert len(tried) == 2 + 4 * (2 + 1) + 3 + 2 + 2, "every number of images that can run together was tried"

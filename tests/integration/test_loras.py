@@ -1,4 +1,4 @@
-"""LoRAs by request: none is mixed with another, company changes nothing, and nothing grows."""
+"""LoRAs of requests: none is mixed with another, batches change nothing, and nothing leaks."""
 
 import functools
 import gc
@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends.diffusers.adapters import Adapters
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from tests.equality import bits_or
 from tests.families import FAMILIES
-from tests.integration.continuous.company import TOLERANCE, difference, one_thread, requests, stock
+from tests.integration.continuous.helpers import TOLERANCE, difference, one_thread, requests, stock
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -52,7 +52,7 @@ def folder(tmp_path, family):
 
 
 def alone(family, folder, call, seed, wanted):
-    """The image of a stock pipeline that has had these LoRAs loaded by diffusers itself."""
+    """Return the image of a stock pipeline with these LoRAs loaded by diffusers."""
     pipeline = FAMILIES["sdxl"]().pipeline
     for name, _ in wanted:
         pipeline.load_lora_weights(str(folder), weight_name=f"{name}.safetensors", adapter_name=name)
@@ -62,32 +62,32 @@ def alone(family, folder, call, seed, wanted):
 
 
 def run(family, adapters, calls, wanted, events=None):
-    rendezvous = Rendezvous(family.pipeline, activate=adapters.activate)
+    batcher = PipelineBatcher(family.pipeline, activate=adapters.activate)
     try:
-        with rendezvous.session():
-            hub = Hub(observe=(lambda event: None) if events is None else events.append)
-            hub.start(functools.partial(rendezvous.generate, calls[0], 0))  # it is seen to keep no state
-            while hub.step():
+        with batcher.session():
+            scheduler = BatchScheduler(observe=(lambda event: None) if events is None else events.append)
+            scheduler.start(functools.partial(batcher.generate, calls[0], 0))  # shows that it keeps no state
+            while scheduler.step():
                 pass
             tasks = []
             for seed, (call, loras) in enumerate(zip(calls, wanted, strict=True)):
 
                 def work(call=call, seed=seed, loras=loras):
                     adapters.load(loras)
-                    return rendezvous.generate(call, seed)
+                    return batcher.generate(call, seed)
 
-                tasks.append(hub.start(work, adapters=loras or None))
-            while hub.step():
+                tasks.append(scheduler.start(work, adapters=loras or None))
+            while scheduler.step():
                 pass
         return tasks
     finally:
-        rendezvous.close()
+        batcher.close()
 
 
 WANTED = [(("l0", 1.0),), (), (("l1", 0.7),), (("l0", 1.0),), (("l0", 0.3), ("l2", -1.0)), ()]
 
 
-def test_each_has_its_own_in_any_company(family, folder):
+def test_each_request_has_its_own_loras_in_a_batch(family, folder):
     calls = [dict(call, num_inference_steps=4) for call in requests(family, len(WANTED))]
     expected = [alone(family, folder, call, seed, WANTED[seed]) for seed, call in enumerate(calls)]
     plain = [alone(family, folder, call, seed, ()) for seed, call in enumerate(calls)]
@@ -103,7 +103,7 @@ def test_each_has_its_own_in_any_company(family, folder):
     assert (None, None) in groups
 
 
-def test_what_had_none_is_bit_for_bit_as_before(family, folder):
+def test_requests_without_loras_are_unchanged(family, folder):
     call = next(requests(family))
     before = stock(family.pipeline, call, 0)
     adapters = Adapters(family.pipeline, folder)
@@ -112,7 +112,7 @@ def test_what_had_none_is_bit_for_bit_as_before(family, folder):
     assert difference(task, before) <= bits_or(TOLERANCE)
 
 
-def test_a_thousand_switches_leave_nothing_behind(family, folder):
+def test_a_thousand_switches_leak_nothing(family, folder):
     adapters = Adapters(family.pipeline, folder, max_loaded=4)
 
     def switch(count):
@@ -128,7 +128,7 @@ def test_a_thousand_switches_leave_nothing_behind(family, folder):
     assert switch(210) == before
 
 
-def test_the_least_recently_used_goes_and_never_one_that_is_wanted(family, folder):
+def test_the_least_recently_used_lora_is_unloaded_and_never_a_needed_one(family, folder):
     adapters = Adapters(family.pipeline, folder, max_loaded=3)
     for name in ("l0", "l1", "l2", "l0"):
         adapters.activate(((name, 1.0),))
@@ -136,7 +136,7 @@ def test_the_least_recently_used_goes_and_never_one_that_is_wanted(family, folde
     assert list(adapters._slots) == ["l0", "l1", "l3"]
 
 
-def test_switching_takes_place_only_where_something_changes(family, folder, monkeypatch):
+def test_loras_are_switched_only_when_they_change(family, folder, monkeypatch):
     adapters = Adapters(family.pipeline, folder)
     adapters.activate((("l0", 1.0),))
     monkeypatch.setattr(adapters, "load", None)
@@ -146,12 +146,14 @@ def test_switching_takes_place_only_where_something_changes(family, folder, monk
 
 
 @pytest.mark.parametrize("name", ["nobody", "secret", "secret.bin", "l0.safetensors"])
-def test_an_unknown_name_lists_the_known_ones(family, folder, name):
-    with pytest.raises(InvalidRequestError, match=rf"there is no '{name}' here; there are: l0, l1, .*l9$"):
+def test_an_unknown_lora_is_rejected_with_the_known_ones(family, folder, name):
+    with pytest.raises(
+        InvalidRequestError, match=rf"there is no '{name}' on this worker; there are: l0, l1, .*l9$"
+    ):
         Adapters(family.pipeline, folder).load(((name, 1.0),))
 
 
-def test_a_file_that_is_none_or_of_another_model_is_the_requests_fault_and_leaves_no_trace(family, folder):
+def test_an_unusable_lora_file_fails_its_request_and_leaves_nothing_loaded(family, folder):
     call = next(requests(family))
     before = stock(family.pipeline, call, 0)
     (folder / "rubbish.safetensors").write_bytes(b"rubbish")

@@ -1,4 +1,4 @@
-"""Pictures of latents: what they look like, where there are none, and their way over real sockets to a client."""
+"""Previews of latents: their content, pipelines without them, and their delivery to a client."""
 
 from types import SimpleNamespace
 
@@ -9,15 +9,15 @@ import torch
 from imagegen_client import AsyncClient, Client
 from imagegen_worker.backends import Row
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
-from imagegen_worker.backends.diffusers.sketching import Layout, Sketcher, make_sketcher
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.backends.diffusers.previews import LatentMap, LatentPreview, fit_latent_preview
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import ResolvedRequest
-from imagegen_worker.engines.continuous.hub import Hub
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from tests.equality import same_bits
 from tests.families import FAMILIES
 from tests.integration.client.peers import PNG, RawWorker
-from tests.integration.continuous.company import one_thread
+from tests.integration.continuous.helpers import one_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 __all__ = ["one_thread"]
@@ -29,14 +29,14 @@ CLOSE = 45.0
 def backend():
     config = WorkerConfig()
     options = LoadOptions(device="cpu", threads=1)
-    backend = StepwiseDiffusers(config.model_source.place, config.model_name, options, max_batch_size=2)
+    backend = StepwiseDiffusers(config.model_source.location, config.model_name, options, max_batch_size=2)
     backend.model = backend.warm_up().models[0]
     yield backend
     backend.close()
 
 
 def draw(backend, prompt, *, preview=True, width=64):
-    """The image, and a picture for each step."""
+    """Return the image, and a preview for each step."""
     model = backend.model
     request = ResolvedRequest(
         model=model.name,
@@ -54,9 +54,9 @@ def draw(backend, prompt, *, preview=True, width=64):
         pictures.extend(sketch() for sketch in sketches)
 
     with backend.session():
-        hub = Hub(timer=backend.timer)
-        task = hub.start(lambda: backend.make([Row(request, 1, preview)], on_step))
-        while hub.step():
+        scheduler = BatchScheduler(timer=backend.timer)
+        task = scheduler.start(lambda: backend.generate([Row(request, 1, preview)], on_step))
+        while scheduler.step():
             pass
     if task.error is not None:
         raise task.error
@@ -78,39 +78,39 @@ def test_the_last_preview_shows_the_image_and_no_other(backend):
         assert apart(pictures[-1], image) == min(apart(pictures[-1], other) for other, _ in drawn)
 
 
-def test_a_preview_changes_no_pixel_and_is_made_only_on_demand(backend):
+def test_a_preview_changes_no_pixel_and_is_made_only_on_request(backend):
     image, _ = draw(backend, "a red circle")
     without, pictures = draw(backend, "a red circle", preview=False)
     assert pictures == []
     assert same_bits(image, without)
 
 
-def test_other_sizes_have_their_own(backend):
+def test_other_sizes_have_previews(backend):
     _, pictures = draw(backend, "a red circle", width=128)
     assert pictures[-1].size == (16, 8)
 
 
-def test_a_large_one_is_made_smaller():
-    sketcher = Sketcher(Layout(torch.eye(4, 3), scale=8))
+def test_a_large_preview_is_downscaled():
+    latent_preview = LatentPreview(LatentMap(torch.eye(4, 3), scale=8))
     latents = torch.zeros(3, 100, 150)
     latents[0] = 1.0
-    picture = sketcher.sketch(latents, (1200, 800))()
+    picture = latent_preview.preview(latents, (1200, 800))()
     assert picture.size == (50, 34)
     assert picture.getpixel((49, 33)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (64, 3), (17, 3), (4, 8, 8), (3, 8, 16), (3, 4, 4)])
-def test_latents_of_another_kind_have_none(shape):
-    sketcher = Sketcher(Layout(torch.eye(4, 3), scale=8), Layout(torch.eye(4, 3), scale=16))
-    assert sketcher.sketch(torch.zeros(16, 3), (64, 64)) is not None
-    assert sketcher.sketch(torch.zeros(shape), (64, 64)) is None
-    assert Sketcher(Layout(torch.eye(4, 3), scale=8)).sketch(torch.zeros(16, 3), (64, 64)) is None
+def test_latents_of_an_unknown_layout_have_no_preview(shape):
+    latent_preview = LatentPreview(LatentMap(torch.eye(4, 3), scale=8), LatentMap(torch.eye(4, 3), scale=16))
+    assert latent_preview.preview(torch.zeros(16, 3), (64, 64)) is not None
+    assert latent_preview.preview(torch.zeros(shape), (64, 64)) is None
+    assert LatentPreview(LatentMap(torch.eye(4, 3), scale=8)).preview(torch.zeros(16, 3), (64, 64)) is None
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2-klein", "sdxl"])
-def test_where_the_latents_do_not_tell_the_colours_there_is_none(name):
+def test_latents_that_do_not_explain_the_colours_have_no_preview(name):
     # Random weights: no linear map explains their decoder.
-    assert make_sketcher(FAMILIES[name]().pipeline) is None
+    assert fit_latent_preview(FAMILIES[name]().pipeline) is None
 
 
 # ---- other ways to lay latents out and to normalise them ------------------------------------------------------
@@ -189,47 +189,49 @@ COLUMN = (1, 4, 1, 1)
     ids=["scaled", "shifted", "by channel", "by channel and scaled"],
 )
 @pytest.mark.parametrize("frames", [False, True])
-def test_latents_are_drawn_however_they_are_normalised(config, normal, frames):
+def test_normalised_latents_have_previews(config, normal, frames):
     vae = Mean(frames=frames, **config)
     latents = normal(encoded(vae))
     bare = SimpleNamespace(vae=vae, device=torch.device("cpu"))
-    assert_it_is_the_picture(make_sketcher(bare).sketch(latents[0], SIZE))
+    assert_it_is_the_picture(fit_latent_preview(bare).preview(latents[0], SIZE))
     pipeline = FAMILIES["flux"]().pipeline  # packs by itself
     pipeline.vae = vae
     packed = pipeline._pack_latents(latents, 1, 4, 16, 32)
-    assert_it_is_the_picture(make_sketcher(pipeline).sketch(packed[0], SIZE))
+    assert_it_is_the_picture(fit_latent_preview(pipeline).preview(packed[0], SIZE))
 
 
-def test_latents_normalised_by_the_channels_of_a_patch_are_drawn():
+def test_latents_normalised_by_the_channels_of_a_patch_have_previews():
     pipeline = FAMILIES["flux2-klein"]().pipeline
     vae = pipeline.vae = Mean(bn=True)
     patches = pipeline._patchify_latents(encoded(vae))
     packed = pipeline._pack_latents(vae.bn.eval()(patches))
-    assert_it_is_the_picture(make_sketcher(pipeline).sketch(packed[0], SIZE))
+    assert_it_is_the_picture(fit_latent_preview(pipeline).preview(packed[0], SIZE))
 
 
-def test_latents_that_nothing_says_how_to_normalise_have_none():
+def test_latents_of_unknown_normalisation_have_no_preview():
     assert (
-        make_sketcher(SimpleNamespace(vae=Mean(), device=torch.device("cpu"))).sketch(torch.zeros(4, 16, 32), SIZE)
+        fit_latent_preview(SimpleNamespace(vae=Mean(), device=torch.device("cpu"))).preview(
+            torch.zeros(4, 16, 32), SIZE
+        )
         is None
     )
 
 
-def test_a_pipeline_that_packs_in_another_order_has_none():
+def test_a_pipeline_that_packs_in_another_order_has_no_previews():
     pipeline = FAMILIES["flux"]().pipeline
     pipeline.vae = Mean(scaling_factor=1.0)
     pack = pipeline._pack_latents
     pipeline._pack_latents = lambda *given: pack(*given).flip(-1)
-    assert make_sketcher(pipeline).sketch(torch.zeros(8 * 16, 16), SIZE) is None
+    assert fit_latent_preview(pipeline).preview(torch.zeros(8 * 16, 16), SIZE) is None
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("sdxl", (1, 4, 8, 8)), ("pixart-sigma", (1, 4, 8, 8)), ("flux", (1, 16, 16)), ("flux2-klein", (1, 16, 16))],
 )
-def test_the_latents_are_those_of_each_step(name, shape):
+def test_previews_get_the_latents_of_each_step(name, shape):
     family = FAMILIES[name]()  # PixArt has no callback: its scheduler tells
-    rendezvous = Rendezvous(family.pipeline)
+    batcher = PipelineBatcher(family.pipeline)
     seen = []
     arguments = dict(family.arguments, prompt="a cat", num_inference_steps=4)
 
@@ -237,12 +239,12 @@ def test_the_latents_are_those_of_each_step(name, shape):
         seen.append(tuple(latents.shape))
         return ()
 
-    with rendezvous.session():
-        hub = Hub()
-        hub.start(lambda: rendezvous.generate(arguments, 0, lambda *told: None, sketches=sketches))
-        while hub.step():
+    with batcher.session():
+        scheduler = BatchScheduler()
+        scheduler.start(lambda: batcher.generate(arguments, 0, lambda *told: None, previews=sketches))
+        while scheduler.step():
             pass
-    rendezvous.close()
+    batcher.close()
     assert seen == [shape] * 4
 
 
@@ -250,7 +252,7 @@ def test_the_latents_are_those_of_each_step(name, shape):
 
 
 class Painter(RawWorker):
-    """A worker that sends a picture behind each sign of progress, asked for or not."""
+    """A worker that sends a preview with each progress message, requested or not."""
 
     def _progress(self, work, step):
         header = {"type": "progress", "request_id": work["request_id"], "step": step, "steps": 2}
@@ -265,7 +267,7 @@ def painted(start_broker):
     painter.stop()
 
 
-def test_previews_reach_a_client_that_asks_for_them(painted):
+def test_previews_reach_a_client_that_requests_them(painted):
     with Client(painted) as client:
         signs = list(client.submit("x", preview=True).progress())
         assert [sign.preview for sign in signs if sign.step] == [PNG, PNG]
@@ -276,7 +278,7 @@ def test_previews_reach_a_client_that_asks_for_them(painted):
         assert [sign.preview for sign in seen] == [PNG, PNG]
 
 
-def test_a_job_that_nobody_follows_is_answered_as_any_other(painted):
+def test_a_job_without_a_subscriber_is_answered(painted):
     with Client(painted) as client:
         jobs = [client.submit("x", preview=True) for _ in range(50)]
         assert all(job.result(60).encoded == [PNG] for job in jobs)

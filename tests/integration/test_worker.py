@@ -22,7 +22,7 @@ MANY_STEPS = {"num_inference_steps": 1000}
 
 BROKEN = """
 import threading
-import imagegen_worker.backends.make as make
+import imagegen_worker.backends.factory as make
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.backends.simulated import SimulatedBackend
 from imagegen_worker.cli import main
@@ -188,7 +188,7 @@ def test_a_request_from_ready_to_goodbye(broker, start):
     worker.signal()
     broker.receive("goodbye")
     assert worker.end() == 0
-    assert "worker exits status=0" in worker.lines[-1]
+    assert "worker exited status=0" in worker.lines[-1]
 
 
 def test_an_answer_is_sent_again_and_never_made_again(broker, start):
@@ -253,7 +253,7 @@ def test_a_release_that_never_comes_is_waited_for_only_so_long(broker, start):
     broker.send("drain")
     broker.receive("goodbye")
     assert worker.end() == 0
-    assert any("drained unreleased=1" in line for line in worker.lines)
+    assert any("drained unacknowledged=1" in line for line in worker.lines)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -304,13 +304,13 @@ def test_a_refused_name_is_told_once_and_asked_for_until_it_is_free(broker, star
 def test_a_broker_that_is_not_there_yet_is_told_once_and_found_when_it_comes(bind, broker, start):
     broker.socket.close(0)  # its port is known now
     worker = start(*QUICK)
-    worker.line("no answer from broker, trying on")
+    worker.line("broker did not answer, retrying")
     late = bind(broker.endpoint)
     late.register()
     late.receive("heartbeat")
     worker.signal()
     assert worker.end() == 0
-    assert sum("no answer" in line for line in worker.lines) == 1
+    assert sum("broker did not answer" in line for line in worker.lines) == 1
 
 
 def test_a_broker_that_comes_back_is_told_all_that_is_held(broker, start):
@@ -365,7 +365,7 @@ def test_out_of_memory_halves_and_one_guilty_request_fails_alone(broker, start):
     assert [answers[one]["type"] for one in many] == ["result", "error", "result", "result"]
     assert answers[many[1]]["code"] == "generation_failed"
     assert answers[many[2]]["batch_size"] == 2
-    assert "tried again in halves, nothing is lost images=4 " in worker.line("warning out of memory")
+    assert "batch split in halves images=4 " in worker.line("warning out of memory")
     broker.send("release", request_ids=many)
 
 
@@ -391,7 +391,7 @@ def test_a_device_thread_that_dies_ends_the_process(broker, start, error):
     broker.register()
     broker.work(*ids(1))
     assert worker.end() == 1
-    assert "the device thread died: " in worker.lines[-1]
+    assert "device thread died: " in worker.lines[-1]
     assert "fell off the bus" in worker.lines[-1]
 
 
@@ -415,7 +415,7 @@ def test_a_device_that_hangs_ends_the_process(broker, start):
 
 def test_the_http_doors(broker, start):
     worker = start(*QUICK, "--http-port", "0")
-    address = worker.line("metrics served").split("address=")[1].split("/metrics")[0]
+    address = worker.line("metrics server started").split("address=")[1].split("/metrics")[0]
 
     def fetch(path):
         try:
@@ -428,7 +428,7 @@ def test_the_http_doors(broker, start):
     assert fetch("/healthz") == (200, "ok\n")
     assert f"http://{broker.receive('ready')['http']}" == address
     broker.receive("ready")  # the views are made anew at the end of a turn: that of the first one is over
-    assert fetch("/readyz") == (503, "no broker has registered the worker\n")
+    assert fetch("/readyz") == (503, "the worker is not registered with a broker\n")
     broker.beat()
     (one,) = ids(1)
     broker.work(one)

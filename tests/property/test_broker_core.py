@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye
 from tests.unit.broker.bench import Bench, rid
 
@@ -29,7 +29,7 @@ class BrokerMachine(RuleBasedStateMachine):
         super().__init__()
         self.bench = None
 
-    @rule(strategy=st.sampled_from(STRATEGIES))
+    @rule(strategy=st.sampled_from(sorted(STRATEGIES)))
     def start(self, strategy):
         if self.bench is None:
             self.bench = Bench(strategy=strategy, **LIMITS)
@@ -66,9 +66,9 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def honest_beat(self, worker):
-        known = self.live().core.ledger.workers.get(worker.encode())
+        known = self.live().core.workers.by_id.get(worker.encode())
         if known is not None:
-            self.bench.beat(worker, running=list(known.assigned), finished=list(known.holding))
+            self.bench.beat(worker, running=list(known.assigned), finished=list(known.answers))
 
     @rule(worker=workers, number=numbers)
     def result(self, worker, number):
@@ -84,14 +84,14 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def unreachable(self, worker):
-        known = self.live().core.ledger.workers.get(worker.encode())
+        known = self.live().core.workers.by_id.get(worker.encode())
         lost = next(iter(known.assigned), None) if known is not None else None
-        self.bench.core.backend.unreachable(worker.encode(), lost)
+        self.bench.core.workers.send_failed(worker.encode(), lost)
         self.bench.settle()
 
     @rule(client=clients, number=numbers)
     def client_takes_nothing(self, client, number):
-        self.live().core.frontend.not_taken(client.encode(), rid(number))
+        self.live().core.clients.send_failed(client.encode(), rid(number))
         self.bench.settle()
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 4.0]))
@@ -102,10 +102,10 @@ class BrokerMachine(RuleBasedStateMachine):
     def tables_are_bounded(self):
         if self.bench is None:
             return
-        ledger = self.bench.core.ledger
-        assert len(ledger.requests) <= 10
-        assert sum(client.held_bytes for client in ledger.clients.values()) == ledger.bytes
-        assert len(ledger.tombstones) <= ledger.settings.tombstones
+        table = self.bench.core.table
+        assert len(table.requests) <= 10
+        assert sum(client.held_bytes for client in self.bench.core.clients.by_id.values()) == table.bytes
+        assert len(table.recent_ids) <= table.settings.max_recent_ids
 
     @invariant()
     def nothing_waits_while_there_is_room(self):
@@ -113,8 +113,8 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         core = self.bench.core
         if self.bench.now >= core.dispatching_from:
-            waiting = core.ledger.queue.peek("m") is not None
-            room = sum(worker.room for worker in core.ledger.workers.values())
+            waiting = core.scheduler.queue.peek("m") is not None
+            room = sum(worker.room for worker in core.workers.by_id.values())
             assert not (waiting and room)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_protocol.frames import (
     decode_broker_to_client,
     decode_broker_to_worker,
@@ -106,7 +106,7 @@ class Wire(Bench):
             self.advance(value)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @given(script=st.lists(events, min_size=5, max_size=40))
 @settings(max_examples=400, deadline=None)
 def test_nothing_that_peers_may_say_ends_the_broker(strategy, script):

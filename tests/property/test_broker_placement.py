@@ -1,14 +1,16 @@
-"""The index of workers against a look at every one of them."""
+"""The index of workers with room against an examination of every worker."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen_broker.core.placement import Placement
-from imagegen_broker.core.records import Worker
-from imagegen_broker.core.strategies import KEYS, Load
-from imagegen_protocol.messages import Ready
+from imagegen_broker.core.records import Client, Request, Worker
+from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_broker.scheduling.strategies.queue_depth import QueueDepth
+from imagegen_broker.scheduling.strategies.round_robin import RoundRobin
+from imagegen_protocol.messages import Ready, Submit
 
 MODELS = st.lists(st.sampled_from("mno"), max_size=3, unique=True)
+CLIENT = Client(id=b"c", session=1, last_received=0.0)
 
 
 def worker(index, models, warm, depth, last_used):
@@ -16,9 +18,9 @@ def worker(index, models, warm, depth, last_used):
         worker_id=bytes(16), name=str(index), host="h", gpu_id=0, device="cpu", backend="b",
         models=models or ["m"], capacity=3, max_batch_size=1,
     )  # fmt: skip
-    others = {bytes([number]) for number in range(depth)}
-    return Worker(id=bytes([index]), ready=ready, session=1, heard=0.0, warm=frozenset(warm), others=others,
-                  last_used=last_used)  # fmt: skip
+    foreign = {bytes([number]) for number in range(depth)}
+    return Worker(id=bytes([index]), ready=ready, session=1, last_received=0.0, warm=frozenset(warm),
+                  foreign=foreign, last_used=last_used)  # fmt: skip
 
 
 fleets = st.lists(
@@ -26,43 +28,56 @@ fleets = st.lists(
 ).map(lambda fleet: [worker(index, *about) for index, about in enumerate(fleet)])  # fmt: skip
 
 
-@given(fleets, st.sampled_from(["round-robin", "queue-depth"]), st.data())
-def test_the_next_worker_is_a_warm_one_with_room_or_else_a_cold_one_in_the_strategys_order(fleet, strategy, data):
-    placement = Placement(strategy)
+def scheduler_of(fleet, strategy):
+    """A scheduler with these workers, and one waiting request for each model."""
+    scheduler = Scheduler(strategy.name)
+    for number, model in enumerate("mno"):
+        submit = Submit(request_id=bytes([number]) * 16)
+        scheduler.queue.push(Request(submit, CLIENT, model, payload=(), arrived_at=0.0))
     for one in fleet:
-        placement.add(one)
+        scheduler.add_worker(one)
+    return scheduler
+
+
+def choose(scheduler, model):
+    return scheduler.strategy.choose(scheduler.queue.peek(model), 1, 0.0)
+
+
+@given(fleets, st.sampled_from([RoundRobin, QueueDepth]), st.data())
+def test_the_chosen_worker_is_a_warm_one_with_room_or_else_a_cold_one_in_the_strategys_order(
+    fleet, strategy, data
+):
+    scheduler = scheduler_of(fleet, strategy)
     for turn in range(12):
         model = data.draw(st.sampled_from("mno"))
-        chosen = placement.choose(model)
+        chosen = choose(scheduler, model)
         able = [one for one in fleet if one.room and model in one.ready.models]
         if chosen is None:
             assert not able
             continue
 
         def order(one, model=model):
-            return (not one.is_warm(model), KEYS[strategy](Load(one.depth, one.last_used, 1.0)))
+            return (not one.is_warm(model), *strategy.key(None, one))
 
         assert order(chosen) == min(map(order, able))
         assert chosen in able
-        chosen.others.add(b"given %d" % turn)
+        chosen.foreign.add(b"given %d" % turn)
         chosen.last_used = 10 + turn
-        placement.update(chosen)
+        scheduler.worker_changed(chosen)
         if data.draw(st.booleans()):
             changed = data.draw(st.sampled_from(fleet))
             changed.warm = frozenset(data.draw(MODELS))
-            changed.others.clear()
-            placement.update(changed)
+            changed.foreign.clear()
+            scheduler.worker_changed(changed)
 
 
 @given(fleets)
 def test_no_request_waits_while_any_worker_has_room_cold_or_warm(fleet):
-    placement = Placement("round-robin")
-    for one in fleet:
-        placement.add(one)
+    scheduler = scheduler_of(fleet, RoundRobin)
     room = sum(one.room for one in fleet if "m" in one.ready.models)
     for turn in range(room):
-        chosen = placement.choose("m")
+        chosen = choose(scheduler, "m")
         assert chosen is not None
-        chosen.others.add(b"given %d" % turn)
-        placement.update(chosen)
-    assert placement.choose("m") is None
+        chosen.foreign.add(b"given %d" % turn)
+        scheduler.worker_changed(chosen)
+    assert choose(scheduler, "m") is None

@@ -29,7 +29,7 @@ def test_requests_go_in_the_order_of_the_places_told(script):
     for number, (what, who, value) in enumerate(script):
         if what == "submit":
             request = bench.submit(number, who, model="m", priority=value, progress=True)
-            waiting = [waits.id for waits in bench.core.ledger.queue.in_order("m")]
+            waiting = [waits.id for waits in bench.core.scheduler.queue.in_order("m")]
             assert waiting.index(request) <= last_places(bench)[request] < len(waiting)
         elif what == "cancel":
             bench.cancel(value, who)
@@ -53,7 +53,7 @@ def test_each_answer_moves_all_others_up_and_each_is_told_once(count, capacity):
     given_out = bench.works("w")
     while len(given_out) < count:
         bench.clear()
-        running = [i for i in given_out if i in bench.core.ledger.workers[b"w"].assigned]
+        running = [i for i in given_out if i in bench.core.workers.by_id[b"w"].assigned]
         bench.result("w", running[0])
         bench.beat("w", running=running[1:], finished=[running[0]], seconds_per_image=1.0)
         bench.ack(*[int.from_bytes(running[0], "big")])

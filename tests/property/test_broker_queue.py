@@ -3,29 +3,21 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagegen_broker.core.queue import FairQueue
 from imagegen_broker.core.records import Client, Request
+from imagegen_broker.scheduling.fair_queue import FairQueue
+from imagegen_protocol.messages import Submit
 
-CLIENTS = [Client(id=name, session=1, heard=0.0) for name in (b"a", b"b", b"c")]
+CLIENTS = [Client(id=name, session=1, last_received=0.0) for name in (b"a", b"b", b"c")]
 
 
 def make(number, client, priority=0, model="m"):
-    return Request(
-        id=number.to_bytes(16, "big"),
-        client=client,
-        model=model,
-        priority=priority,
-        progress=False,
-        payload=(),
-        size=0,
-        arrived=0.0,
-        images=1 + number % 3,
-    )
+    submit = Submit(request_id=number.to_bytes(16, "big"), priority=priority, images=1 + number % 3)
+    return Request(submit, client, model, payload=(), arrived_at=0.0)
 
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["hold", "resume"]), st.integers(0, 2), st.just(0), st.just(False)),
+        st.tuples(st.sampled_from(["pause", "resume"]), st.integers(0, 2), st.just(0), st.just(False)),
         st.tuples(st.just("push"), st.integers(0, 2), st.integers(-1, 1), st.booleans()),
         st.tuples(st.just("take"), st.just(0), st.just(0), st.just(False)),
         st.tuples(st.just("remove"), st.integers(0, 50), st.just(0), st.just(False)),
@@ -37,23 +29,23 @@ steps = st.lists(
 @given(steps)
 def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_returned_first(script):
     queue = FairQueue()
-    waiting, held = {}, set()
+    waiting, paused = {}, set()
     for number, (what, which, priority, front) in enumerate(script):
         if what == "push":
             request = make(number, CLIENTS[which], priority)
-            queue.push(request, returned=front)
+            queue.push(request, requeued=front)
             waiting[request.id] = (request, front)
-        elif what == "hold":
-            queue.hold(CLIENTS[which].id)
-            held.add(CLIENTS[which].id)
+        elif what == "pause":
+            queue.pause(CLIENTS[which].id)
+            paused.add(CLIENTS[which].id)
         elif what == "resume":
             queue.resume(CLIENTS[which].id)
-            held.discard(CLIENTS[which].id)
+            paused.discard(CLIENTS[which].id)
         elif what == "take":
             request = queue.peek("m")
-            ready = [(r, f) for r, f in waiting.values() if r.client.id not in held]
+            ready = [(r, f) for r, f in waiting.values() if r.client.id not in paused]
             if not ready:
-                assert request is None, "a client that is held out gets nothing"
+                assert request is None, "a paused client gets nothing"
                 continue
             assert request is not None
             top = max(r.priority for r, _ in ready)
@@ -72,13 +64,13 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             queue.remove(request)
             del waiting[request.id]
         assert len(queue) == queue.waiting("m") == len(waiting)
-        assert queue.images("m") == sum(r.images for r, _ in waiting.values() if r.client.id not in held)
-        assert queue.held_clients == len(held)
-        ready = sum(r.client.id not in held for r, _ in waiting.values())
+        assert queue.images("m") == sum(r.images for r, _ in waiting.values() if r.client.id not in paused)
+        assert queue.paused_clients == len(paused)
+        ready = sum(r.client.id not in paused for r, _ in waiting.values())
         assert queue.ready_by_model() == ({"m": ready} if waiting else {})
         assert {request.id for request in queue} == set(waiting)
         for place, waits in enumerate(queue.in_order("m")):
-            assert place <= queue.place_at_most(waits) < len(waiting)
+            assert place <= queue.max_position(waits) < len(waiting)
     assert queue.models() == (["m"] if waiting else [])
 
 
@@ -87,8 +79,8 @@ def test_the_order_that_is_foretold_is_the_one_in_which_they_go(script):
     queue = FairQueue()
     for number, (what, which, priority, front) in enumerate(script):
         if what == "push":
-            queue.push(make(number, CLIENTS[which], priority), returned=front)
-        elif what in ("hold", "resume"):
+            queue.push(make(number, CLIENTS[which], priority), requeued=front)
+        elif what in ("pause", "resume"):
             getattr(queue, what)(CLIENTS[which].id)
         elif what == "take" and (request := queue.peek("m")) is not None:
             queue.end_turn(request)
@@ -98,8 +90,8 @@ def test_the_order_that_is_foretold_is_the_one_in_which_they_go(script):
     foretold = list(queue.in_order("m"))
     assert list(queue) == foretold
     went = []
-    ready = [request for request in foretold if not queue.is_held(request.client.id)]
-    assert foretold[: len(ready)] == ready, "those of clients that are held out come last"
+    ready = [request for request in foretold if not queue.is_paused(request.client.id)]
+    assert foretold[: len(ready)] == ready, "requests of paused clients come last"
     while (request := queue.peek("m")) is not None:
         queue.end_turn(request)
         queue.remove(request)
@@ -128,7 +120,7 @@ def test_the_first_place_is_exact_for_a_client_that_has_just_come_and_for_one_al
     request = make(99, CLIENTS[newcomer])
     queue.push(request)
     if newcomer not in owners or set(owners) == {newcomer}:
-        assert queue.place_at_most(request) == list(queue.in_order("m")).index(request)
+        assert queue.max_position(request) == list(queue.in_order("m")).index(request)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=60))

@@ -3,13 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen_broker.core.strategies import Load, expected_finish, plan_least_wait
+from imagegen_broker.scheduling.strategies.least_wait import Load, distribute
 
 loads = st.lists(
     st.builds(
         Load,
         depth=st.integers(0, 20),
-        last_used=st.integers(0, 5),
         seconds=st.sampled_from([0.05, 0.1, 0.125, 0.25, 0.5, 1.0, 2.5]),
         before=st.sampled_from([0.0, 0.0, 0.7, 10.0]),
     ),
@@ -22,10 +21,7 @@ def greedy(backlog, workers):
     """Each request to the worker that would finish it first."""
     counts = [0] * len(workers)
     for _ in range(backlog):
-        finishes = [
-            expected_finish(load._replace(depth=load.depth + count))
-            for load, count in zip(workers, counts, strict=True)
-        ]
+        finishes = [load.finish(count + 1) for load, count in zip(workers, counts, strict=True)]
         counts[finishes.index(min(finishes))] += 1
     return counts
 
@@ -41,7 +37,7 @@ def makespan(workers, counts):
 
 @given(st.integers(0, 200), loads)
 def test_the_plan_hands_out_everything_and_ends_as_soon_as_the_greedy_one(backlog, workers):
-    plan = plan_least_wait(backlog, workers)
+    plan = distribute(backlog, workers)
     assert sum(plan) == backlog
     assert min(plan) >= 0
     best = makespan(workers, greedy(backlog, workers))
@@ -50,7 +46,7 @@ def test_the_plan_hands_out_everything_and_ends_as_soon_as_the_greedy_one(backlo
 
 @given(st.integers(1, 200), loads)
 def test_nobody_could_finish_its_last_request_sooner(backlog, workers):
-    plan = plan_least_wait(backlog, workers)
+    plan = distribute(backlog, workers)
     for load, count in zip(workers, plan, strict=True):
         if count:
             mine = load.before + (load.depth + count) * load.seconds
@@ -62,16 +58,16 @@ def test_nobody_could_finish_its_last_request_sooner(backlog, workers):
 
 
 def test_a_slow_worker_gets_nothing_that_a_fast_one_finishes_sooner():
-    fast, slow = Load(depth=4, last_used=1, seconds=0.1), Load(depth=0, last_used=0, seconds=1.0)
-    assert plan_least_wait(5, [fast, slow]) == [5, 0]
-    assert plan_least_wait(7, [fast, slow]) == [6, 1]
+    fast, slow = Load(depth=4, seconds=0.1), Load(depth=0, seconds=1.0)
+    assert distribute(5, [fast, slow]) == [5, 0]
+    assert distribute(7, [fast, slow]) == [6, 1]
 
 
 def test_a_cold_worker_gets_nothing_until_loading_is_quicker_than_waiting():
-    warm, cold = Load(depth=0, last_used=1, seconds=1.0), Load(depth=0, last_used=0, seconds=1.0, before=10.0)
-    assert plan_least_wait(10, [warm, cold]) == [10, 0]
-    assert plan_least_wait(14, [warm, cold]) == [12, 2]
+    warm, cold = Load(depth=0, seconds=1.0), Load(depth=0, seconds=1.0, before=10.0)
+    assert distribute(10, [warm, cold]) == [10, 0]
+    assert distribute(14, [warm, cold]) == [12, 2]
 
 
 def test_no_workers_no_plan():
-    assert plan_least_wait(5, []) == []
+    assert distribute(5, []) == []

@@ -1,4 +1,4 @@
-"""Any words of any broker, in any order and at any time: each request ends once at most, and nothing spins."""
+"""Any messages in any order and at any time: each request ends at most once, and the core never loops."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from imagegen_client.events import Received
 from imagegen_protocol.messages import Accepted, BrokerHeartbeat, ImageInfo, Progress, Result, Stats, Submit
-from tests.unit.client.desk import FIRST, SECOND, Desk, rid
+from tests.unit.client.core_harness import FIRST, SECOND, CoreHarness, rid
 
 numbers = st.integers(0, 11)
 seconds = st.sampled_from([0.0, 0.05, 0.9, 1.0, 2.0, 3.5, 20.0])
@@ -19,11 +19,11 @@ codes = st.sampled_from(
 
 
 class ClientMachine(RuleBasedStateMachine):
-    """`Desk` fails if an end comes twice, if anything is sent undialled, and if the deadline stands still."""
+    """`CoreHarness` fails if a request ends twice, on sending before connecting, or if the deadline is stuck."""
 
     def __init__(self):
         super().__init__()
-        self.desk = Desk()
+        self.harness = CoreHarness()
         self.asked = set()
         self.closed = False
 
@@ -33,11 +33,11 @@ class ClientMachine(RuleBasedStateMachine):
         retry_overloaded=st.booleans(),
     )
     def open(self, **settings):
-        self.desk = Desk(*settings.pop("endpoints"), **settings)
+        self.harness = CoreHarness(*settings.pop("endpoints"), **settings)
 
     def wire_ids(self):
-        """Ids that the broker has seen, retries included, and some that it made up."""
-        seen = [message.request_id for message in self.desk.sent if isinstance(message, Submit)]
+        """Return the ids that the broker has seen, retries included, and some that it has not."""
+        seen = [message.request_id for message in self.harness.sent if isinstance(message, Submit)]
         return [*dict.fromkeys(seen), *(rid(number) for number in range(12))]
 
     # ---- the application -----------------------------------------------------------------------------------
@@ -46,23 +46,23 @@ class ClientMachine(RuleBasedStateMachine):
     def submit(self, number, timeout):
         if not self.closed and rid(number) not in self.asked:
             self.asked.add(rid(number))
-            self.desk.submit(number, timeout_seconds=timeout)
+            self.harness.submit(number, timeout_seconds=timeout)
 
     @rule(number=st.integers(100, 103), timeout=st.sampled_from([0.5, 10.0]))
     def stats(self, number, timeout):
         if not self.closed and rid(number) not in self.asked:
             self.asked.add(rid(number))
-            self.desk.stats(number, timeout)
+            self.harness.stats(number, timeout)
 
     @rule(number=numbers)
     def cancel(self, number):
-        self.desk.cancel(number)
+        self.harness.cancel(number)
 
     @rule(really=st.integers(0, 9))
     def close(self, really):
         if really == 0:
             self.closed = True
-            self.desk.close()
+            self.harness.close()
 
     # ---- the broker ----------------------------------------------------------------------------------------
 
@@ -73,139 +73,141 @@ class ClientMachine(RuleBasedStateMachine):
         liveness=st.sampled_from([1, 3, 1000]),
     )
     def heartbeat(self, epoch, session, interval, liveness):
-        words = BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=interval, liveness=liveness)
-        self.desk.hear(words)
+        message = BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=interval, liveness=liveness)
+        self.harness.receive(message)
 
     @rule(data=st.data())
     def accepted(self, data):
-        self.desk.accepted(*data.draw(st.lists(st.sampled_from(self.wire_ids()), max_size=4)))
+        self.harness.accepted(*data.draw(st.lists(st.sampled_from(self.wire_ids()), max_size=4)))
 
     @rule(data=st.data(), step=st.integers(0, 3))
     def progress(self, data, step):
         request_id = data.draw(st.sampled_from(self.wire_ids()))
-        self.desk.hear(Progress(request_id=request_id, step=step, steps=2))
+        self.harness.receive(Progress(request_id=request_id, step=step, steps=2))
 
     @rule(data=st.data(), images=st.integers(0, 2), frames=st.integers(0, 2), again=st.integers(1, 2))
     def result(self, data, images, frames, again):
         request_id = data.draw(st.sampled_from(self.wire_ids()))
         for _ in range(again):
-            self.desk.result(request_id, frames, images)
+            self.harness.result(request_id, frames, images)
 
     @rule(data=st.data(), code=codes, after=st.sampled_from([None, 0.0, 0.01, 3.0, 1e300, math.inf]))
     def error(self, data, code, after):
-        self.desk.error(data.draw(st.sampled_from([None, *self.wire_ids()])), code, after)
+        self.harness.error(data.draw(st.sampled_from([None, *self.wire_ids()])), code, after)
 
     @rule(data=st.data())
     def unreadable(self, data):
-        self.desk.unreadable(data.draw(st.sampled_from([None, *self.wire_ids()])))
+        self.harness.receive_invalid(data.draw(st.sampled_from([None, *self.wire_ids()])))
 
     @rule(really=st.integers(0, 5))
     def other_version(self, really):
         if really == 0:
-            self.desk.error(None, "unsupported_version")
+            self.harness.error(None, "unsupported_version")
 
     @rule(frames=st.integers(0, 2))
     def statistics(self, frames):
-        self.desk.hear(Stats(), *[b"map"] * frames)
+        self.harness.receive(Stats(), *[b"map"] * frames)
 
     # ---- time ----------------------------------------------------------------------------------------------
 
     @rule(seconds=seconds)
     def time_passes(self, seconds):
-        # A heartbeat each hundredth of a second is the most that a broker can make it do, and a few resends.
-        self.desk.advance(seconds, most_ticks=int(seconds * 200) + 50 + 4 * len(self.asked))
+        # At most a heartbeat each hundredth of a second, and a few resends.
+        self.harness.advance(seconds, most_ticks=int(seconds * 200) + 50 + 4 * len(self.asked))
 
     @rule(seconds=seconds)
-    def this_process_sleeps(self, seconds):
-        self.desk.now += seconds
+    def this_process_is_suspended(self, seconds):
+        self.harness.now += seconds
 
-    # ---- what holds ----------------------------------------------------------------------------------------
+    # ---- invariants ---------------------------------------------------------------------------------------
 
     @invariant()
     def every_request_is_pending_or_ended(self):
-        core = self.desk.core
-        assert self.asked == set(core._pending) | set(self.desk.ends)
-        assert not set(core._pending) & set(self.desk.ends)
+        core = self.harness.core
+        assert self.asked == set(core._pending.by_key) | set(self.harness.outcomes)
+        assert not set(core._pending.by_key) & set(self.harness.outcomes)
 
     @invariant()
     def the_tables_agree(self):
-        core = self.desk.core
-        assert {id(entry) for entry in core._by_id.values()} == {id(entry) for entry in core._pending.values()}
-        assert set(core._timers._time) <= set(core._pending)
-        assert core._acks == []
+        pending = self.harness.core._pending
+        assert {id(entry) for entry in pending.by_id.values()} == {id(entry) for entry in pending.by_key.values()}
+        assert set(pending.timers._time) <= set(pending.by_key)
+        assert self.harness.core._acks == []
 
     @invariant()
-    def what_waits_for_acceptance_or_an_end_has_a_timer(self):
-        core = self.desk.core
-        for key, entry in core._pending.items():
-            waits = entry.sent_at is not None and not entry.accepted
-            if waits or entry.timeout != math.inf or entry.cancel_by is not None or entry.retry_at is not None:
-                assert key in core._timers._time
+    def every_entry_that_becomes_due_has_a_timer(self):
+        pending = self.harness.core._pending
+        for key, entry in pending.by_key.items():
+            unaccepted = entry.sent_at is not None and not entry.accepted
+            ends = entry.timeout != math.inf or entry.cancel_deadline is not None
+            if unaccepted or ends or entry.retry_at is not None:
+                assert key in pending.timers._time
 
     @invariant()
     def a_closed_client_is_empty_and_silent(self):
         if self.closed:
-            core = self.desk.core
-            assert core.unfinished == len(core._by_id) == len(core._timers) == 0
+            core = self.harness.core
+            assert core.unfinished == len(core._pending.by_id) == len(core._pending.timers) == 0
             assert core.next_deadline() is None
-            assert core.handle(Received(Accepted(request_ids=[])), self.desk.now) == []
+            assert core.handle(Received(Accepted(request_ids=[])), self.harness.now) == []
 
     def teardown(self):
         self.closed = True
-        self.desk.close()
+        self.harness.close()
         self.every_request_is_pending_or_ended()
         self.a_closed_client_is_empty_and_silent()
-        assert self.asked == set(self.desk.ends)
+        assert self.asked == set(self.harness.outcomes)
 
 
 TestClient = ClientMachine.TestCase
 TestClient.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-class HonestMachine(RuleBasedStateMachine):
-    """A broker that keeps its word, over a bad line: whatever was asked ends, and well where it can."""
+class CorrectBrokerMachine(RuleBasedStateMachine):
+    """A correct broker over an unreliable connection: every request ends with its result."""
 
     def __init__(self):
         super().__init__()
-        self.desk = Desk(FIRST, SECOND)
+        self.harness = CoreHarness(FIRST, SECOND)
         self.count = 0
 
     @rule(number=st.integers(1, 3))
     def submit(self, number):
         for _ in range(number):
             self.count += 1
-            self.desk.submit(self.count)
+            self.harness.submit(self.count)
 
     @rule(seconds=seconds)
-    def silence(self, seconds):
-        self.desk.advance(seconds)
+    def no_messages(self, seconds):
+        self.harness.advance(seconds)
 
     @rule()
     def messages_are_lost(self):
-        self.desk.take()
+        self.harness.take()
 
     @rule(epoch=st.sampled_from([b"e" * 16, b"f" * 16]), session=st.integers(1, 2))
-    def a_broker_speaks(self, epoch, session):
-        self.desk.heartbeat(epoch, session)
+    def a_broker_sends_a_heartbeat(self, epoch, session):
+        self.harness.heartbeat(epoch, session)
 
     @rule()
-    def a_broker_accepts_what_it_has(self):
-        # One that dies right after: only another epoch or session tells.
-        self.desk.accepted(*{message.request_id for message in self.desk.take(Submit)})
+    def a_broker_accepts_its_requests(self):
+        # It may restart right afterwards: only a new epoch or session shows it.
+        self.harness.accepted(*{message.request_id for message in self.harness.take(Submit)})
 
     def teardown(self):
-        desk = self.desk
+        harness = self.harness
         if not self.count:
             return
-        desk.heartbeat(b"last broker here", 7)
+        harness.heartbeat(b"last broker here", 7)
         for _ in range(4):
-            for message in desk.take(Submit):
+            for message in harness.take(Submit):
                 info = [ImageInfo(format="png", width=1, height=1, seed=1)]
-                desk.hear(Result(request_id=message.request_id, worker="w", model="m", images=info), b"image")
-            desk.alive(1.0)
-        assert len(desk.ends) == self.count
-        assert desk.core.unfinished == 0
+                result = Result(request_id=message.request_id, worker="w", model="m", images=info)
+                harness.receive(result, b"image")
+            harness.advance_with_heartbeats(1.0)
+        assert len(harness.outcomes) == self.count
+        assert harness.core.unfinished == 0
 
 
-TestHonest = HonestMachine.TestCase
-TestHonest.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCorrectBroker = CorrectBrokerMachine.TestCase
+TestCorrectBroker.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -10,7 +10,7 @@ from imagegen_worker.core import events as ev
 from tests.unit.worker.bench import MODEL, Bench, rid
 
 numbers = st.integers(0, 6)
-links = st.integers(0, 1)
+brokers = st.integers(0, 1)
 id_lists = st.lists(numbers, max_size=4)
 jobs = st.integers(0, 9)
 """Job numbers: of requests that wait, run, are over or never were."""
@@ -21,7 +21,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.bench = Bench(links=2, warm=False, drain=5.0, count=4, bytes=8_000, seconds=40.0)
+        self.bench = Bench(brokers=2, warm=False, drain=5.0, count=4, bytes=8_000, seconds=40.0)
 
     def alive(self):
         return self.bench.status is None
@@ -29,13 +29,13 @@ class WorkerMachine(RuleBasedStateMachine):
     @precondition(alive)
     @rule()
     def warm(self):
-        if not self.bench.core.warm:
-            self.bench.event(ev.Warm((MODEL,), "cpu", None))
+        if not self.bench.core.ready:
+            self.bench.event(ev.EngineReady((MODEL,), "cpu", None))
 
     @precondition(alive)
     @rule(
         number=numbers,
-        link=links,
+        broker=brokers,
         timeout=st.sampled_from([None, 0.5, 5.0]),
         attempt=st.integers(1, 3),
         progress=st.booleans(),
@@ -44,7 +44,7 @@ class WorkerMachine(RuleBasedStateMachine):
         alone=st.sampled_from([False, False, True]),
         images=st.sampled_from([(), (), (b"image",)]),
     )
-    def work(self, number, link, timeout, attempt, progress, body, model, alone, images):
+    def work(self, number, broker, timeout, attempt, progress, body, model, alone, images):
         known = self.bench.core.held.get(rid(number)) is not None
         before = len(self.bench.all_jobs)
         fields = {
@@ -55,39 +55,39 @@ class WorkerMachine(RuleBasedStateMachine):
             "alone": alone,
         }
         body = {**body, "inputs": ["image"]} if images else body
-        self.bench.work(number, *images, link=link, body=body, **fields)
+        self.bench.work(number, *images, broker=broker, body=body, **fields)
         assert len(self.bench.all_jobs) <= before + 1
         assert not known or len(self.bench.all_jobs) == before, "what is held is not made again"
 
     @precondition(alive)
-    @rule(ids=id_lists, link=links)
-    def release(self, ids, link):
-        self.bench.release(*ids, link=link)
+    @rule(ids=id_lists, broker=brokers)
+    def release(self, ids, broker):
+        self.bench.release(*ids, broker=broker)
 
     @precondition(alive)
-    @rule(ids=id_lists, link=links)
-    def resend(self, ids, link):
-        self.bench.resend(*ids, link=link)
+    @rule(ids=id_lists, broker=brokers)
+    def resend(self, ids, broker):
+        self.bench.resend(*ids, broker=broker)
 
     @precondition(alive)
     @rule(
-        link=links,
+        broker=brokers,
         session=st.integers(0, 2),
         epoch=st.sampled_from([b"e" * 16, b"f" * 16]),
         interval=st.sampled_from([0.01, 0.5, 1.0]),
     )
-    def beat(self, link, session, epoch, interval):
-        self.bench.beat(link, session=session, epoch=epoch, interval_seconds=interval)
+    def beat(self, broker, session, epoch, interval):
+        self.bench.beat(broker, session=session, epoch=epoch, interval_seconds=interval)
 
     @precondition(alive)
-    @rule(link=links, code=st.sampled_from(["worker_name_taken", "protocol_error", "later_code"]))
-    def refuse(self, link, code):
-        self.bench.refuse(code, link=link)
+    @rule(broker=brokers, code=st.sampled_from(["worker_name_taken", "protocol_error", "later_code"]))
+    def refuse(self, broker, code):
+        self.bench.refuse(code, broker=broker)
 
     @precondition(alive)
-    @rule(link=links)
-    def malformed(self, link):
-        self.bench.event(ev.Malformed(link, ProtocolError("bad")))
+    @rule(broker=brokers)
+    def malformed(self, broker):
+        self.bench.event(ev.Malformed(broker, ProtocolError("bad")))
 
     @precondition(alive)
     @rule(job=jobs)
@@ -97,7 +97,7 @@ class WorkerMachine(RuleBasedStateMachine):
     @precondition(alive)
     @rule(start=jobs, count=st.integers(1, 4))
     def started(self, start, count):
-        waiting = self.bench.core._gate._waiting  # of these the engine has never heard
+        waiting = self.bench.core._requests.gate._waiting  # of these the engine has never heard
         self.bench.event(ev.Started(tuple(job for job in range(start, start + count) if job not in waiting)))
 
     @precondition(alive)
@@ -144,13 +144,13 @@ class WorkerMachine(RuleBasedStateMachine):
         if by_signal:
             self.bench.event(ev.DrainRequested("SIGTERM"))
         else:
-            self.bench.receive(Drain(), link=1)
+            self.bench.receive(Drain(), broker=1)
 
     @precondition(lambda self: not self.alive())
-    @rule(link=links)
-    def late(self, link):
+    @rule(broker=brokers)
+    def late(self, broker):
         """What still comes while the process ends."""
-        self.bench.beat(link)
+        self.bench.beat(broker)
         self.bench.event(ev.Idle())
         self.bench.advance(1.0)
 
@@ -167,7 +167,7 @@ class WorkerMachine(RuleBasedStateMachine):
                 bench.advance(5.0)
         assert bench.status is not None
         assert bench.core.next_deadline() is None
-        farewells = [link for link, message, _ in bench.sent if isinstance(message, Goodbye)]
+        farewells = [broker for broker, message, _ in bench.sent if isinstance(message, Goodbye)]
         assert len(farewells) == len(set(farewells)), "each broker hears one GOODBYE at most"
 
 

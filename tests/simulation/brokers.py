@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Settings, State, ToClient
+from imagegen_broker.core.events import (
+    FLUSH,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    Send,
+    SendFailed,
+    SendToClient,
+)
+from imagegen_broker.core.records import Settings, State
 from imagegen_protocol.messages import (
     Ack,
     Error,
@@ -71,7 +79,7 @@ class BrokerPeer(Peer):
             max_bytes_per_client=plan.max_bytes_per_client,
             max_unacknowledged_per_client=plan.max_unacknowledged_per_client,
             step_timeout=plan.step_timeout,
-            tombstones=plan.tombstones,
+            max_recent_ids=plan.tombstones,
             default_model="m",
         )
         self.started = world.now
@@ -111,23 +119,23 @@ class BrokerPeer(Peer):
         if dialer.is_client:
             self.clients[dialer.id] = (dialer.name, self.world.now)
             if isinstance(message, Ack):
-                requests = self.core.ledger.requests
+                requests = self.core.table.requests
                 self.acknowledged.update(i for i in message.request_ids if i in requests)
             elif isinstance(message, Goodbye):
                 del self.clients[dialer.id]
-            self.core.from_client(dialer.id, message, frames, now)
+            self.core.handle(ReceivedFromClient(dialer.id, message, frames), now)
         else:
             # The core passes a worker's header on unread, so it need not be bytes here.
-            self.core.from_worker(dialer.id, message, message, frames, now)
+            self.core.handle(ReceivedFromWorker(dialer.id, message, message, frames), now)
             if isinstance(message, Result | Error):
-                request = self.core.ledger.requests.get(message.request_id)
+                request = self.core.table.requests.get(message.request_id)
                 if request is not None and request.state is State.DELIVERED:
                     self.answered.add(request.id)
             self._note_worker(dialer, message)
 
     def _note_worker(self, worker: Peer, message: Any) -> None:
         told = self.workers.get(worker.id)
-        if isinstance(message, Ready) and told is None and worker.id in self.core.ledger.workers:
+        if isinstance(message, Ready) and told is None and worker.id in self.core.workers.by_id:
             told = self.workers[worker.id] = Told(worker.name)
         if told is None:
             return
@@ -175,13 +183,13 @@ class BrokerPeer(Peer):
     def settle(self) -> None:
         """Let the core settle; judge and send what it returns."""
         world, core = self.world, self.core
-        actions = core.settle(self.local())
-        counters = core.ledger.counters
+        actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
+        counters = core.table.counters
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
             self._note_burials()
-        if core.ledger.queue.held_clients:
-            held = (client_id for client_id in core.ledger.clients if core.ledger.queue.is_held(client_id))
+        if core.scheduler.queue.paused_clients:
+            held = (client_id for client_id in core.clients.by_id if core.scheduler.queue.is_paused(client_id))
             self.held_at.update(dict.fromkeys(held, self.local()))
         invariants.after_settle(world, self)
         for action in actions:
@@ -192,7 +200,7 @@ class BrokerPeer(Peer):
                 invariants.on_place(self, action.message)
         for action in actions:
             message = action.message
-            if isinstance(action, ToClient):
+            if isinstance(action, SendToClient):
                 taken = self._send(action.client_id, message, action.payload)
             else:
                 if isinstance(message, Work):
@@ -209,7 +217,7 @@ class BrokerPeer(Peer):
             if not taken:
                 if world.recording:
                     world.tell_message(f"NOT TAKEN {self.name} -> {self.peer_name(action)}", message)
-                core.not_sent(action)
+                core.handle(SendFailed(action), self.local())
         self._settles += 1
         if self._settles % CHECK_EVERY == 0:
             invariants.now_and_then(world, self)
@@ -217,15 +225,15 @@ class BrokerPeer(Peer):
 
     def peer_name(self, action: Any) -> str:
         """Return to whom an action goes."""
-        return (action.client_id if isinstance(action, ToClient) else action.worker_id).decode()
+        return (action.client_id if isinstance(action, SendToClient) else action.worker_id).decode()
 
     def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
         return self.world.network.send_down(self, peer_id, message, payload)
 
     def _note_burials(self) -> None:
-        ledger = self.core.ledger
+        core = self.core
         for worker_id, told in list(self.workers.items()):
-            record = ledger.workers.get(worker_id)
+            record = core.workers.by_id.get(worker_id)
             if record is None:
                 del self.workers[worker_id]
                 self.world.witness.downs[worker_id] += 1
@@ -235,7 +243,7 @@ class BrokerPeer(Peer):
             elif record.stuck and told.step_age is not None:
                 self.world.witness.downs[worker_id] += 1
         for client_id, (name, heard) in list(self.clients.items()):
-            if client_id not in ledger.clients:
+            if client_id not in core.clients.by_id:
                 del self.clients[client_id]
                 if self.world.recording:
                     self.world.tell(f"{self.name} buries {name}")

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imagegen_client.core import ClientCore
-from imagegen_client.events import Answer, CancelAsked, CloseAsked, Dial, Finish, Received, Send, SubmitAsked
+from imagegen_client.events import (
+    Answer,
+    CancelRequested,
+    CloseRequested,
+    Complete,
+    Connect,
+    Received,
+    Send,
+    SubmitRequested,
+    Tick,
+)
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.messages import Ack, Submit
 from tests.simulation import invariants
@@ -57,7 +67,7 @@ class ClientPeer(Peer):
             progress=progress,
             images=1 + seed % 3,  # what dispatch counts; one is made
         )
-        self._do(self.core.handle(SubmitAsked(submit, [body]), self.local()))
+        self._do(self.core.handle(SubmitRequested(submit, [body]), self.local()))
         return ask
 
     def cancel(self, ask: Ask) -> None:
@@ -66,11 +76,11 @@ class ClientPeer(Peer):
             ask.cancelled = True
             if self.world.recording:
                 self.world.tell(f"{self.name} cancels {ask.key.hex()}", ask.key)
-            self._do(self.core.handle(CancelAsked(ask.key), self.local()))
+            self._do(self.core.handle(CancelRequested(ask.key), self.local()))
 
     def close(self) -> None:
         """Leave in good manners; what is unfinished ends in `ClientClosedError`."""
-        self._do(self.core.handle(CloseAsked(), self.local()))
+        self._do(self.core.handle(CloseRequested(), self.local()))
         self.die()
 
     def die(self) -> None:
@@ -112,13 +122,13 @@ class ClientPeer(Peer):
         self._do(self.core.handle(Received(message, frames), self.local()))
 
     def tick(self) -> None:
-        self._do(self.core.tick(self.local()))
+        self._do(self.core.handle(Tick(), self.local()))
 
     def next_deadline(self) -> float | None:
         return self.core.next_deadline()
 
     def _do(self, actions: list[Any]) -> None:
-        for action in [*actions, *self.core.settle()]:
+        for action in [*actions, *self.core.handle(Tick(), self.local())]:
             match action:
                 case Send(Ack()) if self.mute_until > self.world.now:
                     self.world.tell(f"{self.name} does not acknowledge")
@@ -127,10 +137,10 @@ class ClientPeer(Peer):
                         self._learn(message.request_id)
                     assert self.line is not None
                     self.world.network.send_up(self.line, message, payload)
-                case Finish(key, outcome):
+                case Complete(key, outcome):
                     images = tuple(outcome.payload) if isinstance(outcome, Answer) else None
                     invariants.on_finish(self.world, self, key, outcome if images is None else images)
-                case Dial(endpoint):
+                case Connect(endpoint):
                     if self.line is not None:
                         self.world.network.hang_up(self.line)
                     self.world.tell(f"{self.name} dials {endpoint}")
@@ -141,4 +151,4 @@ class ClientPeer(Peer):
         """Write down to which request an id on the wire belongs: a retry after `overloaded` gets a new one."""
         key_of = self.world.witness.key_of
         if request_id not in key_of:
-            key_of[request_id] = self.core._by_id[request_id].key
+            key_of[request_id] = self.core._pending.by_id[request_id].key

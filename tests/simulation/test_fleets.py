@@ -8,7 +8,7 @@ from tests.simulation.faults import FAULTS
 from tests.simulation.fleet import Counts, check
 from tests.simulation.plan import THEMES
 
-CHUNK = 120
+CHUNK = 240
 """Fleets in one test."""
 
 
@@ -25,5 +25,5 @@ def test_every_invariant_holds_in_the_fleets_from_seed(first):
     assert counts.requests >= 10_000
     assert counts.themes.keys() == THEMES.keys()
     assert counts.faults.keys() == FAULTS.keys()
-    assert min(counts.faults.values()) >= 5
+    assert min(counts.faults.values()) >= 3
     assert counts.outcomes["result"] > 0.7 * counts.requests

@@ -7,10 +7,9 @@ import msgspec
 
 from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, Work, WorkerHeartbeat
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.held import HeldLimits
-from imagegen_worker.core.identity import Identity
+from imagegen_worker.core.held_requests import HeldLimits
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 from tests.simulation import invariants
 from tests.simulation.network import Line
@@ -41,7 +40,7 @@ class WorkerPeer(Peer):
         self.hung_until = 0.0
         self.capacity = 2 * plan.batch
         self.core = WorkerCore(
-            Identity(
+            WorkerIdentity(
                 worker_id=dice.randbytes(16),
                 name=f"worker-{index}",
                 host="h",
@@ -52,8 +51,8 @@ class WorkerPeer(Peer):
                 batching="static",
                 pid=1,
             ),
-            links=plan.brokers,
-            policy=Policy(
+            brokers=plan.brokers,
+            limits=WorkerLimits(
                 held=HeldLimits(seconds=HELD_SECONDS, count=plan.held_count),
                 orphan_seconds=15.0,
                 drain_seconds=8.0,
@@ -73,7 +72,7 @@ class WorkerPeer(Peer):
         names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
         self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
-        world.after(dice.uniform(0.01, 0.3), self.when_awake, self._feed, ev.Warm(models, "cpu", None))
+        world.after(dice.uniform(0.01, 0.3), self.when_awake, self._feed, ev.EngineReady(models, "cpu", None))
 
     # ---- the main thread --------------------------------------------------------------------------------
 
@@ -94,7 +93,7 @@ class WorkerPeer(Peer):
         self._do(self.core.handle(event, self.local()))
 
     def tick(self) -> None:
-        self._do(self.core.tick(self.local()))
+        self._feed(ev.Tick())
 
     def next_deadline(self) -> float | None:
         return self.core.next_deadline()
@@ -120,11 +119,11 @@ class WorkerPeer(Peer):
                     self.die(silently=False)
                     self.world.start_worker_later(self.index, 1.0)
                     return
-                case ev.Note(text="answer dropped", fields=fields) if fields["why"] == "too many":
+                case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "too many":
                     self.world.witness.evicted.add(bytes.fromhex(fields["request_id"]))
-                case ev.Note(text="answer dropped", fields=fields) if fields["why"] == "too old":
+                case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "expired":
                     invariants.on_too_old(self.world, self, bytes.fromhex(fields["request_id"]), HELD_SECONDS)
-                case ev.Note() if self.world.recording:
+                case ev.LogEvent() if self.world.recording:
                     about = action.fields.get("request_id")
                     key = None if about is None else bytes.fromhex(str(about))
                     self.world.tell(f"{self.name}: {action.text} {action.fields}", key)

@@ -21,7 +21,7 @@ from imagegen_common.tracing import Tracer, TracingError, check_otlp_endpoint, o
 from imagegen_protocol import OutOfMemoryError, ProtocolError, decode_from_client, encode
 from imagegen_protocol.messages import Goodbye, Release, Submit, Work
 from imagegen_worker.core.events import CallDone, Failed, Finished, Started, Stepped
-from imagegen_worker.telemetry.tracing import Traces as WorkerTraces
+from imagegen_worker.telemetry.tracing import RequestTraces as WorkerTraces
 from tests.unit.broker.bench import Bench, rid
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -68,8 +68,9 @@ def test_a_wrong_traceparent_is_refused(wrong):
 
 
 def follow(bench, traces):
-    for move in bench.core.take_moves():
-        traces.moved(move, bench.now)
+    for change in bench.state_changes:
+        traces.state_changed(change, bench.now)
+    bench.state_changes.clear()
 
 
 def test_the_broker_tells_queue_and_dispatch_of_each_attempt(exporter, provider):
@@ -105,7 +106,7 @@ def test_the_core_tells_nothing_unasked():
         bench = Bench(**settings)
         bench.submit(1, traceparent=traceparent)
         bench.settle()
-        assert bench.core.take_moves() == []
+        assert bench.state_changes == []
 
 
 def test_what_the_broker_keeps_goes_with_the_request(provider):
@@ -115,10 +116,8 @@ def test_what_the_broker_keeps_goes_with_the_request(provider):
     follow(bench, traces)
     assert traces.followed == 1
     bench.advance(60.0)  # the client is silent, and dies
-    moves = bench.core.take_moves()
-    assert moves[-1].new is State.GONE
-    for move in moves:
-        traces.moved(move, bench.now)
+    assert bench.state_changes[-1].new is State.GONE
+    follow(bench, traces)
     assert traces.followed == 0
 
 
@@ -126,7 +125,7 @@ def test_what_the_broker_keeps_goes_with_the_request(provider):
 
 
 def work(traces, now, **fields):
-    traces.received(Work(request_id=ID, traceparent=PARENT, **fields), now)
+    traces.on_message(Work(request_id=ID, traceparent=PARENT, **fields), now)
 
 
 def call(rows, *numbers):
@@ -160,8 +159,8 @@ def test_the_worker_tells_each_stage(traces, exporter):
         (call(4), 15.0), (Stepped((1,), 2, 2), 15.0),
         (finished(), 18.0),
     ):  # fmt: skip
-        traces.event(event, find, now)
-    traces.received(Release(request_ids=[b"o" * 16, ID]), 19.0)
+        traces.on_event(event, find, now)
+    traces.on_message(Release(request_ids=[b"o" * 16, ID]), 19.0)
     told = spans(exporter)
     assert [(name, seconds) for name, seconds, _ in told] == [
         ("wait", 2.0), ("forward_group", 0.5), ("forwards", 3.0), ("decode", 1.0), ("encode", 0.5),
@@ -184,20 +183,20 @@ def test_each_group_of_forwards_has_the_rows_that_it_had(traces, exporter):
         (call(2, 1), 16.0),  # on the device it was over before
         (call(6, 5), 17.0),
     ):  # fmt: skip
-        traces.event(event, find, now)
-    traces.received(Release(request_ids=[ID]), 19.0)
+        traces.on_event(event, find, now)
+    traces.on_message(Release(request_ids=[ID]), 19.0)
     told = [(seconds, about) for name, seconds, about in spans(exporter) if name == "forward_group"]
     assert [(seconds, about["rows"], about["forwards"]) for seconds, about in told] == [
         (1.5, 2, 2), (2.5, 4, 3), (0.5, 2, 1),
     ]  # fmt: skip
-    traces.event(call(2, 1), find, 20.0)
+    traces.on_event(call(2, 1), find, 20.0)
     assert spans(exporter) == []
 
 
 def test_an_error_ends_what_was_going_on(traces, exporter):
     work(traces, 10.0)
-    traces.event(Started((1,)), find, 11.0)
-    traces.event(Failed(1, "out_of_memory", "too large"), find, 12.0)
+    traces.on_event(Started((1,)), find, 11.0)
+    traces.on_event(Failed(1, "out_of_memory", "too large"), find, 12.0)
     assert [(name, about.get("error")) for name, _, about in spans(exporter)] == [
         ("wait", None), ("forwards", "out_of_memory"),
     ]  # fmt: skip
@@ -206,38 +205,38 @@ def test_an_error_ends_what_was_going_on(traces, exporter):
 def test_rows_are_not_told_where_none_are_known(traces, exporter):
     work(traces, 10.0)
     for event in (Started((1,)), Stepped((1,), 1, 1), finished()):
-        traces.event(event, find, 11.0)
+        traces.on_event(event, find, 11.0)
     (about,) = [about for name, _, about in spans(exporter) if name == "forwards"]
     assert about == {"request_id": ID.hex(), "attempt": 1, "steps": 1, "batch_size": 1}
 
 
 def test_a_release_ends_what_was_going_on(traces, exporter):
     work(traces, 10.0)
-    traces.received(Release(request_ids=[ID]), 12.0)
+    traces.on_message(Release(request_ids=[ID]), 12.0)
     ((name, seconds, about),) = spans(exporter)
     assert (name, seconds, about["released"]) == ("wait", 2.0, True)
 
 
 def test_untraced_requests_are_not_followed(traces, exporter):
-    traces.received(Work(request_id=ID), 1.0)
-    traces.event(Started((1,)), find, 2.0)
+    traces.on_message(Work(request_id=ID), 1.0)
+    traces.on_event(Started((1,)), find, 2.0)
     assert spans(exporter) == []
 
 
 def test_what_the_worker_keeps_is_bounded(traces, monkeypatch):
-    monkeypatch.setattr("imagegen_worker.telemetry.tracing._MAX_FOLLOWED", 3)
+    monkeypatch.setattr("imagegen_worker.telemetry.tracing._MAX_REQUESTS", 3)
     for number in range(9):
-        traces.received(Work(request_id=rid(number), traceparent=PARENT), 1.0)
-    assert traces.followed == 3
+        traces.on_message(Work(request_id=rid(number), traceparent=PARENT), 1.0)
+    assert traces.active == 3
 
 
 # ---- client -----------------------------------------------------------------------------------------------
 
 
 def test_the_client_tells_the_whole_request(exporter, provider):
-    traces = imagegen_client.tracing.Traces(provider)
+    tracer = imagegen_client.tracing.RequestTracer(provider)
     future = Future()
-    submit, span = traces.begin(Submit(request_id=ID))
+    submit, span = tracer.start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     decode_from_client(encode(submit))
     assert exporter.get_finished_spans() == ()
@@ -252,7 +251,7 @@ def test_the_client_tells_the_whole_request(exporter, provider):
 
 def test_the_clients_span_has_the_error(exporter, provider):
     future = Future()
-    _, span = imagegen_client.tracing.Traces(provider).begin(Submit(request_id=ID))
+    _, span = imagegen_client.tracing.RequestTracer(provider).start(Submit(request_id=ID))
     imagegen_client.tracing.end_with(future, span)
     future.set_exception(OutOfMemoryError("too large"))
     (told,) = exporter.get_finished_spans()
@@ -261,7 +260,7 @@ def test_the_clients_span_has_the_error(exporter, provider):
 
 
 def test_a_provider_that_records_nothing_sends_nothing():
-    submit, _ = imagegen_client.tracing.Traces(NoOpTracerProvider()).begin(Submit(request_id=ID))
+    submit, _ = imagegen_client.tracing.RequestTracer(NoOpTracerProvider()).start(Submit(request_id=ID))
     assert submit.traceparent is None
 
 

@@ -1,190 +1,161 @@
-"""`BrokerCore`: messages and time go in, messages to send come out."""
+"""`BrokerCore`: events and times go in, actions come out."""
 
-from collections import Counter
+from collections.abc import Iterable
 
-from imagegen_broker.core.backend import Backend
-from imagegen_broker.core.frontend import Frontend
-from imagegen_broker.core.ledger import Ledger
-from imagegen_broker.core.notices import Notices
-from imagegen_broker.core.records import (
+from imagegen_broker.core.client_sessions import ClientSessions
+from imagegen_broker.core.counters import Rate
+from imagegen_broker.core.events import (
     Action,
-    Moved,
-    Note,
-    Payload,
-    Request,
-    Settings,
-    State,
-    ToClient,
-    ToWorker,
-    Worker,
+    Event,
+    Flush,
+    KeyRevoked,
+    Malformed,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    Role,
+    SendFailed,
+    SendToClient,
+    SendToWorker,
 )
+from imagegen_broker.core.outbox import Outbox
+from imagegen_broker.core.records import Request, Settings, Worker
+from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.core.snapshot import View, view
+from imagegen_broker.core.worker_sessions import WorkerSessions
+from imagegen_broker.scheduling.queue_positions import QueuePosition, QueuePositions
+from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
-from imagegen_protocol.messages import (
-    ClientMessage,
-    Error,
-    Stats,
-    StatsQuery,
-    Work,
-    WorkerMessage,
-)
+from imagegen_protocol.messages import Error, Progress, Stats, StatsQuery, Work
 from imagegen_protocol.statistics import Statistics, to_msgpack
 
 
 class BrokerCore:
-    """The whole broker but its sockets and its clock.
-
-    Feed it messages as they are read, call `settle` once all that was there is read, and send what it returns.
-    Call `settle` also when `next_deadline` has come. The same calls with the same times give the same actions.
-    """
+    """The broker without its sockets and its clock. The same events at the same times yield the same actions."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self.settings = settings
         self.started = now
-        self.ledger = Ledger(settings, now)
-        self.frontend = Frontend(self.ledger)
-        self.backend = Backend(self.ledger)
-        self.notices = Notices(self.ledger)
+        self.dispatching_from = now + settings.grace
+        """Until then a new broker dispatches nothing, because it does not know yet what the workers hold."""
+        rate = Rate()
+        self.outbox = Outbox(settings.join_seconds)
+        self.scheduler = Scheduler(settings.strategy)
+        self.positions = QueuePositions(self.scheduler, rate)
+        self.table = RequestTable(settings, self.scheduler, self.positions, self.outbox, rate)
+        self.clients = ClientSessions(self.table, self.scheduler, self.outbox, self.dispatching_from)
+        self.workers = WorkerSessions(self.table, self.scheduler, self.outbox)
         self._next_tick = now + settings.interval
-        self._dispatches = 0
 
     # ---- events ---------------------------------------------------------------------------------
 
-    def from_client(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
-        """Take a client's message; `client_id` is its routing id."""
-        self.frontend.handle(client_id, message, payload, now)
-        if isinstance(message, StatsQuery):
-            body = to_msgpack(self.statistics(now))
-            self.ledger.send(ToClient(client_id, Stats(), [body]))
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Handle an event. Only `Flush` returns actions: those that have gathered since the last one."""
+        match event:
+            case ReceivedFromClient(client_id, message, payload):
+                self.clients.handle(client_id, message, payload, now)
+                if isinstance(message, StatsQuery):
+                    self.outbox.send(SendToClient(client_id, Stats(), [to_msgpack(self.statistics(now))]))
+            case ReceivedFromWorker(worker_id, message, header, payload):
+                self.workers.handle(worker_id, message, header, payload, now)
+            case Flush():
+                return self._flush(now)
+            case Malformed(role, peer_id, problem):
+                # It is no sign of life.
+                if role == "workers":
+                    self.workers.malformed(peer_id, problem, now)
+                self._send_problem(role, peer_id, problem)
+            case KeyRevoked(role, peer_id):
+                self._key_revoked(role, peer_id, now)
+            case SendFailed(action):
+                self._send_failed(action)
+        return []
 
-    def from_worker(
-        self, worker_id: bytes, message: WorkerMessage, header: bytes, payload: Payload, now: float
-    ) -> None:
-        """Take a worker's message; `worker_id` is its routing id, `header` the message as it came."""
-        self.backend.handle(worker_id, message, header, payload, now)
+    def _send_problem(self, role: Role, peer_id: bytes, problem: ProtocolError) -> None:
+        self.table.counters.malformed += 1
+        error = Error(code=problem.code, message=problem.message, request_id=problem.request_id)
+        self.outbox.send(SendToClient(peer_id, error) if role == "clients" else SendToWorker(peer_id, error))
 
-    def malformed_from_client(self, client_id: bytes, problem: ProtocolError) -> None:
-        """Answer a client's message that did not decode."""
-        self.ledger.send(ToClient(client_id, self._complaint(problem)))
-
-    def malformed_from_worker(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
-        """Answer a worker's message that did not decode; it is no sign of life, and no answer comes of it."""
-        self.backend.unreadable(worker_id, problem, now)
-        self.ledger.send(ToWorker(worker_id, self._complaint(problem)))
-
-    def revoked(self, peer: bytes, role: str, now: float) -> None:
-        """Learn that a peer ("clients" or "workers") spoke with a key that is no longer allowed."""
-        problem = UnauthorizedError("the broker does not, or no longer, accept this key")
+    def _key_revoked(self, role: Role, peer_id: bytes, now: float) -> None:
+        """Remove a peer whose key is no longer allowed."""
         if role == "clients":
-            self.frontend.revoked(peer)
-            self.malformed_from_client(peer, problem)
-        else:
-            self.backend.revoked(peer, now)
-            self.malformed_from_worker(peer, problem, now)
+            if (client := self.clients.by_id.get(peer_id)) is not None:
+                self.clients.remove(client)
+        elif (worker := self.workers.by_id.get(peer_id)) is not None:
+            self.workers.remove(worker, now)
+        problem = UnauthorizedError("the broker does not, or no longer, accept this key")
+        self._send_problem(role, peer_id, problem)
 
-    def not_sent(self, action: Action) -> None:
-        """Learn that the socket did not take a message: the peer is gone, or reads too slowly."""
-        self.ledger.counters.dropped += 1
-        if isinstance(action, ToWorker):
+    def _send_failed(self, action: SendToClient | SendToWorker) -> None:
+        self.table.counters.dropped += 1
+        if isinstance(action, SendToClient):
+            self.clients.send_failed(action.client_id, action.answered_id)
+        else:
             message = action.message
-            self.backend.unreachable(action.worker_id, message.request_id if isinstance(message, Work) else None)
-        else:
-            self.frontend.not_taken(action.client_id, action.answers)
-
-    def _complaint(self, problem: ProtocolError) -> Error:
-        self.ledger.counters.malformed += 1
-        return Error(code=problem.code, message=problem.message, request_id=problem.request_id)
+            self.workers.send_failed(action.worker_id, message.request_id if isinstance(message, Work) else None)
 
     # ---- time -----------------------------------------------------------------------------------
 
-    @property
-    def dispatching_from(self) -> float:
-        """When the grace of a new broker ends."""
-        return self.ledger.listening_until
-
     def next_deadline(self) -> float:
-        """Return when `settle` must be called, if no message comes before."""
-        soon = [at for at in (self.ledger.deadlines.next(), self.ledger.join_until) if at is not None]
-        return min([self._next_tick, *soon])
+        """Return the time at which `Flush` must be handled if no message arrives before."""
+        deadlines = (self._next_tick, self.table.deadlines.next(), self.outbox.deadline)
+        return min(deadline for deadline in deadlines if deadline is not None)
 
-    def settle(self, now: float) -> list[Action]:
-        """Do what time asks for, dispatch, and return everything that is to be sent."""
-        for request in self.ledger.deadlines.due(now):
-            text = f"timeout_seconds went by after {now - request.arrived:.3f} s; it was {request.state.value}"
+    def _flush(self, now: float) -> list[Action]:
+        for request in self.table.deadlines.due(now):
+            text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
             answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
-            self.ledger.fail(request, answer, now)
+            self.table.fail(request, answer, now)
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
-        actions = self.ledger.take_outbox(now)
+        # RELEASE makes room at a worker, and must precede WORK.
+        self.outbox.flush(now)
         if now >= self.dispatching_from:
-            self._dispatch(now)
-        # What still waits now has a place.
+            for request, worker in self.scheduler.assignments(now):
+                self._dispatch(request, worker, now)
+        # The requests that still wait have a position now.
         if is_tick:
-            self.notices.tick()
-        if self.ledger.joined:
-            self.notices.greet()
-        return actions + self.ledger.take_outbox(now)
+            self._send_positions(self.positions.tick())
+        self._send_positions(self.positions.new())
+        return self.outbox.take()
 
     def _tick(self, now: float) -> None:
-        """Once an interval: deaths, heartbeats, and answers that nobody has acknowledged."""
-        # A broker that slept may not have read all that came meanwhile: it buries nobody now.
-        slept = now - self._next_tick > self.settings.interval
-        # The next one is counted from now: a loop that was late must not beat twice at once.
+        """Once an interval: expire dead peers, send heartbeats, and resend unacknowledged answers."""
+        # A broker that was suspended may not have read all messages that arrived meanwhile: it expires no peer.
+        expire = now - self._next_tick <= self.settings.interval
+        # Counted from now, so that a late loop does not send two heartbeats at once.
         self._next_tick = now + self.settings.interval
-        self.ledger.rate.tick(now)
-        self.backend.tick(now, slept=slept)
-        self.frontend.tick(now, slept=slept)
-        self.frontend.refuse_unknown_models(now)
-        for resends, waiting in enumerate(self.ledger.unacknowledged):
-            patience = 2 * self.settings.interval * 2**resends
-            while waiting:
-                request = next(iter(waiting.values()))
-                if now - request.delivered < patience:
-                    break
-                self.frontend.send_answer_again(request, now)
+        self.table.answer_rate.tick(now)
+        self.workers.tick(now, expire=expire)
+        self.clients.tick(now, expire=expire)
+        self.clients.reject_unknown_models(now)
+        self.clients.resend_unacknowledged(now)
 
-    def take_notes(self) -> list[Note]:
-        """Return the lines that are to be logged since the last call."""
-        return self.ledger.take_notes()
-
-    def take_moves(self) -> list[Moved]:
-        """Return how the states of traced requests have changed since the last call."""
-        return self.ledger.take_moves()
-
-    # ---- dispatch -------------------------------------------------------------------------------
-
-    def _dispatch(self, now: float) -> None:
-        queue, placement = self.ledger.queue, self.ledger.placement
-        for model in queue.models():
-            if model is None:
-                continue  # no worker has ever registered
-            placement.begin(queue.images(model), now)
-            while (request := queue.peek(model)) and (worker := placement.choose(model, request.images)):
-                self._give(request, worker, now)
-        placement.end(queue.waiting)
-
-    def _give(self, request: Request, worker: Worker, now: float) -> None:
-        self._dispatches += 1
-        worker.last_used = self._dispatches
-        worker.dispatches += 1
-        self.ledger.counters.dispatched += 1
-        self.ledger.counters.queue_wait.observe(now - request.arrived)
-        request.attempt += 1
-        request.dispatched = now
-        self.ledger.assign(request, worker, turn=True)
-        left = None if request.deadline is None else max(request.deadline - now, 1e-3)
+    def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
+        self.table.dispatch(request, worker, now)
+        submit = request.submit
         work = Work(
             request_id=request.id,
             model=request.model,
             attempt=request.attempt,
-            timeout_seconds=left,
+            timeout_seconds=None if request.deadline is None else max(request.deadline - now, 1e-3),
             progress=request.progress,
-            preview=request.preview,
-            traceparent=request.traceparent,
+            preview=submit.preview,
+            traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
         )
-        self.ledger.send(ToWorker(worker.id, work, request.payload))
+        self.outbox.send(SendToWorker(worker.id, work, request.payload))
+
+    def _send_positions(self, positions: Iterable[QueuePosition]) -> None:
+        for request, position, seconds in positions:
+            progress = Progress(
+                request_id=request.id,
+                attempt=request.attempt + 1,
+                state="queued",
+                place=position,
+                seconds_to_start=None if seconds is None else round(seconds, 1),
+            )
+            self.outbox.send(SendToClient(request.client.id, progress))
 
     # ---- views ----------------------------------------------------------------------------------
 
@@ -193,41 +164,9 @@ class BrokerCore:
         return self.view(now).statistics()
 
     def view(self, now: float) -> View:
-        """Return what statistics are made of, on whatever thread: a copy."""
-        return view(self.ledger, self.started, now)
+        """Return a copy of the state from which any thread can compute the statistics."""
+        return view(self, now)
 
     def is_ready(self, now: float) -> bool:
-        """Say whether requests are dispatched: the grace is over, and some worker is there."""
-        return now >= self.dispatching_from and bool(self.ledger.workers)
-
-    def validate(self) -> None:
-        """Check that all books agree. Raises AssertionError; for tests and simulations."""
-        ledger = self.ledger
-        for request in ledger.requests.values():
-            assert request.client.requests[request.id] is request
-            if request.state is State.DISPATCHED:
-                assert request.worker is not None
-                assert request.worker.assigned[request.id].request is request
-            if request.state is State.DELIVERED:
-                assert request.id in ledger.unacknowledged[request.resends]
-        states = [request.state for request in ledger.requests.values()]
-        assert len(ledger.queue) == states.count(State.QUEUED)
-        assert {request.id for request in ledger.queue} <= ledger.requests.keys()
-        followers = {r.id for r in ledger.requests.values() if r.state is State.QUEUED and r.progress}
-        assert followers == ledger.joined.keys() | ledger.followed.keys()
-        assert sum(len(waiting) for waiting in ledger.unacknowledged) == states.count(State.DELIVERED)
-        assigned = sum(len(worker.assigned) for worker in ledger.workers.values())
-        assert assigned == states.count(State.DISPATCHED)
-        for worker in ledger.workers.values():
-            assert worker.images == sum(assignment.request.images for assignment in worker.assigned.values())
-            assert worker.needed == Counter(assignment.request.model for assignment in worker.assigned.values())
-        assert sum(len(client.requests) for client in ledger.clients.values()) == len(ledger.requests)
-        assert ledger.bytes == sum(request.size for request in ledger.requests.values())
-        for client in ledger.clients.values():
-            assert client.held_bytes == sum(request.size for request in client.requests.values())
-            assert all(client.requests[request_id].state is State.DELIVERED for request_id in client.missed)
-            states = [request.state for request in client.requests.values()]
-            assert client.unacknowledged == states.count(State.DISPATCHED) + states.count(State.DELIVERED)
-            is_full = client.unacknowledged >= self.settings.max_unacknowledged_per_client
-            assert ledger.queue.is_held(client.id) == is_full
-        assert ledger.queue.held_clients == sum(ledger.queue.is_held(client_id) for client_id in ledger.clients)
+        """Return whether requests are dispatched: a worker is registered, and this broker is not new any more."""
+        return now >= self.dispatching_from and bool(self.workers.by_id)

@@ -20,34 +20,34 @@ class FleetCapabilities:
     """Capabilities by model, cached until a worker registers, leaves, or reports others."""
 
     def __init__(self) -> None:
-        self._told: dict[str, ModelCapabilities] | None = None
+        self._merged: dict[str, ModelCapabilities] | None = None
 
     def changed(self) -> None:
         """Invalidate the cache: a worker registered, left, or changed its capabilities."""
-        self._told = None
+        self._merged = None
 
-    def told(self, workers: Iterable[Worker]) -> dict[str, ModelCapabilities]:
-        """Return the capabilities of each described model, as builtin types that the caller must not modify."""
-        if self._told is None:
-            self._told = _tell(sorted(workers, key=lambda worker: worker.name))
-        return self._told
+    def by_model(self, workers: Iterable[Worker]) -> dict[str, ModelCapabilities]:
+        """Return the capabilities of each described model, in a dictionary that the caller must not modify."""
+        if self._merged is None:
+            self._merged = _merge_all(sorted(workers, key=lambda worker: worker.name))
+        return self._merged
 
 
-def _tell(workers: Sequence[Worker]) -> dict[str, ModelCapabilities]:
+def _merge_all(workers: Sequence[Worker]) -> dict[str, ModelCapabilities]:
     by_model: dict[str, list[ModelCapabilities]] = {}
     for worker in workers:
         for name, capabilities in worker.capabilities.items():
             if name in worker.ready.models:
                 by_model.setdefault(name, []).append(capabilities)
-    told: dict[str, ModelCapabilities] = {}
+    found: dict[str, ModelCapabilities] = {}
     left = _MAX_BYTES
     for name in sorted(by_model):
         merged = merge(by_model[name])
         left -= len(name) + len(msgspec.msgpack.encode(merged))
         if left < 0:
             break
-        told[name] = merged
-    return told
+        found[name] = merged
+    return found
 
 
 def merge(several: Sequence[ModelCapabilities]) -> ModelCapabilities:

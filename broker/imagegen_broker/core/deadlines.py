@@ -3,21 +3,21 @@
 from imagegen_broker.core.records import Request, State
 from imagegen_protocol.lazy_heap import LazyHeap
 
-_OPEN = (State.QUEUED, State.DISPATCHED)
+_UNFINISHED = (State.QUEUED, State.DISPATCHED)
 
 _Entry = tuple[float, int, Request]
 """The deadline, the number of the entry, and the request."""
 
 
-def _is_open(entry: _Entry) -> bool:
-    return entry[2].state in _OPEN
+def _is_unfinished(entry: _Entry) -> bool:
+    return entry[2].state in _UNFINISHED
 
 
 class Deadlines:
     """Deadlines by time, at most 64 and twice the number of the broker's requests."""
 
     def __init__(self) -> None:
-        self._heap: LazyHeap[_Entry] = LazyHeap(_is_open)
+        self._heap: LazyHeap[_Entry] = LazyHeap(_is_unfinished)
         self._added = 0
 
     def __len__(self) -> int:

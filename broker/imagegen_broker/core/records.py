@@ -1,22 +1,19 @@
-"""What the broker knows: settings, requests, clients, workers. Plain records; `ledger.py` moves them."""
+"""The records of the core: settings, requests, clients and workers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
-from imagegen_protocol.messages import Error, Message, Ready, WorkerStats
-
-Payload = Sequence[Any]
-"""The frames behind a header (bytes, or the socket's own frames), passed on unread; only `len` is asked."""
+from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How the broker behaves; times in seconds, sizes in bytes."""
+    """The behaviour of the broker; times in seconds, sizes in bytes."""
 
     epoch: bytes
     strategy: str = "round-robin"
@@ -28,53 +25,52 @@ class Settings:
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024
     max_unacknowledged_per_client: int = 1024
-    """Requests of one client that are at workers, or answered and not acknowledged. At this number, no more of its
-    requests are dispatched until it acknowledges."""
+    """The least maximum of one client's requests that are DISPATCHED or DELIVERED; see `RequestTable`."""
     max_clients: int = 20_000
     default_model: str | None = None
-    tombstones: int = 20_000
+    max_recent_ids: int = 20_000
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
     join_seconds: float = 0.02
-    """How long an ACCEPTED, which an answer makes needless, and the RELEASE of an acknowledged answer may wait for
-    others to go in one message."""
+    """How long an ACCEPTED and the RELEASE of an acknowledged answer may wait to be combined with others."""
     version: str | None = None
-    """Of this program, for the statistics; None: not told."""
+    """Version of the broker, for the statistics."""
     log_requests: bool = False
-    """Whether there are notes of requests too, and not of workers alone."""
+    """Whether to log events of requests in addition to those of peers."""
     traces: bool = False
-    """Whether changes of the state of traced requests are told."""
+    """Whether to return state changes of traced requests."""
 
     @property
     def grace(self) -> float:
-        """How long a new broker only listens, so that the workers' lists come in first."""
+        """The time for which a new broker dispatches nothing, so that the workers' lists arrive first."""
         return 2 * self.interval
 
     @property
     def silence(self) -> float:
-        """Silence after which a peer counts as dead."""
+        """The time without a message after which a peer counts as dead."""
         return self.liveness * self.interval
 
 
 class State(Enum):
-    """Where a request stands; GONE ones are in no table."""
+    """The state of a request."""
 
     NEW = "new"
     QUEUED = "queued"
     DISPATCHED = "dispatched"
     DELIVERED = "delivered"
     GONE = "gone"
+    """Removed from all tables."""
 
     __hash__ = object.__hash__
-    """Members are singletons; `Enum`'s own hash, of the name, is computed in Python at each look-up."""
+    """Members are singletons; the hash of `Enum` is computed in Python at each lookup."""
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    # An id that a worker already holds goes to that worker straight away.
+    # A request that a worker already holds is attached to that worker at once.
     State.NEW: frozenset({State.QUEUED, State.DISPATCHED}),
-    # A late answer, a deadline or a cancel delivers from the queue.
+    # A late answer, a deadline or a cancel ends a request in the queue.
     State.QUEUED: frozenset({State.DISPATCHED, State.DELIVERED, State.GONE}),
-    # The worker died, lost it, or gave it back.
+    # The worker died, lost the request, or returned it.
     State.DISPATCHED: frozenset({State.QUEUED, State.DELIVERED, State.GONE}),
     # The answer was lost before the client acknowledged it.
     State.DELIVERED: frozenset({State.QUEUED, State.GONE}),
@@ -84,63 +80,94 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One accepted request. `payload` is kept until the client acknowledges, so that it can be made again."""
+    """One accepted request. The payload is kept until the client acknowledges, in case it must be repeated."""
 
-    id: bytes
+    submit: Submit
+    """The decoded header of SUBMIT."""
     client: "Client"
     model: str | None
-    priority: int
-    progress: bool
-    payload: Payload
-    size: int
-    arrived: float
+    """The model that the client asked for, or else the default model; None while no default is known."""
+    payload: Sequence[Any]
+    arrived_at: float
     deadline: float | None = None
-    preview: bool = False
-    traceparent: str | None = None
-    images: int = 1
+    id: bytes = field(init=False)
+    size: int = field(init=False)
+    """Bytes of the payload."""
     state: State = State.NEW
     worker: "Worker | None" = None
-    """Who makes it (DISPATCHED) or holds its answer (DELIVERED)."""
+    """The worker that processes the request (DISPATCHED) or holds its answer (DELIVERED)."""
     attempt: int = 0
-    """Times it was given to a worker."""
+    """Number of times that the request was dispatched."""
     deaths: list[str] = field(default_factory=list)
-    """The attempts that ended in the death of their worker while it ran them, in words."""
-    returns: dict[str, int] = field(default_factory=dict)
-    """How often it came back to the queue for other reasons, by reason."""
-    returned: bool = False
-    """Whether it goes before those of its priority that never left the queue, since it came back from a worker."""
+    """Descriptions of the attempts during which the worker died or hung."""
+    requeues: dict[str, int] = field(default_factory=dict)
+    """Number of times that the request was requeued for other reasons, by reason."""
+    requeued: bool = False
+    """Whether it precedes requests that never left the queue, because it came back from a worker."""
     answer: Error | None = None
-    """The terminal error, if the broker itself made it."""
-    dispatched: float = 0.0
-    delivered: float = 0.0
+    """The terminal error, if the broker created it."""
+    dispatched_at: float = 0.0
+    answered_at: float = 0.0
+    """Time at which the answer was last sent or asked for."""
     resends: int = 0
-    ticket: int = 0
-    """Its number in the line of the queue in which it waits; later ones have higher numbers."""
-    told: tuple[int, float | None] | None = None
-    """The place and the seconds to its start that its client was told last."""
+    queue_index: int = 0
+    """Position in its client queue, relative to the other requests there."""
+    reported_position: tuple[int, float | None] | None = None
+    """The queue position and the seconds to the start that were last reported to the client."""
+
+    def __post_init__(self) -> None:
+        self.id = self.submit.request_id
+        self.size = sum(map(len, self.payload))
+
+    @property
+    def priority(self) -> int:
+        """The priority; higher goes first."""
+        return self.submit.priority
+
+    @property
+    def images(self) -> int:
+        """The number of images to generate."""
+        return self.submit.images
+
+    @property
+    def progress(self) -> bool:
+        """Whether the client asked for progress; previews imply it."""
+        return self.submit.progress or self.submit.preview
 
     def is_suspect(self, max_attempts: int) -> bool:
-        """Say whether one more death of its worker condemns it, which must not be the fault of another."""
+        """Return whether one more death of a worker ends the request, so that it must run alone."""
         return bool(self.deaths) and len(self.deaths) >= max_attempts - 1
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One client, known by its routing id."""
+    """The session of one client, known by its routing id."""
 
     id: bytes
     session: int
-    heard: float
+    last_received: float
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
     unacknowledged: int = 0
-    """How many of its requests are DISPATCHED or DELIVERED."""
+    """Number of its requests that are DISPATCHED or DELIVERED."""
     blocked: bool = False
-    """Its connection did not take a message, and it has not been heard since."""
+    """Whether its connection did not accept a message, and no message of it has been received since."""
     missed: dict[bytes, None] = field(default_factory=dict)
-    """Requests whose answer its connection did not take; a subset of `requests`."""
-    probe_at: float = 0.0
-    """When the next of the missed answers may be sent."""
+    """Requests whose answer its connection did not accept; a subset of `requests`."""
+    retry_at: float = 0.0
+    """Time from which missed answers may be sent again."""
+
+    def add(self, request: Request) -> None:
+        """Make the client the owner of a request."""
+        request.client = self
+        self.requests[request.id] = request
+        self.held_bytes += request.size
+
+    def remove(self, request: Request) -> None:
+        """Remove a request that the client owns."""
+        del self.requests[request.id]
+        self.missed.pop(request.id, None)
+        self.held_bytes -= request.size
 
 
 @dataclass(slots=True)
@@ -153,47 +180,46 @@ class Assignment:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One registered worker, known by its routing id."""
+    """The session of one registered worker, known by its routing id."""
 
     id: bytes
     ready: Ready
     session: int
-    heard: float
+    last_received: float
     beat: int = 0
+    """Number of the last heartbeat sent to it."""
     draining: bool = False
     reachable: bool = True
     stuck: bool = False
-    """Its device hangs: the last step is older than the step timeout."""
+    """Whether its device hangs: the last step is older than the step timeout."""
     assigned: dict[bytes, Assignment] = field(default_factory=dict)
-    """Dispatched, and not seen finished."""
-    holding: dict[bytes, Assignment] = field(default_factory=dict)
-    """Answered and delivered, but not acknowledged."""
-    others: set[bytes] = field(default_factory=set)
-    """Listed as queued or running, but not assigned by this broker."""
+    """DISPATCHED requests."""
+    answers: dict[bytes, Assignment] = field(default_factory=dict)
+    """DELIVERED requests whose answer it holds until they are acknowledged."""
+    foreign: set[bytes] = field(default_factory=set)
+    """Ids that it lists as queued or running, but that this broker has not assigned to it."""
     listed: frozenset[bytes] = frozenset()
-    """All ids of its last holding."""
+    """All ids of its last list of held requests."""
     running: frozenset[bytes] = frozenset()
-    begun: dict[bytes, float] = field(default_factory=dict)
-    """When each of those that run was told to first."""
+    started: dict[bytes, float] = field(default_factory=dict)
+    """Time at which each running request was first reported as running."""
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
-    """The models that are loaded by its last word; none: all."""
+    """The models that it reports as loaded; empty if it has all of them loaded."""
     capabilities: Mapping[str, ModelCapabilities] = field(default_factory=dict)
-    """What its models take, as far as it has told."""
-    images: int = 0
-    """Of all that is assigned to it."""
-    needed: Counter[str | None] = field(default_factory=Counter)
-    """Models of what is assigned to it, and how often."""
-    unclaimed: set[bytes] = field(default_factory=set)
-    """Listed ids that no client has asked this broker for."""
+    """Capabilities of its models, as far as it has reported them."""
+    assigned_images: int = 0
+    assigned_models: Counter[str | None] = field(default_factory=Counter)
+    """Number of assigned requests by model."""
+    orphans: set[bytes] = field(default_factory=set)
+    """Listed ids that no client has submitted to this broker."""
     stats: WorkerStats = field(default_factory=WorkerStats)
     seconds_per_image: float | None = None
     step_age: float | None = None
+    """Seconds since the last denoising step; None when idle."""
     dispatches: int = 0
     last_used: int = 0
-    """The number of the broker's dispatch that went to it last."""
-    version: int = 0
-    """Of its place in the order of workers; no two places have the same."""
+    """Number of the last dispatch to it, counted over all workers."""
 
     @property
     def name(self) -> str:
@@ -202,82 +228,55 @@ class Worker:
 
     @property
     def depth(self) -> int:
-        """The exact queue depth: listed, or dispatched and not seen finished."""
-        return len(self.assigned) + len(self.others)
+        """The exact queue depth: requests that are assigned or listed, and not known to be finished."""
+        return len(self.assigned) + len(self.foreign)
 
     @property
     def load(self) -> int:
-        """The queue depth in images; one for each request that this broker has not assigned."""
-        return self.images + len(self.others)
-
-    def runs(self, running: frozenset[bytes], now: float) -> None:
-        """Learn what runs now; what did not before has begun just now."""
-        self.running = running
-        self.begun = {request_id: self.begun.get(request_id, now) for request_id in running}
-
-    def times_begun(self) -> list[float]:
-        """Return when those began that run, and are not answered yet."""
-        return [at for id_, at in self.begun.items() if id_ in self.assigned or id_ in self.others]
-
-    def images_begun(self) -> int:
-        """Return how many images those ask for that run, and are not answered yet."""
-        mine = [self.assigned[id_].request.images for id_ in self.begun if id_ in self.assigned]
-        return sum(mine) + sum(id_ in self.others for id_ in self.begun)
-
-    def is_warm(self, model: str) -> bool:
-        """Say whether it has the model loaded, or loads it anyway for what it was given."""
-        return not self.warm or model in self.warm or model in self.needed
+        """The queue depth in images; a foreign request counts as one."""
+        return self.assigned_images + len(self.foreign)
 
     @property
-    def available(self) -> bool:
-        """Whether it takes work at all."""
+    def is_available(self) -> bool:
+        """Whether the worker accepts work at all."""
         return self.reachable and not self.draining and not self.stuck
 
     @property
     def room(self) -> int:
-        """How many images it may be given now; the last request may ask for more."""
-        if not self.available:
+        """The number of images that may be dispatched to it now; the last request may ask for more."""
+        if not self.is_available:
             return 0
         return max(0, self.ready.capacity - self.load)
 
+    def assign(self, request: Request) -> None:
+        """Add a request that is dispatched to the worker."""
+        self.assigned[request.id] = Assignment(request, self.beat)
+        self.foreign.discard(request.id)
+        self.assigned_images += request.images
+        self.assigned_models[request.model] += 1
 
-@dataclass(slots=True)
-class ToClient:
-    """Send to a client; a header in bytes is a worker's, passed on as it is."""
+    def unassign(self, request: Request) -> None:
+        """Remove a request that was assigned to the worker."""
+        del self.assigned[request.id]
+        self.assigned_images -= request.images
+        self.assigned_models[request.model] -= 1
+        if not self.assigned_models[request.model]:
+            del self.assigned_models[request.model]
 
-    client_id: bytes
-    message: Message | bytes
-    payload: Payload = ()
-    answers: bytes | None = None
-    """The request that this is the terminal answer to."""
+    def set_running(self, running: frozenset[bytes], now: float) -> None:
+        """Store which requests run; those that did not run before have started now."""
+        self.running = running
+        self.started = {request_id: self.started.get(request_id, now) for request_id in running}
 
+    def start_times(self) -> list[float]:
+        """Return when the running requests started that are not answered yet."""
+        return [at for id_, at in self.started.items() if id_ in self.assigned or id_ in self.foreign]
 
-@dataclass(slots=True)
-class ToWorker:
-    """Send to a worker."""
+    def images_running(self) -> int:
+        """Return the number of images of the running requests that are not answered yet."""
+        own = [self.assigned[id_].request.images for id_ in self.started if id_ in self.assigned]
+        return sum(own) + sum(id_ in self.foreign for id_ in self.started)
 
-    worker_id: bytes
-    message: Message
-    payload: Payload = ()
-
-
-Action = ToClient | ToWorker
-
-
-class Note(NamedTuple):
-    """A line for the log; `level` as in `logging`."""
-
-    level: int
-    text: str
-    fields: dict[str, object]
-
-
-class Moved(NamedTuple):
-    """A traced request has changed its state; `worker` is the one that it leaves, if it was at one."""
-
-    request_id: bytes
-    traceparent: str
-    old: State
-    new: State
-    attempt: int
-    worker: str | None
+    def is_warm(self, model: str) -> bool:
+        """Return whether a model is loaded, or is loaded anyway for a request that is assigned to the worker."""
+        return not self.warm or model in self.warm or model in self.assigned_models

@@ -1,18 +1,19 @@
-"""Statistics, for `/stats`, the STATS message and the metrics: a copy of the live state, and what is made of it.
+"""Statistics for `/stats`, the STATS message and the metrics.
 
-The broker's one loop copies; whoever asked makes the rest, on a thread of its own. So what the loop does for HTTP
-grows with the workers, not with the models of each.
+The loop copies the live state, and the thread that asked computes the statistics from the copy. So the loop's
+cost is O(workers), and does not depend on the number of their models.
 """
 
 from dataclasses import dataclass
 from math import isfinite
 from sys import float_info
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from imagegen_broker.core.demand import Demand, WorkerView, demand
-from imagegen_broker.core.ledger import Ledger
+from imagegen_broker.core.counters import Counters
 from imagegen_broker.core.records import Worker
+from imagegen_broker.scheduling.demand import Demand, WorkerView, demand
 from imagegen_protocol.limits import MAX_JSON_INTEGER
 from imagegen_protocol.statistics import (
     GpuStatistics,
@@ -22,6 +23,9 @@ from imagegen_protocol.statistics import (
     Statistics,
     Totals,
 )
+
+if TYPE_CHECKING:
+    from imagegen_broker.core.broker import BrokerCore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,37 +47,36 @@ class View:
         )
 
 
-def view(ledger: Ledger, started: float, now: float) -> View:
+def view(core: "BrokerCore", now: float) -> View:
     """Copy the state that statistics show."""
-    settings = ledger.settings
-    workers = [_view(worker, now) for worker in ledger.workers.values()]
-    queued = len(ledger.queue)
-    dispatched = sum(len(worker.assigned) for worker in ledger.workers.values())
+    settings = core.settings
+    workers = [_view(worker, now) for worker in core.workers.by_id.values()]
+    queued = len(core.scheduler.queue)
+    dispatched = sum(len(worker.assigned) for worker in core.workers.by_id.values())
     plain = Statistics(
         strategy=settings.strategy,
         epoch=settings.epoch.hex(),
         version=settings.version,
         heartbeat=Heartbeat(interval_seconds=settings.interval, liveness=settings.liveness),
-        uptime_seconds=round(now - started, 3),
-        default_model=ledger.default_model,
-        model_traits=ledger.capabilities.told(ledger.workers.values()),
+        uptime_seconds=round(now - core.started, 3),
+        default_model=core.table.default_model,
+        model_traits=core.workers.capabilities.by_model(core.workers.by_id.values()),
         num_gpus=len(workers),
-        clients=len(ledger.clients),
-        held_clients=ledger.queue.held_clients,
+        clients=len(core.clients.by_id),
+        held_clients=core.scheduler.queue.paused_clients,
         requests=RequestCounts(
-            queued=queued, dispatched=dispatched, delivered=len(ledger.requests) - queued - dispatched
+            queued=queued, dispatched=dispatched, delivered=len(core.table.requests) - queued - dispatched
         ),
         queued_requests=queued,
-        held_bytes=ledger.bytes,
+        held_bytes=core.table.bytes,
         limits=Limits(requests=settings.max_requests, bytes=settings.max_bytes),
-        answers_per_second=round(ledger.rate.per_second, 3),
-        totals=_totals(ledger),
+        answers_per_second=round(core.table.answer_rate.per_second, 3),
+        totals=_totals(core.table.counters),
     )
-    return View(plain=plain, demand=Demand.of(ledger, workers))
+    return View(plain=plain, demand=Demand.of(core.scheduler, workers))
 
 
-def _totals(ledger: Ledger) -> Totals:
-    counters = ledger.counters
+def _totals(counters: Counters) -> Totals:
     return Totals(
         accepted=counters.accepted,
         acknowledged=counters.acknowledged,
@@ -93,15 +96,15 @@ def _totals(ledger: Ledger) -> Totals:
     )
 
 
-def status(ledger: Ledger) -> str:
-    """Return one line about the broker, for people."""
-    queued, workers = len(ledger.queue), ledger.workers.values()
+def status(core: "BrokerCore") -> str:
+    """Return a summary of the broker in one line."""
+    queued, workers = len(core.scheduler.queue), core.workers.by_id.values()
     dispatched = sum(len(worker.assigned) for worker in workers)
     words = (
         f"{len(workers)} workers",
-        f"{len(ledger.clients)} clients",
+        f"{len(core.clients.by_id)} clients",
         f"depth {queued + dispatched} ({queued} queued, {dispatched} dispatched)",
-        f"{ledger.rate.per_second:.2f} answers/s",
+        f"{core.table.answer_rate.per_second:.2f} answers/s",
     )
     return ", ".join(words)
 
@@ -115,28 +118,28 @@ def _state(worker: Worker) -> str:
 
 
 def _view(worker: Worker, now: float) -> WorkerView:
-    """Copy what changes, and refer to what is only ever exchanged as a whole."""
+    """Copy the fields that change; immutable objects are shared."""
     return WorkerView(
         worker.ready,
         worker.stats,
         _state(worker),
         worker.depth,
         worker.load,
-        worker.images_begun() if worker.begun else 0,
-        len(worker.holding),
+        worker.images_running() if worker.started else 0,
+        len(worker.answers),
         worker.dispatches,
         worker.warm,
-        tuple(worker.needed.items()),
+        tuple(worker.assigned_models.items()),
         worker.seconds_per_image,
         worker.step_age,
-        now - worker.heard,
+        now - worker.last_received,
     )
 
 
 def _row(worker: WorkerView) -> GpuStatistics:
     ready, stats = worker.ready, worker.stats
     batches, batched = _count(stats.total_batches), _count(stats.total_batched_requests)
-    loaded = worker.warm.union(model for model, _ in worker.needed)
+    loaded = worker.warm.union(model for model, _ in worker.assigned_models)
     return GpuStatistics(
         gpu_id=ready.gpu_id,
         gpu_uuid=ready.gpu_uuid,
@@ -153,7 +156,7 @@ def _row(worker: WorkerView) -> GpuStatistics:
         state=worker.state,
         current_queue_depth=worker.load,
         running=worker.running_images,
-        unacknowledged=worker.holding,
+        unacknowledged=worker.answers,
         capacity=ready.capacity,
         max_batch_size=ready.max_batch_size,
         dispatched=worker.dispatches,

@@ -1,4 +1,4 @@
-"""`imagegen bench`: the load test."""
+"""`imagegen bench`: run a load test and print throughput and latency."""
 
 import json
 import sys
@@ -17,9 +17,15 @@ from imagegen_protocol import InvalidRequestError
 
 @click.command("bench")
 @click.option(
-    "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests sent at once."
+    "--burst",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="Number of requests, all submitted at once.",
 )
-@click.option("--prompt", default="a red circle on a blue background", show_default=True)
+@click.option(
+    "--prompt", default="a red circle on a blue background", show_default=True, help="Prompt of all requests."
+)
 @parameter_options(
     "model",
     "seed",
@@ -30,7 +36,7 @@ from imagegen_protocol import InvalidRequestError
     model={"shell_complete": complete_model},
     seed={"help": "Seed of the first request; each further request has the next one.  [default: random]"},
 )
-@click.option("--json", "as_json", is_flag=True, help="The same numbers as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @broker_options
 def command(
     burst: int,
@@ -44,11 +50,10 @@ def command(
     as_json: bool,
     **connection: Unpack[Connection],
 ) -> None:
-    """Send many requests at once and measure.
+    """Submit a burst of requests and print throughput, latency and batch sizes.
 
-    Latencies are those of the successful requests, from submission to answer (nearest rank). Batches are counted
-    from the workers' own totals; on a fleet that others use too, theirs are in them. Exit code 1 if any request
-    failed.
+    Latency percentiles (nearest rank) cover successful requests, from submission to answer. Batches are counted
+    from the workers' totals, so other clients' requests are included. The exit status is 1 if a request failed.
 
     \b
     Examples:
@@ -64,14 +69,14 @@ def command(
         "height": height,
         "timeout_seconds": timeout_seconds,
     }
-    with open_client(connection) as client, _counting(burst) as count:
+    with open_client(connection) as client, _progress_bar(burst) as count:
         try:
-            patience = connection["connect_timeout"]
-            report = run_burst(client, prompt, burst, options, patience=patience, on_answer=count)
+            timeout = connection["connect_timeout"]
+            report = run_burst(client, prompt, burst, options, stats_timeout=timeout, on_answer=count)
         except InvalidRequestError as error:
             raise click.UsageError(error.message) from error
     if report.missing:
-        click.echo(f"warning: the totals of {report.missing} requests have not arrived", err=True)
+        click.echo(f"warning: batches of {report.missing} requests are not yet in the workers' totals", err=True)
     numbers = report.as_json()
     click.echo(json.dumps(numbers, indent=2) if as_json else describe(report, numbers))
     if report.errors:
@@ -79,7 +84,7 @@ def command(
 
 
 def describe(report: Report, numbers: dict[str, Any]) -> str:
-    """Return the numbers as lines for people."""
+    """Return the report as text."""
     failures = ", ".join(f"{code} {number}" for code, number in report.failures.items())
     latency = "  ".join(
         f"{name} {'-' if value is None else f'{value:.3f} s'}"
@@ -99,8 +104,8 @@ def describe(report: Report, numbers: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _counting(total: int) -> Iterator[Callable[[], object]]:
-    """Show on a terminal how many answers there are; yields what to call for each."""
+def _progress_bar(total: int) -> Iterator[Callable[[], object]]:
+    """Show a progress bar if stderr is a terminal; yield a function to call for each answer."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

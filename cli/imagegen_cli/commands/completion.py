@@ -1,4 +1,4 @@
-"""`imagegen completion`: the script that teaches a shell our options."""
+"""`imagegen completion`: print a shell completion script."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -10,9 +10,9 @@ PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker", "imagegen-gateway"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.argument("program", type=click.Choice(PROGRAMS), default="imagegen")
 def command(shell: str, program: str) -> None:
-    """Print the script that lets SHELL complete the options of PROGRAM, imagegen unless told.
+    """Print the SHELL completion script of PROGRAM (default: imagegen).
 
-    Names of models are asked of the broker. For the daemons say so.
+    Names of models are completed from the broker's list.
 
     \b
     Examples:
@@ -23,5 +23,5 @@ def command(shell: str, program: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None, "click knows these shells"
     variable = f"_{program}_COMPLETE".replace("-", "_").upper()
-    # The script asks the program itself, so that it needs to know nothing of the commands.
+    # The script calls the program for completions, so it does not depend on the commands.
     click.echo(kind(click.Command(program), {}, program, variable).source())

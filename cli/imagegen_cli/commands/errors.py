@@ -1,4 +1,4 @@
-"""Errors as the one line that a person reads."""
+"""Errors as one line on stderr: `error: CODE: MESSAGE`."""
 
 from typing import IO, Any
 
@@ -6,11 +6,11 @@ import click
 
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
-HOW_TO_START = "; start one with imagegen-broker, or say where it is with --broker or IMAGEGEN_FRONTEND"
+HOW_TO_START = "; start one with imagegen-broker, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
 
 
 class InputError(click.ClickException):
-    """What was given can't be used: a file of prompts, a name. Nothing has been asked of anybody yet."""
+    """Invalid input, such as a prompt file or an output path; nothing has been sent."""
 
     exit_code = 2
 
@@ -18,16 +18,16 @@ class InputError(click.ClickException):
         super().__init__(f"{what}: {message}" if what else message)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line, as it is for other errors."""
+        """Print the error in the format of all other errors."""
         click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=file is None)
 
 
 def describe(error: ImagegenError, where: str = "") -> str:
-    """Return the line about an error; `where`: which of several prompts it is about."""
+    """Return the line of an error; `where` names the prompt if there are several."""
     place = f"{where}: " if where else ""
     line = f"error: {error.code}: {place}{' '.join(error.message.split())}"
     if isinstance(error, BrokerUnreachableError):
         line += HOW_TO_START
     if error.retry_after_seconds is not None:
-        line += f" (try again in {error.retry_after_seconds:.3g} s)"
+        line += f" (retry after {error.retry_after_seconds:.3g} s)"
     return line

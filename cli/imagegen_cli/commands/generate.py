@@ -1,4 +1,4 @@
-"""`imagegen generate`: prompts in, pictures in files."""
+"""`imagegen generate`: generate images of prompts and write them to files."""
 
 import sys
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any, cast
 import click
 
 from imagegen_cli.commands.errors import InputError
-from imagegen_cli.commands.generation import Watcher, draw
+from imagegen_cli.commands.generation import ProgressView, run_requests
 from imagegen_cli.commands.options import Endpoints, broker_options, complete_model, open_client
 from imagegen_cli.commands.parameter_options import parameter_options
-from imagegen_cli.commands.report import NotWrittenError, Reporter
+from imagegen_cli.commands.results import NotWrittenError, ResultWriter
 from imagegen_cli.commands.traces import traces_to
-from imagegen_cli.output_files import Existing, Targets, check_orders, choose
-from imagegen_cli.prompts import Given, Order, number, read_lines
+from imagegen_cli.output_files import Existing, OutputFiles, resolve_output, select_requests
+from imagegen_cli.prompts import PreparedRequest, PromptEntry, prepare, read_lines
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
@@ -21,8 +21,8 @@ from imagegen_common.files import replacing
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.seeds import random_seed
 
-_MOST_JOBS = 5000
-"""What a broker holds of one client, unless told otherwise."""
+_MAX_JOBS = 5000
+"""Default limit of a broker on the requests of one client."""
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -39,41 +39,41 @@ def format_of(name: str | None) -> str | None:
     multiple=True,
     metavar="FILE",
     type=click.Path(allow_dash=True),
-    help="More prompts, one a line, '-' is stdin. Blank lines and those that begin with # are skipped; one that "
-    'begins with { is a JSON object with "prompt" and options of its own. May be given several times.',
+    help="Read prompts from a file, one per line; - is stdin. Blank lines and lines starting with # are skipped; "
+    'a line starting with { is a JSON object with "prompt" and options of its own. May be given several times.',
 )
 @click.option(
     "--out",
     type=click.Path(),
     metavar="PATH",
-    help="The file, whose suffix says the format; for several prompts, or with --pattern, the folder.  "
-    "[default: here]",
+    help="Output file, whose suffix sets the format; with several prompts or --pattern, the output folder.  "
+    "[default: the current folder]",
 )
 @click.option(
     "--pattern",
     metavar="NAME",
-    help="What files are called: {index} of the prompt and {image} (both from 0), {seed} of the image, {prompt} "
-    "(shortened), {model}, {worker}; {index:03} pads with zeros, a / makes folders.  [default: imagegen-{seed}]",
+    help="File names: {index} of the prompt and {image} of the request (both from 0), {seed}, {prompt} "
+    "(shortened), {model}, {worker}; {index:03} pads with zeros, / creates folders.  [default: imagegen-{seed}]",
 )
 @click.option(
     "--overwrite",
     "existing",
     flag_value=Existing.OVERWRITE,
     type=Existing,
-    help="Write over files that are there.",
+    help="Overwrite existing files.",
 )
 @click.option(
     "--skip-existing",
     "existing",
     flag_value=Existing.SKIP,
     type=Existing,
-    help="Draw only what is not there yet, as after an interruption.  [default: refuse]",
+    help="Generate only images whose files do not exist, to resume after an interruption.  [default: fail]",
 )
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="File for a small PNG preview, rewritten as the image emerges; some models have none.",
+    help="File for a small PNG preview of the unfinished image; not every model supports previews.",
 )
 @parameter_options(
     seed={"help": "Seed of the first image; each further image and prompt has the next one.  [default: random]"},
@@ -84,19 +84,19 @@ def format_of(name: str | None) -> str | None:
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(1, _MOST_JOBS),
+    type=click.IntRange(1, _MAX_JOBS),
     default=DEFAULT_WINDOW,
     show_default=True,
-    help="Prompts on their way at a time.",
+    help="Maximum number of unfinished requests.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="No bars; print the files' names alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each prompt, a line each.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only the paths of the files; no progress bars.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt and line.")
 @click.option(
     "--otlp-endpoint",
     metavar="URL",
     envvar="IMAGEGEN_CLIENT_OTLP_ENDPOINT",
     show_envvar=True,
-    help="An OpenTelemetry collector (http://HOST:4318) that gets a trace of each prompt.  [default: none]",
+    help="OpenTelemetry collector (http://HOST:4318) that receives a trace of each prompt.  [default: none]",
 )
 @broker_options
 def command(
@@ -117,11 +117,12 @@ def command(
     broker_key: Path | None,
     **options: Any,
 ) -> None:
-    """Draw each PROMPT and write the pictures.
+    """Generate images of each PROMPT and write them to files.
 
-    Prints, as the answers come, the files written, a line each, then a line with seed, worker and seconds. A
-    prompt that fails gets a line on stderr and stops no other; the exit status is then 1. Files that are there
-    are refused before anything is drawn, unless told otherwise. With several prompts a full queue is waited for.
+    Prints the path of each file, then a line with seed, worker and seconds, in the order of completion. A prompt
+    that fails prints an error on stderr, the others continue, and the exit status is 1. Existing files are an
+    error before anything is generated, unless --overwrite or --skip-existing is given. With several prompts the
+    command waits while the broker's queue is full.
 
     \b
     Examples:
@@ -129,21 +130,21 @@ def command(
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
       imagegen generate "a red circle" --image sketch.png --format webp --quality 80
       imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
-      imagegen generate --prompts prompts.txt --out pictures --pattern "{index:03}-{prompt}.png" --seed 1
+      imagegen generate --prompts prompts.txt --out images --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
     options["output_format"] = options["output_format"] or format_of(pattern or out)
-    orders = _read(prompts, files, options, seed)
-    number_given = len(orders)
+    requests = _read(prompts, files, options, seed)
+    number_given = len(requests)
     several = number_given > 1
     if several and preview is not None:
-        raise click.UsageError("--preview: one prompt has room in one file")
-    targets, orders = _aim(orders, out, pattern, existing or Existing.REFUSE, several)
-    if (skipped := number_given - len(orders)) and not quiet:
-        click.echo(f"skipped {skipped} of {number_given}: their pictures are there", err=True)
-    watcher = _watcher(len(orders), shown=not quiet and sys.stderr.isatty())
-    report = Reporter(targets, watcher, quiet=quiet, as_json=as_json)
-    # Who brings many prompts waits for a full queue; who brings one wants to know.
+        raise click.UsageError(f"--preview: expected one prompt, got {number_given}")
+    output, requests = _select(requests, out, pattern, existing or Existing.REFUSE, several)
+    if (skipped := number_given - len(requests)) and not quiet:
+        click.echo(f"skipped {skipped} of {number_given} prompts: their files exist", err=True)
+    view = _progress_view(len(requests), shown=not quiet and sys.stderr.isatty())
+    writer = ResultWriter(output, view, quiet=quiet, as_json=as_json)
+    # A batch of prompts waits while the queue is full; a single prompt reports it.
     with (
         traces_to(otlp_endpoint) as provider,
         open_client(
@@ -151,80 +152,80 @@ def command(
             retry_overloaded=several,
             tracer_provider=provider,
         ) as client,
-        watcher,
+        view,
     ):
-        outcomes = draw(
+        outcomes = run_requests(
             client,
-            orders,
-            watcher,
+            requests,
+            view,
             jobs=jobs,
-            progress=type(watcher) is not Watcher,
-            keep_preview=None if preview is None else lambda sign: _keep(sign, preview),
+            progress=type(view) is not ProgressView,
+            on_preview=None if preview is None else lambda event: _save_preview(event, preview),
         )
         for outcome in outcomes:
-            report.take(outcome)
-    if report.failed:
+            writer.write(outcome)
+    if writer.failed:
         click.get_current_context().exit(1)
 
 
 def _read(
     prompts: tuple[str, ...], files: tuple[str, ...], common: dict[str, Any], seed: int | None
-) -> list[Order]:
-    """Return the requests. Raises `InputError` for what can't be one."""
-    given = [
-        Given(prompt, {}, f"prompt {at}" if files or len(prompts) > 1 else "")
+) -> list[PreparedRequest]:
+    """Return the requests of all prompts. Raises `InputError` for invalid ones."""
+    entries = [
+        PromptEntry(prompt, {}, f"prompt {at}" if files or len(prompts) > 1 else "")
         for at, prompt in enumerate(prompts, 1)
     ]
     first_seed = random_seed() if seed is None else seed
     try:
         for name in files:
-            lines = list(read_lines(_text_of(name), "stdin" if name == "-" else name))
+            lines = list(read_lines(_read_text(name), "stdin" if name == "-" else name))
             if not lines:
-                raise InputError("--prompts", f"no prompt in {name}")
-            given += lines
-        if not given:
-            raise click.UsageError("Missing argument 'PROMPT': give a prompt, several, or --prompts FILE")
-        return number(given, cast(RequestOptions, common), first_seed)
+                raise InputError("--prompts", f"{name}: expected at least one prompt, got none")
+            entries += lines
+        if not entries:
+            raise click.UsageError("Missing argument 'PROMPT': give at least one prompt or --prompts FILE")
+        return prepare(entries, cast(RequestOptions, common), first_seed)
     except InvalidRequestError as error:
         raise InputError("", error.message) from error
 
 
-def _text_of(name: str) -> str:
+def _read_text(name: str) -> str:
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise InputError("--prompts", f"can't read {name}: {error.strerror}") from error
+        raise InputError("--prompts", f"cannot read {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError("--prompts", f"{name}:{line}: not UTF-8 text") from error
+        raise InputError("--prompts", f"{name}:{line}: expected UTF-8 text") from error
 
 
-def _aim(
-    orders: list[Order], out: str | None, pattern: str | None, existing: Existing, several: bool
-) -> tuple[Targets, list[Order]]:
-    """Return where pictures go, and which there are to draw. Raises `InputError`."""
+def _select(
+    requests: list[PreparedRequest], out: str | None, pattern: str | None, existing: Existing, several: bool
+) -> tuple[OutputFiles, list[PreparedRequest]]:
+    """Return the output files and the requests to run. Raises `InputError`."""
     try:
-        targets = choose(out, pattern, existing, several=several)
-        return targets, check_orders(targets, orders)
+        output = resolve_output(out, pattern, existing, several=several)
+        return output, select_requests(output, requests)
     except ValueError as error:
         raise InputError("--out" if pattern is None else "--pattern", str(error)) from error
     except OSError as error:
         raise InputError("--out", f"{error.filename}: {error.strerror}") from error
 
 
-def _watcher(total: int, *, shown: bool) -> Watcher:
+def _progress_view(total: int, *, shown: bool) -> ProgressView:
     if not shown or not total:
-        return Watcher()
+        return ProgressView()
     from imagegen_cli.commands.progress_display import ProgressDisplay
 
     return ProgressDisplay(total)
 
 
-def _keep(sign: Progress, path: Path) -> None:
-    """Write a preview over the previous one. Raises `NotWrittenError`."""
+def _save_preview(event: Progress, path: Path) -> None:
+    """Replace the preview file atomically. Raises `NotWrittenError`."""
     try:
-        if (preview := sign.preview_image) is not None:
+        if (preview := event.preview_image) is not None:
             with replacing(path) as temporary:
                 preview.save(temporary, format="PNG")
     except OSError as error:

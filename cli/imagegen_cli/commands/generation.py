@@ -1,4 +1,4 @@
-"""Many requests on their way at a time, their answers as they come."""
+"""Concurrent requests, with outcomes in the order of completion."""
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +9,19 @@ from typing import Self
 
 import click
 
-from imagegen_cli.prompts import Order
+from imagegen_cli.prompts import PreparedRequest
 from imagegen_client.job import Job
 from imagegen_client.progress import Progress
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ClientClosedError, ImagegenError, UnauthorizedError
 
-_ENDS_ALL = (BrokerUnreachableError, UnauthorizedError, ClientClosedError)
-"""Errors that are about the connection: every other request would end in the same one."""
+_CONNECTION_ERRORS = (BrokerUnreachableError, UnauthorizedError, ClientClosedError)
+"""Errors of the connection: every other request would fail in the same way."""
 
 
-class Watcher:
-    """Is told how it goes, and prints lines; this one shows nothing else."""
+class ProgressView:
+    """Display of progress and output lines; this base class prints lines only."""
 
     def __enter__(self) -> Self:
         return self
@@ -31,95 +31,95 @@ class Watcher:
     ) -> None:
         pass
 
-    def begin(self, order: Order) -> None:
-        """Take in a request that is on its way."""
+    def started(self, request: PreparedRequest) -> None:
+        """Show a request that was submitted."""
 
-    def sign(self, order: Order, sign: Progress) -> None:
-        """Take in a sign of progress."""
+    def progressed(self, request: PreparedRequest, event: Progress) -> None:
+        """Show the progress of a request."""
 
-    def end(self, order: Order, *, good: bool) -> None:
-        """Take in the end of a request."""
+    def ended(self, request: PreparedRequest, *, succeeded: bool) -> None:
+        """Show that a request has ended."""
 
-    def say(self, line: str, *, err: bool = False) -> None:
-        """Print a line, whatever else is shown."""
+    def print_line(self, line: str, *, err: bool = False) -> None:
+        """Print a line to stdout, or stderr if `err`."""
         click.echo(line, err=err)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended: with a result or with an error."""
+    """Outcome of a request: a result or an error."""
 
-    order: Order
+    request: PreparedRequest
     request_id: str
-    """32 hexadecimal digits, as the broker and the worker log it."""
+    """32 hexadecimal digits, as in the logs of broker and worker."""
     result: GenerationResult | None = None
     error: ImagegenError | None = None
 
 
-def draw(
+def run_requests(
     client: Client,
-    orders: Sequence[Order],
-    watcher: Watcher,
+    requests: Sequence[PreparedRequest],
+    view: ProgressView,
     *,
     jobs: int,
     progress: bool = False,
-    keep_preview: Callable[[Progress], object] | None = None,
+    on_preview: Callable[[Progress], object] | None = None,
 ) -> Iterator[Outcome]:
-    """Yield how each request ended, as the answers come, with at most `jobs` on their way.
+    """Yield the outcome of each request in the order of completion, with at most `jobs` unfinished requests.
 
-    `progress` asks for the signs that the watcher is told of, `keep_preview` for such with small pictures.
-    Whatever ends the iteration (Ctrl-C too) cancels what is on its way. Raises `BrokerUnreachableError`,
-    `UnauthorizedError` and `ClientClosedError`, which are about all of them.
+    `progress` requests progress events for the view; `on_preview` is called with events that carry previews.
+    Ending the iteration early (Ctrl-C included) cancels unfinished requests. Raises `BrokerUnreachableError`,
+    `UnauthorizedError` and `ClientClosedError`, which concern all requests.
     """
-    news: queue.SimpleQueue[int] = queue.SimpleQueue()
-    waiting = iter(orders)
-    running: dict[int, tuple[Order, Job]] = {}
-    signs = progress or keep_preview is not None
+    updates: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waiting = iter(requests)
+    running: dict[int, tuple[PreparedRequest, Job]] = {}
+    with_progress = progress or on_preview is not None
     try:
         while True:
-            for order in islice(waiting, jobs - len(running)):
+            for request in islice(waiting, jobs - len(running)):
                 job = client.submit(
-                    order.prompt, progress=signs, preview=keep_preview is not None, **order.options
+                    request.prompt, progress=with_progress, preview=on_preview is not None, **request.options
                 )
-                running[order.index] = order, job
-                watcher.begin(order)
-                _call_on_news(job, order.index, news.put, signs=signs)
+                running[request.index] = request, job
+                view.started(request)
+                _notify(job, request.index, updates.put, with_progress=with_progress)
             if not running:
                 return
-            index = news.get()
+            index = updates.get()
             if index not in running:
                 continue
-            order, job = running[index]
-            for sign in _taken(job) if signs else ():
-                watcher.sign(order, sign)
-                if keep_preview is not None:
-                    keep_preview(sign)
+            request, job = running[index]
+            for event in _read_all(job) if with_progress else ():
+                view.progressed(request, event)
+                if on_preview is not None:
+                    on_preview(event)
             if job.done():
                 del running[index]
-                yield _outcome(order, job)
+                yield _outcome(request, job)
     finally:
         for _, job in running.values():
             job.cancel()
 
 
-def _call_on_news(job: Job, index: int, put: Callable[[int], object], *, signs: bool) -> None:
-    if signs:
-        job.wake_with(lambda: put(index))
-        # For what came before it was asked for.
+def _notify(job: Job, index: int, put: Callable[[int], object], *, with_progress: bool) -> None:
+    if with_progress:
+        job.set_progress_callback(lambda: put(index))
+        # For events that arrived before the callback was set.
         put(index)
     job.add_done_callback(lambda _: put(index))
 
 
-def _taken(job: Job) -> Iterator[Progress]:
-    signs = job.signs()
-    while not signs.empty():
-        if (sign := signs.get()) is not None:
-            yield sign
+def _read_all(job: Job) -> Iterator[Progress]:
+    events = job.progress_queue()
+    while not events.empty():
+        if (event := events.get()) is not None:
+            yield event
 
 
-def _outcome(order: Order, job: Job) -> Outcome:
+def _outcome(request: PreparedRequest, job: Job) -> Outcome:
     error = job.exception()
-    if isinstance(error, _ENDS_ALL):
+    if isinstance(error, _CONNECTION_ERRORS):
         raise error
     result = None if error is not None else job.result()
-    return Outcome(order, job.request_id, result, error)
+    return Outcome(request, job.request_id, result, error)

@@ -1,4 +1,4 @@
-"""`imagegen keygen`: a pair of keys for a broker, a worker or a client."""
+"""`imagegen keygen`: generate a key pair for a broker, a worker or a client."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from imagegen_protocol.keys import KeyFileError, generate
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="FOLDER",
-    help="Where to write them.  [default: here]",
+    help="Folder for the files.  [default: the current folder]",
 )
 def command(name: str, out: Path) -> None:
-    """Make the keys of NAME: NAME.key for the others, NAME.key_secret for nobody else.
+    """Generate a key pair: NAME.key is public, NAME.key_secret must be kept secret.
 
-    The broker is told its own secret key and two folders, with the .key files of the clients and of the workers
-    that may connect. Each client and worker is told its own secret key and the broker's .key file.
+    A broker needs its own secret key and two folders with the .key files of the clients and workers that may
+    connect. Each client and worker needs its own secret key and the broker's .key file.
 
     \b
     Examples:
@@ -29,7 +29,7 @@ def command(name: str, out: Path) -> None:
       imagegen keygen gpu-host-1 --out keys/workers
     """
     if not name or name != Path(name).name or name.startswith("."):
-        raise click.BadParameter(f"expected the name of a file, without a folder, got {name!r}", param_hint="NAME")
+        raise click.BadParameter(f"expected a file name without a folder, got {name!r}", param_hint="NAME")
     try:
         written = generate(out, name)
     except KeyFileError as error:

@@ -1,4 +1,4 @@
-"""`imagegen models`: what the fleet can draw with."""
+"""`imagegen models`: list the models of the fleet."""
 
 import json
 from typing import Unpack
@@ -9,13 +9,15 @@ from imagegen_cli.commands.options import Connection, broker_options, open_clien
 
 
 @click.command("models")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, including the ranges and defaults of each model (takes)."
+)
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
-    """Show the models that the fleet serves, what each takes, and its workers.
+    """List the models that the fleet serves, with default size and steps, and their workers.
 
-    The default is what a request takes that names none. A worker is warm for a model that it has loaded; the
-    others load it first. --json has all that a model takes: `takes`, null until a worker has loaded it.
+    The default model serves requests that name none. A worker is warm for a model that it has loaded; other
+    workers load the model first. In the JSON output, takes is null until a worker has loaded the model.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What the subcommands share: the options that name the brokers, and the completion of models."""
+"""Connection options shared by the subcommands, and completion of model names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Endpoints = tuple[str, ...]
 _COMPLETION_SECONDS = 1.0
 
 
-def _check(context: click.Context, option: click.Parameter, endpoints: Endpoints) -> Endpoints:
+def _check_endpoints(context: click.Context, option: click.Parameter, endpoints: Endpoints) -> Endpoints:
     try:
         for endpoint in endpoints:
             parse_endpoint(endpoint)
@@ -30,7 +30,7 @@ def _check(context: click.Context, option: click.Parameter, endpoints: Endpoints
 
 
 class Connection(TypedDict):
-    """What `broker_options` adds to a command."""
+    """Parameters that `broker_options` adds to a command."""
 
     brokers: Endpoints
     connect_timeout: float
@@ -40,13 +40,13 @@ class Connection(TypedDict):
 
 def broker_options(function: F) -> F:
     """Add `--broker` (as `brokers`), `--connect-timeout`, `--key` and `--broker-key`: see `Connection`."""
-    for option, words in (
-        ("--broker-key", "The broker's .key file, if the broker demands keys."),
-        ("--key", "One's own .key_secret file, if the broker demands keys (imagegen keygen)."),
+    for option, text in (
+        ("--broker-key", "Public key file (.key) of the broker, if it requires keys."),
+        ("--key", "Secret key file (.key_secret) of this client, if the broker requires keys."),
     ):
         variable = "IMAGEGEN_CLIENT_" + option.removeprefix("--").replace("-", "_").upper()
         function = click.option(
-            option, type=click.Path(path_type=Path), envvar=variable, show_envvar=True, metavar="FILE", help=words
+            option, type=click.Path(path_type=Path), envvar=variable, show_envvar=True, metavar="FILE", help=text
         )(function)
     function = click.option(
         "--connect-timeout",
@@ -54,7 +54,7 @@ def broker_options(function: F) -> F:
         default=10.0,
         show_default=True,
         metavar="SECONDS",
-        help="How long to wait for a first sign of a broker.",
+        help="Time limit for the first answer of a broker.",
     )(function)
     return click.option(
         "--broker",
@@ -64,28 +64,28 @@ def broker_options(function: F) -> F:
         show_default=True,
         envvar="IMAGEGEN_FRONTEND",
         show_envvar=True,
-        callback=_check,
+        callback=_check_endpoints,
         metavar="ENDPOINT",
-        help="The broker's frontend. Give it again (in the environment: separate by spaces) for more brokers to "
-        "turn to when one is dead.",
+        help="Frontend endpoint of the broker. Repeat the option (in the environment: separate by spaces) to fail "
+        "over between several brokers.",
     )(function)
 
 
-def complete_model(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
-    """Return the fleet's models that begin so; the broker has a second to answer."""
-    given = context.params.get("brokers") or (DEFAULT_BROKER,)
+def complete_model(context: click.Context, option: click.Parameter, prefix: str) -> list[str]:
+    """Return the fleet's models that begin with `prefix`; none if the broker does not answer in time."""
+    brokers = context.params.get("brokers") or (DEFAULT_BROKER,)
     try:
-        with Client(given, connect_timeout=_COMPLETION_SECONDS) as client:
+        with Client(brokers, connect_timeout=_COMPLETION_SECONDS) as client:
             models: list[str] = client.stats(_COMPLETION_SECONDS).models
     except (ImagegenError, ValueError):
         return []
-    return [model for model in models if model.startswith(begun)]
+    return [model for model in models if model.startswith(prefix)]
 
 
 def open_client(
     connection: Connection, *, retry_overloaded: bool = False, tracer_provider: "TracerProvider | None" = None
 ) -> Client:
-    """Return a client of the brokers; nothing is sent yet. Raises `click.UsageError` for unusable keys."""
+    """Return a client of the brokers, not yet connected. Raises `click.UsageError` for invalid key files."""
     try:
         return Client(
             connection["brokers"],

@@ -16,7 +16,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F], F]:
-    """Return a decorator that adds the options of parameters, in this order; no names: all but the prompt.
+    """Return a decorator that adds the options of parameters, in this request; no names: all but the prompt.
 
     Each option passes its value under the parameter's name; None is the default. `changes`: arguments of
     `click.option` by the name of a parameter, instead of the derived ones.

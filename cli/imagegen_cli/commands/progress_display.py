@@ -1,4 +1,4 @@
-"""How drawing gets on, on a terminal: an overall bar for several requests, and some of those that run."""
+"""Progress bars on a terminal: one for all prompts, and one for each running request."""
 
 import sys
 import threading
@@ -15,130 +15,133 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imagegen_cli.commands.generation import Watcher
-from imagegen_cli.durations import clock, roughly
-from imagegen_cli.prompts import Order
+from imagegen_cli.commands.generation import ProgressView
+from imagegen_cli.durations import format_duration, format_estimate
+from imagegen_cli.prompts import PreparedRequest
 from imagegen_client.progress import Progress
 
 MAX_ROWS = 8
-"""Running requests shown at a time."""
+"""Maximum number of running requests shown."""
 _BAR_WIDTH = 24
 _LABEL_WIDTH = 32
 
 
 @dataclass(slots=True)
-class Running:
-    """A request on its way."""
+class RequestState:
+    """An unfinished request; `since` in seconds of the display's clock."""
 
     prompt: str
     since: float
-    """When it was sent, or, once a worker has begun with it, that."""
-    sign: Progress | None = None
+    """When it was submitted, or when a worker started it."""
+    progress: Progress | None = None
 
     @property
-    def drawn(self) -> bool:
-        """Whether a worker has begun with it."""
-        return self.sign is not None and not is_queued(self.sign)
+    def is_running(self) -> bool:
+        """Whether a worker has started it."""
+        return self.progress is not None and not is_queued(self.progress)
 
 
 @dataclass(slots=True)
-class Board:
-    """What there is to show; times in seconds of one clock."""
+class DisplayState:
+    """Numbers and requests to show; times in seconds of one clock."""
 
     total: int
     started: float
     done: int = 0
     failed: int = 0
-    running: dict[int, Running] = field(default_factory=dict)
+    running: dict[int, RequestState] = field(default_factory=dict)
 
 
-def picture(board: Board, now: float) -> RenderableType:
-    """Return the bars: one for a single request, else the overall one and at most `MAX_ROWS` of those that run."""
+def render(state: DisplayState, now: float) -> RenderableType:
+    """Return one bar for a single request, else an overall bar and at most `MAX_ROWS` running requests."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(max_width=_LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     grid.add_column(width=_BAR_WIDTH)
     for _ in range(3):
         grid.add_column(no_wrap=True, overflow="ellipsis")
-    if board.total == 1:
-        for one in board.running.values():
-            _add(grid, Text(state(one.sign)), one, now, turn(one.sign))
+    if state.total == 1:
+        for one in state.running.values():
+            _add(grid, Text(state_text(one.progress)), one, now, position_text(one.progress))
         return grid
-    _add_overall(grid, board, now)
-    drawn = [one for one in board.running.values() if one.drawn]
-    for one in drawn[:MAX_ROWS]:
-        again = state(one.sign) if one.sign is not None and one.sign.attempt > 1 else ""
+    _add_overall(grid, state, now)
+    running = [one for one in state.running.values() if one.is_running]
+    for one in running[:MAX_ROWS]:
+        again = state_text(one.progress) if one.progress is not None and one.progress.attempt > 1 else ""
         _add(grid, Text(f"  {' '.join(one.prompt.split())}"), one, now, again)
-    if words := ", ".join(_rest(board, len(drawn) - MAX_ROWS)):
-        return Group(grid, Text(f"  {words}", style="dim", no_wrap=True, overflow="ellipsis"))
+    if summary := ", ".join(_summary(state, len(running) - MAX_ROWS)):
+        return Group(grid, Text(f"  {summary}", style="dim", no_wrap=True, overflow="ellipsis"))
     return grid
 
 
-def _rest(board: Board, left_out: int) -> Iterator[str]:
-    """Yield what there is to say of the requests that have no bar."""
+def _summary(state: DisplayState, left_out: int) -> Iterator[str]:
+    """Yield descriptions of the requests without a bar."""
     if left_out > 0:
-        yield f"{left_out} more being drawn"
-    waiting = [one.sign for one in board.running.values() if not one.drawn]
+        yield f"{left_out} more running"
+    waiting = [one.progress for one in state.running.values() if not one.is_running]
     if waiting:
         yield f"{len(waiting)} waiting"
-    placed = [(place, sign) for sign in waiting if sign is not None and (place := sign.place) is not None]
-    if placed:
-        yield f"the first: {turn(min(placed, key=lambda pair: pair[0])[1])}"
+    positions = [(event.place, event) for event in waiting if event is not None and event.place is not None]
+    if positions:
+        yield f"the first: {position_text(min(positions, key=lambda pair: pair[0])[1])}"
 
 
-def _add_overall(grid: Table, board: Board, now: float) -> None:
-    ended = board.done + board.failed
-    elapsed = now - board.started
-    left = f"about {roughly(elapsed / ended * (board.total - ended))} left" if ended else ""
+def _add_overall(grid: Table, state: DisplayState, now: float) -> None:
+    ended = state.done + state.failed
+    elapsed = now - state.started
+    left = f"about {format_estimate(elapsed / ended * (state.total - ended))} left" if ended else ""
     grid.add_row(
         Text("all prompts", style="bold"),
-        ProgressBar(board.total, ended),
-        Text(f"{ended}/{board.total}", style="green"),
-        Text(clock(elapsed), style="yellow"),
-        Text.assemble((f"{board.failed} failed  " if board.failed else "", "red"), (left, "cyan")),
+        ProgressBar(state.total, ended),
+        Text(f"{ended}/{state.total}", style="green"),
+        Text(format_duration(elapsed), style="yellow"),
+        Text.assemble((f"{state.failed} failed  " if state.failed else "", "red"), (left, "cyan")),
     )
 
 
-def _add(grid: Table, label: Text, one: Running, now: float, note: str) -> None:
-    step, steps = (one.sign.step, one.sign.steps) if one.sign is not None else (0, 0)
+def _add(grid: Table, label: Text, one: RequestState, now: float, note: str) -> None:
+    step, steps = (one.progress.step, one.progress.steps) if one.progress is not None else (0, 0)
     bar = ProgressBar(steps, step) if steps else ProgressBar(None, pulse=True, animation_time=now)
     count = Text(f"{step}/{steps}" if steps else "", style="green")
-    grid.add_row(label, bar, count, Text(clock(now - one.since), style="yellow"), Text(note, style="yellow"))
+    grid.add_row(
+        label, bar, count, Text(format_duration(now - one.since), style="yellow"), Text(note, style="yellow")
+    )
 
 
-def state(sign: Progress | None) -> str:
-    """Return in words what a request is doing."""
-    if sign is None or is_queued(sign):
+def state_text(progress: Progress | None) -> str:
+    """Return the state of a request as text."""
+    if progress is None or is_queued(progress):
         return "waiting"
-    return f"drawing, attempt {sign.attempt}" if sign.attempt > 1 else "drawing"
+    return f"running, attempt {progress.attempt}" if progress.attempt > 1 else "running"
 
 
-def is_queued(sign: Progress) -> bool:
-    """Say whether the request still waits at the broker."""
-    return sign.state == "queued"
+def is_queued(progress: Progress) -> bool:
+    """Return whether the request waits at the broker."""
+    return progress.state == "queued"
 
 
-def turn(sign: Progress | None) -> str:
-    """Return when it is the turn of a request that waits; nothing where the broker has not told."""
-    if sign is None or not is_queued(sign) or sign.place is None:
+def position_text(progress: Progress | None) -> str:
+    """Return the queue position and estimated start of a waiting request; "" if unknown."""
+    if progress is None or not is_queued(progress) or progress.place is None:
         return ""
-    seconds = "" if sign.seconds_to_start is None else f", in about {roughly(sign.seconds_to_start)}"
-    return (f"{sign.place} before it" if sign.place else "next") + seconds
+    seconds = progress.seconds_to_start
+    estimate = "" if seconds is None else f", starts in about {format_estimate(seconds)}"
+    return (f"{progress.place} ahead" if progress.place else "next") + estimate
 
 
-class ProgressDisplay(Watcher):
-    """Shows a `Board` on the terminal of stderr while it is entered; `say` prints meanwhile."""
+class ProgressDisplay(ProgressView):
+    """Progress bars on stderr while the context is entered; `print_line` prints above them."""
 
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
-        self.board = Board(total, now())
+        self.state = DisplayState(total, now())
         self._now = now
-        # The picture is drawn by a thread of its own, so that the clocks go on.
+        # Rich renders in a thread of its own, so that the clocks run.
         self._lock = threading.Lock()
         self._live = Live(
-            get_renderable=self._picture,
+            get_renderable=self._render,
             console=Console(stderr=True),
             transient=True,
             refresh_per_second=8,
-            # Redirected, what is meant for a file would go to the terminal.
+            # Redirecting would send output meant for a file to the terminal.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -152,34 +155,34 @@ class ProgressDisplay(Watcher):
     ) -> None:
         self._live.stop()
 
-    def begin(self, order: Order) -> None:
-        """Take in a request that is on its way."""
+    def started(self, request: PreparedRequest) -> None:
+        """Add a request."""
         with self._lock:
-            self.board.running[order.index] = Running(order.prompt, self._now())
+            self.state.running[request.index] = RequestState(request.prompt, self._now())
 
-    def sign(self, order: Order, sign: Progress) -> None:
-        """Take in a sign of progress."""
+    def progressed(self, request: PreparedRequest, event: Progress) -> None:
+        """Update the progress of a request."""
         with self._lock:
-            running = self.board.running[order.index]
-            begun = running.drawn
-            running.sign = sign
-            if running.drawn and not begun:
+            running = self.state.running[request.index]
+            was_running = running.is_running
+            running.progress = event
+            if running.is_running and not was_running:
                 running.since = self._now()
 
-    def end(self, order: Order, *, good: bool) -> None:
-        """Take in the end of a request."""
+    def ended(self, request: PreparedRequest, *, succeeded: bool) -> None:
+        """Remove a request and count its outcome."""
         with self._lock:
-            del self.board.running[order.index]
-            self.board.done += good
-            self.board.failed += not good
+            del self.state.running[request.index]
+            self.state.done += succeeded
+            self.state.failed += not succeeded
 
-    def say(self, line: str, *, err: bool = False) -> None:
-        """Print a line, above the bars where it goes to the terminal too."""
+    def print_line(self, line: str, *, err: bool = False) -> None:
+        """Print a line; on a terminal, above the bars."""
         if err or sys.stdout.isatty():
             self._live.console.print(Text(line), soft_wrap=True)
         else:
             click.echo(line)
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         with self._lock:
-            return picture(self.board, self._now())
+            return render(self.state, self._now())

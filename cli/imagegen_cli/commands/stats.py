@@ -1,4 +1,4 @@
-"""`imagegen stats`: what the broker knows of its fleet."""
+"""`imagegen stats`: print a broker's statistics."""
 
 from typing import Unpack
 
@@ -9,10 +9,15 @@ from imagegen_protocol.statistics import to_json
 
 
 @click.command("stats")
-@click.option("--json", "as_json", is_flag=True, help="All of it as JSON, as the broker's HTTP /stats has it.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print all statistics as JSON, with the fields of the broker's HTTP /stats.",
+)
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
-    """Show the GPUs and their queues.
+    """Print the GPUs with their load, the queue and the totals.
 
     \b
     Examples:

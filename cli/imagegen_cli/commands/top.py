@@ -1,4 +1,4 @@
-"""`imagegen top`: the GPUs, live."""
+"""`imagegen top`: live view of the GPUs."""
 
 import json
 import os
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _PIPE_WIDTH = 200
-_LOST_SECONDS = 2.0
-"""Without an answer for so long, a broker counts as lost, until it answers again."""
-_OTHERS_SECONDS = 0.5
-_KEY_SECONDS = 0.1
+_STATS_TIMEOUT_SECONDS = 2.0
+"""Time limit for an answer, after which a broker is shown as unreachable."""
+_OTHER_BROKERS_SECONDS = 0.5
+"""Further wait for the other brokers after the first answer."""
+_KEY_POLL_SECONDS = 0.1
 
 
 @click.command("top")
@@ -37,17 +38,21 @@ _KEY_SECONDS = 0.1
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look.",
+    help="Seconds between updates.",
 )
-@click.option("--once", is_flag=True, help="Print one table, measured over one interval, and end; so in a pipe.")
-@click.option("--json", "json_once", is_flag=True, help="The same as JSON, and end.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one table, measured over one interval, and exit; the default if stdout is no terminal.",
+)
+@click.option("--json", "json_once", is_flag=True, help="Print one snapshot as JSON and exit.")
 @broker_options
 def command(interval: float, once: bool, json_once: bool, **connection: Unpack[Connection]) -> None:
-    """Watch the GPUs: load, images a second, and how they got on lately. q or Ctrl-C leaves.
+    """Show a live view of the GPUs with load and throughput. Press q or Ctrl-C to exit.
 
-    The bar of the load shows what a GPU runs, what waits there, and what is free; then the queue depth and the
-    capacity. Images a second are counted over the last 10 seconds; the trend shows each look. What has no room
-    on the terminal is left out. With several brokers each is asked; one that is lost comes back by itself.
+    The load bar shows running, waiting and free capacity of a GPU, followed by queue depth and capacity. Images
+    per second cover the last 10 seconds; the trend shows the last updates. Columns that do not fit the terminal
+    are left out. All given brokers are queried; an unreachable one is retried.
 
     \b
     Examples:
@@ -61,10 +66,10 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             for endpoint in dict.fromkeys(connection["brokers"])
         }
         watch = Watch(clients)
-        _first_look(watch, connection)
+        _first_update(watch, connection)
         if json_once or once or not sys.stdout.isatty():
             Event().wait(interval)
-            answers = watch.ask(_LOST_SECONDS)
+            answers = watch.ask(_STATS_TIMEOUT_SECONDS)
             wait(answers.values())
             watch.take(answers)
             if json_once:
@@ -75,16 +80,16 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             _live(watch, interval)
 
 
-def _first_look(watch: Watch, connection: Connection) -> None:
-    """Wait for a first broker, then a little for the others. Raises `BrokerUnreachableError` if none answers."""
-    patience = connection["connect_timeout"]
-    answers = watch.ask(patience)
+def _first_update(watch: Watch, connection: Connection) -> None:
+    """Wait for the first broker, then briefly for the others. Raises `BrokerUnreachableError` if none answers."""
+    timeout = connection["connect_timeout"]
+    answers = watch.ask(timeout)
     wait(answers.values(), return_when=FIRST_COMPLETED)
-    wait(answers.values(), timeout=_OTHERS_SECONDS)
+    wait(answers.values(), timeout=_OTHER_BROKERS_SECONDS)
     watch.take(answers)
     if all(broker.lost_for is not None for broker in watch.now.brokers):
         tried = " or ".join(connection["brokers"])
-        raise BrokerUnreachableError(f"no broker answered at {tried} within {patience:.3g} s")
+        raise BrokerUnreachableError(f"no broker answered at {tried} within {timeout:.3g} s")
 
 
 def _print(watch: Watch) -> None:
@@ -103,51 +108,51 @@ def _live(watch: Watch, interval: float) -> None:
     from imagegen_cli.dashboard.screen import screen
 
     console = Console()
-    hint = f"every {interval:g} s · q leaves"
+    hint = f"every {interval:g} s · q exits"
 
-    def picture() -> RenderableType:
+    def render() -> RenderableType:
         width, height = console.size
         return screen(watch.before, watch.now, watch.trends, width=width, height=height, hint=hint)
 
-    live = Live(get_renderable=picture, console=console, screen=True, auto_refresh=False)
-    with suppress(KeyboardInterrupt), _keys() as left, live:
-        while not _rest(interval, left, live):
-            answers = watch.ask(_LOST_SECONDS)
-            while wait(answers.values(), timeout=_KEY_SECONDS).not_done:
-                if left(0):
+    live = Live(get_renderable=render, console=console, screen=True, auto_refresh=False)
+    with suppress(KeyboardInterrupt), _quit_keys() as quit_pressed, live:
+        while not _show(interval, quit_pressed, live):
+            answers = watch.ask(_STATS_TIMEOUT_SECONDS)
+            while wait(answers.values(), timeout=_KEY_POLL_SECONDS).not_done:
+                if quit_pressed(0):
                     return
             watch.take(answers)
 
 
-def _rest(seconds: float, left: Callable[[float], bool], live: "Live") -> bool:
-    """Show the picture until it is time for the next, again when the window changes; return whether to leave."""
+def _show(seconds: float, quit_pressed: Callable[[float], bool], live: "Live") -> bool:
+    """Show the view for `seconds`, redrawn when the window changes; return whether to quit."""
     end = time.monotonic() + seconds
     size = None
     while (rest := end - time.monotonic()) > 0:
         if live.console.size != size:
             size = live.console.size
             live.refresh()
-        if left(min(rest, _KEY_SECONDS)):
+        if quit_pressed(min(rest, _KEY_POLL_SECONDS)):
             return True
     return False
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """Yield what waits so many seconds for a `q`, and says whether it came."""
+def _quit_keys() -> Iterator[Callable[[float], bool]]:
+    """Yield a function that waits at most so many seconds for the key q and returns whether it was pressed."""
     if not sys.stdin.isatty():
         yield lambda seconds: Event().wait(seconds)
         return
     keyboard = sys.stdin.fileno()
-    usual = termios.tcgetattr(keyboard)
+    settings = termios.tcgetattr(keyboard)
     tty.setcbreak(keyboard)
 
-    def left(seconds: float) -> bool:
+    def quit_pressed(seconds: float) -> bool:
         ready, _, _ = select.select([keyboard], [], [], seconds)
-        # Nothing to read though it is ready: the terminal has gone.
+        # Ready without data: the terminal is closed.
         return bool(ready) and ((keys := os.read(keyboard, 64)) == b"" or b"q" in keys.lower())
 
     try:
-        yield left
+        yield quit_pressed
     finally:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, usual)
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, settings)

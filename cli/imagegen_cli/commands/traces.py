@@ -1,4 +1,4 @@
-"""The spans of a command."""
+"""OpenTelemetry spans of a command."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def traces_to(endpoint: str | None) -> "Iterator[TracerProvider | None]":
-    """Yield a provider that posts spans to a collector, and send the remaining ones at the end; None for None.
+    """Yield a provider that exports spans to a collector, and flush it at the end; None without an endpoint.
 
-    Raises `click.UsageError` for a wrong URL, and if the libraries are not installed.
+    Raises `click.UsageError` for an invalid URL, and if OpenTelemetry is not installed.
     """
     if endpoint is None:
         yield None

@@ -1,4 +1,4 @@
-"""`imagegen up`: a whole fleet on this machine, in the foreground, by the commands of its daemons."""
+"""`imagegen up`: run a fleet on this machine in the foreground, with the daemons as child processes."""
 
 import ctypes
 import os
@@ -16,32 +16,36 @@ from types import FrameType
 import click
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_MILLISECONDS = 500
-_PATIENCE_SECONDS = 60.0
-"""How long a daemon may take to end, a worker that drains too, before it is killed."""
-_TELLING = (2, 71, 78)
-"""Exit statuses that say what is wrong: a setting, an address that is taken, or a model that can't be loaded."""
+_POLL_MILLISECONDS = 500
+_STOP_TIMEOUT_SECONDS = 60.0
+"""Time limit for a daemon to stop, including the draining of workers, before it is killed."""
+_PASSED_STATUSES = (2, 71, 78)
+"""Exit statuses passed on: invalid setting, address in use, model that cannot be loaded."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _CONFIG = click.Path(path_type=Path, dir_okay=False)
 
 
-class EndedError(Exception):
-    """A daemon ended by itself."""
+class DaemonExitedError(Exception):
+    """A daemon exited by itself."""
 
     def __init__(self, name: str, status: int) -> None:
-        super().__init__(f"{name} ended with status {status}; its lines above say why")
+        super().__init__(f"{name} exited with status {status}; see its log lines above")
         self.status = status
 
 
 @click.command("up")
-@click.option("--http", metavar="HOST:PORT", help="Where the gateway serves.  [default: 127.0.0.1:8000]")
+@click.option("--http", metavar="HOST:PORT", help="Address of the gateway.  [default: 127.0.0.1:8000]")
 @click.option(
-    "--model", "models", multiple=True, metavar="NAME", help="What the workers serve; see imagegen-worker."
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="Model of the workers, as for imagegen-worker; may be given several times.",
 )
-@click.option("--broker-config", type=_CONFIG, metavar="FILE", help="Settings of the broker.")
-@click.option("--worker-config", type=_CONFIG, metavar="FILE", help="Settings of the workers.")
-@click.option("--gateway-config", type=_CONFIG, metavar="FILE", help="Settings of the gateway.")
+@click.option("--broker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the broker.")
+@click.option("--worker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the workers.")
+@click.option("--gateway-config", type=_CONFIG, metavar="FILE", help="Configuration file of the gateway.")
 @click.argument("worker_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER-OPTIONS]")
 def command(
     http: str | None,
@@ -51,10 +55,11 @@ def command(
     gateway_config: Path | None,
     worker_options: tuple[str, ...],
 ) -> None:
-    """Start a broker, a worker for each GPU and the gateway on this machine; Ctrl-C ends them all.
+    """Run a broker, a worker for each GPU and the gateway on this machine until Ctrl-C.
 
-    Each is its own command (imagegen-broker, imagegen-worker, imagegen-gateway), with the settings that its file
-    and its environment give. If one of them ends, so do the others. A second Ctrl-C doesn't wait for what runs.
+    Starts imagegen-broker, imagegen-worker and imagegen-gateway with the settings of their configuration files
+    and environment variables. If one of them exits, the others are stopped. Ctrl-C waits for running requests; a
+    second Ctrl-C does not.
 
     \b
     Examples:
@@ -62,29 +67,30 @@ def command(
       imagegen up --model /srv/models/sdxl --http 127.0.0.1:9000
       imagegen up -- --backend simulated --gpu 0,1
     """
-    broker = ["imagegen-broker", *_given("--config", broker_config)]
-    worker = ["imagegen-worker", *_given("--config", worker_config)]
+    broker = ["imagegen-broker", *_option("--config", broker_config)]
+    worker = ["imagegen-worker", *_option("--config", worker_config)]
     worker += [word for model in models for word in ("--model", model)]
-    gateway = ["imagegen-gateway", *_given("--config", gateway_config), *_given("--http", http)]
+    gateway = ["imagegen-gateway", *_option("--config", gateway_config), *_option("--http", http)]
     for words in (broker, worker, gateway):
         words[0] = _find(words[0])
     context = click.get_current_context()
     try:
-        with _ending_signals(), _Daemons() as daemons:
-            said = _said(daemons.start("broker", broker, listen=True))
-            daemons.start("workers", [*worker, "--broker", said["backend"], *worker_options])
-            url = _said(daemons.start("gateway", [*gateway, "--broker", said["frontend"]], listen=True))["http"]
-            click.echo(f"the gateway serves at {url}; the workers get ready ...")
+        with _interrupt_on_signals(), _Daemons() as daemons:
+            listening = _parse_fields(daemons.start("broker", broker, listen=True))
+            daemons.start("workers", [*worker, "--broker", listening["backend"], *worker_options])
+            started = daemons.start("gateway", [*gateway, "--broker", listening["frontend"]], listen=True)
+            url = _parse_fields(started)["http"]
+            click.echo(f"gateway listening on {url}; waiting for workers ...")
             daemons.watch(url)
-    except EndedError as error:
+    except DaemonExitedError as error:
         click.echo(f"error: {error}", err=True)
-        context.exit(error.status if error.status in _TELLING else 1)
+        context.exit(error.status if error.status in _PASSED_STATUSES else 1)
     except KeyboardInterrupt:
-        click.echo("ended")
+        click.echo("stopped")
 
 
 class _Daemons:
-    """Child processes, out of the terminal's Ctrl-C; leaving the context ends them, the last first."""
+    """Child processes in their own sessions, so Ctrl-C does not reach them; leaving the context stops them."""
 
     def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
@@ -93,14 +99,14 @@ class _Daemons:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The gateway has requests at the broker, which passes on the answers of the workers.
+        # In this order: the gateway waits for its requests, and the broker passes on their results.
         names = [name for name in ("gateway", "workers", "broker") if name in self._processes]
         try:
             for name in names:
                 self._processes[name].terminate()
-                self._processes[name].wait(_PATIENCE_SECONDS)
+                self._processes[name].wait(_STOP_TIMEOUT_SECONDS)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            click.echo("killed what had not ended", err=True)
+            click.echo("killed the remaining daemons", err=True)
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -109,7 +115,7 @@ class _Daemons:
                     process.stdout.close()
 
     def start(self, name: str, words: Sequence[str], *, listen: bool = False) -> str:
-        """Start a daemon; with `listen` return the line with which it says that it serves. Raises `EndedError`."""
+        """Start a daemon; with `listen` return its line with the addresses. Raises `DaemonExitedError`."""
         process = self._processes[name] = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -120,44 +126,44 @@ class _Daemons:
         )
         if not listen:
             return ""
-        assert process.stdout is not None, "it was asked for"
+        assert process.stdout is not None, "stdout is a pipe"
         line = process.stdout.readline()
         if not line:
-            raise EndedError(name, process.wait())
+            raise DaemonExitedError(name, process.wait())
         return line
 
     def watch(self, url: str) -> None:
-        """Wait until one of them ends, and raise `EndedError`; on the way say when images can be made."""
+        """Wait until a daemon exits, then raise `DaemonExitedError`; print when the gateway is ready."""
         poller = select.poll()
         watched = {os.pidfd_open(process.pid): name for name, process in self._processes.items()}
         try:
             for descriptor in watched:
                 poller.register(descriptor, select.POLLIN)
             ready = False
-            while not (ended := poller.poll(None if ready else _LOOK_MILLISECONDS)):
+            while not (exited := poller.poll(None if ready else _POLL_MILLISECONDS)):
                 if ready := _is_ready(url):
                     click.echo(f"ready: {url}")
-            name = watched[ended[0][0]]
-            raise EndedError(name, self._processes[name].wait())
+            name = watched[exited[0][0]]
+            raise DaemonExitedError(name, self._processes[name].wait())
         finally:
             for descriptor in watched:
                 os.close(descriptor)
 
 
-def _said(line: str) -> dict[str, str]:
+def _parse_fields(line: str) -> dict[str, str]:
     return dict(part.split("=", 1) for part in line.split())
 
 
-def _given(option: str, value: object) -> list[str]:
+def _option(option: str, value: object) -> list[str]:
     return [] if value is None else [option, str(value)]
 
 
 def _find(name: str) -> str:
-    """Return the path of a command: beside this one, or where the shell finds it."""
+    """Return the path of a command: next to this one, or on the PATH. Raises `click.UsageError`."""
     beside = Path(sys.argv[0]).resolve().with_name(name)
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
-        raise click.UsageError(f"{name} is not installed here; install imagegen-fleet[broker,worker,gateway]")
+        raise click.UsageError(f"{name} is not installed; install imagegen-fleet[broker,worker,gateway]")
     return found
 
 
@@ -172,15 +178,15 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _ending_signals() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, and SIGINT also where a shell has it ignored."""
+def _interrupt_on_signals() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` on SIGTERM and SIGINT, even if a shell started the command with SIGINT ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    usual = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in usual.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""What `imagegen top` shows: pure functions of two looks at the fleet."""
+"""Rendering of `imagegen top`: pure functions of two snapshots of the fleet."""

@@ -1,4 +1,4 @@
-"""The columns of the table of GPUs: what is in them, and which of them have room."""
+"""Columns of the GPU table, and the choice of those that fit the terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from imagegen_cli.dashboard.marks import load_bar, sparkline
+from imagegen_cli.dashboard.charts import load_bar, sparkline
 from imagegen_protocol.statistics import GpuStatistics
 
 STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red", "gone": "red"}
@@ -16,64 +16,64 @@ _TREND_WIDTH = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """What a line of the table is about."""
+class GpuRow:
+    """One row of the table."""
 
     row: GpuStatistics
     rate: float | None
-    """Images a second."""
+    """Images per second; None if unknown."""
     trend: Sequence[float]
     most: float
-    """The highest of all trends, so that they can be compared."""
-    gone: bool = False
-    unheard: bool = False
-    """Its broker is lost."""
+    """Maximum of all trends, their common scale."""
+    removed: bool = False
+    stale: bool = False
+    """Known only from unreachable brokers."""
 
     @property
     def state(self) -> str:
-        """What the broker says of it."""
-        if self.gone:
+        """State to show."""
+        if self.removed:
             return "gone"
-        return "no news" if self.unheard else self.row.state
+        return "stale" if self.stale else self.row.state
 
     def text(self, name: str, form: str = "") -> Text:
-        """Return a number or a name of the statistics; a dash for None."""
+        """Return a field of the statistics as text; a dash for None."""
         value = getattr(self.row, name)
         return Text("-" if value is None else format(value, form))
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; those of a higher `rank` go first where there is no room."""
+    """A column; where the terminal is too narrow, columns of the highest `rank` are dropped first."""
 
     title: str
     rank: int
-    cell: Callable[[Gpu], Text]
+    cell: Callable[[GpuRow], Text]
     is_number: bool = False
     cut_to: int | None = None
-    """A name that is longer may be cut, to no less than this."""
+    """Minimum width of longer names, which may be cut."""
 
     def width(self, cells: Sequence[Text]) -> int:
-        """Return the cells that it needs at least."""
+        """Return the minimum width in cells."""
         longest = max((cell.cell_len for cell in cells), default=0)
         return max(cell_len(self.title), longest if self.cut_to is None else min(longest, self.cut_to))
 
 
-def _load(gpu: Gpu) -> Text:
-    if gpu.gone:
+def _load(gpu: GpuRow) -> Text:
+    if gpu.removed:
         return Text("-")
     depth, capacity = gpu.row.current_queue_depth, gpu.row.capacity
     bar = load_bar(gpu.row.running, depth, capacity, _BAR_WIDTH)
     return bar.append(f" {depth}/{capacity}", style="")
 
 
-def _models(gpu: Gpu) -> Text:
+def _models(gpu: GpuRow) -> Text:
     models = gpu.row.models
     more = f" +{len(models) - 1}" if len(models) > 1 else ""
     return Text(f"{models[0]}{more}" if models else "-")
 
 
-def _failed(gpu: Gpu) -> Text:
+def _failed(gpu: GpuRow) -> Text:
     text = gpu.text("total_failed")
     text.stylize("red" if gpu.row.total_failed else "")
     return text
@@ -87,7 +87,7 @@ COLUMNS = (
     Column("model", 3, _models, cut_to=14),
     Column("state", 0, lambda gpu: Text(f"● {gpu.state}", style=STATE_STYLES.get(gpu.state, ""))),
     Column("load", 0, _load),
-    Column("run", 6, lambda gpu: Text("-") if gpu.gone else gpu.text("running"), is_number=True),
+    Column("run", 6, lambda gpu: Text("-") if gpu.removed else gpu.text("running"), is_number=True),
     Column("img/s", 0, lambda gpu: Text("-" if gpu.rate is None else f"{gpu.rate:.2f}"), is_number=True),
     Column("trend", 1, lambda gpu: Text(sparkline(gpu.trend, gpu.most, _TREND_WIDTH), style="cyan")),
     Column("batch", 8, lambda gpu: gpu.text("avg_batch_size", ".1f"), is_number=True),
@@ -97,13 +97,13 @@ COLUMNS = (
 )
 
 
-def fitting(gpus: Sequence[Gpu], width: int) -> list[tuple[Column, list[Text]]]:
-    """Return the columns that have room side by side, with their cells."""
-    made = [(column, [column.cell(gpu) for gpu in gpus]) for column in COLUMNS]
-    widths = {column.title: column.width(cells) for column, cells in made}
-    kept = list(COLUMNS)
+def select_columns(gpus: Sequence[GpuRow], width: int) -> list[tuple[Column, list[Text]]]:
+    """Return the columns that fit into `width` cells, with their contents."""
+    filled = [(column, [column.cell(gpu) for gpu in gpus]) for column in COLUMNS]
+    widths = {column.title: column.width(cells) for column, cells in filled}
+    selected = list(COLUMNS)
     for column in sorted(COLUMNS, key=lambda column: -column.rank):
-        if sum(widths[one.title] for one in kept) + GAP * (len(kept) - 1) <= width or not column.rank:
+        if sum(widths[one.title] for one in selected) + GAP * (len(selected) - 1) <= width or not column.rank:
             break
-        kept.remove(column)
-    return [(column, cells) for column, cells in made if column in kept]
+        selected.remove(column)
+    return [(column, cells) for column, cells in filled if column in selected]

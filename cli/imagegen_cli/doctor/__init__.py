@@ -1,1 +1,1 @@
-"""`imagegen doctor`: `asking.py` and `looking.py` gather facts, and pure checks judge them."""
+"""`imagegen doctor`: the probes gather facts, and pure checks turn them into findings."""

@@ -1,69 +1,69 @@
-"""What makes images. A backend lives on the device thread and is called from nowhere else."""
+"""The interface of the backends, which run models. A backend is called on the device thread only."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sketch = Callable[[], "Image"]
-"""Draws a small picture of what there is of an image so far. Called at most once, on any thread."""
+"""Returns a preview of an unfinished image. Called at most once, on any thread."""
 
 
 class OnStep(Protocol):
-    """Called after each denoising step; raises `StoppedError` if nobody wants the rest."""
+    """Called after each denoising step; raises `StoppedError` if all requests of the call were cancelled."""
 
     def __call__(self, step: int, steps: int, sketches: "Sequence[Sketch | None]" = ()) -> None:
-        """Take a step of `steps`; `sketches` has one for each row, or None, or is empty."""
+        """Report step `step` of `steps`; `sketches` has a preview or None for each row, or is empty."""
 
 
-def nobody_watches(step: int, steps: int, sketches: "Sequence[Sketch | None]" = ()) -> None:
-    """An `OnStep` that takes no notice."""
+def ignore_steps(step: int, steps: int, sketches: "Sequence[Sketch | None]" = ()) -> None:
+    """Implement `OnStep` and do nothing."""
 
 
 CONFIG_STATUS = 78
-"""The exit status of a worker that its settings keep from starting (EX_CONFIG): to be started again is no help."""
+"""Exit status of a worker that cannot start with its settings (EX_CONFIG); a restart does not help."""
 
 
 class StartError(Exception):
-    """The worker can't start; the message says why in one line. `status`: what the process ends with."""
+    """The worker cannot start; the message is one line. `status`: the exit status of the process."""
 
     status = CONFIG_STATUS
 
 
-class NotNowError(StartError):
-    """The worker can't start now, but may later: a port is taken, or memory."""
+class TemporaryStartError(StartError):
+    """The worker cannot start now but may later: a port or memory is in use."""
 
     status = 1
 
 
 class DeviceMemoryError(Exception):
-    """The rows do not fit on the device together; fewer may."""
+    """The rows do not fit into device memory together; fewer rows may."""
 
 
 class DeviceLostError(Exception):
-    """The device can't be used any more by this process; only a new process helps."""
+    """The device is unusable for this process; a new process may work."""
 
 
 class StoppedError(Exception):
-    """Raised by `on_step`: nobody wants the images of this call any more."""
+    """Raised by `on_step`: all requests of the call were cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image to make: a request and one of its seeds. `preview`: `on_step` is to have a sketch, if it can."""
+    """One image to generate: a request and one of its seeds. `preview`: pass previews to `on_step` if possible."""
 
     request: ResolvedRequest
     seed: int
     preview: bool = False
 
 
-class Maker(Protocol):
-    """What makes images by whole calls."""
+class ImageGenerator(Protocol):
+    """Generates images, one call for a batch."""
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -78,22 +78,22 @@ class Maker(Protocol):
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Generate one image for each row; the requests of several rows have the same `call_key`.
 
-        Raises `DeviceMemoryError` and `DeviceLostError`; passes what `on_step` raises on; anything else that it
-        raises is taken for the fault of a request.
+        Raises `DeviceMemoryError`, `DeviceLostError` and the exceptions of `on_step`; any other exception counts
+        as caused by a request.
         """
 
 
-class Backend(Maker, Protocol):
-    """A model, or what acts like one: loaded before it makes images."""
+class Backend(ImageGenerator, Protocol):
+    """A model that is loaded before it generates images."""
 
-    def weigh(self) -> int:
-        """Return the bytes that the model takes when it is loaded. Raises `StartError` if it can't be."""
+    def size_bytes(self) -> int:
+        """Return the bytes that the loaded model takes. Raises `StartError` if it cannot be loaded."""
 
     def load(self) -> Model:
         """Load the model. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
 
-    def warm_up(self) -> Warm:
-        """Load the model and make a first image; return what brokers are to know."""
+    def warm_up(self) -> EngineReady:
+        """Load the model, generate a first image, and return what READY reports."""
 
     def close(self) -> None:
-        """Free the device."""
+        """Free the memory of the device."""

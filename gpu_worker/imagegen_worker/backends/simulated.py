@@ -1,14 +1,14 @@
-"""A backend without a model: a cost model in seconds, small real images, and faults on demand.
+"""A backend without a model: small real images, a cost model in seconds, and injected faults.
 
-Making n images takes `batch_seconds + n * image_seconds`. The faults, each given as `KIND:VALUE`:
+A call with n images takes `batch_seconds + n * image_seconds`. A fault is given as `KIND:VALUE`:
 
 - `slow:FACTOR`      everything takes FACTOR times as long
-- `oom:N`            more than N images in one call do not fit on the device
-- `error-on:WORD`    a prompt with WORD in it makes the call raise
-- `crash-on:WORD`    a prompt with WORD in it ends the process, half way through the call
-- `crash-after:N`    the process ends half way through the call after the Nth good one
-- `hang-on:WORD`     a prompt with WORD in it stops the device thread for ever (heartbeats go on)
-- `hang-after:N`     the device thread stops for ever in the call after the Nth good one
+- `oom:N`            a call with more than N images runs out of memory
+- `error-on:WORD`    a call with WORD in a prompt raises
+- `crash-on:WORD`    a call with WORD in a prompt ends the process half way through
+- `crash-after:N`    the call after N successful ones ends the process half way through
+- `hang-on:WORD`     a call with WORD in a prompt blocks the device thread forever; heartbeats continue
+- `hang-after:N`     the call after N successful ones blocks the device thread forever
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imagegen_worker.backends import DeviceMemoryError, OnStep, Row, Sketch
 from imagegen_worker.core.capabilities import TaskCapabilities
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
 
 CRASH_STATUS = 70
-"""The exit status of a scripted crash."""
+"""Exit status of an injected crash."""
 MODEL_BYTES = 2**30
-"""What each model takes of `--model-memory`."""
+"""Bytes of `--model-memory` that each model takes."""
 MODEL = Model(
     name="simulated",
     num_inference_steps=20,
@@ -47,7 +47,7 @@ MODEL = Model(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong, and when; None means never."""
+    """The injected faults; None: disabled."""
 
     slow: float = 1.0
     oom: int | None = None
@@ -59,7 +59,7 @@ class Faults:
 
 
 def parse_faults(specs: Sequence[str]) -> Faults:
-    """Return the faults that `KIND:VALUE` texts ask for. Raises ValueError that says what is right."""
+    """Parse `KIND:VALUE` texts. Raises ValueError, which lists the valid kinds."""
     found: dict[str, float | int | str] = {}
     kinds: dict[str, type[float] | type[int] | type[str]] = {
         "slow": float,
@@ -73,19 +73,19 @@ def parse_faults(specs: Sequence[str]) -> Faults:
     for spec in specs:
         kind, _, value = spec.partition(":")
         if kind not in kinds or not value:
-            raise ValueError(f"{spec!r} is none of {', '.join(f'{kind}:VALUE' for kind in kinds)}")
+            raise ValueError(f"expected one of {', '.join(f'{kind}:VALUE' for kind in kinds)}, got {spec!r}")
         try:
             parsed = kinds[kind](value)
         except ValueError as error:
             raise ValueError(f"{spec!r}: {value!r} is not a number") from error
         if isinstance(parsed, float | int) and not 0 <= parsed < float("inf"):
-            raise ValueError(f"{spec!r}: the number must be 0 or more")
+            raise ValueError(f"{spec!r}: the number must be at least 0")
         found[kind.replace("-", "_")] = parsed
     return Faults(**found)  # type: ignore[arg-type]  # each kind was parsed to its field's type
 
 
 class SimulatedBackend:
-    """Implements `Backend` with a cost model. `sleep` and `clock` are in seconds."""
+    """Implements `Backend` with a cost model. `sleep` and `clock` use seconds."""
 
     def __init__(
         self,
@@ -111,86 +111,85 @@ class SimulatedBackend:
         self._clock = clock
         self._sleep = sleep
         self._crash = crash
-        self._good_calls = 0
+        self._completed_calls = 0
 
     @property
     def seconds_per_image(self) -> float:
         """Time of one image in a full batch, by the cost model."""
         return self._image_seconds + self._batch_seconds / self._max_batch_size
 
-    def weigh(self) -> int:
-        """Return what a simulated model is taken to need."""
+    def size_bytes(self) -> int:
+        """Return the assumed size of a simulated model."""
         return MODEL_BYTES
 
     def load(self) -> Model:
-        """Take the time that loading costs."""
+        """Wait for the time that loading costs."""
         self._wait_until(self._clock() + self._load_seconds)
         return replace(MODEL, name=self._model)
 
-    def warm_up(self) -> Warm:
-        """Take the time that loading costs; return what brokers are to know."""
-        return Warm((self.load(),), "simulated", self.seconds_per_image)
+    def warm_up(self) -> EngineReady:
+        """Wait for the time that loading costs; return what READY reports."""
+        return EngineReady((self.load(),), "simulated", self.seconds_per_image)
 
     def call_key(self, request: ResolvedRequest) -> Hashable:
         """Return the batch key: what is simulated depends on nothing else in a call."""
         return request.batch_key
 
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
-        """Take the time that the cost model says, and draw; faults as asked for."""
+        """Wait for the time of the cost model and draw the images; inject the faults."""
         due = self._clock() + self._batch_seconds + len(rows) * self._image_seconds
         faults = self._faults
         if faults.oom is not None and len(rows) > faults.oom:
-            raise DeviceMemoryError(f"{len(rows)} images, {faults.oom} fit")
+            raise DeviceMemoryError(f"{len(rows)} images do not fit, {faults.oom} do")
         prompts = [row.request.prompt for row in rows]
-        crashes = _strikes(faults.crash_on, faults.crash_after, prompts, self._good_calls)
-        hangs = _strikes(faults.hang_on, faults.hang_after, prompts, self._good_calls)
-        # Drawing comes first and is part of the time, so that the total is exact.
+        crashes = _matches(faults.crash_on, faults.crash_after, prompts, self._completed_calls)
+        hangs = _matches(faults.hang_on, faults.hang_after, prompts, self._completed_calls)
+        # The time of drawing is part of the total.
         images = [draw(row, self._worker) for row in rows]
         sketches = [_sketches(rows, images)] if any(row.preview for row in rows) else []
-        begun = self._clock()
+        started = self._clock()
         steps = rows[0].request.num_inference_steps
         for step in range(1, steps + 1):
-            self._wait_until(begun + (due - begun) * step / steps)
+            self._wait_until(started + (due - started) * step / steps)
             if 2 * step > steps:
                 if crashes:
                     self._crash(CRASH_STATUS)
                 if hangs:
                     threading.Event().wait()
-                if _strikes(faults.error_on, None, prompts, self._good_calls):
-                    raise RuntimeError(f"the prompt has the word {faults.error_on!r} in it")
+                if _matches(faults.error_on, None, prompts, self._completed_calls):
+                    raise RuntimeError(f"a prompt contains {faults.error_on!r}")
             on_step(step, steps, *sketches)
-        self._good_calls += 1
+        self._completed_calls += 1
         return images
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Do nothing."""
 
     def _wait_until(self, due: float) -> None:
-        left = due - self._clock()
-        if left > 0:
-            self._sleep(left)
+        if (seconds := due - self._clock()) > 0:
+            self._sleep(seconds)
 
 
 def _sketches(rows: list[Row], images: list[Image.Image]) -> list[Sketch | None]:
     return [image.copy if row.preview else None for row, image in zip(rows, images, strict=True)]
 
 
-def _strikes(word: str | None, after: int | None, prompts: list[str], good_calls: int) -> bool:
+def _matches(word: str | None, after: int | None, prompts: list[str], completed_calls: int) -> bool:
     named = word is not None and any(word in prompt for prompt in prompts)
-    return named or (after is not None and good_calls >= after)
+    return named or (after is not None and completed_calls >= after)
 
 
 def draw(row: Row, worker: str) -> Image.Image:
-    """Return an image that shows prompt, seed and worker; nothing but these, the size and the task decides it.
+    """Return an image that shows prompt, seed and worker; it depends on nothing else but size and task.
 
-    The worker's name stands in the last line and nowhere else.
+    The last line shows the worker's name, which changes no other part of the image.
     """
     request = row.request
     digest = hashlib.sha256(f"{request.prompt}\0{row.seed}".encode("utf-8", "surrogatepass")).digest()
     background = tuple(value // 3 for value in digest[:3])
     image = Image.new("RGB", (request.width, request.height), background)
     canvas = ImageDraw.Draw(image)
-    for index in range(3):  # a few shapes, so that two seeds look different at a glance
+    for index in range(3):  # shapes that distinguish seeds
         at = digest[4 + 4 * index : 8 + 4 * index]
         centre = (at[0] * request.width // 256, at[1] * request.height // 256)
         radius = max(2, (32 + at[2] // 2) * min(request.width, request.height) // 512)
@@ -198,9 +197,9 @@ def draw(row: Row, worker: str) -> Image.Image:
     size = max(8, min(request.width, request.height) // 16)
     font = ImageFont.load_default(size)
     letters = max(4, 2 * request.width // size - 2)
-    room = max(1, (request.height - 3 * size) // (size + 4))
+    max_lines = max(1, (request.height - 3 * size) // (size + 4))
     task = [] if request.image is None else [request.task]
-    lines = [*textwrap.wrap(request.prompt[: letters * room], letters)[:room], *task, f"seed {row.seed}"]
+    lines = [*textwrap.wrap(request.prompt[: letters * max_lines], letters)[:max_lines], *task, f"seed {row.seed}"]
     canvas.multiline_text((size // 2, size // 2), "\n".join(lines), fill="white", font=font)
     canvas.text((size // 2, request.height - size - size // 2), worker, fill="white", font=font)
     return image

@@ -1,1 +1,1 @@
-"""The worker's decisions, without sockets, clock, threads or model libraries."""
+"""The worker's state machine: events in, actions out. No sockets, clock, threads or model libraries."""

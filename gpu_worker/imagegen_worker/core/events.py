@@ -1,7 +1,7 @@
-"""What the core is told, and what it asks for.
+"""Events that the worker's core handles, commands to the engine, and the actions that the core returns.
 
-Jobs go by a number of their own on the way to the engine and back: an id may be released and come again, and an
-event about the first must not be taken for one about the second.
+A request on its way through the engine is a job with a number of its own: a request id may be released and sent
+again, and events of the first job must not be applied to the second one.
 """
 
 from dataclasses import dataclass, field
@@ -11,41 +11,46 @@ from imagegen_protocol import GenerationRequest, ProtocolError
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
 from imagegen_worker.core.model import Model, ResolvedRequest
 
-# ---- events: from the sockets ------------------------------------------------------------------------------
+# ---- events of the shell; `broker` is the index of a configured broker ----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message came from the broker on this link; `frames` are those behind the header."""
+    """A broker sent a message; `frames` are the frames after the header."""
 
-    link: int
+    broker: int
     message: BrokerToWorker
     frames: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Something that is no message came from the broker on this link."""
+    """A broker sent frames that are not a valid message."""
 
-    link: int
+    broker: int
     error: ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
 class DrainRequested:
-    """Take no more, finish what runs, leave."""
+    """The worker must accept no more requests, finish the running ones and exit."""
 
     reason: str
 
 
-# ---- events: from the engine -------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: do what has become due."""
+
+
+# ---- events of the engine --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Warm:
-    """The worker can begin: these models are loaded. `seconds_per_image` is None while unknown.
+class EngineReady:
+    """The engine has started, with these models loaded. `seconds_per_image` is None while unknown.
 
-    `served` has the names of all that it serves, the default first; empty: those of the loaded ones.
+    `served` has the names of all served models, the default first; empty: those of the loaded ones.
     """
 
     models: tuple[Model, ...]
@@ -55,40 +60,40 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """A model that is fetched or loaded takes the device up. `warm`: those that are loaded, or about to be."""
+class ModelLoading:
+    """The device fetches or loads a model. `loaded`: names of the models that are loaded or being loaded."""
 
     name: str
-    warm: tuple[str, ...]
+    loaded: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model was loaded; `warm` are all that are now."""
+class ModelLoaded:
+    """A model was loaded. `loaded`: names of all loaded models."""
 
     model: Model
-    warm: tuple[str, ...]
+    loaded: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class LoadFailed:
-    """A model can't be loaded, and its jobs are forgotten; `warm` are those that are loaded."""
+class ModelLoadFailed:
+    """A model could not be loaded; the engine has discarded its jobs. `loaded`: names of all loaded models."""
 
     name: str
     message: str
-    warm: tuple[str, ...]
+    loaded: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """These jobs have begun, as one batch."""
+    """These jobs have started, as one batch."""
 
     numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """These jobs have made `step` of `steps` denoising steps."""
+    """These jobs have completed `step` of `steps` denoising steps."""
 
     numbers: tuple[int, ...]
     step: int
@@ -97,7 +102,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """A small picture, encoded, of what the first image of a job looks like so far."""
+    """An encoded preview of the first image of a job."""
 
     number: int
     image: bytes
@@ -105,7 +110,7 @@ class Previewed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The images of a job, encoded. Seconds of wall time; `batch_size` in requests."""
+    """The encoded images of a job. Seconds of wall time; `batch_size` in requests."""
 
     number: int
     images: tuple[bytes, ...]
@@ -118,7 +123,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A job ended in an error; `code` is one of the wire's."""
+    """A job failed; `code` is an error code of the protocol."""
 
     number: int
     code: str
@@ -127,13 +132,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallDone:
-    """One call of the backend went well: `requests` shared it, `images` came out, in `seconds`.
+    """A call of the backend succeeded: `requests` shared it, and it produced `images` in `seconds`.
 
-    With continuous batching a call is one forward of the denoiser: `requests` are the images that shared it,
-    `images` those that came out since the last one. `rows` is its batch dimension, `beside_seconds` the time of
-    text encoders and decoders since the last one, and `fallbacks` says for each forward since then that could not
-    be shared why. `waits` has, for each job that came to its first forward, the seconds since its arrival.
-    `numbers` are the jobs whose images shared it; it may be told of after the end of some of them.
+    With continuous batching a call is one forward of the denoiser: `requests` counts the images that shared it,
+    `images` those that were completed since the last forward. `rows` is its batch dimension, `beside_seconds` the
+    time of text encoders and decoders since the last forward, and `fallbacks` the reasons of the forwards since
+    then that could not be shared. `waits` has the seconds from arrival to the first forward for each job that had
+    its first one. `numbers` are the jobs that shared the call; some of them may have ended already.
     """
 
     requests: int
@@ -150,9 +155,9 @@ class CallDone:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """One call of the backend raised after `seconds`.
+    """A call of the backend raised after `seconds`.
 
-    `split`: it was out of memory, and its rows are tried again in halves. `stopped`: nobody wanted the rest.
+    `split`: it ran out of memory, and its rows are retried in halves. `stopped`: all its jobs were cancelled.
     """
 
     images: int
@@ -163,30 +168,30 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """The device has ended a batch; nothing runs on it until the next `Started`."""
+    """The device has ended a batch; nothing runs until the next `Started`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The images of a job are ready, and nothing of it is left open any more."""
+    """The input images of a job are decoded, and its request is resolved."""
 
     number: int
     request: ResolvedRequest
 
 
-ModelEvent = Warm | Loading | Loaded | LoadFailed
+ModelEvent = EngineReady | ModelLoading | ModelLoaded | ModelLoadFailed
 JobEvent = Decoded | Started | Stepped | Previewed | Finished | Failed
 EngineEvent = ModelEvent | JobEvent | CallDone | CallFailed | Idle
-Event = Received | Malformed | DrainRequested | EngineEvent
+Event = Received | Malformed | DrainRequested | Tick | EngineEvent
 
-# ---- commands to the engine --------------------------------------------------------------------------------
+# ---- commands to the engine ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Make this. `arrived` is the time of its receipt on the monotonic clock, in seconds.
+    """Generate the images of a request. `arrived` is the monotonic time of its arrival, in seconds.
 
-    `preview`: show what the first image looks like on the way, as `Previewed`.
+    `preview`: send previews of its first image, as `Previewed`.
     """
 
     number: int
@@ -196,32 +201,32 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Have this model loaded when it may be: a request waits for it of which nothing more is known before."""
+class LoadModel:
+    """Load a model when possible: a request needs its capabilities before it can be parsed."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody wants this job any more."""
+    """Cancel a job."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the engine once its batch is done."""
+    """Stop the engine once its batch is done."""
 
 
-Command = Job | Load | Cancel | Stop
+Command = Job | LoadModel | Cancel | Stop
 
-# ---- actions -----------------------------------------------------------------------------------------------
+# ---- actions ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Make the images of a job ready: one frame for each of the request's `inputs`; answered by `Decoded`."""
+    """Decode the input images of a job, one frame for each of the request's `inputs`; `Decoded` is the reply."""
 
     number: int
     request: GenerationRequest
@@ -231,34 +236,35 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a message to the broker on this link; losing it is allowed."""
+    """Send a message to a broker; it may be lost."""
 
-    link: int
+    broker: int
     message: WorkerMessage
     frames: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Redial:
-    """Open a new connection to the broker on this link: the present one is silent."""
+class Reconnect:
+    """Open a new connection to a broker: the present one is silent."""
 
-    link: int
+    broker: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """All is said and done: end the process with this status."""
+    """End the process with this status."""
 
     status: int
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """A line for the log; `level` as in `logging`."""
+class LogEvent:
+    """Write a log line; `level` as in `logging`. `broker`: index of the broker whose endpoint to add."""
 
     level: int
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
+    broker: int | None = None
 
 
-Action = Send | Redial | Decode | Job | Load | Cancel | Exit | Note
+Action = Send | Reconnect | Decode | Job | LoadModel | Cancel | Exit | LogEvent

@@ -10,30 +10,33 @@ class ExclusiveGate:
 
     def __init__(self) -> None:
         self._waiting: dict[int, tuple[Job, bool]] = {}
-        self._alone: int | None = None
+        self._exclusive: int | None = None
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._waiting
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, job: Job, *, alone: bool) -> None:
-        """Have a job wait for its turn."""
-        self._waiting[job.number] = (job, alone)
+    def add(self, job: Job, *, exclusive: bool) -> None:
+        """Queue a job."""
+        self._waiting[job.number] = (job, exclusive)
 
     def discard(self, number: int) -> bool:
-        """Forget a job; return whether it waited here, so that the engine has never heard of it."""
+        """Remove a waiting job; return whether it was waiting, that is, not yet sent to the engine."""
         return self._waiting.pop(number, None) is not None
 
-    def open(self, unfinished: Collection[int]) -> list[Job]:
-        """Return the jobs that go to the engine now; `unfinished`: the numbers of all that are here or there."""
-        if self._alone not in unfinished:
-            self._alone = None
-        through: list[Job] = []
-        while self._waiting and self._alone is None:
-            number, (job, alone) = next(iter(self._waiting.items()))
-            if alone:
+    def admit(self, unfinished: Collection[int]) -> list[Job]:
+        """Remove and return the jobs that may run now; `unfinished`: numbers of all waiting and running jobs."""
+        if self._exclusive not in unfinished:
+            self._exclusive = None
+        admitted: list[Job] = []
+        while self._waiting and self._exclusive is None:
+            number, (job, exclusive) = next(iter(self._waiting.items()))
+            if exclusive:
                 if len(unfinished) > len(self._waiting):
                     break
-                self._alone = number
+                self._exclusive = number
             del self._waiting[number]
-            through.append(job)
-        return through
+            admitted.append(job)
+        return admitted

@@ -1,4 +1,4 @@
-"""Which models are on the device, which must make room for another, and when."""
+"""The models on the device, and the choice of models to load and evict."""
 
 from collections import OrderedDict
 from collections.abc import Collection
@@ -6,21 +6,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
-    """Load this model, once those `out` are gone."""
+class ModelSwap:
+    """A model to load after the eviction of others."""
 
     name: str
-    out: tuple[str, ...]
+    evict: tuple[str, ...]
 
 
 class ModelCache:
-    """Models by name, up to `budget` bytes in all; one that is bigger than that stands alone.
+    """LRU cache of models with up to `budget` bytes in all; a larger model is loaded alone.
 
-    Wanted models come in turn, the one that was wanted first before the others; where there is free room for a
-    later one it need not wait for that. Of those that have no work the least recently used make room, then those
-    that were loaded first. One that has work stays at least
-    `patience` seconds, counted from when the other was wanted and from when models changed places last; then
-    nothing more is begun with it, so that it comes to rest and can go.
+    Models are loaded in order of request, except that a later one need not wait if it fits without an eviction.
+    Idle models are evicted first, the least recently used one before others; then busy ones, the one that was
+    loaded first before others. A busy model is evicted `patience` seconds after the request for the other model
+    or after the last eviction, whichever is later. From then on it drains: no more jobs are started with it.
     """
 
     def __init__(self, budget: int, patience: float) -> None:
@@ -30,8 +29,8 @@ class ModelCache:
         self._loads: dict[str, int] = {}
         self._count = 0
         self._busy: frozenset[str] = frozenset()
-        self._wanted: dict[str, tuple[int, float]] = {}
-        self._changed_at = float("-inf")
+        self._pending: dict[str, tuple[int, float]] = {}
+        self._evicted_at = float("-inf")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,79 +38,79 @@ class ModelCache:
         return tuple(self._sizes)
 
     @property
-    def wanted(self) -> tuple[str, ...]:
-        """The models that wait to be loaded, in turn."""
-        return tuple(self._wanted)
+    def pending(self) -> tuple[str, ...]:
+        """The models to load, in order of request."""
+        return tuple(self._pending)
 
     def fits(self, size: int) -> bool:
-        """Whether there is free room."""
+        """Return whether `size` bytes are free."""
         return sum(self._sizes.values()) + size <= self._budget
 
-    def want(self, name: str, size: int, now: float) -> None:
-        """Let a model of `size` bytes wait for its turn; no matter if it does so already, or is there."""
+    def request(self, name: str, size: int, now: float) -> None:
+        """Request a model of `size` bytes, unless it is pending or loaded."""
         if name not in self._sizes:
-            self._wanted.setdefault(name, (size, now))
+            self._pending.setdefault(name, (size, now))
 
-    def forget(self, name: str) -> None:
-        """A model is not wanted any more."""
-        self._wanted.pop(name, None)
+    def withdraw(self, name: str) -> None:
+        """Withdraw the request for a model."""
+        self._pending.pop(name, None)
 
-    def put(self, name: str, size: int, now: float, *, changed: bool = False) -> None:
-        """A model has been loaded; `changed`: in the place of others."""
-        self._wanted.pop(name, None)
+    def add(self, name: str, size: int, now: float, *, evicted: bool = False) -> None:
+        """Add a loaded model; `evicted`: others were evicted for it."""
+        self._pending.pop(name, None)
         self._sizes[name] = size
         self._count += 1
         self._loads[name] = self._count
-        if changed:
-            self._changed_at = now
+        if evicted:
+            self._evicted_at = now
 
     def remove(self, name: str) -> None:
-        """A model is gone."""
+        """Remove an evicted model."""
         del self._sizes[name], self._loads[name]
 
-    def use(self, name: str) -> None:
-        """A model is at work."""
+    def touch(self, name: str) -> None:
+        """Mark a model as the most recently used one."""
         self._sizes.move_to_end(name)
 
-    def next(self, running: Collection[str], waiting: Collection[str], now: float) -> Swap | None:
-        """Return what may be loaded now; None if nothing is wanted, or those that must go for it are in use.
+    def next(self, running: Collection[str], waiting: Collection[str], now: float) -> ModelSwap | None:
+        """Return the model to load now; None if no model is pending, or models to evict for it are in use.
 
-        `running`: the models with images under way. `waiting`: those for which more are to be begun.
+        `running`: models of running jobs. `waiting`: models of queued jobs.
         """
         self._busy = frozenset((*running, *waiting))
-        due = self._is_due(now)
-        in_use = set(running) if due else {*running, *waiting}
-        for place, (name, (size, _)) in enumerate(self._wanted.items()):
-            out = self._out(size)
-            if place > 0 and (due or out):
+        expired = self._may_evict_busy(now)
+        in_use = set(running) if expired else {*running, *waiting}
+        for position, (name, (size, _)) in enumerate(self._pending.items()):
+            evict = self._choose_evictions(size)
+            if position > 0 and (expired or evict):
                 continue
-            if in_use.isdisjoint(out):
-                return Swap(name, out)
+            if in_use.isdisjoint(evict):
+                return ModelSwap(name, evict)
         return None
 
-    def closed(self, now: float) -> frozenset[str]:
-        """Return the models with which nothing more may be begun, so that they come to rest."""
-        if not self._is_due(now):
+    def draining(self, now: float) -> frozenset[str]:
+        """Return the models that are to be evicted once their running jobs have ended."""
+        if not self._may_evict_busy(now):
             return frozenset()
-        return frozenset(self._out(next(iter(self._wanted.values()))[0]))
+        return frozenset(self._choose_evictions(next(iter(self._pending.values()))[0]))
 
-    def due_at(self) -> float | None:
-        """Return when the first of the wanted has been patient for long enough; None if none is wanted."""
-        first = next(iter(self._wanted.values()), None)
-        return None if first is None else max(first[1], self._changed_at) + self._patience
+    def next_deadline(self) -> float | None:
+        """Return when busy models may be evicted for the first pending one; None if none is pending."""
+        first = next(iter(self._pending.values()), None)
+        return None if first is None else max(first[1], self._evicted_at) + self._patience
 
-    def _is_due(self, now: float) -> bool:
-        at = self.due_at()
+    def _may_evict_busy(self, now: float) -> bool:
+        at = self.next_deadline()
         return at is not None and now >= at
 
-    def _out(self, size: int) -> tuple[str, ...]:
-        """Return those that must go for a model of this size."""
-        out: list[str] = []
-        left = sum(self._sizes.values())
+    def _choose_evictions(self, size: int) -> tuple[str, ...]:
+        """Return the models to evict for a model of `size` bytes."""
+        evict: list[str] = []
+        used = sum(self._sizes.values())
         idle = [name for name in self._sizes if name not in self._busy]
         for name in (*idle, *sorted(self._busy & self._sizes.keys(), key=self._loads.__getitem__)):
-            if left + size <= self._budget:
+            if used + size <= self._budget:
                 break
-            out.append(name)
-            left -= self._sizes[name]
-        return tuple(out)
+            evict.append(name)
+            used -= self._sizes[name]
+        return tuple(evict)

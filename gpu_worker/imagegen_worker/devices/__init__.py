@@ -1,1 +1,1 @@
-"""The GPUs of this host: which there are, which may be used, how they are. torch is not needed for it."""
+"""Detection, selection and readings of this host's GPUs, without torch."""

@@ -1,4 +1,4 @@
-"""What is known of a GPU before anything runs on it."""
+"""The description of a GPU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A card, or one instance of a card that MIG has split: what one process can use.
+    """A card, or a MIG instance of one: the unit that one process uses.
 
-    `number`: its place among all of this host. `index`: the card's own, as `nvidia-smi` shows it. `uuid`: None
-    where no driver tells it. `instance` and `card_uuid`: of MIG.
+    `number`: position among all GPUs of the host. `index`: index of the card, as `nvidia-smi` shows it. `uuid`:
+    None if the driver does not report it. `instance`, `card_uuid`: number and card of a MIG instance.
     """
 
     number: int
@@ -21,22 +21,22 @@ class Gpu:
 
     @property
     def label(self) -> str:
-        """A short name that is this GPU's alone on its host: `0`, or `0-mig1`."""
+        """A name that is unique on the host, such as `0` or `0-mig1`."""
         return str(self.index) if self.instance is None else f"{self.index}-mig{self.instance}"
 
     @property
     def cuda_id(self) -> str:
-        """What `CUDA_VISIBLE_DEVICES` calls it, in the order of the PCI bus."""
+        """The value for `CUDA_VISIBLE_DEVICES`, with `CUDA_DEVICE_ORDER=PCI_BUS_ID`."""
         return str(self.index) if self.uuid is None else self.uuid
 
 
-def listing(gpus: Iterable[Gpu]) -> str:
-    """Return the GPUs as an error shows them, each under the number that `--gpu` takes; or `none`."""
-    return "; ".join(_line(number, gpu) for number, gpu in enumerate(gpus)) or "none"
+def format_gpus(gpus: Iterable[Gpu]) -> str:
+    """Return the GPUs for an error message, each with its number for `--gpu`; `none` if there are none."""
+    return "; ".join(_format_gpu(number, gpu) for number, gpu in enumerate(gpus)) or "none"
 
 
-def _line(number: int, gpu: Gpu) -> str:
-    about = [gpu.name, gpu.uuid or ""]
+def _format_gpu(number: int, gpu: Gpu) -> str:
+    facts = [gpu.name, gpu.uuid or ""]
     if gpu.label != str(number):
-        about.append(f"GPU {gpu.label} of this host")
-    return f"{number} ({', '.join(word for word in about if word)})"
+        facts.append(f"GPU {gpu.label} of this host")
+    return f"{number} ({', '.join(fact for fact in facts if fact)})"

@@ -1,4 +1,4 @@
-"""How a GPU is right now, as NVML tells it; what it does not tell is left out."""
+"""Current readings of a GPU from NVML."""
 
 import threading
 import time
@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from imagegen_worker.devices.nvml import Nvml, nvml_module
 
-KEPT_SECONDS = 1.0
-"""Readings are not taken more often than this, whoever asks."""
-PATIENCE_SECONDS = 1.0
-"""How long a second reader waits for the first: a driver may hang."""
-REASONS = {
+CACHE_SECONDS = 1.0
+"""Readings are reused for this long."""
+LOCK_TIMEOUT_SECONDS = 1.0
+"""How long a thread waits for another one's reading: the driver may hang."""
+THROTTLE_REASONS = {
     "gpu_idle": 0x1,
     "applications_clocks_setting": 0x2,
     "sw_power_cap": 0x4,
@@ -23,14 +23,14 @@ REASONS = {
     "hw_power_brake_slowdown": 0x80,
     "display_clock_setting": 0x100,
 }
-"""NVML's bits for why the clocks are not at their highest."""
+"""NVML's bits for the reasons why the clocks are reduced."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
-    """Bytes, degrees Celsius, watts, hertz, and 0 to 1 for the utilisation; None or {}: not told."""
+class GpuReadings:
+    """Bytes, degrees Celsius, watts, hertz, and 0 to 1 for the utilisation; None or {} if not reported."""
 
     memory_used: int | None = None
     memory_total: int | None = None
@@ -41,65 +41,65 @@ class Readings:
     throttled: Mapping[str, bool] = field(default_factory=dict)
 
 
-def read(nvml: Nvml, uuid: str) -> Readings:
-    """Return the readings of one GPU or MIG instance. Raises `nvml.NVMLError` if it is not there."""
+def read_gpu(nvml: Nvml, uuid: str) -> GpuReadings:
+    """Return the readings of a GPU or MIG instance. Raises `nvml.NVMLError` if it does not exist."""
     handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
 
-    def told(ask: Callable[[], T]) -> T | None:
+    def query(call: Callable[[], T]) -> T | None:
         try:
-            return ask()
+            return call()
         except nvml.NVMLError:
             return None
 
-    memory = told(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    utilization = told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-    power = told(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
-    reasons = told(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+    memory = query(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    utilization = query(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+    power = query(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+    reasons = query(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
     clocks = {
-        "sm": told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "memory": told(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "sm": query(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "memory": query(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
     }
-    return Readings(
+    return GpuReadings(
         memory_used=None if memory is None else memory.used,
         memory_total=None if memory is None else memory.total,
         utilization=None if utilization is None else utilization.gpu / 100,
-        temperature=told(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        temperature=query(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         power=None if power is None else power / 1000,
         clocks={name: megahertz * 1_000_000 for name, megahertz in clocks.items() if megahertz is not None},
-        throttled={} if reasons is None else {name: bool(reasons & bit) for name, bit in REASONS.items()},
+        throttled={} if reasons is None else {name: bool(reasons & bit) for name, bit in THROTTLE_REASONS.items()},
     )
 
 
-class Gauge:
-    """Reads one GPU for any number of threads; none waits long for another."""
+class GpuMonitor:
+    """Cached readings of one GPU, for any number of threads."""
 
     def __init__(self, uuid: str, nvml: Nvml | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._uuid = uuid
         self._nvml = nvml_module() if nvml is None else nvml
         self._clock = clock
         self._lock = threading.Lock()
-        self._last = Readings()
+        self._last = GpuReadings()
         self._read_at: float | None = None
         self._opened = False
 
-    def readings(self) -> Readings:
-        """Return readings of this second; empty ones without NVML, without the GPU, or while the driver hangs."""
-        if self._nvml is None or not self._lock.acquire(timeout=PATIENCE_SECONDS):
-            return Readings()
+    def readings(self) -> GpuReadings:
+        """Return recent readings; empty ones without NVML, without the GPU, or while the driver hangs."""
+        if self._nvml is None or not self._lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            return GpuReadings()
         try:
             now = self._clock()
-            if self._read_at is None or now >= self._read_at + KEPT_SECONDS:
+            if self._read_at is None or now >= self._read_at + CACHE_SECONDS:
                 self._last, self._read_at = self._read(), now
             return self._last
         finally:
             self._lock.release()
 
-    def _read(self) -> Readings:
+    def _read(self) -> GpuReadings:
         assert self._nvml is not None
         try:
             if not self._opened:
                 self._nvml.nvmlInit()
                 self._opened = True
-            return read(self._nvml, self._uuid)
+            return read_gpu(self._nvml, self._uuid)
         except self._nvml.NVMLError:
-            return Readings()
+            return GpuReadings()

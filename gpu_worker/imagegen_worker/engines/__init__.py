@@ -1,1 +1,1 @@
-"""The engines: each owns the device thread and turns jobs into images (`static`, `continuous`)."""
+"""The engines, static and continuous: each runs on the device thread and turns jobs into images."""

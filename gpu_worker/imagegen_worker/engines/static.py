@@ -1,4 +1,4 @@
-"""The device thread: takes jobs from the mailbox, makes calls of the backend, posts what happens."""
+"""Static batching: jobs of a batch share a call of the backend if their call keys are equal."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -8,7 +8,7 @@ from typing import Protocol
 from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Maker, Row, Sketch, StoppedError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, ImageGenerator, Row, Sketch, StoppedError
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.events import (
     CallDone,
@@ -18,7 +18,7 @@ from imagegen_worker.core.events import (
     Failed,
     Idle,
     Job,
-    Load,
+    LoadModel,
     Started,
     Stepped,
     Stop,
@@ -26,41 +26,43 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
-from imagegen_worker.models.manager import AlwaysReady, Models
+from imagegen_worker.models.manager import ModelProvider, SingleModel
 
 
 class Engine(Protocol):
-    """The seam between the sockets and the device.
+    """Runs jobs on the device thread.
 
-    `run` takes `Job`, `Cancel` and `Stop` from the mailbox, and posts for each job that was not cancelled
-    `Started`, any number of `Stepped`, and at last one `Finished` or `Failed`.
+    For each job that is not cancelled, `run` posts `Started`, any number of `Stepped`, and finally one `Finished`
+    or `Failed`.
     """
 
     def run(self, mailbox: Mailbox) -> None:
-        """Work until `Stop`. Whatever it raises ends the process."""
+        """Execute the commands of the mailbox until `Stop`. An exception ends the process."""
 
 
 class MemoryHint:
-    """The largest image that has fitted into device memory, as (width, height) in pixels, for error messages."""
+    """The largest image that fitted into device memory, as (width, height) in pixels, for error messages."""
 
     def __init__(self, largest: tuple[int, int] | None = None) -> None:
         self._largest = largest
 
-    def note(self, request: ResolvedRequest) -> None:
-        """An image of this request was made."""
+    def record(self, request: ResolvedRequest) -> None:
+        """Record that an image of this request was generated."""
         if self._largest is None or request.width * request.height > self._largest[0] * self._largest[1]:
             self._largest = (request.width, request.height)
 
-    def too_big(self, request: ResolvedRequest) -> str:
-        """Return what to tell of a request of which not even one image fits."""
-        message = f"one image of {request.width}x{request.height} pixels does not fit on the device, even alone"
+    def error_message(self, request: ResolvedRequest) -> str:
+        """Return the error message for a request of which not even one image fits."""
+        message = (
+            f"one image of {request.width}x{request.height} pixels does not fit into device memory, even alone"
+        )
         if self._largest is None or self._largest[0] * self._largest[1] >= request.width * request.height:
             return message
-        return f"{message}; {self._largest[0]}x{self._largest[1]} pixels did fit"
+        return f"{message}; {self._largest[0]}x{self._largest[1]} pixels fitted"
 
 
-def blame(error: Exception) -> tuple[str, str]:
-    """Return code and message of what a backend raised for one request."""
+def error_answer(error: Exception) -> tuple[str, str]:
+    """Return the error code and message for an exception that a backend raised for one request."""
     if isinstance(error, InvalidRequestError):
         return error.code, error.message
     return GenerationFailedError.code, f"{type(error).__name__}: {error}"
@@ -68,38 +70,38 @@ def blame(error: Exception) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class _Member:
-    """A job in the running batch, and the images it has so far."""
+    """A job of the running batch, and its images by the index of their seeds."""
 
     job: Job
     images: dict[int, Image] = field(default_factory=dict)
     batch_size: int = 1
-    over: bool = False
-    """Cancelled, failed, or finished: nothing more is made for it."""
+    ended: bool = False
+    """Whether the job was cancelled, failed or finished."""
 
 
 _Rows = list[tuple[_Member, int]]
-"""Images to make: a member and the index of one of its seeds."""
+"""Images to generate: each a member and the index of one of its seeds."""
 
 
 class StaticEngine:
     """Collects similar jobs in a batch and runs it by one call of the backend for each `call_key` in it.
 
     A call has at most `max_batch_size` images, and a job waits at most `max_batch_wait` seconds for others.
-    `fits` is the size of an image (pixels) that is known to fit on the device.
+    `fits` is the size of an image (pixels) that is known to fit into device memory.
     """
 
     def __init__(
         self,
-        backend: Maker,
+        backend: ImageGenerator,
         encoder: EncodePool,
         *,
         max_batch_size: int,
         max_batch_wait: float,
         clock: Callable[[], float] = time.monotonic,
         fits: tuple[int, int] | None = None,
-        models: Models | None = None,
+        models: ModelProvider | None = None,
     ) -> None:
-        self._models = models or AlwaysReady()
+        self._models = models or SingleModel()
         self._backend = backend
         self._encoder = encoder
         self._max_rows = max_batch_size
@@ -107,52 +109,52 @@ class StaticEngine:
         self._clock = clock
         self._memory_hint = MemoryHint(fits)
         self._members: list[_Member] = []
-        self._begun = 0.0
+        self._started_at = 0.0
         self._stopping = False
 
     def run(self, mailbox: Mailbox) -> None:
-        """Work until `Stop`. Raises `DeviceLostError` if the backend does."""
+        """See `Engine.run`. Raises `DeviceLostError` if the backend does."""
         while True:
-            self._absorb(mailbox)
+            self._handle_commands(mailbox)
             if self._stopping:
                 return
-            for name in self._models.tend(mailbox, (), self._former.models()):
+            for name in self._models.update(mailbox, (), self._former.models()):
                 self._former.discard(name)
             now = self._clock()
-            if batch := self._former.take(now, self._models.ready):
+            if batch := self._former.take(now, self._models.is_ready):
                 self._run_batch(mailbox, batch)
                 continue
-            times = (self._former.next_deadline(self._models.ready), self._models.due_at())
+            times = (self._former.next_deadline(self._models.is_ready), self._models.next_deadline())
             deadline = min((time for time in times if time is not None), default=None)
             command = mailbox.take(None if deadline is None else deadline - now)
             if command is not None:
-                self._obey(command)
+                self._handle(command)
 
-    def _absorb(self, mailbox: Mailbox) -> None:
-        """Obey the commands that wait."""
+    def _handle_commands(self, mailbox: Mailbox) -> None:
+        """Execute the queued commands."""
         while (command := mailbox.take(0)) is not None:
-            self._obey(command)
+            self._handle(command)
 
-    def _obey(self, command: Command) -> None:
+    def _handle(self, command: Command) -> None:
         match command:
             case Job():
                 self._former.add(command)
-            case Load():
-                self._models.want(command.name)
+            case LoadModel():
+                self._models.request(command.name)
             case Cancel():
                 if not self._former.remove(command.number):
                     for member in self._members:
-                        member.over |= member.job.number == command.number
+                        member.ended |= member.job.number == command.number
             case Stop():
                 self._stopping = True
 
     def _run_batch(self, mailbox: Mailbox, batch: tuple[Job, ...]) -> None:
-        self._begun = self._clock()
+        self._started_at = self._clock()
         self._members = [_Member(job) for job in batch]
         mailbox.post(Started(tuple(job.number for job in batch)))
         rows = [(member, index) for member in self._members for index in range(len(member.job.request.seeds))]
         for call in self._calls(rows):
-            self._make(mailbox, call)
+            self._generate(mailbox, call)
         self._members = []
         mailbox.post(Idle())
 
@@ -170,25 +172,25 @@ class StaticEngine:
             for first in range(0, len(group), self._max_rows)
         ]
 
-    def _make(self, mailbox: Mailbox, rows: _Rows) -> None:
-        """Make these images in one call, or in several if one is too many; hand finished jobs on."""
-        self._absorb(mailbox)  # a call that is over already is cheaper not begun
-        rows = [row for row in rows if not row[0].over]
+    def _generate(self, mailbox: Mailbox, rows: _Rows) -> None:
+        """Generate these images in one call, or in several if it fails; finish the jobs that are complete."""
+        self._handle_commands(mailbox)  # jobs may have been cancelled meanwhile
+        rows = [row for row in rows if not row[0].ended]
         if not rows:
             return
         members = list({member.job.number: member for member, _ in rows}.values())
 
         def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
-            self._absorb(mailbox)
-            wanted = tuple(member.job.number for member in members if not member.over)
-            if not wanted:
+            self._handle_commands(mailbox)
+            active = tuple(member.job.number for member in members if not member.ended)
+            if not active:
                 raise StoppedError
-            mailbox.post(Stepped(wanted, step, steps))
+            mailbox.post(Stepped(active, step, steps))
             for (member, index), sketch in zip(rows, sketches, strict=False):
-                if sketch is not None and index == 0 and not member.over:
+                if sketch is not None and index == 0 and not member.ended:
                     self._encoder.sketch(member.job.number, sketch)
 
-        begun = self._clock()
+        started = self._clock()
         requests = [
             Row(member.job.request, member.job.request.seeds[index], member.job.preview and index == 0)
             for member, index in rows
@@ -196,71 +198,71 @@ class StaticEngine:
         try:
             images = self._backend.generate(requests, on_step)
         except StoppedError:
-            mailbox.post(CallFailed(len(rows), self._clock() - begun, split=False, stopped=True))
+            mailbox.post(CallFailed(len(rows), self._clock() - started, split=False, stopped=True))
         except DeviceLostError:
             raise
         except DeviceMemoryError:
-            self._halve(mailbox, rows, self._clock() - begun)
-        except Exception as error:  # noqa: BLE001 - whatever a pipeline raises ends in an answer
-            self._isolate(mailbox, rows, members, error, self._clock() - begun)
+            self._split(mailbox, rows, self._clock() - started)
+        except Exception as error:  # noqa: BLE001 - every request must get an answer
+            self._retry_alone(mailbox, rows, members, error, self._clock() - started)
         else:
             mailbox.post(
                 CallDone(
                     requests=len(members),
                     images=len(rows),
                     steps=members[0].job.request.num_inference_steps,
-                    seconds=self._clock() - begun,
+                    seconds=self._clock() - started,
                     seconds_per_image=self._backend.seconds_per_image,
-                    waits=tuple(max(begun - member.job.arrived, 0.0) for member in members if not member.images),
+                    waits=tuple(max(started - member.job.arrived, 0.0) for member in members if not member.images),
                     numbers=tuple(member.job.number for member in members),
                 )
             )
             for (member, index), image in zip(rows, images, strict=True):
                 member.images[index] = image
-                self._memory_hint.note(member.job.request)
+                self._memory_hint.record(member.job.request)
                 member.batch_size = max(member.batch_size, len(members))
             for member in members:
-                self._hand_on(member)
+                self._finish_if_complete(member)
 
-    def _halve(self, mailbox: Mailbox, rows: _Rows, seconds: float) -> None:
-        """Out of memory: nothing is lost, the rows are made again in two calls."""
+    def _split(self, mailbox: Mailbox, rows: _Rows, seconds: float) -> None:
+        """Retry the rows of a call that ran out of memory in two calls."""
         mailbox.post(CallFailed(len(rows), seconds, split=len(rows) > 1))
         if len(rows) > 1:
             middle = len(rows) // 2
-            self._make(mailbox, rows[:middle])
-            self._make(mailbox, rows[middle:])
+            self._generate(mailbox, rows[:middle])
+            self._generate(mailbox, rows[middle:])
             return
         member = rows[0][0]
-        self._fail(mailbox, member, OutOfMemoryError.code, self._memory_hint.too_big(member.job.request))
+        self._fail(mailbox, member, OutOfMemoryError.code, self._memory_hint.error_message(member.job.request))
 
-    def _isolate(
+    def _retry_alone(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
     ) -> None:
-        """Something else was raised: each job is tried alone, so that only the guilty one fails."""
+        """Retry each job of a call that raised alone, so that only the one that causes the error fails."""
         mailbox.post(CallFailed(len(rows), seconds, split=False))
         if len(members) == 1:
-            self._fail(mailbox, members[0], *blame(error))
+            self._fail(mailbox, members[0], *error_answer(error))
             return
         for alone in members:
-            self._make(mailbox, [row for row in rows if row[0] is alone])
+            self._generate(mailbox, [row for row in rows if row[0] is alone])
 
     def _fail(self, mailbox: Mailbox, member: _Member, code: str, message: str) -> None:
-        member.over = True
+        member.ended = True
         mailbox.post(Failed(member.job.number, code, message))
 
-    def _hand_on(self, member: _Member) -> None:
-        """Give a job to the encoders if all its images are there and it is still wanted."""
+    def _finish_if_complete(self, member: _Member) -> None:
+        """Send the images of a job to the encoders if they are complete and the job has not ended."""
         seeds = member.job.request.seeds
-        if member.over or len(member.images) < len(seeds):
+        if member.ended or len(member.images) < len(seeds):
             return
-        member.over = True
+        member.ended = True
         self._encoder.submit(
             RawResult(
                 number=member.job.number,
                 images=tuple(member.images[index] for index in range(len(seeds))),
                 request=member.job.request,
                 batch_size=member.batch_size,
-                queue_seconds=max(self._begun - member.job.arrived, 0.0),
-                generation_seconds=self._clock() - self._begun,
+                queue_seconds=max(self._started_at - member.job.arrived, 0.0),
+                generation_seconds=self._clock() - self._started_at,
             )
         )

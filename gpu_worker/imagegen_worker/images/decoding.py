@@ -1,7 +1,6 @@
-"""The images that come with a request: checked by their headers, decoded, and brought to the size that is made.
+"""Decoding of a request's input images: checked by their headers, decoded, and resized to the output size.
 
-Nobody's word is taken for what they are: formats are known by their bytes, and sizes are looked at before anything
-is unpacked.
+Input images are untrusted: the format is detected from the bytes, and the size is checked before decompression.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import OutputFormat
 from imagegen_worker.core.model import Model, ResolvedRequest
 
-# Not by `Image.open`, which judges sizes by rules of its own, and warns for the whole process.
+# Instead of `Image.open`, which has size limits of its own, and warnings that are global to the process.
 _OPENERS: dict[OutputFormat, Callable[[io.BytesIO], Any]] = {
     "png": PngImageFile,
     "jpeg": JpegImageFile,
@@ -30,9 +29,9 @@ _MODES = {"image": "RGB", "mask_image": "L"}
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
-    """Return the request with nothing left open: its images decoded, and of the size of what is made.
+    """Return the resolved request with its input images, which have the size of the output.
 
-    `frames` has an encoded image for each of `inputs`. Raises `InvalidRequestError` that names the input.
+    `frames` has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
     """
     images = {name: _decode(name, frame) for name, frame in zip(request.inputs or (), frames, strict=True)}
     image, mask = images["image"], images.get("mask_image")
@@ -42,34 +41,34 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
     resolved = model.resolve(request, image.size)
     size = (resolved.width, resolved.height)
     return dataclasses.replace(
-        resolved, image=_resized(image, size), mask_image=None if mask is None else _resized(mask, size)
+        resolved, image=_resize(image, size), mask_image=None if mask is None else _resize(mask, size)
     )
 
 
 def _decode(name: str, frame: bytes) -> Image.Image:
-    """Return an image as it is meant to be seen, in the mode that it is used in."""
+    """Return an image with its EXIF orientation applied, in the mode for its input name."""
     format_ = sniff_format(frame)
     if format_ is None:
-        begin = f"{len(frame)} bytes that begin with {frame[:8]!r}"
-        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {begin}")
+        start = f"{len(frame)} bytes that start with {frame[:8]!r}"
+        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {start}")
     try:
         image = _OPENERS[format_](io.BytesIO(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            return _in_mode(ImageOps.exif_transpose(image), _MODES[name])
+            return _convert(ImageOps.exif_transpose(image), _MODES[name])
     except MemoryError:
         raise
-    except Exception as error:  # broken files raise whatever Pillow stumbles over
+    except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
         reason = str(error) or type(error).__name__
-        raise InvalidRequestError(f"{name}: the {format_} image can't be decoded: {reason:.200}") from error
-    most, is_ = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}", f"{image.width}x{image.height}"
-    raise InvalidRequestError(f"{name}: expected at most {most} pixels, got {is_}")
+        raise InvalidRequestError(f"{name}: the {format_} image cannot be decoded: {reason:.200}") from error
+    limit, size = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}", f"{image.width}x{image.height}"
+    raise InvalidRequestError(f"{name}: expected at most {limit} pixels, got {size}")
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut them off, not scale them
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits per pixel: Pillow would clip the values instead of scaling them
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     return image.convert(mode)
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Images to bytes and back, on a few threads beside the device's, so that the device never waits for zlib."""
+"""Decoding and encoding of images on their own threads, so that the device thread never waits for them."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawResult:
-    """The images of a job as they left the device, one for each seed of its request; seconds of wall time."""
+    """The decoded images of a job, one for each seed of its request. Seconds of wall time."""
 
     number: int
     images: tuple[Image.Image, ...]
@@ -33,72 +33,71 @@ class RawResult:
 
 
 class EncodePool:
-    """Encodes results and posts each as `Finished`, or as `Failed` if it can't be encoded.
+    """Encodes results and previews, and decodes input images, on threads.
 
-    Decodes the images of requests and posts each as `Decoded`, or as `Failed` if they are not what they should be.
-    `decode` and `forget` belong to one thread.
+    Posts `Finished`, `Previewed` and `Decoded`, or `Failed`. Only one thread may call `decode` and `cancel`.
     """
 
     def __init__(self, mailbox: Mailbox, threads: int = 2) -> None:
         self._mailbox = mailbox
-        self._sketched: set[int] = set()
+        self._previewing: set[int] = set()
         self._decoding: dict[int, Future[None]] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     def submit(self, raw: RawResult) -> None:
-        """Take a result; return at once."""
-        self._threads.submit(self._work, raw)
+        """Queue a result for encoding."""
+        self._threads.submit(self._encode_result, raw)
 
     def sketch(self, number: int, sketch: Sketch) -> None:
-        """Take a sketch of a job; return at once. A job of which one waits already gets no second one."""
-        if number in self._sketched:
+        """Queue a preview of a job, unless one is queued already."""
+        if number in self._previewing:
             return
-        self._sketched.add(number)
-        self._threads.submit(self._draw, number, sketch)
+        self._previewing.add(number)
+        self._threads.submit(self._encode_preview, number, sketch)
 
-    def decode(self, wanted: Decode) -> None:
-        """Take the images of a request; return at once."""
+    def decode(self, command: Decode) -> None:
+        """Queue the input images of a request for decoding."""
         self._decoding = {number: future for number, future in self._decoding.items() if not future.done()}
-        self._decoding[wanted.number] = self._threads.submit(self._read, wanted)
+        self._decoding[command.number] = self._threads.submit(self._decode, command)
 
-    def forget(self, number: int) -> None:
-        """Nobody wants this job any more: don't begin with its images."""
+    def cancel(self, number: int) -> None:
+        """Do not start to decode the input images of this job."""
         if (future := self._decoding.pop(number, None)) is not None:
             future.cancel()
 
     def close(self) -> None:
-        """Wait for what is being encoded; what has not begun is dropped."""
+        """Wait for the tasks that run; drop the queued ones."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _draw(self, number: int, sketch: Sketch) -> None:
+    def _encode_preview(self, number: int, sketch: Sketch) -> None:
         try:
             image = sketch()
             image.thumbnail((MAX_PREVIEW_SIDE_PIXELS, MAX_PREVIEW_SIDE_PIXELS))
             self._mailbox.post(Previewed(number, encode_png(image)))
-        except Exception:  # noqa: BLE001 - the image itself goes on, and a preview is not missed
-            _log.warning("a preview could not be made", exc_info=True)
+        except Exception:  # noqa: BLE001 - the image itself is not affected
+            _log.warning("preview failed", exc_info=True)
         finally:
-            self._sketched.discard(number)
+            self._previewing.discard(number)
 
-    def _read(self, wanted: Decode) -> None:
+    def _decode(self, command: Decode) -> None:
         try:
-            request = decode_inputs(wanted.request, wanted.model, wanted.frames)
+            request = decode_inputs(command.request, command.model, command.frames)
         except InvalidRequestError as error:
-            self._mailbox.post(Failed(wanted.number, error.code, error.message))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the request must get an answer
+            self._mailbox.post(Failed(command.number, error.code, error.message))
+        except Exception as error:  # noqa: BLE001 - every request must get an answer
             message = f"the images could not be decoded: {type(error).__name__}: {error}"
-            self._mailbox.post(Failed(wanted.number, GenerationFailedError.code, message))
+            self._mailbox.post(Failed(command.number, GenerationFailedError.code, message))
         else:
-            self._mailbox.post(Decoded(wanted.number, request))
+            self._mailbox.post(Decoded(command.number, request))
 
-    def _work(self, raw: RawResult) -> None:
-        begun = time.monotonic()
+    def _encode_result(self, raw: RawResult) -> None:
+        started = time.monotonic()
         request = raw.request
         try:
             encoded = tuple(
                 encode_image(image, request, seed) for image, seed in zip(raw.images, request.seeds, strict=True)
             )
-        except Exception as error:  # noqa: BLE001 - whatever it is, the request must get an answer
+        except Exception as error:  # noqa: BLE001 - every request must get an answer
             message = f"the image could not be encoded: {type(error).__name__}: {error}"
             self._mailbox.post(Failed(raw.number, GenerationFailedError.code, message))
             return
@@ -114,6 +113,6 @@ class EncodePool:
                 batch_size=raw.batch_size,
                 queue_seconds=raw.queue_seconds,
                 generation_seconds=raw.generation_seconds,
-                encode_seconds=time.monotonic() - begun,
+                encode_seconds=time.monotonic() - started,
             )
         )

@@ -1,4 +1,4 @@
-"""One image to the bytes of a file, with a word inside on how it was made."""
+"""Encoding of an image as a file that contains its generation parameters."""
 
 import io
 import json
@@ -7,28 +7,28 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-# So that the first image need not look for its encoder.
+# Imported here, so that encoding the first image does not import them.
 from PIL import JpegImagePlugin as JpegImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
 from imagegen_worker.core.model import ResolvedRequest
 
 PNG_COMPRESS_LEVEL = 4
-"""6, Pillow's default, takes twice as long for files a tenth smaller."""
+"""Pillow's default of 6 takes twice as long for files that are 10 % smaller."""
 PARAMETERS_KEY = "parameters"
-"""The text chunk of a PNG in which other programs look too."""
+"""Name of the PNG text chunk; other programs use the same one."""
 MAX_COMMENT_BYTES = 60_000
-"""What is longer is left out: a JPEG has room for 65,533 bytes of EXIF."""
+"""Longer parameters are omitted: a JPEG has at most 65,533 bytes of EXIF."""
 _ASCII = b"ASCII\0\0\0"
 
 
 def encode_image(image: Image.Image, request: ResolvedRequest, seed: int) -> bytes:
-    """Return an image in the format that its request asks for, its parameters inside."""
+    """Return an image in the format of its request, with its parameters embedded."""
     parameters = request.parameters_of(seed)
     if request.output_format == "png":
         return encode_png(image, parameters)
     if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")  # JPEG has no transparency, and pipelines make none
+        image = image.convert("RGB")  # JPEG has no transparency, and pipelines generate none
     options: dict[str, Any] = {"quality": request.quality}
     comment = _ASCII + json.dumps(parameters).encode("ascii")
     if len(comment) <= MAX_COMMENT_BYTES:
@@ -41,10 +41,10 @@ def encode_image(image: Image.Image, request: ResolvedRequest, seed: int) -> byt
 
 
 def encode_png(image: Image.Image, parameters: Mapping[str, Any] | None = None) -> bytes:
-    """Return an image as PNG; `parameters` go into its text chunk of that name, as JSON."""
+    """Return an image as PNG, with `parameters` as JSON in a text chunk."""
     chunks = PngImagePlugin.PngInfo()
     if parameters is not None:
-        chunks.add_text(PARAMETERS_KEY, json.dumps(parameters))  # ASCII: others are escaped
+        chunks.add_text(PARAMETERS_KEY, json.dumps(parameters))  # other characters than ASCII are escaped
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=PNG_COMPRESS_LEVEL, pnginfo=chunks)
     return buffer.getvalue()

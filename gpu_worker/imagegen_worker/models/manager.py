@@ -1,4 +1,4 @@
-"""The models of a worker: loaded when they are asked for, within a budget. Lives on the device thread."""
+"""Loading of models on request, within a memory budget. Runs on the device thread."""
 
 import logging
 import time
@@ -7,181 +7,182 @@ from typing import Generic, Protocol, TypeVar
 
 from imagegen_common.logs import log
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.core.events import Loaded, LoadFailed, Loading
+from imagegen_worker.core.events import ModelLoaded, ModelLoadFailed, ModelLoading
 from imagegen_worker.core.model import Model
-from imagegen_worker.core.model_cache import ModelCache, Swap
+from imagegen_worker.core.model_cache import ModelCache, ModelSwap
 from imagegen_worker.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
 
 
 class Loadable(Protocol):
-    """A model that may be loaded, used, and freed. One that was freed is done with."""
+    """A model that can be loaded once and closed once."""
 
-    def weigh(self) -> int:
-        """Return the bytes that it takes when loaded. Raises `StartError` if it can't be."""
+    def size_bytes(self) -> int:
+        """Return the bytes that the loaded model takes. Raises `StartError` if it cannot be loaded."""
 
     def load(self) -> Model:
-        """Load it. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
+        """Load the model. Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`."""
 
     def close(self) -> None:
-        """Free the device."""
+        """Free the memory of the device."""
 
 
 B = TypeVar("B", bound=Loadable)
 
 
-class Models(Protocol):
-    """What an engine asks about the models that its jobs need."""
+class ModelProvider(Protocol):
+    """The models of an engine's jobs, loaded on request."""
 
-    def want(self, name: str) -> None:
-        """Have this model loaded when it may be."""
+    def request(self, name: str) -> None:
+        """Request that a model is loaded."""
 
-    def tend(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
-        """Load what may be loaded now; return the models that can't be, which is told already.
+    def update(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
+        """Load the models that can be loaded now; return those that failed, after posting `ModelLoadFailed`.
 
-        `running`: the models with images under way. `waiting`: those for which more are to be begun.
+        `running`: models of running jobs. `waiting`: models of queued jobs.
         """
 
-    def ready(self, name: str) -> bool:
-        """Whether images may be begun with this model."""
+    def is_ready(self, name: str) -> bool:
+        """Return whether jobs may be started with this model."""
 
-    def due_at(self) -> float | None:
-        """Return when `tend` may have something to do though nothing has happened; None: never."""
+    def next_deadline(self) -> float | None:
+        """Return when `update` is due if nothing else happens; None: never."""
 
 
-class AlwaysReady:
-    """`Models` where there is one, and it is loaded."""
+class SingleModel:
+    """Implements `ModelProvider` for an engine with one model, which is loaded."""
 
-    def want(self, name: str) -> None:
-        """It is there."""
+    def request(self, name: str) -> None:
+        """Do nothing."""
 
-    def tend(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
-        """There is nothing to load."""
+    def update(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
+        """Return no failed models."""
         return ()
 
-    def ready(self, name: str) -> bool:
-        """It is."""
+    def is_ready(self, name: str) -> bool:
+        """Return True."""
         return True
 
-    def due_at(self) -> float | None:
-        """Never."""
+    def next_deadline(self) -> float | None:
+        """Return None."""
         return None
 
 
 class ModelManager(Generic[B]):
-    """Implements `Models`. `make` has, for each name, what returns the model, not yet loaded."""
+    """Implements `ModelProvider`. `factories` return the models by name, not yet loaded."""
 
     def __init__(
         self,
-        make: Mapping[str, Callable[[], B]],
+        factories: Mapping[str, Callable[[], B]],
         cache: ModelCache,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._make = make
+        self._factories = factories
         self._cache = cache
         self._clock = clock
         self._loaded: dict[str, B] = {}
         self._sizes: dict[str, int] = {}
-        self._asked: list[str] = []
-        self._told: set[str] = set()
-        """Those of the wanted that were asked for by `want`, and so not only by jobs that wait."""
+        self._new: list[str] = []
+        """Requested models whose size is not determined yet."""
+        self._explicit: set[str] = set()
+        """Models that were requested by `request`, not only by queued jobs."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All models, loaded or not."""
-        return tuple(self._make)
+        """Names of all models, loaded or not."""
+        return tuple(self._factories)
 
     def __getitem__(self, name: str) -> B:
-        """Return a model that is loaded, to be used."""
-        self._cache.use(name)
+        """Return a loaded model, and mark it as used."""
+        self._cache.touch(name)
         return self._loaded[name]
 
-    def put(self, name: str, model: B) -> None:
-        """Take in a model that was loaded elsewhere. Raises `StartError`."""
-        self._keep(name, model, self._weigh(name, model))
+    def add(self, name: str, model: B) -> None:
+        """Add a model that is loaded already. Raises `StartError`."""
+        self._add(name, model, self._measure(name, model))
 
     def preload(self) -> list[Model]:
-        """Load, in order, what there is free room for; return it. Raises as `Loadable.load` does."""
+        """Load the models that fit, in order; return them. Raises the exceptions of `Loadable.load`."""
         loaded = []
-        for name, make in self._make.items():
+        for name, factory in self._factories.items():
             if name in self._loaded:
                 continue
-            model = make()
-            if self._cache.fits(size := self._weigh(name, model)):
+            model = factory()
+            if self._cache.fits(size := self._measure(name, model)):
                 loaded.append(model.load())
-                self._keep(name, model, size)
+                self._add(name, model, size)
         return loaded
 
-    def want(self, name: str) -> None:
-        """See `Models.want`."""
+    def request(self, name: str) -> None:
+        """See `ModelProvider.request`."""
         if name not in self._loaded:
-            self._told.add(name)
-            self._ask(name)
+            self._explicit.add(name)
+            self._enqueue(name)
 
-    def _ask(self, name: str) -> None:
-        if name not in self._loaded and name not in self._asked and name not in self._cache.wanted:
-            self._asked.append(name)
+    def _enqueue(self, name: str) -> None:
+        if name not in self._loaded and name not in self._new and name not in self._cache.pending:
+            self._new.append(name)
 
-    def ready(self, name: str) -> bool:
-        """See `Models.ready`."""
-        return name in self._loaded and name not in self._cache.closed(self._clock())
+    def is_ready(self, name: str) -> bool:
+        """See `ModelProvider.is_ready`."""
+        return name in self._loaded and name not in self._cache.draining(self._clock())
 
-    def due_at(self) -> float | None:
-        """See `Models.due_at`."""
-        return self._cache.due_at()
+    def next_deadline(self) -> float | None:
+        """See `ModelProvider.next_deadline`."""
+        return self._cache.next_deadline()
 
-    def tend(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
-        """See `Models.tend`. Raises `DeviceLostError`."""
-        for name in self._cache.wanted:
-            if name not in waiting and name not in self._told:
-                self._cache.forget(name)
+    def update(self, mailbox: Mailbox, running: Collection[str], waiting: Collection[str]) -> Sequence[str]:
+        """See `ModelProvider.update`. Raises `DeviceLostError`."""
+        for name in self._cache.pending:
+            if name not in waiting and name not in self._explicit:
+                self._cache.withdraw(name)
         for name in waiting:
-            self._ask(name)
-        failed = self._size_up(mailbox)
+            self._enqueue(name)
+        failed = self._measure_new(mailbox)
         while (swap := self._cache.next(running, waiting, self._clock())) is not None:
             failed += self._swap(mailbox, swap, running)
         return failed
 
     def close(self) -> None:
-        """Free the device of all models."""
+        """Close all models."""
         for name in list(self._loaded):
-            self._free(name)
+            self._close(name)
 
-    def _size_up(self, mailbox: Mailbox) -> list[str]:
-        """Let the models that were asked for wait for their turn; return those that can't be loaded."""
+    def _measure_new(self, mailbox: Mailbox) -> list[str]:
+        """Request the new models from the cache; return those that failed."""
         failed = []
-        asked, self._asked = self._asked, []
-        for name in asked:
+        new, self._new = self._new, []
+        for name in new:
             try:
                 if name not in self._sizes:
-                    mailbox.post(Loading(name, self._warm()))  # it may have to be fetched, and to wait
-                    self._weigh(name, self._make[name]())
-            except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this model
+                    mailbox.post(ModelLoading(name, self._loaded_names()))  # it may have to be downloaded
+                    self._measure(name, self._factories[name]())
+            except Exception as error:  # noqa: BLE001 - every error fails this model only
                 failed.append(self._fail(mailbox, name, error))
             else:
-                self._cache.want(name, self._sizes[name], self._clock())
+                self._cache.request(name, self._sizes[name], self._clock())
         return failed
 
-    def _swap(self, mailbox: Mailbox, swap: Swap, running: Collection[str]) -> list[str]:
-        for name in swap.out:
-            self._free(name)
-        mailbox.post(Loading(swap.name, self._warm(swap.name)))
-        begun = self._clock()
+    def _swap(self, mailbox: Mailbox, swap: ModelSwap, running: Collection[str]) -> list[str]:
+        for name in swap.evict:
+            self._close(name)
+        mailbox.post(ModelLoading(swap.name, self._loaded_names(swap.name)))
+        started = self._clock()
         failure: Exception | None = None
         try:
-            described = self._load(swap.name, running)
+            model = self._load(swap.name, running)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            failure = error.with_traceback(None)  # its frames hold what was loaded
+            failure = error.with_traceback(None)  # its frames reference the loaded parts
         if failure is not None:
             return [self._fail(mailbox, swap.name, failure)]
-        self._told.discard(swap.name)
-        seconds = self._clock() - begun
+        self._explicit.discard(swap.name)
+        seconds = self._clock() - started
         size = self._sizes[swap.name]
-        self._cache.put(swap.name, size, self._clock(), changed=bool(swap.out))
+        self._cache.add(swap.name, size, self._clock(), evicted=bool(swap.evict))
         log(
             _log,
             logging.INFO,
@@ -189,56 +190,63 @@ class ModelManager(Generic[B]):
             model=swap.name,
             bytes=size,
             seconds=seconds,
-            out=",".join(swap.out),
+            evicted=",".join(swap.evict),
         )
         if not self._cache.fits(0):
-            log(_log, logging.WARNING, "a model is bigger than --model-memory", model=swap.name, bytes=size)
-        mailbox.post(Loaded(described, self._warm()))
+            log(_log, logging.WARNING, "model exceeds --model-memory", model=swap.name, bytes=size)
+        mailbox.post(ModelLoaded(model, self._loaded_names()))
         return []
 
     def _load(self, name: str, running: Iterable[str]) -> Model:
         try:
-            return self._try(name)
+            return self._load_now(name)
         except DeviceMemoryError as error:
             idle = [other for other in self._cache.names if other not in running]
             if not idle:
                 raise
-            log(_log, logging.WARNING, "a model did not fit, others go", model=name, error=str(error))
+            log(
+                _log,
+                logging.WARNING,
+                "out of memory while loading, evicting idle models",
+                model=name,
+                error=str(error),
+            )
         for other in idle:
-            self._free(other)
-        return self._try(name)
+            self._close(other)
+        return self._load_now(name)
 
-    def _try(self, name: str) -> Model:
-        model = self._make[name]()
+    def _load_now(self, name: str) -> Model:
+        model = self._factories[name]()
         try:
-            described = model.load()
+            description = model.load()
         except Exception:
             model.close()
             raise
         self._loaded[name] = model
-        return described
+        return description
 
     def _fail(self, mailbox: Mailbox, name: str, error: Exception) -> str:
-        self._cache.forget(name)
-        self._told.discard(name)
-        said = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
-        log(_log, logging.ERROR, "a model can't be loaded", model=name, error=said)
-        mailbox.post(LoadFailed(name, f"the model {name} can't be loaded: {said}", self._warm()))
+        self._cache.withdraw(name)
+        self._explicit.discard(name)
+        message = str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}"
+        log(_log, logging.ERROR, "model load failed", model=name, error=message)
+        message = f"the model {name} cannot be loaded: {message}"
+        mailbox.post(ModelLoadFailed(name, message, self._loaded_names()))
         return name
 
-    def _weigh(self, name: str, model: B) -> int:
-        self._sizes[name] = size = model.weigh()
+    def _measure(self, name: str, model: B) -> int:
+        self._sizes[name] = size = model.size_bytes()
         return size
 
-    def _keep(self, name: str, model: B, size: int) -> None:
+    def _add(self, name: str, model: B, size: int) -> None:
         self._loaded[name] = model
-        self._cache.put(name, size, self._clock())
+        self._cache.add(name, size, self._clock())
 
-    def _free(self, name: str) -> None:
+    def _close(self, name: str) -> None:
         self._cache.remove(name)
         self._loaded.pop(name).close()
-        log(_log, logging.INFO, "model freed", model=name)
+        log(_log, logging.INFO, "model evicted", model=name)
 
-    def _warm(self, *coming: str) -> tuple[str, ...]:
-        """Return the models that are loaded, with those that will be in a moment."""
-        return tuple(dict.fromkeys((*self._loaded, *coming)))
+    def _loaded_names(self, *loading: str) -> tuple[str, ...]:
+        """Return the names of the loaded models and of those being loaded."""
+        return tuple(dict.fromkeys((*self._loaded, *loading)))

@@ -1,4 +1,4 @@
-"""Where a model comes from: what `--model` says, read without loading anything."""
+"""Parsing of `--model`: where a model comes from."""
 
 import os
 import re
@@ -11,7 +11,7 @@ INDEX_FILE = "model_index.json"
 WEIGHTS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^\s@]+))?", re.ASCII)
-_RIGHT = (
+_EXPECTED = (
     f"expected {BUILTIN}shapes, a diffusers folder with a {INDEX_FILE}, a {WEIGHTS_SUFFIX} file,"
     " or the id of a model on the hub (owner/name, owner/name@revision)"
 )
@@ -28,20 +28,20 @@ class HubModel:
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
 
 
-Place = Path | HubModel
+ModelLocation = Path | HubModel
 """A diffusers folder, a single file with weights, or a model on the hub."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model: the name under which clients ask for it, and where it is."""
+    """The name and location of a model; clients use the name in requests."""
 
     name: str
-    place: Place
+    location: ModelLocation
 
 
 def read_source(text: str) -> ModelSource:
-    """Return what `[NAME=]SOURCE` stands for. Raises ValueError that says in a line what is wrong."""
+    """Parse `[NAME=]SOURCE`. Raises ValueError with a message of one line."""
     name, text = _split_name(text)
     if text.startswith(BUILTIN):
         return ModelSource(name or text, _builtin(text))
@@ -56,7 +56,7 @@ def read_source(text: str) -> ModelSource:
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    """Return the name that was given, or "", and the rest. A path that is there may have a = in it."""
+    """Return the name, or "" without one, and the source. The path of an existing file may contain a =."""
     name, equals, rest = text.partition("=")
     if not equals or _exists(text):
         return "", text
@@ -71,23 +71,23 @@ def _builtin(text: str) -> Path:
     if folder.name in present and folder.parent == BUILTIN_FOLDER:
         return folder
     known = ", ".join(BUILTIN + name for name in present) or "none"
-    raise ValueError(f"{text} is not built in; built in are: {known}")
+    raise ValueError(f"{text} is not a built-in model; built-in models: {known}")
 
 
 def _exists(text: str) -> bool:
-    return os.path.exists(text)  # noqa: PTH110 - a Path raises for a text that is too long
+    return os.path.exists(text)  # noqa: PTH110 - a Path raises if the text is too long
 
 
 def _check_path(path: Path) -> None:
     if path.suffix in PICKLE_SUFFIXES:
         raise ValueError(
-            f"{str(path)!r}: a pickle can run any code when it is read, and is not loaded; convert it to"
+            f"{str(path)!r}: pickle files are not loaded, because they can execute code; convert it to"
             f" {WEIGHTS_SUFFIX}"
         )
     if not _exists(str(path)):
-        raise ValueError(f"there is no {str(path)!r}; {_RIGHT}")
+        raise ValueError(f"{str(path)!r} does not exist; {_EXPECTED}")
     if path.is_file():
         if path.suffix != WEIGHTS_SUFFIX:
-            raise ValueError(f"{str(path)!r} is no {WEIGHTS_SUFFIX} file; {_RIGHT}")
+            raise ValueError(f"{str(path)!r} is not a {WEIGHTS_SUFFIX} file; {_EXPECTED}")
     elif not (path / INDEX_FILE).is_file():
-        raise ValueError(f"the folder {str(path)!r} has no {INDEX_FILE}; {_RIGHT}")
+        raise ValueError(f"the folder {str(path)!r} has no {INDEX_FILE}; {_EXPECTED}")

@@ -1,1 +1,1 @@
-"""One worker process for each GPU: planned in `plan.py`, decided in `core.py`, carried out in `shell.py`."""
+"""One worker process for each GPU: `plan.py` chooses the workers, `core.py` decides, `shell.py` runs processes."""

@@ -1,39 +1,41 @@
-"""The supervisor's core: ends of processes, signals and times in; starts, signals and the exit out."""
+"""The supervisor's core: exits of processes, signals and time in; starts, signals and the exit out."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from signal import SIGKILL, SIGTERM, SIGUSR1, Signals
 
+from imagegen_worker.core.events import Exit, Tick
+
 PERMANENT = {
-    0: "it has drained",
-    2: "a setting is wrong",
-    78: "its model can't be loaded",
+    0: "drained",
+    2: "invalid setting",
+    78: "model cannot be loaded",
 }
-"""Exit statuses after which a start would end in the same way: the worker is not started again."""
+"""Exit statuses after which a restart would end the same way, with the reason; such a worker is not restarted."""
 DRAIN_SIGNAL = SIGUSR1
-"""Asks a worker to drain, however often: SIGTERM may have come to it as well, and a second one would end it."""
-_ENDS_OF_A_STOP = (0, 128 + SIGTERM, 128 + DRAIN_SIGNAL)
-"""Statuses of a worker that drained, or was too young to have anything to drain."""
+"""Asks a worker to drain. Unlike a second SIGTERM, repeating it does not end the worker."""
+_STOPPED_STATUSES = (0, 128 + SIGTERM, 128 + DRAIN_SIGNAL)
+"""Exit statuses of a worker that drained, or that was stopped before it had installed its signal handlers."""
 _MAX_DOUBLINGS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """When a worker that died is started again, in seconds.
+class RestartPolicy:
+    """Exponential backoff between restarts, in seconds.
 
-    `first_wait`, doubled with each death in a row, up to `longest_wait`; after `steady_seconds` of life the row
-    begins anew.
+    The delay doubles with each failure in a row, from `first_delay` to `max_delay`; a worker that ran for
+    `reset_after` seconds starts a new row.
     """
 
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
-    steady_seconds: float = 300.0
+    first_delay: float = 1.0
+    max_delay: float = 60.0
+    reset_after: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A worker's process has ended; `status` as the shell knows it: 128 + n for signal n."""
+    """A worker's process has exited; `status` is 128 + n if signal n killed it."""
 
     worker: int
     status: int
@@ -41,12 +43,12 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """Somebody wants the supervisor to end."""
+    """The supervisor received a signal that asks it to stop."""
 
     number: int
 
 
-Event = Exited | Signalled
+Event = Exited | Signalled | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Send a worker's process a signal."""
+    """Send a signal to a worker's process."""
 
     worker: int
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Tell the operator something, about a worker where one is given."""
+class LogEvent:
+    """Write a log line; `level` as in `logging`. `worker`: the worker whose fields to add."""
 
     level: int
     text: str
@@ -74,105 +76,99 @@ class Note:
     fields: dict[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """End the supervisor."""
-
-    status: int
-
-
-Action = Start | Signal | Note | Exit
+Action = Start | Signal | LogEvent | Exit
 
 
 @dataclass(slots=True)
 class _Worker:
-    """Running since `started`, or waiting for `start_at`, or over: then it has neither."""
+    """A worker that runs since `started_at`, or is to be started at `start_at`, or, with neither, has ended."""
 
-    started: float | None = None
+    started_at: float | None = None
     start_at: float | None = None
-    deaths: int = 0
+    failures: int = 0
 
 
 class SupervisorCore:
-    """So many workers, numbered from 0; each lives and dies without the others."""
+    """Independent workers, numbered from 0."""
 
-    def __init__(self, workers: int, policy: Policy, now: float) -> None:
+    def __init__(self, workers: int, policy: RestartPolicy, now: float) -> None:
         self._policy = policy
         self._workers = [_Worker(start_at=now) for _ in range(workers)]
         self._stopping = False
-        self._told_to_end = False
-        self._worst = 0
+        self._stop_signalled = False
+        self._status = 0
+        """The worst exit status so far."""
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take an event in; return what is to be done for it, in order."""
+        """Handle an event at monotonic time `now`; return the actions to perform, in order."""
         match event:
+            case Tick():
+                return self._start_due(now)
             case Exited(worker, status):
                 return self._exited(worker, status, now)
             case Signalled(number):
                 return self._signalled(number)
 
-    def tick(self, now: float) -> list[Action]:
-        """Start what is due by `now`."""
+    def next_deadline(self) -> float | None:
+        """Return when `Tick` is due if no other event comes; None: never."""
+        return min((worker.start_at for worker in self._workers if worker.start_at is not None), default=None)
+
+    def _start_due(self, now: float) -> list[Action]:
         actions: list[Action] = []
         for number, worker in enumerate(self._workers):
             if worker.start_at is not None and worker.start_at <= now:
-                worker.started, worker.start_at = now, None
+                worker.started_at, worker.start_at = now, None
                 actions.append(Start(number))
         return actions
 
-    def next_deadline(self) -> float | None:
-        """Return when `tick` must be called if no event comes; None: never."""
-        return min((worker.start_at for worker in self._workers if worker.start_at is not None), default=None)
-
     def _exited(self, number: int, status: int, now: float) -> list[Action]:
         worker = self._workers[number]
-        up = 0.0 if worker.started is None else now - worker.started
-        worker.started = None
+        up = 0.0 if worker.started_at is None else now - worker.started_at
+        worker.started_at = None
         if self._stopping:
-            drained = status in _ENDS_OF_A_STOP
-            self._worst = max(self._worst, 0 if drained else status)
-            level = logging.INFO if drained else logging.ERROR
-            return [Note(level, "worker ended", number, {"status": status}), *self._if_over()]
+            stopped = status in _STOPPED_STATUSES
+            self._status = max(self._status, 0 if stopped else status)
+            level = logging.INFO if stopped else logging.ERROR
+            return [LogEvent(level, "worker exited", number, {"status": status}), *self._exit_if_all_ended()]
         if status in PERMANENT:
-            self._worst = max(self._worst, status)
+            self._status = max(self._status, status)
             level = logging.CRITICAL if status else logging.INFO
-            told = {"status": status, "reason": PERMANENT[status]}
-            return [Note(level, "worker ended, not started again", number, told), *self._if_over()]
-        worker.deaths = 1 if up >= self._policy.steady_seconds else worker.deaths + 1
-        doublings = min(worker.deaths - 1, _MAX_DOUBLINGS)
-        wait = min(self._policy.first_wait * 2**doublings, self._policy.longest_wait)
-        worker.start_at = now + wait
-        told = {"status": status, "up_seconds": up, "deaths_in_a_row": worker.deaths, "wait_seconds": wait}
-        return [Note(logging.ERROR, "worker died, to be started again", number, told)]
+            fields = {"status": status, "reason": PERMANENT[status]}
+            return [LogEvent(level, "worker exited, not restarted", number, fields), *self._exit_if_all_ended()]
+        worker.failures = 1 if up >= self._policy.reset_after else worker.failures + 1
+        doublings = min(worker.failures - 1, _MAX_DOUBLINGS)
+        delay = min(self._policy.first_delay * 2**doublings, self._policy.max_delay)
+        worker.start_at = now + delay
+        fields = {"status": status, "up_seconds": up, "failures": worker.failures, "restart_seconds": delay}
+        return [LogEvent(logging.ERROR, "worker failed, restart scheduled", number, fields)]
 
     def _signalled(self, number: int) -> list[Action]:
-        ends = number != DRAIN_SIGNAL
-        if ends and self._told_to_end:
+        stops = number != DRAIN_SIGNAL
+        if stops and self._stop_signalled:
             return self._kill(number)
-        self._told_to_end |= ends
-        return [] if self._stopping else self._stop(number)
+        self._stop_signalled |= stops
+        return [] if self._stopping else self._drain(number)
 
-    def _stop(self, signal: int) -> list[Action]:
-        self._stopping, self._worst = True, 0
+    def _drain(self, signal: int) -> list[Action]:
+        self._stopping, self._status = True, 0
         for worker in self._workers:
             worker.start_at = None
         running = self._running()
-        note = Note(
-            logging.INFO, "draining all workers", fields={"signal": _name(signal), "running": len(running)}
-        )
-        return [note, *(Signal(number, DRAIN_SIGNAL) for number in running), *self._if_over()]
+        fields: dict[str, object] = {"signal": Signals(signal).name, "running": len(running)}
+        return [
+            LogEvent(logging.INFO, "drain of all workers started", fields=fields),
+            *(Signal(number, DRAIN_SIGNAL) for number in running),
+            *self._exit_if_all_ended(),
+        ]
 
     def _kill(self, signal: int) -> list[Action]:
-        note = Note(logging.CRITICAL, "second signal, killing all workers", fields={"signal": _name(signal)})
-        return [note, *(Signal(number, SIGKILL) for number in self._running()), Exit(128 + signal)]
+        text = "second signal received, killing all workers"
+        line = LogEvent(logging.CRITICAL, text, fields={"signal": Signals(signal).name})
+        return [line, *(Signal(number, SIGKILL) for number in self._running()), Exit(128 + signal)]
 
     def _running(self) -> Sequence[int]:
-        return [number for number, worker in enumerate(self._workers) if worker.started is not None]
+        return [number for number, worker in enumerate(self._workers) if worker.started_at is not None]
 
-    def _if_over(self) -> list[Action]:
-        over = all(worker.started is None and worker.start_at is None for worker in self._workers)
-        return [Exit(self._worst)] if over else []
-
-
-def _name(signal: int) -> str:
-    return Signals(signal).name
+    def _exit_if_all_ended(self) -> list[Action]:
+        ended = all(worker.started_at is None and worker.start_at is None for worker in self._workers)
+        return [Exit(self._status)] if ended else []

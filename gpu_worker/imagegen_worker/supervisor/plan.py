@@ -1,4 +1,4 @@
-"""From `--gpu` and the GPUs there are to workers: how many, on what, under which name and port."""
+"""Derivation of the host's workers, their names and ports from the settings, `--gpu` and the detected GPUs."""
 
 import dataclasses
 import socket
@@ -8,18 +8,24 @@ from dataclasses import dataclass, field
 
 from imagegen_common.addresses import ConfigError
 from imagegen_worker.config import WorkerConfig
-from imagegen_worker.devices.gpu import Gpu, listing
-from imagegen_worker.devices.visible import GpuMissingError, Visible, chosen, entries, visible
-from imagegen_worker.supervisor.shell import Child
+from imagegen_worker.devices.gpu import Gpu, format_gpus
+from imagegen_worker.devices.selection import (
+    GpuMissingError,
+    VisibleGpus,
+    parse_selection,
+    select_gpus,
+    visible_gpus,
+)
+from imagegen_worker.supervisor.shell import WorkerCommand
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 SUPERVISED = "IMAGEGEN_SUPERVISED"
-"""Set in the environment of a supervised worker."""
+"""Environment variable that is set for a supervised worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """One worker to be: its settings, what `--gpu` its own process is given, and its environment."""
+    """One worker to start: its settings, the `--gpu` of its own process, and its environment."""
 
     config: WorkerConfig
     gpu: str
@@ -28,7 +34,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The workers of this host. `supervised`: each in a process of its own, even if there is just one."""
+    """The workers of this host. `supervised`: each runs in a child process, even if there is only one."""
 
     specs: tuple[WorkerSpec, ...]
     supervised: bool
@@ -38,45 +44,49 @@ class Plan:
 def plan(
     config: WorkerConfig, gpu: str | None, environment: Mapping[str, str], detect: Callable[[], Sequence[Gpu]]
 ) -> Plan:
-    """Return who works on what; GPUs are looked for only where the workers use them.
+    """Return the workers to start. GPUs are detected only if the workers use them.
 
-    Raises `GpuMissingError` for a GPU that is not there, and `ConfigError` for what can't be meant.
+    Raises `GpuMissingError` for a GPU that does not exist, and `ConfigError` for an invalid `gpu` or port.
     """
     if config.backend == "simulated" or config.device == "cpu":
-        return _seated(config, _numbered(gpu), supervised=gpu is not None and "," in gpu)
-    every = detect()
-    seen = visible(every, environment.get(CUDA_VISIBLE_DEVICES))
-    warnings = _warnings(every, seen, environment)
-    if not seen.gpus and gpu is None and config.device == "auto":
-        alone = dataclasses.replace(config, device="cpu")
-        there = "there is no GPU: the model runs on the CPU"
-        return dataclasses.replace(_seated(alone, _numbered(None)), warnings=(*warnings, there))
-    if not seen.gpus:
-        hidden = f" ({CUDA_VISIBLE_DEVICES} hides {listing(every)})" if every else ""
-        asked = "--device cuda" if gpu is None else f"--gpu {gpu}"
-        raise GpuMissingError(f"{asked}: there is no GPU{hidden}; --device cpu does without")
-    gpus = chosen(seen.gpus, gpu)
-    made = _seated(dataclasses.replace(config, device="cuda"), gpus, supervised=gpu is None or len(gpus) > 1)
-    return dataclasses.replace(made, warnings=warnings)
+        return _make_plan(config, _placeholders(gpu), supervised=gpu is not None and "," in gpu)
+    detected = detect()
+    visible = visible_gpus(detected, environment.get(CUDA_VISIBLE_DEVICES))
+    warnings = _warnings(detected, visible, environment)
+    if not visible.gpus and gpu is None and config.device == "auto":
+        on_cpu = _make_plan(dataclasses.replace(config, device="cpu"), _placeholders(None))
+        return dataclasses.replace(on_cpu, warnings=(*warnings, "no GPU found: the model runs on the CPU"))
+    if not visible.gpus:
+        hidden = f" ({CUDA_VISIBLE_DEVICES} hides {format_gpus(detected)})" if detected else ""
+        option = "--device cuda" if gpu is None else f"--gpu {gpu}"
+        raise GpuMissingError(f"{option}: no GPU found{hidden}; use --device cpu to run without one")
+    gpus = select_gpus(visible.gpus, gpu)
+    on_gpus = dataclasses.replace(config, device="cuda")
+    return dataclasses.replace(
+        _make_plan(on_gpus, gpus, supervised=gpu is None or len(gpus) > 1), warnings=warnings
+    )
 
 
-def children(plan: Plan, arguments: Sequence[str]) -> list[Child]:
-    """Return the processes of a plan: the same command line, with what differs said last, which counts."""
+def worker_commands(plan: Plan, arguments: Sequence[str]) -> list[WorkerCommand]:
+    """Return the commands of a plan: this process's own arguments, then each worker's, which override them."""
     return [
-        Child(
+        WorkerCommand(
             command=[sys.executable, "-P", "-m", "imagegen_worker", *arguments, *_own_options(spec)],
             environment={**spec.environment, SUPERVISED: "1"},
-            about=about(spec.config),
+            log_fields=log_fields(spec.config),
         )
         for spec in plan.specs
     ]
 
 
-def about(config: WorkerConfig) -> dict[str, object]:
-    """Return what log lines tell of a worker's GPU."""
-    told = {"worker": config.worker_name, "gpu": config.gpu}
-    known = {"gpu_uuid": config.gpu_uuid, "gpu_name": config.gpu_name}
-    return told | {key: value for key, value in known.items() if value is not None}
+def log_fields(config: WorkerConfig) -> dict[str, object]:
+    """Return the log fields that identify a worker and its GPU."""
+    optional = {"gpu_uuid": config.gpu_uuid, "gpu_name": config.gpu_name}
+    return {
+        "worker": config.worker_name,
+        "gpu": config.gpu,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
 
 
 def _own_options(spec: WorkerSpec) -> list[str]:
@@ -86,18 +96,20 @@ def _own_options(spec: WorkerSpec) -> list[str]:
     return options
 
 
-def _numbered(gpu: str | None) -> list[Gpu]:
-    """Return what stands for GPUs where none is used: numbers, for the names."""
-    words = ["0"] if gpu is None else entries(gpu)
-    for word in words:
-        if not word.isdecimal():
-            raise ConfigError(f"--gpu {gpu}: workers that use no GPU take numbers only, as 0,1, got {word!r}")
-        if words.count(word) > 1:
-            raise ConfigError(f"--gpu {gpu}: {word} is named twice")
-    return [Gpu(number=int(word), index=int(word), name="") for word in words]
+def _placeholders(gpu: str | None) -> list[Gpu]:
+    """Return GPUs without a name for workers that use none; their numbers distinguish the workers' names."""
+    entries = ["0"] if gpu is None else parse_selection(gpu)
+    for entry in entries:
+        if not entry.isdecimal():
+            raise ConfigError(
+                f"--gpu {gpu}: expected numbers such as 0,1 for workers that use no GPU, got {entry!r}"
+            )
+        if entries.count(entry) > 1:
+            raise ConfigError(f"--gpu {gpu}: {entry} is listed twice")
+    return [Gpu(number=int(entry), index=int(entry), name="") for entry in entries]
 
 
-def _seated(config: WorkerConfig, gpus: Sequence[Gpu], *, supervised: bool = False) -> Plan:
+def _make_plan(config: WorkerConfig, gpus: Sequence[Gpu], *, supervised: bool = False) -> Plan:
     return Plan(specs=tuple(_spec(config, gpu, supervised) for gpu in gpus), supervised=supervised)
 
 
@@ -121,20 +133,20 @@ def _spec(config: WorkerConfig, gpu: Gpu, supervised: bool) -> WorkerSpec:
     )
     if own.gpu_name is None:
         return WorkerSpec(config=own, gpu=gpu.label)
-    # Its card alone, as device 0; in the order of the bus, should it go by number.
-    alone = {CUDA_VISIBLE_DEVICES: gpu.cuda_id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return WorkerSpec(config=own, gpu="0", environment=alone)
+    # The process sees only its own GPU, as device 0. An index counts in the order of the PCI bus.
+    environment = {CUDA_VISIBLE_DEVICES: gpu.cuda_id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return WorkerSpec(config=own, gpu="0", environment=environment)
 
 
-def _warnings(every: Sequence[Gpu], seen: Visible, environment: Mapping[str, str]) -> tuple[str, ...]:
+def _warnings(detected: Sequence[Gpu], visible: VisibleGpus, environment: Mapping[str, str]) -> tuple[str, ...]:
     text = environment.get(CUDA_VISIBLE_DEVICES)
     warnings = []
-    if seen.trouble:
-        warnings.append(f"{CUDA_VISIBLE_DEVICES}={text}: {seen.trouble}; there are: {listing(every)}")
-    unlike = len({gpu.name for gpu in every}) > 1
-    if text and text.strip()[:1].isdigit() and unlike and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+    if visible.problem:
+        warnings.append(f"{CUDA_VISIBLE_DEVICES}={text}: {visible.problem}; GPUs found: {format_gpus(detected)}")
+    mixed = len({gpu.name for gpu in detected}) > 1
+    if text and text.strip()[:1].isdigit() and mixed and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         warnings.append(
-            f"{CUDA_VISIBLE_DEVICES}={text}: numbers are those of nvidia-smi; set CUDA_DEVICE_ORDER=PCI_BUS_ID "
-            "for CUDA to count alike"
+            f"{CUDA_VISIBLE_DEVICES}={text}: its numbers are read as nvidia-smi's; set CUDA_DEVICE_ORDER="
+            "PCI_BUS_ID to make CUDA use the same numbers"
         )
     return tuple(warnings)

@@ -1,4 +1,4 @@
-"""The worker's HTTP: `/metrics`, `/healthz`, `/readyz`, on threads of its own."""
+"""The worker's HTTP server for `/metrics`, `/healthz` and `/readyz`, on its own threads."""
 
 import logging
 import socket
@@ -13,8 +13,8 @@ from prometheus_client.exposition import choose_encoder
 _log = logging.getLogger(__name__)
 
 
-def address_for_others(host: str, port: int) -> str:
-    """Return HOST:PORT by which others reach a bind; a bind to every address goes by this host's name."""
+def advertised_address(host: str, port: int) -> str:
+    """Return HOST:PORT under which other hosts reach the server; the host name for a bind to all addresses."""
     if host in ("", "0.0.0.0", "::"):
         host = socket.gethostname()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -29,12 +29,14 @@ class _Server(ThreadingHTTPServer):
 
 
 class HttpServer:
-    """Serves a registry on a daemon thread until `close`; `hindrance` says why the worker is not ready, or ""."""
+    """Serves a registry until `close`. `not_ready_reason` returns why the worker is not ready, or ""."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, hindrance: Callable[[], str]) -> None:
-        """Bind. Raises OSError if the address can't be bound."""
-        views = {"registry": registry, "hindrance": staticmethod(hindrance)}
-        self._server = _Server(host, port, type("Handler", (_Handler,), views))
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, not_ready_reason: Callable[[], str]
+    ) -> None:
+        """Bind and start. Raises OSError if the address cannot be bound."""
+        attributes = {"registry": registry, "not_ready_reason": staticmethod(not_ready_reason)}
+        self._server = _Server(host, port, type("Handler", (_Handler,), attributes))
         self.port: int = self._server.server_address[1]
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
         self._thread.start()
@@ -48,7 +50,7 @@ class HttpServer:
 
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
-    hindrance: Callable[[], str]
+    not_ready_reason: Callable[[], str]
     timeout = 10
     server_version = "imagegen-worker"
     sys_version = ""
@@ -62,8 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/healthz":
             self._reply(200, "text/plain", b"ok\n")
         elif path == "/readyz":
-            hindrance = self.hindrance()
-            self._reply(503 if hindrance else 200, "text/plain", f"{hindrance or 'ok'}\n".encode())
+            reason = self.not_ready_reason()
+            self._reply(503 if reason else 200, "text/plain", f"{reason or 'ok'}\n".encode())
         else:
             self._reply(404, "text/plain", b"not found; try /metrics, /healthz or /readyz\n")
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the worker. The core's state is copied once a turn; the HTTP thread sees copies only."""
+"""Prometheus metrics of the worker. The main thread copies the core's state; the HTTP threads read the copy."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,9 +26,9 @@ from imagegen_worker.core.events import (
     EngineEvent,
     Finished,
     Idle,
-    Loaded,
-    LoadFailed,
-    Loading,
+    ModelLoaded,
+    ModelLoadFailed,
+    ModelLoading,
     Started,
     Stepped,
 )
@@ -48,33 +48,33 @@ OUTCOMES = (
     GenerationFailedError.code,
     RETURNED,
 )
-"""Told from the start, as 0, so that the first one shows in a rate."""
+"""Exported from the start, as 0, so that rates include the first one."""
 _CALL_OUTCOMES = ("done", "failed", "out_of_memory_split", "stopped")
 _FALLBACKS = ("signature", "opaque argument", "no rows", "opaque output", "output", "random", "unequal", "error")
-"""Why a call of the model goes alone, as the backend says it: told from the start too."""
+"""Reasons of the backend for a forward that is not shared; exported from the start too."""
 _PREFIX = "imagegen_worker_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """A copy of what the core knows."""
+class _Snapshot:
+    """A copy of the core's state."""
 
-    warm: bool = False
-    warm_models: int = 0
+    ready: bool = False
+    loaded_models: int = 0
     draining: bool = False
     registered: int = 0
     queued: int = 0
     running: int = 0
     finished: int = 0
     finished_bytes: int = 0
-    totals: WorkerStats = field(default_factory=WorkerStats)
+    stats: WorkerStats = field(default_factory=WorkerStats)
     outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
 
 
 class Metrics(Collector):
-    """All metrics of one worker, and the HTTP that shows them once `serve` was called.
+    """All metrics of one worker, and the HTTP server that exports them after `serve`.
 
-    `observe`, `update` and `close` belong to the main thread, `collect` and `hindrance` to the HTTP threads.
+    The main thread calls `observe`, `update` and `close`, the HTTP threads `collect` and `not_ready_reason`.
     """
 
     def __init__(self, config: WorkerConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -82,40 +82,44 @@ class Metrics(Collector):
         self._config = config
         self._clock = clock
         self._identity = (config.worker_name, str(config.gpu))
-        self._view = _View()
+        self._snapshot = _Snapshot()
         self._stepped_at: float | None = None
         self._http: HttpServer | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.registry.register(GpuCollector(config))
-        self._queue_wait = self._histogram("queue_wait_seconds", "From arrival to the start of the batch.")
-        self._generation = self._histogram("generation_seconds", "From the start of the batch to the last image.")
-        self._encode = self._histogram("encode_seconds", "Encoding the images of one request.")
-        self._rows = self._histogram("rows_per_call", "Batch dimension of a good call.", ROWS_BUCKETS)
+        self._queue_wait = self._histogram("queue_wait_seconds", "Time from arrival to the start of the batch.")
+        self._generation = self._histogram(
+            "generation_seconds", "Time from the start of the batch to the last image."
+        )
+        self._encode = self._histogram("encode_seconds", "Time to encode the images of one request.")
+        self._rows = self._histogram("rows_per_call", "Batch dimension of a successful call.", ROWS_BUCKETS)
         self._calls = Counter(
             _PREFIX + "calls",
-            "Calls of the backend, or forwards of the denoiser, by outcome; a split one did not fit and is made "
-            "again in halves.",
+            "Calls of the backend, or forwards of the denoiser, by outcome. A split one ran out of memory and is "
+            "retried in halves.",
             ["worker", "gpu", "outcome"],
             registry=self.registry,
         )
-        self._step = self._histogram("step_seconds", "One denoising step of a whole batch.", STEP_BUCKETS)
-        self._first = self._histogram("first_step_wait_seconds", "From arrival to the first denoising step.")
-        self._beside = self._count(
-            "beside_seconds",
-            "Seconds that the device spent in text encoders and decoders; part of the busy seconds.",
+        self._step = self._histogram("step_seconds", "Time of one denoising step of a batch.", STEP_BUCKETS)
+        self._first_step = self._histogram(
+            "first_step_wait_seconds", "Time from arrival to the first denoising step."
         )
-        self._steps = self._count("image_steps", "Denoising steps made, one for each image that made it.")
-        self._pixels = self._count("pixels", "Pixels of the images that were answered.")
+        self._beside_seconds = self._count(
+            "beside_seconds",
+            "Time of the device in text encoders and decoders; part of the busy seconds.",
+        )
+        self._steps = self._count("image_steps", "Denoising steps, counted for each image.")
+        self._pixels = self._count("pixels", "Pixels of the images of finished requests.")
         self._fallbacks = Counter(
             _PREFIX + "fallbacks",
-            "Calls of the model that could not be shared and went alone, by reason.",
+            "Forwards that could not be shared, by reason.",
             ["worker", "gpu", "reason"],
             registry=self.registry,
         )
         self._loads = Counter(
             _PREFIX + "model_loads",
-            "Models that were loaded because they were asked for, by outcome.",
+            "Models loaded on request, by outcome.",
             ["worker", "gpu", "outcome"],
             registry=self.registry,
         )
@@ -127,25 +131,25 @@ class Metrics(Collector):
             self._fallbacks.labels(*self._identity, reason)
 
     def serve(self, host: str, port: int) -> int:
-        """Open the HTTP doors; return the port, which is a free one for 0. Raises OSError if it can't be bound."""
-        self._http = HttpServer(host, port, self.registry, self.hindrance)
+        """Start the HTTP server; return its port, a free one for 0. Raises OSError if it cannot be bound."""
+        self._http = HttpServer(host, port, self.registry, self.not_ready_reason)
         return self._http.port
 
     def close(self) -> None:
-        """Close the HTTP doors."""
+        """Stop the HTTP server."""
         if self._http is not None:
             self._http.close()
 
     # ---- the main thread -----------------------------------------------------------------------------------
 
     def observe(self, event: EngineEvent) -> None:
-        """Count what happened on the device."""
+        """Count an event of the engine."""
         match event:
-            case Loading():
+            case ModelLoading():
                 self._stepped_at = None
-            case Loaded():
+            case ModelLoaded():
                 self._loads.labels(*self._identity, "done").inc()
-            case LoadFailed():
+            case ModelLoadFailed():
                 self._loads.labels(*self._identity, "failed").inc()
             case Started() | Stepped():
                 self._stepped_at = self._clock()
@@ -157,78 +161,86 @@ class Metrics(Collector):
                 self._encode.observe(event.encode_seconds)
                 self._pixels.inc(sum(info.width * info.height for info in event.infos))
             case CallDone():
-                self._called(event)
+                self._observe_call(event)
             case CallFailed():
                 outcome = "out_of_memory_split" if event.split else "stopped" if event.stopped else "failed"
                 self._calls.labels(*self._identity, outcome).inc()
 
-    def _called(self, event: CallDone) -> None:
+    def _observe_call(self, event: CallDone) -> None:
         self._calls.labels(*self._identity, "done").inc()
         self._rows.observe(event.rows or event.images)
         self._step.observe(event.seconds / max(event.steps, 1))
-        # A call of the static engine makes all steps of its images; one of the other, a step of those in it.
+        # A static call makes all steps of its images; a forward makes one step of each of its images.
         self._steps.inc(event.steps * (event.requests if event.rows else event.images))
-        self._beside.inc(event.beside_seconds)
+        self._beside_seconds.inc(event.beside_seconds)
         for seconds in event.waits:
-            self._first.observe(seconds)
+            self._first_step.observe(seconds)
         for reason in event.fallbacks:
             self._fallbacks.labels(*self._identity, reason).inc()
 
     def update(self, core: WorkerCore) -> None:
-        """Copy what the core knows now."""
-        self._view = _View(
-            warm=core.warm,
-            warm_models=len(core.warm_models),
+        """Copy the state of the core."""
+        self._snapshot = _Snapshot(
+            ready=core.ready,
+            loaded_models=len(core.loaded_models),
             draining=core.draining,
             registered=core.registered,
             queued=core.held.queued_images(),
             running=core.held.running_images(),
             finished=len(core.held.finished),
             finished_bytes=core.held.finished_bytes,
-            totals=core.totals.for_wire(),
-            outcomes=dict.fromkeys(OUTCOMES, 0) | dict(core.outcomes),
+            stats=core.counters.to_stats(),
+            outcomes=dict.fromkeys(OUTCOMES, 0) | dict(core.counters.outcomes),
         )
 
     # ---- the HTTP threads ----------------------------------------------------------------------------------
 
-    def hindrance(self) -> str:
-        """Return why no work would come here now, or ""."""
-        view = self._view
-        if not view.warm:
+    def not_ready_reason(self) -> str:
+        """Return why brokers dispatch nothing to this worker now, or ""."""
+        view = self._snapshot
+        if not view.ready:
             return "the model is not loaded yet"
         if view.draining:
             return "the worker is draining"
-        return "" if view.registered else "no broker has registered the worker"
+        return "" if view.registered else "the worker is not registered with a broker"
 
     def collect(self) -> Iterable[Metric]:
-        """Yield what is a view of the core; the registry has the rest."""
-        view, stepped_at = self._view, self._stepped_at
+        """Yield the metrics that derive from the core; the registry holds the others."""
+        view, stepped_at = self._snapshot, self._stepped_at
         step_age = 0.0 if stepped_at is None else self._clock() - stepped_at
         build = GaugeMetricFamily(
             _PREFIX + "build_info", "Always 1; the version is a label.", labels=["version", "backend", "batching"]
         )
         build.add_metric([version("imagegen-fleet"), self._config.backend, self._config.effective_batching], 1)
         yield build
-        yield self._gauge("warm", "1 once the model is loaded.", view.warm)
-        yield self._gauge("warm_models", "Models that are loaded, or are being loaded.", view.warm_models)
-        yield self._gauge("draining", "1 while the worker takes no more and leaves.", view.draining)
-        yield self._gauge("brokers", "Brokers that are dialled.", len(self._config.brokers))
+        yield self._gauge("warm", "1 once the first model is loaded.", view.ready)
+        yield self._gauge("warm_models", "Models that are loaded or being loaded.", view.loaded_models)
+        yield self._gauge("draining", "1 while the worker drains.", view.draining)
+        yield self._gauge("brokers", "Configured brokers.", len(self._config.brokers))
         yield self._gauge("registered_brokers", "Brokers that have the worker registered.", view.registered)
-        yield self._gauge("capacity_requests", "Images accepted at a time.", self._config.effective_capacity)
-        depth = {"queued": view.queued, "running": view.running}
-        yield self._gauge("queue_depth", "Images of the unanswered requests, by state.", depth, "state")
-        yield self._gauge("unreleased_answers", "Answers kept until they have arrived.", view.finished)
-        yield self._gauge("unreleased_bytes", "Bytes of the answers kept.", view.finished_bytes)
-        yield self._gauge("step_age_seconds", "Since the last step of the running batch; 0 when idle.", step_age)
-        totals = view.totals
-        yield self._counter("requests", "Requests that ended here, by outcome.", view.outcomes, "outcome")
-        yield self._counter(
-            "batched_requests", "Requests, or images, in good calls.", totals.total_batched_requests
+        yield self._gauge(
+            "capacity_requests",
+            "Maximum number of images of queued and running requests.",
+            self._config.effective_capacity,
         )
-        yield self._counter("images", "Images made.", totals.total_images)
-        yield self._counter("busy_seconds", "Seconds that the device worked.", totals.busy_seconds)
+        depth = {"queued": view.queued, "running": view.running}
+        yield self._gauge("queue_depth", "Images of queued and running requests, by state.", depth, "state")
+        yield self._gauge("unreleased_answers", "Answers that are not acknowledged yet.", view.finished)
+        yield self._gauge("unreleased_bytes", "Bytes of unacknowledged answers.", view.finished_bytes)
+        yield self._gauge(
+            "step_age_seconds", "Time since the last step of the running batch; 0 when idle.", step_age
+        )
+        stats = view.stats
+        yield self._counter(
+            "requests", "Requests that ended at this worker, by outcome.", view.outcomes, "outcome"
+        )
+        yield self._counter(
+            "batched_requests", "Requests, or images, in successful calls.", stats.total_batched_requests
+        )
+        yield self._counter("images", "Generated images.", stats.total_images)
+        yield self._counter("busy_seconds", "Time that the device was busy.", stats.busy_seconds)
 
-    # ---- small things --------------------------------------------------------------------------------------
+    # ---- construction --------------------------------------------------------------------------------------
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float] = SECONDS_BUCKETS) -> Histogram:
         return Histogram(

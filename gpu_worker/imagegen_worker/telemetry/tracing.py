@@ -1,4 +1,4 @@
-"""Spans of requests at the worker: `wait`, `forwards`, each `forward_group`, `decode`, `encode`, `delivery`."""
+"""Spans of a request at the worker: `wait`, `forwards`, each `forward_group`, `decode`, `encode`, `delivery`."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from imagegen_common.tracing import Attribute, Tracer
 from imagegen_protocol.messages import BrokerToWorker, Release, Work
 from imagegen_worker.core.events import CallDone, EngineEvent, Failed, Finished, Started, Stepped
 
-_MAX_FOLLOWED = 4096
-"""Requests that are followed at a time: answers that are dropped unreleased are forgotten so."""
+_MAX_REQUESTS = 4096
+"""Maximum number of traced requests; the oldest is discarded, such as one whose RELEASE never arrived."""
 
 
 @dataclass(slots=True)
 class _Group:
-    """Forwards one after the other with as many rows; nobody came or left between them."""
+    """Consecutive forwards with the same number of rows."""
 
     rows: int
     start: float
@@ -23,8 +23,8 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Course:
-    """How far a request is; times in seconds of the monotonic clock."""
+class _RequestTrace:
+    """The progress of a traced request. Times are monotonic seconds."""
 
     traceparent: str
     attempt: int
@@ -38,10 +38,10 @@ class _Course:
     answered: float | None = None
     numbers: list[int] = field(default_factory=list)
     group: _Group | None = None
-    """The forwards told of last, which the next one may join."""
+    """The latest group, which the next forward may extend."""
 
-    def joined(self, call: CallDone, now: float) -> _Group | None:
-        """Count a forward that this request was in; return the group that has ended with it."""
+    def add_forward(self, call: CallDone, now: float) -> _Group | None:
+        """Count a forward of this request; return the group that it ends, if any."""
         rows = call.rows or call.requests
         self.forwards += 1
         self.rows += rows
@@ -50,122 +50,125 @@ class _Course:
         if group is not None and group.rows == rows:
             group.forwards, group.end = group.forwards + 1, now
             return None
-        # Forwards are told late where the device works ahead: no group begins before the last one has ended.
-        begun = now - call.seconds if group is None else max(group.end, now - call.seconds)
-        self.group = _Group(rows, begun, now)
+        # The engine reports forwards late if the device is ahead: a group starts after the end of the last one.
+        start = now - call.seconds if group is None else max(group.end, now - call.seconds)
+        self.group = _Group(rows, start, now)
         return group
 
 
-class Traces:
-    """Follows each traced request from WORK to RELEASE, by what passes through the shell."""
+class RequestTraces:
+    """Traces each request that has a traceparent, from WORK to RELEASE."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._courses: OrderedDict[bytes, _Course] = OrderedDict()
+        self._traces: OrderedDict[bytes, _RequestTrace] = OrderedDict()
         self._ids: dict[int, bytes] = {}
-        """Of the jobs that are followed, by their number with the engine, from their start on."""
+        """Request ids of traced jobs that have started, by job number."""
 
-    def received(self, message: BrokerToWorker, now: float) -> None:
-        """Take a message of a broker, before the core does."""
+    def on_message(self, message: BrokerToWorker, now: float) -> None:
+        """Handle a message of a broker; call it before the core handles it."""
         match message:
             case Work(request_id=request_id, traceparent=str(traceparent)):
-                if request_id not in self._courses:
-                    self._courses[request_id] = _Course(traceparent, message.attempt, now)
-                    if len(self._courses) > _MAX_FOLLOWED:
-                        self._forget(*self._courses.popitem(last=False))
+                if request_id not in self._traces:
+                    self._traces[request_id] = _RequestTrace(traceparent, message.attempt, now)
+                    if len(self._traces) > _MAX_REQUESTS:
+                        self._forget(*self._traces.popitem(last=False))
             case Release():
                 for request_id in message.request_ids:
-                    if (course := self._courses.pop(request_id, None)) is not None:
-                        self._forget(request_id, course)
-                        self._released(request_id, course, now)
+                    if (trace := self._traces.pop(request_id, None)) is not None:
+                        self._forget(request_id, trace)
+                        self._released(request_id, trace, now)
 
-    def event(self, event: EngineEvent, find: Callable[[int], bytes | None], now: float) -> None:
-        """Take an event of the engine, before the core does; `find` gives the request id of a job's number."""
+    def on_event(self, event: EngineEvent, find: Callable[[int], bytes | None], now: float) -> None:
+        """Handle an event of the engine before the core does. `find` returns the request id of a job number."""
         match event:
             case CallDone():
                 for number in event.numbers:
-                    if (followed := self._ids.get(number)) is not None:
-                        course = self._courses[followed]
-                        self._tell_group(followed, course, course.joined(event, now))
+                    if (request_id := self._ids.get(number)) is not None:
+                        trace = self._traces[request_id]
+                        self._group_span(request_id, trace, trace.add_forward(event, now))
             case Started():
                 for number in event.numbers:
-                    for request_id, course in self._of((number,), find):
+                    for request_id, trace in self._find_traces((number,), find):
                         self._ids[number] = request_id
-                        course.numbers.append(number)
-                        if course.started is None:
-                            course.started = now
-                            self._tell("wait", request_id, course, course.received, now)
+                        trace.numbers.append(number)
+                        if trace.started is None:
+                            trace.started = now
+                            self._span("wait", request_id, trace, trace.received, now)
             case Stepped():
-                for _, course in self._of(event.numbers, find):
-                    course.stepped, course.steps = now, event.step
+                for _, trace in self._find_traces(event.numbers, find):
+                    trace.stepped, trace.steps = now, event.step
             case Finished():
-                for request_id, course in self._of((event.number,), find):
-                    self._finished(request_id, course, event, now)
+                for request_id, trace in self._find_traces((event.number,), find):
+                    self._finished(request_id, trace, event, now)
             case Failed():
-                for request_id, course in self._of((event.number,), find):
-                    course.answered = now
-                    self._broken_off(request_id, course, now, error=event.code)
+                for request_id, trace in self._find_traces((event.number,), find):
+                    trace.answered = now
+                    self._aborted(request_id, trace, now, error=event.code)
 
     @property
-    def followed(self) -> int:
-        """How many requests are followed now."""
-        return len(self._courses)
+    def active(self) -> int:
+        """Number of requests that are traced now."""
+        return len(self._traces)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         self._tracer.close()
 
-    def _of(self, numbers: tuple[int, ...], find: Callable[[int], bytes | None]) -> list[tuple[bytes, _Course]]:
+    def _find_traces(
+        self, numbers: tuple[int, ...], find: Callable[[int], bytes | None]
+    ) -> list[tuple[bytes, _RequestTrace]]:
         ids = [request_id for number in numbers if (request_id := find(number)) is not None]
-        return [(request_id, self._courses[request_id]) for request_id in ids if request_id in self._courses]
+        return [(request_id, self._traces[request_id]) for request_id in ids if request_id in self._traces]
 
-    def _forget(self, request_id: bytes, course: _Course) -> None:
-        """Tell the last group of a request that is followed no more: it may have been told of after the end."""
-        for number in course.numbers:
+    def _forget(self, request_id: bytes, trace: _RequestTrace) -> None:
+        """Stop tracing a request; export its last group, which may have been reported after its end."""
+        for number in trace.numbers:
             self._ids.pop(number, None)
-        self._tell_group(request_id, course, course.group)
+        self._group_span(request_id, trace, trace.group)
 
-    def _tell_group(self, request_id: bytes, course: _Course, group: _Group | None) -> None:
+    def _group_span(self, request_id: bytes, trace: _RequestTrace, group: _Group | None) -> None:
         if group is not None:
             about: dict[str, Attribute] = {"rows": group.rows, "forwards": group.forwards}
-            self._tell("forward_group", request_id, course, group.start, group.end, **about)
+            self._span("forward_group", request_id, trace, group.start, group.end, **about)
 
-    def _finished(self, request_id: bytes, course: _Course, event: Finished, now: float) -> None:
+    def _finished(self, request_id: bytes, trace: _RequestTrace, event: Finished, now: float) -> None:
         encoded_from = now - event.encode_seconds
-        started = course.received if course.started is None else course.started
-        stepped = started if course.stepped is None else course.stepped
+        started = trace.received if trace.started is None else trace.started
+        stepped = started if trace.stepped is None else trace.stepped
         decoded = max(stepped, min(encoded_from, started + event.generation_seconds))
-        company = event.batch_size
-        self._tell("forwards", request_id, course, started, stepped, batch_size=company, **_forwards(course))
-        self._tell("decode", request_id, course, stepped, decoded, images=len(event.images))
-        self._tell("encode", request_id, course, encoded_from, now, bytes=sum(map(len, event.images)))
-        course.answered = now
+        self._span(
+            "forwards", request_id, trace, started, stepped, batch_size=event.batch_size, **_forwards(trace)
+        )
+        self._span("decode", request_id, trace, stepped, decoded, images=len(event.images))
+        self._span("encode", request_id, trace, encoded_from, now, bytes=sum(map(len, event.images)))
+        trace.answered = now
 
-    def _released(self, request_id: bytes, course: _Course, now: float) -> None:
-        if course.answered is not None:
-            self._tell("delivery", request_id, course, course.answered, now)
+    def _released(self, request_id: bytes, trace: _RequestTrace, now: float) -> None:
+        if trace.answered is not None:
+            self._span("delivery", request_id, trace, trace.answered, now)
         else:
-            self._broken_off(request_id, course, now, released=True)
+            self._aborted(request_id, trace, now, released=True)
 
-    def _broken_off(self, request_id: bytes, course: _Course, now: float, **why: Attribute) -> None:
-        if course.started is None:
-            self._tell("wait", request_id, course, course.received, now, **why)
+    def _aborted(self, request_id: bytes, trace: _RequestTrace, now: float, **reason: Attribute) -> None:
+        if trace.started is None:
+            self._span("wait", request_id, trace, trace.received, now, **reason)
         else:
-            self._tell("forwards", request_id, course, course.started, now, **_forwards(course), **why)
+            self._span("forwards", request_id, trace, trace.started, now, **_forwards(trace), **reason)
 
-    def _tell(
-        self, name: str, request_id: bytes, course: _Course, start: float, end: float, **more: Attribute
+    def _span(
+        self, name: str, request_id: bytes, trace: _RequestTrace, start: float, end: float, **more: Attribute
     ) -> None:
-        words: dict[str, Attribute] = {"request_id": request_id.hex(), "attempt": course.attempt}
-        self._tracer.span(name, course.traceparent, start, end, **words, **more)
+        attributes: dict[str, Attribute] = {"request_id": request_id.hex(), "attempt": trace.attempt}
+        self._tracer.span(name, trace.traceparent, start, end, **attributes, **more)
 
 
-def _forwards(course: _Course) -> dict[str, Attribute]:
-    """Return the steps of a request, and how full the device's forwards were meanwhile.
+def _forwards(trace: _RequestTrace) -> dict[str, Attribute]:
+    """Return the steps of a request, and the mean and maximum rows of its forwards.
 
-    A forward is told by the engine when the next one ends: the last one of a request may not be among them.
+    The engine reports a forward when the next one ends, so the last one of a request may be missing.
     """
-    if not course.forwards:
-        return {"steps": course.steps}
-    mean = round(course.rows / course.forwards, 3)
-    return {"steps": course.steps, "rows": mean, "most_rows": course.most_rows}
+    if not trace.forwards:
+        return {"steps": trace.steps}
+    mean = round(trace.rows / trace.forwards, 3)
+    return {"steps": trace.steps, "rows": mean, "most_rows": trace.most_rows}

@@ -81,7 +81,7 @@ def test_all_processes_end_when_one_of_them_ends(up):
     gateway.kill()
     _, errors = up.communicate(timeout=60)
     assert up.returncode == 1
-    assert "error: gateway ended with status -9" in errors
+    assert "error: gateway exited with status -9" in errors
     assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
@@ -90,4 +90,4 @@ def test_an_invalid_setting_ends_it_with_exit_code_2(words, tmp_path):
     ended = command("imagegen", *words[1:], check=False)
     assert ended.returncode == 2
     assert "gateway.toml:1" in ended.stderr
-    assert "error: gateway ended with status 2" in ended.stderr
+    assert "error: gateway exited with status 2" in ended.stderr

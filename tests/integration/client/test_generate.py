@@ -108,10 +108,10 @@ def test_what_is_there_is_not_drawn_again(imagegen, worker):
     assert imagegen(*first).exit_code == 0
     again = imagegen(*first)
     assert again.exit_code == 2
-    assert again.stderr == "error: --pattern: 0.png is there already; say --overwrite or --skip-existing\n"
+    assert again.stderr == "error: --pattern: 0.png exists; use; say --overwrite or --skip-existing\n"
     Path("1.png").unlink()
     done = imagegen(*first, "--skip-existing")
-    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3: their pictures are there\n")
+    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3: their files exist\n")
     assert worker.begun.count("b") == 2
     assert imagegen(*first, "--skip-existing").stdout == ""
     assert imagegen(*first, "--overwrite").exit_code == 0
@@ -161,7 +161,7 @@ def test_an_interruption_gives_up_what_is_on_its_way(broker, worker, tmp_path):
     assert process.stdout.readline().startswith("out/imagegen-"), "what is there is written"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, said) == (130, "error: interrupted: what was unfinished is given up\n")
+    assert (process.returncode, said) == (130, "error: interrupted; unfinished requests were cancelled\n")
     worker.wait_for_idleness()
     assert len(files(tmp_path / "out")) == 1
 
@@ -203,7 +203,7 @@ def test_the_gpus_as_json(imagegen, known):
 def test_a_second_broker_that_is_away_is_shown_as_lost(imagegen, known):
     done = imagegen("top", "--interval", "0.2", "--broker", NOWHERE)
     assert done.exit_code == 0
-    assert f"○ {NOWHERE}  no answer yet; asking again" in done.stdout
+    assert f"○ {NOWHERE}  no answer yet; retrying" in done.stdout
     assert " raw " in done.stdout
 
 

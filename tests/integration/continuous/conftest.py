@@ -1,10 +1,10 @@
-"""Tiny pipelines, and what lets requests for them meet."""
+"""Tiny pipelines, and batchers for them."""
 
 import pytest
 
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from tests.families import FAMILIES
-from tests.integration.continuous.company import one_thread  # noqa: F401 - a fixture for all of them
+from tests.integration.continuous.helpers import one_thread  # noqa: F401 - a fixture for all of them
 from tests.padding_families import PADDING_FAMILIES
 
 
@@ -24,12 +24,12 @@ def sdxl():
 
 
 @pytest.fixture
-def meet(monkeypatch):
-    """Return what makes a `Rendezvous`; it leaves the pipeline as it was, before what is patched is mended."""
+def make_batcher(monkeypatch):
+    """Return a factory of `PipelineBatcher`; each is closed before patches of the test are undone."""
     made = []
 
     def make(pipeline, **options):
-        made.append(Rendezvous(pipeline, **options))
+        made.append(PipelineBatcher(pipeline, **options))
         return made[-1]
 
     yield make

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.continuous.company import TOLERANCE, difference, run, settled, stock
+from tests.integration.continuous.helpers import TOLERANCE, difference, run, settled, stock
 
 # diffusers' schedulers make numpy arrays of tensors in a way that numpy 2 tells it not to.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -36,13 +36,13 @@ def mixed(family):
     ]
 
 
-def test_each_image_is_the_one_made_alone(any_family, meet):
+def test_each_image_equals_the_one_generated_alone(any_family, make_batcher):
     calls = mixed(any_family)
     expected = [stock(any_family.pipeline, call, seed) for seed, call in enumerate(calls)]
-    rendezvous = meet(any_family.pipeline)
-    settled(rendezvous, any_family)
+    batcher = make_batcher(any_family.pipeline)
+    settled(batcher, any_family)
     # Two portraits first: what is learned of them must not be taken for granted of a landscape image.
-    for task, image in zip(run(rendezvous, calls[:2]), expected, strict=False):
+    for task, image in zip(run(batcher, calls[:2]), expected, strict=False):
         assert difference(task, image) <= TOLERANCE
-    for task, image in zip(run(rendezvous, calls), expected, strict=True):
+    for task, image in zip(run(batcher, calls), expected, strict=True):
         assert difference(task, image) <= TOLERANCE

@@ -12,7 +12,7 @@ from tests.integration.models.worker import make_images, stock_image
 
 
 def main(folder, family):
-    """Make the image both ways, and print the difference."""
+    """Generate the image both ways, and print the difference."""
     _, (image,) = make_images(Path(folder))
     pipeline = PIPELINES[family]()
     pipeline.set_progress_bar_config(disable=True)

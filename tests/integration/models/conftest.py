@@ -1,4 +1,4 @@
-"""Tiny pipelines as folders, and caches of the hub with them."""
+"""Tiny pipelines as folders and in caches of the model hub."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty cache of the hub, which is not asked; returns what puts a folder there, as it lays files out."""
+    """Return a function that stores a folder in an empty cache of the offline model hub."""
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""As much of the hub as a download asks for, over one folder."""
+"""An HTTP server with the part of the model hub's API that a download uses."""
 
 import hashlib
 import json

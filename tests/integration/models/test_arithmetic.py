@@ -1,4 +1,4 @@
-"""What MKL's mode does to images: docs/decisions/0013-bit-equality.md."""
+"""Effects of MKL's mode on images: docs/decisions/0013-bit-equality.md."""
 
 import os
 import re
@@ -40,7 +40,7 @@ for rows, inner, outer in itertools.product((1, 2, 7, 64), (32, 37, 320), (16, 3
 
 
 def run(*arguments, mode=""):
-    """Run Python with an own mode of MKL; return the lines that it prints."""
+    """Run Python with a mode of MKL; return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, VARIABLE: mode},
@@ -58,7 +58,7 @@ def test_in_the_reproducible_mode_products_depend_on_neither_alignment_nor_posit
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_in_mkls_default_mode_an_image_is_the_stock_pipelines_but_for_rounding(saved, family):
+def test_in_mkls_default_mode_an_image_equals_the_stock_image_within_rounding(saved, family):
     (difference,) = run("-m", "tests.integration.models.compare", saved(family), family)
     assert int(difference) <= PIXEL_TOLERANCE
 
@@ -77,5 +77,5 @@ def test_each_supervised_worker_sets_the_mode(tmp_path):
 def test_a_deterministic_worker_without_mkl_logs_a_warning(monkeypatch, caplog, deterministic):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     options = LoadOptions(device="cpu", threads=1, deterministic=deterministic)
-    LoadedPipeline(WorkerConfig().model_source.place, "shapes", options).close()
+    LoadedPipeline(WorkerConfig().model_source.location, "shapes", options).close()
     assert ("this torch has no MKL" in caplog.text) == deterministic

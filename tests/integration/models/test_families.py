@@ -1,4 +1,4 @@
-"""Pipelines of many families, from folders and from the hub's cache, each asked for an image."""
+"""Pipelines of many families, from folders and from the cache of the model hub."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.finding import find_model
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.model_folders import find_model
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.models.sources import HubModel
 from tests.equality import same_bits
@@ -22,7 +22,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("family", PIPELINES)
-def test_a_request_gives_the_image_of_the_stock_pipeline(saved, family):
+def test_a_request_gives_the_stock_image(saved, family):
     folder = saved(family)
     model, (image,) = make_images(folder)
     assert model.name == folder.name
@@ -40,7 +40,7 @@ def test_static_batching_has_the_same_sources(saved, hub_cache):
 
 
 @pytest.mark.parametrize("text", ["owner/tiny", "owner/tiny@v2", "mine=owner/tiny@v2"])
-def test_an_id_is_found_in_the_cache_of_the_hub(saved, hub_cache, text):
+def test_an_id_is_found_in_the_cache(saved, hub_cache, text):
     snapshot = hub_cache(saved("sd"), "owner/tiny", "v2" if "@" in text else "main")
     model, _ = make_images(text)
     assert model.name == ("mine" if "=" in text else "owner/tiny")
@@ -48,21 +48,23 @@ def test_an_id_is_found_in_the_cache_of_the_hub(saved, hub_cache, text):
     assert find_model(HubModel("owner/tiny", "v2" if "@" in text else None), None) == (snapshot, None)
 
 
-def test_an_id_without_a_copy_here_and_without_the_hub(hub_cache):
-    words = "owner/none: there is no such folder here, and no whole copy of a model of this id in .*/hub; "
-    with pytest.raises(StartError, match=words + r"the hub is not asked \(HF_HUB_OFFLINE\)"):
+def test_an_id_that_is_not_cached_while_offline(hub_cache):
+    words = "owner/none: no such folder, and no complete copy of this model in .*/hub; "
+    with pytest.raises(StartError, match=words + r"downloads are disabled \(HF_HUB_OFFLINE\)"):
         find_model(HubModel("owner/none"), None)
 
 
-def test_a_copy_that_is_not_whole_is_no_copy(saved, hub_cache):
+def test_an_incomplete_cached_copy_is_not_used(saved, hub_cache):
     snapshot = hub_cache(saved("sd"), "owner/tiny")
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(StartError, match=r"unet: the weights \(\.safetensors\) are missing; the hub is not asked"):
+    with pytest.raises(
+        StartError, match=r"unet: the weights \(\.safetensors\) are missing; downloads are disabled"
+    ):
         find_model(HubModel("owner/tiny"), None)
 
 
 @pytest.mark.parametrize("given", [None, "fp16"])
-def test_weights_of_a_variant_alone_are_found(saved, hub_cache, given):
+def test_weights_of_a_variant_only_are_found(saved, hub_cache, given):
     folder = saved("sd", variant="fp16")
     assert (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     options = LoadOptions(device="cpu", threads=1, model_variant=given)
@@ -71,7 +73,7 @@ def test_weights_of_a_variant_alone_are_found(saved, hub_cache, given):
     assert find_model(HubModel("owner/tiny"), given) == (snapshot, "fp16")
 
 
-def test_the_plain_weights_come_first_unless_the_variant_is_asked_for(saved, tmp_path):
+def test_weights_without_a_variant_are_preferred_unless_one_is_requested(saved, tmp_path):
     folder = shutil.copytree(saved("sd"), tmp_path / "both")
     for part in ("unet", "vae"):
         plain = folder / part / "diffusion_pytorch_model.safetensors"
@@ -127,11 +129,11 @@ def _shard_lost(folder):
         (_index(unet=["diffusers", "NoSuchUNet"]), r"diffusers [\d.]+ has no 'NoSuchUNet' for unet"),
         (_index(unet=["no_such_library", "UNet"]), "no_such_library"),
         (lambda folder: shutil.rmtree(folder / "vae"), r"the folder of vae \(AutoencoderKL\) is missing"),
-        (_cut, "not a whole .safetensors file: SafetensorError"),
+        (_cut, "not a complete .safetensors file: SafetensorError"),
         (_lost, r"unet: the weights \(\.safetensors\) are missing"),
         (_other_shape, r"expected shape torch\.Size"),
         (_pickled, r"only pickled weights \(diffusion_pytorch_model\.bin\), which are not loaded"),
-        (_shard_lost, "unet: 1 of 3 files with weights are there"),
+        (_shard_lost, "unet: only 1 of 3 weight files are present"),
         (lambda folder: (folder / "imagegen.json").write_text("{"), r"imagegen\.json: not JSON"),
         (
             lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{"),
@@ -139,7 +141,7 @@ def _shard_lost(folder):
         ),
     ],
 )
-def test_a_folder_that_is_broken_is_told_in_one_line(saved, tmp_path, damage, words):
+def test_the_error_of_a_broken_folder_is_one_line(saved, tmp_path, damage, words):
     folder = shutil.copytree(saved("sd"), tmp_path / "broken")
     damage(folder)
     with pytest.raises(StartError, match=words) as caught:

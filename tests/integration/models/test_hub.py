@@ -1,4 +1,4 @@
-"""The hub is asked for what is not here, once."""
+"""Models that are not cached are downloaded once."""
 
 import shutil
 import threading
@@ -33,7 +33,7 @@ def serve(tmp_path):
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Find and load a model, with an empty cache of the hub at first; return the kind of its pipeline."""
+    """Return a function that loads a model with an initially empty cache and returns its pipeline class."""
 
     def load(hub, model, *, offline=False):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -42,14 +42,14 @@ def load(tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
         files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
-        loaded = LoadedPipeline(read_source(model).place, model, LoadOptions(device="cpu", threads=1))
+        loaded = LoadedPipeline(read_source(model).location, model, LoadOptions(device="cpu", threads=1))
         return type(loaded.pipeline).__name__
 
     return load
 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "fp16"}])
-def test_a_model_comes_from_the_hub_once(saved, serve, load, options):
+def test_a_model_is_downloaded_once(saved, serve, load, options):
     hub = serve(saved("sd", **options))
     (hub.folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle that nobody asks for")
     assert load(hub, "owner/tiny") == "StableDiffusionPipeline"
@@ -62,7 +62,7 @@ def test_a_model_comes_from_the_hub_once(saved, serve, load, options):
     assert load(hub, "owner/tiny", offline=True) == "StableDiffusionPipeline"
 
 
-def test_a_copy_with_a_hole_is_filled(saved, serve, load, tmp_path):
+def test_an_incomplete_copy_is_completed(saved, serve, load, tmp_path):
     hub = serve(saved("sd"))
     load(hub, "owner/tiny")
     (weights,) = (tmp_path / "cache").glob("*/snapshots/*/vae/*.safetensors")
@@ -71,20 +71,20 @@ def test_a_copy_with_a_hole_is_filled(saved, serve, load, tmp_path):
     assert weights.exists()
 
 
-def test_a_model_that_the_hub_does_not_have(saved, serve, load):
+def test_a_model_that_does_not_exist(saved, serve, load):
     hub = serve(saved("sd"))
-    words = "owner/other: there is no such folder here, and no whole copy of a model of this id in .*"
-    with pytest.raises(StartError, match=f"{words}the hub did not give it: RepositoryNotFoundError: 404"):
+    words = "owner/other: no such folder, and no complete copy of this model in .*"
+    with pytest.raises(StartError, match=f"{words}the download failed: RepositoryNotFoundError: 404"):
         load(hub, "owner/other")
     hub.asked.clear()
-    with pytest.raises(StartError, match=rf"{words}the hub is not asked \(HF_HUB_OFFLINE\)"):
+    with pytest.raises(StartError, match=rf"{words}downloads are disabled \(HF_HUB_OFFLINE\)"):
         load(hub, "owner/other", offline=True)
     assert hub.asked == []
 
 
-def test_a_hub_that_can_not_be_reached(saved, serve, load):
+def test_an_unreachable_hub(saved, serve, load):
     hub = serve(saved("sd"))
     hub.url = "http://127.0.0.1:1"
-    with pytest.raises(StartError, match="the hub did not give it: ConnectError") as caught:
+    with pytest.raises(StartError, match="the download failed: ConnectError") as caught:
         load(hub, "owner/tiny")
     assert "\n" not in str(caught.value)

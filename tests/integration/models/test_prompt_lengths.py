@@ -30,7 +30,7 @@ def folder(kind, tmp_path):
 
 
 @pytest.mark.parametrize("batching", ["continuous", "static"])
-def test_images_are_those_made_alone(kind, folder, batching):
+def test_images_equal_those_generated_alone(kind, folder, batching):
     family = KINDS[kind]()
     fields = [{"prompt": ONE_TOKEN}, {"prompt": LONG}]
     if family.negative_prompt:

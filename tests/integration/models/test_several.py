@@ -1,4 +1,4 @@
-"""Several models on one device, under both engines: each makes its own images, and what goes is gone."""
+"""Several models on one device in both engines: each generates its own images, and unloaded ones are freed."""
 
 import shutil
 import types
@@ -10,7 +10,7 @@ import torch
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
-from imagegen_worker.backends.make import Device
+from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.model import ResolvedRequest
@@ -40,7 +40,7 @@ def job(number, model, *, prompt="a cat", steps=2):
 
 
 class Worker:
-    """What a device thread has, run on commands until nothing is left to do."""
+    """A device with its engine, run on commands until nothing is left to do."""
 
     def __init__(self, folders, **settings):
         self.config = WorkerConfig(
@@ -48,7 +48,7 @@ class Worker:
         )
         self.images = {}
         encoder = types.SimpleNamespace(submit=lambda raw: self.images.__setitem__(raw.number, raw.images[0]))
-        self.device = Device(self.config, encoder)
+        self.device = LoadedEngine(self.config, encoder)
 
     def run(self, *commands):
         mailbox = Script(commands)
@@ -59,7 +59,7 @@ class Worker:
 
 @pytest.fixture
 def alive(monkeypatch):
-    """The denoisers that have not been freed, by the model's name."""
+    """Return a function that returns the names of the models whose denoisers are not freed."""
     weights = {}
     load = LoadedPipeline.__init__
 
@@ -79,27 +79,27 @@ def stock(family):
 
 
 @BATCHINGS
-def test_each_model_makes_its_own_images_and_there_is_room_for_two(saved, alive, batching):
+def test_each_model_generates_its_own_images_with_memory_for_two(saved, alive, batching):
     folders = [saved(family) for family in ("sd", "flux", "sd3")]
     sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
     worker = Worker(folders, batching=batching, model_memory=sum(sizes) - 1, model_patience=0.0)
-    assert worker.device.warm.served == ("sd", "flux", "sd3")
-    assert [model.name for model in worker.device.warm.models] == ["sd"]
+    assert worker.device.ready.served == ("sd", "flux", "sd3")
+    assert [model.name for model in worker.device.ready.models] == ["sd"]
     order = ("sd", "flux", "sd3", "sd", "flux")
     jobs = [job(number, model) for number, model in enumerate(order)]
     events = worker.run(*jobs[:3], *[None] * 300, *jobs[3:])
     for number, model in enumerate(order):
         assert same_bits(worker.images[number], stock(model)), model
-    loads = [event.model.name for event in events if isinstance(event, ev.Loaded)]
+    loads = [event.model.name for event in events if isinstance(event, ev.ModelLoaded)]
     assert loads[:3] == ["flux", "sd3", "sd"], "the first was freed for the third, and comes back"
-    assert all(len(event.warm) <= 2 for event in events if isinstance(event, ev.Loaded))
-    warm = next(event.warm for event in reversed(events) if isinstance(event, ev.Loaded))
+    assert all(len(event.loaded) <= 2 for event in events if isinstance(event, ev.ModelLoaded))
+    warm = next(event.loaded for event in reversed(events) if isinstance(event, ev.ModelLoaded))
     assert alive() == set(warm), "what was freed is gone, whatever still remembers its forwards"
     worker.device.close()
     assert alive() == set()
 
 
-def test_where_there_is_room_a_model_is_loaded_between_steps_and_images_run_side_by_side(saved):
+def test_a_model_is_loaded_between_steps_and_images_of_both_run_together(saved):
     worker = Worker([saved("sd"), saved("flux")], model_memory=2**30)
     events = worker.run(job(1, "sd", steps=30), job(2, "flux", steps=8))
     told = [type(event).__name__ + str(getattr(event, "numbers", "")) for event in events]
@@ -111,31 +111,31 @@ def test_where_there_is_room_a_model_is_loaded_between_steps_and_images_run_side
 
 
 @BATCHINGS
-def test_a_model_that_can_not_be_loaded_leaves_the_others_alone(saved, tmp_path, batching):
+def test_a_model_that_cannot_be_loaded_does_not_affect_others(saved, tmp_path, batching):
     broken = shutil.copytree(saved("sd"), tmp_path / "broken")
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     worker = Worker([saved("sd"), broken], batching=batching)
-    events = worker.run(job(1, "broken"), ev.Load("broken"), job(2, "sd"))
-    failed = [event for event in events if isinstance(event, ev.LoadFailed)]
-    assert "the model broken can't be loaded" in failed[0].message
+    events = worker.run(job(1, "broken"), ev.LoadModel("broken"), job(2, "sd"))
+    failed = [event for event in events if isinstance(event, ev.ModelLoadFailed)]
+    assert "the model broken cannot be loaded" in failed[0].message
     assert "unet: the weights (.safetensors) are missing" in failed[0].message
-    assert failed[0].warm == ("sd",)
+    assert failed[0].loaded == ("sd",)
     assert set(worker.images) == {2}
     worker.device.close()
 
 
 @BATCHINGS
-def test_all_that_fit_are_loaded_at_the_start_if_asked_for(saved, batching):
+def test_preload_loads_all_models_that_fit(saved, batching):
     folders = [saved(family) for family in ("sd", "flux", "sd3")]
     sizes = [weigh_model(folder, "m", OPTIONS) for folder in folders]
     worker = Worker(folders, batching=batching, model_memory=sizes[0] + sizes[2], preload=True)
     fitting = ["sd", "flux", "sd3"] if sizes[1] == 0 else ["sd", "flux"] if sizes[1] <= sizes[2] else ["sd", "sd3"]
-    assert [model.name for model in worker.device.warm.models] == fitting
+    assert [model.name for model in worker.device.ready.models] == fitting
     worker.device.close()
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "z-image"])
-def test_the_weight_is_told_before_it_is_loaded(saved, family):
+def test_the_size_of_a_model_is_known_before_it_is_loaded(saved, family):
     told = weigh_model(saved(family), "m", OPTIONS)
     loaded = LoadedPipeline(saved(family), "m", OPTIONS)
     parts = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -145,7 +145,7 @@ def test_the_weight_is_told_before_it_is_loaded(saved, family):
 
 
 @pytest.mark.parametrize("kind", ["static", "continuous"])
-def test_a_backend_that_was_closed_keeps_nothing(saved, alive, kind):
+def test_a_closed_backend_keeps_no_weights(saved, alive, kind):
     remembered = []
     if kind == "static":
         backend = DiffusersBackend(saved("sd"), "sd", OPTIONS)
@@ -153,7 +153,7 @@ def test_a_backend_that_was_closed_keeps_nothing(saved, alive, kind):
         backend = StepwiseDiffusers(saved("sd"), "sd", OPTIONS, max_batch_size=2)
     assert backend.load().name == "sd"
     if kind == "continuous":
-        remembered += backend._meeting._stages  # as a hub does of those that were short of memory
+        remembered += backend._pipeline_batcher._modules  # as a scheduler does for those short of memory
     assert alive() == {"sd"}
     backend.close()
     assert alive() == set()

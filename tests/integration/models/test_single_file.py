@@ -1,4 +1,4 @@
-"""Checkpoints of one file, in the layouts that the models' authors use."""
+"""Checkpoints of one file in the layouts of the models' authors."""
 
 import shutil
 
@@ -21,7 +21,7 @@ V1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 @pytest.fixture
 def stable_diffusion(tmp_path):
-    """A whole Stable Diffusion in one file."""
+    """Return a complete Stable Diffusion in one file."""
     path = tmp_path / "dream.v8.safetensors"
     save_file(checkpoints.stable_diffusion(PIPELINES["sd"]()), path)
     return path
@@ -37,7 +37,7 @@ def same(image, family):
     return same_bits(image, stock_image(pipeline))
 
 
-def test_a_whole_pipeline_in_one_file(saved, tmp_path, stable_diffusion):
+def test_a_complete_pipeline_in_one_file(saved, tmp_path, stable_diffusion):
     config = shutil.copytree(saved("sd"), tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
     model, (image,) = make_images(stable_diffusion, model_config=str(config))
     assert model.name == "dream.v8"
@@ -52,7 +52,7 @@ def test_the_configuration_of_a_known_layout_is_found_in_the_cache(saved, hub_ca
 
 
 @pytest.mark.parametrize("family", ["sdxl", "z-image"])
-def test_a_denoiser_alone_is_put_into_the_pipeline_of_the_folder(saved, hub_cache, tmp_path, family):
+def test_a_denoiser_file_is_combined_with_the_pipeline_of_the_folder(saved, hub_cache, tmp_path, family):
     pipeline = PIPELINES[family]()
     part, layout = ("unet", checkpoints.unet_weights) if family == "sdxl" else ("transformer", checkpoints.z_image)
     path = tmp_path / "tuned.safetensors"
@@ -67,17 +67,17 @@ def test_a_denoiser_alone_is_put_into_the_pipeline_of_the_folder(saved, hub_cach
     assert {loaded.vae.dtype, getattr(loaded, part).dtype} == {torch.float32}
 
 
-def test_a_layout_that_nobody_knows_needs_to_be_told(tmp_path):
+def test_an_unknown_layout_needs_a_configuration(tmp_path):
     path = tmp_path / "odd.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(
-        StartError, match=r"odd\.safetensors: the weights are of no known layout; say with --model-c"
+        StartError, match=r"odd\.safetensors: the layout of the weights is unknown; name the model by --model-c"
     ):
         load(path)
 
 
 def test_a_known_layout_without_its_configuration(hub_cache, stable_diffusion):
-    with pytest.raises(StartError, match=f"{V1}: there is no such folder here, and no whole copy"):
+    with pytest.raises(StartError, match=f"{V1}: no such folder, and no complete copy"):
         load(stable_diffusion)
 
 
@@ -87,17 +87,17 @@ def test_weights_that_do_not_fit_the_configuration(saved, stable_diffusion):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_whole_file(tmp_path, saved, stable_diffusion):
+def test_truncated_and_pickled_files(tmp_path, saved, stable_diffusion):
     stable_diffusion.write_bytes(stable_diffusion.read_bytes()[:-1])
-    with pytest.raises(StartError, match=r"dream\.v8\.safetensors: not a whole \.safetensors file"):
+    with pytest.raises(StartError, match=r"dream\.v8\.safetensors: not a complete \.safetensors file"):
         load(stable_diffusion)
     pickled = tmp_path / "pickled.safetensors"
     torch.save({"weight": torch.zeros(2)}, pickled)
-    with pytest.raises(StartError, match=r"pickled\.safetensors: not a whole \.safetensors file"):
+    with pytest.raises(StartError, match=r"pickled\.safetensors: not a complete \.safetensors file"):
         load(pickled, str(saved("sd")))
 
 
-def test_parts_that_come_from_the_folder_are_not_unpickled(saved, tmp_path, stable_diffusion):
+def test_components_from_the_folder_are_not_unpickled(saved, tmp_path, stable_diffusion):
     config = shutil.copytree(saved("sd"), tmp_path / "config")
     weights = config / "text_encoder" / "model.safetensors"
     torch.save({}, weights.with_name("pytorch_model.bin"))
@@ -106,14 +106,14 @@ def test_parts_that_come_from_the_folder_are_not_unpickled(saved, tmp_path, stab
         load(stable_diffusion, str(config))
 
 
-def test_settings_that_do_not_go_together(saved, stable_diffusion):
-    with pytest.raises(ConfigError, match=r"--model-config is for a single \.safetensors file"):
+def test_options_that_cannot_be_combined(saved, stable_diffusion):
+    with pytest.raises(ConfigError, match=r"--model-config needs a single \.safetensors file"):
         WorkerConfig(models=(str(saved("sd")),), model_config=str(saved("sd")))
-    with pytest.raises(ConfigError, match="--model-config: there is no '/no/such'"):
+    with pytest.raises(ConfigError, match="--model-config: '/no/such' does not exist"):
         WorkerConfig(models=(str(stable_diffusion),), model_config="/no/such")
     with pytest.raises(ConfigError, match="--model-config must be a folder or a hub id"):
         WorkerConfig(models=(str(stable_diffusion),), model_config=str(stable_diffusion))
-    with pytest.raises(ConfigError, match="--model-variant is for models of several files"):
+    with pytest.raises(ConfigError, match="--model-variant needs a model of several files"):
         WorkerConfig(models=(str(stable_diffusion),), model_variant="fp16")
-    with pytest.raises(ConfigError, match=r"--model-variant must look like fp16, got '\.\./x'"):
+    with pytest.raises(ConfigError, match=r"--model-variant must be a word such as fp16, got '\.\./x'"):
         WorkerConfig(models=(str(saved("sd")),), model_variant="../x")

@@ -1,11 +1,11 @@
-"""What a worker's device thread has, run on requests in the test's own thread."""
+"""A worker's device and engine, run on requests in the thread of the test."""
 
 import types
 
 import torch
 
 from imagegen_protocol import GenerationRequest
-from imagegen_worker.backends.make import Device
+from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.mailbox import Mailbox
@@ -14,7 +14,7 @@ SIZED = {"width": 64, "height": 64, "num_inference_steps": 2}
 
 
 class Script(Mailbox):
-    """Gives its commands one at a time, and `Stop` when nothing is left to do."""
+    """Returns its commands one at a time, and `Stop` when nothing is left to do."""
 
     def __init__(self, commands):
         super().__init__()
@@ -29,12 +29,12 @@ class Script(Mailbox):
 
 
 def make_images(model, *requests, **settings):
-    """Load a model as a worker does and make the requests; return the model and the images by request."""
+    """Load a model as a worker does and run requests; return the model and the images by request."""
     config = WorkerConfig(models=(str(model),), device="cpu", torch_threads=1, max_batch_size=2, **settings)
     made = {}
     encoder = types.SimpleNamespace(submit=lambda raw: made.__setitem__(raw.number, raw.images))
-    device = Device(config, encoder)
-    described = device.warm.models[0]
+    device = LoadedEngine(config, encoder)
+    described = device.ready.models[0]
     asked = requests or ({},)
     jobs = [
         ev.Job(
@@ -54,6 +54,6 @@ def make_images(model, *requests, **settings):
 
 
 def stock_image(pipeline, **more):
-    """The image that the plain pipeline makes of the same request."""
+    """Return the image of the unmodified pipeline for the same request."""
     arguments = {"prompt": "a cat", **SIZED, **more}
     return pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(3)).images[0]

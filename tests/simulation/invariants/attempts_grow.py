@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def attempts_grow(world: "World", broker: "BrokerPeer", work: Work) -> None:
     """Judge a WORK against the last one of the same request."""
     last = broker.attempts.get(work.request_id, 0)
-    request = broker.core.ledger.requests[work.request_id]
-    if work.attempt <= last and request.arrived <= broker.given_at.get(work.request_id, 0.0):
+    request = broker.core.table.requests[work.request_id]
+    if work.attempt <= last and request.arrived_at <= broker.given_at.get(work.request_id, 0.0):
         text = f"{broker.name} gives {work.request_id.hex()} again as attempt {work.attempt}"
         raise Violation("attempts_grow", text, world.witness.key_of.get(work.request_id))
     broker.attempts[work.request_id] = work.attempt

@@ -1,8 +1,9 @@
 """Every table of every core is bounded, at all times."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from imagegen_broker.scheduling.strategies.least_wait import LeastWait
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from tests.simulation.witness import Violation
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def bounded_tables(world: "World", broker: "BrokerPeer") -> None:
     """Judge a broker, and all workers and clients beside it."""
-    for owner, name, size, most in (*_broker(broker), *_workers(world), *_clients(world)):
+    for owner, name, size, most in (*_broker(broker, len(world.workers)), *_workers(world), *_clients(world)):
         if size > most:
             raise Violation("bounded_tables", f"{owner}: {name} holds {size}, at most {most} are allowed")
 
@@ -21,32 +22,41 @@ def bounded_tables(world: "World", broker: "BrokerPeer") -> None:
 Size = tuple[str, str, int, int]
 
 
-def _broker(broker: "BrokerPeer") -> Iterator[Size]:
-    name, ledger = broker.name, broker.core.ledger
-    settings, workers = ledger.settings, len(ledger.workers)
-    yield name, "requests", len(ledger.requests), settings.max_requests
-    yield name, "bytes", ledger.bytes, settings.max_bytes
-    yield name, "tombstones", len(ledger.tombstones), settings.tombstones
+def _broker(broker: "BrokerPeer", most_workers: int) -> Iterator[Size]:
+    name, core = broker.name, broker.core
+    settings, workers = core.settings, len(core.workers.by_id)
+    yield name, "requests", len(core.table.requests), settings.max_requests
+    yield name, "bytes", core.table.bytes, settings.max_bytes
+    yield name, "recent ids", len(core.table.recent_ids), settings.max_recent_ids
     # Entries of requests that have ended are dropped lazily; those that were answered and queued again have two.
-    yield name, "deadlines", len(ledger.deadlines), 65 + 4 * settings.max_requests
-    yield name, "holders", len(ledger.holders), 3 * MAX_IDS_PER_MESSAGE * workers
-    for model, heaps in ledger.placement._heaps.items():
-        for heap in heaps:
-            yield name, f"places for {model}", len(heap), 64 + 8 * workers + 1
-    yield name, "speeds", len(ledger.placement._speeds), workers
-    for model, full in ledger.placement._full.items():
-        yield name, f"full ones of {model}", len(full), workers
-    for client in ledger.clients.values():
+    yield name, "deadlines", len(core.table.deadlines), 65 + 4 * settings.max_requests
+    yield name, "holders", len(core.table.holders), 3 * MAX_IDS_PER_MESSAGE * workers
+    yield from _strategy(name, core.scheduler.strategy, workers, most_workers)
+    for client in core.clients.by_id.values():
         yield name, "requests of a client", len(client.requests), settings.max_requests_per_client
         yield name, "bytes of a client", client.held_bytes, settings.max_bytes_per_client
         yield name, "missed answers", len(client.missed), len(client.requests)
-    for worker in ledger.workers.values():
+    for worker in core.workers.by_id.values():
         yield (
             name,
             f"assigned to {worker.name}",
             len(worker.assigned),
             worker.ready.capacity + 2 * MAX_IDS_PER_MESSAGE,
         )
+
+
+def _strategy(name: str, strategy: Any, workers: int, most_workers: int) -> Iterator[Size]:
+    """`most_workers` is the most that there have been: a heap drops stale entries when it grows."""
+    for key in ("_index", "_idle", "_running"):
+        if (index := getattr(strategy, key, None)) is not None:
+            yield name, f"versions in {key}", len(index._versions), workers
+            for model, heap in index._heaps.items():
+                yield name, f"entries for {model} in {key}", len(heap), 65 + 2 * most_workers
+    if isinstance(strategy, LeastWait):
+        yield name, "speeds", len(strategy._speeds), workers
+        yield name, "plans", len(strategy._plans), len(strategy._pool.models())
+        for model, full in strategy._full.items():
+            yield name, f"full workers of {model}", len(full), workers
 
 
 def _workers(world: "World") -> Iterator[Size]:
@@ -62,5 +72,5 @@ def _workers(world: "World") -> Iterator[Size]:
 def _clients(world: "World") -> Iterator[Size]:
     for client in world.clients:
         core = client.core
-        yield client.name, "ids", len(core._by_id), core.unfinished
-        yield client.name, "timers", core._timers.heap_size, 65 + 2 * core.unfinished
+        yield client.name, "ids", len(core._pending.by_id), core.unfinished
+        yield client.name, "timers", core._pending.timers.heap_size, 65 + 2 * core.unfinished

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def leftovers(world: "World") -> Iterator[str]:
-    """Yield what is left in any table; tombstones and lazily dropped heap entries need only be bounded."""
+    """Yield what is left in any table; recent ids and lazily dropped heap entries need only be bounded."""
     for owner, name, table in _tables(world):
         if table:
             yield f"{owner}: {name} holds {table!r}"
@@ -35,27 +35,26 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
     for broker in world.brokers:
         if broker is None:
             continue
-        ledger = broker.core.ledger
-        yield broker.name, "requests", list(ledger.requests)
-        yield broker.name, "queue", len(ledger.queue)
-        yield broker.name, "queue levels", ledger.queue._models
-        yield broker.name, "followed requests", list(ledger.joined) or list(ledger.followed)
-        yield broker.name, "holders", list(ledger.holders)
-        yield broker.name, "bytes", ledger.bytes
-        yield broker.name, "outbox", ledger._outbox or ledger._releases or ledger._resends
-        yield broker.name, "joined messages", list(ledger._accepted) or list(ledger._acknowledged)
-        yield broker.name, "plans", ledger.placement._plans
-        for resends, waiting in enumerate(ledger.unacknowledged):
+        core = broker.core
+        yield broker.name, "requests", list(core.table.requests)
+        yield broker.name, "queue", len(core.scheduler.queue)
+        yield broker.name, "queue levels", core.scheduler.queue._models
+        yield broker.name, "followed requests", core.positions.followed
+        yield broker.name, "holders", len(core.table.holders)
+        yield broker.name, "busy clients", list(core.table._busy_clients)
+        yield broker.name, "bytes", core.table.bytes
+        yield broker.name, "outbox", not core.outbox.is_empty
+        for resends, waiting in enumerate(core.table.unacknowledged):
             yield broker.name, f"unacknowledged {resends}", list(waiting)
-        for record in ledger.workers.values():
-            for field in ("assigned", "holding", "others", "unclaimed"):
+        for record in core.workers.by_id.values():
+            for field in ("assigned", "answers", "foreign", "orphans"):
                 yield broker.name, f"{field} of {record.name}", list(getattr(record, field))
-        for client in ledger.clients.values():
+        for client in core.clients.by_id.values():
             yield broker.name, "requests of a client", list(client.requests)
             yield broker.name, "missed by a client", list(client.missed)
     for client in world.clients:
         core = client.core
         yield client.name, "unfinished", core.unfinished
-        yield client.name, "ids", list(core._by_id)
-        yield client.name, "timers", len(core._timers)
+        yield client.name, "ids", list(core._pending.by_id)
+        yield client.name, "timers", len(core._pending.timers)
         yield client.name, "acknowledgements", core._acks

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 def fair_share(broker: "BrokerPeer", work: Work) -> None:
     """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
-    ledger = broker.core.ledger
-    request = ledger.requests[work.request_id]
+    core = broker.core
+    request = core.table.requests[work.request_id]
     if work.attempt > 1 and work.request_id not in broker.answered:
         return
     turns = broker.turns[request.model, request.priority]
     last = turns.get(request.client.id)
     if last is not None:
-        for other in ledger.clients.values():
+        for other in core.clients.by_id.values():
             if other is request.client or turns.get(other.id, -1.0) >= last:
                 continue
             if broker.held_at.get(other.id, -1.0) >= last:
@@ -29,7 +29,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
                     waiting.state is State.QUEUED
                     and waiting.attempt == 0
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
-                    and waiting.arrived < last
+                    and waiting.arrived_at < last
                 ):
                     text = (
                         f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"

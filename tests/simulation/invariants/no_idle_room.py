@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 def no_idle_room(broker: "BrokerPeer") -> None:
     """Judge a broker that has just settled."""
     core = broker.core
-    ledger = core.ledger
-    waiting = [model for model in ledger.queue.models() if ledger.queue.peek(model) is not None]
+    waiting = [model for model in core.scheduler.queue.models() if core.scheduler.queue.peek(model) is not None]
     if not waiting or core.settings.strategy == "least-wait" or broker.local() < core.dispatching_from:
         return
-    for worker in ledger.workers.values():
+    for worker in core.workers.by_id.values():
         told = broker.workers.get(worker.id)
         if told is None or told.draining or worker.stuck or not worker.reachable:
             continue

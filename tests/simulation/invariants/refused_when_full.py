@@ -14,13 +14,13 @@ BODY_BYTES = 40
 
 def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
     """Judge an ERROR `overloaded`, which goes out in the round in which its SUBMIT was read."""
-    plan, ledger = world.plan, broker.core.ledger
-    client = ledger.clients.get(client_id)
+    plan, core = world.plan, broker.core
+    client = core.clients.by_id.get(client_id)
     own = list(client.requests.values()) if client else []
     full = (
-        len(ledger.requests) >= plan.max_requests
+        len(core.table.requests) >= plan.max_requests
         or len(own) >= plan.max_requests_per_client
-        or sum(r.size for r in ledger.requests.values()) + BODY_BYTES > plan.max_bytes
+        or sum(r.size for r in core.table.requests.values()) + BODY_BYTES > plan.max_bytes
         or sum(r.size for r in own) + BODY_BYTES > plan.max_bytes_per_client
     )
     # A broker that slept reads several messages a round: the place may be free again.

@@ -14,12 +14,12 @@ def returned_go_first(broker: "BrokerPeer", work: Work) -> None:
 
     A request whose answer was lost is no such: it takes its client's turn.
     """
-    ledger = broker.core.ledger
-    if work.attempt > 1 or not ledger.counters.requeued:
+    core = broker.core
+    if work.attempt > 1 or not core.table.counters.requeued:
         return
-    request = ledger.requests[work.request_id]
-    for waiting in ledger.queue.in_order(request.model):
-        if ledger.queue.is_held(waiting.client.id):
+    request = core.table.requests[work.request_id]
+    for waiting in core.scheduler.queue.in_order(request.model):
+        if core.scheduler.queue.is_paused(waiting.client.id):
             return  # and so are all after it
         came_back = waiting.attempt > 0 and waiting.id not in broker.answered
         if came_back and waiting.priority == request.priority:

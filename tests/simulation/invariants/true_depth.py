@@ -16,7 +16,7 @@ def wrong_depths(world: "World") -> Iterator[str]:
             if broker is None or worker is None or not worker.alive:
                 yield "somebody has not come back yet"
                 continue
-            record = broker.core.ledger.workers.get(worker.id)
+            record = broker.core.workers.by_id.get(worker.id)
             true = len(worker.core.held.queued) + len(worker.core.held.running)
             if record is None:
                 yield f"{worker.name} is not registered with {broker.name}"

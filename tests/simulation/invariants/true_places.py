@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 def true_places(broker: "BrokerPeer", progress: Progress) -> None:
     """Judge what is about to be sent; `tests/property` compares whole orders."""
-    ledger = broker.core.ledger
-    request = ledger.requests.get(progress.request_id)
+    core = broker.core
+    request = core.table.requests.get(progress.request_id)
     if request is None or request.state is not State.QUEUED or not request.progress:
         raise Violation("true_places", f"{progress.request_id.hex()} is told a place, and does not wait for one")
-    others = [r for r in ledger.requests.values() if r.state is State.QUEUED and r.model == request.model]
+    others = [r for r in core.table.requests.values() if r.state is State.QUEUED and r.model == request.model]
     first = sum(
         other.priority > request.priority
-        or (other.priority == request.priority and other.returned and not request.returned)
+        or (other.priority == request.priority and other.requeued and not request.requeued)
         for other in others
-        if not ledger.queue.is_held(other.client.id)
+        if not core.scheduler.queue.is_paused(other.client.id)
     )
     if progress.place is None or not first <= progress.place < len(others):
         text = f"{request.id.hex()} is told place {progress.place}; {first} of {len(others)} surely go first"

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 def warm_first(broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
     """Judge a WORK by the room that is left after this round of dispatch: there was no less before."""
-    ledger = broker.core.ledger
+    core = broker.core
     if broker.core.settings.strategy == "least-wait":
         return
     told = broker.workers.get(worker_id)
-    chosen = ledger.workers[worker_id]
+    chosen = core.workers.by_id[worker_id]
     if told is None or not told.warm or work.model in told.warm:
         return
     given = [assignment.request for assignment in chosen.assigned.values()]
     if any(request.model == work.model and request.id != work.request_id for request in given):
         return  # it loads the model already
-    for other in ledger.workers.values():
+    for other in core.workers.by_id.values():
         knows = broker.workers.get(other.id)
         if knows is not None and other.room and work.model in knows.warm:
             text = f"{broker.name} gives {work.request_id.hex()} to {told.name}, which must load its model"

@@ -21,13 +21,13 @@ def images_at(worker: "Worker", listed: Set[bytes]) -> int:
 
 def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
     """Judge a WORK: with it, what was listed or given, and not seen finished or released, is within bounds."""
-    record, told = broker.core.ledger.workers.get(worker_id), broker.workers.get(worker_id)
+    record, told = broker.core.workers.by_id.get(worker_id), broker.workers.get(worker_id)
     if record is None or told is None:
         return
     depth = len(record.assigned.keys() | told.active)
     largest = max(assignment.request.images for assignment in record.assigned.values())
     # What was found at a worker counts as one until then.
-    images = 0 if broker.core.ledger.counters.attached else images_at(record, told.active) - largest
+    images = 0 if broker.core.table.counters.attached else images_at(record, told.active) - largest
     if depth > record.ready.capacity or images >= record.ready.capacity:
         text = f"{broker.name} gives {told.name} a depth of {depth}, its capacity is {record.ready.capacity}"
         raise Violation("within_capacity", text, world.witness.key_of.get(work.request_id))

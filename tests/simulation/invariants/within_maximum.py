@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 def within_maximum(broker: "BrokerPeer", work: Work) -> None:
     """Judge a WORK by all requests of its client that are at workers, or answered and not acknowledged."""
-    client = broker.core.ledger.requests[work.request_id].client
+    core = broker.core
+    client = core.table.requests[work.request_id].client
     states = [request.state for request in client.requests.values()]
     count = states.count(State.DISPATCHED) + states.count(State.DELIVERED)
-    most = broker.world.plan.max_unacknowledged_per_client
+    capacity = sum(worker.ready.capacity for worker in core.workers.by_id.values())
+    most = max(broker.world.plan.max_unacknowledged_per_client, 2 * capacity)
     if count > most:
         text = f"{client.id!r} has {count} requests at workers or unacknowledged, {most} are allowed"
         raise Violation("within_maximum", text, work.request_id)

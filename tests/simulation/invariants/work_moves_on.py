@@ -23,7 +23,7 @@ def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
     if hung and worker.hung_until < world.now + patience:
         return
     for broker in world.brokers:
-        record = None if broker is None else broker.core.ledger.workers.get(worker.id)
+        record = None if broker is None else broker.core.workers.by_id.get(worker.id)
         if broker is not None and record is not None:
             ids = [i for i in record.assigned if not hung or worker.core.held.get(i) is not None]
             world.after(patience, _judge, world, broker, worker, ids, world.now, hung)
@@ -38,16 +38,16 @@ def _judge(
         return
     if hung and worker.frozen_until >= since:
         return
-    ledger = broker.core.ledger
+    core = broker.core
     for request_id in ids:
-        request = ledger.requests.get(request_id)
+        request = core.table.requests.get(request_id)
         if request is None:
             continue
         key = world.witness.key_of.get(request_id)
         if request.state is State.DISPATCHED and request.worker is not None and request.worker.id == worker.id:
             raise Violation("work_moves_on", f"{request_id.hex()} is still with {worker.name}", key)
-        room = any(other.room for other in ledger.workers.values() if request.model in other.ready.models)
-        is_held = ledger.queue.is_held(request.client.id)
+        room = any(other.room for other in core.workers.by_id.values() if request.model in other.ready.models)
+        is_held = core.scheduler.queue.is_paused(request.client.id)
         if request.state is State.QUEUED and room and not is_held and world.plan.strategy != "least-wait":
             raise Violation(
                 "work_moves_on", f"{request_id.hex()} of {worker.name} waits though there is room", key

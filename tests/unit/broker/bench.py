@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from imagegen_broker.core.broker import BrokerCore
-from imagegen_broker.core.records import Note, Settings, ToClient
+from imagegen_broker.core.events import (
+    FLUSH,
+    Action,
+    Event,
+    LogEvent,
+    ReceivedFromClient,
+    ReceivedFromWorker,
+    Send,
+    SendToClient,
+    StateChange,
+)
+from imagegen_broker.core.records import Settings
 from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.messages import (
     Accepted,
@@ -20,6 +31,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerHeartbeat,
 )
+from tests.unit.broker.consistency import check_consistency
 
 M = TypeVar("M", bound=Message)
 EPOCH = b"e" * 16
@@ -31,7 +43,7 @@ def rid(number: int) -> bytes:
 
 
 class Bench:
-    """Drives a core through time; `settle` after each step keeps the books checked."""
+    """Drives a core through time, and checks its tables after each step."""
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("epoch", EPOCH)
@@ -39,20 +51,40 @@ class Bench:
         self.now = 100.0
         self.core = BrokerCore(Settings(**settings), self.now)
         self.sent: list[tuple[str, bytes, Message, Sequence[Any]]] = []
-        self.notes: list[Note] = []
+        self.log_events: list[LogEvent] = []
+        self.state_changes: list[StateChange] = []
 
     # ---- time ---------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        self.sent += [self.read(action) for action in self.core.settle(self.now)]
-        self.notes += self.core.take_notes()
-        self.core.validate()
+        """Flush the core."""
+        for action in self.core.handle(FLUSH, self.now):
+            self.perform(action)
+        self.check()
+
+    def check(self) -> None:
+        """Check the core's tables."""
+        check_consistency(self.core)
+
+    def perform(self, action: Action) -> None:
+        """Keep an action for the test to inspect."""
+        if isinstance(action, LogEvent):
+            self.log_events.append(action)
+        elif isinstance(action, StateChange):
+            self.state_changes.append(action)
+        else:
+            self.sent.append(self.read(action))
+
+    def handle(self, event: Event) -> None:
+        """Have the core handle an event, and flush it."""
+        self.core.handle(event, self.now)
+        self.settle()
 
     @staticmethod
-    def read(action: Any) -> tuple[str, bytes, Message, Sequence[Any]]:
+    def read(action: Send) -> tuple[str, bytes, Message, Sequence[Any]]:
         """Who gets it, and what it is."""
-        side = "client" if isinstance(action, ToClient) else "worker"
-        peer = action.client_id if isinstance(action, ToClient) else action.worker_id
+        side = "client" if isinstance(action, SendToClient) else "worker"
+        peer = action.client_id if isinstance(action, SendToClient) else action.worker_id
         message = action.message
         if isinstance(message, bytes):
             message = decode_broker_to_client(message)
@@ -75,8 +107,7 @@ class Bench:
     # ---- clients ------------------------------------------------------------------------------------------
 
     def client(self, name: str, message: Any, payload: Sequence[Any] = ()) -> None:
-        self.core.from_client(name.encode(), message, payload, self.now)
-        self.settle()
+        self.handle(ReceivedFromClient(name.encode(), message, payload))
 
     def submit(self, number: int, client: str = "c", **fields: Any) -> bytes:
         self.client(client, Submit(request_id=rid(number), **fields), [b"body"])
@@ -94,8 +125,7 @@ class Bench:
     # ---- workers ------------------------------------------------------------------------------------------
 
     def worker(self, name: str, message: Any, payload: Sequence[Any] = ()) -> None:
-        self.core.from_worker(name.encode(), message, encode(message), payload, self.now)
-        self.settle()
+        self.handle(ReceivedFromWorker(name.encode(), message, encode(message), payload))
 
     def ready(self, peer: str, capacity: int = 4, **fields: Any) -> None:
         fields.setdefault("worker_id", peer.encode().ljust(16, b"\0"))
@@ -108,7 +138,7 @@ class Bench:
 
     def beat(self, name: str, *, echo: int | None = None, **fields: Any) -> None:
         """A worker's heartbeat; by default it echoes the last beat that it was sent."""
-        known = self.core.ledger.workers.get(name.encode())
+        known = self.core.workers.by_id.get(name.encode())
         fields.setdefault("session", known.session if known else 0)
         fields["beat"] = echo if echo is not None else (known.beat if known else 0)
         self.worker(name, WorkerHeartbeat(**fields))

@@ -63,7 +63,7 @@ def test_what_it_does_not_serve_or_what_can_not_be_read_is_left_out():
     ready(bench, "x", frames=[b"\xc1"])
     ready(bench, "y", frames=[b"a" * 300_000])
     assert list(told(bench)) == ["m"]
-    assert len(bench.core.ledger.workers) == 3
+    assert len(bench.core.workers.by_id) == 3
 
 
 def test_of_several_workers_the_first_has_the_defaults_whoever_came_first():

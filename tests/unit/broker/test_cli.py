@@ -80,7 +80,7 @@ def test_the_environment_wins_over_a_file(tmp_path, monkeypatch):
     [
         ('backend = "tcp://0.0.0.0:5556"', "broker.toml:1"),
         ('http = "8080"', "one looks like 127.0.0.1:8080"),
-        ('key = "/no/such.key_secret"', "go together"),
+        ('key = "/no/such.key_secret"', "must be set together"),
         ('key = "/no/such"\nauthorized_clients = "/no"\nauthorized_workers = "/no"', "/no/such"),
         ("max_attempts = 101", "broker.toml:1: max_attempts: 101 is not in the range 1<=x<=100"),
     ],
@@ -105,7 +105,7 @@ def test_http_needs_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     result = CliRunner().invoke(main, ["--check-config"])
     assert result.exit_code == 2
-    assert "install imagegen-fleet[broker], or say --http off" in result.output
+    assert "install imagegen-fleet[broker], or use --http off" in result.output
     assert CliRunner().invoke(main, ["--check-config", "--http", "off"]).exit_code == 0
 
 

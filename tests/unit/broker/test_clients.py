@@ -38,7 +38,7 @@ def test_a_request_goes_through_and_is_acknowledged():
     assert bench.ids(Release, "w") == []
     bench.ack(1)
     assert bench.ids(Release, "w") == [request]
-    assert not bench.core.ledger.requests
+    assert not bench.core.table.requests
 
 
 def test_the_first_message_of_a_client_is_answered_with_a_heartbeat():
@@ -86,7 +86,7 @@ def test_an_acknowledged_id_of_the_same_client_is_ignored():
     bench.ack(1)
     bench.submit(1)
     assert bench.works("w") == [request]
-    assert not bench.core.ledger.requests
+    assert not bench.core.table.requests
 
 
 def test_another_client_takes_a_request_over_by_its_id():
@@ -97,9 +97,9 @@ def test_another_client_takes_a_request_over_by_its_id():
     assert bench.results("new") == [request]
     assert bench.results("old") == []
     bench.ack(1, client="old")
-    assert bench.core.ledger.requests, "an ACK of another client's id is ignored"
+    assert bench.core.table.requests, "an ACK of another client's id is ignored"
     bench.ack(1, client="new")
-    assert not bench.core.ledger.requests
+    assert not bench.core.table.requests
 
 
 def test_unacknowledged_answers_are_asked_for_again_at_growing_distances():
@@ -257,10 +257,10 @@ def test_a_dead_clients_requests_are_given_up():
     for _ in range(5):
         bench.beat("w", running=[rid(0), rid(1)], queued=[rid(2), rid(3)])
         bench.advance(1.0)
-    assert not bench.core.ledger.requests
-    assert not bench.core.ledger.clients
+    assert not bench.core.table.requests
+    assert not bench.core.clients.by_id
     assert set(bench.ids(Release, "w")) == {rid(n) for n in range(4)}
-    assert bench.core.ledger.counters.abandoned == 6
+    assert bench.core.table.counters.abandoned == 6
 
 
 def test_a_client_thought_dead_learns_it_by_a_new_session():
@@ -277,7 +277,7 @@ def test_goodbye_gives_up_what_is_unfinished():
     request = bench.submit(1)
     bench.client("c", Goodbye())
     assert bench.ids(Release, "w") == [request]
-    assert not bench.core.ledger.clients
+    assert not bench.core.clients.by_id
 
 
 def test_clients_share_fairly_and_priority_goes_first():
@@ -312,7 +312,7 @@ def test_there_is_no_place_for_one_client_too_many():
     (error,) = bench.messages(Error, "client", "second")
     assert (error.request_id, error.code) == (rid(2), "overloaded")
     assert error.retry_after_seconds == bench.core.settings.silence
-    assert list(bench.core.ledger.clients) == [b"first"]
+    assert list(bench.core.clients.by_id) == [b"first"]
     bench.client("first", Goodbye())
     bench.submit(2, "second")
     assert rid(2) in bench.accepted("second")

@@ -45,10 +45,12 @@ def fleet(workers, capacity=8):
 def test_the_end_of_a_worker_costs_what_it_had_however_many_others_there_are(died):
     def cost(workers, capacity=8):
         bench = fleet(workers, capacity)
-        core, dying = bench.core, bench.core.ledger.workers[b"dying"]
+        core, dying = bench.core, bench.core.workers.by_id[b"dying"]
         bench.beat("dying", running=list(dying.assigned))
-        lines = lines_of(lambda: core.backend.remove(dying, bench.now, died=died))
-        assert core.ledger.queue.waiting("m") == capacity
+        lines = lines_of(
+            lambda: (core.workers.remove_dead_worker if died else core.workers.remove)(dying, bench.now)
+        )
+        assert core.scheduler.queue.waiting("m") == capacity
         return lines
 
     few, many = cost(3), cost(300)
@@ -60,7 +62,7 @@ def test_a_goodbye_leaves_nothing_of_what_was_listed():
     bench = fleet(2)
     for name in ("dying", "other 0", "other 1"):
         bench.worker(name, Goodbye())
-    assert not bench.core.ledger.holders
+    assert len(bench.core.table.holders) == 0
 
 
 def scrape(workers, models, waiting=0):

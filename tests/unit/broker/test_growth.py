@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.growth.measure import STEPS
 from benchmarks.growth.rig import Rig
-from imagegen_broker.core.strategies import STRATEGIES
+from imagegen_broker.scheduling.strategies import STRATEGIES
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
 
@@ -39,7 +39,7 @@ def test_a_worker_that_registers_costs_the_same_however_many_are_there():
         bench = Bench(strategy="least-wait").past_grace()
         for number in range(others):
             bench.ready(f"other {number}")
-        bench.core.validate = lambda: None
+        bench.check = lambda: None
         return lines_of(lambda: bench.ready("new"))
 
     assert registering(200) < 1.2 * registering(5)

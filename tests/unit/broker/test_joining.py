@@ -42,7 +42,7 @@ def test_so_does_an_error_of_the_brokers_own(bench):
 
 def test_an_answer_that_the_connection_does_not_take_confirms_nothing(bench):
     request = bench.submit(1)
-    bench.core.ledger.clients[b"c"].blocked = True
+    bench.core.clients.by_id[b"c"].blocked = True
     bench.result("w", request)
     bench.advance(JOIN)
     assert (bench.results(), bench.accepted()) == ([], [request])

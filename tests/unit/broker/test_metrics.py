@@ -4,8 +4,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from imagegen_broker.core.demand import demand
 from imagegen_broker.metrics import BrokerCollector, gini
+from imagegen_broker.scheduling.demand import demand
 from imagegen_broker.server import Snapshot
 from imagegen_protocol.messages import WorkerStats
 from imagegen_protocol.statistics import ModelStatistics

@@ -2,8 +2,8 @@
 
 import pytest
 
-from imagegen_broker.core import notices
-from imagegen_broker.core.estimates import pace, seconds_to_start
+from imagegen_broker.scheduling import queue_positions
+from imagegen_broker.scheduling.estimates import seconds_to_start, throughput
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress, WorkerStats
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
@@ -25,7 +25,7 @@ def signs(bench, client="c"):
 def tick(bench, *clients):
     for client in clients or ("c",):
         bench.client(client, ClientHeartbeat())
-    worker = bench.core.ledger.workers.get(b"w")
+    worker = bench.core.workers.by_id.get(b"w")
     if worker is not None:
         bench.beat("w", running=list(worker.assigned), seconds_per_image=worker.seconds_per_image)
     bench.advance(1.0)
@@ -112,7 +112,7 @@ def test_a_client_whose_connection_takes_nothing_is_told_when_it_does():
     bench = busy()
     bench.submit(1, progress=True)
     bench.submit(2, "d", priority=1)
-    bench.core.frontend.not_taken(b"c", None)
+    bench.core.clients.send_failed(b"c", None)
     bench.clear()
     bench.beat("w", running=[rid(0)], seconds_per_image=4.0)
     bench.advance(1.0)
@@ -141,7 +141,7 @@ def workers_of(*speeds, capacity=4, depth=4, images=None):
         listed = [rid(100 * index + number) for number in range(depth)]
         stats = WorkerStats() if images is None else WorkerStats(total_requests=10, total_images=10 * images)
         bench.ready(f"w{index}", capacity=capacity, running=listed, seconds_per_image=seconds, stats=stats)
-    return bench.core.ledger.placement.serving("m")
+    return bench.core.scheduler.pool.serving("m")
 
 
 @pytest.mark.parametrize(
@@ -156,19 +156,19 @@ def workers_of(*speeds, capacity=4, depth=4, images=None):
     ],
 )
 def test_the_time_follows_from_speeds_and_depths(speeds, rate, place, seconds):
-    known = pace(workers_of(*speeds), rate)
+    known = throughput(workers_of(*speeds), rate)
     assert known is not None
     assert seconds_to_start(place, known) == pytest.approx(seconds)
 
 
 def test_requests_of_several_images_take_longer():
-    known = pace(workers_of(1.0, images=4), 0.0)
+    known = throughput(workers_of(1.0, images=4), 0.0)
     assert seconds_to_start(0, known) == pytest.approx(12.0)
 
 
 def test_nothing_measured_no_time():
-    assert pace(workers_of(None), 0.0) is None
-    assert pace([], 5.0) is None
+    assert throughput(workers_of(None), 0.0) is None
+    assert throughput([], 5.0) is None
 
 
 # ---- costs -------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_nothing_measured_no_time():
 
 def crowd(waiting, **settings):
     bench = Bench(max_requests=10**6, max_requests_per_client=10**6, **settings).past_grace()
-    bench.core.validate = lambda: None  # it looks at everything
+    bench.check = lambda: None  # it looks at everything
     for number in range(waiting):
         bench.submit(number, f"client {number % 7}", model="m", progress=True)
     return bench
@@ -185,7 +185,7 @@ def crowd(waiting, **settings):
 def test_an_interval_costs_the_same_however_many_wait():
     def cost(waiting):
         core = crowd(waiting).core
-        return lines_of(core.notices.tick), lines_of(core.notices.tick)
+        return lines_of(core.positions.tick), lines_of(core.positions.tick)
 
     assert cost(4000) == cost(12000)
 
@@ -199,8 +199,8 @@ def test_an_acceptance_costs_the_same_however_many_wait():
 
 
 def test_in_an_interval_the_first_are_counted_and_the_others_told_by_turns(monkeypatch):
-    monkeypatch.setattr(notices, "EXACT_PLACES", 10)
-    monkeypatch.setattr(notices, "FURTHER_NOTICES", 5)
+    monkeypatch.setattr(queue_positions, "EXACT_POSITIONS", 10)
+    monkeypatch.setattr(queue_positions, "FURTHER_POSITIONS", 5)
     bench = crowd(30)
     bench.clear()
     urgent = bench.submit(99, "client 0", model="m", priority=1)
@@ -212,7 +212,7 @@ def test_in_an_interval_the_first_are_counted_and_the_others_told_by_turns(monke
         bench.clear()
         bench.advance(1.0)
         told.append([place for index in range(7) for place in bench.places(f"client {index}")])
-    assert bench.core.ledger.queue.peek("m").id == urgent
+    assert bench.core.scheduler.queue.peek("m").id == urgent
     assert [len(places) for places in told] == [14, 5, 5, 5, 1]
     everyone = [request for places in told for request, _ in places]
     assert set(everyone) == {rid(number) for number in range(30)}

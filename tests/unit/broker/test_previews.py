@@ -47,5 +47,5 @@ def test_who_asks_again_with_a_preview_gets_it():
 
 def test_a_client_whose_connection_takes_nothing_is_sent_no_progress():
     bench = bench_with(preview=True)
-    bench.core.ledger.clients[b"c"].blocked = True
+    bench.core.clients.by_id[b"c"].blocked = True
     assert told(bench, b"picture") == []

@@ -1,6 +1,6 @@
 """A client whose connection takes nothing: nothing grows for it, nobody waits for it, and it misses nothing."""
 
-from imagegen_broker.core.records import ToClient
+from imagegen_broker.core.events import FLUSH, SendFailed, SendToClient
 from imagegen_protocol.messages import Ack, ClientHeartbeat, Error, Resend, Result
 from tests.unit.broker.bench import Bench, rid
 
@@ -11,15 +11,15 @@ class Narrow(Bench):
     room = 0
 
     def settle(self):
-        for action in self.core.settle(self.now):
-            if isinstance(action, ToClient) and action.client_id == b"slow":
+        for action in self.core.handle(FLUSH, self.now):
+            if isinstance(action, SendToClient) and action.client_id == b"slow":
                 is_answer = isinstance(action.message, bytes | Error)
                 if is_answer and not self.room:
-                    self.core.not_sent(action)
+                    self.core.handle(SendFailed(action), self.now)
                     continue
                 self.room -= is_answer
-            self.sent.append(self.read(action))
-        self.core.validate()
+            self.perform(action)
+        self.check()
 
 
 def narrow(requests, capacity=100):
@@ -46,10 +46,10 @@ def test_answers_that_were_not_taken_stay_with_the_worker_and_are_asked_for_when
 def test_while_it_is_not_heard_nothing_is_tried():
     bench = narrow(3)
     bench.clear()
-    dropped = bench.core.ledger.counters.dropped
+    dropped = bench.core.table.counters.dropped
     bench.advance(2.5)
     assert bench.ids(Resend, "w") == []
-    assert bench.core.ledger.counters.dropped == dropped
+    assert bench.core.table.counters.dropped == dropped
     bench.submit(9, client="quick")
     bench.result("w", rid(9))
     assert bench.results("quick") == [rid(9)]
@@ -84,9 +84,9 @@ def test_an_error_of_the_brokers_own_is_kept_for_it_too():
 def test_what_it_missed_is_forgotten_with_it():
     bench = narrow(3)
     bench.client("slow", Ack(request_ids=[rid(0)]))
-    (client,) = bench.core.ledger.clients.values()
+    (client,) = bench.core.clients.by_id.values()
     assert rid(0) not in client.missed
     bench.advance(10.0)
-    assert not bench.core.ledger.clients
-    assert not bench.core.ledger.requests
+    assert not bench.core.clients.by_id
+    assert not bench.core.table.requests
     assert not [m for _, _, m, _ in bench.sent if isinstance(m, Result)]

@@ -87,7 +87,9 @@ def test_a_hang_counts_towards_poison_and_the_message_names_the_attempts():
     assert bench.errors() == [(rid(1), "poison_request")]
     message = bench.sent[-1][2].message if hasattr(bench.sent[-1][2], "message") else ""
     texts = [m.message for _, _, m, _ in bench.sent if getattr(m, "code", "") == "poison_request"] or [message]
-    assert texts == ["it took 2 workers down: attempt 1 on 'a', which hung; attempt 2 on 'b', which hung"]
+    assert texts == [
+        "2 workers failed while running it: attempt 1 on 'a', which hung; attempt 2 on 'b', which hung"
+    ]
 
 
 @pytest.mark.parametrize("limit", [None, 0])

@@ -18,7 +18,7 @@ def test_a_client_back_from_the_dead_is_served_again():
     for _ in range(5):
         bench.beat("w", running=[request])
         bench.advance(1.0)
-    assert not bench.core.ledger.clients
+    assert not bench.core.clients.by_id
     assert bench.ids(Release, "w")[0] == request
     bench.beat("w")
     bench.submit(1)
@@ -41,11 +41,11 @@ def test_a_broker_that_slept_buries_nobody_before_it_has_read():
     bench.beat("w", running=[request])
     bench.now += 30.0
     bench.settle()
-    assert list(bench.core.ledger.workers) == [b"w"]
-    assert list(bench.core.ledger.clients) == [b"c"]
+    assert list(bench.core.workers.by_id) == [b"w"]
+    assert list(bench.core.clients.by_id) == [b"c"]
     bench.advance(1.0)
-    assert not bench.core.ledger.workers
-    assert not bench.core.ledger.clients
+    assert not bench.core.workers.by_id
+    assert not bench.core.clients.by_id
 
 
 def test_a_request_that_moves_on_goes_to_the_copy_that_another_broker_has_given():
@@ -89,7 +89,7 @@ def test_a_deadline_holds_for_an_answer_that_was_lost():
     request = bench.submit(1, timeout_seconds=20.0)
     bench.result("w", request)
     bench.advance(0.5)
-    bench.core.ledger.deadlines.next()  # drops the entry of what is answered
+    bench.core.table.deadlines.next()  # drops the entry of what is answered
     bench.worker("w", Goodbye())
     for _ in range(25):
         bench.client("c", ClientHeartbeat())
@@ -111,7 +111,7 @@ def test_an_answer_whose_holder_was_struck_off_is_taken_from_it():
 def test_a_worker_out_of_reach_gets_nothing_until_it_says_what_it_has():
     bench = serving()
     request = bench.submit(1)
-    bench.core.backend.unreachable(b"w", None)
+    bench.core.workers.send_failed(b"w", None)
     bench.result("w", request)
     bench.submit(2)
     assert bench.works("w") == [request]
@@ -148,9 +148,9 @@ def test_the_time_to_come_back_follows_from_the_measured_rate():
                 request = bench.submit(number)
                 bench.result("w", request)
                 bench.cancel(number)
-                bench.core.ledger.tombstones.clear()
+                bench.core.table.recent_ids.clear()
                 bench.ack(number)
-                bench.core.ledger.tombstones.clear()
+                bench.core.table.recent_ids.clear()
             bench.client("c", ClientHeartbeat())
             bench.beat("w")
             bench.advance(1.0)

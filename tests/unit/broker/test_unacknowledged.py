@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen_broker.core.attempts import BOUNDS
+from imagegen_broker.core.requeue_limits import REQUEUE_LIMITS
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
@@ -13,7 +13,7 @@ MOST = 4
 def bench_at_maximum(waiting=3, **settings):
     """A bench whose client "mute" has as many answers as it may, and some requests that wait."""
     bench = Bench(max_unacknowledged_per_client=MOST, **settings).past_grace()
-    bench.ready("w", capacity=100, seconds_per_image=1.0)
+    bench.ready("w", capacity=MOST // 2, seconds_per_image=1.0)
     for number in range(MOST + waiting):
         bench.submit(number, "mute", progress=True)
     for number in range(MOST):
@@ -26,26 +26,60 @@ def test_it_gets_no_more_than_its_maximum_and_others_are_served():
     assert bench.works("w") == [rid(number) for number in range(MOST)]
     for number in range(50, 60):
         bench.submit(number, "honest")
-    assert bench.works("w")[MOST:] == [rid(number) for number in range(50, 54)], (
-        "one more for each acknowledgement"
-    )
     for number in range(50, 60):
         bench.result("w", rid(number))
         bench.ack(number, client="honest")
     assert bench.results("honest") == [rid(number) for number in range(50, 60)]
+    assert len(bench.works("w")) == MOST + 10
     assert bench.core.statistics(bench.now)["held_clients"] == 1
 
 
 def test_what_is_at_a_worker_counts_as_well():
     bench = Bench(max_unacknowledged_per_client=MOST).past_grace()
-    bench.ready("w", capacity=100)
+    bench.ready("w", capacity=MOST // 2)
     for number in range(10):
         bench.submit(number)
-    assert len(bench.works("w")) == MOST
-    bench.result("w", rid(0))
-    assert len(bench.works("w")) == MOST
+    for number in range(3):
+        bench.result("w", rid(number))
+    assert len(bench.works("w")) == MOST, "three are answered and one runs"
     bench.ack(0)
     assert len(bench.works("w")) == MOST + 1
+
+
+def test_one_client_can_fill_a_fleet_whose_capacity_exceeds_the_setting():
+    bench = Bench(max_unacknowledged_per_client=MOST).past_grace()
+    for name in ("u", "v", "w"):
+        bench.ready(name, capacity=MOST)
+    for number in range(10 * MOST):
+        bench.submit(number)
+    works = {name: bench.works(name) for name in ("u", "v", "w")}
+    assert [len(ids) for ids in works.values()] == [MOST] * 3
+    for name, ids in works.items():
+        for request_id in ids:
+            bench.result(name, request_id)
+    assert [len(bench.works(name)) for name in ("u", "v", "w")] == [2 * MOST] * 3, "twice the capacity"
+    for name in ("u", "v", "w"):
+        for request_id in bench.works(name)[MOST:]:
+            bench.result(name, request_id)
+    assert sum(len(bench.works(name)) for name in ("u", "v", "w")) == 6 * MOST, "and no more"
+
+
+def test_the_maximum_follows_the_capacity_of_the_registered_workers():
+    bench = Bench(max_unacknowledged_per_client=MOST).past_grace()
+    queue = bench.core.scheduler.queue
+    for name in ("v", "w"):
+        bench.ready(name, capacity=MOST)
+    for number in range(3 * MOST):
+        bench.submit(number)
+    for name in ("v", "w"):
+        for request_id in bench.works(name)[:MOST]:
+            bench.result(name, request_id)
+    assert bench.core.clients.by_id[b"c"].unacknowledged == 3 * MOST
+    assert not queue.is_paused(b"c"), "twice the capacity are allowed"
+    bench.worker("v", Goodbye())
+    assert queue.is_paused(b"c")
+    bench.ready("v2", capacity=MOST)
+    assert not queue.is_paused(b"c")
 
 
 @pytest.mark.parametrize("end", ["ack", "cancel and ack"])
@@ -64,8 +98,8 @@ def test_when_it_acknowledges_it_goes_on(end):
 def test_when_it_leaves_nothing_is_left_of_it():
     bench = bench_at_maximum()
     bench.client("mute", Goodbye())
-    assert not bench.core.ledger.requests
-    assert bench.core.ledger.queue.held_clients == 0
+    assert not bench.core.table.requests
+    assert bench.core.scheduler.queue.paused_clients == 0
     bench.submit(90, "mute")
     assert rid(90) in bench.works("w")
 
@@ -73,13 +107,16 @@ def test_when_it_leaves_nothing_is_left_of_it():
 def test_a_request_that_another_client_takes_over_counts_for_that_client():
     bench = bench_at_maximum()
     bench.submit(0, "heir")
-    clients = bench.core.ledger.clients
+    clients = bench.core.clients.by_id
     assert (clients[b"mute"].unacknowledged, clients[b"heir"].unacknowledged) == (MOST, 1)
     assert bench.works("w")[-1] == rid(MOST), "there is room for one more"
 
 
 def test_its_requests_have_no_time_of_a_start_and_are_in_no_others_way():
     bench = bench_at_maximum()
+    bench.clear()
+    bench.beat("w", finished=[rid(number) for number in range(MOST)], seconds_per_image=1.0)
+    bench.advance(1.0)
     told = [sign for sign in bench.messages(Progress, "client", "mute") if sign.state == "queued"]
     assert {sign.seconds_to_start for sign in told} == {None}
     bench.beat("w", running=[rid(number) for number in range(1000, 1100)], seconds_per_image=1.0)
@@ -87,30 +124,32 @@ def test_its_requests_have_no_time_of_a_start_and_are_in_no_others_way():
     assert bench.places("honest") == [(rid(50), 0)]
 
 
-def test_held_requests_without_a_model_get_the_default_once_it_is_known():
-    bench = Bench(max_unacknowledged_per_client=1).past_grace()
-    bench.submit(1)
-    bench.submit(2)
+def test_requests_of_a_paused_client_without_a_model_get_the_default_once_it_is_known():
+    bench = Bench(max_unacknowledged_per_client=2).past_grace()
+    for number in (1, 2, 3):
+        bench.submit(number)
     bench.cancel(1)
-    bench.ready("w")
+    bench.cancel(2)
+    bench.ready("w", capacity=1)
     assert bench.works("w") == []
     bench.ack(1)
-    assert bench.works("w") == [rid(2)]
+    assert bench.works("w") == [rid(3)]
 
 
-def test_the_choice_costs_the_same_however_many_clients_are_held_out():
-    def cost(held):
+def test_the_choice_costs_the_same_however_many_clients_are_paused():
+    def cost(paused):
         bench = Bench(max_unacknowledged_per_client=1).past_grace()
-        bench.ready("w", capacity=10_000)
-        for number in range(held):
-            bench.submit(2 * number, f"mute {number}")
-            bench.submit(2 * number + 1, f"mute {number}")
-        assert bench.core.ledger.queue.held_clients == held
-        bench.core.from_client(b"honest", ClientHeartbeat(), (), bench.now)
-        bench.settle()
-        return lines_of(lambda: bench.core.ledger.queue.peek("m"))
+        bench.ready("w", capacity=1)
+        bench.submit(10**6, "honest")
+        for index in range(paused):
+            for number in range(3):
+                bench.submit(3 * index + number, f"mute {index}")
+            bench.cancel(3 * index, f"mute {index}")
+            bench.cancel(3 * index + 1, f"mute {index}")
+        assert bench.core.scheduler.queue.paused_clients == paused
+        return lines_of(lambda: bench.core.scheduler.queue.peek("m"))
 
-    assert cost(500) == cost(5)
+    assert cost(300) == cost(5)
 
 
 # ---- attempts ----------------------------------------------------------------------------------------------
@@ -142,9 +181,9 @@ def test_an_answer_that_is_lost_is_made_again_in_its_clients_turn():
         bench.client("honest", ClientHeartbeat())
         bench.beat("w", running=[rid(number) for number in range(1000, 1003)])
         bench.advance(1.0)
-    assert bench.core.ledger.counters.requeued == {"answer_lost": 3}
+    assert bench.core.table.counters.requeued == {"answer_lost": 3}
     bench.ready("v", capacity=6)
-    owners = [bench.core.ledger.requests[request].client.id for request in bench.works("v")]
+    owners = [bench.core.table.requests[request].client.id for request in bench.works("v")]
     assert owners == [b"honest", b"mute"] * 3
 
 
@@ -153,15 +192,15 @@ def test_answers_that_are_lost_again_and_again_end_in_an_error():
     bench.ready("w", capacity=3)
     bench.submit(1, "mute")
     for _ in range(50):
-        if rid(1) in bench.core.ledger.workers[b"w"].assigned:
+        if rid(1) in bench.core.workers.by_id[b"w"].assigned:
             bench.result("w", rid(1))
         lose_answers(bench)
-    (bound,) = [bound for bound in BOUNDS if "answer_lost" in bound.reasons]
-    assert len(bench.works("w")) == bound.most + 1
+    (bound,) = [bound for bound in REQUEUE_LIMITS if "answer_lost" in bound.reasons]
+    assert len(bench.works("w")) == bound.maximum + 1
     assert set(bench.errors("mute")) == {(rid(1), "generation_failed")}, "it is sent until it is acknowledged"
-    assert f"answer_lost {bound.most + 1}" in bench.core.ledger.requests[rid(1)].answer.message
+    assert f"answer_lost {bound.maximum + 1}" in bench.core.table.requests[rid(1)].answer.message
     bench.ack(1, client="mute")
-    assert not bench.core.ledger.requests
+    assert not bench.core.table.requests
 
 
 def come_back(bench, name, reason):
@@ -171,7 +210,7 @@ def come_back(bench, name, reason):
     elif reason == "worker_left":
         bench.worker(name, Goodbye())
     elif reason == "unreachable":
-        bench.core.backend.unreachable(name.encode(), rid(1))
+        bench.core.workers.send_failed(name.encode(), rid(1))
         bench.settle()
     elif reason == "lost":
         bench.beat(name)
@@ -180,12 +219,12 @@ def come_back(bench, name, reason):
     elif reason == "worker_stuck":
         bench.beat(name, queued=[rid(1)], step_age_seconds=1e6)
     else:
-        bench.core.backend.remove(bench.core.ledger.workers[name.encode()], bench.now, died=True)
+        bench.core.workers.remove_dead_worker(bench.core.workers.by_id[name.encode()], bench.now)
         bench.settle()
 
 
 @pytest.mark.parametrize(
-    ("reason", "most"), [(r, b.most) for b in BOUNDS for r in b.reasons if r != "answer_lost"]
+    ("reason", "most"), [(r, b.maximum) for b in REQUEUE_LIMITS for r in b.reasons if r != "answer_lost"]
 )
 def test_each_reason_to_come_back_has_a_bound_and_leads_to_no_poison(reason, most):
     bench = Bench().past_grace()
@@ -195,10 +234,10 @@ def test_each_reason_to_come_back_has_a_bound_and_leads_to_no_poison(reason, mos
         bench.client("c", ClientHeartbeat())
         bench.ready(f"w{number}")
         come_back(bench, f"w{number}", reason)
-        if f"w{number}".encode() in bench.core.ledger.workers:
+        if f"w{number}".encode() in bench.core.workers.by_id:
             bench.worker(f"w{number}", Goodbye())
     assert bench.errors() == [(rid(1), "generation_failed")]
-    assert f"{reason} {most + 1}" in bench.core.ledger.requests[rid(1)].answer.message
+    assert f"{reason} {most + 1}" in bench.core.table.requests[rid(1)].answer.message
 
 
 def test_deaths_while_it_ran_are_counted_apart():
@@ -210,7 +249,7 @@ def test_deaths_while_it_ran_are_counted_apart():
         bench.beat(f"w{number}", running=[rid(1)])
         come_back(bench, f"w{number}", "worker_lost")
     assert bench.errors() == []
-    assert bench.core.ledger.requests[rid(1)].returns == {}
+    assert bench.core.table.requests[rid(1)].requeues == {}
 
 
 def test_a_rolling_restart_of_many_workers_costs_a_request_nothing():

@@ -5,6 +5,7 @@ import math
 import msgpack
 import pytest
 
+from imagegen_broker.core.events import Malformed, ReceivedFromWorker
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.frames import decode_from_worker
 from imagegen_protocol.messages import ClientHeartbeat, Error, Release
@@ -17,11 +18,9 @@ def send_plain(bench, name, **fields):
     try:
         message = decode_from_worker(header)
     except ProtocolError as problem:
-        bench.core.malformed_from_worker(name.encode(), problem, bench.now)
-        bench.settle()
+        bench.handle(Malformed("workers", name.encode(), problem))
     else:
-        bench.core.from_worker(name.encode(), message, header, [b"image"], bench.now)
-        bench.settle()
+        bench.handle(ReceivedFromWorker(name.encode(), message, header, [b"image"]))
 
 
 RESULT = {
@@ -45,13 +44,13 @@ def test_an_answer_that_cant_be_read_ends_its_request_and_is_released(answer):
     bench.submit(1)
     send_plain(bench, "w", request_id=rid(1), **answer)
     assert bench.errors() == [(rid(1), "generation_failed")]
-    message = bench.core.ledger.requests[rid(1)].answer.message
+    message = bench.core.table.requests[rid(1)].answer.message
     assert message.startswith("worker 'w' sent an answer that breaks the protocol: bad ")
     assert bench.ids(Release, "w") == [rid(1)]
     assert bench.messages(Error, "worker", "w")[0].code == "protocol_error"
-    assert bench.core.ledger.counters.malformed == 1
+    assert bench.core.table.counters.malformed == 1
     bench.ack(1)
-    assert not bench.core.ledger.requests
+    assert not bench.core.table.requests
 
 
 def test_other_messages_that_cant_be_read_end_nothing():
@@ -73,11 +72,11 @@ def test_a_worker_whose_heartbeats_cant_be_read_counts_as_silent_and_its_request
     assert bench.works("bad") == [rid(1)]
     for _ in range(5):
         bench.client("c", ClientHeartbeat())
-        session = bench.core.ledger.workers[b"bad"].session if b"bad" in bench.core.ledger.workers else 0
+        session = bench.core.workers.by_id[b"bad"].session if b"bad" in bench.core.workers.by_id else 0
         send_plain(bench, "bad", type="heartbeat", session=session, running=[rid(1)], seconds_per_image=math.inf)
         bench.advance(1.0)
-    assert not bench.core.ledger.workers
-    assert bench.core.ledger.counters.workers_lost == 1
+    assert not bench.core.workers.by_id
+    assert bench.core.table.counters.workers_lost == 1
     bench.client("c", ClientHeartbeat())
     bench.ready("good")
     assert bench.works("good") == [rid(1)]

@@ -78,8 +78,8 @@ def test_the_choice_costs_the_same_however_many_workers_there_are():
         bench = Bench().past_grace()
         for index in range(workers):
             bench.ready(f"w{index}", models=["m", "n"], warm=["mn"[index % 2]])
-        bench.submit(0, model="m")
-        return lines_of(lambda: bench.core.ledger.placement.choose("m"))
+        request = bench.core.table.requests[bench.submit(0, model="m")]
+        return lines_of(lambda: bench.core.scheduler.strategy.choose(request, 1, bench.now))
 
     assert cost(400) == cost(4)
 

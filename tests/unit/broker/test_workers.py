@@ -25,7 +25,7 @@ def fleet(*names, capacity=4, **settings):
 
 
 def depth(bench, worker="w"):
-    return bench.core.ledger.workers[worker.encode()].depth
+    return bench.core.workers.by_id[worker.encode()].depth
 
 
 def test_ready_is_answered_with_a_session():
@@ -51,14 +51,14 @@ def test_a_name_that_is_taken_is_refused_until_its_holder_is_dead():
     assert "'gpu0'" in error.message
     bench.advance(5.0)
     bench.ready("w2", name="gpu0")
-    assert list(bench.core.ledger.workers) == [b"w2"]
+    assert list(bench.core.workers.by_id) == [b"w2"]
 
 
 def test_the_same_process_on_a_new_socket_takes_its_own_place():
     bench = fleet("w")
     request = bench.submit(1)
     bench.ready("again", name="w", worker_id=b"w".ljust(16, b"\0"), running=[request])
-    assert list(bench.core.ledger.workers) == [b"again"]
+    assert list(bench.core.workers.by_id) == [b"again"]
     assert bench.works("again") == []
     assert bench.ids(Resend, "again") == [request]
 
@@ -116,7 +116,7 @@ def test_work_lost_on_the_way_is_given_again_but_never_too_early():
     bench.advance(1.0)  # the broker's next beat
     bench.beat("w", echo=2)  # read after the WORK should have been
     assert bench.works("w") == [request, request]
-    assert bench.core.ledger.counters.requeued["lost"] == 1
+    assert bench.core.table.counters.requeued["lost"] == 1
 
 
 def test_a_heartbeat_of_an_older_session_proves_no_loss():
@@ -151,7 +151,7 @@ def test_the_requests_of_a_dead_worker_go_to_another_with_the_next_attempt():
     assert bench.works("v") == [first]
     (work,) = bench.messages(Work, "worker", "v")
     assert work.attempt == 2
-    assert bench.core.ledger.counters.workers_lost == 1
+    assert bench.core.table.counters.workers_lost == 1
 
 
 def test_requeued_requests_go_before_those_that_never_left():
@@ -175,7 +175,7 @@ def test_a_request_that_takes_workers_down_is_poison():
             bench.advance(1.0)
     assert bench.errors() == [(request, "poison_request")]
     assert bench.messages(Error, "client", "c")[0].message == (
-        "it took 2 workers down: attempt 1 on 'a', which died; attempt 2 on 'b', which died"
+        "2 workers failed while running it: attempt 1 on 'a', which died; attempt 2 on 'b', which died"
     )
     bench.ready("d")
     assert bench.works("d") == [bystander]
@@ -192,14 +192,14 @@ def test_the_last_attempt_of_a_suspect_is_made_alone():
     for name in ("d", "e"):
         bench.ready(name)
         bench.beat(name, running=[request, bystander])
-        bench.core.backend.remove(bench.core.ledger.workers[name.encode()], bench.now, died=True)
+        bench.core.workers.remove_dead_worker(bench.core.workers.by_id[name.encode()], bench.now)
         bench.settle()
     bench.submit(3)
     bench.ready("f")
     works = {work.request_id: work.alone for work in bench.messages(Work, "worker", "f")}
     assert works == {request: True, bystander: True, late: False}
     bench.beat("f", running=[request], queued=[bystander, late])
-    bench.core.backend.remove(bench.core.ledger.workers[b"f"], bench.now, died=True)
+    bench.core.workers.remove_dead_worker(bench.core.workers.by_id[b"f"], bench.now)
     bench.settle()
     assert bench.errors() == [(request, "poison_request")], "whoever waited for its turn has done nothing"
 
@@ -214,7 +214,7 @@ def test_no_first_attempt_is_made_alone(most, alone):
         bench.ready(name)
         told += [work.alone for work in bench.messages(Work, "worker", name)]
         bench.beat(name, running=[request])
-        bench.core.backend.remove(bench.core.ledger.workers[name.encode()], bench.now, died=True)
+        bench.core.workers.remove_dead_worker(bench.core.workers.by_id[name.encode()], bench.now)
         bench.settle()
     assert told == (alone or [False])
 
@@ -238,7 +238,7 @@ def test_a_worker_back_from_the_dead_is_relieved_of_what_moved_on():
 def test_a_late_result_of_what_moved_on_is_dropped():
     bench = fleet("w")
     request = bench.submit(1)
-    bench.core.ledger.enqueue(bench.core.ledger.requests[request], returned=True)
+    bench.core.table.requeue(bench.core.table.requests[request], "lost", bench.now)
     bench.ready("v", capacity=1)
     if bench.works("v") != [request]:
         pytest.fail("round-robin should have chosen the unused worker")
@@ -283,10 +283,10 @@ def test_ids_that_nobody_asks_for_are_left_alone_and_acknowledged_ones_released(
     bench.ack(1)
     bench.beat("w", finished=[request, rid(9)])
     assert bench.ids(Release, "w") == [request, request]
-    assert bench.core.ledger.workers[b"w"].unclaimed == {rid(9)}
+    assert bench.core.workers.by_id[b"w"].orphans == {rid(9)}
     bench.beat("w")
-    assert not bench.core.ledger.workers[b"w"].unclaimed
-    assert not bench.core.ledger.holders
+    assert not bench.core.workers.by_id[b"w"].orphans
+    assert len(bench.core.table.holders) == 0
 
 
 def test_an_unacknowledged_answer_that_died_with_its_worker_is_made_again():
@@ -344,7 +344,7 @@ def test_an_unreachable_worker_gets_nothing_until_it_is_heard():
     bench = fleet("w")
     request = bench.submit(1)
     (action,) = [a for a in bench.sent if isinstance(a[2], Work)]
-    bench.core.backend.unreachable(b"w", action[2].request_id)
+    bench.core.workers.send_failed(b"w", action[2].request_id)
     bench.settle()
     assert bench.works("w") == [request]
     bench.beat("w")

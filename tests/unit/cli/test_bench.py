@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from imagegen_cli import bench
-from imagegen_cli.bench import Growth, Report, growth, percentile, run_burst
+from imagegen_cli.bench import Report, TotalsDelta, percentile, run_burst, totals_deltas
 from imagegen_protocol import OutOfMemoryError, OverloadedError
 from tests.statistics import gpu_statistics, statistics_of
 
@@ -25,21 +25,21 @@ def statistics(*gpus, default_model="m"):
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (gpu(batches=3, requests=10), gpu(batches=5, requests=16), Growth(2, 6, True)),
-        (gpu(batches=3, requests=10), gpu(batches=3, requests=10), Growth(0, 0, True)),
-        (None, gpu(batches=2, requests=6), Growth(2, 6, True)),
-        (gpu(batches=9, requests=30), gpu(batches=1, requests=4, pid=2), Growth(1, 4, False)),
-        (gpu(batches=1, requests=2), gpu(batches=9, requests=30, host="i"), Growth(9, 30, False)),
-        (gpu(batches=9, requests=30), gpu(batches=1, requests=4), Growth(1, 4, False)),
+        (gpu(batches=3, requests=10), gpu(batches=5, requests=16), TotalsDelta(2, 6, True)),
+        (gpu(batches=3, requests=10), gpu(batches=3, requests=10), TotalsDelta(0, 0, True)),
+        (None, gpu(batches=2, requests=6), TotalsDelta(2, 6, True)),
+        (gpu(batches=9, requests=30), gpu(batches=1, requests=4, pid=2), TotalsDelta(1, 4, False)),
+        (gpu(batches=1, requests=2), gpu(batches=9, requests=30, host="i"), TotalsDelta(9, 30, False)),
+        (gpu(batches=9, requests=30), gpu(batches=1, requests=4), TotalsDelta(1, 4, False)),
     ],
 )
 def test_the_growth_of_a_worker(before, after, expected):
     earlier = statistics() if before is None else statistics(before)
-    assert growth(earlier, statistics(after)) == {"a": expected}
+    assert totals_deltas(earlier, statistics(after)) == {"a": expected}
 
 
 def test_a_worker_that_left_counts_for_nothing():
-    assert growth(statistics(gpu(batches=5, requests=9)), statistics()) == {}
+    assert totals_deltas(statistics(gpu(batches=5, requests=9)), statistics()) == {}
 
 
 def test_workers_of_other_models_are_not_counted_in_a_burst():
@@ -62,7 +62,7 @@ def result(worker, seconds, images=1):
 def test_the_report_of_a_burst():
     results = [result("a", 1.0), result("a", 2.0), result("b", 3.0)]
     errors = [OverloadedError("full"), OutOfMemoryError("big"), OverloadedError("full")]
-    report = Report(4.0, results, errors, {"a": Growth(1, 2, True), "b": Growth(1, 1, True)}, 2)
+    report = Report(4.0, results, errors, {"a": TotalsDelta(1, 2, True), "b": TotalsDelta(1, 1, True)}, 2)
     assert report.as_json() == {
         "total_duration_seconds": 4.0,
         "requests": 6,
@@ -87,7 +87,7 @@ def test_nothing_but_failures_is_reported_too():
 
 def test_totals_that_have_not_come_are_missing_but_not_those_that_never_will():
     results = [result("slow", 1.0)] * 5 + [result("restarted", 1.0)] * 5 + [result("gone", 1.0)] * 5
-    grown = {"slow": Growth(1, 3, True), "restarted": Growth(0, 0, False)}
+    grown = {"slow": TotalsDelta(1, 3, True), "restarted": TotalsDelta(0, 0, False)}
     assert Report(1.0, results, [], grown, 2).missing == 2
 
 
@@ -110,7 +110,7 @@ class FakeFleet:
 
 
 def test_a_burst_waits_until_the_totals_have_come(monkeypatch):
-    monkeypatch.setattr(bench, "_ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "_POLL_SECONDS", 0.0)
     earlier = statistics(gpu(batches=10, requests=40))
     halfway = statistics(gpu(batches=11, requests=42))
     fleet = FakeFleet(earlier, earlier, halfway, statistics(gpu(batches=12, requests=44)))
@@ -123,7 +123,7 @@ def test_a_burst_waits_until_the_totals_have_come(monkeypatch):
 
 
 def test_a_burst_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(bench, "_ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "_POLL_SECONDS", 0.0)
     monkeypatch.setattr(bench, "TOTALS_TIMEOUT_SECONDS", 0.0)
     report = run_burst(FakeFleet(statistics(gpu())), "x", 3, {})
     assert report.missing == 3

@@ -3,7 +3,7 @@
 import pytest
 
 from imagegen_cli.doctor.findings import Status, ok, problem, report, warning, worst
-from imagegen_cli.doctor.fleet import (
+from imagegen_cli.doctor.fleet_checks import (
     BrokerFacts,
     HttpFacts,
     check_broker,
@@ -75,13 +75,13 @@ def test_a_broker_that_answers():
     ("silence", "reason", "words", "remedy"),
     [
         ("refused", "", f"nothing listens at {HERE}", "start imagegen-broker"),
-        ("unknown host", "no such name", "is not known: no such name", "correct the name"),
-        ("no way", "No route to host", "can't be reached: No route to host", "firewall"),
-        ("open", "", "gave no answer within 5 s", "not its backend"),
+        ("unknown host", "no such name", "is unknown: no such name", "correct the name"),
+        ("unreachable", "No route to host", "is unreachable: No route to host", "firewall"),
+        ("open", "", "did not answer within 5 s", "not its backend"),
     ],
 )
 def test_a_broker_that_is_silent(silence, reason, words, remedy):
-    found = check_broker(BrokerFacts(HERE, silence=silence, reason=reason, seconds=5.0))
+    found = check_broker(BrokerFacts(HERE, connection=silence, reason=reason, seconds=5.0))
     assert found.status is Status.PROBLEM
     assert words in found.message
     assert remedy in found.remedy
@@ -97,7 +97,7 @@ def test_a_broker_that_is_silent(silence, reason, words, remedy):
 def test_a_broker_that_refuses_our_key(reason, remedy):
     found = check_broker(BrokerFacts(HERE, refusal=reason, code="unauthorized"))
     assert found.status is Status.PROBLEM
-    assert found.message == f"{HERE} refuses us: {reason.removeprefix(f'{HERE}: ')}"
+    assert found.message == f"{HERE} rejects this client: {reason.removeprefix(f'{HERE}: ')}"
     assert remedy in found.remedy
 
 
@@ -105,32 +105,32 @@ def test_a_broker_that_refuses_our_key(reason, remedy):
     ("suspicion", "remedy"),
     [
         (OTHER_SECURITY, "5555 is for clients"),
-        (BROKEN_WITH_KEYS, "its own .key file as --broker-key"),
+        (BROKEN_WITH_KEYS, "its .key file as --broker-key"),
         (BROKEN_WITHOUT_KEYS, "give --key and --broker-key"),
         (KEYS_UNCHECKED, "the broker's log"),
     ],
 )
 def test_a_broker_with_which_no_handshake_succeeds(suspicion, remedy):
-    found = check_broker(BrokerFacts(HERE, suspicion=suspicion, silence="open", seconds=5.0))
+    found = check_broker(BrokerFacts(HERE, suspicion=suspicion, connection="open", seconds=5.0))
     assert found.status is Status.PROBLEM
-    assert found.message == f"{HERE} can't be used: {suspicion}"
+    assert found.message == f"{HERE} is unusable: {suspicion}"
     assert remedy in found.remedy
-    down = check_broker(BrokerFacts(HERE, suspicion=suspicion, silence="refused", seconds=5.0))
+    down = check_broker(BrokerFacts(HERE, suspicion=suspicion, connection="refused", seconds=5.0))
     assert down.message == f"nothing listens at {HERE}"
 
 
 def test_a_broker_of_another_protocol():
     found = check_broker(BrokerFacts(HERE, refusal="version 2", code="unsupported_version"))
-    assert "one version" in found.remedy
+    assert "same version" in found.remedy
 
 
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (HttpFacts(URL, reason="Connection refused"), "can't be reached: Connection refused"),
-        (HttpFacts(URL, 200, "nginx"), "is no imagegen-broker, but nginx"),
-        (HttpFacts(URL, 404), "a server without a name"),
-        (HttpFacts(URL, 503, "imagegen-broker"), "answers with 503"),
+        (HttpFacts(URL, reason="Connection refused"), "is unreachable: Connection refused"),
+        (HttpFacts(URL, 200, "nginx"), "expected imagegen-broker at"),
+        (HttpFacts(URL, 404), "an unknown server"),
+        (HttpFacts(URL, 503, "imagegen-broker"), "answers with status 503"),
     ],
 )
 def test_http_that_is_wrong(facts, words):
@@ -148,17 +148,17 @@ def test_http_that_answers():
 
 
 def test_workers_that_are_well():
-    assert told(check_workers(broker(worker()))) == [(Status.OK, "w (h, GPU 0): last word 0.3 s ago")]
+    assert told(check_workers(broker(worker()))) == [(Status.OK, "w (h, GPU 0): last heard 0.3 s ago")]
 
 
 def test_no_worker_at_all():
     found = only(check_workers(broker()))
     assert found.status is Status.PROBLEM
-    assert "imagegen-worker --broker" in found.remedy
+    assert "imagegen-worker with --broker" in found.remedy
 
 
 def test_nothing_is_said_of_a_silent_brokers_workers_and_models():
-    silent = BrokerFacts(HERE, silence="refused")
+    silent = BrokerFacts(HERE, connection="refused")
     assert [*check_workers(silent), *check_models(silent)] == []
 
 
@@ -166,10 +166,10 @@ def test_nothing_is_said_of_a_silent_brokers_workers_and_models():
     ("fields", "status", "words"),
     [
         ({"state": "stuck", "step_age_seconds": 130.0}, Status.PROBLEM, "stuck: its step has run for 2 min"),
-        ({"state": "unreachable"}, Status.PROBLEM, "can't be reached by its broker"),
+        ({"state": "unreachable"}, Status.PROBLEM, "is unreachable for its broker"),
         ({"state": "draining"}, Status.WARNING, "draining"),
-        ({"last_heard_seconds": 1.9}, Status.OK, "last word 2 s ago"),
-        ({"last_heard_seconds": 2.5}, Status.WARNING, "2 heartbeats are missing"),
+        ({"last_heard_seconds": 1.9}, Status.OK, "last heard 2 s ago"),
+        ({"last_heard_seconds": 2.5}, Status.WARNING, "2 heartbeats missed"),
     ],
 )
 def test_workers_that_are_not_well(fields, status, words):
@@ -182,14 +182,14 @@ def test_how_old_a_word_may_be_follows_from_the_heartbeats():
     slow = broker(worker(last_heard_seconds=9.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
     assert only(check_workers(slow)).status is Status.OK
     late = broker(worker(last_heard_seconds=11.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
-    assert "after 15 s it counts as dead" in only(check_workers(late)).remedy
+    assert "counts as dead after 15 s" in only(check_workers(late)).remedy
 
 
 def test_lost_workers_are_told():
     found = list(check_workers(broker(worker(), totals={"workers_lost": 2})))[-1]
     assert (found.status, found.message) == (
         Status.WARNING,
-        f"{HERE} has lost 2 workers in the 1:01 that it is up",
+        f"{HERE} has lost 2 workers in its uptime of 1:01",
     )
 
 
@@ -203,10 +203,10 @@ def test_models_that_are_served():
 @pytest.mark.parametrize(
     ("models", "status", "words"),
     [
-        ([model("a"), model("b", 0, 3)], Status.PROBLEM, "no worker takes work for b, and there is: 3"),
-        ([model("a", 0), model("b")], Status.PROBLEM, "no worker takes work for a, the default"),
-        ([model("b")], Status.PROBLEM, "no worker takes work for a, the default"),
-        ([model("a"), model("b", 0)], Status.WARNING, "no worker takes work for b any more"),
+        ([model("a"), model("b", 0, 3)], Status.PROBLEM, "no worker serves b, which has 3 unfinished requests"),
+        ([model("a", 0), model("b")], Status.PROBLEM, "no worker serves a, the default model"),
+        ([model("b")], Status.PROBLEM, "no worker serves a, the default model"),
+        ([model("a"), model("b", 0)], Status.WARNING, "no worker serves b any more"),
     ],
 )
 def test_models_that_nobody_serves(models, status, words):

@@ -9,18 +9,17 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from imagegen_cli.doctor import looking
-from imagegen_cli.doctor.asking import http_address, is_here, probe
+from imagegen_cli.doctor import machine_probes
 from imagegen_cli.doctor.findings import Status
-from imagegen_cli.doctor.fleet import BrokerFacts
+from imagegen_cli.doctor.fleet_checks import BrokerFacts
 from imagegen_cli.doctor.listeners import listener, program
-from imagegen_cli.doctor.machine import (
+from imagegen_cli.doctor.machine_checks import (
     GIB,
     GpuFacts,
     KeyFacts,
     ModelFacts,
     PortFacts,
-    RoomFacts,
+    SpaceFacts,
     TorchFacts,
     cache_folder,
     check_disk,
@@ -32,6 +31,7 @@ from imagegen_cli.doctor.machine import (
     check_torch,
     ports_of,
 )
+from imagegen_cli.doctor.network_probes import is_local_host, parse_http_address, probe
 from imagegen_cli.main import main
 from imagegen_protocol.keys import generate
 
@@ -55,7 +55,7 @@ def expect(found, status, words):
         (KeyFacts("--key", Path("k"), mode=0o600), OK, "--key: k"),
         (KeyFacts("--broker-key", Path("k")), OK, "--broker-key: k"),
         (KeyFacts("--key", Path("k"), mode=0o640), PROBLEM, "mode 640) -> chmod 600 k"),
-        (KeyFacts("--key", Path("k"), "can't read it"), PROBLEM, "can't read it -> make keys"),
+        (KeyFacts("--key", Path("k"), "can't read it"), PROBLEM, "can't read it -> generate keys"),
     ],
 )
 def test_keys(facts, status, words):
@@ -66,13 +66,13 @@ def test_keys(facts, status, words):
     ("facts", "status", "words"),
     [
         (PortFacts(5555, "--frontend"), OK, "port 5555 (--frontend) is free"),
-        (PortFacts(5555, "--frontend", "imagegen-broker", 7), OK, "is the broker's, process 7"),
+        (PortFacts(5555, "--frontend", "imagegen-broker", 7), OK, "is used by the broker, process 7"),
         (PortFacts(5555, "--frontend", "", None, True), OK, "another user; a broker answers there"),
-        (PortFacts(8080, "--http", "nginx", 7, True), WARNING, "taken by nginx, process 7 -> nothing, if"),
+        (PortFacts(8080, "--http", "nginx", 7, True), WARNING, "used by nginx, process 7 -> none if"),
         (
             PortFacts(8080, "--http", "nginx", 7),
             PROBLEM,
-            "end that process, or start the broker with another --http",
+            "stop that process, or start the broker with another --http",
         ),
         (PortFacts(5556, "--backend", ""), PROBLEM, "another user -> start the broker with another --backend"),
     ],
@@ -91,7 +91,7 @@ def test_which_ports_are_looked_at():
     ("facts", "status", "words"),
     [
         (GpuFacts(), OK, "runs on the CPU"),
-        (GpuFacts(2), PROBLEM, "2 NVIDIA cards on the bus, and no driver"),
+        (GpuFacts(2), PROBLEM, "2 NVIDIA cards on the bus, but no driver"),
         (GpuFacts(1, error="version mismatch"), PROBLEM, "version mismatch -> load or reinstall"),
         (GpuFacts(1, []), PROBLEM, "the driver lists none"),
         (GpuFacts(1, [CARD]), OK, CARD),
@@ -107,11 +107,11 @@ def test_gpus(facts, status, words):
 @pytest.mark.parametrize(
     ("facts", "gpu", "status", "words"),
     [
-        (TorchFacts(error="no libcudart"), SEEN, PROBLEM, "can't be imported: no libcudart"),
+        (TorchFacts(error="no libcudart"), SEEN, PROBLEM, "cannot be imported: no libcudart"),
         (TorchFacts("2.9"), GpuFacts(), OK, "torch 2.9, on the CPU"),
         (TorchFacts("2.9"), SEEN, PROBLEM, "built without CUDA"),
         (TorchFacts("2.9", "12.8", 0, "driver too old"), SEEN, PROBLEM, "sees no GPU: driver too old -> upgrade"),
-        (TorchFacts("2.9", "12.8"), GpuFacts(1, [CARD], visible=[]), OK, "no GPU is visible to try it on"),
+        (TorchFacts("2.9", "12.8"), GpuFacts(1, [CARD], visible=[]), OK, "not tested, since no GPU is visible"),
         (TorchFacts("2.9", "12.8", 2), SEEN, OK, "for CUDA 12.8 sees 2 GPUs"),
     ],
 )
@@ -121,22 +121,22 @@ def test_torch(facts, gpu, status, words):
 
 @pytest.mark.parametrize(("check", "little"), [(check_disk, 19), (check_memory, 3)])
 def test_room(check, little):
-    expect(check(RoomFacts(100 * GIB, 200 * GIB, True)), OK, "100.0 GiB of 200.0 GiB")
-    expect(check(RoomFacts(little * GIB, 200 * GIB, True)), WARNING, f"{little}.0 GiB of 200.0 GiB")
-    expect(check(RoomFacts(GIB // 2, 200 * GIB, True)), PROBLEM, "0.5 GiB")
-    expect(check(RoomFacts(0, 200 * GIB, False)), OK, "0.0 GiB")
+    expect(check(SpaceFacts(100 * GIB, 200 * GIB, True)), OK, "100.0 GiB of 200.0 GiB")
+    expect(check(SpaceFacts(little * GIB, 200 * GIB, True)), WARNING, f"{little}.0 GiB of 200.0 GiB")
+    expect(check(SpaceFacts(GIB // 2, 200 * GIB, True)), PROBLEM, "0.5 GiB")
+    expect(check(SpaceFacts(0, 200 * GIB, False)), OK, "0.0 GiB")
 
 
 @pytest.mark.parametrize(
     ("facts", "status", "words"),
     [
-        (ModelFacts("/m", 0), OK, "/m: imagegen-worker takes it"),
+        (ModelFacts("/m", 0), OK, "/m: accepted by imagegen-worker"),
         (
             ModelFacts("/m", 2, "Error: --model: there is no '/m'"),
             PROBLEM,
             "/m: --model: there is no '/m' -> correct",
         ),
-        (ModelFacts("/m", None, "it is not installed"), PROBLEM, "can't be asked: it is not installed"),
+        (ModelFacts("/m", None, "not installed"), PROBLEM, "is unavailable: not installed"),
     ],
 )
 def test_models(facts, status, words):
@@ -156,25 +156,25 @@ def test_where_the_hubs_cache_is(environment, folder):
     assert cache_folder(environment, Path("/home/a")) == Path(folder)
 
 
-# ---- looking ----------------------------------------------------------------------------------------------
+# ---- probes ------------------------------------------------------------------------------------------------
 
 
 def test_keys_are_read_and_their_permissions_seen(tmp_path):
     public, secret = generate(tmp_path, "alice")
-    own, broker = looking.look_at_keys(secret, public)
+    own, broker = machine_probes.inspect_keys(secret, public)
     assert (own.error, own.mode) == (broker.error, broker.mode or 0o600) == ("", 0o600)
     secret.chmod(0o644)
-    assert looking.look_at_keys(secret, public)[0].mode == 0o644
+    assert machine_probes.inspect_keys(secret, public)[0].mode == 0o644
 
 
 def test_keys_that_are_wrong_are_told_each(tmp_path):
     public, secret = generate(tmp_path, "alice")
-    own, broker = looking.look_at_keys(public, tmp_path / "nowhere.key")
+    own, broker = machine_probes.inspect_keys(public, tmp_path / "nowhere.key")
     assert "no secret key" in own.error
     assert "nowhere.key" in broker.error
-    assert looking.look_at_keys(None, None) == []
-    assert "goes together with --key" in looking.look_at_keys(secret, None)[1].error
-    assert "goes together with --broker-key" in looking.look_at_keys(None, public)[0].error
+    assert machine_probes.inspect_keys(None, None) == []
+    assert "is required with --key" in machine_probes.inspect_keys(secret, None)[1].error
+    assert "is required with --broker-key" in machine_probes.inspect_keys(None, public)[0].error
 
 
 @pytest.fixture
@@ -216,29 +216,29 @@ def test_the_name_of_a_program(words, name):
 
 
 def test_a_silent_endpoint_is_told_from_an_absent_one(listening, tmp_path):
-    assert probe(BrokerFacts(f"tcp://127.0.0.1:{listening}"), 5.0).silence == "open"
+    assert probe(BrokerFacts(f"tcp://127.0.0.1:{listening}"), 5.0).connection == "open"
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        assert probe(BrokerFacts(f"tcp://127.0.0.1:{bound.getsockname()[1]}"), 5.0).silence == "refused"
-    assert probe(BrokerFacts("tcp://name.invalid:5555"), 5.0).silence == "unknown host"
-    assert probe(BrokerFacts(f"ipc://{tmp_path}/nothing"), 5.0).silence == "refused"
+        assert probe(BrokerFacts(f"tcp://127.0.0.1:{bound.getsockname()[1]}"), 5.0).connection == "refused"
+    assert probe(BrokerFacts("tcp://name.invalid:5555"), 5.0).connection == "unknown host"
+    assert probe(BrokerFacts(f"ipc://{tmp_path}/nothing"), 5.0).connection == "refused"
 
 
 def test_this_machine_is_known():
-    assert is_here("127.0.0.1")
-    assert not is_here("192.0.2.1")
-    assert not is_here("name.invalid")
+    assert is_local_host("127.0.0.1")
+    assert not is_local_host("192.0.2.1")
+    assert not is_local_host("name.invalid")
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:8080", "http://127.0.0.1:8080", "http://127.0.0.1:8080/stats"])
 def test_http_addresses(text):
-    assert http_address(text) == "127.0.0.1:8080"
+    assert parse_http_address(text) == "127.0.0.1:8080"
 
 
 @pytest.mark.parametrize("text", ["8080", "https://a:1", "http://a", "a:x", "a:99999", ""])
 def test_http_addresses_that_are_none(text):
     with pytest.raises(ValueError, match="expected HOST:PORT"):
-        http_address(text)
+        parse_http_address(text)
     assert CliRunner().invoke(main, ["doctor", "--http", text]).exit_code == 2
 
 
@@ -261,7 +261,7 @@ def test_cards_are_counted_on_the_bus(tmp_path, monkeypatch):
     ):
         put(tmp_path / name / "vendor", f"{vendor}\n")
         put(tmp_path / name / "class", f"{kind}\n")
-    assert looking.look_at_gpus(tmp_path) == GpuFacts(1)
+    assert machine_probes.inspect_gpus(tmp_path) == GpuFacts(1)
 
 
 def test_the_driver_and_the_worker_are_asked(tmp_path, monkeypatch):
@@ -270,29 +270,31 @@ def test_the_driver_and_the_worker_are_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "elsewhere" / "python"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     script(smi, 'echo "0, Card, 570.1"')
-    assert looking.look_at_gpus(tmp_path) == GpuFacts(0, [CARD])
+    assert machine_probes.inspect_gpus(tmp_path) == GpuFacts(0, [CARD])
     script(worker, """echo '{"number": 0, "uuid": "GPU-1", "name": "Card", "label": "0"}'""")
-    assert looking.look_at_gpus(tmp_path) == GpuFacts(0, [CARD], visible=["0"], hidden_by="1")
+    assert machine_probes.inspect_gpus(tmp_path) == GpuFacts(0, [CARD], visible=["0"], hidden_by="1")
     script(smi, 'echo "Failed to initialize NVML: Driver/library version mismatch"; exit 18')
-    assert looking.look_at_gpus(tmp_path).error == "Failed to initialize NVML: Driver/library version mismatch"
+    assert (
+        machine_probes.inspect_gpus(tmp_path).error == "Failed to initialize NVML: Driver/library version mismatch"
+    )
 
 
 def test_torch_is_asked_in_another_process(tmp_path):
     python = tmp_path / "python"
     script(python, """echo noise; echo '["2.9", "12.8", 1, ""]'""")
-    assert looking.look_at_torch(str(python)) == TorchFacts("2.9", "12.8", 1)
+    assert machine_probes.inspect_torch(str(python)) == TorchFacts("2.9", "12.8", 1)
     script(python, "echo 'Traceback' >&2; echo 'ImportError: libcudart' >&2; exit 1")
-    assert looking.look_at_torch(str(python)).error == "ImportError: libcudart"
+    assert machine_probes.inspect_torch(str(python)).error == "ImportError: libcudart"
 
 
 def test_memory_is_that_of_the_machine():
-    facts = looking.look_at_memory(needed=True)
+    facts = machine_probes.inspect_memory(needed=True)
     assert facts.needed
     assert 0 < facts.free < facts.total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_disk_is_looked_at_where_the_cache_will_be(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    room = looking.look_at_disk(needed=True)
+    room = machine_probes.inspect_disk(needed=True)
     assert room.path == tmp_path / "not" / "yet"
     assert 0 < room.free <= room.total

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from imagegen_cli.naming import NamePattern, plain, slug
-from imagegen_cli.output_files import Existing, Targets, check_orders, choose
-from imagegen_cli.prompts import Given, number
+from imagegen_cli.file_names import FileNamePattern, sanitize, slug
+from imagegen_cli.output_files import Existing, OutputFiles, resolve_output, select_requests
+from imagegen_cli.prompts import PromptEntry, prepare
 
 
-class Pictures:
+class EncodedImages:
     """A result whose files say their number."""
 
     worker, model = "gpu/0", "org/model-1.5"
@@ -25,13 +25,13 @@ class Pictures:
             raise OSError(28, "No space left on device")
 
 
-def orders(*prompts, seed=5, **common):
-    return number([Given(prompt, {}, "") for prompt in prompts], common, seed)
+def requests(*prompts, seed=5, **common):
+    return prepare([PromptEntry(prompt, {}, "") for prompt in prompts], common, seed)
 
 
-def names(targets, order, result=None):
-    result = result or Pictures(len(order.seeds))
-    paths = targets.paths(order, result.formats, {"worker": result.worker, "model": result.model})
+def names(targets, request, result=None):
+    result = result or EncodedImages(len(request.seeds))
+    paths = targets.paths(request, result.formats, {"worker": result.worker, "model": result.model})
     return [path.relative_to(targets.folder).as_posix() for path in paths]
 
 
@@ -50,30 +50,30 @@ def names(targets, order, result=None):
     ],
 )
 def test_a_pattern_is_filled_in(pattern, images, expected):
-    order = orders("first", "Second, prompt!", num_images=images, seed=7 - images)[1]
-    assert names(Targets(Path("x"), NamePattern(pattern)), order) == expected
+    request = requests("first", "Second, prompt!", num_images=images, seed=7 - images)[1]
+    assert names(OutputFiles(Path("x"), FileNamePattern(pattern)), request) == expected
 
 
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("{name}.png", r"unknown field \{name\}; known are \{index\}, \{seed\}, \{prompt\}, \{model\}, \{image\}"),
+        ("{name}.png", r"unknown field \{name\}; expected one of \{index\}, \{seed\}, \{prompt\}, \{model\}"),
         ("{}.png", r"unknown field \{\}"),
         ("{seed.real}", r"unknown field \{seed.real\}"),
         ("{prompt!r}", r"unknown field \{prompt!r\}"),
         ("{index:{seed}}", r"unknown field \{index\}"),
-        ("{index", "a brace itself is written twice"),
+        ("{index", "write a literal brace twice"),
         ("{index:q}", "Unknown format code 'q'"),
         ("{prompt:d}", "Unknown format code 'd'"),
-        ("/tmp/{index}", "leads out of the folder"),
-        ("../{index}", "leads out of the folder"),
-        ("{index}/", "no name of a file"),
-        ("", "no name of a file"),
+        ("/tmp/{index}", "leads out of the output folder"),
+        ("../{index}", "leads out of the output folder"),
+        ("{index}/", "expected a file name"),
+        ("", "expected a file name"),
     ],
 )
 def test_a_wrong_pattern_is_refused(pattern, words):
     with pytest.raises(ValueError, match=words):
-        NamePattern(pattern)
+        FileNamePattern(pattern)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_prompt_as_a_piece_of_a_name(prompt, expected):
 
 
 def test_a_model_as_a_piece_of_a_name():
-    assert [plain(name) for name in ("org/sd-1.5", "../..", "a b")] == ["org-sd-1.5", "unnamed", "a-b"]
+    assert [sanitize(name) for name in ("org/sd-1.5", "../..", "a b")] == ["org-sd-1.5", "unnamed", "a-b"]
 
 
 # ---- where to ----------------------------------------------------------------------------------------------
@@ -102,41 +102,41 @@ def test_a_model_as_a_piece_of_a_name():
     "name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "a.bmp", "a.tiff", "a.gif", "{b}.png"]
 )
 def test_a_file_is_taken_and_left_alone(tmp_path, name):
-    targets = choose(str(tmp_path / name), None, Existing.REFUSE, several=False)
-    assert names(targets, *check_orders(targets, orders("x"))) == [name]
+    targets = resolve_output(str(tmp_path / name), None, Existing.REFUSE, several=False)
+    assert names(targets, *select_requests(targets, requests("x"))) == [name]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_without_a_suffix_gets_that_of_its_format(tmp_path):
-    targets = choose(str(tmp_path / "a"), None, Existing.REFUSE, several=False)
-    assert names(targets, *orders("x"), Pictures(format="webp")) == ["a.webp"]
-    assert names(targets, *orders("x"), Pictures(format="jpeg")) == ["a.jpg"]
+    targets = resolve_output(str(tmp_path / "a"), None, Existing.REFUSE, several=False)
+    assert names(targets, *requests("x"), EncodedImages(format="webp")) == ["a.webp"]
+    assert names(targets, *requests("x"), EncodedImages(format="jpeg")) == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
     ("name", "pattern", "several"), [("new/folder/", None, False), ("new", None, True), ("new", "{index}", False)]
 )
 def test_a_folder_is_made(tmp_path, name, pattern, several):
-    targets = choose(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
+    targets = resolve_output(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
     assert targets.folder == tmp_path / name
     assert targets.folder.is_dir()
 
 
 def test_a_folder_that_is_there_is_taken_for_one_prompt_too(tmp_path):
-    targets = choose(str(tmp_path), None, Existing.REFUSE, several=False)
-    assert names(targets, *orders("x")) == ["imagegen-5.png"]
+    targets = resolve_output(str(tmp_path), None, Existing.REFUSE, several=False)
+    assert names(targets, *requests("x")) == ["imagegen-5.png"]
 
 
 @pytest.mark.parametrize(
     ("name", "pattern", "several", "words"),
     [
-        ("a.xyz", None, False, "no picture format"),
-        ("a.psd", None, False, "no picture format"),
-        ("a.xbm", None, False, "can't be written as"),
-        ("", "{index}.xyz", False, "no picture format"),
-        ("missing/a.png", None, False, "there is no folder"),
-        ("file/a.png", None, False, "there is no folder"),
-        ("a.png", None, True, "several prompts need a folder"),
+        ("a.xyz", None, False, "unknown image format"),
+        ("a.psd", None, False, "unknown image format"),
+        ("a.xbm", None, False, "cannot be written as"),
+        ("", "{index}.xyz", False, "unknown image format"),
+        ("missing/a.png", None, False, "the folder .* does not exist"),
+        ("file/a.png", None, False, "the folder .* does not exist"),
+        ("a.png", None, True, "expected a folder for several prompts"),
         ("file", None, True, "expected a folder"),
         ("file", "{index}", False, "expected a folder"),
     ],
@@ -144,29 +144,30 @@ def test_a_folder_that_is_there_is_taken_for_one_prompt_too(tmp_path):
 def test_a_wrong_place_is_refused(tmp_path, name, pattern, several, words):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=words):
-        choose(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
+        resolve_output(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
 
 
 def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     for out in (tmp_path, tmp_path / "a.png"):
-        with pytest.raises(ValueError, match="can't be written"):
-            choose(str(out), None, Existing.REFUSE, several=False)
+        with pytest.raises(ValueError, match="is not writable"):
+            resolve_output(str(out), None, Existing.REFUSE, several=False)
 
 
-# ---- what is there already ---------------------------------------------------------------------------------
+# ---- what exists; use ---------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_refused_skipped_or_written_over(tmp_path):
     (tmp_path / "1.png").write_text("old")
-    three = orders("a", "b", "c")
+    three = requests("a", "b", "c")
 
     def left(existing):
         return [
-            order.index for order in check_orders(Targets(tmp_path, NamePattern("{index}.png"), existing), three)
+            request.index
+            for request in select_requests(OutputFiles(tmp_path, FileNamePattern("{index}.png"), existing), three)
         ]
 
-    with pytest.raises(ValueError, match=r"1\.png is there already; say --overwrite or --skip-existing"):
+    with pytest.raises(ValueError, match=r"1\.png exists; use --overwrite or --skip-existing"):
         left(Existing.REFUSE)
     assert left(Existing.SKIP) == [0, 2]
     assert left(Existing.OVERWRITE) == [0, 1, 2]
@@ -174,39 +175,39 @@ def test_what_is_there_is_refused_skipped_or_written_over(tmp_path):
 
 def test_of_several_images_all_are_looked_at(tmp_path):
     (tmp_path / "0-1.png").write_text("old")
-    order = orders("a", num_images=2)
-    with pytest.raises(ValueError, match="is there already"):
-        check_orders(Targets(tmp_path, NamePattern("{index}")), order)
-    targets = Targets(tmp_path, NamePattern("{index}"), Existing.SKIP)
-    assert check_orders(targets, order) == order
-    assert targets.write(order[0], Pictures(2)) == [tmp_path / "0-0.png"]
+    request = requests("a", num_images=2)
+    with pytest.raises(ValueError, match="exists; use"):
+        select_requests(OutputFiles(tmp_path, FileNamePattern("{index}")), request)
+    targets = OutputFiles(tmp_path, FileNamePattern("{index}"), Existing.SKIP)
+    assert select_requests(targets, request) == request
+    assert targets.write(request[0], EncodedImages(2)) == [tmp_path / "0-0.png"]
     assert (tmp_path / "0-1.png").read_text() == "old"
 
 
 def test_a_name_for_two_pictures_is_refused(tmp_path):
     for pattern in ("same.png", "{worker}", "{prompt}-{image}"):
-        with pytest.raises(ValueError, match="2 pictures would be called"):
-            check_orders(Targets(tmp_path, NamePattern(pattern)), orders("a", "A"))
+        with pytest.raises(ValueError, match="2 images would be written to"):
+            select_requests(OutputFiles(tmp_path, FileNamePattern(pattern)), requests("a", "A"))
 
 
 def test_a_name_that_the_result_tells_is_looked_at_when_it_is_written(tmp_path):
-    targets = Targets(tmp_path, NamePattern("{index}-{worker}"))
-    (order,) = check_orders(targets, orders("a"))
+    targets = OutputFiles(tmp_path, FileNamePattern("{index}-{worker}"))
+    (request,) = select_requests(targets, requests("a"))
     (tmp_path / "0-gpu-0.png").write_text("old")
     with pytest.raises(FileExistsError):
-        targets.write(order, Pictures())
+        targets.write(request, EncodedImages())
     assert (tmp_path / "0-gpu-0.png").read_text() == "old"
-    with pytest.raises(ValueError, match=r"\{worker\} is known too late to skip"):
-        check_orders(Targets(tmp_path, targets.pattern, Existing.SKIP), [order])
-    named = Targets(tmp_path, NamePattern("{model}"), Existing.SKIP)
-    assert check_orders(named, orders("a", model="m")), "the model that is asked for is known"
+    with pytest.raises(ValueError, match=r"\{worker\} is known only after generating"):
+        select_requests(OutputFiles(tmp_path, targets.pattern, Existing.SKIP), [request])
+    named = OutputFiles(tmp_path, FileNamePattern("{model}"), Existing.SKIP)
+    assert select_requests(named, requests("a", model="m")), "the model that is asked for is known"
 
 
-@pytest.mark.parametrize(("name", "words"), [("x" * 256, "longer than 255 bytes"), ("folder", "is a folder")])
+@pytest.mark.parametrize(("name", "words"), [("x" * 256, "at most 255 bytes"), ("folder", "is a folder")])
 def test_a_name_that_can_be_no_file_is_refused(tmp_path, name, words):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match=words):
-        check_orders(Targets(tmp_path, NamePattern(f"{name}.png")), orders("a"))
+        select_requests(OutputFiles(tmp_path, FileNamePattern(f"{name}.png")), requests("a"))
 
 
 # ---- written whole -----------------------------------------------------------------------------------------
@@ -214,19 +215,19 @@ def test_a_name_that_can_be_no_file_is_refused(tmp_path, name, words):
 
 @pytest.mark.parametrize("existing", [Existing.REFUSE, Existing.OVERWRITE])
 def test_a_picture_that_fails_half_way_leaves_what_was_there(tmp_path, existing):
-    targets = Targets(tmp_path, NamePattern("a.png"), existing)
+    targets = OutputFiles(tmp_path, FileNamePattern("a.png"), existing)
     before = {}
     if existing is Existing.OVERWRITE:
         (tmp_path / "a.png").write_text("old")
         before = {"a.png": "old"}
     with pytest.raises(OSError, match="No space left"):
-        targets.write(orders("x")[0], Pictures(fail=True))
+        targets.write(requests("x")[0], EncodedImages(fail=True))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_pictures_are_written_into_folders_of_the_pattern(tmp_path):
-    targets = Targets(tmp_path, NamePattern("{model}/{image}.png"))
-    written = targets.write(orders("x", num_images=2)[0], Pictures(2))
+    targets = OutputFiles(tmp_path, FileNamePattern("{model}/{image}.png"))
+    written = targets.write(requests("x", num_images=2)[0], EncodedImages(2))
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         f"org-model-1.5{os.sep}{image}.png" for image in (0, 1)
     ]

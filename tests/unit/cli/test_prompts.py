@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen_cli.prompts import Given, number, read_lines
+from imagegen_cli.prompts import PromptEntry, prepare, read_lines
 from imagegen_protocol import InvalidRequestError
 
 
@@ -22,15 +22,15 @@ def test_a_line_is_a_prompt_or_an_object():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt": "a"', "p.txt:2: a line that begins with { must be a JSON object: Expecting"),
-        ("{curly}", "p.txt:2: a line that begins with { must be a JSON object"),
-        ('{"prompt": "a"} {}', "p.txt:2: a line that begins with { must be a JSON object: Extra data"),
+        ('{"prompt": "a"', "p.txt:2: expected a JSON object in a line starting with {: Expecting"),
+        ("{curly}", "p.txt:2: expected a JSON object in a line starting with {"),
+        ('{"prompt": "a"} {}', "p.txt:2: expected a JSON object in a line starting with {: Extra data"),
         (
             '{"prompt": "a", "widht": 64}',
-            "p.txt:2: unknown field 'widht'; known are prompt, seed, negative_prompt",
+            "p.txt:2: unknown field 'widht'; expected one of prompt, seed, negative_prompt",
         ),
-        ('{"width": 64}', "p.txt:2: prompt: expected a text, got None"),
-        ('{"prompt": 5}', "p.txt:2: prompt: expected a text, got 5"),
+        ('{"width": 64}', "p.txt:2: prompt: expected a string, got None"),
+        ('{"prompt": 5}', "p.txt:2: prompt: expected a string, got 5"),
         ('{"prompt": "a", "width": "wide"}', "p.txt:2: width: expected `int | null`, got `str`"),
         ('{"prompt": "a", "width": 1}', "p.txt:2: width: expected `int` >= 8, got 1"),
         ('{"prompt": "a", "num_images": 1.5}', "p.txt:2: num_images: expected `int`"),
@@ -43,25 +43,25 @@ def test_a_line_is_a_prompt_or_an_object():
 )
 def test_a_wrong_line_is_named(line, words):
     with pytest.raises(InvalidRequestError) as caught:
-        number(read_lines(f"good\n{line}", "p.txt"), {}, 0)
+        prepare(read_lines(f"good\n{line}", "p.txt"), {}, 0)
     assert str(caught.value).startswith(words)
     assert len(str(caught.value)) < 500
 
 
 def numbered(*given, first=10, **common):
-    return number([Given(prompt, options, "") for prompt, options in given], common, first)
+    return prepare([PromptEntry(prompt, options, "") for prompt, options in given], common, first)
 
 
 def test_the_seeds_count_on_from_image_to_image_and_prompt_to_prompt():
-    orders = numbered(("a", {}), ("b", {"seed": 99}), ("c", {"num_images": 1}), ("d", {}), num_images=2)
-    assert [order.seeds for order in orders] == [[10, 11], [99, 100], [12], [13, 14]]
-    assert [order.index for order in orders] == [0, 1, 2, 3]
-    assert [order.seeds for order in numbered(("a", {}), ("b", {}), first=2**63 - 1)] == [[2**63 - 1], [0]]
+    requests = numbered(("a", {}), ("b", {"seed": 99}), ("c", {"num_images": 1}), ("d", {}), num_images=2)
+    assert [request.seeds for request in requests] == [[10, 11], [99, 100], [12], [13, 14]]
+    assert [request.index for request in requests] == [0, 1, 2, 3]
+    assert [request.seeds for request in numbered(("a", {}), ("b", {}), first=2**63 - 1)] == [[2**63 - 1], [0]]
 
 
 def test_what_a_prompt_says_itself_wins_and_null_says_nothing():
-    (order,) = numbered(("a", {"width": 64, "height": None}), width=128, height=256, model=None)
-    assert (order.options.get("width"), order.options.get("height")) == (64, 256)
+    (request,) = numbered(("a", {"width": 64, "height": None}), width=128, height=256, model=None)
+    assert (request.options.get("width"), request.options.get("height")) == (64, 256)
 
 
 def test_a_single_prompt_is_not_named():

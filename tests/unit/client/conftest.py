@@ -1,10 +1,10 @@
-"""A client core whose broker has spoken."""
+"""Fixtures of the client core's tests."""
 
 import pytest
 
-from tests.unit.client.desk import connected
+from tests.unit.client.core_harness import connected
 
 
 @pytest.fixture
-def desk():
+def harness():
     return connected()

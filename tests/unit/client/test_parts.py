@@ -1,4 +1,4 @@
-"""Timers, the link, endpoints."""
+"""Timers and the state of the connection."""
 
 import random
 
@@ -11,7 +11,7 @@ from imagegen_protocol.messages import BrokerHeartbeat
 # ---- timers ------------------------------------------------------------------------------------------------
 
 
-def test_timers_come_in_order_and_once():
+def test_due_timers_are_popped_once_and_in_order():
     timers = Timers()
     for key, time in ((b"c", 3.0), (b"a", 1.0), (b"b", 2.0)):
         timers.set(key, time)
@@ -23,7 +23,7 @@ def test_timers_come_in_order_and_once():
     assert len(timers) == 0
 
 
-def test_a_timer_set_again_counts_at_its_new_time_only():
+def test_setting_a_timer_again_replaces_its_time():
     timers = Timers()
     timers.set(b"a", 1.0)
     timers.set(b"a", 5.0)
@@ -43,7 +43,7 @@ def test_none_removes_a_timer():
     assert timers.pop_due(1.0) == [b"a"]
 
 
-def test_timers_agree_with_a_plain_table():
+def test_timers_match_a_reference_dictionary():
     random_ = random.Random(1)
     timers, table = Timers(), {}
     for now in range(2000):
@@ -59,7 +59,7 @@ def test_timers_agree_with_a_plain_table():
             del table[key]
 
 
-def test_replaced_times_do_not_pile_up():
+def test_replaced_times_do_not_accumulate():
     timers = Timers()
     for number in range(10_000):
         timers.set(b"a", 1e9 - number % 1000)
@@ -73,45 +73,45 @@ def heartbeat(epoch=b"e" * 16, session=1, interval=1.0, liveness=3):
     return BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=interval, liveness=liveness)
 
 
-def test_endpoints_take_turns():
+def test_endpoints_are_used_in_turn():
     link = Link(("a", "b"))
     assert link.endpoint == "a"
-    said = []
+    used = []
     for now in range(4):
-        link.dial(now)
-        said.append(link.endpoint)
-    assert said == ["a", "b", "a", "b"]
+        link.connect_next(now)
+        used.append(link.endpoint)
+    assert used == ["a", "b", "a", "b"]
 
 
-def test_no_endpoint_is_no_link():
+def test_a_link_needs_an_endpoint():
     with pytest.raises(ValueError, match="at least one"):
         Link(())
 
 
-def test_the_first_word_and_the_first_after_a_silence_are_noted():
+def test_the_first_message_and_the_first_after_the_liveness_timeout_are_reported():
     link = Link(("a",))
-    link.dial(0.0)
-    assert link.heard(1.0)
-    assert not link.heard(3.9)
-    assert link.heard(6.9)
+    link.connect_next(0.0)
+    assert link.record_message(1.0)
+    assert not link.record_message(3.9)
+    assert link.record_message(6.9)
 
 
-def test_only_a_change_of_standing_is_one():
+def test_a_changed_epoch_or_session_is_reported():
     link = Link(("a",))
-    link.dial(0.0)
-    assert not link.announced(heartbeat(), 0.0)
-    assert not link.announced(heartbeat(), 1.0)
-    assert link.announced(heartbeat(session=2), 2.0)
-    assert link.announced(heartbeat(epoch=b"f" * 16, session=2), 3.0)
-    link.dial(4.0)
-    assert not link.announced(heartbeat(session=9), 5.0), "another connection: the first word sends everything"
+    link.connect_next(0.0)
+    assert not link.apply_heartbeat(heartbeat(), 0.0)
+    assert not link.apply_heartbeat(heartbeat(), 1.0)
+    assert link.apply_heartbeat(heartbeat(session=2), 2.0)
+    assert link.apply_heartbeat(heartbeat(epoch=b"f" * 16, session=2), 3.0)
+    link.connect_next(4.0)
+    assert not link.apply_heartbeat(heartbeat(session=9), 5.0), "its first message sends everything"
 
 
-def test_silence_is_liveness_intervals():
+def test_the_liveness_timeout_is_liveness_times_the_interval():
     link = Link(("a",))
-    link.dial(0.0)
-    link.heard(10.0)
-    link.announced(heartbeat(interval=0.5, liveness=4), 10.0)
-    assert link.silence == 2.0
+    link.connect_next(0.0)
+    link.record_message(10.0)
+    link.apply_heartbeat(heartbeat(interval=0.5, liveness=4), 10.0)
+    assert link.liveness_timeout == 2.0
     assert link.dead_at == 12.0
     assert link.next_heartbeat <= 10.5

@@ -1,4 +1,4 @@
-"""What a result tells, and the files that it writes."""
+"""Results of requests and the files they write."""
 
 import io
 
@@ -25,7 +25,7 @@ def a_result(*frames, kind="png"):
     return GenerationResult(header, frames, 1.5)
 
 
-def test_it_tells_how_it_was_made():
+def test_a_result_has_the_fields_of_its_header():
     result = a_result(encoded(), memoryview(encoded()))
     assert (result.seed, result.seeds, result.formats) == (5, [5, 6], ["png", "png"])
     assert (result.format, a_result(b"", kind="webp").format) == ("png", "webp")
@@ -40,16 +40,16 @@ def test_it_tells_how_it_was_made():
     assert "1.500" in repr(result)
 
 
-def test_bytes_that_are_no_picture_are_an_os_error():
+def test_undecodable_bytes_are_an_os_error():
     with pytest.raises(UnidentifiedImageError):
-        _ = a_result(b"rubbish").image
+        _ = a_result(b"not an image").image
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a"])
-def test_the_bytes_are_written_as_they_came(tmp_path, name):
-    (path,) = a_result(b"not even a picture").save(tmp_path / name)
+def test_a_matching_suffix_writes_the_bytes_unchanged(tmp_path, name):
+    (path,) = a_result(b"not an image").save(tmp_path / name)
     assert path.name == (name if "." in name else "a.png")
-    assert path.read_bytes() == b"not even a picture"
+    assert path.read_bytes() == b"not an image"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG"])
@@ -66,7 +66,7 @@ def test_another_suffix_converts(tmp_path, name, kind):
         assert image.size == (4, 2)
 
 
-def test_several_are_numbered(tmp_path):
+def test_several_images_are_numbered(tmp_path):
     paths = a_result(b"one", b"two").save(tmp_path / "a.b.png")
     assert [path.name for path in paths] == ["a.b-0.png", "a.b-1.png"]
     assert [path.read_bytes() for path in paths] == [b"one", b"two"]
@@ -77,20 +77,20 @@ def test_an_unknown_suffix_is_a_value_error(tmp_path):
         a_result(encoded()).save(tmp_path / "a.xyz")
 
 
-def test_no_folder_is_an_os_error(tmp_path):
+def test_a_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="missing"):
         a_result(encoded()).save(tmp_path / "missing" / "a.png")
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 2), (4, 3), (30_000, 30_000)])
-def test_an_image_of_another_size_than_announced_is_refused_before_it_is_decoded(monkeypatch, width, height):
+def test_an_image_of_unexpected_size_is_rejected_before_decoding(monkeypatch, width, height):
     info = ImageInfo(format="png", width=width, height=height, seed=1)
     header = Result(request_id=b"i" * 16, worker="w", model="m", images=[info])
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(ProtocolError, match=f"{width}x{height} pixels was announced, and one of 4x2 came"):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("the image was decoded"))
+    with pytest.raises(ProtocolError, match=f"expected an image of {width}x{height} pixels, got one of 4x2"):
         _ = GenerationResult(header, [encoded()], 0.1).images
 
 
-def test_an_image_of_another_format_than_announced_is_refused():
+def test_an_image_of_unexpected_format_is_rejected():
     with pytest.raises(UnidentifiedImageError):
         _ = a_result(encoded("GIF")).image

@@ -3,11 +3,25 @@
 import base64
 import hashlib
 import hmac
+import time
+
+import pytest
 
 from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.core.signing import retry_delay, signature_headers
 
 
+@pytest.fixture(params=["UTC", "Asia/Tokyo"])
+def timezone(request, monkeypatch):
+    """The time zone of the process."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("timezone")
 def test_the_signature_follows_standard_webhooks():
     secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
     headers = signature_headers(secret, "evt_1", 1700000000, '{"a":1}')

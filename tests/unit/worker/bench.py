@@ -8,10 +8,9 @@ from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, ImageInfo,
 from imagegen_protocol.request import GenerationRequest
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.capabilities import TaskCapabilities
-from imagegen_worker.core.held import HeldLimits
-from imagegen_worker.core.identity import Identity
+from imagegen_worker.core.held_requests import HeldLimits
 from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 
 EPOCH = b"e" * 16
@@ -25,7 +24,7 @@ MODEL = Model(
     max_side=512,
     tasks={"text-to-image": TaskCapabilities(), "image-to-image": TaskCapabilities(strength=0.5)},
 )
-IDENTITY = Identity(
+IDENTITY = WorkerIdentity(
     worker_id=b"w" * 16,
     name="worker",
     host="h",
@@ -65,16 +64,16 @@ class Bench:
 
     def __init__(
         self,
-        links: int = 1,
+        brokers: int = 1,
         *,
         warm: bool = True,
         registered: bool = True,
         drain: float = 30.0,
-        **limits: Any,
+        **held_limits: Any,
     ) -> None:
         self.now = 100.0
-        policy = Policy(held=HeldLimits(**limits), orphan_seconds=60.0, drain_seconds=drain)
-        self.core = WorkerCore(IDENTITY, links=links, policy=policy, now=self.now)
+        limits = WorkerLimits(held=HeldLimits(**held_limits), orphan_seconds=60.0, drain_seconds=drain)
+        self.core = WorkerCore(IDENTITY, brokers=brokers, limits=limits, now=self.now)
         self.sent: list[tuple[int, Any, tuple[bytes, ...]]] = []
         self.jobs: dict[int, ev.Job] = {}
         """Given to the engine, neither cancelled nor ended."""
@@ -85,40 +84,40 @@ class Bench:
         """Given to the decoders, neither cancelled nor answered."""
         self.cancelled: list[int] = []
         self.loads: list[str] = []
-        self.notes: list[ev.Note] = []
-        self.redials: list[int] = []
+        self.log: list[ev.LogEvent] = []
+        self.reconnects: list[int] = []
         self.status: int | None = None
-        self._beats = [0] * links
+        self._beats = [0] * brokers
         if warm:
-            self.event(ev.Warm((MODEL,), "cpu", 0.5))
-            for link in range(links if registered else 0):
-                self.beat(link)
+            self.event(ev.EngineReady((MODEL,), "cpu", 0.5))
+            for broker in range(brokers if registered else 0):
+                self.beat(broker)
         self.sent.clear()
-        self.notes.clear()
+        self.log.clear()
 
     # ---- time ---------------------------------------------------------------------------------------------
 
     def do(self, actions: list[ev.Action]) -> None:
         for action in actions:
             match action:
-                case ev.Send(link, message, frames):
+                case ev.Send(broker, message, frames):
                     assert len(encode(message)) <= 65_536
-                    self.sent.append((link, message, frames))
-                case ev.Redial(link):
-                    self.redials.append(link)
+                    self.sent.append((broker, message, frames))
+                case ev.Reconnect(broker):
+                    self.reconnects.append(broker)
                 case ev.Decode():
                     self.decoding[action.number] = action
                 case ev.Job():
                     self.jobs[action.number] = action
                     self.all_jobs.append(action)
-                case ev.Load(name):
+                case ev.LoadModel(name):
                     self.loads.append(name)
                 case ev.Cancel(number):
                     self.jobs.pop(number, None)
                     self.decoding.pop(number, None)
                     self.cancelled.append(number)
-                case ev.Note():
-                    self.notes.append(action)
+                case ev.LogEvent():
+                    self.log.append(action)
                 case ev.Exit(status):
                     assert self.status is None, "it ends once"
                     self.status = status
@@ -132,15 +131,15 @@ class Bench:
         assert held.finished_bytes == sum(answered.size for answered in held.finished.values())
         unfinished = {one.number: one.id for one in held.unfinished()}
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
-        read = {one.number for one in held.unfinished() if one.unread is None}
-        waiting = set(self.core._gate._waiting)
+        read = {one.number for one in held.unfinished() if one.unparsed is None}
+        waiting = set(self.core._requests.gate._waiting)
         with_others = {*self.jobs, *self.decoding, *waiting}
         assert read == with_others, "what is read and unfinished is with the engine, the decoders, or waits"
         assert not waiting & set(self.jobs)
         assert not set(self.decoding) & {*self.jobs, *waiting}
         assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
         assert all(one.answer is not None for one in held.finished.values())
-        assert self.core._actions == []
+        assert self.core._state.actions == []
 
     def event(self, event: Any) -> None:
         self.do(self.core.handle(event, self.now))
@@ -150,57 +149,57 @@ class Bench:
         end = self.now + seconds
         while (deadline := self.core.next_deadline()) is not None and deadline <= end:
             self.now = max(self.now, deadline)
-            self.do(self.core.tick(self.now))
+            self.do(self.core.handle(ev.Tick(), self.now))
             after = self.core.next_deadline()
             assert after is None or after > self.now, "what was due is done"
         self.now = end
-        self.do(self.core.tick(self.now))
+        self.do(self.core.handle(ev.Tick(), self.now))
 
     # ---- brokers ------------------------------------------------------------------------------------------
 
-    def receive(self, message: Any, *frames: bytes, link: int = 0) -> None:
-        self.event(ev.Received(link, message, frames))
+    def receive(self, message: Any, *frames: bytes, broker: int = 0) -> None:
+        self.event(ev.Received(broker, message, frames))
 
-    def beat(self, link: int = 0, session: int = 1, epoch: bytes | None = None, **fields: Any) -> None:
-        """Let a broker send a heartbeat; each link leads to a broker of its own unless an epoch is given."""
-        epoch = epoch or (EPOCH if link == 0 else bytes([link]) * 16)
-        self._beats[link] += 1
-        fields = {"beat": self._beats[link], "interval_seconds": 1.0, "liveness": 3, **fields}
-        self.receive(BrokerHeartbeat(epoch=epoch, session=session, **fields), link=link)
+    def beat(self, broker: int = 0, session: int = 1, epoch: bytes | None = None, **fields: Any) -> None:
+        """Let a broker send a heartbeat; each broker leads to a broker of its own unless an epoch is given."""
+        epoch = epoch or (EPOCH if broker == 0 else bytes([broker]) * 16)
+        self._beats[broker] += 1
+        fields = {"beat": self._beats[broker], "interval_seconds": 1.0, "liveness": 3, **fields}
+        self.receive(BrokerHeartbeat(epoch=epoch, session=session, **fields), broker=broker)
 
-    def beats(self, seconds: float, link: int = 0) -> None:
+    def beats(self, seconds: float, broker: int = 0) -> None:
         """Let time pass while a broker lives."""
         for _ in range(round(seconds)):
             self.advance(1.0)
-            self.beat(link)
+            self.beat(broker)
 
     def work(
         self,
         number: int,
         *images: bytes,
-        link: int = 0,
+        broker: int = 0,
         body: dict[str, Any] | None = None,
         **fields: Any,
     ) -> bytes:
         request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
         known = self.core.held.get(rid(number))
-        self.receive(Work(request_id=rid(number), **fields), encode_request(request), *images, link=link)
+        self.receive(Work(request_id=rid(number), **fields), encode_request(request), *images, broker=broker)
         held = self.core.held.get(rid(number))
         if fields.get("alone") and held is not None and known is None:
             self.alone.add(held.number)
         return rid(number)
 
-    def release(self, *numbers: int, link: int = 0) -> None:
-        self.receive(Release(request_ids=[rid(number) for number in numbers]), link=link)
+    def release(self, *numbers: int, broker: int = 0) -> None:
+        self.receive(Release(request_ids=[rid(number) for number in numbers]), broker=broker)
 
-    def resend(self, *numbers: int, link: int = 0) -> None:
-        self.receive(Resend(request_ids=[rid(number) for number in numbers]), link=link)
+    def resend(self, *numbers: int, broker: int = 0) -> None:
+        self.receive(Resend(request_ids=[rid(number) for number in numbers]), broker=broker)
 
-    def refuse(self, code: str = "worker_name_taken", link: int = 0) -> None:
-        self.receive(Error(code=code, message="no"), link=link)
+    def refuse(self, code: str = "worker_name_taken", broker: int = 0) -> None:
+        self.receive(Error(code=code, message="no"), broker=broker)
 
-    def drain(self, link: int = 0) -> None:
-        self.receive(Drain(), link=link)
+    def drain(self, broker: int = 0) -> None:
+        self.receive(Drain(), broker=broker)
 
     # ---- the decoders and the engine ----------------------------------------------------------------------
 
@@ -250,20 +249,22 @@ class Bench:
 
     # ---- what was sent ------------------------------------------------------------------------------------
 
-    def messages(self, kind: Any, link: int = 0) -> list[Any]:
-        return [message for to, message, _ in self.sent if to == link and isinstance(message, kind)]
+    def messages(self, kind: Any, broker: int = 0) -> list[Any]:
+        return [message for to, message, _ in self.sent if to == broker and isinstance(message, kind)]
 
-    def answers(self, number: int, link: int = 0) -> list[Any]:
+    def answers(self, number: int, broker: int = 0) -> list[Any]:
         """Results and errors for an id."""
         return [
             message
             for to, message, _ in self.sent
-            if to == link and not hasattr(message, "steps") and getattr(message, "request_id", None) == rid(number)
+            if to == broker
+            and not hasattr(message, "steps")
+            and getattr(message, "request_id", None) == rid(number)
         ]
 
     def warnings(self) -> list[str]:
         """What an operator is told."""
-        return [note.text for note in self.notes if note.level >= logging.WARNING]
+        return [line.text for line in self.log if line.level >= logging.WARNING]
 
     def states(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
         held = self.core.held

@@ -72,7 +72,7 @@ def test_a_drain_gives_back_what_waits_behind_it():
     bench.start(0, 1)
     bench.drain()
     assert inside(bench) == [0, 1]
-    assert len(bench.core._gate) == 0
+    assert len(bench.core._requests.gate) == 0
 
 
 @given(
@@ -83,7 +83,7 @@ def test_whoever_is_alone_is_and_all_go_through_in_order(script):
     unfinished, alone = {}, set()
 
     def settle():
-        for job in gate.open(unfinished.keys()):
+        for job in gate.admit(unfinished.keys()):
             engine[job.number] = job
             through.append(job.number)
         assert len(engine) == 1 or not alone & engine.keys()
@@ -100,7 +100,7 @@ def test_whoever_is_alone_is_and_all_go_through_in_order(script):
             unfinished[number] = None
             if what == "add alone":
                 alone.add(number)
-            gate.add(ev.Job(number, resolved(), 0.0), alone=number in alone)
+            gate.add(ev.Job(number, resolved(), 0.0), exclusive=number in alone)
             settle()
         elif choice := list(engine if what == "end" else unfinished):
             end(choice[which % len(choice)])

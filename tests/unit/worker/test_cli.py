@@ -9,7 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from imagegen_worker.backends import NotNowError, StartError
+from imagegen_worker.backends import StartError, TemporaryStartError
 from imagegen_worker.cli import main
 from imagegen_worker.devices.mkl import VARIABLE as MKL_MODE
 from imagegen_worker.devices.nvml import list_gpus
@@ -35,18 +35,18 @@ def run(monkeypatch):
             return run.status
 
     class Supervisor:
-        def __init__(self, children):
-            run.children = children
+        def __init__(self, commands):
+            run.commands = commands
 
         def run(self):
             return run.status
 
     monkeypatch.setattr("imagegen_worker.daemon.Daemon", Daemon)
     monkeypatch.setattr("imagegen_worker.cli.Supervisor", Supervisor)
-    monkeypatch.setattr("imagegen_worker.cli.detect", lambda: list_gpus(StandIn(*run.cards)))
+    monkeypatch.setattr("imagegen_worker.cli.detect_gpus", lambda: list_gpus(StandIn(*run.cards)))
 
     def run(*arguments, **environment):
-        run.config = run.children = None
+        run.config = run.commands = None
         return CliRunner().invoke(main, ["--backend", "simulated", *arguments], env=environment)
 
     run.status = 0
@@ -219,7 +219,7 @@ def test_a_flag_can_be_taken_back(run, file):
         ("max_batch_size = 0", "--max-batch-size must be from 1 to 512, got 0 (max_batch_size: file "),
         ("deterministic = true", "--deterministic needs --batching continuous (deterministic: file "),
         ("max_batch_sise = 1", "worker.toml:1: max_batch_sise is not a setting; did you mean max_batch_size?"),
-        ('simulated_fail = ["explode:1"]', "--simulated-fail: 'explode:1' is none of slow:VALUE"),
+        ('simulated_fail = ["explode:1"]', "--simulated-fail: expected one of slow:VALUE"),
         ('key = "/no"\nbroker_key = "/no"', "/no"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_check_sees_what_is_wrong_without_a_daemon(run, file, text, words):
 
 def test_a_check_of_good_settings_starts_nothing(run, file):
     result = run(*file('gpu = "0,1"'), "--check-config")
-    assert (result.exit_code, result.stderr, run.config, run.children) == (0, "", None, None)
+    assert (result.exit_code, result.stderr, run.config, run.commands) == (0, "", None, None)
     assert 'backend = "simulated"' in result.stdout
 
 
@@ -248,15 +248,15 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
         ([], {"IMAGEGEN_BROKER": "localhost"}, "--broker: expected tcp://host:port"),
         (["--max-batch-size", "0"], {}, "--max-batch-size must be from 1 to 512"),
         (["--max-batch-wait-time", "nan"], {}, "from 0 to 3600"),
-        (["--simulated-fail", "explode:1"], {}, "--simulated-fail: 'explode:1' is none of slow:VALUE"),
+        (["--simulated-fail", "explode:1"], {}, "--simulated-fail: expected one of slow:VALUE"),
         (["--simulated-fail", "oom:x"], {}, "'x' is not a number"),
         (["--batching", "dynamic"], {}, "'static', 'off'"),
         (["--device", "tpu"], {}, "'auto', 'cpu', 'cuda'"),
-        (["--gpu", "x"], {}, "--gpu must be numbers or UUIDs with commas between, as 0,2, got 'x'"),
+        (["--gpu", "x"], {}, "--gpu must be numbers or UUIDs separated by commas, such as 0,2, got 'x'"),
         ([], {"GPU_IDS": "0;1"}, "got '0;1'"),
         (["--log-level", "loud"], {}, "'info'"),
         (["--backend", "diffusers", "--model", "/no/such"], {}, "model_index.json"),
-        (["--name", ""], {}, "--name must name 1 to 128 characters"),
+        (["--name", ""], {}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
 def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, environment, words):
@@ -274,28 +274,28 @@ def test_every_gpu_gets_a_process(run):
     run.status = 78
     assert run("--backend", "diffusers").exit_code == 78
     assert run.config is None
-    assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in run.children] == [A, B]
+    assert [command.environment["CUDA_VISIBLE_DEVICES"] for command in run.commands] == [A, B]
 
 
 def test_one_gpu_by_number_or_uuid_is_this_process(run):
     run.cards = CARDS
     for gpu in ("1", B):
         assert run("--backend", "diffusers", "--gpu", gpu).exit_code == 0
-        assert (run.config.gpu, run.config.gpu_uuid, run.config.gpu_name, run.children) == (1, B, "Two", None)
+        assert (run.config.gpu, run.config.gpu_uuid, run.config.gpu_name, run.commands) == (1, B, "Two", None)
         assert (os.environ.pop("CUDA_VISIBLE_DEVICES"), os.environ.pop("CUDA_DEVICE_ORDER")) == (B, "PCI_BUS_ID")
 
 
 def test_the_guides_environment_names_gpus(run):
     run(GPU_IDS="0,1,2")
-    assert [child.about["gpu"] for child in run.children] == [0, 1, 2]
+    assert [command.log_fields["gpu"] for command in run.commands] == [0, 1, 2]
     run("--gpu", "3", GPU_IDS="0,1,2")
-    assert (run.children, run.config.gpu) == (None, 3)
+    assert (run.commands, run.config.gpu) == (None, 3)
 
 
 def test_gpus_of_a_file(run, file):
     run(*file('gpu = "1,3"\nname = "n"\nhttp_port = 9101'))
-    assert [child.about["worker"] for child in run.children] == ["n-1", "n-3"]
-    assert [child.command[-1] for child in run.children] == ["9102", "9104"]
+    assert [command.log_fields["worker"] for command in run.commands] == ["n-1", "n-3"]
+    assert [command.command[-1] for command in run.commands] == ["9102", "9104"]
     assert "gpu must be a string, got 3" in run(*file("gpu = 3")).output.splitlines()[-1]
 
 
@@ -303,8 +303,8 @@ def test_a_gpu_that_is_not_there_ends_with_2_and_lists_those_there_are(run):
     run.cards = CARDS
     result = run("--backend", "diffusers", "--gpu", "0,2")
     assert result.exit_code == 2
-    assert f"--gpu 0,2: there is no GPU 2; there are: 0 (One, {A}); 1 (Two, {B})" in result.output
-    assert run.config is run.children is None
+    assert f"--gpu 0,2: GPU 2 not found; GPUs found: 0 (One, {A}); 1 (Two, {B})" in result.output
+    assert run.config is run.commands is None
 
 
 def test_a_supervised_workers_gpu_may_come_back(run):
@@ -315,7 +315,7 @@ def test_a_supervised_workers_gpu_may_come_back(run):
 def test_without_a_gpu_the_cpu_works_and_it_is_said(run):
     result = run("--backend", "diffusers")
     assert result.exit_code == 0
-    assert "warning there is no GPU: the model runs on the CPU" in result.output
+    assert "warning no GPU found: the model runs on the CPU" in result.output
     assert run.config.device == "cpu"
 
 
@@ -325,7 +325,7 @@ def test_the_status_is_the_daemons(run):
 
 
 def test_what_hinders_the_start_is_the_last_line(run):
-    for error, status in ((StartError("no metrics here"), 78), (NotNowError("the port is taken"), 1)):
+    for error, status in ((StartError("no metrics here"), 78), (TemporaryStartError("the port is taken"), 1)):
         run.status = error
         result = run("--name", "w")
         assert result.exit_code == status
@@ -338,7 +338,7 @@ def test_a_port_that_can_not_be_bound(monkeypatch):
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["--backend", "simulated", "--http-port", str(port)])
     assert result.exit_code == 1
-    assert f"--http-port: can't bind 127.0.0.1:{port}" in result.output.splitlines()[-1]
+    assert f"--http-port: cannot bind 127.0.0.1:{port}" in result.output.splitlines()[-1]
 
 
 def test_version():
@@ -380,4 +380,4 @@ def test_gpus_are_listed_for_programs(run):
     assert json.loads(left) == {"number": 0, "uuid": B, "name": "L4", "label": "1"}
     run.cards = ()
     none = run("--list-gpus")
-    assert (none.exit_code, none.stdout, none.stderr) == (0, "", "there is no GPU\n")
+    assert (none.exit_code, none.stdout, none.stderr) == (0, "", "no GPU found\n")

@@ -42,13 +42,15 @@ def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
 
 def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr("imagegen_worker.models.sources.BUILTIN_FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match="built in are: none"):
+    with pytest.raises(ConfigError, match="built-in models: none"):
         WorkerConfig()
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "model_index.json").write_text("{}")
     assert WorkerConfig().model_name == "builtin:shapes"
-    assert WorkerConfig().model_source.place == tmp_path / "shapes"
-    with pytest.raises(ConfigError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
+    assert WorkerConfig().model_source.location == tmp_path / "shapes"
+    with pytest.raises(
+        ConfigError, match=r"builtin:shape is not a built-in model; built-in models: builtin:shapes"
+    ):
         WorkerConfig(models=("builtin:shape",))
 
 
@@ -62,8 +64,8 @@ def test_endpoints(endpoint):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"brokers": ()}, "--broker is needed, for example tcp://127.0.0.1:5556"),
-        ({"brokers": ("tcp://a:1", "tcp://a:1")}, "one endpoint twice: tcp://a:1"),
+        ({"brokers": ()}, "--broker is required, for example tcp://127.0.0.1:5556"),
+        ({"brokers": ("tcp://a:1", "tcp://a:1")}, "an endpoint is listed twice: tcp://a:1"),
         *(
             ({"brokers": (endpoint,)}, f"got {endpoint!r}")
             for endpoint in ("", "a:1", "tcp://a", "tcp://a:0", "tcp://a:65536", "tcp://*:5556", "udp://a:1")
@@ -80,11 +82,14 @@ def test_endpoints(endpoint):
         ({"torch_threads": 0}, "--torch-threads must be from 1 to 1024, got 0"),
         ({"simulated_batch_seconds": -1.0}, "--simulated-batch-seconds must be from 0"),
         ({"simulated_image_seconds": -1.0}, "--simulated-image-seconds must be from 0"),
-        *(({"name": name}, "--name must name 1 to 128 characters") for name in ("", "a\nb", "n" * 129, "\udce4")),
-        ({"models": ("m" * 129,)}, "--model must name 1 to 128 characters"),
+        *(
+            ({"name": name}, "--name: expected a name of 1 to 128 UTF-8 characters")
+            for name in ("", "a\nb", "n" * 129, "\udce4")
+        ),
+        ({"models": ("m" * 129,)}, "--model: expected a name of 1 to 128 UTF-8 characters"),
         (
             {"backend": "diffusers", "models": ("/no/such",)},
-            "--model: there is no '/no/such'; expected builtin:shapes, a diffusers folder with a model_index.json",
+            "--model: '/no/such' does not exist; expected builtin:shapes, a diffusers folder with a",
         ),
     ],
 )
@@ -103,10 +108,10 @@ def test_drills_need_the_simulated_backend(folder):
 def test_loras_come_from_a_folder_that_is_there(folder):
     given = {"models": (str(folder),), "lora_folder": folder}
     assert WorkerConfig(**given).load_options.lora_folder == folder
-    with pytest.raises(ConfigError, match="--lora-folder must be a folder"):
+    with pytest.raises(ConfigError, match="--lora-folder must be an existing folder"):
         WorkerConfig(models=(str(folder),), lora_folder=folder / "model_index.json")
     with pytest.raises(ConfigError, match="--lora-folder needs --backend diffusers"):
         simulated(lora_folder=folder)
     for option in ("compile", "cpu_offload"):
-        with pytest.raises(ConfigError, match=f"together with --{option.replace('_', '-')}"):
+        with pytest.raises(ConfigError, match=f"combined with --{option.replace('_', '-')}"):
             WorkerConfig(**given, **{option: True})

@@ -119,15 +119,15 @@ def test_every_mode_becomes_colours(mode):
         (b"", "image: expected a PNG, JPEG or WebP image, got 0 bytes"),
         (
             b"just some text",
-            r"image: expected a PNG, JPEG or WebP image, got 14 bytes that begin with b'just som'",
+            r"image: expected a PNG, JPEG or WebP image, got 14 bytes that start with b'just som'",
         ),
         (encoded(picture(), "GIF"), "image: expected a PNG, JPEG or WebP"),
-        (encoded(picture())[:-30], "image: the png image can't be decoded"),
-        (encoded(picture(), "JPEG")[:-30], "image: the jpeg image can't be decoded"),
-        (encoded(picture(), "WEBP")[:-30], "image: the webp image can't be decoded"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(40), "image: the png image can't be decoded"),
-        (b"\xff\xd8\xff" + bytes(40), "image: the jpeg image can't be decoded"),
-        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(40), "image: the webp image can't be decoded"),
+        (encoded(picture())[:-30], "image: the png image cannot be decoded"),
+        (encoded(picture(), "JPEG")[:-30], "image: the jpeg image cannot be decoded"),
+        (encoded(picture(), "WEBP")[:-30], "image: the webp image cannot be decoded"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "image: the png image cannot be decoded"),
+        (b"\xff\xd8\xff" + bytes(40), "image: the jpeg image cannot be decoded"),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(40), "image: the webp image cannot be decoded"),
         (huge_png(50_000, 50_000), "image: expected at most 8192x8192 pixels, got 50000x50000"),
         (huge_png(8_193, 1), "image: expected at most 8192x8192 pixels, got 8193x1"),
         (huge_webp(16_000, 16_000), "image: "),
@@ -143,7 +143,7 @@ def test_text_that_unfolds_is_no_way_in():
     image = encoded(picture())
     content = b"zTXt" + b"k\0\0" + zlib.compress(bytes(200_000_000), 9)
     chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    with pytest.raises(InvalidRequestError, match=r"png image can't be decoded: .*too large"):
+    with pytest.raises(InvalidRequestError, match=r"png image cannot be decoded: .*too large"):
         decode(image[:33] + chunk + image[33:])
 
 
@@ -212,8 +212,8 @@ def test_what_is_forgotten_before_its_turn_is_not_decoded(mailbox, monkeypatch):
     for number in range(3):
         pool.decode(wanted(number, encoded(picture(8 + 8 * number))))
     assert begun.wait(60)
-    pool.forget(1)
-    pool.forget(7)
+    pool.cancel(1)
+    pool.cancel(7)
     go_on.set()
     numbers = []
     while 2 not in numbers:

@@ -60,7 +60,7 @@ def test_an_idle_worker_leaves_at_once_and_so_does_one_that_is_not_warm():
 
 
 def test_all_brokers_are_told():
-    bench = Bench(links=2)
+    bench = Bench(brokers=2)
     bench.event(ev.DrainRequested("SIGTERM"))
     assert len(bench.messages(Goodbye, 0)) == len(bench.messages(Goodbye, 1)) == 1
 

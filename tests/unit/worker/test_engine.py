@@ -218,7 +218,7 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
     (failed,) = [event for event in Small(*jobs).events if isinstance(event, Failed)]
     assert failed.code == "out_of_memory"
     assert failed.message.startswith("one image of 512x512 pixels does not fit")
-    assert failed.message.endswith("64x64 pixels did fit")
+    assert failed.message.endswith("64x64 pixels fitted")
 
 
 def test_a_batch_is_one_call_for_each_call_key():

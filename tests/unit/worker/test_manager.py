@@ -23,7 +23,7 @@ class Toy:
         self.desk = desk
         self.name = name
 
-    def weigh(self):
+    def size_bytes(self):
         if self.name in self.desk.broken:
             raise StartError("no such file")
         return self.desk.sizes.get(self.name, GIB)
@@ -54,7 +54,7 @@ class Desk:
         clock = lambda: self.now  # noqa: E731
         make = {name: (lambda name=name: Toy(self, name)) for name in "abc"}
         self.manager = ModelManager(make, ModelCache(budget, patience), clock=clock)
-        self.manager.put("a", Toy(self, "a"))
+        self.manager.add("a", Toy(self, "a"))
         StaticEngine(self, self, max_batch_size=2, max_batch_wait=0.0, clock=clock, models=self.manager).run(self)
 
     def take(self, timeout):
@@ -94,8 +94,8 @@ def job(number, model):
 def test_another_model_takes_the_place_of_one_that_has_no_work():
     desk = Desk(job(1, "a"), job(2, "b"))
     assert desk.story == ["make a 1", "free a", "load b", "make b 2"]
-    assert [event.warm for event in desk.of((ev.Loading, ev.Loaded))] == [("a",), ("b",), ("b",)]
-    assert desk.of(ev.Loaded)[0].model.name == "b"
+    assert [event.loaded for event in desk.of((ev.ModelLoading, ev.ModelLoaded))] == [("a",), ("b",), ("b",)]
+    assert desk.of(ev.ModelLoaded)[0].model.name == "b"
 
 
 def test_where_there_is_room_both_stay():
@@ -113,7 +113,7 @@ def test_a_model_that_has_work_is_not_taken_away_at_once():
 
 
 def test_a_model_is_loaded_for_a_request_that_can_not_be_read_before():
-    desk = Desk(ev.Load("b"), ev.Load("b"))
+    desk = Desk(ev.LoadModel("b"), ev.LoadModel("b"))
     assert desk.story == ["free a", "load b"]
 
 
@@ -125,20 +125,20 @@ def test_one_that_is_bigger_than_the_budget_is_loaded_alone():
 def test_one_that_can_not_be_loaded_takes_nobodys_place():
     desk = Desk(job(1, "b"), job(2, "a"), job(3, "b"), broken="b")
     assert desk.story == ["make a 2"]
-    (failed,) = desk.of(ev.LoadFailed)
-    assert failed == ev.LoadFailed("b", "the model b can't be loaded: no such file", ("a",))
+    (failed,) = desk.of(ev.ModelLoadFailed)
+    assert failed == ev.ModelLoadFailed("b", "the model b cannot be loaded: no such file", ("a",))
 
 
 def test_one_that_breaks_while_it_is_loaded_is_freed():
     desk = Desk(job(1, "b"), job(2, "c"), raising={"b": ValueError("odd weights")})
     assert desk.story == ["free a", "load b", "free b", "load c", "make c 2"]
-    assert desk.of(ev.LoadFailed)[0].message == "the model b can't be loaded: ValueError: odd weights"
+    assert desk.of(ev.ModelLoadFailed)[0].message == "the model b cannot be loaded: ValueError: odd weights"
 
 
 def test_one_that_does_not_fit_in_truth_is_tried_again_alone():
     desk = Desk(job(1, "b"), budget=9 * GIB, raising={"b": DeviceMemoryError("full")})
     assert desk.story == ["load b", "free b", "free a", "load b", "make b 1"]
-    assert desk.of(ev.Loaded)[0].warm == ("b",)
+    assert desk.of(ev.ModelLoaded)[0].loaded == ("b",)
 
 
 def test_preloading_takes_what_fits_in_order():

@@ -14,7 +14,7 @@ from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
 from imagegen_worker.telemetry.gpu_metrics import GpuCollector
-from imagegen_worker.telemetry.http import address_for_others
+from imagegen_worker.telemetry.http import advertised_address
 from imagegen_worker.telemetry.metrics import Metrics
 from tests.promtool import needs_promtool, promtool
 from tests.unit.worker.bench import MODEL, Bench
@@ -94,7 +94,7 @@ def test_all_is_there_from_the_start_as_nothing(metrics):
 
 
 def test_views_of_the_core(metrics):
-    bench = Bench(links=2)
+    bench = Bench(brokers=2)
     for number in range(4):
         bench.work(number)
     bench.start(0, 1, 2)
@@ -242,12 +242,12 @@ def test_promtool_has_nothing_to_say(metrics):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_a_bind_to_every_address_is_reached_by_the_hosts_name(host):
-    assert address_for_others(host, 9101) == f"{socket.gethostname()}:9101"
+    assert advertised_address(host, 9101) == f"{socket.gethostname()}:9101"
 
 
 def test_any_other_bind_is_reached_as_it_is():
-    assert address_for_others("127.0.0.1", 9101) == "127.0.0.1:9101"
-    assert address_for_others("fe80::1", 9101) == "[fe80::1]:9101"
+    assert advertised_address("127.0.0.1", 9101) == "127.0.0.1:9101"
+    assert advertised_address("fe80::1", 9101) == "[fe80::1]:9101"
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_ready_is_warm_registered_and_staying(metrics, fetch):
     assert fetch("/readyz") == (503, "the model is not loaded yet\n")
     bench = Bench(registered=False)
     metrics.update(bench.core)
-    assert fetch("/readyz") == (503, "no broker has registered the worker\n")
+    assert fetch("/readyz") == (503, "the worker is not registered with a broker\n")
     bench.beat()
     metrics.update(bench.core)
     assert fetch("/readyz") == (200, "ok\n")
@@ -306,9 +306,9 @@ def test_models_that_come_and_go(metrics):
     metrics.update(bench.core)
     assert scrape(metrics)("warm_models") == 1
     for event in (
-        ev.Loading("other", ("m", "other")),
-        ev.Loaded(replace(MODEL, name="other"), ("m", "other")),
-        ev.LoadFailed("third", "no such file", ("m", "other")),
+        ev.ModelLoading("other", ("m", "other")),
+        ev.ModelLoaded(replace(MODEL, name="other"), ("m", "other")),
+        ev.ModelLoadFailed("third", "no such file", ("m", "other")),
     ):
         bench.event(event)
         metrics.observe(event)

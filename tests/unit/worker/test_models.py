@@ -15,7 +15,7 @@ OTHER = replace(MODEL, name="other", num_inference_steps=9, size_multiple=16)
 @pytest.fixture
 def bench():
     bench = Bench(warm=False)
-    bench.event(ev.Warm((MODEL,), "cpu", 0.5, served=("m", "other", "third")))
+    bench.event(ev.EngineReady((MODEL,), "cpu", 0.5, served=("m", "other", "third")))
     bench.beat()
     return bench
 
@@ -44,9 +44,9 @@ def test_a_request_waits_until_its_model_is_known(bench):
     assert bench.loads == ["other", "other"]
     assert bench.jobs == {}
     assert list(bench.core.held.queued) == [rid(1), rid(2)]
-    bench.event(ev.Loading("other", ("m", "other")))
+    bench.event(ev.ModelLoading("other", ("m", "other")))
     assert sent(bench, WorkerHeartbeat)[-1].warm == ["m", "other"]
-    bench.event(ev.Loaded(OTHER, ("other",)))
+    bench.event(ev.ModelLoaded(OTHER, ("other",)))
     assert sent(bench, WorkerHeartbeat)[-1].warm == ["other"]
     assert [job.request.num_inference_steps for job in bench.all_jobs] == [9, 5]
     bench.work(3, model="m")
@@ -57,7 +57,7 @@ def test_a_request_waits_until_its_model_is_known(bench):
 
 def test_what_its_model_can_not_make_is_told_once_that_is_known(bench):
     bench.work(1, model="other", body={"width": 72})
-    bench.event(ev.Loaded(OTHER, ("m", "other")))
+    bench.event(ev.ModelLoaded(OTHER, ("m", "other")))
     assert sent(bench, Error)[-1].code == "invalid_request"
     assert "multiples of 16" in sent(bench, Error)[-1].message
 
@@ -75,7 +75,7 @@ def test_a_model_that_can_not_be_loaded_fails_its_requests_alone(bench):
     bench.work(1, model="other")
     bench.work(2, model="m")
     bench.work(3, model="third")
-    bench.event(ev.LoadFailed("other", "the model other can't be loaded: no such file", ("m",)))
+    bench.event(ev.ModelLoadFailed("other", "the model other can't be loaded: no such file", ("m",)))
     (error,) = sent(bench, Error)
     assert (error.request_id, error.code) == (rid(1), "generation_failed")
     assert error.message == "the model other can't be loaded: no such file"
@@ -85,9 +85,9 @@ def test_a_model_that_can_not_be_loaded_fails_its_requests_alone(bench):
 
 
 def test_a_model_that_was_known_and_can_not_be_loaded_again(bench):
-    bench.event(ev.Loaded(OTHER, ("other",)))
+    bench.event(ev.ModelLoaded(OTHER, ("other",)))
     bench.work(1, model="other")
-    bench.event(ev.LoadFailed("other", "gone", ()))
+    bench.event(ev.ModelLoadFailed("other", "gone", ()))
     assert sent(bench, Error)[-1].message == "gone"
     assert bench.cancelled == [bench.all_jobs[-1].number], "the engine is told to forget it"
 
@@ -96,18 +96,18 @@ def test_what_waits_for_its_model_is_given_back_by_a_drain(bench):
     bench.work(1, model="other")
     bench.event(ev.DrainRequested("test"))
     assert sent(bench, Error)[-1].code == "returned"
-    bench.event(ev.Loaded(OTHER, ("m", "other")))
+    bench.event(ev.ModelLoaded(OTHER, ("m", "other")))
     assert bench.jobs == {}
 
 
 def test_a_device_that_loads_does_not_hang(bench):
     bench.work(1)
     bench.event(ev.Started((1,)))
-    bench.event(ev.Loading("other", ("m", "other")))
+    bench.event(ev.ModelLoading("other", ("m", "other")))
     bench.beats(1000)
     assert bench.status is None
     assert sent(bench, WorkerHeartbeat)[-1].step_age_seconds is None
-    bench.event(ev.Loaded(OTHER, ("m", "other")))
+    bench.event(ev.ModelLoaded(OTHER, ("m", "other")))
     bench.beats(299)
     assert sent(bench, WorkerHeartbeat)[-1].step_age_seconds >= 298
     assert bench.status is None
@@ -130,13 +130,13 @@ def test_ready_tells_what_the_loaded_models_take(bench):
 
 def test_what_a_model_takes_is_told_once_it_is_known(bench):
     bench.sent.clear()
-    bench.event(ev.Loading("other", ("m", "other")))
-    bench.event(ev.Loaded(OTHER, ("other",)))
+    bench.event(ev.ModelLoading("other", ("m", "other")))
+    bench.event(ev.ModelLoaded(OTHER, ("other",)))
     [capabilities] = told(bench)
     assert {name: capabilities[name].num_inference_steps for name in capabilities} == {"m": 4, "other": 9}
     bench.sent.clear()
-    bench.event(ev.Loaded(MODEL, ("m",)))
-    bench.event(ev.Loaded(OTHER, ("other",)))
+    bench.event(ev.ModelLoaded(MODEL, ("m",)))
+    bench.event(ev.ModelLoaded(OTHER, ("other",)))
     bench.beats(3.0)
     assert told(bench) == [], "it is known already"
 
@@ -145,7 +145,7 @@ def test_a_worker_that_leaves_does_not_ask_to_be_registered(bench):
     bench.work(1, model="other")
     bench.event(ev.DrainRequested("test"))
     bench.sent.clear()
-    bench.event(ev.Loaded(OTHER, ("other",)))
+    bench.event(ev.ModelLoaded(OTHER, ("other",)))
     assert told(bench) == []
 
 

@@ -130,7 +130,7 @@ def test_a_sketch_that_fails_is_not_missed(mailbox, caplog):
     assert [event.number for event in wait(mailbox)] == [2]
     pool.sketch(1, PICTURE.copy)
     assert [event.number for event in wait(mailbox)] == [1]
-    assert "could not be made" in caplog.text
+    assert "preview failed" in caplog.text
     pool.close()
 
 

@@ -22,7 +22,7 @@ def test_nothing_is_said_before_the_model_is_warm():
     bench.advance(10.0)
     bench.beat(session=0)
     assert bench.sent == []
-    bench.event(ev.Warm((MODEL,), "cpu", 0.5))
+    bench.event(ev.EngineReady((MODEL,), "cpu", 0.5))
     (ready,) = bench.messages(Ready)
     assert (ready.name, ready.models, ready.device, ready.capacity) == ("worker", ["m"], "cpu", 4)
     assert (ready.gpu_id, ready.gpu_uuid, ready.version) == (0, "GPU-1", "1.2.3")
@@ -44,7 +44,7 @@ def test_ready_is_sent_again_every_interval_until_it_is_answered():
 def test_silence_from_the_start_is_told_once():
     bench = Bench(registered=False)
     bench.advance(120.0)
-    assert bench.warnings() == ["no answer from broker, trying on"]
+    assert bench.warnings() == ["broker did not answer, retrying"]
     bench.beat()
     assert bench.core.registered == 1
 
@@ -167,20 +167,20 @@ def test_what_does_not_decode_is_answered():
 
 
 def test_both_brokers_are_told_the_same_truth():
-    bench = Bench(links=2)
-    first, second = bench.work(1, link=0), bench.work(2, link=1)
+    bench = Bench(brokers=2)
+    first, second = bench.work(1, broker=0), bench.work(2, broker=1)
     bench.start(1)
     bench.sent.clear()
     bench.advance(1.0)
-    for link in (0, 1):
-        beat = bench.messages(WorkerHeartbeat, link)[-1]
+    for broker in (0, 1):
+        beat = bench.messages(WorkerHeartbeat, broker)[-1]
         assert (beat.running, beat.queued) == ([first], [second])
 
 
 def test_each_broker_gets_the_answers_to_its_own_work():
-    bench = Bench(links=2)
-    bench.work(1, link=0)
-    bench.work(2, link=1)
+    bench = Bench(brokers=2)
+    bench.work(1, broker=0)
+    bench.work(2, broker=1)
     bench.start(1, 2)
     bench.finish(1)
     bench.finish(2)
@@ -189,31 +189,31 @@ def test_each_broker_gets_the_answers_to_its_own_work():
 
 
 def test_one_broker_dies_and_the_other_takes_over():
-    bench = Bench(links=2)
-    bench.work(1, link=0)
+    bench = Bench(brokers=2)
+    bench.work(1, broker=0)
     bench.start(1)
-    bench.beats(5.0, link=1)
+    bench.beats(5.0, broker=1)
     assert bench.core.registered == 1
     bench.finish(1)
     assert bench.messages(Result, 0) == bench.messages(Result, 1) == []
-    bench.resend(1, link=1)
+    bench.resend(1, broker=1)
     assert len(bench.messages(Result, 1)) == 1
-    bench.release(1, link=1)
+    bench.release(1, broker=1)
     assert bench.states() == ([], [], [])
 
 
 def test_a_silent_broker_is_dialled_again():
     bench = Bench(registered=False)
     bench.advance(2.5)
-    assert bench.redials == []
+    assert bench.reconnects == []
     bench.advance(20.0)
-    assert bench.redials == [0] * 7, "every three intervals"
+    assert bench.reconnects == [0] * 7, "every three intervals"
     bench.beat()
-    bench.redials.clear()
+    bench.reconnects.clear()
     bench.beats(5.0)
-    assert bench.redials == []
+    assert bench.reconnects == []
     bench.advance(3.0)
-    assert bench.redials == [0]
+    assert bench.reconnects == [0]
 
 
 def test_a_broker_that_refuses_is_not_dialled_again():
@@ -221,35 +221,35 @@ def test_a_broker_that_refuses_is_not_dialled_again():
     for _ in range(20):
         bench.advance(1.0)
         bench.receive(Error(code="worker_name_taken", message="taken"))
-    assert bench.redials == []
+    assert bench.reconnects == []
 
 
 def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost():
-    bench = Bench(links=2, registered=False)
-    bench.beat(link=0)
-    bench.beat(link=1, session=2, epoch=EPOCH)
+    bench = Bench(brokers=2, registered=False)
+    bench.beat(broker=0)
+    bench.beat(broker=1, session=2, epoch=EPOCH)
     assert bench.core.registered == 1
-    assert bench.warnings() == ["two addresses lead to one broker, one is left unused"]
+    assert bench.warnings() == ["duplicate broker endpoint ignored"]
     bench.sent.clear()
     for _ in range(10):
         bench.advance(1.0)
-        bench.beat(link=0)
-    assert len(bench.messages(WorkerHeartbeat, link=0)) == 10
-    assert not bench.messages(Ready, link=1)
+        bench.beat(broker=0)
+    assert len(bench.messages(WorkerHeartbeat, broker=0)) == 10
+    assert not bench.messages(Ready, broker=1)
     bench.advance(4.0)
-    assert bench.messages(Ready, link=1)
-    bench.beat(link=1, session=3, epoch=EPOCH)
+    assert bench.messages(Ready, broker=1)
+    bench.beat(broker=1, session=3, epoch=EPOCH)
     assert bench.core.registered == 1
 
 
 def test_a_second_address_notices_that_the_first_is_registered_at_its_broker():
-    bench = Bench(links=2, registered=False)
-    bench.beat(link=1, epoch=EPOCH)
-    bench.beat(link=0, session=2)
-    bench.beat(link=1, session=1, epoch=EPOCH)
+    bench = Bench(brokers=2, registered=False)
+    bench.beat(broker=1, epoch=EPOCH)
+    bench.beat(broker=0, session=2)
+    bench.beat(broker=1, session=1, epoch=EPOCH)
     bench.sent.clear()
     bench.advance(1.0)
-    bench.beat(link=0, session=2)
-    assert not bench.messages(Ready, link=1)
-    assert not bench.messages(WorkerHeartbeat, link=1)
+    bench.beat(broker=0, session=2)
+    assert not bench.messages(Ready, broker=1)
+    assert not bench.messages(WorkerHeartbeat, broker=1)
     assert bench.core.registered == 1

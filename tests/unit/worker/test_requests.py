@@ -7,8 +7,8 @@ from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
 from imagegen_protocol.request import make_request
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES
-from imagegen_worker.core.link import NEWS_SECONDS
+from imagegen_worker.core.broker_session import COALESCE_SECONDS
+from imagegen_worker.core.held_requests import ANSWER_OVERHEAD_BYTES
 from tests.unit.worker.bench import Bench, rid
 
 BODY = encode_request(make_request(prompt="p", seed=1))
@@ -28,7 +28,7 @@ def test_the_way_of_a_request():
     bench.finish(1, b"png")
     images = bench.sent[0][2]
     assert bench.messages(WorkerHeartbeat) == []
-    bench.advance(NEWS_SECONDS)
+    bench.advance(COALESCE_SECONDS)
     result, beat = (message for _, message, _ in bench.sent)
     assert isinstance(result, Result)
     assert (result.request_id, result.attempt, result.worker, result.model) == (one, 2, "worker", "m")
@@ -54,14 +54,14 @@ def test_the_end_of_a_batch_is_no_news_for_a_broker_that_has_not_registered_us()
 
 @pytest.mark.parametrize("state", ["queued", "running", "finished"])
 def test_a_second_work_never_makes_it_twice_and_counts_as_resend(state):
-    bench = Bench(links=2)
+    bench = Bench(brokers=2)
     bench.work(1)
     if state != "queued":
         bench.start(1)
     if state == "finished":
         bench.finish(1)
     bench.sent.clear()
-    bench.work(1, link=1, attempt=3)
+    bench.work(1, broker=1, attempt=3)
     if state != "finished":
         assert bench.answers(1, 1) == []
         bench.finish(1)
@@ -71,15 +71,15 @@ def test_a_second_work_never_makes_it_twice_and_counts_as_resend(state):
 
 
 def test_resend_after_the_answer_sends_it_and_before_it_moves_the_debt():
-    bench = Bench(links=2)
+    bench = Bench(brokers=2)
     bench.work(1)
-    bench.resend(1, 77, link=1)
+    bench.resend(1, 77, broker=1)
     assert bench.answers(1, 1) == []
     bench.start(1)
     bench.finish(1)
     assert (len(bench.answers(1, 0)), len(bench.answers(1, 1))) == (0, 1)
-    bench.resend(1, link=0)
-    bench.resend(1, link=0)
+    bench.resend(1, broker=0)
+    bench.resend(1, broker=0)
     assert (len(bench.answers(1, 0)), len(bench.answers(1, 1))) == (2, 1)
     assert bench.sent[-1][2] == (b"image",)
 
@@ -101,12 +101,12 @@ def test_release_frees_whatever_the_state(state):
 
 
 def test_another_brokers_release_frees_nothing_while_the_owner_lives():
-    bench = Bench(links=2)
-    bench.work(1, link=0)
-    bench.release(1, link=1)
+    bench = Bench(brokers=2)
+    bench.work(1, broker=0)
+    bench.release(1, broker=1)
     assert bench.states()[0] == [rid(1)]
-    bench.beats(5.0, link=1)  # broker 0 is silent
-    bench.release(1, link=1)
+    bench.beats(5.0, broker=1)  # broker 0 is silent
+    bench.release(1, broker=1)
     assert bench.states() == ([], [], [])
 
 
@@ -198,7 +198,7 @@ def test_queued_work_of_a_silent_broker_is_dropped_and_running_work_is_not():
     assert bench.states() == ([queued], [rid(1)], [])
     bench.advance(2.0)
     assert bench.states() == ([], [rid(1)], [])
-    assert bench.warnings() == ["broker lost", "orphan dropped"]
+    assert bench.warnings() == ["broker lost", "orphaned request dropped"]
 
 
 def test_an_orphan_whose_broker_comes_back_stays():
@@ -208,7 +208,7 @@ def test_an_orphan_whose_broker_comes_back_stays():
     bench.beat(session=5)
     bench.beats(100.0)
     assert bench.states()[0] == [] or bench.states()[0] == [rid(1)]
-    assert "orphan dropped" not in bench.warnings()
+    assert "orphaned request dropped" not in bench.warnings()
 
 
 def test_answers_are_bounded_in_bytes_and_the_oldest_go_first():

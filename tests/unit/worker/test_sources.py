@@ -20,9 +20,11 @@ def here(tmp_path, monkeypatch):
 def test_a_built_in_model():
     assert read_source("builtin:shapes") == ModelSource("builtin:shapes", BUILTIN_FOLDER / "shapes")
     assert read_source("mine=builtin:shapes").name == "mine"
-    with pytest.raises(ValueError, match=r"builtin:shape is not built in; built in are: builtin:shapes"):
+    with pytest.raises(
+        ValueError, match=r"builtin:shape is not a built-in model; built-in models: builtin:shapes"
+    ):
         read_source("builtin:shape")
-    with pytest.raises(ValueError, match="is not built in"):
+    with pytest.raises(ValueError, match="is not a built-in model"):
         read_source("builtin:../builtin/shapes")
 
 
@@ -42,7 +44,7 @@ def test_a_built_in_model():
 )
 def test_what_is_here_goes_by_its_own_name_unless_given_one(text, name, path):
     source = read_source(text)
-    assert (source.name, str(source.place)) == (name, path)
+    assert (source.name, str(source.location)) == (name, path)
 
 
 def test_the_folder_we_stand_in_has_a_name(here, monkeypatch):
@@ -66,19 +68,19 @@ def test_what_is_not_here_and_looks_like_an_id_is_on_the_hub(text, name, place):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sdxl", r"there is no 'sdxl'; expected builtin:shapes, a diffusers folder with a model_index\.json"),
-        ("/no/such", "there is no '/no/such'"),
-        ("a/b/c", "there is no 'a/b/c'"),
-        ("", "there is no ''|has no model_index.json"),
-        ("x" * 5000, "there is no 'x"),
+        ("sdxl", r"'sdxl' does not exist; expected builtin:shapes, a diffusers folder with a model_index\.json"),
+        ("/no/such", "'/no/such' does not exist"),
+        ("a/b/c", "'a/b/c' does not exist"),
+        ("", "'' does not exist|has no model_index.json"),
+        ("x" * 5000, "'xxx"),
         ("empty", r"the folder 'empty' has no model_index\.json"),
-        ("models/dream.safetensors", r"there is no 'models/dream\.safetensors'"),
-        ("notes.md", r"'notes\.md' is no \.safetensors file"),
-        ("old.ckpt", r"'old\.ckpt': a pickle can run any code when it is read"),
-        ("models/there-is-none.bin", "a pickle can run any code"),
+        ("models/dream.safetensors", r"'models/dream\.safetensors' does not exist"),
+        ("notes.md", r"'notes\.md' is not a \.safetensors file"),
+        ("old.ckpt", r"'old\.ckpt': pickle files are not loaded"),
+        ("models/there-is-none.bin", "pickle files are not loaded"),
         ("=sdxl-base", "expected NAME=SOURCE"),
         ("base=", "expected NAME=SOURCE"),
-        ("https://huggingface.co/owner/name", "there is no 'https:"),
+        ("https://huggingface.co/owner/name", "'https:/huggingface.co/owner/name' does not exist"),
     ],
 )
 def test_what_can_not_be_a_model_is_told_in_one_line(text, words):

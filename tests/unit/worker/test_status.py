@@ -10,12 +10,12 @@ def made(images):
 
 
 def test_it_tells_model_depth_speed_and_brokers():
-    bench = Bench(links=2, registered=False)
+    bench = Bench(brokers=2, registered=False)
     bench.beat(1)
     line = StatusLine("cuda:0", brokers=2)
     assert line.text(bench.core, bench.now) == ("m on cuda:0, depth 0 (0 running), 0.00 images/s, 1 of 2 brokers")
-    bench.work(1, link=1)
-    bench.work(2, link=1)
+    bench.work(1, broker=1)
+    bench.work(2, broker=1)
     bench.event(Started((1,)))
     bench.event(made(5))
     bench.now += 10.0

@@ -7,7 +7,7 @@ import pytest
 from imagegen_protocol.messages import BrokerHeartbeat, Goodbye, Work
 from imagegen_protocol.request import GenerationRequest, encode_request
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.policy import Policy
+from imagegen_worker.core.state import WorkerLimits
 from imagegen_worker.core.worker import DEVICE_HUNG_STATUS, WorkerCore
 from tests.unit.worker.bench import IDENTITY, MODEL, rid
 
@@ -16,8 +16,8 @@ class Hanging:
     """A warm worker with a request that its device has begun at second 10."""
 
     def __init__(self, step_timeout):
-        self.core = WorkerCore(IDENTITY, links=1, policy=Policy(step_timeout=step_timeout), now=0.0)
-        self.core.handle(ev.Warm((MODEL,), "cpu", None), 0.0)
+        self.core = WorkerCore(IDENTITY, brokers=1, limits=WorkerLimits(step_timeout=step_timeout), now=0.0)
+        self.core.handle(ev.EngineReady((MODEL,), "cpu", None), 0.0)
         self.beat(0.0, 1)
         body = encode_request(GenerationRequest(prompt="p", seed=1))
         actions = self.core.handle(ev.Received(0, Work(request_id=rid(1)), (body,)), 9.0)
@@ -37,7 +37,7 @@ class Hanging:
             if deadline is None:
                 return actions, now
             now = min(max(deadline, now), now + 1.0, end)
-            actions = self.core.tick(now)
+            actions = self.core.handle(ev.Tick(), now)
         return actions, now
 
 
@@ -45,11 +45,11 @@ def test_the_process_ends_when_the_step_is_too_old_and_says_so():
     hanging = Hanging(5.0)
     actions, now = hanging.until(60.0)
     assert now == 15.0
-    note, leave = actions
-    assert isinstance(note, ev.Note)
-    assert note.level == logging.CRITICAL
-    assert note.text == "device hung"
-    assert note.fields == {"step_age_seconds": 5.0, "running": rid(1).hex()}
+    line, leave = actions
+    assert isinstance(line, ev.LogEvent)
+    assert line.level == logging.CRITICAL
+    assert line.text == "device hung"
+    assert line.fields == {"step_age_seconds": 5.0, "running": rid(1).hex()}
     assert leave == ev.Exit(DEVICE_HUNG_STATUS)
 
 

@@ -4,19 +4,21 @@ import pytest
 
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import BrokerHeartbeat, Error
-from imagegen_worker.core.held import ANSWER_OVERHEAD_BYTES, Held, HeldLimits, Holding
-from imagegen_worker.core.link import Link
+from imagegen_worker.core.broker_session import BrokerSession
+from imagegen_worker.core.held_requests import ANSWER_OVERHEAD_BYTES, HeldLimits, HeldRequest, HeldRequests
 from tests.unit.worker.bench import EPOCH, rid
 
 ANSWER = Error(code="x", message="m")
 
 
 def held(number):
-    return Held(id=rid(number), number=number, owner=0, attempt=1, progress=False, arrived=0.0, deadline=None)
+    return HeldRequest(
+        id=rid(number), number=number, broker=0, attempt=1, progress=False, arrived=0.0, deadline=None
+    )
 
 
 def test_a_request_is_found_by_id_and_number_until_it_is_answered():
-    table = Holding(HeldLimits())
+    table = HeldRequests(HeldLimits())
     one = held(1)
     table.add(one)
     table.start(one)
@@ -33,7 +35,7 @@ def test_a_request_is_found_by_id_and_number_until_it_is_answered():
 
 
 def test_starting_twice_is_harmless():
-    table = Holding(HeldLimits())
+    table = HeldRequests(HeldLimits())
     one = held(1)
     table.add(one)
     table.start(one)
@@ -42,7 +44,7 @@ def test_starting_twice_is_harmless():
 
 
 def test_no_more_answers_are_kept_than_a_heartbeat_can_list():
-    table = Holding(HeldLimits(count=5000))
+    table = HeldRequests(HeldLimits(count=5000))
     dropped = []
     for number in range(MAX_IDS_PER_MESSAGE + 2):
         one = held(number)
@@ -52,21 +54,21 @@ def test_no_more_answers_are_kept_than_a_heartbeat_can_list():
 
 
 def test_answers_expire_at_their_time_and_not_before():
-    table = Holding(HeldLimits(seconds=10.0))
+    table = HeldRequests(HeldLimits(seconds=10.0))
     for number in (1, 2):
         one = held(number)
         table.add(one)
         table.finish(one, ANSWER, (), now=float(number))
-    assert table.expiry() == 11.0
+    assert table.next_expiry() == 11.0
     assert table.expire(10.9) == []
     assert [one.number for one in table.expire(11.0)] == [1]
     assert [one.number for one in table.expire(100.0)] == [2]
-    assert table.expiry() is None
+    assert table.next_expiry() is None
 
 
 @pytest.fixture
-def link():
-    return Link(0, unregistered_since=0.0, send_at=0.0)
+def session():
+    return BrokerSession(0, unregistered_since=0.0, report_at=0.0)
 
 
 def beat(**fields):
@@ -75,28 +77,28 @@ def beat(**fields):
     )
 
 
-def test_an_announcement_is_taken_over(link):
-    link.send_at, link.heard_at = 100.0, 10.0
-    link.announce(beat(), now=10.0)
-    assert (link.beat, link.interval, link.liveness) == (7, 0.5, 4)
-    assert link.send_at == 10.5, "a shorter interval counts at once"
-    assert link.dead_at == 12.0
+def test_an_announcement_is_taken_over(session):
+    session.report_at, session.received_at = 100.0, 10.0
+    session.update(beat(), now=10.0)
+    assert (session.beat, session.interval, session.liveness) == (7, 0.5, 4)
+    assert session.report_at == 10.5, "a shorter interval counts at once"
+    assert session.dead_at == 12.0
 
 
-def test_registration_is_by_session_and_epoch(link):
-    assert not link.registered
-    link.asked, link.unanswered, link.refusal = True, 2, "no"
-    link.register(beat())
-    assert link.registered
-    assert (link.asked, link.unanswered, link.refusal) == (False, 0, "")
-    assert link.knows(beat(beat=99))
-    assert not link.knows(beat(session=4))
-    assert not link.knows(beat(epoch=b"x" * 16))
+def test_registration_is_by_session_and_epoch(session):
+    assert not session.registered
+    session.ready_sent, session.unanswered, session.logged_error = True, 2, "no"
+    session.register(beat())
+    assert session.registered
+    assert (session.ready_sent, session.unanswered, session.logged_error) == (False, 0, "")
+    assert session.matches(beat(beat=99))
+    assert not session.matches(beat(session=4))
+    assert not session.matches(beat(epoch=b"x" * 16))
 
 
-def test_the_time_without_registration_counts_from_its_loss(link):
-    link.register(beat())
-    link.unregister(50.0)
-    link.unregister(60.0)
-    assert link.unregistered_since == 50.0
-    assert link.send_at == 60.0
+def test_the_time_without_registration_counts_from_its_loss(session):
+    session.register(beat())
+    session.unregister(50.0)
+    session.unregister(60.0)
+    assert session.unregistered_since == 50.0
+    assert session.report_at == 60.0

@@ -1,4 +1,4 @@
-"""Any diffusers pipeline as a backend. torch is imported in this package and nowhere else."""
+"""Backends that run diffusers pipelines. Only this package of the worker imports torch."""
 
 from imagegen_worker.backends.diffusers.loading import memory_for_models
 from imagegen_worker.backends.diffusers.static import DiffusersBackend

@@ -1,7 +1,7 @@
-"""LoRAs from a folder: loaded when first asked for, a few kept, put to work before the forwards they are for.
+"""LoRAs from a folder: loaded on first use, kept in a small LRU, and activated before the forwards that need them.
 
-Loading goes through diffusers, which wraps the layers of the models concerned; while no adapter is active, those
-layers run the same operations as before.
+Diffusers loads them and wraps layers of the models; while no adapter is active, wrapped layers run the same
+operations as before.
 """
 
 import logging
@@ -16,24 +16,24 @@ import torch
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_protocol.limits import MAX_LORAS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.backends.diffusers.stages import translated_errors
+from imagegen_worker.backends.diffusers.errors import translated_errors
 
 MAX_LOADED = MAX_LORAS
-"""LoRAs kept on the device, as many as one request may ask for; the least recently used go first."""
+"""Maximum number of LoRAs on the device: as many as one request may name. The least recently used are unloaded."""
 _SUFFIX = ".safetensors"
 
 _log = logging.getLogger(__name__)
 
-Wanted = tuple[tuple[str, float], ...]
-"""Names and scales."""
+LoraScales = tuple[tuple[str, float], ...]
+"""Names and scales of LoRAs."""
 
 
 class Adapters:
-    """The LoRAs of one pipeline. Raises `StartError` if the pipeline takes none, or peft is not installed."""
+    """The LoRAs of one pipeline. Raises `StartError` if the pipeline supports none, or peft is not installed."""
 
     def __init__(self, pipeline: Any, folder: Path, max_loaded: int = MAX_LOADED) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
-            raise StartError(f"--lora-folder: {type(pipeline).__name__} takes no LoRAs")
+            raise StartError(f"--lora-folder: {type(pipeline).__name__} does not support LoRAs")
         try:
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ModuleNotFoundError as error:
@@ -43,48 +43,50 @@ class Adapters:
         self._folder = folder
         self._max_loaded = max_loaded
         self._slots: OrderedDict[str, str] = OrderedDict()
-        """What is loaded, by name: under which name diffusers has it. Those used last come last."""
+        """Adapter name in diffusers by LoRA name, for the loaded LoRAs; the most recently used is last."""
         self._layers: list[Any] = []
-        self._active: Wanted | None = ()
+        self._active: LoraScales | None = ()
 
     def names(self) -> list[str]:
-        """Return the names that can be asked for now."""
+        """Return the names of the LoRAs in the folder."""
         return sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
 
-    def load(self, wanted: Wanted) -> None:
-        """Have these on the device. Raises `InvalidRequestError`, `DeviceMemoryError` and `DeviceLostError`."""
-        names = [name for name, _ in wanted]
+    def load(self, loras: LoraScales) -> None:
+        """Load LoRAs onto the device. Raises `InvalidRequestError`, `DeviceMemoryError` and `DeviceLostError`."""
+        names = [name for name, _ in loras]
         for name in names:
             if name not in self._slots:
                 self._load(name, keep=names)
             self._slots.move_to_end(name)
 
-    def activate(self, wanted: Wanted) -> None:
-        """Have these at work, and no others, from the next forward on. Raises as `load` does."""
-        if wanted == self._active:
+    def activate(self, loras: LoraScales) -> None:
+        """Use exactly these LoRAs from the next forward on. Raises as `load` does."""
+        if loras == self._active:
             return
-        self.load(wanted)
-        slots = [self._slots[name] for name, _ in wanted]
+        self.load(loras)
+        slots = [self._slots[name] for name, _ in loras]
         for layer in self._layers:
-            layer.enable_adapters(bool(wanted))
-            if wanted:
+            layer.enable_adapters(bool(loras))
+            if loras:
                 layer.set_adapter(slots)
-                for slot, (_, scale) in zip(slots, wanted, strict=True):
+                for slot, (_, scale) in zip(slots, loras, strict=True):
                     layer.set_scale(slot, scale)
-        self._active = wanted
+        self._active = loras
 
     def _load(self, name: str, keep: Iterable[str]) -> None:
         file = f"{name}{_SUFFIX}"
         if not (self._folder / file).is_file():
             known = ", ".join(self.names()) or "none"
-            raise InvalidRequestError(f"loras: there is no {name!r} here; there are: {known}")
+            raise InvalidRequestError(f"loras: there is no {name!r} on this worker; there are: {known}")
         while len(self._slots) >= self._max_loaded:
             self._unload(next(loaded for loaded in self._slots if loaded not in keep))
-        slots = (f"lora{index}" for index in range(self._max_loaded))  # names of files may have dots, these not
+        slots = (
+            f"lora{index}" for index in range(self._max_loaded)
+        )  # file names may have dots, adapter names not
         slot = next(slot for slot in slots if slot not in self._slots.values())
-        self._active = None  # diffusers puts to work what it loads
+        self._active = None  # diffusers activates the LoRA that it loads
         try:
-            with translated_errors(), warnings.catch_warnings(action="ignore"):  # that there are several is meant
+            with translated_errors(), warnings.catch_warnings(action="ignore"):  # about several adapters
                 self._pipeline.load_lora_weights(
                     str(self._folder),
                     weight_name=file,
@@ -93,7 +95,7 @@ class Adapters:
                     local_files_only=True,
                 )
             if not any(slot in slots for slots in self._pipeline.get_list_adapters().values()):
-                raise ValueError("it has nothing for this model")
+                raise ValueError("it has no weights for this model")
         except Exception as error:
             self._remove(slot)
             if isinstance(error, DeviceMemoryError | DeviceLostError):
@@ -110,11 +112,11 @@ class Adapters:
         self._find_layers()
 
     def _remove(self, slot: str) -> None:
-        """Forget what is loaded under a name, or was half loaded."""
+        """Remove an adapter, even one that was loaded only in part."""
         self._active = None
         self._find_layers()
         for layer in self._layers:
-            layer.set_adapter([])  # peft would put another to work in the place of one that is deleted
+            layer.set_adapter([])  # peft would activate another adapter instead of a deleted one
         for component, slots in self._pipeline.get_list_adapters().items():
             if slot in slots:
                 model = getattr(self._pipeline, component)

@@ -82,12 +82,14 @@ class CallSharing:
         alone = self._each_alone(rows)
         together = None if alone is None else self._generate(rows)
         if alone is None or not alike(together, alone):
-            _log.warning("one call does not generate the images of several: each image has its own task=%s", task)
+            _log.warning(
+                "one pipeline call for several images changes them, so each image gets its own call task=%s", task
+            )
             return None
         any_prompts = self._tried[task, name] = furthest <= _ROUNDING * _furthest(together, alone)
         if not any_prompts:
             _log.warning(
-                "prompts of other lengths change an image in one call: only equal prompts share calls "
+                "prompts of other lengths change an image, so only equal prompts share a pipeline call "
                 "task=%s distance=%.3f",
                 task,
                 furthest,

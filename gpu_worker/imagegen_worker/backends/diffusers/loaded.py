@@ -1,4 +1,4 @@
-"""A pipeline as a worker uses it: loaded, described, and called with a request's arguments."""
+"""A loaded pipeline with its capabilities, adapters, task pipelines and previews."""
 
 import gc
 import logging
@@ -20,22 +20,22 @@ from imagegen_worker.backends.diffusers.loading import (
     load_pipeline,
     tune_pipeline,
 )
-from imagegen_worker.backends.diffusers.sketching import make_sketcher
-from imagegen_worker.backends.diffusers.variants import Variants
+from imagegen_worker.backends.diffusers.previews import fit_latent_preview
+from imagegen_worker.backends.diffusers.task_pipelines import TaskPipelines
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, Task
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 _log = logging.getLogger(__name__)
 
 _SHORT = 4
-"""Steps with which it is tried whether a kind of task can be done at all."""
+"""Denoising steps of the image that checks a kind of task."""
 
 
 class LoadedPipeline:
-    """One diffusers pipeline on its device. Raises `StartError` if there can't be one."""
+    """One diffusers pipeline on its device. Raises `StartError` if it can't be loaded."""
 
-    def __init__(self, place: Place, name: str, options: LoadOptions) -> None:
+    def __init__(self, place: ModelLocation, name: str, options: LoadOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
@@ -45,40 +45,40 @@ class LoadedPipeline:
         self.adapters: Adapters | None = None
         if options.lora_folder is not None:
             self.adapters = Adapters(self.pipeline, options.lora_folder)
-        self.variants = Variants(self.pipeline)
-        described = describe(self.pipeline, name, folder, self.variants)
+        self.task_pipelines = TaskPipelines(self.pipeline)
+        described = describe(self.pipeline, name, folder, self.task_pipelines)
         names = () if self.adapters is None else tuple(self.adapters.names())
         self.model: Model = replace(described, takes_loras=self.adapters is not None, loras=names)
-        tune_pipeline(self.pipeline, options)  # last: a compiled module tells less of itself
-        self.variants.share(self.pipeline)
+        tune_pipeline(self.pipeline, options)  # last: a compiled module has no signature
+        self.task_pipelines.update_models(self.pipeline)
         for task in list(self.model.tasks)[1:]:
-            self.variants.prove(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.variants.capabilities)
-        self._sketcher = make_sketcher(self.pipeline)
+            self.task_pipelines.check_task(self.trial(_SHORT, task=task))
+        self.model = replace(self.model, tasks=self.task_pipelines.capabilities)
+        self._latent_preview = fit_latent_preview(self.pipeline)
 
     @property
     def device_name(self) -> str:
-        """What brokers show: `cpu`, or the card's own name."""
+        """Name for brokers: `cpu`, or the name of the GPU."""
         return device_name(self.device)
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return what one call for alike rows is given, all but generators and callbacks."""
-        return self.variants.arguments(rows)
+        """See `TaskPipelines.arguments`."""
+        return self.task_pipelines.arguments(rows)
 
-    def sketches(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
-        """Return what draws each row's image so far from its latents; None where it is not wanted, or can't be."""
-        if self._sketcher is None:
+    def previews(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
+        """Return functions that make the preview of each row from its latents; None for rows without one."""
+        if self._latent_preview is None:
             return []
         size = (rows[0].request.width, rows[0].request.height)
         return [
-            self._sketcher.sketch(part, size) if row.preview else None
+            self._latent_preview.preview(part, size) if row.preview else None
             for row, part in zip(rows, latents, strict=True)
         ]
 
     def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None, **fields: Any) -> Row:
-        """Return a row to warm up with; `steps`, `task` None: the model's own number, and first task.
+        """Return a row for warm-up and trials. `steps`, `task` None: the model's default steps and first task.
 
-        `fields` are those of the request that are to be other than usual.
+        `fields` override fields of the request.
         """
         model = self.model
         kind: Task = next(iter(model.tasks)) if task is None else task
@@ -101,9 +101,9 @@ class LoadedPipeline:
         return Row(replace(request, **fields), seed)
 
     def close(self) -> None:
-        """Free the device."""
-        self.variants.close()
-        self.pipeline = self.adapters = self._sketcher = None
+        """Free the memory of the device."""
+        self.task_pipelines.close()
+        self.pipeline = self.adapters = self._latent_preview = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""From a model's source to a pipeline on a device, and to what brokers are told of it."""
+"""Loading of a pipeline onto a device, its tuning, and its description for brokers."""
 
 import inspect
 import json
@@ -12,26 +12,27 @@ import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
-from imagegen_worker.backends.diffusers.checking import count_weights, in_a_line
-from imagegen_worker.backends.diffusers.finding import find_model
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.model_folders import find_model
 from imagegen_worker.backends.diffusers.single_file import count_of_single_file, load_single_file
-from imagegen_worker.backends.diffusers.stages import translated_errors
-from imagegen_worker.backends.diffusers.variants import Pipeline, Variants
+from imagegen_worker.backends.diffusers.task_pipelines import Pipeline, TaskPipelines
+from imagegen_worker.backends.diffusers.validation import count_weights, one_line
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 DEFAULTS_FILE = "imagegen.json"
-"""Beside `model_index.json`: this model's own defaults, by the names in `_DEFAULT_KEYS`."""
+"""File next to `model_index.json` with the defaults of a model, by the names in `_DEFAULT_KEYS`."""
 
-_SHARE_OF_CARD = 0.7
+_SHARE_OF_GPU = 0.7
+"""Share of GPU memory for models; the rest is for running requests."""
 _DEFAULT_STEPS = 50
 _DEFAULT_SIDE = 512
 _DEFAULT_KEYS = ("num_inference_steps", "guidance_scale", "width", "height", "max_side")
 
 
 def choose_device(wanted: str, gpu: int = 0) -> torch.device:
-    """Return the device of `--device`; a worker sees its own card alone, as 0. Raises `StartError`."""
+    """Return the device of `--device`; a worker sees only its own GPU, as 0. Raises `StartError`."""
     if wanted == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -39,30 +40,30 @@ def choose_device(wanted: str, gpu: int = 0) -> torch.device:
         return torch.device("cuda", gpu)
     if wanted == "auto" and count == 0:
         return torch.device("cpu")
-    there = ", ".join(f"{index} ({torch.cuda.get_device_name(index)})" for index in range(count)) or "none"
+    visible = ", ".join(f"{index} ({torch.cuda.get_device_name(index)})" for index in range(count)) or "none"
     raise StartError(
-        f"torch {torch.__version__} sees no CUDA device {gpu}; it sees: {there}. Does it fit the driver? "
-        "--device cpu does without"
+        f"torch {torch.__version__} sees no CUDA device {gpu}; it sees: {visible}. Check that torch fits the "
+        "driver, or use --device cpu"
     )
 
 
 def device_name(device: torch.device) -> str:
-    """Return what brokers show: `cpu`, or the card's own name."""
+    """Return the name of a device for brokers: `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
+def load_pipeline(place: ModelLocation, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
     """Load a pipeline and put it on its device; return it with the folder of its configuration.
 
-    The hub is asked for nothing but a model or a configuration of which there is no copy in its cache. Raises
-    `StartError` if it can't be used, `DeviceMemoryError` and `DeviceLostError`.
+    The hub is asked only for a model or a configuration that its cache does not have. Raises `StartError` if the
+    pipeline can't be used, `DeviceMemoryError` and `DeviceLostError`.
     """
     if options.cpu_offload and device.type == "cpu":
-        raise StartError("--cpu-offload needs a GPU: on a CPU the model is where it would be put")
+        raise StartError("--cpu-offload needs a GPU, but the device is the CPU")
     for library in (transformers, diffusers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
-        # Their own handler writes lines of another form.
+        # Their own handlers use another log format.
         library.logging.disable_default_handler()
         library.logging.enable_propagation()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -77,13 +78,13 @@ def load_pipeline(place: Place, device: torch.device, options: LoadOptions) -> t
     except (StartError, DeviceMemoryError, DeviceLostError):
         raise
     except Exception as error:
-        raise StartError(f"{place}: {in_a_line(error)}") from error
+        raise StartError(f"{place}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, folder
 
 
-def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
-    """Return the bytes that the weights take once they are loaded. Raises `StartError` if they can't be."""
+def weigh_model(place: ModelLocation, name: str, options: LoadOptions) -> int:
+    """Return the bytes that the weights take once loaded. Raises `StartError` if they can't be loaded."""
     width = _dtype(choose_device(options.device), options).itemsize
     if isinstance(place, Path) and place.is_file():
         return width * count_of_single_file(place, options.model_config)
@@ -92,21 +93,21 @@ def weigh_model(place: Place, name: str, options: LoadOptions) -> int:
 
 
 def memory_for_models(options: LoadOptions) -> int:
-    """Return the bytes that models may take unless told: the rest is for the images that are made."""
+    """Return the default of `--model-memory` in bytes: the rest is for running requests."""
     device = choose_device(options.device)
     if device.type == "cpu" or options.cpu_offload:
         return half_of_memory()
-    return int(_SHARE_OF_CARD * torch.cuda.get_device_properties(device).total_memory)
+    return int(_SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _dtype(device: torch.device, options: LoadOptions) -> torch.dtype:
-    # Half the memory and twice the speed on a GPU; on a CPU half precision is many times slower.
-    usual = "bfloat16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, usual if options.dtype == "auto" else options.dtype)
+    # On a GPU, half precision takes half the memory and half the time; on a CPU it is many times slower.
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, default if options.dtype == "auto" else options.dtype)
     return dtype
 
 
-def _read(place: Place, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:
+def _read(place: ModelLocation, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipeline, Path]:
     if isinstance(place, Path) and place.is_file():
         return load_single_file(place, options.model_config, dtype)
     folder, variant = find_model(place, options.model_variant)
@@ -117,7 +118,7 @@ def _read(place: Place, dtype: torch.dtype, options: LoadOptions) -> tuple[Pipel
 
 
 def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
-    """Apply what makes a model faster or smaller. Raises `StartError` for what it can't do."""
+    """Apply the options for speed and memory. Raises `StartError` if the model does not support one."""
     denoisers = [name for name in pipeline.components if "unet" in name or "transformer" in name]
     try:
         if options.vae_tiling:
@@ -131,11 +132,11 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
             if options.compile:
                 setattr(pipeline, name, torch.compile(module, dynamic=True))
     except Exception as error:
-        raise StartError(f"the model can't be tuned as asked: {type(error).__name__}: {error}") from error
+        raise StartError(f"the model does not support an option: {type(error).__name__}: {error}") from error
 
 
-def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) -> Model:
-    """Return what can be asked of a pipeline, with its defaults: the file's, else the pipeline's own.
+def describe(pipeline: Pipeline, name: str, folder: Path, pipelines: TaskPipelines) -> Model:
+    """Return the capabilities of a pipeline and its defaults: those of the file, else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
     """
@@ -157,15 +158,15 @@ def describe(pipeline: Pipeline, name: str, folder: Path, variants: Variants) ->
         size_multiple=multiple,
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
-        schedulers=variants.schedulers,
-        tasks=variants.capabilities,
+        schedulers=pipelines.schedulers,
+        tasks=pipelines.capabilities,
     )
 
 
 def size_multiple(pipeline: Pipeline) -> int:
     """Return the number of pixels that width and height must be multiples of."""
     scale = int(getattr(pipeline, "vae_scale_factor", 8))
-    # Pipelines that pack latents in patches say so in one of these two places.
+    # Pipelines that pack latents in patches have the patch size in one of these two places.
     processor = getattr(pipeline, "image_processor", None)
     packed = int(processor.config.vae_scale_factor) if processor is not None else scale
     return max(packed, scale * int(getattr(pipeline, "patch_size", 1)))

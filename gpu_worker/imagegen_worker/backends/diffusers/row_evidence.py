@@ -1,13 +1,13 @@
-"""Evidence that a model reads an argument row by row: calls that differ in it can share a forward only then.
+"""Evidence that a model reads an argument row by row: calls that differ in the argument can share only then.
 
-A batch dimension is no such evidence: FLUX.2 is given position ids for each row and reads those of row 0. An
+A batch dimension is no such evidence: FLUX.2 receives position ids for each row and reads those of row 0. An
 argument is therefore in one of three states:
 
 - unknown: calls may share a forward as long as their values are equal. The first forward whose calls differ in the
   argument is compared with a forward for each call, and decides;
-- per row: the values of one call were seen to have no influence on the rows of another;
+- per row: the values of one call had no influence on the rows of another;
 - by content: the values of one call reached the rows of another, or the forward could not show that they do not.
-  From then on the content of the argument is part of what calls must have in common.
+  From then on the content of the argument is part of the key of a call.
 
 The content of an argument that is not per row is read from the device once for each tensor, not at every step.
 """
@@ -17,102 +17,104 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
-from imagegen_worker.backends.diffusers import joining
-from imagegen_worker.backends.diffusers.joining import Leaf
+from imagegen_worker.backends.diffusers.digests import row_digest
+from imagegen_worker.backends.diffusers.layouts import Layout, RowArgument, row_arguments
+from imagegen_worker.backends.diffusers.outputs import map_tensors
 
 MAX_INFLUENCE = 0.25
-"""Largest share of another row's effect that may be found in an output whose rows are independent."""
+"""Largest share of the effect of another row's value in an output whose rows count as independent."""
 
-_digests: Any = WeakTensorKeyDictionary()
-"""Content of row tensors by tensor and version."""
-
-Forward = Callable[[Mapping[str, Any]], Any]
-"""Runs the model on arguments by name."""
+ForwardByName = Callable[[Mapping[str, Any]], Any]
+"""Runs the model with arguments by name."""
 
 
 @dataclass(slots=True)
 class RowEvidence:
-    """What has been observed of the arguments of one model."""
+    """The state of each argument of one model; arguments in neither set are unknown."""
 
-    per_row: set[Leaf] = field(default_factory=set)
-    by_content: set[Leaf] = field(default_factory=set)
+    per_row: set[RowArgument] = field(default_factory=set)
+    by_content: set[RowArgument] = field(default_factory=set)
 
-    def contents(self, layout: joining.Layout, arguments: Mapping[str, Any]) -> tuple[tuple[Leaf, bytes], ...]:
-        """Return the content of the arguments that calls must have in common."""
+    def contents(self, layout: Layout, arguments: Mapping[str, Any]) -> tuple[tuple[RowArgument, bytes], ...]:
+        """Return the digests of the arguments whose content must be equal in calls that share."""
         if not self.by_content:
             return ()
-        leaves = [leaf for leaf in joining.row_leaves(layout) if leaf in self.by_content]
-        return tuple((leaf, row_content(_get(arguments, leaf))) for leaf in leaves)
+        fixed = [argument for argument in row_arguments(layout) if argument in self.by_content]
+        return tuple((argument, row_digest(_get(arguments, argument))) for argument in fixed)
 
-    def unproven(self, leaves: Iterable[Leaf], calls: Sequence[Mapping[str, Any]]) -> list[Leaf]:
+    def unproven(self, arguments: Iterable[RowArgument], calls: Sequence[Mapping[str, Any]]) -> list[RowArgument]:
         """Return the arguments in which these calls differ although the model may not read them row by row."""
-        doubtful = [leaf for leaf in leaves if leaf not in self.per_row]
-        return [leaf for leaf in doubtful if len({row_content(_get(call, leaf)) for call in calls}) > 1]
+        doubtful = [argument for argument in arguments if argument not in self.per_row]
+        return [argument for argument in doubtful if len({row_digest(_get(call, argument)) for call in calls}) > 1]
 
-    def observe(self, leaves: Sequence[Leaf], joined: "JoinedForward") -> dict[Leaf, float | None]:
-        """Return how much of the effect of another call's value is in the joined output, for each argument.
+    def observe(
+        self, arguments: Sequence[RowArgument], forward: "ObservedForward"
+    ) -> dict[RowArgument, float | None]:
+        """Return for each argument how much of the effect of another call's value is in the shared output.
 
-        A call is run again with the first row of the argument, and one with the last row: calls that have other
-        values than these. 0 is none of the effect, 1 all of it; None: no effect, or it can't be tried. Costs two
-        forwards for each argument, and two more where calls are padded.
+        0 is none of the effect, 1 all of it; None: no effect, or it can't be measured. A call is run again with
+        the first row of the argument, and one with the last row: calls that have other values than these.
+        Costs two forwards for each argument, and two more where calls are padded.
         """
-        seen: dict[Leaf, float | None] = {}
-        for leaf in leaves:
-            contents = [row_content(_get(call, leaf)) for call in joined.calls]
+        seen: dict[RowArgument, float | None] = {}
+        for argument in arguments:
+            contents = [row_digest(_get(call, argument)) for call in forward.calls]
             last = len(contents) - 1
             order = range(last, -1, -1)
             unlike_first = next(index for index in order if contents[index] != contents[0])
             unlike_last = next(index for index in reversed(order) if contents[index] != contents[last])
-            shares = [joined.share(leaf, unlike_first, 0), joined.share(leaf, unlike_last, sum(joined.rows) - 1)]
+            shares = [
+                forward.influence(argument, unlike_first, 0),
+                forward.influence(argument, unlike_last, sum(forward.rows) - 1),
+            ]
             known = [share for share in shares if share is not None]
             mixed = any(share > MAX_INFLUENCE for share in known)
-            seen[leaf] = max(known) if mixed or len(known) == len(shares) else None
+            seen[argument] = max(known) if mixed or len(known) == len(shares) else None
         return seen
 
-    def record(self, seen: Mapping[Leaf, float | None]) -> None:
-        """Keep what `observe` found."""
-        for leaf, share in seen.items():
+    def record(self, seen: Mapping[RowArgument, float | None]) -> None:
+        """Record the result of `observe`."""
+        for argument, share in seen.items():
             independent = share is not None and share <= MAX_INFLUENCE
-            (self.per_row if independent else self.by_content).add(leaf)
+            (self.per_row if independent else self.by_content).add(argument)
 
 
 @dataclass(slots=True)
-class JoinedForward:
-    """A forward for several calls: their arguments and rows, the joined arguments, and each call's output.
+class ObservedForward:
+    """A shared forward: the arguments and rows of its calls, the joined arguments, and the output of each call.
 
-    `apart` are the calls' outputs from forwards of their own, as far as known.
+    `alone`: outputs of the calls from forwards of their own, by the index of the call, as far as known.
     """
 
-    layout: joining.Layout
+    layout: Layout
     calls: Sequence[Mapping[str, Any]]
     rows: Sequence[int]
     joined: Mapping[str, Any]
     outputs: Sequence[Any]
-    apart: dict[int, Any]
-    forward: Forward
+    alone: dict[int, Any]
+    forward: ForwardByName
 
-    def share(self, leaf: Leaf, index: int, row: int) -> float | None:
-        """Return how much of the effect is in a call's output that another row's value of an argument has on it.
+    def influence(self, argument: RowArgument, index: int, row: int) -> float | None:
+        """Return how much of the effect of another row's value of an argument is in the output of call `index`.
 
-        0 is none, 1 is all of it; None if there is no effect, or if the value does not go with the others.
+        0 is none, 1 all of it. None: there is no effect, or the model rejects the value beside the others.
         """
         begin = sum(self.rows[:index])
         end = begin + self.rows[index]
         own = self.layout.narrow(self.joined, begin, end)
-        if index not in self.apart:
-            self.apart[index] = self.forward(own)
-        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), leaf), end - begin)
+        if index not in self.alone:
+            self.alone[index] = self.forward(own)
+        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin)
         try:
-            moved = self.forward(_replaced(own, leaf.path, value))
+            moved = self.forward(_replaced(own, argument.path, value))
         except (DeviceLostError, DeviceMemoryError):
             raise
-        except Exception:  # noqa: BLE001 - models check their arguments in all sorts of ways
+        except Exception:  # noqa: BLE001 - models check their arguments in different ways
             return None
-        effect = _flat_difference(moved, self.apart[index])
-        error = _flat_difference(self.outputs[index], self.apart[index])
+        effect = _difference(moved, self.alone[index])
+        error = _difference(self.outputs[index], self.alone[index])
         if effect is None or error is None or effect.shape != error.shape:
             return None
         size = float(effect.square().sum())
@@ -124,15 +126,16 @@ def _repeated(row: Any, rows: int) -> Any:
     return row * rows if isinstance(row, list) else row.expand(rows, *row.shape[1:])
 
 
-def _flat_difference(one: Any, other: Any) -> torch.Tensor | None:
-    ones, others = _floats(one), _floats(other)
+def _difference(one: Any, other: Any) -> torch.Tensor | None:
+    """Return the difference of two outputs as a vector (float64); None if shapes differ or there are no floats."""
+    ones, others = _float_tensors(one), _float_tensors(other)
     if len(ones) != len(others) or any(a.shape != b.shape for a, b in zip(ones, others, strict=True)) or not ones:
         return None
     parts = [(a.double() - b.double()).nan_to_num().reshape(-1) for a, b in zip(ones, others, strict=True)]
     return torch.cat(parts)
 
 
-def _floats(output: Any) -> list[torch.Tensor]:
+def _float_tensors(output: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,18 +143,18 @@ def _floats(output: Any) -> list[torch.Tensor]:
             found.append(tensor)
         return tensor
 
-    joining.map_tensors(output, keep)
+    map_tensors(output, keep)
     return found
 
 
-def _get(arguments: Any, leaf: Leaf) -> Any:
-    for key in leaf.path:
+def _get(arguments: Any, argument: RowArgument) -> Any:
+    for key in argument.path:
         arguments = arguments[key]
     return arguments
 
 
 def _replaced(arguments: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return the arguments with another value in one place."""
+    """Return the arguments with another value at a path."""
     if not path:
         return value
     if isinstance(arguments, Mapping):
@@ -159,29 +162,3 @@ def _replaced(arguments: Any, path: tuple[Any, ...], value: Any) -> Any:
     items = list(arguments)
     items[path[0]] = _replaced(items[path[0]], path[1:], value)
     return tuple(items) if isinstance(arguments, tuple) else items
-
-
-def row_content(value: Any) -> bytes:
-    """Return a digest of an argument's rows; one row that is repeated counts once."""
-    if isinstance(value, torch.Tensor):
-        return _tensor_content(value)
-    contents = list(dict.fromkeys(joining.digest(tensor) for tensor in value))
-    return b"".join(contents)
-
-
-def _tensor_content(tensor: torch.Tensor) -> bytes:
-    if tensor.is_inference():  # has no version
-        return _read(tensor)
-    version, known = _digests.get(tensor, (None, b""))
-    if version == tensor._version:
-        return bytes(known)
-    fresh = _read(tensor)
-    _digests[tensor] = (tensor._version, fresh)
-    return fresh
-
-
-def _read(tensor: torch.Tensor) -> bytes:
-    host = tensor.detach().cpu()
-    if host.ndim <= 1:  # numbers: schedulers give them in any type, once or once for each row
-        host = host.reshape(-1).double()
-    return joining.content(host[:1] if bool((host == host[:1]).all()) else host)

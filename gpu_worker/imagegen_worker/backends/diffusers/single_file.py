@@ -1,6 +1,6 @@
-"""A pipeline from one file with weights in the layout of the model's authors; diffusers converts them.
+"""Pipelines from a single file of weights in the layout of the model's authors, which diffusers converts.
 
-What parts the pipeline has is told by a folder with a configuration. What the file lacks comes from there too.
+A folder with a configuration names the components of the pipeline, and has those that the file lacks.
 """
 
 from pathlib import Path
@@ -11,27 +11,27 @@ import torch
 from diffusers.loaders import single_file_utils
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.checking import (
+from imagegen_worker.backends.diffusers.model_folders import find_config, find_model
+from imagegen_worker.backends.diffusers.validation import (
     count_numbers,
     count_weights,
     read_index,
     read_shapes,
     refuse_pickles,
 )
-from imagegen_worker.backends.diffusers.finding import find_config, find_model
-from imagegen_worker.models.sources import HubModel, Place, read_source
+from imagegen_worker.models.sources import HubModel, ModelLocation, read_source
 
 _DENOISERS = ("unet", "transformer")
 _VAE_PREFIXES = tuple(single_file_utils.LDM_VAE_KEYS)
 _UNKNOWN = "v1"
-"""What diffusers takes a file for that it does not know."""
+"""Model type that diffusers returns for unknown weights."""
 
 
 def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> tuple[Any, Path]:
-    """Return the pipeline, and the folder of its configuration.
+    """Return the pipeline and the folder of its configuration.
 
-    `config`: a folder or a hub id; None: that of the model that the weights look like. Raises `StartError`, and
-    whatever diffusers does for weights that don't fit.
+    `config`: a folder or a hub id; None: inferred from the weights. Raises `StartError`, and whatever diffusers
+    raises for weights that don't fit.
     """
     shapes = read_shapes(path)
     place = _place_of_config(path, config, shapes)
@@ -47,7 +47,7 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> tupl
 
 
 def count_of_single_file(path: Path, config: str | None) -> int:
-    """Return how many numbers the weights of the file, and those that it lacks, are. Raises `StartError`."""
+    """Return the number of weights of the file and of the components that it lacks. Raises `StartError`."""
     shapes = read_shapes(path)
     place = _place_of_config(path, config, shapes)
     count = count_numbers(shapes)
@@ -57,27 +57,29 @@ def count_of_single_file(path: Path, config: str | None) -> int:
     return count
 
 
-def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> Place:
-    return infer_config(path, shapes) if config is None else read_source(config).place
+def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> ModelLocation:
+    return infer_config(path, shapes) if config is None else read_source(config).location
 
 
 def _is_whole(shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether the file has more than a denoiser."""
+    """Return whether the file has more than a denoiser."""
     return any(name.startswith(_VAE_PREFIXES) for name in shapes)
 
 
 def infer_config(path: Path, shapes: dict[str, tuple[int, ...]]) -> HubModel:
-    """Return the model whose configuration is that of weights of these names and shapes. Raises `StartError`."""
+    """Return the model that weights of these names and shapes belong to. Raises `StartError` if it is unknown."""
     names = single_file_utils.CHECKPOINT_KEY_NAMES
     weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     kind = single_file_utils.infer_diffusers_model_type(weights)
     if kind == _UNKNOWN and not {names["v1"], names["clip"]} & weights.keys():
-        raise StartError(f"{path}: the weights are of no known layout; say with --model-config what they are")
+        raise StartError(f"{path}: the layout of the weights is unknown; name the model by --model-config")
     return HubModel(single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-def _load_denoiser(path: Path, place: Place, index: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Path]:
-    """The file has the denoiser alone; all else is the folder's."""
+def _load_denoiser(
+    path: Path, place: ModelLocation, index: dict[str, Any], dtype: torch.dtype
+) -> tuple[Any, Path]:
+    """Return the pipeline with the denoiser of the file and all other components of the folder."""
     part = next((name for name in _DENOISERS if index.get(name)), None)
     kind: Any = None if part is None else getattr(diffusers, str(index[part][1]), None)
     if part is None or not hasattr(kind, "from_single_file"):

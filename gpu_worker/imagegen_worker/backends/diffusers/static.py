@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import DeviceLostError, OnStep, Row, nobody_watches
+from imagegen_worker.backends import DeviceLostError, OnStep, Row, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import CallSharing
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
-from imagegen_worker.backends.diffusers.stages import translated_errors
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SMOOTHING = 0.2
-"""Weight of the newest call in the moving average of the speed."""
+"""Weight of the newest call in the moving average of the seconds of an image."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class DiffusersBackend:
     trials of `call_sharing` for each kind of task.
     """
 
-    def __init__(self, place: Place, name: str, options: LoadOptions, *, max_batch_size: int = 1) -> None:
+    def __init__(self, place: ModelLocation, name: str, options: LoadOptions, *, max_batch_size: int = 1) -> None:
         self._source = (place, name, options)
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
@@ -42,11 +42,11 @@ class DiffusersBackend:
 
     @property
     def seconds_per_image(self) -> float | None:
-        """A moving average of the fullest calls so far; None before the first."""
+        """Moving average over the calls with the most images so far; None before the first call."""
         return self._speeds[max(self._speeds)] if self._speeds else None
 
-    def weigh(self) -> int:
-        """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
+    def size_bytes(self) -> int:
+        """Return the bytes of the weights on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
     def load(self) -> Model:
@@ -55,16 +55,16 @@ class DiffusersBackend:
         self._try_tasks()
         return model
 
-    def warm_up(self) -> Warm:
+    def warm_up(self) -> EngineReady:
         """Load the pipeline and generate the first images. Raises as `load` does."""
         loaded = self._open()
-        # Twice: the first call of a process pays for what is set up lazily, and would spoil the measured speed.
+        # Twice: the first call includes lazy initialisation, which would distort the measured speed.
         for _ in range(2):
             self._speeds.clear()
-            self.generate([loaded.trial()], nobody_watches)
+            self.generate([loaded.trial()], ignore_steps)
         seconds = self.seconds_per_image
         self._try_tasks()
-        return Warm((loaded.model,), loaded.device_name, seconds)
+        return EngineReady((loaded.model,), loaded.device_name, seconds)
 
     def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
@@ -82,7 +82,7 @@ class DiffusersBackend:
         """Generate the images of a trial; return None if the call fails. Raises `DeviceLostError`."""
         assert self._loaded is not None
         try:
-            return self._call(self._loaded, rows, nobody_watches)
+            return self._call(self._loaded, rows, ignore_steps)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises, its requests share no call
@@ -90,14 +90,14 @@ class DiffusersBackend:
             return None
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """See `Maker.call_key`. The first request with another scheduler starts a trial with it."""
+        """See `ImageGenerator.call_key`. The first request with another scheduler starts a trial with it."""
         assert self._sharing is not None, "warm_up comes first"
         if not self._sharing.was_tried(request):
             self._sharing.try_task(request.task, scheduler=request.scheduler)
         return self._sharing.call_key(request)
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
-        """Make one image for each row; see `Backend.generate`."""
+        """See `ImageGenerator.generate`."""
         assert self._loaded is not None, "warm_up comes first"
         begun = time.monotonic()
         images = self._call(self._loaded, rows, on_step)
@@ -111,12 +111,12 @@ class DiffusersBackend:
         if loaded.adapters is not None:
             loaded.adapters.activate(rows[0].request.loras)
         with translated_errors():
-            pipeline = loaded.variants.pipeline(rows[0].request)
+            pipeline = loaded.task_pipelines.pipeline(rows[0].request)
             images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
         return images
 
     def close(self) -> None:
-        """Free the device."""
+        """Free the memory of the device."""
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = self._sharing = None
@@ -124,16 +124,18 @@ class DiffusersBackend:
     def _arguments(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> dict[str, Any]:
         request = rows[0].request
         arguments = loaded.arguments(rows)
-        # On the CPU whatever the device is: the same seed gives the same noise on every card.
+        # On the CPU for every device: the same seed gives the same noise on every GPU.
         arguments["generator"] = [torch.Generator("cpu").manual_seed(row.seed) for row in rows]
-        if loaded.variants.takes(request, "callback_on_step_end"):
+        if loaded.task_pipelines.takes(request, "callback_on_step_end"):
 
             def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 latents = tensors.get("latents")
-                drawable = latents is not None and len(latents) == len(rows) and any(row.preview for row in rows)
-                # Fewer than were asked for, where an image is the start.
+                has_previews = (
+                    latents is not None and len(latents) == len(rows) and any(row.preview for row in rows)
+                )
+                # Fewer than requested where the request has an image to start from.
                 steps = getattr(pipeline, "num_timesteps", None) or request.num_inference_steps
-                on_step(step + 1, steps, *([loaded.sketches(rows, latents)] if drawable else []))
+                on_step(step + 1, steps, *([loaded.previews(rows, latents)] if has_previews else []))
                 return tensors
 
             arguments["callback_on_step_end"] = after_step

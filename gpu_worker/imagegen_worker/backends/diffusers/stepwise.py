@@ -1,4 +1,4 @@
-"""A pipeline whose requests share forwards, as the continuous engine wants it."""
+"""A pipeline whose calls share forwards: the backend of continuous batching."""
 
 import logging
 from collections.abc import Hashable, Iterable, Sequence
@@ -6,96 +6,99 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imagegen_worker.backends import OnStep, Row, StartError, nobody_watches
+from imagegen_worker.backends import OnStep, Row, StartError, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import TRIAL_STEPS, CallSharing, alike
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
-from imagegen_worker.backends.diffusers.rendezvous import Rendezvous
+from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.events import Warm
+from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.engines.continuous import calls
-from imagegen_worker.engines.continuous.hub import Hub
-from imagegen_worker.engines.continuous.limits import MemoryCaps, RowCosts
+from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from imagegen_worker.engines.continuous.timing import Timer
-from imagegen_worker.models.sources import Place
+from imagegen_worker.models.sources import ModelLocation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SHORT = 4
-"""Steps of the images with which row counts are warmed up."""
+_WARM_UP_STEPS = 4
+"""Maximum number of steps of the images with which row counts are warmed up."""
+
 _log = logging.getLogger(__name__)
 
 
 class StepwiseDiffusers:
-    """Implements `StepwiseBackend`. `max_batch_size` images run at a time at most."""
+    """Implements `StepwiseBackend`. At most `max_batch_size` images run at a time.
+
+    `memory_limits` and `costs` collect measurements from the first images on; the engine continues with them.
+    """
 
     def __init__(
         self,
-        place: Place,
+        place: ModelLocation,
         name: str,
         options: LoadOptions,
         *,
         max_batch_size: int,
-        caps: MemoryCaps | None = None,
+        memory_limits: MemoryLimits | None = None,
         costs: RowCosts | None = None,
     ) -> None:
         self._source = (place, name, options)
         self._options = options
         self._max_batch_size = max_batch_size
         self._loaded: LoadedPipeline | None = None
-        self._meeting: Rendezvous | None = None
-        self.caps = caps or MemoryCaps()
-        self.costs = costs or RowCosts()
-        """Both learn from the first images already: an engine is to go on with them."""
+        self._pipeline_batcher: PipelineBatcher | None = None
         self._sharing: CallSharing | None = None
-        self._drops = False
+        self._can_drop_rows = False
+        self.memory_limits = memory_limits or MemoryLimits()
+        self.costs = costs or RowCosts()
 
     @property
     def timer(self) -> Timer:
         """Measures forwards on the device."""
-        return self._rendezvous.timer
+        return self._batcher.timer
 
-    def weigh(self) -> int:
-        """Return the bytes of the weights, on the device. Raises `StartError` if they can't be loaded."""
+    def size_bytes(self) -> int:
+        """Return the bytes of the weights on the device. Raises `StartError` if they can't be loaded."""
         return weigh_model(*self._source)
 
     def load(self) -> Model:
-        """Load the pipeline, and make a few short images together. Raises as `warm_up` does."""
+        """Load the pipeline and generate a few short images together. Raises as `warm_up` does."""
         loaded = self._open()
         with self.session():
-            self._try_together(min(_SHORT, loaded.model.num_inference_steps))
+            self._try_together(min(_WARM_UP_STEPS, loaded.model.num_inference_steps))
         return loaded.model
 
-    def warm_up(self) -> Warm:
-        """Load the pipeline, make a first image, then as many together as will run.
+    def warm_up(self) -> EngineReady:
+        """Load the pipeline, generate a first image, then as many together as may run.
 
         Raises `StartError`, `DeviceMemoryError` and `DeviceLostError`.
         """
         loaded = self._open()
         with self.session():
-            # Twice: the first one pays for what is set up lazily, and would spoil the measured speed.
-            self._try([loaded.trial()])
-            (task,) = self._try([loaded.trial()])
-            self._try_together(min(_SHORT, loaded.model.num_inference_steps))
-        return Warm((loaded.model,), loaded.device_name, task.seconds)
+            # Twice: the first one includes lazy initialisation, which would distort the measured speed.
+            self._run_apart([loaded.trial()])
+            (task,) = self._run_apart([loaded.trial()])
+            self._try_together(min(_WARM_UP_STEPS, loaded.model.num_inference_steps))
+        return EngineReady((loaded.model,), loaded.device_name, task.seconds)
 
     def _open(self) -> LoadedPipeline:
         self._loaded = LoadedPipeline(*self._source)
-        # Two rows an image, where guidance makes two of one.
+        # Two rows for an image: guidance doubles them.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
         adapters = self._loaded.adapters
         activate = None if adapters is None else adapters.activate
-        self._meeting = Rendezvous(self._loaded.pipeline, fixed_rows=rows, activate=activate)
-        for variant in self._loaded.variants.pipelines():
-            self._meeting.adopt(variant)
-        self._sharing = CallSharing(self._loaded, self._make_or_none)
+        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, activate=activate)
+        for pipeline in self._loaded.task_pipelines.pipelines():
+            self._pipeline_batcher.add(pipeline)
+        self._sharing = CallSharing(self._loaded, self._run_call)
         return self._loaded
 
     def session(self) -> AbstractContextManager[Any]:
-        """Return a context that is held open around everything, on the device thread."""
-        return Rendezvous.session()
+        """See `StepwiseBackend.session`."""
+        return PipelineBatcher.session()
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
         """See `StepwiseBackend.call_key`; requests with another scheduler than the model's own share no call."""
@@ -103,39 +106,39 @@ class StepwiseDiffusers:
         return self._sharing.call_key(request)
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
-        """See `StepwiseBackend.drops_rows`; found out by the first images."""
-        return self._drops
+        """See `StepwiseBackend.drops_rows`; found by the first images."""
+        return self._can_drop_rows
 
-    def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
-        """Make one image for each row; see `StepwiseBackend.make`."""
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+        """See `StepwiseBackend.generate`."""
         loaded = self._loaded
         assert loaded is not None, "warm_up comes first"
         if loaded.adapters is not None:
-            # Now, so that what can't be loaded is this request's fault.
+            # Before the first forward, so that a LoRA that can't be loaded fails this request only.
             loaded.adapters.load(rows[0].request.loras)
         seeds = [row.seed for row in rows]
-        pipeline = loaded.variants.pipeline(rows[0].request)
-        sketches = partial(loaded.sketches, rows) if any(row.preview for row in rows) else None
-        return self._rendezvous.generate_all(
-            loaded.arguments(rows), seeds, on_step, pipeline=pipeline, sketches=sketches
+        pipeline = loaded.task_pipelines.pipeline(rows[0].request)
+        previews = partial(loaded.previews, rows) if any(row.preview for row in rows) else None
+        return self._batcher.generate_all(
+            loaded.arguments(rows), seeds, on_step, pipeline=pipeline, previews=previews
         )
 
     def close(self) -> None:
-        """Free the device."""
-        if self._meeting is not None:
-            self._meeting.close()
-            self._meeting = None
+        """Free the memory of the device."""
+        if self._pipeline_batcher is not None:
+            self._pipeline_batcher.close()
+            self._pipeline_batcher = None
         if self._loaded is not None:
             self._loaded.close()
-            self._loaded = None
+            self._loaded = self._sharing = None
 
     @property
-    def _rendezvous(self) -> Rendezvous:
-        assert self._meeting is not None, "warm_up comes first"
-        return self._meeting
+    def _batcher(self) -> PipelineBatcher:
+        assert self._pipeline_batcher is not None, "warm_up comes first"
+        return self._pipeline_batcher
 
     def _row_counts(self) -> list[int]:
-        """Return how many images are tried together before READY: all powers of two where each is compiled."""
+        """Return how many images to run together before READY: all powers of two where each is compiled."""
         if self._max_batch_size == 1:
             return []
         if not self._options.compile:
@@ -144,7 +147,7 @@ class StepwiseDiffusers:
         return [*(count for count in powers if count < self._max_batch_size), self._max_batch_size]
 
     def _try_together(self, steps: int) -> None:
-        """Run each row count once, and find out which requests one call makes as several do."""
+        """Run each row count once, and find out which requests share a pipeline call."""
         assert self._loaded is not None
         assert self._sharing is not None
         counts = self._row_counts()
@@ -159,18 +162,20 @@ class StepwiseDiffusers:
                 rows = [self._loaded.trial(steps, seed) for seed in range(counts[-1])]
                 shared = self._sharing.call_key(rows[0].request) is not None
                 for count in counts[:-1] if shared else counts:
-                    self._try(rows[:count])
-                self._try_unlike()
-        self._drops = True in drops and False not in drops
+                    self._run_apart(rows[:count])
+                self._try_different_arguments()
+        self._can_drop_rows = True in drops and False not in drops
 
-    def _try_unlike(self) -> None:
-        """Make two images together that differ in every argument that may differ within a forward."""
+    def _try_different_arguments(self) -> None:
+        """Generate two images together that differ in every argument that may differ within a forward."""
         assert self._loaded is not None
         guidance = self._loaded.model.guidance_scale
         other = None if guidance is None else guidance + 0.5
-        self._try(
-            [self._loaded.trial(TRIAL_STEPS), self._loaded.trial(TRIAL_STEPS + 1, seed=1, guidance_scale=other)]
-        )
+        rows = [
+            self._loaded.trial(TRIAL_STEPS),
+            self._loaded.trial(TRIAL_STEPS + 1, seed=1, guidance_scale=other),
+        ]
+        self._run_apart(rows)
 
     def _try_one_call(self, task: Task, count: int, steps: int) -> bool | None:
         """Try whether requests share a pipeline call.
@@ -182,15 +187,15 @@ class StepwiseDiffusers:
         if tried is None:
             return None
         rows, alone = tried
-        without_first = self._make_or_none(rows, unwanted={0})
+        without_first = self._run_call(rows, unwanted={0})
         return without_first is not None and alike([alone[0], *without_first[1:]], alone)
 
-    def _make_or_none(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
-        """Make the images of these rows by one call; None if the pipeline can't."""
-        hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
-        task = hub.start(partial(self.make, rows, nobody_watches), images=len(rows))
+    def _run_call(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
+        """Generate the images of these rows by one call; return None if it fails. Raises `DeviceLostError`."""
+        scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
+        task = scheduler.start(partial(self.generate, rows, ignore_steps), images=len(rows))
         task.unwanted.update(unwanted)
-        while hub.step():
+        while scheduler.step():
             continue
         if task.error is not None:
             _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
@@ -198,11 +203,14 @@ class StepwiseDiffusers:
         images: list[Image] = task.result
         return images
 
-    def _try(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Make these images together, by a call each; return their tasks. Raises `StartError`."""
-        hub = Hub(timer=self.timer, caps=self.caps, costs=self.costs)
-        tasks = [hub.start(partial(self.make, [row], nobody_watches)) for row in rows]
-        while hub.step():
+    def _run_apart(self, rows: Sequence[Row]) -> list[calls.Task]:
+        """Generate these images at the same time, each by a call of its own; return the tasks.
+
+        Raises `StartError` and `DeviceLostError`.
+        """
+        scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
+        tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
+        while scheduler.step():
             continue
         for task in tasks:
             if task.error is not None:

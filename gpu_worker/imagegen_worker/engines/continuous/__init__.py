@@ -1,8 +1,8 @@
-"""Continuous batching of unmodified pipelines. Nothing in this package knows torch.
+"""Continuous batching of unmodified pipelines. Nothing in this package depends on torch.
 
-Read `calls` and `hub` first: there requests come together. `fairness` and `limits` decide who shares a forward,
-`engine` is the worker's device thread built on them. What is special about torch stands in `backends/diffusers`:
-`joining` (which calls can share), `stages` (the models), `rendezvous` (the pipelines).
+Start with `calls` and `scheduler`: there calls of several requests share forwards. `fairness` and `limits` decide
+which ones, and `engine` is the worker's device thread built on them. The torch side is in `backends/diffusers`:
+`layouts` (which calls can share), `batched_module` (the models) and `pipeline_batcher` (the pipelines).
 """
 
 from imagegen_worker.engines.continuous.engine import ContinuousEngine, StepwiseBackend

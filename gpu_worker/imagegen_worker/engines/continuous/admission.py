@@ -1,4 +1,4 @@
-"""Images that wait to be admitted to the running batch."""
+"""Queue of images that wait to be admitted to the running batch."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
@@ -8,51 +8,51 @@ T = TypeVar("T")
 
 
 class AdmissionQueue(Generic[T]):
-    """First come, first served within a shape; the shape with the fewest running images goes first.
+    """A queue for each shape: first in, first out; the shape with the fewest running images is next.
 
-    Many requests of one size therefore cannot starve another, and each waiting size gets an equal share of slots.
+    Many requests of one shape therefore can't starve another, and waiting shapes get equal shares of the batch.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Hashable, deque[T]] = {}
+        self._queues: dict[Hashable, deque[T]] = {}
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return sum(len(queue) for queue in self._queues.values())
 
     def add(self, shape: Hashable, item: T, *, first: bool = False) -> None:
-        """Let an item wait at the end of its shape's line, or `first` of all of that shape."""
-        line = self._lines.setdefault(shape, deque())
+        """Append an item to the queue of its shape, or prepend it if `first`."""
+        queue = self._queues.setdefault(shape, deque())
         if first:
-            line.appendleft(item)
+            queue.appendleft(item)
         else:
-            line.append(item)
+            queue.append(item)
 
     def shapes(self) -> Iterable[Hashable]:
-        """Return the shapes of which items wait."""
-        return self._lines.keys()
+        """Return the shapes that have waiting items."""
+        return self._queues.keys()
 
     def take(
         self, running: Counter[Hashable], ready: Callable[[Hashable], bool] = lambda shape: True
     ) -> tuple[Hashable, T] | None:
-        """Return the next item and its shape, of those that are `ready`; None if none of those waits.
+        """Remove and return the next item of a shape that is `ready`, with its shape; None if there is none.
 
-        `running` counts the images by shape.
+        `running` counts the running images by shape.
         """
-        candidates = [shape for shape in self._lines if ready(shape)]
+        candidates = [shape for shape in self._queues if ready(shape)]
         if not candidates:
             return None
-        shape = min(candidates, key=lambda shape: running[shape])  # the one that came first, among equals
-        line = self._lines.pop(shape)
-        item = line.popleft()
-        if line:
-            self._lines[shape] = line  # at the end: equals take turns
+        shape = min(candidates, key=lambda shape: running[shape])  # the first one among equals
+        queue = self._queues.pop(shape)
+        item = queue.popleft()
+        if queue:
+            self._queues[shape] = queue  # at the end, so that equals alternate
         return shape, item
 
     def discard(self, unwanted: "set[T]") -> None:
-        """Forget these items."""
-        for shape, line in list(self._lines.items()):
-            kept = deque(item for item in line if item not in unwanted)
+        """Remove these items."""
+        for shape, queue in list(self._queues.items()):
+            kept = deque(item for item in queue if item not in unwanted)
             if kept:
-                self._lines[shape] = kept
+                self._queues[shape] = kept
             else:
-                del self._lines[shape]
+                del self._queues[shape]

@@ -1,4 +1,4 @@
-"""What passes between requests on greenlets and the hub: tasks, their calls, and the stages that are called."""
+"""Tasks (pipeline calls on greenlets), the calls of models that they wait for, and the models (stages)."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
 
-class NotJoinableError(Exception):
-    """These calls can't share a forward; `reason` is a word or two, for logs and metrics."""
+class NotShareableError(Exception):
+    """These calls can't share a forward; `reason` is one or two words, for logs and metrics."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -16,44 +16,44 @@ class NotJoinableError(Exception):
 
 
 class Stage(Protocol):
-    """A model whose calls are gathered."""
+    """A model of a pipeline whose calls can share forwards."""
 
     @property
     def name(self) -> str:
-        """How logs and metrics call it."""
+        """Name in logs and metrics."""
 
     @property
     def is_denoiser(self) -> bool:
-        """Its forwards are the steps: they take turns by cost. Those of the others go first."""
+        """Whether its forwards are denoising steps, scheduled by cost. Forwards of other stages go first."""
 
     @property
     def exclusive(self) -> bool:
-        """It may keep state from call to call: one task has it to itself until that task ends."""
+        """Whether it may keep state between calls: one task has it to itself until the task ends."""
 
     @property
     def fixed_rows(self) -> int | None:
-        """Every forward is padded to this many rows; None: to none."""
+        """Number of rows to which every forward is padded; None: no padding."""
 
     def describe(self, call: "Call") -> None:
-        """Fill in what is to be known of a call before it can share: `key`, `rows` and `reason`."""
+        """Set `key`, `rows` and `reason` of a call."""
 
     def run(self, calls: "Sequence[Call]", max_rows: int) -> list[Any]:
         """Run calls with equal keys in forwards of at most `max_rows` rows; return one output for each.
 
-        A call without a key comes alone, and is run as it is. Raises `DeviceMemoryError`, `DeviceLostError`,
-        `NotJoinableError`, or whatever the model raises.
+        A call without a key is the only one, and runs with its own arguments. Raises `DeviceMemoryError`,
+        `DeviceLostError`, `NotShareableError`, or whatever the model raises.
         """
 
     def free_memory(self) -> None:
-        """Give back to the device what is cached there."""
+        """Release cached memory of the device."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
     """A call of a stage that waits for its forward. Calls with equal keys can share one.
 
-    `key` is None for a call that can share with none, and `reason` then says why ("" if that is meant to be so).
-    A call that has no company goes without a description, for that takes time.
+    `key` is None for a call that can't share; `reason` then says why ("" if sharing is disabled). A call that
+    waits while no other does is not described, because that takes time.
     """
 
     stage: Stage
@@ -65,11 +65,11 @@ class Call:
     key: Hashable | None = None
     reason: str = ""
     payload: Any = None
-    """What the stage wants to remember."""
+    """Data of the stage."""
 
 
 class Task(greenlet):  # type: ignore[misc]
-    """One pipeline call on its way, for `images` images. `tag` is its owner's; its calls need `adapters`."""
+    """A running pipeline call for `images` images. `tag` is for its owner; its forwards need `adapters`."""
 
     def __init__(
         self,
@@ -87,35 +87,35 @@ class Task(greenlet):  # type: ignore[misc]
         self.adapters = adapters
         self.images = images
         self.unwanted: set[int] = set()
-        """Of its images, by number, those that nobody waits for any more: stages may leave out their rows."""
+        """Indexes of its images that were cancelled: stages may leave out their rows."""
         self.result: Any = None
         self.error: BaseException | None = None
         self.seconds = 0.0
-        """Its share of the time of the forwards that it took part in."""
-        self.company = images
-        """The most images that shared one forward, its own included."""
+        """Its share of the seconds of its forwards, by images."""
+        self.largest_batch = images
+        """The largest number of images in one of its forwards."""
 
     @property
     def wanted(self) -> int:
-        """How many of its images somebody waits for."""
+        """Number of its images that were not cancelled."""
         return self.images - len(self.unwanted)
 
     def run(self) -> None:
-        """Do the work, and keep what comes out. Called by greenlet at the first switch."""
+        """Run the work and store its result or error. Called by greenlet at the first switch."""
         work, self._work = self._work, None
         assert work is not None
         try:
             self.result = work()
-        except BaseException as error:  # noqa: BLE001 - the owner decides what it means
+        except BaseException as error:  # noqa: BLE001 - the owner handles it
             self.error = error
 
 
 def current_task() -> Task | None:
-    """Return the task that runs, or None outside of any."""
+    """Return the running task; None outside of any."""
     current = getcurrent()
     return current if isinstance(current, Task) else None
 
 
-def rendezvous(call: Call) -> Any:
-    """Wait for the forward of `call` and return its output. Called from within its task."""
+def wait_for_forward(call: Call) -> Any:
+    """Switch to the scheduler until the forward of `call` has run; return its output. Runs in the call's task."""
     return call.task.parent.switch(call)

@@ -1,4 +1,4 @@
-"""Several models whose requests run side by side, each on a pipeline of its own."""
+"""Several loaded models whose requests run at the same time, each on a pipeline of its own."""
 
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ManagedStepwise:
-    """Implements `StepwiseBackend` with several of them. `first` is loaded; all are on the same device."""
+    """Implements `StepwiseBackend` with the models of a manager, all on one device. `first` is a loaded one."""
 
     def __init__(self, manager: ModelManager[Any], first: StepwiseBackend) -> None:
         self._manager = manager
@@ -22,7 +22,7 @@ class ManagedStepwise:
         self._session = first.session()
 
     def session(self) -> AbstractContextManager[Any]:
-        """See `StepwiseBackend.session`: it is the thread's, not that of one model."""
+        """See `StepwiseBackend.session`: one for the thread, whatever the models."""
         return self._session
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
@@ -35,7 +35,7 @@ class ManagedStepwise:
         model: StepwiseBackend = self._manager[request.model]
         return model.drops_rows(request)
 
-    def make(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
-        """See `StepwiseBackend.make`."""
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+        """See `StepwiseBackend.generate`."""
         model: StepwiseBackend = self._manager[rows[0].request.model]
-        return model.make(rows, on_step)
+        return model.generate(rows, on_step)

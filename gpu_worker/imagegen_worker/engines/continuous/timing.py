@@ -1,4 +1,4 @@
-"""How long a forward took. Devices that work on their own know it only later, so the question comes apart."""
+"""Timers of forwards. Some devices run asynchronously, so the time of a forward may be known only later."""
 
 import time
 from collections.abc import Callable
@@ -6,32 +6,32 @@ from typing import Any, Protocol
 
 
 class Timer(Protocol):
-    """Measures pieces of work that follow each other; seconds on the device."""
+    """Measures consecutive forwards, in seconds on the device."""
 
     def start(self) -> Any:
-        """Return the mark of a piece of work that begins now."""
+        """Record the start of a forward; return its mark."""
 
     def stop(self, mark: Any) -> None:
-        """Say that the piece of work has been handed to the device."""
+        """Record the end of a forward that was queued on the device."""
 
     def seconds(self, mark: Any, *, wait: bool) -> float | None:
-        """Return how long it took; None if that is not known yet, which `wait` rules out."""
+        """Return the seconds of a forward; None if it has not ended, unless `wait`."""
 
 
 class WallTimer:
-    """For work that is done when the call returns. `clock` in seconds."""
+    """A timer for devices whose forwards have ended when the call returns. `clock` in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
 
     def start(self) -> list[float]:
-        """Return the mark of a piece of work that begins now."""
+        """Record the start of a forward; return its mark."""
         return [self._clock()]
 
     def stop(self, mark: list[float]) -> None:
-        """Say that the piece of work is done."""
+        """Record the end of a forward."""
         mark.append(self._clock())
 
     def seconds(self, mark: list[float], *, wait: bool) -> float:
-        """Return how long it took."""
+        """Return the seconds of a forward."""
         return mark[1] - mark[0]

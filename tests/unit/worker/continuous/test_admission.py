@@ -1,4 +1,4 @@
-"""Who gets the next free place."""
+"""Order in which waiting images are admitted, and the bounded cache."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.cache import BoundedCache
 
 
-def test_first_come_first_served_within_a_shape():
+def test_a_shape_is_first_in_first_out():
     line = AdmissionQueue()
     for number in range(5):
         line.add("512", number)
@@ -14,7 +14,7 @@ def test_first_come_first_served_within_a_shape():
     assert line.take(Counter()) is None
 
 
-def test_a_crowd_does_not_keep_another_shape_out():
+def test_many_images_of_one_shape_do_not_block_another():
     line = AdmissionQueue()
     for number in range(100):
         line.add("512", number)
@@ -22,7 +22,7 @@ def test_a_crowd_does_not_keep_another_shape_out():
     assert line.take(Counter({"512": 8})) == ("1024", "large")
 
 
-def test_shapes_share_places_and_nobody_starves():
+def test_shapes_share_slots_and_none_starves():
     line, running = AdmissionQueue(), Counter()
     for number in range(30):
         for shape in ("a", "b", "c"):
@@ -33,7 +33,7 @@ def test_shapes_share_places_and_nobody_starves():
     assert running == {"a": 3, "b": 3, "c": 3}
 
 
-def test_who_was_there_before_goes_first():
+def test_a_returned_item_is_first_of_its_shape():
     line = AdmissionQueue()
     line.add("a", 1)
     line.add("a", 0, first=True)
@@ -41,7 +41,7 @@ def test_who_was_there_before_goes_first():
     assert [line.take(Counter())[1] for _ in range(3)] == [0, 9, 1]
 
 
-def test_what_is_not_wanted_is_forgotten():
+def test_discarded_items_are_not_taken():
     line = AdmissionQueue()
     for number in range(4):
         line.add("a", number)
@@ -51,7 +51,7 @@ def test_what_is_not_wanted_is_forgotten():
     assert [line.take(Counter())[1] for _ in range(2)] == [1, 3]
 
 
-def test_a_cache_keeps_within_its_bytes_what_was_used_last():
+def test_a_cache_keeps_the_most_recently_used_values_within_its_bytes():
     cache = BoundedCache(100)
     cache.put("a", 1, 40)
     cache.put("b", 2, 40)

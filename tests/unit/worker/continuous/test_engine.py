@@ -1,4 +1,4 @@
-"""The seam between sockets and device: jobs in, events out, one answer for each job."""
+"""The continuous engine: commands in, events out, one answer for each job."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from imagegen_worker.engines.continuous.calls import current_task
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.timing import WallTimer
 from imagegen_worker.mailbox import Mailbox
-from tests.unit.worker.continuous.toys import ToyClock, ToyStage
+from tests.unit.worker.continuous.models import ToyClock, ToyStage
 
 
 class ToyBackend:
-    """Draws one grey pixel for a seed by as many forwards as steps; the shape of a request is its width."""
+    """Generates one grey pixel per seed by as many forwards as steps; the shape of a request is its width."""
 
     def __init__(self, stage, timer=None, *, shares_calls=True, drops_rows=False):
         self.stage = stage
@@ -35,7 +35,7 @@ class ToyBackend:
         yield
         self.open = False
 
-    def make(self, rows, on_step):
+    def generate(self, rows, on_step):
         assert self.open
         self.made.append([row.seed for row in rows])
         assert len({row.request.batch_key for row in rows}) == 1
@@ -50,7 +50,7 @@ class ToyBackend:
 
 
 class Encoder:
-    """Keeps what it gets, by number."""
+    """Stores submitted results by job number."""
 
     def __init__(self):
         self.results = {}
@@ -61,7 +61,7 @@ class Encoder:
 
 
 class Script(Mailbox):
-    """Gives each command when so many forwards have been run, and `Stop` when nothing is left to do."""
+    """Returns each command after a number of forwards, and `Stop` when nothing is left to do."""
 
     def __init__(self, stage, commands):
         super().__init__()
@@ -93,7 +93,7 @@ def job(number, *, seeds=(1,), steps=3, width=512, prompt="a cat"):
 
 
 def run(commands, *, stage=None, max_batch_size=8, timer=None):
-    """Return the events and the results after all of the commands, given as (after how many forwards, command)."""
+    """Return events and results after all commands, given as (number of forwards before it, command)."""
     stage = stage or ToyStage()
     mailbox, encoder = Script(stage, commands), Encoder()
     engine = ContinuousEngine(ToyBackend(stage, timer), encoder, max_batch_size=max_batch_size)
@@ -125,7 +125,7 @@ def test_jobs_join_and_leave_at_any_forward():
     assert [results[number].batch_size for number in (1, 2, 3)] == [3, 3, 3]
 
 
-def test_each_image_of_a_job_runs_for_itself_and_comes_in_order():
+def test_images_of_a_job_run_separately_and_are_returned_in_order():
     posted, results = run([(0, job(1, seeds=(4, 5, 6), steps=2))], max_batch_size=2)
     assert [image.getpixel((0, 0)) for image in results[1].images] == [4, 5, 6]
     assert of(ev.Started, posted) == [ev.Started((1,))]
@@ -134,7 +134,7 @@ def test_each_image_of_a_job_runs_for_itself_and_comes_in_order():
 
 
 def made_by(commands, *, stage=None, max_batch_size=8, **options):
-    """Return the seeds of each call of the backend, what was posted, and the results."""
+    """Return the seeds of each backend call, the posted events, and the results."""
     stage = stage or ToyStage()
     mailbox, encoder = Script(stage, commands), Encoder()
     backend = ToyBackend(stage, **options)
@@ -143,7 +143,7 @@ def made_by(commands, *, stage=None, max_batch_size=8, **options):
     return backend.made, mailbox.posted, encoder.results
 
 
-def test_alike_images_that_start_together_share_one_call():
+def test_images_with_equal_call_keys_that_start_together_share_one_call():
     stage = ToyStage()
     commands = [(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,))), (0, job(3, seeds=(7,), steps=2))]
     made, posted, results = made_by(commands, stage=stage)
@@ -154,19 +154,19 @@ def test_alike_images_that_start_together_share_one_call():
     assert [call.requests for call in of(ev.CallDone, posted)] == [4, 4, 3]
 
 
-def test_a_backend_that_shares_no_calls_makes_each_image_by_its_own():
+def test_without_call_keys_each_image_has_its_own_call():
     made, _, results = made_by([(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,)))], shares_calls=False)
     assert made == [[4], [5], [6]]
     assert sorted(results) == [1, 2]
 
 
-def test_who_waits_longer_starts_first_whoever_is_alike():
+def test_the_oldest_image_starts_first_even_if_others_could_share():
     commands = [(0, job(number, seeds=(number,), steps=2 + number % 2)) for number in range(8)]
     made, _, _ = made_by(commands, max_batch_size=4)
     assert made[:2] == [[0, 2], [1, 3]]
 
 
-def test_a_call_that_fails_for_several_is_made_again_image_by_image():
+def test_a_failed_call_for_several_images_is_repeated_image_by_image():
     stage = ToyStage()
     stage.poison = {13}
     commands = [
@@ -183,7 +183,7 @@ def test_a_call_that_fails_for_several_is_made_again_image_by_image():
     assert posted.count(ev.Idle()) == 1
 
 
-def test_a_call_goes_on_for_those_who_still_want_it_and_no_longer():
+def test_a_call_runs_until_all_its_jobs_are_cancelled():
     stage = ToyStage()
     commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(3)]
     commands += [(2, ev.Cancel(0)), (3, ev.Cancel(1))]
@@ -196,7 +196,7 @@ def test_a_call_goes_on_for_those_who_still_want_it_and_no_longer():
     assert sum(rows for _, rows in stage.forwards) == 3 * 4
 
 
-def test_rows_of_cancelled_images_make_room_for_others():
+def test_cancelled_images_free_their_slots():
     stage = ToyStage()
     commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(4)]
     commands += [(0, job(4, seeds=(4, 5), steps=2)), (3, ev.Cancel(0)), (3, ev.Cancel(2))]
@@ -209,7 +209,7 @@ def test_rows_of_cancelled_images_make_room_for_others():
     assert sum(rows for _, rows in stage.forwards) == 4 * 4 + 2 * (2 + 2) + 3 * 2
 
 
-def test_a_call_is_run_in_parts_where_fewer_rows_pay_better():
+def test_a_call_runs_in_parts_if_fewer_rows_are_faster():
     clock = ToyClock(lambda width, rows: 4 if rows <= 4 else rows**2)
     stage = ToyStage(clock=clock)
     commands = [(0, job(number, seeds=(number,), steps=60)) for number in range(8)]
@@ -219,14 +219,14 @@ def test_a_call_is_run_in_parts_where_fewer_rows_pay_better():
     assert late.count(4) > 0.9 * len(late)
 
 
-def test_no_more_images_run_than_allowed():
+def test_the_maximum_batch_size_is_kept():
     stage = ToyStage()
     _, results = run([(0, job(number, seeds=(1, 2))) for number in range(5)], stage=stage, max_batch_size=3)
     assert len(results) == 5
     assert max(rows for _, rows in stage.forwards) == 3
 
 
-def test_calls_tell_images_that_shared_and_images_that_came_out():
+def test_calls_report_shared_and_completed_images():
     posted, _ = run([(0, job(1, steps=2)), (0, job(2, steps=3))])
     done = of(ev.CallDone, posted)
     assert [call.requests for call in done] == [2, 2, 1]
@@ -236,14 +236,14 @@ def test_calls_tell_images_that_shared_and_images_that_came_out():
     assert done[-1].seconds_per_image is not None
 
 
-def test_calls_tell_which_jobs_shared_them():
+def test_calls_report_their_jobs():
     posted, _ = run([(0, job(1, steps=4)), (1, job(2, seeds=(1, 2), steps=2)), (2, job(3, steps=4))])
     calls = [(set(call.numbers), call.rows) for call in of(ev.CallDone, posted)]
     assert calls == [({1}, 1), ({1, 2}, 3), ({1, 2, 3}, 4), ({1, 3}, 2), ({3}, 1), ({3}, 1)]
     assert all(len(call.numbers) == len(set(call.numbers)) for call in of(ev.CallDone, posted))
 
 
-def test_each_job_tells_once_how_long_it_waited_for_its_first_forward():
+def test_the_wait_for_the_first_forward_is_reported_once_per_job():
     clock = ToyClock(lambda width, rows: 1.0)
     stage = ToyStage(clock=clock)
     commands = [(0, job(1, seeds=(1, 2), steps=3)), (2, job(2, steps=2))]
@@ -255,7 +255,7 @@ def test_each_job_tells_once_how_long_it_waited_for_its_first_forward():
 
 
 @pytest.mark.parametrize("after", range(4))
-def test_a_cancelled_job_leaves_and_nothing_is_said_of_it(after):
+def test_a_cancelled_job_ends_without_an_answer(after):
     stage = ToyStage()
     commands = [(0, job(1, steps=4)), (0, job(2, seeds=(1, 2), steps=4)), (after, ev.Cancel(2))]
     posted, results = run(commands, stage=stage)
@@ -264,13 +264,13 @@ def test_a_cancelled_job_leaves_and_nothing_is_said_of_it(after):
     assert posted.count(ev.Idle()) == 1
 
 
-def test_a_cancelled_job_that_waits_never_starts():
+def test_a_cancelled_waiting_job_never_starts():
     posted, results = run([(0, job(1)), (0, job(2)), (1, ev.Cancel(2))], max_batch_size=1)
     assert sorted(results) == [1]
     assert of(ev.Started, posted) == [ev.Started((1,))]
 
 
-def test_cancelling_what_is_not_there_does_nothing():
+def test_cancelling_an_unknown_job_does_nothing():
     posted, _ = run([(0, ev.Cancel(9))])
     assert posted == []
 
@@ -287,12 +287,12 @@ def test_a_broken_request_fails_alone():
     assert failed[2].message == "ValueError: a broken prompt"
 
 
-def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
+def test_an_invalid_request_error_of_the_backend_keeps_its_code():
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             if rows[0].request.loras:
                 raise InvalidRequestError("loras: there is no 'ink' here")
-            return super().make(rows, on_step)
+            return super().generate(rows, on_step)
 
     stage = ToyStage()
     wrong = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -303,13 +303,13 @@ def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
     assert of(ev.Failed, mailbox.posted) == [ev.Failed(2, "invalid_request", "loras: there is no 'ink' here")]
 
 
-def test_tasks_carry_the_adapters_of_their_request():
+def test_tasks_have_the_adapters_of_their_request():
     seen = []
 
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             seen.append(current_task().adapters)
-            return super().make(rows, on_step)
+            return super().generate(rows, on_step)
 
     stage = ToyStage()
     inked = ev.Job(2, dataclasses.replace(job(2).request, loras=(("ink", 1.0),)), 0.0)
@@ -319,14 +319,14 @@ def test_tasks_carry_the_adapters_of_their_request():
     assert seen == [None, (("ink", 1.0),)]
 
 
-def test_out_of_memory_is_split_and_told():
+def test_out_of_memory_is_split_and_reported():
     stage = ToyStage(fits=2)
     posted, results = run([(0, job(number)) for number in range(4)], stage=stage)
     assert len(results) == 4
     assert of(ev.CallFailed, posted) == [ev.CallFailed(4, 0.0, split=True)]
 
 
-def test_what_does_not_fit_alone_says_its_size_and_what_would():
+def test_the_error_of_an_image_that_does_not_fit_names_both_sizes():
     class Large(ToyStage):
         def _forward(self, values, key):
             self.fits = 0 if key == 2048 else None
@@ -339,16 +339,16 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
     failed = of(ev.Failed, posted)
     assert [event.code for event in failed] == ["out_of_memory"] * 2
     assert "2048x2048" in failed[0].message
-    assert "1024x1024 pixels did fit" in failed[1].message
+    assert "1024x1024 pixels fitted" in failed[1].message
 
 
-def test_the_size_of_the_first_images_is_known_to_fit():
+def test_the_error_names_the_size_of_the_first_images():
     stage = ToyStage(fits=0)
     mailbox = Script(stage, [(0, job(1))])
     ContinuousEngine(ToyBackend(stage), Encoder(), max_batch_size=1, fits=(64, 128)).run(mailbox)
     mailbox.close()
     (failed,) = of(ev.Failed, mailbox.posted)
-    assert failed.message.endswith("64x128 pixels did fit")
+    assert failed.message.endswith("64x128 pixels fitted")
 
 
 def test_a_lost_device_ends_the_engine():
@@ -360,14 +360,14 @@ def test_a_lost_device_ends_the_engine():
         run([(0, job(1))], stage=Lost())
 
 
-def test_stop_lets_what_runs_end_and_starts_nothing():
+def test_stop_finishes_running_jobs_and_starts_none():
     _, results = run([(0, job(1)), (0, job(2)), (1, ev.Stop())], max_batch_size=1)
     assert sorted(results) == [1]
 
 
-def test_what_on_step_raises_is_no_failure():
+def test_stopped_error_of_on_step_is_no_failure():
     class Backend(ToyBackend):
-        def make(self, rows, on_step):
+        def generate(self, rows, on_step):
             raise StoppedError
 
     stage = ToyStage()
@@ -377,7 +377,7 @@ def test_what_on_step_raises_is_no_failure():
     assert not of(ev.Failed, mailbox.posted)
 
 
-def test_a_large_image_does_not_starve_small_ones_nor_they_it():
+def test_large_and_small_images_do_not_starve_each_other():
     clock = ToyClock(lambda width, rows: rows * (width / 512) ** 2)
     stage = ToyStage(clock=clock)
     ended = {}
@@ -392,7 +392,7 @@ def test_a_large_image_does_not_starve_small_ones_nor_they_it():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_job_ends_in_one_answer_whatever_happens(seed):
+def test_every_job_has_exactly_one_answer(seed):
     rng = random.Random(seed)
     stage = ToyStage(fits=rng.choice([None, 1, 3]))
     stage.poison = {13}

@@ -4,17 +4,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from imagegen_worker.backends.diffusers import row_evidence  # noqa: E402
-from imagegen_worker.backends.diffusers.row_evidence import row_content  # noqa: E402
-from imagegen_worker.backends.diffusers.stages import FIRST_RECHECK, ModuleStage  # noqa: E402
-from imagegen_worker.engines.continuous.hub import Hub  # noqa: E402
+from imagegen_worker.backends.diffusers import digests  # noqa: E402
+from imagegen_worker.backends.diffusers.batched_module import BatchedModule  # noqa: E402
+from imagegen_worker.backends.diffusers.digests import row_digest  # noqa: E402
+from imagegen_worker.backends.diffusers.shared_forward import FIRST_RECHECK  # noqa: E402
 from imagegen_worker.engines.continuous.limits import RowCosts  # noqa: E402
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler  # noqa: E402
 
 SQUARE, PORTRAIT, LANDSCAPE = (torch.tensor([[ids]]) for ids in ([1, 2, 3, 4], [1, 1, 2, 2], [1, 2, 1, 2]))
 
 
 class Rotating(torch.nn.Module):
-    """Adds something of position ids and of a time to each row; `read` says how it reads the ids of all rows."""
+    """Adds a term of position ids and one of a time to each row; `read` selects how it reads the ids."""
 
     def __init__(self, read, strength=1.0):
         super().__init__()
@@ -38,18 +39,20 @@ def call(ids, time=3, rows=1):
     return {"x": torch.randn(rows, 4), "ids": ids.repeat(rows, 1, 1), "time": torch.tensor([time])}
 
 
-def meet(module, *rounds, steps=1):
+def run_together(module, *rounds, steps=1):
     """Run the calls of each round together; return the largest error, and the rows of the last forwards."""
-    stage = ModuleStage("toy", module, "forward", is_denoiser=True)
+    stage = BatchedModule("toy", module, "forward", is_denoiser=True)
     error = 0.0
     with torch.no_grad():
-        module(**call(SQUARE))  # it is seen to keep no state
+        module(**call(SQUARE))  # shows that it keeps no state
         for calls in rounds:
             expected = [stage._forward(**each)[0] for each in calls]
             events = []
-            hub = Hub(observe=events.append, costs=RowCosts(gain=-1.0))  # however long they take
-            tasks = [hub.start(lambda each=each: [module(**each)[0] for _ in range(steps)]) for each in calls]
-            while hub.step():
+            scheduler = BatchScheduler(observe=events.append, costs=RowCosts(gain=-1.0))  # however long they take
+            tasks = [
+                scheduler.start(lambda each=each: [module(**each)[0] for _ in range(steps)]) for each in calls
+            ]
+            while scheduler.step():
                 pass
             for task, output in zip(tasks, expected, strict=True):
                 assert task.error is None
@@ -60,20 +63,20 @@ def meet(module, *rounds, steps=1):
 
 @pytest.mark.parametrize("strength", [1.0, 0.003], ids=["strong", "within the tolerance of outputs"])
 @pytest.mark.parametrize("reading", READINGS)
-def test_ids_of_other_shapes_are_never_applied_to_a_row(reading, strength):
+def test_position_ids_of_one_image_never_reach_another(reading, strength):
     torch.manual_seed(0)
     module = Rotating(READINGS[reading], strength)
     squares, mixed = (
         [call(SQUARE), call(SQUARE, 5)],
         [call(PORTRAIT), call(LANDSCAPE, 5), call(PORTRAIT, 7, rows=2)],
     )
-    error, rows = meet(module, squares, mixed, mixed)
+    error, rows = run_together(module, squares, mixed, mixed)
     assert error < 1e-6
     # What can be shared is: the portraits among each other in any case.
     assert rows == ([4] if reading == "row by row" else [3, 1])
 
 
-def test_times_are_read_row_by_row_or_equal():
+def test_timesteps_are_read_row_by_row_or_must_be_equal():
     torch.manual_seed(0)
 
     class First(Rotating):
@@ -82,25 +85,25 @@ def test_times_are_read_row_by_row_or_equal():
 
     module = First(READINGS["row by row"])
     equal, unlike = [call(SQUARE), call(SQUARE)], [call(SQUARE), call(SQUARE, 8), call(SQUARE, 8)]
-    error, rows = meet(module, equal, unlike, unlike)
+    error, rows = run_together(module, equal, unlike, unlike)
     assert error < 1e-6
     assert sorted(rows) == [1, 2]
 
 
-def test_equality_is_checked_again_in_time():
+def test_shared_forwards_are_compared_again_later():
     torch.manual_seed(0)
     module = Rotating(READINGS["row by row"])
     mixed = [call(PORTRAIT), call(LANDSCAPE, 5)]
-    assert meet(module, mixed, mixed)[1] == [2]
-    stage = ModuleStage("toy", module, "forward", is_denoiser=True)
+    assert run_together(module, mixed, mixed)[1] == [2]
+    stage = BatchedModule("toy", module, "forward", is_denoiser=True)
     events = []
-    hub = Hub(observe=events.append, costs=RowCosts(gain=-1.0))  # however long they take
+    scheduler = BatchScheduler(observe=events.append, costs=RowCosts(gain=-1.0))  # however long they take
     with torch.no_grad():
         module(**call(SQUARE))
         for each in mixed:
-            hub.start(lambda each=each: [module(**each) for _ in range(3 * FIRST_RECHECK)])
+            scheduler.start(lambda each=each: [module(**each) for _ in range(3 * FIRST_RECHECK)])
         turned = False
-        while hub.step():
+        while scheduler.step():
             if not turned and [event.rows for event in events[-20:]] == [2] * 20:
                 module.read, turned = READINGS["row 0"], True  # as no model should
     stage.remove()
@@ -109,20 +112,18 @@ def test_equality_is_checked_again_in_time():
     assert events[-1].rows == 1
 
 
-def test_the_content_of_equal_rows_is_that_of_one():
-    assert row_content(PORTRAIT) == row_content(PORTRAIT.repeat(3, 1, 1)) != row_content(LANDSCAPE)
-    assert (
-        row_content(torch.tensor(3)) == row_content(torch.tensor([3.0, 3.0])) != row_content(torch.tensor([3, 4]))
-    )
-    assert row_content([PORTRAIT, PORTRAIT]) == row_content([PORTRAIT])
+def test_equal_rows_have_the_digest_of_one_row():
+    assert row_digest(PORTRAIT) == row_digest(PORTRAIT.repeat(3, 1, 1)) != row_digest(LANDSCAPE)
+    assert row_digest(torch.tensor(3)) == row_digest(torch.tensor([3.0, 3.0])) != row_digest(torch.tensor([3, 4]))
+    assert row_digest([PORTRAIT, PORTRAIT]) == row_digest([PORTRAIT])
 
 
-def test_the_content_is_read_once_for_each_version_of_a_tensor(monkeypatch):
+def test_a_digest_is_computed_once_for_each_version_of_a_tensor(monkeypatch):
     reads = []
-    read = row_evidence._read
-    monkeypatch.setattr(row_evidence, "_read", lambda tensor: reads.append(tensor) or read(tensor))
+    read = digests._read_rows
+    monkeypatch.setattr(digests, "_read_rows", lambda tensor: reads.append(tensor) or read(tensor))
     ids = PORTRAIT.clone()
-    before = [row_content(ids) for _ in range(3)]
+    before = [row_digest(ids) for _ in range(3)]
     ids.add_(1)
-    assert row_content(ids) not in before
+    assert row_digest(ids) not in before
     assert len(reads) == 2

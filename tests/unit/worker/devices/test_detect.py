@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from imagegen_worker.devices.detect import detect, driver_gpus, torch_gpus
+from imagegen_worker.devices.detect import detect_gpus, driver_gpus, torch_gpus
 from imagegen_worker.devices.gpu import Gpu
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
 
@@ -41,14 +41,14 @@ def python(tmp_path):
 
 def test_nvml_is_believed(driver, tmp_path):
     folder = driver("0000:01:00.0", B)
-    assert [gpu.uuid for gpu in detect(StandIn(Card(A)), driver_folder=folder)] == [A]
-    assert detect(StandIn(), driver_folder=folder) == []
+    assert [gpu.uuid for gpu in detect_gpus(StandIn(Card(A)), driver_folder=folder)] == [A]
+    assert detect_gpus(StandIn(), driver_folder=folder) == []
 
 
 def test_without_nvml_the_drivers_files_tell_it(driver):
     driver("0000:a1:00.0", B, "Two")
     folder = driver("0000:01:00.0", A, "One")
-    assert detect(NO_DRIVER, driver_folder=folder) == [
+    assert detect_gpus(NO_DRIVER, driver_folder=folder) == [
         Gpu(number=0, index=0, name="One", uuid=A),
         Gpu(number=1, index=1, name="Two", uuid=B),
     ]
@@ -65,7 +65,7 @@ def test_with_a_device_that_nobody_explains_torch_is_asked(tmp_path, python, nam
     devices.mkdir()
     (devices / name).touch()
     elsewhere = {"driver_folder": tmp_path / "none", "device_folder": devices}
-    gpus = detect(NO_DRIVER, python=python("""echo '["One", "Two"]'"""), **elsewhere)
+    gpus = detect_gpus(NO_DRIVER, python=python("""echo '["One", "Two"]'"""), **elsewhere)
     assert gpus == [Gpu(number=0, index=0, name="One"), Gpu(number=1, index=1, name="Two")]
 
 
@@ -75,7 +75,7 @@ def test_without_any_device_torch_is_not_asked(tmp_path, python):
     (devices / "nvidiactl").touch()
     asked = tmp_path / "asked"
     elsewhere = {"driver_folder": tmp_path / "none", "device_folder": devices}
-    assert detect(NO_DRIVER, python=python(f"touch {asked}; echo '[]'"), **elsewhere) == []
+    assert detect_gpus(NO_DRIVER, python=python(f"touch {asked}; echo '[]'"), **elsewhere) == []
     assert not asked.exists()
 
 
@@ -88,7 +88,7 @@ def test_torch_counts_every_gpu_in_the_order_of_the_bus(monkeypatch, python):
 @pytest.mark.parametrize("answer", ["exit 1", "echo no", ":"])
 def test_a_torch_that_can_not_be_asked_is_no_gpu(python, answer, caplog):
     assert torch_gpus(python(answer)) == []
-    assert "torch could not be asked for GPUs" in caplog.text
+    assert "GPU detection by torch failed" in caplog.text
 
 
 def test_the_real_torch_can_be_asked(caplog):

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from imagegen_worker.devices.gpu import Gpu, listing
+from imagegen_worker.devices.gpu import Gpu, format_gpus
 from imagegen_worker.devices.nvml import list_gpus
-from imagegen_worker.devices.readings import Gauge, Readings, read
+from imagegen_worker.devices.readings import GpuMonitor, GpuReadings, read_gpu
 from tests.unit.worker.devices.standin import MIG, A, B, Card, NVMLError, StandIn, split_card
 
 
@@ -47,10 +47,12 @@ def test_without_a_driver_nvml_says_so():
 
 def test_a_listing_says_what_an_error_needs():
     gpus = list_gpus(StandIn(Card(A, "One"), split_card(2)))
-    assert listing([]) == "none"
-    assert listing(gpus) == (f"0 (One, {A}); 1 (NVIDIA Test Card MIG 1g.10gb, {MIG[0]}, GPU 1-mig2 of this host)")
-    assert listing(gpus[1:]).startswith("0 (")
-    assert listing([Gpu(number=0, index=0, name="One")]) == "0 (One)"
+    assert format_gpus([]) == "none"
+    assert format_gpus(gpus) == (
+        f"0 (One, {A}); 1 (NVIDIA Test Card MIG 1g.10gb, {MIG[0]}, GPU 1-mig2 of this host)"
+    )
+    assert format_gpus(gpus[1:]).startswith("0 (")
+    assert format_gpus([Gpu(number=0, index=0, name="One")]) == "0 (One)"
 
 
 # ---- readings ----------------------------------------------------------------------------------------------
@@ -72,12 +74,12 @@ def now():
 
 
 @pytest.fixture
-def gauge(nvml, now):
-    return Gauge(A, nvml, clock=lambda: now[0])
+def monitor(nvml, now):
+    return GpuMonitor(A, nvml, clock=lambda: now[0])
 
 
-def test_readings_are_in_base_units(gauge):
-    got = gauge.readings()
+def test_readings_are_in_base_units(monitor):
+    got = monitor.readings()
     assert (got.memory_used, got.memory_total) == (2_000, 80_000)
     assert (got.utilization, got.temperature, got.power) == (0.37, 61, 312.5)
     assert got.clocks == {"sm": 1_980_000_000, "memory": 2_619_000_000}
@@ -94,53 +96,53 @@ def test_readings_are_in_base_units(gauge):
         ("reasons", ("throttled",)),
     ],
 )
-def test_each_field_is_missing_by_itself(card, nvml, gauge, missing, fields):
+def test_each_field_is_missing_by_itself(card, nvml, monitor, missing, fields):
     setattr(card, missing, None)
-    got = gauge.readings()
-    for name in Readings.__dataclass_fields__:
+    got = monitor.readings()
+    for name in GpuReadings.__dataclass_fields__:
         assert bool(getattr(got, name)) == (name not in fields), name
 
 
-def test_a_missing_clock_leaves_the_other(card, gauge):
+def test_a_missing_clock_leaves_the_other(card, monitor):
     del card.clocks[2]
-    assert gauge.readings().clocks == {"sm": 1_980_000_000}
+    assert monitor.readings().clocks == {"sm": 1_980_000_000}
 
 
 def test_an_instance_is_read_by_its_own_uuid():
     nvml = StandIn(split_card(1))
     nvml.nvmlInit()
     nvml.cards[0].parts[1].memory = (5, 10)
-    assert read(nvml, MIG[0]).memory_used == 5
+    assert read_gpu(nvml, MIG[0]).memory_used == 5
 
 
-def test_readings_are_kept_for_a_second(card, nvml, gauge, now):
-    gauge.readings()
+def test_readings_are_kept_for_a_second(card, nvml, monitor, now):
+    monitor.readings()
     card.temperature = 80
     now[0] += 0.9
-    assert gauge.readings().temperature == 61
+    assert monitor.readings().temperature == 61
     now[0] += 0.2
-    assert gauge.readings().temperature == 80
+    assert monitor.readings().temperature == 80
     assert (nvml.reads, nvml.open) == (2, 1)
 
 
-def test_a_card_that_is_lost_and_comes_back(card, gauge, now):
+def test_a_card_that_is_lost_and_comes_back(card, monitor, now):
     card.lost = True
-    assert gauge.readings() == Readings()
+    assert monitor.readings() == GpuReadings()
     card.lost = False
     now[0] += 1.0
-    assert gauge.readings().temperature == 61
+    assert monitor.readings().temperature == 61
 
 
-def test_a_driver_that_comes_later(nvml, gauge, now):
+def test_a_driver_that_comes_later(nvml, monitor, now):
     nvml.driver = False
-    assert gauge.readings() == Readings()
+    assert monitor.readings() == GpuReadings()
     nvml.driver = True
     now[0] += 1.0
-    assert gauge.readings().temperature == 61
+    assert monitor.readings().temperature == 61
 
 
-def test_nobody_waits_long_for_a_driver_that_hangs(monkeypatch, nvml, gauge):
-    monkeypatch.setattr("imagegen_worker.devices.readings.PATIENCE_SECONDS", 0.01)
+def test_nobody_waits_long_for_a_driver_that_hangs(monkeypatch, nvml, monitor):
+    monkeypatch.setattr("imagegen_worker.devices.readings.LOCK_TIMEOUT_SECONDS", 0.01)
     inside, go_on = threading.Event(), threading.Event()
 
     def hang(card):
@@ -149,9 +151,9 @@ def test_nobody_waits_long_for_a_driver_that_hangs(monkeypatch, nvml, gauge):
         return 1
 
     nvml.nvmlDeviceGetPowerUsage = hang
-    stuck = threading.Thread(target=gauge.readings)
+    stuck = threading.Thread(target=monitor.readings)
     stuck.start()
     assert inside.wait(60)
-    assert gauge.readings() == Readings()
+    assert monitor.readings() == GpuReadings()
     go_on.set()
     stuck.join(60)

@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagegen_worker.core.events import Exit, Tick
 from imagegen_worker.supervisor.core import (
     DRAIN_SIGNAL,
-    Exit,
     Exited,
-    Note,
-    Policy,
+    LogEvent,
+    RestartPolicy,
     Signal,
     Signalled,
     Start,
     SupervisorCore,
 )
 
-POLICY = Policy(first_wait=1.0, longest_wait=8.0, steady_seconds=60.0)
+POLICY = RestartPolicy(first_delay=1.0, max_delay=8.0, reset_after=60.0)
 
 
 class Bench:
@@ -31,7 +31,7 @@ class Bench:
         self.starts = []
         self.running = set()
         self.signals = []
-        self.notes = []
+        self.log = []
         self.status = None
         self.advance(0.0)
 
@@ -46,8 +46,8 @@ class Bench:
                 case Signal(worker, number):
                     assert worker in self.running
                     self.signals.append((worker, number))
-                case Note():
-                    self.notes.append(action)
+                case LogEvent():
+                    self.log.append(action)
                 case Exit(status):
                     self.status = status
 
@@ -55,7 +55,7 @@ class Bench:
         end = self.now + seconds
         while (due := self.core.next_deadline()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.do(self.core.tick(self.now))
+            self.do(self.core.handle(Tick(), self.now))
         self.now = end
 
     def exited(self, worker, status):
@@ -82,8 +82,8 @@ def test_a_dead_worker_is_started_again_and_nobody_else_is_touched(status):
     bench.advance(0.01)
     assert bench.starts[3:] == [(1, 111.0)]
     assert not bench.signals
-    (note,) = bench.notes
-    assert (note.level, note.worker, note.fields["status"]) == (logging.ERROR, 1, status)
+    (line,) = bench.log
+    assert (line.level, line.worker, line.fields["status"]) == (logging.ERROR, 1, status)
 
 
 def test_waits_grow_to_a_bound():
@@ -121,8 +121,8 @@ def test_a_permanent_end_is_said_once_and_not_repeated(status, level):
     bench.exited(0, status)
     bench.advance(10_000)
     assert len(bench.starts) == 2
-    (note,) = bench.notes
-    assert (note.level, note.worker, note.fields["status"]) == (level, 0, status)
+    (line,) = bench.log
+    assert (line.level, line.worker, line.fields["status"]) == (level, 0, status)
     assert bench.status is None
 
 
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_in_the_drain_is_told_of_and_stays_dead(status):
     bench.exited(1, 0)
     assert len(bench.starts) == 2
     assert bench.status == status
-    assert any(note.level == logging.ERROR and note.worker == 0 for note in bench.notes)
+    assert any(line.level == logging.ERROR and line.worker == 0 for line in bench.log)
 
 
 def test_nobody_is_started_after_the_signal():

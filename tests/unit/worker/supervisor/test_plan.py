@@ -8,8 +8,8 @@ import pytest
 from imagegen_common.addresses import ConfigError
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.devices.nvml import list_gpus
-from imagegen_worker.devices.visible import GpuMissingError
-from imagegen_worker.supervisor.plan import about, children, plan
+from imagegen_worker.devices.selection import GpuMissingError
+from imagegen_worker.supervisor.plan import log_fields, plan, worker_commands
 from tests.unit.worker.devices.standin import MIG, A, B, Card, StandIn, split_card
 
 HOST = socket.gethostname()
@@ -92,20 +92,20 @@ def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_warning():
     assert not made.supervised
     (spec,) = made.specs
     assert (spec.config.device, spec.config.gpu_uuid, spec.environment) == ("cpu", None, {})
-    assert made.warnings == ("there is no GPU: the model runs on the CPU",)
+    assert made.warnings == ("no GPU found: the model runs on the CPU",)
     hidden = planned(environment={"CUDA_VISIBLE_DEVICES": ""})
     assert hidden.specs[0].config.device == "cpu"
-    assert "CUDA_VISIBLE_DEVICES=: it is empty; there are: 0 (One, " in hidden.warnings[0]
+    assert "CUDA_VISIBLE_DEVICES=: it is empty; GPUs found: 0 (One, " in hidden.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("gpu", "cards", "environment", "fields", "words"),
     [
-        ("2", CARDS, {}, {}, f"there is no GPU 2; there are: 0 (One, {A}); 1 (Two, {B})"),
-        ("0,1,2", CARDS, {}, {}, "there is no GPU 2"),
-        ("1", CARDS, {"CUDA_VISIBLE_DEVICES": "1"}, {}, f"there are: 0 (Two, {B}, GPU 1 of this host)"),
-        ("0", (), {}, {}, "--gpu 0: there is no GPU; --device cpu does without"),
-        (None, (), {}, {"device": "cuda"}, "--device cuda: there is no GPU; --device cpu does without"),
+        ("2", CARDS, {}, {}, f"GPU 2 not found; GPUs found: 0 (One, {A}); 1 (Two, {B})"),
+        ("0,1,2", CARDS, {}, {}, "GPU 2 not found"),
+        ("1", CARDS, {"CUDA_VISIBLE_DEVICES": "1"}, {}, f"GPUs found: 0 (Two, {B}, GPU 1 of this host)"),
+        ("0", (), {}, {}, "--gpu 0: no GPU found; use --device cpu to run without one"),
+        (None, (), {}, {"device": "cuda"}, "--device cuda: no GPU found; use --device cpu to run without one"),
         (None, CARDS, {"CUDA_VISIBLE_DEVICES": "x"}, {"device": "cuda"}, "CUDA_VISIBLE_DEVICES hides 0 (One"),
         ("0", CARDS, {"CUDA_VISIBLE_DEVICES": ""}, {}, "CUDA_VISIBLE_DEVICES hides 0 (One"),
     ],
@@ -118,7 +118,9 @@ def test_a_gpu_that_is_not_there_is_an_error(gpu, cards, environment, fields, wo
 
 def test_an_entry_named_in_vain_is_told():
     warning, _ = planned(environment={"CUDA_VISIBLE_DEVICES": "0,9"}).warnings
-    assert warning.startswith("CUDA_VISIBLE_DEVICES=0,9: '9' is no GPU, which hides it and all after it")
+    assert warning.startswith(
+        "CUDA_VISIBLE_DEVICES=0,9: '9' is not a GPU, which hides it and all entries after it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_an_entry_named_in_vain_is_told():
 )
 def test_among_unlike_cards_the_order_of_numbers_is_told(environment, warned):
     warnings = planned(environment=environment).warnings
-    assert any("numbers are those of nvidia-smi" in warning for warning in warnings) == warned
+    assert any("its numbers are read as nvidia-smi's" in warning for warning in warnings) == warned
     alike = planned(cards=(Card(A), Card(B)), environment=environment)
     assert not alike.warnings
 
@@ -162,12 +164,12 @@ def test_names_and_ports_of_several_follow_their_numbers():
 @pytest.mark.parametrize(
     ("gpu", "fields", "words"),
     [
-        (A, {}, "workers that use no GPU take numbers only, as 0,1, got 'GPU-"),
-        ("1,1", {}, "--gpu 1,1: 1 is named twice"),
-        ("0-3", {}, "--gpu must be numbers or UUIDs with commas between, as 0,2, got '0-3'"),
+        (A, {}, "expected numbers such as 0,1 for workers that use no GPU, got 'GPU-"),
+        ("1,1", {}, "--gpu 1,1: 1 is listed twice"),
+        ("0-3", {}, "--gpu must be numbers or UUIDs separated by commas, such as 0,2, got '0-3'"),
         ("1024", {}, "--gpu must be from 0 to 1023, got 1024"),
         ("0,1", {"http_port": 65535}, "--http-port 65535: the port of GPU 1 would be 65536"),
-        ("0,1", {"name": "n" * 127}, "--name must name 1 to 128 characters"),
+        ("0,1", {"name": "n" * 127}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
 def test_what_can_not_be_meant(gpu, fields, words):
@@ -181,20 +183,20 @@ def test_what_can_not_be_meant(gpu, fields, words):
 
 def test_a_process_has_the_same_options_and_its_own_last():
     given = ["--broker", "tcp://a:1", "--gpu", "0,1", "--http-port", "9101", "--vae-tiling"]
-    for number, child in enumerate(children(planned("0,1", http_port=9101), given)):
+    for number, command in enumerate(worker_commands(planned("0,1", http_port=9101), given)):
         head = [sys.executable, "-P", "-m", "imagegen_worker"]
         own = ["--gpu", "0", "--name", f"{HOST}-gpu{number}", "--http-port", str(9101 + number)]
-        assert child.command == [*head, *given, *own]
-        assert child.environment == {
+        assert command.command == [*head, *given, *own]
+        assert command.environment == {
             "CUDA_VISIBLE_DEVICES": (A, B)[number],
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "IMAGEGEN_SUPERVISED": "1",
         }
         name = ("One", "Two")[number]
-        assert child.about == {
+        assert command.log_fields == {
             "worker": f"{HOST}-gpu{number}", "gpu": number, "gpu_uuid": (A, B)[number], "gpu_name": name,
         }  # fmt: skip
 
 
 def test_a_worker_without_gpu_has_no_uuid_to_tell():
-    assert about(simulated("1").specs[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}
+    assert log_fields(simulated("1").specs[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}

@@ -8,14 +8,14 @@ import threading
 import psutil
 import pytest
 
-from imagegen_worker.supervisor.core import Policy
-from imagegen_worker.supervisor.shell import Child, Supervisor
+from imagegen_worker.supervisor.core import RestartPolicy
+from imagegen_worker.supervisor.shell import Supervisor, WorkerCommand
 
-QUICK = Policy(first_wait=0.01, longest_wait=0.02, steady_seconds=3600.0)
+QUICK = RestartPolicy(first_delay=0.01, max_delay=0.02, reset_after=3600.0)
 
 
 def child(script, **environment):
-    return Child(command=["sh", "-c", script], environment=environment, about={"worker": script[:20]})
+    return WorkerCommand(command=["sh", "-c", script], environment=environment, log_fields={"worker": script[:20]})
 
 
 def supervise(*children):
@@ -44,7 +44,7 @@ def after():
 def test_when_all_have_ended_for_good_it_ends_with_the_worst_status(caplog):
     caplog.set_level(logging.INFO)
     assert supervise(child("exit 0"), child("exit 78"), child("exit 2")) == 78
-    told = [record for record in caplog.records if record.message == "worker ended, not started again"]
+    told = [record for record in caplog.records if record.message == "worker exited, not restarted"]
     assert sorted(record.fields["status"] for record in told) == [0, 2, 78]
 
 
@@ -53,14 +53,14 @@ def test_a_worker_that_dies_is_started_until_it_lives(tmp_path, caplog):
     third = f"test $(wc -l < {tmp_path}/runs) -ge 3 && exit 0; kill -9 $$"
     assert supervise(child(count + third)) == 0
     assert (tmp_path / "runs").read_text() == "x\n" * 3
-    died = [record.fields for record in caplog.records if "to be started again" in record.message]
-    assert [(fields["status"], fields["deaths_in_a_row"]) for fields in died] == [(137, 1), (137, 2)]
+    died = [record.fields for record in caplog.records if "restart scheduled" in record.message]
+    assert [(fields["status"], fields["failures"]) for fields in died] == [(137, 1), (137, 2)]
 
 
 def test_a_program_that_is_not_there_is_tried_again(tmp_path, caplog, after):
     program = tmp_path / "program"
-    after(lambda: caplog.text.count("worker can't be started") >= 2, lambda: program.symlink_to("/bin/true"))
-    assert supervise(Child(command=[str(program)])) == 0
+    after(lambda: caplog.text.count("worker start failed") >= 2, lambda: program.symlink_to("/bin/true"))
+    assert supervise(WorkerCommand(command=[str(program)])) == 0
 
 
 def test_environment_and_input(tmp_path):
@@ -76,7 +76,7 @@ def send(number):
 def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number, caplog):
     drained = tmp_path / "drained"
     worker = f"trap 'touch {drained}; exit 0' USR1; touch {tmp_path}/up; while :; do sleep 0.01; done"
-    after(lambda: (tmp_path / "up").exists() and "not started again" in caplog.text, send(number))
+    after(lambda: (tmp_path / "up").exists() and "not restarted" in caplog.text, send(number))
     assert supervise(child(worker), child("exit 2")) == 0
     assert drained.exists()
 

@@ -1,0 +1,288 @@
+"""`ClientSessions`: the messages of clients, and their liveness."""
+
+import logging
+from itertools import islice
+
+from imagegen_broker.core.events import Payload, SendToClient
+from imagegen_broker.core.outbox import Outbox
+from imagegen_broker.core.records import Client, Request, State
+from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.errors import (
+    CancelledError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+)
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
+from imagegen_protocol.messages import (
+    Ack,
+    BrokerHeartbeat,
+    Cancel,
+    ClientMessage,
+    Error,
+    Goodbye,
+    Submit,
+)
+
+_MIN_RETRY_SECONDS = 0.5
+_MAX_RETRY_SECONDS = 60.0
+_UNMEASURED_RETRY_SECONDS = 5.0
+"""Advice to clients while no request has been answered yet."""
+_MISSED_PER_INTERVAL = 8
+"""Missed answers sent again to a client in each interval, in addition to one for each that it acknowledges."""
+_MAX_LISTED_MODELS = 64
+"""Models that an error lists; the size of its header is limited."""
+
+
+class ClientSessions:
+    """The connected clients: registration, requests, acknowledgements, cancels and departures."""
+
+    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox, dispatching_from: float) -> None:
+        """`dispatching_from` is the time from which the broker knows the workers and their models."""
+        self._table = table
+        self._scheduler = scheduler
+        self._outbox = outbox
+        self._settings = table.settings
+        self.by_id: dict[bytes, Client] = {}
+        """The clients by routing id."""
+        self._dispatching_from = dispatching_from
+        self._sessions = 0
+
+    def handle(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
+        """Handle a message of a client, except the answer to a StatsQuery."""
+        client = self.by_id.get(client_id)
+        if client is None:
+            if isinstance(message, Goodbye):
+                return
+            if len(self.by_id) >= self._settings.max_clients:
+                self._reject_client(client_id, message)
+                return
+            client = self._register(client_id, now)
+        client.last_received = now
+        if (client.blocked or client.missed) and now >= client.retry_at:
+            client.retry_at = now + self._settings.interval
+            self._resend_missed(client, _MISSED_PER_INTERVAL, now)
+        match message:
+            case Submit():
+                self._submit(client, message, payload, now)
+            case Ack(request_ids=ids):
+                for request_id in ids:
+                    self._acknowledge(client, request_id)
+                if client.missed:
+                    self._resend_missed(client, len(ids), now)
+            case Cancel(request_id=request_id):
+                self._cancel(client, request_id, now)
+            case Goodbye():
+                self.remove(client)
+
+    # ---- sessions -------------------------------------------------------------------------------
+
+    def tick(self, now: float, *, expire: bool) -> None:
+        """Send a heartbeat to each client; with `expire`, remove those that have been silent for too long."""
+        for client in list(self.by_id.values()):
+            if expire and now - client.last_received > self._settings.silence:
+                self._table.counters.clients_lost += 1
+                requests = len(client.requests)
+                self._outbox.log(logging.WARNING, "client lost", client=client.session, requests=requests)
+                self.remove(client)
+            else:
+                self._send_heartbeat(client)
+
+    def remove(self, client: Client) -> None:
+        """Remove a client and all its requests."""
+        for request in list(client.requests.values()):
+            if request.state is not State.DELIVERED:
+                self._table.counters.abandoned += 1
+                self._table.log("request abandoned", request, request.worker)
+            self._table.remove(request, acknowledged=False)
+        del self.by_id[client.id]
+        self._outbox.discard_client(client.id)
+
+    def send_failed(self, client_id: bytes, answered_id: bytes | None) -> None:
+        """Mark a client's connection as blocked; `answered_id` is the request whose answer it missed, if any."""
+        client = self.by_id.get(client_id)
+        if client is None:
+            return
+        client.blocked = True
+        request = None if answered_id is None else client.requests.get(answered_id)
+        if request is not None and request.state is State.DELIVERED:
+            client.missed[request.id] = None
+
+    def _register(self, client_id: bytes, now: float) -> Client:
+        self._sessions += 1
+        client = Client(id=client_id, session=self._sessions, last_received=now)
+        self.by_id[client_id] = client
+        self._send_heartbeat(client)
+        return client
+
+    def _reject_client(self, client_id: bytes, message: ClientMessage) -> None:
+        """Reject a client beyond the maximum without storing anything about it."""
+        text = f"the broker has {len(self.by_id)} clients, which is the maximum"
+        self._table.counters.rejected[OverloadedError.code] += 1
+        request_id = message.request_id if isinstance(message, Submit | Cancel) else None
+        self._log_rejection(None, request_id, OverloadedError.code)
+        retry = self._settings.silence
+        answer = Error(request_id=request_id, code=OverloadedError.code, message=text, retry_after_seconds=retry)
+        self._outbox.send(SendToClient(client_id, answer))
+
+    def _send_heartbeat(self, client: Client) -> None:
+        heartbeat = BrokerHeartbeat(
+            epoch=self._settings.epoch,
+            session=client.session,
+            interval_seconds=self._settings.interval,
+            liveness=self._settings.liveness,
+        )
+        self._outbox.send(SendToClient(client.id, heartbeat))
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def _submit(self, client: Client, message: Submit, payload: Payload, now: float) -> None:
+        known = self._table.requests.get(message.request_id)
+        if known is not None:
+            self._submitted_again(client, known, message, now)
+            return
+        if self._table.recent_ids.get(message.request_id) == client.id:
+            return  # acknowledged recently: this copy was delayed
+        if (rejection := self._rejection(client, message, payload, now)) is not None:
+            self._table.counters.rejected[rejection.code] += 1
+            self._log_rejection(client, message.request_id, rejection.code)
+            self._outbox.send(SendToClient(client.id, rejection))
+            return
+        model = message.model or self._table.default_model
+        deadline = None if message.timeout_seconds is None else now + message.timeout_seconds
+        self._table.add(Request(message, client, model, payload, arrived_at=now, deadline=deadline))
+        self._outbox.accept(client.id, message.request_id)
+
+    def _submitted_again(self, client: Client, request: Request, message: Submit, now: float) -> None:
+        """Confirm a request that was sent again; another client that knows its id becomes its owner."""
+        if request.client is not client:
+            self._table.transfer(request, client)
+        self._table.resubmit(request, message)
+        self._outbox.accept(client.id, request.id)
+        if request.state is State.DELIVERED:
+            self._resend_answer(request, now)
+
+    def _acknowledge(self, client: Client, request_id: bytes) -> None:
+        request = self._table.requests.get(request_id)
+        if request is not None and request.client is client:
+            self._table.counters.acknowledged += 1
+            self._table.remove(request, acknowledged=True)
+
+    def _cancel(self, client: Client, request_id: bytes, now: float) -> None:
+        request = self._table.requests.get(request_id)
+        answer = Error(request_id=request_id, code=CancelledError.code, message="the request was cancelled")
+        if request is None:
+            self._outbox.send(SendToClient(client.id, answer))
+        elif request.client is client and request.state is not State.DELIVERED:
+            self._table.fail(request, answer, now)
+
+    # ---- answers --------------------------------------------------------------------------------
+
+    def resend_unacknowledged(self, now: float) -> None:
+        """Send answers again that have not been acknowledged in time; the time doubles with each resend."""
+        for resends, waiting in enumerate(self._table.unacknowledged):
+            timeout = 2 * self._settings.interval * 2**resends
+            while waiting:
+                request = next(iter(waiting.values()))
+                if now - request.answered_at < timeout:
+                    break
+                self._resend_answer(request, now)
+
+    def _resend_missed(self, client: Client, count: int, now: float) -> None:
+        """Send some missed answers again, since a message of the client shows that its connection may work."""
+        client.blocked = False
+        for request_id in list(islice(client.missed, count)):
+            del client.missed[request_id]
+            self._resend_answer(client.requests[request_id], now)
+
+    def _resend_answer(self, request: Request, now: float) -> None:
+        """Send the answer of a DELIVERED request again, or ask the worker that holds it to do so."""
+        if request.client.blocked:
+            request.client.missed[request.id] = None
+        elif request.answer is not None:
+            self._table.send_answer(request, request.answer)
+        elif request.worker is not None:
+            self._outbox.resend(request.worker.id, request.id)
+        else:
+            self._table.requeue(request, "answer_lost", now)
+            return
+        self._table.count_resend(request, now)
+
+    # ---- rejections -----------------------------------------------------------------------------
+
+    def _rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
+        """Return the ERROR with which a new request is rejected, or None if it is accepted."""
+        text = None
+        if not payload:
+            text = "a submit needs a body frame after the header"
+        elif len(payload) >= MAX_FRAMES:
+            text = f"the message has {len(payload) + 1} frames, at most {MAX_FRAMES} are allowed"
+        elif len(payload[0]) > MAX_BODY_BYTES:
+            text = f"the body is {len(payload[0])} bytes long, at most {MAX_BODY_BYTES} are allowed"
+        elif (largest := max(map(len, payload))) > MAX_FRAME_BYTES:
+            text = f"a frame is {largest} bytes long, at most {MAX_FRAME_BYTES} are allowed"
+        if text is not None:
+            return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
+        if message.model is not None and self._is_unknown(message.model, now):
+            text = self._unknown_model(message.model)
+            return Error(request_id=message.request_id, code=ModelNotFoundError.code, message=text)
+        if (text := self._overload(client, sum(map(len, payload)))) is not None:
+            return Error(
+                request_id=message.request_id,
+                code=OverloadedError.code,
+                message=text,
+                retry_after_seconds=self._retry_seconds(),
+            )
+        return None
+
+    def _is_unknown(self, model: str, now: float) -> bool:
+        """Return whether no worker has served a model since the broker started."""
+        pool = self._scheduler.pool
+        return now >= self._dispatching_from and len(pool) > 0 and not pool.has_served(model)
+
+    def _unknown_model(self, model: str) -> str:
+        models = self._scheduler.pool.models()
+        served = ", ".join(models[:_MAX_LISTED_MODELS])
+        if len(models) > _MAX_LISTED_MODELS:
+            served += f" and {len(models) - _MAX_LISTED_MODELS} more"
+        return f"no worker serves the model {model!r}; served are: {served}"
+
+    def reject_unknown_models(self, now: float) -> None:
+        """End requests that were accepted before the broker knew that no worker serves their model."""
+        queue = self._scheduler.queue
+        for model in queue.models():
+            if model is None or not self._is_unknown(model, now):
+                continue
+            text = self._unknown_model(model)
+            for request in list(queue.in_order(model)):
+                answer = Error(request_id=request.id, code=ModelNotFoundError.code, message=text)
+                self._table.fail(request, answer, now)
+
+    def _overload(self, client: Client, size: int) -> str | None:
+        """Return which maximum one more request of `size` bytes would exceed, or None."""
+        settings, table = self._settings, self._table
+        if len(table.requests) >= settings.max_requests:
+            return f"the broker holds {len(table.requests)} requests, which is the maximum"
+        if table.bytes + size > settings.max_bytes:
+            return f"the broker holds {table.bytes} bytes of requests, at most {settings.max_bytes} are allowed"
+        if len(client.requests) >= settings.max_requests_per_client:
+            return f"this client has {len(client.requests)} requests here, which is the maximum for one client"
+        if client.held_bytes + size > settings.max_bytes_per_client:
+            allowed = f"at most {settings.max_bytes_per_client} are allowed"
+            return f"this client has {client.held_bytes} bytes of requests here, {allowed}"
+        return None
+
+    def _retry_seconds(self) -> float:
+        rate = self._table.answer_rate.per_second
+        if rate <= 0:
+            return _UNMEASURED_RETRY_SECONDS
+        # One request fits after one answer; a tenth of the backlog leaves room for the other clients that retry.
+        wait = max(1.0, len(self._table.requests) / 10) / rate
+        return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
+
+    def _log_rejection(self, client: Client | None, request_id: bytes | None, code: str) -> None:
+        if self._settings.log_requests and request_id is not None:
+            session = {} if client is None else {"client": client.session}
+            fields = {"request_id": request_id.hex(), "outcome": code, **session}
+            self._outbox.log(logging.INFO, "request rejected", **fields)

@@ -1,0 +1,299 @@
+"""`RequestTable`: every request and its state. All state changes go through it, so its indexes always agree."""
+
+import logging
+from collections import OrderedDict
+
+import msgspec
+
+from imagegen_broker.core.counters import Counters, Rate
+from imagegen_broker.core.deadlines import Deadlines
+from imagegen_broker.core.events import Payload, SendToClient, StateChange
+from imagegen_broker.core.holder_index import HolderIndex
+from imagegen_broker.core.outbox import Outbox
+from imagegen_broker.core.records import TRANSITIONS, Assignment, Client, Request, Settings, State, Worker
+from imagegen_broker.core.requeue_limits import exceeded
+from imagegen_broker.scheduling.queue_positions import QueuePositions
+from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.errors import GenerationFailedError
+from imagegen_protocol.messages import Error, Submit
+
+_UNACKNOWLEDGED = frozenset({State.DISPATCHED, State.DELIVERED})
+"""States that count against a client's maximum of unacknowledged requests."""
+_MAX_RESENDS = 5
+"""Number of resends up to which the time until the next one is doubled."""
+
+
+class RequestTable:
+    """The state machine of requests, and the indexes of requests by client, worker, state and time."""
+
+    def __init__(
+        self, settings: Settings, scheduler: Scheduler, positions: QueuePositions, outbox: Outbox, rate: Rate
+    ) -> None:
+        self.settings = settings
+        self._scheduler = scheduler
+        self._positions = positions
+        self._outbox = outbox
+        self.answer_rate = rate
+        self.counters = Counters()
+        self.default_model = settings.default_model
+        """The model of requests that name none; None while it is not known."""
+        self.requests: dict[bytes, Request] = {}
+        self.bytes = 0
+        """Bytes of all payloads."""
+        self.unacknowledged = tuple(OrderedDict[bytes, Request]() for _ in range(_MAX_RESENDS + 1))
+        """DELIVERED requests by number of resends; within one, by the time of the last sending."""
+        self.deadlines = Deadlines()
+        self.holders = HolderIndex()
+        self.recent_ids: OrderedDict[bytes, bytes] = OrderedDict()
+        """Recently finished ids, each with the client that acknowledged it, or b"" if none did."""
+        self.max_unacknowledged = settings.max_unacknowledged_per_client
+        """Maximum of one client's requests that are DISPATCHED or DELIVERED; see `capacity_changed`."""
+        self._busy_clients: dict[bytes, Client] = {}
+        """Clients with at least as many as the setting allows; few, because each has that many requests."""
+
+    # ---- entering and leaving the table ---------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Add a new request: queue it, or attach it to a worker that already holds it."""
+        self.requests[request.id] = request
+        request.client.add(request)
+        self.bytes += request.size
+        self.recent_ids.pop(request.id, None)
+        self.counters.accepted += 1
+        if (holder := self.holders.orphan_of(request)) is not None:
+            self.attach(request, holder)
+        else:
+            self._enqueue(request)
+        self.deadlines.add(request, len(self.requests))
+
+    def remove(self, request: Request, *, acknowledged: bool) -> None:
+        """Remove a request, and have the worker that has it or its answer release it."""
+        worker, is_answered = request.worker, request.state is State.DELIVERED
+        self._transition(request, State.GONE)
+        del self.requests[request.id]
+        request.client.remove(request)
+        self.bytes -= request.size
+        self._remember(request.id, request.client.id if acknowledged else b"")
+        if worker is not None:
+            # An unfinished request occupies the worker; an answer only its memory.
+            self._outbox.release(worker.id, request.id, urgent=not is_answered)
+
+    def _remember(self, request_id: bytes, client_id: bytes) -> None:
+        self.recent_ids[request_id] = client_id
+        self.recent_ids.move_to_end(request_id)
+        if len(self.recent_ids) > self.settings.max_recent_ids:
+            self.recent_ids.popitem(last=False)
+
+    def transfer(self, request: Request, client: Client) -> None:
+        """Make another client the owner of a request."""
+        is_queued, is_unacknowledged = request.state is State.QUEUED, request.state in _UNACKNOWLEDGED
+        if is_queued:
+            self._scheduler.queue.remove(request)
+        elif is_unacknowledged:
+            self._count_unacknowledged(request.client, -1)
+        request.client.remove(request)
+        client.add(request)
+        if is_queued:
+            self._scheduler.queue.push(request, requeued=request.requeued)
+        elif is_unacknowledged:
+            self._count_unacknowledged(client, 1)
+
+    def resubmit(self, request: Request, submit: Submit) -> None:
+        """Take over from a repeated SUBMIT which progress its client wants to receive."""
+        wanted = {"progress": submit.progress, "preview": submit.preview}
+        request.submit = msgspec.structs.replace(request.submit, **wanted)
+        if request.state is State.QUEUED:
+            self._positions.follow(request)
+
+    def set_default_model(self, model: str | None) -> None:
+        """Set the model of requests that name none, and of those that wait because no default was known."""
+        self.default_model = model
+        for request in list(self._scheduler.queue.in_order(None)):
+            self._scheduler.queue.remove(request)
+            request.model = model
+            self._scheduler.queue.push(request)
+
+    # ---- states ---------------------------------------------------------------------------------
+
+    def _enqueue(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
+        """Move a request to QUEUED; see `FairQueue.push`."""
+        is_new = request.state is State.NEW
+        self._transition(request, State.QUEUED)
+        if not is_new:
+            self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
+        self._scheduler.queue.push(request, requeued=requeued, first=first)
+        self._positions.follow(request)
+
+    def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
+        """Requeue a request whose worker or answer is gone, or end it if that has happened too often.
+
+        A request that its worker did not finish precedes those that never left the queue. One whose answer was
+        lost takes its client's turn: it is repeated for a client that did not acknowledge it in time.
+        `is_death`: the reason is already counted in `deaths`.
+        """
+        if not is_death:
+            request.requeues[reason] = request.requeues.get(reason, 0) + 1
+            if (text := exceeded(request.requeues)) is not None:
+                self._give_up(request, text, now)
+                return
+        self.counters.requeued[reason] += 1
+        self.log("request requeued", request, request.worker, reason=reason)
+        is_answered = request.state is State.DELIVERED
+        self._enqueue(request, requeued=not is_answered, first=is_answered)
+        if (holder := self.holders.copy_of(request)) is not None:
+            self.attach(request, holder)  # another broker dispatched a copy of it
+
+    def _give_up(self, request: Request, text: str, now: float) -> None:
+        """End a request that was requeued too often."""
+        code = GenerationFailedError.code
+        answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
+        if request.state is State.DELIVERED:
+            request.answer = answer
+            self.send_answer(request, answer)
+            self.count_resend(request, now)
+        else:
+            self.fail(request, answer, now)
+
+    def dispatch(self, request: Request, worker: Worker, now: float) -> None:
+        """Move a request to DISPATCHED as a new attempt; its WORK must be sent now."""
+        request.attempt += 1
+        request.dispatched_at = now
+        self.counters.dispatched += 1
+        self.counters.queue_wait.observe(now - request.arrived_at)
+        worker.dispatches += 1
+        worker.last_used = self.counters.dispatched
+        self._scheduler.queue.end_turn(request)
+        self._assign(request, worker)
+
+    def attach(self, request: Request, worker: Worker) -> None:
+        """Move a request to DISPATCHED at a worker that already holds it, and ask for the answer."""
+        worker.orphans.discard(request.id)
+        self._assign(request, worker)
+        request.attempt = max(1, request.attempt)
+        request.dispatched_at = request.dispatched_at or request.arrived_at
+        self.counters.attached += 1
+        self._outbox.resend(worker.id, request.id)
+
+    def _assign(self, request: Request, worker: Worker) -> None:
+        self._transition(request, State.DISPATCHED)
+        request.worker = worker
+        worker.assign(request)
+        self._scheduler.worker_changed(worker)
+
+    def deliver(self, request: Request, worker: Worker, outcome: str, now: float) -> None:
+        """Move a request to DELIVERED with an answer that the worker holds until it is acknowledged."""
+        self._answered(request, worker, outcome, now)
+        self.hold_answer(request, worker)
+
+    def hold_answer(self, request: Request, worker: Worker) -> None:
+        """Record which worker holds the answer of a DELIVERED request."""
+        request.worker = worker
+        worker.answers[request.id] = Assignment(request, worker.beat)
+
+    def lose_answer(self, request: Request) -> None:
+        """Record that the answer of a DELIVERED request is gone; it is requeued unless the client acknowledges."""
+        if request.worker is not None:
+            del request.worker.answers[request.id]
+            request.worker = None
+
+    def fail(self, request: Request, answer: Error, now: float) -> None:
+        """Move a request to DELIVERED with an error, and have the worker that has it release it."""
+        worker = request.worker
+        self._answered(request, worker, answer.code, now)
+        request.answer = answer
+        self.send_answer(request, answer)
+        if worker is not None:
+            self._outbox.release(worker.id, request.id)
+
+    def send_answer(self, request: Request, message: Error | bytes, payload: Payload = ()) -> None:
+        """Send a terminal answer, or keep it for later if the client's connection is blocked."""
+        client = request.client
+        if client.blocked:
+            client.missed[request.id] = None
+        else:
+            self._outbox.answer(SendToClient(client.id, message, payload, request.id))
+
+    def count_resend(self, request: Request, now: float) -> None:
+        """Record that an answer was sent, or asked for, again."""
+        self.unacknowledged[request.resends].pop(request.id)
+        request.resends = min(request.resends + 1, _MAX_RESENDS)
+        request.answered_at = now
+        self.unacknowledged[request.resends][request.id] = request
+        self.counters.resent += 1
+
+    def _answered(self, request: Request, worker: Worker | None, outcome: str, now: float) -> None:
+        if self.settings.log_requests:
+            self.log(
+                "request answered",
+                request,
+                worker,
+                outcome=outcome,
+                queue_seconds=(request.dispatched_at or now) - request.arrived_at,
+                total_seconds=now - request.arrived_at,
+            )
+        self.counters.answered[outcome] += 1
+        self.counters.duration.observe(now - request.arrived_at)
+        self.answer_rate.add()
+        self._transition(request, State.DELIVERED)
+        request.answered_at = now
+        request.resends = 0
+        self.unacknowledged[0][request.id] = request
+
+    def _transition(self, request: Request, state: State) -> None:
+        """Change the state, and remove the request from the indexes of the old one."""
+        old, worker = request.state, request.worker
+        if state not in TRANSITIONS[old]:
+            raise RuntimeError(f"request {request.id.hex()} cannot go from {old.value} to {state.value}")
+        if self.settings.traces and request.submit.traceparent is not None:
+            name = None if worker is None else worker.name
+            change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
+            self._outbox.trace(change)
+        if old is State.QUEUED:
+            self._scheduler.queue.remove(request)
+            self._positions.unfollow(request)
+        elif old is State.DISPATCHED and worker is not None:
+            worker.unassign(request)
+            self._scheduler.worker_changed(worker)
+        elif old is State.DELIVERED:
+            del self.unacknowledged[request.resends][request.id]
+            request.client.missed.pop(request.id, None)
+            if worker is not None:
+                del worker.answers[request.id]
+            request.answer = None
+        request.worker = None
+        request.state = state
+        change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
+        if change_of_count:
+            self._count_unacknowledged(request.client, change_of_count)
+
+    # ---- the maximum of unacknowledged requests -------------------------------------------------
+
+    def capacity_changed(self) -> None:
+        """Set the maximum to at least twice the capacity of all workers, so that one client can fill the fleet."""
+        least = self.settings.max_unacknowledged_per_client
+        self.max_unacknowledged = max(least, 2 * self._scheduler.pool.capacity)
+        for client in self._busy_clients.values():
+            self._pause_or_resume(client)
+
+    def _count_unacknowledged(self, client: Client, change: int) -> None:
+        client.unacknowledged += change
+        if client.unacknowledged >= self.settings.max_unacknowledged_per_client:
+            self._busy_clients[client.id] = client
+        else:
+            self._busy_clients.pop(client.id, None)
+        self._pause_or_resume(client)
+
+    def _pause_or_resume(self, client: Client) -> None:
+        """Dispatch no more requests of a client at its maximum until it acknowledges."""
+        if client.unacknowledged >= self.max_unacknowledged:
+            self._scheduler.queue.pause(client.id)
+        else:
+            self._scheduler.queue.resume(client.id)
+
+    def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
+        """Log an event of a request, if such events are logged."""
+        if self.settings.log_requests:
+            about = {"request_id": request.id.hex(), "client": request.client.session, "attempt": request.attempt}
+            if worker is not None:
+                about["worker"] = worker.name
+            self._outbox.log(logging.INFO, text, **about, **fields)

@@ -1,0 +1,321 @@
+"""`WorkerSessions`: the messages of workers, and their liveness."""
+
+import logging
+
+from imagegen_broker.core.capabilities import FleetCapabilities
+from imagegen_broker.core.events import Payload, SendToClient, SendToWorker
+from imagegen_broker.core.outbox import Outbox
+from imagegen_broker.core.records import Request, State, Worker
+from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.capabilities import decode_capabilities
+from imagegen_protocol.errors import (
+    RETURNED,
+    GenerationFailedError,
+    PoisonRequestError,
+    ProtocolError,
+    WorkerNameTakenError,
+)
+from imagegen_protocol.limits import MAX_PREVIEW_BYTES
+from imagegen_protocol.messages import (
+    BrokerHeartbeat,
+    Error,
+    Goodbye,
+    Holding,
+    Progress,
+    Ready,
+    Result,
+    WorkerHeartbeat,
+    WorkerMessage,
+)
+
+
+class WorkerSessions:
+    """The registered workers: registration, lists of held requests, answers and departures."""
+
+    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox) -> None:
+        self._table = table
+        self._scheduler = scheduler
+        self._outbox = outbox
+        self._settings = table.settings
+        self.by_id: dict[bytes, Worker] = {}
+        """The workers by routing id."""
+        self.capabilities = FleetCapabilities()
+        self._sessions = 0
+        self._by_process: dict[bytes, Worker] = {}
+        self._by_name: dict[str, Worker] = {}
+
+    def handle(
+        self, worker_id: bytes, message: WorkerMessage, header: bytes, payload: Payload, now: float
+    ) -> None:
+        """Handle a message of a worker; `worker_id` is its routing id, `header` the encoded message."""
+        if isinstance(message, Ready):
+            self._ready(worker_id, message, payload, now)
+            return
+        worker = self.by_id.get(worker_id)
+        if worker is None:
+            if not isinstance(message, Goodbye):
+                self._outbox.send(SendToWorker(worker_id, self._heartbeat(session=0, beat=0)))
+            return
+        worker.last_received = now
+        match message:
+            case WorkerHeartbeat():
+                worker.reachable = True  # only a heartbeat contains the current list of held requests
+                worker.draining = message.state == "draining"
+                worker.step_age = message.step_age_seconds
+                trusted_beat = message.beat if message.session == worker.session else -1
+                self._reconcile(worker, message, trusted_beat, now)
+            case Progress():
+                self._progress(worker, message, header, payload)
+            case Result():
+                self._answer(worker, message.request_id, "result", header, payload, now)
+            case Error(request_id=request_id) if request_id is not None:
+                if message.code == RETURNED:
+                    self._returned(worker, request_id, now)
+                else:
+                    self._answer(worker, request_id, message.code, header, payload, now)
+            case Goodbye():
+                self.remove(worker, now)
+
+    def malformed(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
+        """End the request whose answer cannot be decoded; the worker would only send the same answer again."""
+        worker = self.by_id.get(worker_id)
+        if worker is None or problem.request_id is None or not problem.is_answer:
+            return
+        if (assignment := worker.assigned.get(problem.request_id)) is not None:
+            text = f"worker {worker.name!r} sent an answer that breaks the protocol: {problem.message}"
+            self._fail(assignment.request, GenerationFailedError.code, text, now)
+
+    def send_failed(self, worker_id: bytes, request_id: bytes | None) -> None:
+        """Dispatch nothing to a worker until its next heartbeat; requeue the request whose WORK was not sent."""
+        worker = self.by_id.get(worker_id)
+        if worker is None:
+            return
+        worker.reachable = False
+        self._scheduler.worker_changed(worker)
+        if request_id is not None and request_id in worker.assigned:
+            request = worker.assigned[request_id].request
+            self._table.requeue(request, "unreachable", request.dispatched_at)  # that was just now
+
+    # ---- sessions -------------------------------------------------------------------------------
+
+    def tick(self, now: float, *, expire: bool) -> None:
+        """Send a heartbeat to each worker; with `expire`, remove those that have been silent for too long."""
+        for worker in list(self.by_id.values()):
+            if expire and now - worker.last_received > self._settings.silence:
+                self.remove_dead_worker(worker, now)
+            else:
+                self._send_heartbeat(worker)
+
+    def _ready(self, worker_id: bytes, message: Ready, payload: Payload, now: float) -> None:
+        worker = self.by_id.get(worker_id)
+        if worker is None:
+            if (other := self._by_process.get(message.worker_id)) is not None:
+                self.remove(other, now)  # the same process on a new socket
+            if (other := self._by_name.get(message.name)) is not None:
+                self._reject(worker_id, other)
+                return
+            worker = self._register(worker_id, message, now)
+        if payload:
+            # A registered worker sends READY again when it knows more capabilities.
+            worker.capabilities = decode_capabilities(memoryview(payload[0]))
+            self.capabilities.changed()
+        worker.last_received = now
+        self._reconcile(worker, message, -1, now)
+        self._send_heartbeat(worker)
+
+    def _register(self, worker_id: bytes, ready: Ready, now: float) -> Worker:
+        self._sessions += 1
+        worker = Worker(id=worker_id, ready=ready, session=self._sessions, last_received=now)
+        self.by_id[worker_id] = self._by_process[ready.worker_id] = self._by_name[ready.name] = worker
+        self._scheduler.add_worker(worker)
+        self._table.capacity_changed()
+        self._table.counters.workers_registered += 1
+        self._outbox.log(
+            logging.INFO,
+            "worker registered",
+            worker=ready.name,
+            host=ready.host,
+            gpu=ready.gpu_id,
+            models=",".join(ready.models),
+            capacity=ready.capacity,
+        )
+        # Unless the operator has chosen a default, it is the first model that was served and still is.
+        default = self._table.default_model
+        if default is None or (self._settings.default_model is None and not self._scheduler.pool.serves(default)):
+            self._table.set_default_model(ready.models[0])
+        return worker
+
+    def _reject(self, worker_id: bytes, holder: Worker) -> None:
+        self._outbox.log(logging.WARNING, "worker rejected", worker=holder.name, reason="name_taken")
+        text = f"a live worker on {holder.ready.host} is named {holder.name!r}; choose another name with --name"
+        self._outbox.send(SendToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
+
+    def remove(self, worker: Worker, now: float) -> None:
+        """Remove a worker that has left, and requeue its requests."""
+        self._remove_session(worker)
+        self._log_departure(logging.INFO, "worker left", worker, now)
+        for assignment in list(worker.assigned.values()):
+            self._table.requeue(assignment.request, "worker_left", now)
+        self._outbox.discard_worker(worker.id)
+
+    def remove_dead_worker(self, worker: Worker, now: float) -> None:
+        """Remove a worker that has died, and requeue its requests, or end those that too many died on."""
+        self._table.counters.workers_lost += 1
+        self._remove_session(worker)
+        self._log_departure(logging.WARNING, "worker lost", worker, now)
+        self._requeue_after_failure(worker, "worker_lost", "died", now)
+        self._outbox.discard_worker(worker.id)
+
+    def _remove_session(self, worker: Worker) -> None:
+        self._scheduler.remove_worker(worker)
+        self._table.capacity_changed()
+        del self.by_id[worker.id], self._by_process[worker.ready.worker_id], self._by_name[worker.name]
+        self.capabilities.changed()
+        self._table.holders.update(worker, frozenset())
+        for assignment in list(worker.answers.values()):
+            self._table.lose_answer(assignment.request)
+
+    def _log_departure(self, level: int, text: str, worker: Worker, now: float) -> None:
+        silent = now - worker.last_received
+        requests = len(worker.assigned)
+        self._outbox.log(level, text, worker=worker.name, silent_seconds=silent, requests=requests)
+
+    def _requeue_after_failure(self, worker: Worker, reason: str, failure: str, now: float) -> None:
+        """Requeue a worker's requests. Those that were running count its failure as a death, up to a maximum."""
+        for assignment in list(worker.assigned.values()):
+            request = assignment.request
+            is_death = request.id in worker.running
+            if is_death:
+                request.deaths.append(f"attempt {request.attempt} on {worker.name!r}, which {failure}")
+            if len(request.deaths) >= self._settings.max_attempts:
+                text = f"{len(request.deaths)} workers failed while running it: {'; '.join(request.deaths)}"
+                self._fail(request, PoisonRequestError.code, text, now)
+            else:
+                self._table.requeue(request, reason, now, is_death=is_death)
+
+    def _fail(self, request: Request, code: str, text: str, now: float) -> None:
+        answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
+        self._table.fail(request, answer, now)
+
+    # ---- heartbeats -----------------------------------------------------------------------------
+
+    def _heartbeat(self, session: int, beat: int) -> BrokerHeartbeat:
+        return BrokerHeartbeat(
+            epoch=self._settings.epoch,
+            session=session,
+            beat=beat,
+            interval_seconds=self._settings.interval,
+            liveness=self._settings.liveness,
+        )
+
+    def _send_heartbeat(self, worker: Worker) -> None:
+        worker.beat += 1
+        self._outbox.send(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
+
+    def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int, now: float) -> None:
+        """Compare the requests that a worker holds with those that the broker assigned to it.
+
+        A request that was sent before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
+        """
+        worker.stats = listed.stats
+        worker.seconds_per_image = listed.seconds_per_image
+        worker.warm = frozenset(listed.warm)
+        worker.set_running(frozenset(listed.running), now)
+        worker.finished = frozenset(listed.finished)
+        active = worker.running.union(listed.queued)
+        self._table.holders.update(worker, active | worker.finished)
+        self._check_step_age(worker, now)
+        worker.foreign = {request_id for request_id in active if request_id not in worker.assigned}
+        for request_id, assignment in list(worker.assigned.items()):
+            if request_id in active or assignment.beat >= trusted_beat:
+                continue
+            if request_id in worker.finished:
+                assignment.beat = worker.beat  # ask once per round trip, not once per heartbeat
+                self._outbox.resend(worker.id, request_id)
+            else:
+                self._table.requeue(assignment.request, "lost", now)
+        for request_id, assignment in list(worker.answers.items()):
+            if request_id not in worker.finished and assignment.beat < trusted_beat:
+                self._table.lose_answer(assignment.request)
+        for request_id in (*listed.running, *listed.queued, *listed.finished):
+            if request_id not in worker.assigned:
+                self._claim(worker, request_id, usable=request_id in worker.finished or not worker.stuck)
+        self._scheduler.worker_changed(worker)
+
+    def _check_step_age(self, worker: Worker, now: float) -> None:
+        """Requeue the requests of a worker whose device hangs, although its heartbeats continue."""
+        limit = self._settings.step_timeout
+        is_stuck = bool(limit) and worker.step_age is not None and worker.step_age > (limit or 0)
+        was_stuck, worker.stuck = worker.stuck, is_stuck
+        if is_stuck and not was_stuck:
+            self._table.counters.workers_stuck += 1
+            self._outbox.log(
+                logging.WARNING,
+                "worker hung",
+                worker=worker.name,
+                step_age_seconds=worker.step_age,
+                requests=len(worker.assigned),
+            )
+            self._requeue_after_failure(worker, "worker_stuck", "hung", now)
+
+    def _claim(self, worker: Worker, request_id: bytes, *, usable: bool) -> None:
+        """Decide about a listed id that is not assigned to the worker, or whose answer was delivered.
+
+        `usable`: the worker has the answer, or is expected to produce it.
+        """
+        request = self._table.requests.get(request_id)
+        worker.orphans.discard(request_id)
+        if request is None:
+            acknowledged_by = self._table.recent_ids.get(request_id)
+            if acknowledged_by is not None:
+                self._outbox.release(worker.id, request_id)
+            if usable and not acknowledged_by:  # its client may still submit it to this broker
+                worker.orphans.add(request_id)
+        elif request.state is State.QUEUED:
+            if usable:
+                self._table.attach(request, worker)
+        elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
+            self._table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
+        elif request.worker is not worker:
+            self._outbox.release(worker.id, request_id)
+
+    # ---- answers --------------------------------------------------------------------------------
+
+    def _progress(self, worker: Worker, message: Progress, header: bytes, payload: Payload) -> None:
+        assignment = worker.assigned.get(message.request_id)
+        if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
+            return
+        request = assignment.request
+        is_preview = request.submit.preview and len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
+        self._outbox.send(SendToClient(request.client.id, header, payload if is_preview else ()))
+
+    def _answer(
+        self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float
+    ) -> None:
+        table = self._table
+        if request_id in worker.foreign:
+            worker.foreign.discard(request_id)
+            self._scheduler.worker_changed(worker)
+        request = table.requests.get(request_id)
+        if request is None:
+            if request_id in table.recent_ids:
+                self._outbox.release(worker.id, request_id)
+            return
+        if request.state is State.DELIVERED and request.worker is None and request.answer is None:
+            table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
+        elif request.worker is not worker and request.state is not State.QUEUED:
+            self._outbox.release(worker.id, request_id)
+            return
+        elif request.state is not State.DELIVERED:
+            table.deliver(request, worker, outcome, now)
+        table.send_answer(request, header, payload)
+
+    def _returned(self, worker: Worker, request_id: bytes, now: float) -> None:
+        """Requeue a request that a draining worker has not started."""
+        worker.draining = True
+        assignment = worker.assigned.get(request_id)
+        if assignment is not None:
+            self._table.requeue(assignment.request, "returned", now)
+        self._scheduler.worker_changed(worker)
+        self._outbox.release(worker.id, request_id)

@@ -1,0 +1,266 @@
+"""The queue: priority first, then requests that came back from a worker, then fair share between clients.
+
+A request waits in one client queue, which belongs to its client, its model, its priority, and to whether it came
+back from a worker. Every operation is O(1) in the number of requests and clients; `pause` and `resume` are
+O(client queues of the client). Iterating over the priorities counts as O(1): there are at most 201.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from imagegen_broker.core.records import Request
+
+
+class _ClientQueue:
+    """The waiting requests of one client, in order, and the number of images that they ask for."""
+
+    __slots__ = ("images", "requests")
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[bytes, Request] = OrderedDict()
+        self.images = 0
+
+    def push(self, request: Request, *, first: bool) -> None:
+        """Add a request at the end, or at the front if `first`."""
+        requests = self.requests
+        if not requests:
+            request.queue_index = 0
+        elif first:
+            request.queue_index = next(iter(requests.values())).queue_index - 1
+        else:
+            request.queue_index = next(reversed(requests.values())).queue_index + 1
+        requests[request.id] = request
+        if first:
+            requests.move_to_end(request.id, last=False)
+        self.images += request.images
+
+
+class _RoundRobin:
+    """Client queues that are served in turn. The queues of paused clients have no turn."""
+
+    __slots__ = ("paused", "ready", "turns")
+
+    def __init__(self) -> None:
+        self.turns: OrderedDict[bytes, _ClientQueue] = OrderedDict()
+        """By client; the next one comes first."""
+        self.paused: dict[bytes, _ClientQueue] = {}
+        self.ready = 0
+        """Number of requests in `turns`."""
+
+    def __bool__(self) -> bool:
+        return bool(self.turns or self.paused)
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yield the requests of clients that are not paused, in the order of turns. O(n) for the first n."""
+        queues: Iterable[Iterator[Request]] = (iter(queue.requests.values()) for queue in self.turns.values())
+        while queues:
+            remaining = []
+            for queue in queues:
+                if (request := next(queue, None)) is not None:
+                    yield request
+                    remaining.append(queue)
+            queues = remaining
+
+    def max_position(self, request: Request) -> int:
+        """Return how many requests precede this one if all other client queues are as long as its own."""
+        requests = self.turns[request.client.id].requests
+        ahead = request.queue_index - next(iter(requests.values())).queue_index
+        return min(ahead + (len(self.turns) - 1) * (ahead + 1), self.ready - 1)
+
+
+class _PriorityLevel:
+    """The requests of one model and one priority."""
+
+    __slots__ = ("new", "requeued")
+
+    def __init__(self) -> None:
+        self.requeued = _RoundRobin()
+        """Requests that came back from a worker; they precede the others."""
+        self.new = _RoundRobin()
+
+    @property
+    def ready(self) -> int:
+        """The number of requests whose clients are not paused."""
+        return self.requeued.ready + self.new.ready
+
+    def part_of(self, request: Request) -> _RoundRobin:
+        """Return the part in which a request waits."""
+        return self.requeued if request.requeued else self.new
+
+    def max_position(self, request: Request) -> int:
+        """Return an upper bound of the number of requests of this level that precede this one."""
+        before = 0 if request.requeued else self.requeued.ready
+        return before + self.part_of(request).max_position(request)
+
+
+class FairQueue:
+    """Waiting requests, by model.
+
+    Within a model the highest priority goes first; within a priority, requests that came back from a worker.
+    Otherwise clients take turns of one request, so a client's 10,000 requests do not starve another client's one.
+    Requests of a paused client wait: they are neither returned by `peek` nor counted by `images`.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str | None, dict[int, _PriorityLevel]] = {}
+        self._waiting: dict[str | None, int] = {}
+        self._ready: dict[str | None, int] = {}
+        self._images: dict[str | None, int] = {}
+        self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
+        """Where each client has a queue, and the model of that queue."""
+        self._paused: set[bytes] = set()
+        """Ids of the paused clients."""
+
+    def __len__(self) -> int:
+        return sum(self._waiting.values())
+
+    def models(self) -> list[str | None]:
+        """Return the models that requests wait for."""
+        return list(self._waiting)
+
+    def waiting(self, model: str | None) -> int:
+        """Return how many requests wait for the model, those of paused clients included."""
+        return self._waiting.get(model, 0)
+
+    def images(self, model: str | None) -> int:
+        """Return how many images the requests ask for that may be dispatched for the model."""
+        return self._images.get(model, 0)
+
+    def ready_by_model(self) -> dict[str | None, int]:
+        """Return a copy of how many requests may be dispatched, for each model that requests wait for."""
+        return self._ready.copy()
+
+    # ---- paused clients -------------------------------------------------------------------------
+
+    @property
+    def paused_clients(self) -> int:
+        """The number of paused clients."""
+        return len(self._paused)
+
+    def is_paused(self, client_id: bytes) -> bool:
+        """Return whether a client is paused."""
+        return client_id in self._paused
+
+    def pause(self, client_id: bytes) -> None:
+        """Dispatch no request of a client until `resume`. O(client queues of the client)."""
+        if client_id in self._paused:
+            return
+        self._paused.add(client_id)
+        for part, model in self._client_queues.get(client_id, {}).items():
+            queue = part.paused[client_id] = part.turns.pop(client_id)
+            part.ready -= len(queue.requests)
+            self._ready[model] -= len(queue.requests)
+            self._images[model] -= queue.images
+
+    def resume(self, client_id: bytes) -> None:
+        """Give a paused client turns again, behind the other clients. O(client queues of the client)."""
+        if client_id not in self._paused:
+            return
+        self._paused.discard(client_id)
+        for part, model in self._client_queues.get(client_id, {}).items():
+            queue = part.turns[client_id] = part.paused.pop(client_id)
+            part.ready += len(queue.requests)
+            self._ready[model] += len(queue.requests)
+            self._images[model] += queue.images
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def push(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
+        """Add a request. `requeued`: it came back from a worker. `first`: put it first in its client's queue."""
+        client_id, model, priority = request.client.id, request.model, request.priority
+        levels = self._models.setdefault(model, {})
+        level = levels.get(priority)
+        if level is None:
+            level = levels[priority] = _PriorityLevel()
+        request.requeued = requeued
+        part = level.part_of(request)
+        is_paused = client_id in self._paused
+        queues = part.paused if is_paused else part.turns
+        queue = queues.get(client_id)
+        if queue is None:
+            queue = queues[client_id] = _ClientQueue()
+            self._client_queues.setdefault(client_id, {})[part] = model
+        queue.push(request, first=first)
+        self._waiting[model] = self._waiting.get(model, 0) + 1
+        if self._waiting[model] == 1:
+            self._ready[model] = self._images[model] = 0
+        if not is_paused:
+            part.ready += 1
+            self._ready[model] += 1
+            self._images[model] += request.images
+
+    def peek(self, model: str | None) -> Request | None:
+        """Return the next request that may be dispatched for the model, or None."""
+        levels = self._models.get(model)
+        if not levels:
+            return None
+        for priority in sorted(levels, reverse=True):
+            level = levels[priority]
+            turns = level.requeued.turns or level.new.turns
+            if turns:
+                return next(iter(next(iter(turns.values())).requests.values()))
+        return None
+
+    def in_order(self, model: str | None) -> Iterator[Request]:
+        """Yield all requests for a model in the order of dispatch if nothing changed; paused clients come last."""
+        levels = self._models.get(model, {})
+        order = sorted(levels, reverse=True)
+        for priority in order:
+            yield from levels[priority].requeued
+            yield from levels[priority].new
+        for priority in order:
+            for part in (levels[priority].requeued, levels[priority].new):
+                for queue in part.paused.values():
+                    yield from queue.requests.values()
+
+    def max_position(self, request: Request) -> int:
+        """Return an upper bound of how many requests precede a waiting one, in O(1); `in_order` counts exactly.
+
+        It is exact if only one client waits, and for the first request of a client that has just arrived.
+        """
+        if request.client.id in self._paused:
+            return self._waiting[request.model] - 1
+        levels = self._models[request.model]
+        higher = sum(level.ready for priority, level in levels.items() if priority > request.priority)
+        return higher + levels[request.priority].max_position(request)
+
+    def end_turn(self, request: Request) -> None:
+        """Move the client of a request that `peek` returned behind the other clients."""
+        level = self._models[request.model][request.priority]
+        level.part_of(request).turns.move_to_end(request.client.id)
+
+    def remove(self, request: Request) -> None:
+        """Remove a request. Raises KeyError if it does not wait."""
+        client_id, model, images = request.client.id, request.model, request.images
+        levels = self._models[model]
+        level = levels[request.priority]
+        part = level.part_of(request)
+        is_paused = client_id in self._paused
+        queues = part.paused if is_paused else part.turns
+        queue = queues[client_id]
+        del queue.requests[request.id]
+        queue.images -= images
+        if not is_paused:
+            part.ready -= 1
+            self._ready[model] -= 1
+            self._images[model] -= images
+        if not queue.requests:
+            del queues[client_id]
+            self._remove_client_queue(client_id, part)
+        if not level.requeued and not level.new:
+            del levels[request.priority]
+        remaining = self._waiting[model] - 1
+        if remaining:
+            self._waiting[model] = remaining
+        else:
+            del self._waiting[model], self._ready[model], self._images[model], self._models[model]
+
+    def _remove_client_queue(self, client_id: bytes, part: _RoundRobin) -> None:
+        own = self._client_queues[client_id]
+        del own[part]
+        if not own:
+            del self._client_queues[client_id]
+
+    def __iter__(self) -> Iterator[Request]:
+        for model in self._models:
+            yield from self.in_order(model)

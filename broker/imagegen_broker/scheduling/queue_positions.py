@@ -1,0 +1,114 @@
+"""Queue positions and estimated starts of waiting requests, at a cost that does not grow with the queue."""
+
+from collections import OrderedDict
+from itertools import islice
+from typing import NamedTuple
+
+from imagegen_broker.core.counters import Rate
+from imagegen_broker.core.records import Request
+from imagegen_broker.scheduling.estimates import Throughput, seconds_to_start, throughput
+from imagegen_broker.scheduling.scheduler import Scheduler
+
+EXACT_POSITIONS = 1000
+"""Number of positions that are counted from the head of the queue in each interval, over all models."""
+FURTHER_POSITIONS = 250
+"""Number of requests further back that are examined in each interval, in turn."""
+_NOTABLE_SECONDS = 1.0
+_NOTABLE_SHARE = 0.2
+"""An estimated start is reported again when it has changed by more than both of these."""
+
+
+class QueuePosition(NamedTuple):
+    """A queue position to report to the client of a request."""
+
+    request: Request
+    position: int
+    """Number of requests that precede it, at most."""
+    seconds_to_start: float | None
+
+
+class QueuePositions:
+    """Finds the positions to report: when a request enters the queue, then once an interval if it has changed."""
+
+    def __init__(self, scheduler: Scheduler, answer_rate: Rate) -> None:
+        self._scheduler = scheduler
+        self._answer_rate = answer_rate
+        self._new: dict[bytes, Request] = {}
+        """Requests that have entered the queue since the last report."""
+        self._reported: OrderedDict[bytes, Request] = OrderedDict()
+        """Requests whose position has been reported; the one examined longest ago comes first."""
+        self._throughputs: dict[str | None, Throughput | None] = {}
+        """Cache for one interval, since computing a throughput is O(workers)."""
+        self._generation = 0
+
+    @property
+    def followed(self) -> set[bytes]:
+        """The ids of the waiting requests whose clients follow them."""
+        return {*self._new, *self._reported}
+
+    def follow(self, request: Request) -> None:
+        """Report the position of a waiting request from now on, if its client asked for progress."""
+        self.unfollow(request)
+        request.reported_position = None
+        if request.progress:
+            self._new[request.id] = request
+
+    def unfollow(self, request: Request) -> None:
+        """Report no more positions of a request."""
+        self._new.pop(request.id, None)
+        self._reported.pop(request.id, None)
+
+    def new(self) -> list[QueuePosition]:
+        """Return upper bounds for the requests that have entered the queue since the last call."""
+        if not self._new:
+            return []
+        new, self._new = self._new, {}
+        self._reported.update(new)
+        found = (self._examine(request, self._scheduler.queue.max_position(request)) for request in new.values())
+        return [position for position in found if position is not None]
+
+    def tick(self) -> list[QueuePosition]:
+        """Return exact positions at the head of the queue, and some upper bounds behind it. Once an interval."""
+        queue = self._scheduler.queue
+        self._throughputs.clear()
+        models = queue.models()
+        found: list[QueuePosition | None] = []
+        for model in models[:EXACT_POSITIONS] if self._reported else ():
+            first = islice(queue.in_order(model), max(1, EXACT_POSITIONS // len(models)))
+            for position, request in enumerate(first):
+                if request.id in self._reported:
+                    found.append(self._examine(request, position))
+        for _ in range(min(FURTHER_POSITIONS, len(self._reported) - len(found))):
+            request = next(iter(self._reported.values()))
+            found.append(self._examine(request, queue.max_position(request)))
+        return [position for position in found if position is not None]
+
+    def _examine(self, request: Request, position: int) -> QueuePosition | None:
+        """Return a position if it differs notably from the last one that was reported."""
+        self._reported.move_to_end(request.id)
+        if request.client.blocked:
+            return None
+        # A paused client's requests start when it acknowledges, which cannot be estimated.
+        is_paused = self._scheduler.queue.is_paused(request.client.id)
+        current = (position, None if is_paused else self._seconds(request.model, position))
+        if request.reported_position is not None and not _differs(request.reported_position, current):
+            return None
+        request.reported_position = current
+        return QueuePosition(request, *current)
+
+    def _seconds(self, model: str | None, position: int) -> float | None:
+        pool = self._scheduler.pool
+        if self._generation != pool.generation:
+            self._generation = pool.generation
+            self._throughputs.clear()
+        if model not in self._throughputs:
+            self._throughputs[model] = throughput(pool.serving(model), self._answer_rate.per_second)
+        current = self._throughputs[model]
+        return None if current is None else seconds_to_start(position, current)
+
+
+def _differs(reported: tuple[int, float | None], current: tuple[int, float | None]) -> bool:
+    before, after = reported[1], current[1]
+    if reported[0] != current[0] or before is None or after is None:
+        return reported != current
+    return abs(after - before) > max(_NOTABLE_SECONDS, _NOTABLE_SHARE * before)

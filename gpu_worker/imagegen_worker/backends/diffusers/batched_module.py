@@ -1,0 +1,226 @@
+"""A method of a model whose calls from tasks wait for shared forwards; see `engines.continuous.scheduler`."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from imagegen_worker.backends.diffusers import outputs
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.layouts import count_rows, describe
+from imagegen_worker.backends.diffusers.module_state import StateMonitor
+from imagegen_worker.backends.diffusers.prompt_cache import PromptCache
+from imagegen_worker.backends.diffusers.shared_forward import CallKind, ForwardGroup, SharedForwards
+from imagegen_worker.engines.continuous.cache import BoundedCache
+from imagegen_worker.engines.continuous.calls import (
+    Call,
+    NotShareableError,
+    Task,
+    current_task,
+    wait_for_forward,
+)
+
+
+class BatchedModule:
+    """Implements `Stage` for one method of a module, which it replaces.
+
+    `shares` False: no two calls share a forward. `adapted`: adapters change the output, so that only calls with
+    equal ones share; `activate` puts those of a task into effect before each forward.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: torch.nn.Module,
+        method: str,
+        *,
+        is_denoiser: bool = False,
+        shares: bool = True,
+        fixed_rows: int | None = None,
+        cache: "BoundedCache[bytes, Any] | None" = None,
+        adapted: bool = True,
+        activate: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.is_denoiser = is_denoiser
+        self.fixed_rows = fixed_rows
+        self._module = module
+        self._method = method
+        self._shares = shares
+        self._cache = None if cache is None else PromptCache(cache, id(self))
+        self._adapted = adapted
+        self._activate = activate
+        self._state = StateMonitor(module) if is_denoiser else None
+        self._forward: Callable[..., Any] = getattr(module, method)
+        self._replaced_own = method in vars(module)
+        self._names = _argument_names(module, self._forward)
+        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows)
+        wrapped = functools.wraps(self._forward)(functools.partial(self._call))
+        wrapped.stage = self  # type: ignore[attr-defined]
+        setattr(module, method, wrapped)
+
+    def remove(self) -> None:
+        """Restore the module's own method."""
+        if self._replaced_own:
+            setattr(self._module, self._method, self._forward)
+        else:
+            delattr(self._module, self._method)
+        # Forwards whose time is not known yet refer to their stage, which must not keep the weights.
+        del self._module, self._forward, self._state, self._activate
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether one task has the module to itself: until a forward is seen to change no state of the module."""
+        return self._state is not None and not self._state.stateless
+
+    def free_memory(self) -> None:
+        """Release the device memory that torch has cached."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # ---- on the task's greenlet --------------------------------------------------------------------------------
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        task = current_task()
+        if task is None or torch.is_grad_enabled() or _is_autocast_enabled():
+            # Grad mode and autocast belong to the thread, so a forward that needs them runs at once.
+            if task is not None:
+                self._activate_adapters(task)
+            return self._run_forward(args, kwargs)
+        call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
+        if self._cache is not None:
+            self.describe(call)
+            if call.payload is not None and (output := self._cache.get(call.payload[1])) is not None:
+                return output
+        wait: Callable[[Call], Any] = wait_for_forward
+        if task.unwanted and self._cache is None:
+            wait = self._call_without_unwanted
+        if not torch.is_inference_mode_enabled():
+            return wait(call)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # belongs to the thread too, and other tasks run without
+            return wait(call)
+
+    def _call_without_unwanted(self, call: Call) -> Any:
+        """Leave out the rows of cancelled images; in the output, the rows of another image stand for them.
+
+        Row r is of image r modulo the number of images: guidance repeats all images, one after the other.
+        """
+        images, unwanted = call.task.images, call.task.unwanted
+        self.describe(call)
+        if call.key is None or call.rows % images:
+            return wait_for_forward(call)
+        assert isinstance(call.key, CallKind)
+        layout, listed = call.key.layout, call.key.listed
+        kept = [row for row in range(call.rows) if row % images not in unwanted]
+        ones = [1] * len(kept)
+        joined = layout.join([call.payload[0]], [call.rows])
+        part = layout.join([layout.narrow(joined, row, row + 1) for row in kept], ones)
+        smaller = Call(
+            self, (), part, call.task, rows=len(kept), described=True, key=call.key, payload=(part, b"")
+        )
+        by_row = dict(zip(kept, outputs.split(wait_for_forward(smaller), ones, listed=listed), strict=True))
+        parts = [by_row.get(row, by_row[kept[0]]) for row in range(call.rows)]
+        return outputs.merge(parts, [1] * call.rows, listed=listed)
+
+    def describe(self, call: Call) -> None:
+        """See `Stage.describe`. The payload is the arguments by name and the key in the cache."""
+        call.described = True
+        try:
+            arguments = self._by_name(call.args, call.kwargs)
+            description = describe(arguments, equal_lengths=self.fixed_rows is not None)
+        except NotShareableError as error:
+            call.reason = error.reason if self._shares else ""
+            return
+        adapters = self._adapters(call.task)
+        call.rows = description.rows
+        if self._shares:
+            call.key = self._forwards.kind(adapters, description, arguments)
+        call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
+
+    def _adapters(self, task: Task) -> Any:
+        return task.adapters if self._adapted else None
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, in the order of the signature. Raises `NotShareableError`."""
+        given = dict(zip(self._names, args, strict=False)) | dict(kwargs)
+        if len(given) != len(args) + len(kwargs):
+            raise NotShareableError("signature", "some positional arguments have no name in the signature")
+        arguments = {name: given.pop(name) for name in self._names if name in given}
+        return arguments | given
+
+    # ---- on the scheduler's greenlet ---------------------------------------------------------------------------
+
+    def run(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
+        """See `Stage.run`. A call alone runs with its own arguments, unless rows are fixed."""
+        first = calls[0]
+        self._activate_adapters(first.task)
+        if len(calls) == 1:
+            return [self._run_alone(first, max_rows)]
+        return self._run_shared(calls, max_rows) if self._cache is None else self._run_distinct(calls, max_rows)
+
+    def _run_alone(self, call: Call, max_rows: int) -> Any:
+        if self._cache is not None and call.key is not None and call.rows > 1 and call.task.images > 1:
+            adapters = call.task.adapters
+            return self._cache.run_rows(self._forwards, _group([call]), adapters, max_rows, self._run_model)
+        if call.key is None or (self.fixed_rows is None and call.rows <= max_rows):
+            output = self._run_model(call.args, call.kwargs)
+            if self._cache is not None and call.payload is not None:
+                self._cache.put(call.payload[1], output)
+            return output
+        return self._run_shared([call], max_rows)[0]
+
+    def _run_distinct(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
+        """Run equal calls once. The outputs are not stored: shared forwards are less exact."""
+        distinct = list({call.payload[1]: call for call in calls}.values())
+        results = self.run(distinct, max_rows) if len(distinct) == 1 else self._run_shared(distinct, max_rows)
+        if len(distinct) == len(calls):
+            return results
+        by_key = {call.payload[1]: output for call, output in zip(distinct, results, strict=True)}
+        return [outputs.map_tensors(by_key[call.payload[1]], torch.clone) for call in calls]
+
+    def _run_shared(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
+        return self._forwards.run(_group(calls), max_rows)
+
+    def _activate_adapters(self, task: Task) -> None:
+        """Put the adapters of a task into effect; calls that share a forward have equal ones."""
+        if self._activate is not None:
+            self._activate(task.adapters or ())
+
+    def _run_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the model. Raises `DeviceMemoryError`, `DeviceLostError`, or whatever the model raises."""
+        with translated_errors():
+            return self._run_forward(args, kwargs)
+
+    def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self._state is None or self._state.judged:
+            return self._forward(*args, **kwargs)
+        with self._state.forward():
+            return self._forward(*args, **kwargs)
+
+
+def _group(calls: Sequence[Call]) -> ForwardGroup:
+    kind = calls[0].key
+    assert isinstance(kind, CallKind)
+    return ForwardGroup(
+        kind,
+        [call.payload[0] for call in calls],
+        [call.rows for call in calls],
+        [(call.args, call.kwargs) for call in calls],
+    )
+
+
+def _argument_names(module: torch.nn.Module, forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the arguments that may be positional or keywords, in order."""
+    original = getattr(module, "_orig_mod", None)  # a compiled module takes (*args, **kwargs)
+    parameters = inspect.signature(forward if original is None else original.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(each.name for each in parameters if each.kind in named)
+
+
+def _is_autocast_enabled() -> bool:
+    return torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda"))

@@ -1,0 +1,321 @@
+"""Which calls of a model can share a forward, and how their arguments are joined along the batch dimension.
+
+Nothing here depends on a model. `describe` gives each argument of a call a `Layout` by these rules:
+
+- n, the rows of a call, is dimension 0 of the first tensor of two or more dimensions, or the length of the first
+  list of tensors.
+- A tensor of one value is one value for each row (a timestep). A tensor whose dimension 0 is n is concatenated.
+  Lists of n tensors are concatenated. The items of dictionaries and other lists have a layout each.
+- Any other tensor has no batch dimension (position ids): it is shared, and its content must be equal.
+- Everything else must be equal.
+
+Calls with equal layouts can share. Texts of different lengths are padded, but only where the model gets a mask for
+them. A batch dimension is no proof that the model reads the tensor row by row; see `row_evidence`. The first
+forward of each kind of calls is compared with a forward for each call, and later ones from time to time (see
+`shared_forward`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from imagegen_worker.backends.diffusers.digests import cached_digest
+from imagegen_worker.engines.continuous.calls import NotShareableError
+
+PLAIN_TYPES = (type(None), bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
+_NUMBER_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+"""Schedulers pass timesteps in any of these; models convert them to floats."""
+
+
+class Layout(Protocol):
+    """The properties of one argument that calls must have in common. Hashable; compared by content."""
+
+    @property
+    def has_free_length(self) -> bool:
+        """Whether it has a length that may differ between calls."""
+
+    def join(self, parts: Sequence[Any], rows: Sequence[int]) -> Any:
+        """Return the argument of the shared forward from those of the calls, which have `rows` rows each."""
+
+    def narrow(self, joined: Any, begin: int, end: int) -> Any:
+        """Return the joined argument for the rows from `begin` to before `end`."""
+
+
+class _FirstOfAll:
+    """Base of layouts whose argument is equal in all calls."""
+
+    __slots__ = ()
+    has_free_length: ClassVar[bool] = False
+
+    def join(self, parts: Sequence[Any], rows: Sequence[int]) -> Any:
+        return parts[0]
+
+    def narrow(self, joined: Any, begin: int, end: int) -> Any:
+        return joined
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedTensor(_FirstOfAll):
+    """A tensor without a batch dimension, represented by a digest of its content."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainValue(_FirstOfAll):
+    """A value of a plain type."""
+
+    kind: type
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _UnusedGenerator(_FirstOfAll):
+    """A random generator: models accept one and rarely draw from it; the forward checks that it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchedTensor:
+    """A tensor with a batch dimension. `shape`: the other dimensions; None for one that is padded with zeros."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[int | None, ...]
+
+    @property
+    def has_free_length(self) -> bool:
+        return None in self.shape
+
+    def join(self, parts: Sequence[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+        if None in self.shape:
+            longest = max(part.shape[1] for part in parts)
+            parts = [_padded(part, longest) for part in parts]
+        return torch.cat(list(parts))
+
+    def narrow(self, joined: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        return joined[begin:end]
+
+
+@dataclass(frozen=True, slots=True)
+class _RowValues:
+    """One number for each row, given once for a call or n times. `dtype` None: any of `_NUMBER_DTYPES`."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+    has_free_length: ClassVar[bool] = False
+
+    def join(self, parts: Sequence[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+        widest = parts[0].dtype
+        for part in parts:
+            widest = torch.promote_types(widest, part.dtype)
+        return torch.cat([part.to(widest).reshape(-1).expand(n) for part, n in zip(parts, rows, strict=True)])
+
+    def narrow(self, joined: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        return joined[begin:end]
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorList:
+    """A list with one tensor for each row. `shapes`: those that all calls must have; None for a free length."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shapes: tuple[tuple[int | None, ...], ...]
+
+    @property
+    def has_free_length(self) -> bool:
+        return any(None in shape for shape in self.shapes)
+
+    def join(self, parts: Sequence[Sequence[torch.Tensor]], rows: Sequence[int]) -> list[torch.Tensor]:
+        return [tensor for part in parts for tensor in part]
+
+    def narrow(self, joined: list[torch.Tensor], begin: int, end: int) -> list[torch.Tensor]:
+        return joined[begin:end]
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A dictionary, list or tuple with a layout for each item."""
+
+    kind: type
+    keys: tuple[Any, ...]
+    items: tuple[Layout, ...]
+
+    @property
+    def has_free_length(self) -> bool:
+        return any(item.has_free_length for item in self.items)
+
+    def join(self, parts: Sequence[Any], rows: Sequence[int]) -> Any:
+        values = [
+            item.join([part[key] for part in parts], rows) for key, item in zip(self.keys, self.items, strict=True)
+        ]
+        return self._with_values(values)
+
+    def narrow(self, joined: Any, begin: int, end: int) -> Any:
+        values = [item.narrow(joined[key], begin, end) for key, item in zip(self.keys, self.items, strict=True)]
+        return self._with_values(values)
+
+    def _with_values(self, values: list[Any]) -> Any:
+        if issubclass(self.kind, dict):
+            return dict(zip(self.keys, values, strict=True))
+        return tuple(values) if issubclass(self.kind, tuple) else values
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The rows of a call, and the layout of its arguments, which must be equal for calls to share a forward.
+
+    `listed`: the model takes its rows as a list of tensors, and returns them as one.
+    """
+
+    rows: int
+    listed: bool
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class RowArgument:
+    """An argument that is joined row by row. `path`: the keys to it; `ndim`: its dimensions, 0 for a list."""
+
+    path: tuple[Any, ...]
+    ndim: int
+
+
+def row_arguments(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[RowArgument]:
+    """Yield the arguments of a layout that are joined row by row."""
+    match layout:
+        case _Container():
+            for key, item in zip(layout.keys, layout.items, strict=True):
+                yield from row_arguments(item, (*path, key))
+        case _BatchedTensor():
+            yield RowArgument(path, len(layout.shape) + 1)
+        case _RowValues():
+            yield RowArgument(path, 1)
+        case _TensorList():
+            yield RowArgument(path, 0)
+
+
+def count_rows(arguments: Iterable[Any]) -> int:
+    """Return the rows of a call; 1 if no argument has a batch dimension."""
+    return next((counted[0] for value in arguments if (counted := _count_rows(value)) is not None), 1)
+
+
+def describe(arguments: Mapping[str, Any], *, equal_lengths: bool = False) -> Description:
+    """Return the description of a call with these arguments by name.
+
+    With `equal_lengths`, no length may differ, so that a shared forward differs in the batch dimension only.
+    Raises `NotShareableError` if the call can't share a forward with any other.
+    """
+    counted = _count_rows(arguments)
+    if counted is None:
+        raise NotShareableError("no rows", "no argument is a tensor with a batch dimension")
+    rows, listed = counted
+    masked = set() if equal_lengths else _masked_arguments(arguments, rows)
+    items = tuple(
+        _layout(value, rows, listed, equal_lengths, name in masked, name) for name, value in arguments.items()
+    )
+    return Description(rows, listed, _Container(dict, tuple(arguments), items))
+
+
+def _count_rows(value: Any) -> tuple[int, bool] | None:
+    """Return the rows of an argument and whether they are a list; None if it does not show."""
+    if isinstance(value, torch.Tensor):
+        return (value.shape[0], False) if value.ndim >= 2 else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, torch.Tensor) for item in value):
+        return len(value), True
+    if isinstance(value, list | tuple):
+        return next((counted for item in value if (counted := _count_rows(item)) is not None), None)
+    return None
+
+
+def _masked_arguments(arguments: Mapping[str, Any], rows: int) -> set[str]:
+    """Return the names of text masks, and of the texts that they are for; their length may differ."""
+    found: set[str] = set()
+    for name, mask in arguments.items():
+        if not (name.endswith("mask") and isinstance(mask, torch.Tensor) and mask.ndim == 2):
+            continue
+        for text_name in (name.removesuffix("_mask"), "encoder_hidden_states"):
+            text = arguments.get(text_name)
+            if (
+                isinstance(text, torch.Tensor)
+                and text.ndim == 3
+                and text.shape[:2] == mask.shape == (rows, mask.shape[1])
+            ):
+                found |= {name, text_name}
+                break
+    return found
+
+
+def _layout(value: Any, rows: int, listed: bool, equal_lengths: bool, masked: bool, name: str) -> Layout:
+    if isinstance(value, torch.Tensor):
+        return _tensor_layout(value, rows, masked)
+    if isinstance(value, torch.Generator):
+        return _UnusedGenerator()
+    if isinstance(value, Mapping):
+        items = tuple(
+            _layout(item, rows, listed, equal_lengths, False, f"{name}.{key}") for key, item in value.items()
+        )
+        return _Container(dict, tuple(value), items)
+    if isinstance(value, list | tuple):
+        if is_tensor_list(value, rows, listed):
+            return _tensor_list_layout(value, equal_lengths)
+        items = tuple(
+            _layout(item, rows, listed, equal_lengths, False, f"{name}[{at}]") for at, item in enumerate(value)
+        )
+        return _Container(type(value), tuple(range(len(value))), items)
+    if isinstance(value, PLAIN_TYPES):
+        return _PlainValue(type(value), value)
+    raise NotShareableError(
+        "opaque argument", f"the argument {name} is a {type(value).__name__}, which can't be joined"
+    )
+
+
+def _tensor_layout(value: torch.Tensor, rows: int, masked: bool) -> Layout:
+    if (value.numel() == 1 and value.ndim <= 1) or value.shape == (rows,):
+        return _RowValues(None if value.dtype in _NUMBER_DTYPES else value.dtype, value.device)
+    if value.shape[0] == rows:
+        shape: tuple[int | None, ...] = tuple(value.shape[1:])
+        return _BatchedTensor(value.dtype, value.device, (None, *shape[1:]) if masked else shape)
+    return _SharedTensor(cached_digest(value))
+
+
+def _tensor_list_layout(tensors: Sequence[torch.Tensor], equal_lengths: bool) -> Layout:
+    shapes: tuple[tuple[int | None, ...], ...] = tuple(tuple(tensor.shape) for tensor in tensors)
+    if not equal_lengths:
+        # Text has the shape (length, channels), and a model that takes it in a list takes any length.
+        shapes = tuple(sorted({(None, *shape[1:]) if len(shape) == 2 else shape for shape in shapes}))
+    return _TensorList(tensors[0].dtype, tensors[0].device, shapes)
+
+
+def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
+    """Return whether this is a list with one tensor for each row, and not one of tensors with all rows each."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == rows
+        and all(isinstance(item, torch.Tensor) for item in value)
+        and (listed or not all(tensor.ndim > 0 and tensor.shape[0] == rows for tensor in value))
+    )
+
+
+def lengths(value: Any, *, listed: bool) -> frozenset[tuple[int, ...]]:
+    """Return the shapes of a call's tensors, each without its rows."""
+    if isinstance(value, torch.Tensor):
+        return frozenset([tuple(value.shape if listed else value.shape[1:])])
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return frozenset().union(*(lengths(item, listed=listed) for item in value))
+    return frozenset()
+
+
+def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """Return a tensor of shape (rows, length, ...), padded with zeros."""
+    if tensor.shape[1] == length:
+        return tensor
+    zeros = tensor.new_zeros((tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:]))
+    return torch.cat([tensor, zeros], dim=1)

@@ -1,0 +1,137 @@
+"""Unmodified diffusers pipelines whose calls share forwards; see `engines.continuous.scheduler` for the idea.
+
+`PipelineBatcher` wraps a pipeline's denoiser, text encoders and VAE once. Called from a task of a scheduler, they
+wait for a shared forward; called from anywhere else, they run at once. Each request runs the pipeline's own
+`__call__` on a private copy of the pipeline.
+
+Wrap after everything that replaces `forward` (offloading, `torch.compile`), never before.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from imagegen_worker.backends import OnStep
+from imagegen_worker.backends.diffusers.batched_module import BatchedModule
+from imagegen_worker.backends.diffusers.cuda_timer import CudaTimer
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
+from imagegen_worker.backends.diffusers.step_callbacks import MakePreviews, report_steps
+from imagegen_worker.engines.continuous.cache import BoundedCache
+from imagegen_worker.engines.continuous.timing import Timer, WallTimer
+
+PROMPT_CACHE_BYTES = 256 * 2**20
+
+
+class PipelineBatcher:
+    """Lets calls of a pipeline, and of others with the same models (`from_pipe`), share forwards.
+
+    `fixed_rows` is the deterministic mode: every forward of the denoiser is padded to so many rows, and encoders
+    and decoders run each request alone, so that other requests change no bit of an image, under the conditions of
+    docs/decisions/0013-bit-equality.md. `activate` puts the adapters of a task into effect; it is called before
+    each forward of a denoiser or text encoder.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        fixed_rows: int | None = None,
+        prompt_cache_bytes: int = PROMPT_CACHE_BYTES,
+        activate: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._fixed_rows = fixed_rows
+        self._activate = activate
+        self._prompts: BoundedCache[bytes, Any] = BoundedCache(prompt_cache_bytes)
+        self._modules: list[BatchedModule] = []
+        self.add(pipeline)
+        device = getattr(pipeline, "device", torch.device("cpu"))
+        self.timer: Timer = CudaTimer(device) if device.type == "cuda" else WallTimer()
+
+    def add(self, pipeline: Any) -> None:
+        """Wrap the models of one more pipeline, except those that are wrapped already."""
+        shares = self._fixed_rows is None
+        for name, module in pipeline.components.items():
+            if not isinstance(module, torch.nn.Module):
+                continue
+            adapted = {"activate": self._activate}
+            if "unet" in name or "transformer" in name:
+                self._wrap(name, module, "forward", is_denoiser=True, fixed_rows=self._fixed_rows, **adapted)
+            elif name.startswith("text_encoder"):
+                self._wrap(name, module, "forward", cache=self._prompts, shares=shares, **adapted)
+            elif name.startswith("vae") and hasattr(module, "decode") and not _is_upcast(module):
+                self._wrap(f"{name}.decode", module, "decode", shares=shares, adapted=False)
+                if hasattr(module, "encode"):  # returns a distribution, which can't be split; still limits memory
+                    self._wrap(f"{name}.encode", module, "encode", shares=False, adapted=False)
+
+    def _wrap(self, name: str, module: torch.nn.Module, method: str, **options: Any) -> None:
+        if hasattr(getattr(module, method), "stage"):
+            return
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"{name}: use `torch.compile(module)` in place of `module.compile()`")
+        self._modules.append(BatchedModule(name, module, method, **options))
+
+    def close(self) -> None:
+        """Restore the methods of the models."""
+        for module in self._modules:
+            module.remove()
+        self._modules.clear()
+
+    @staticmethod
+    @contextmanager
+    def session() -> Iterator[None]:
+        """Hold `no_grad` open. It belongs to the thread: the end of one task would enable gradients for all."""
+        with torch.no_grad():
+            yield
+
+    def generate(
+        self, arguments: Mapping[str, Any], seed: int, on_step: OnStep | None = None, **options: Any
+    ) -> Any:
+        """Return the one image of a call; see `generate_all`."""
+        return self.generate_all(arguments, (seed,), on_step, **options)[0]
+
+    def generate_all(
+        self,
+        arguments: Mapping[str, Any],
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+        *,
+        pipeline: Any = None,
+        previews: MakePreviews | None = None,
+    ) -> list[Any]:
+        """Call the pipeline with these arguments, from a task; return one image for each seed.
+
+        `pipeline` is another one with the same models, or None. `previews` makes the previews for `on_step` from
+        the latents after each step. Raises `DeviceMemoryError`, `DeviceLostError`, and whatever the call raises.
+        """
+        private = private_copy(pipeline or self._pipeline)
+        arguments = dict(arguments)
+        parameters = inspect.signature(private.__call__).parameters
+        if "generator" in parameters:
+            # On the CPU for every device: the same seed gives the same noise on every GPU.
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+            arguments["generator"] = generators if len(generators) > 1 else generators[0]
+        if on_step is not None:
+            checked = None if previews is None else _for_latents_of(len(seeds), previews)
+            report_steps(private, arguments, parameters, on_step, checked)
+        try:
+            with translated_errors():
+                output = private(**arguments)
+        finally:
+            # A wrapped `step` refers to its scheduler: without this, the cycle lives until garbage collection.
+            vars(getattr(private, "scheduler", private)).pop("step", None)
+        return list(output[0] if isinstance(output, tuple) else output.images)
+
+
+def _for_latents_of(images: int, previews: MakePreviews) -> MakePreviews:
+    """Return `previews` for latents that have one row for each image; others have no previews."""
+    return lambda latents: previews(latents) if latents is not None and len(latents) == images else ()
+
+
+def _is_upcast(vae: torch.nn.Module) -> bool:
+    """Return whether pipelines convert this VAE to float32 around a decode: other calls can't use it meanwhile."""
+    return getattr(vae, "dtype", None) == torch.float16 and bool(getattr(vae.config, "force_upcast", False))

@@ -1,0 +1,232 @@
+"""The worker's sessions with its brokers: registration, heartbeats, and the detection of silent brokers."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from imagegen_protocol import ProtocolError
+from imagegen_protocol.errors import UnauthorizedError, WorkerNameTakenError
+from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.messages import BrokerHeartbeat, Error, Goodbye, WorkerMessage
+from imagegen_worker.core.events import Reconnect, Send
+from imagegen_worker.core.state import WorkerState
+
+COALESCE_SECONDS = 0.02
+"""Delay of a heartbeat that is not urgent, so that several changes share it."""
+MAX_ERROR_MESSAGE_LENGTH = 2000
+"""Longer messages are truncated, so that an ERROR fits into its header frame."""
+
+
+@dataclass(slots=True)
+class BrokerSession:
+    """The worker's view of one broker. Times are monotonic seconds."""
+
+    index: int
+    unregistered_since: float
+    report_at: float
+    """When the next READY (unregistered) or HEARTBEAT (registered) is due."""
+    session: int = 0
+    """The session number that the broker assigned; 0 while unregistered."""
+    epoch: bytes | None = None
+    """The epoch of the broker that registered this worker."""
+    last_epoch: bytes | None = None
+    """The epoch of the last broker heartbeat, whether or not it registered this worker."""
+    beat: int = 0
+    interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
+    liveness: int = DEFAULT_LIVENESS
+    received_at: float = 0.0
+    """When the last message arrived."""
+    ready_sent: bool = False
+    """Whether a READY was sent and not answered yet."""
+    unanswered: int = 0
+    """Intervals since the first unanswered READY."""
+    logged_error: str = ""
+    """The last ERROR that was logged; a repetition is not."""
+
+    @property
+    def registered(self) -> bool:
+        """Whether the broker has accepted READY and is alive."""
+        return self.session > 0
+
+    @property
+    def dead_at(self) -> float:
+        """When the broker counts as dead unless a message arrives."""
+        return self.received_at + self.liveness * self.interval
+
+    @property
+    def silent_since(self) -> float:
+        """When the last message of an unregistered broker arrived; infinite while registered."""
+        return inf if self.registered else max(self.unregistered_since, self.received_at)
+
+    def needs_reconnect(self, now: float) -> bool:
+        """Return whether `liveness` further intervals have passed without an answer to READY or any message."""
+        silent = now >= self.dead_at
+        return self.ready_sent and silent and self.unanswered > 0 and self.unanswered % self.liveness == 0
+
+    def update(self, heartbeat: BrokerHeartbeat, now: float) -> None:
+        """Store the fields that every broker heartbeat carries."""
+        self.beat = heartbeat.beat
+        self.last_epoch = heartbeat.epoch
+        self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
+        self.report_at = min(self.report_at, now + self.interval)
+
+    def register(self, heartbeat: BrokerHeartbeat) -> None:
+        """Store the session of a heartbeat that answers READY."""
+        self.session, self.epoch = heartbeat.session, heartbeat.epoch
+        self.ready_sent = False
+        self.unanswered = 0
+        self.logged_error = ""
+
+    def unregister(self, now: float) -> None:
+        """End the session; READY is due now."""
+        if self.session:
+            self.unregistered_since = now
+        self.session = 0
+        self.ready_sent = False
+        self.report_at = now
+
+    def matches(self, heartbeat: BrokerHeartbeat) -> bool:
+        """Return whether a heartbeat belongs to this session."""
+        return (heartbeat.epoch, heartbeat.session) == (self.epoch, self.session)
+
+
+class BrokerSessions:
+    """Sessions with all configured brokers, by index. Each broker gets the same reports."""
+
+    def __init__(self, state: WorkerState, brokers: int, now: float) -> None:
+        self._state = state
+        self._sessions = [BrokerSession(index, unregistered_since=now, report_at=now) for index in range(brokers)]
+
+    def __getitem__(self, index: int) -> BrokerSession:
+        return self._sessions[index]
+
+    def registered(self) -> list[BrokerSession]:
+        """Return the sessions of the brokers that have registered this worker."""
+        return [session for session in self._sessions if session.registered]
+
+    # ---- messages from a broker ------------------------------------------------------------------------------
+
+    def on_heartbeat(self, session: BrokerSession, heartbeat: BrokerHeartbeat, now: float) -> None:
+        """Register, or notice that the broker does not know this worker any more."""
+        session.update(heartbeat, now)
+        if self._is_duplicate(session):
+            if session.registered or session.ready_sent:
+                self._state.log(logging.WARNING, "duplicate broker endpoint ignored", broker=session.index)
+            session.unregister(now)
+        elif heartbeat.session == 0:
+            if not (session.ready_sent and now < session.report_at):
+                self._register_again(session, now)
+        elif session.ready_sent:
+            session.register(heartbeat)
+            fields = {"session": session.session, "interval": session.interval}
+            self._state.log(logging.INFO, "registered", broker=session.index, **fields)
+            if self._state.draining:
+                self.report(session, now)  # READY has no state field: report at once that the worker drains
+        elif not session.matches(heartbeat):
+            self._register_again(session, now)
+
+    def on_error(self, session: BrokerSession, error: Error, now: float) -> None:
+        """Log an ERROR of the broker once; end the session if the broker rejects this worker."""
+        text = f"{error.code}: {error.message}"
+        if text != session.logged_error:
+            session.logged_error = text
+            self._state.log(logging.WARNING, "refused by broker", broker=session.index, error=text)
+        if error.code in (WorkerNameTakenError.code, UnauthorizedError.code) and session.registered:
+            session.unregister(now)
+            session.report_at = now + session.interval
+
+    def on_malformed(self, session: BrokerSession, error: ProtocolError) -> None:
+        """Log an invalid message and reply with an ERROR."""
+        self._state.log(logging.WARNING, "invalid message received", broker=session.index, error=error.message)
+        reply = Error(code=error.code, message=truncate_message(error.message), request_id=error.request_id)
+        self.send(session, reply)
+
+    def _register_again(self, session: BrokerSession, now: float) -> None:
+        if session.registered:
+            self._state.log(logging.WARNING, "broker restarted", broker=session.index)
+        session.unregister(now)
+        self.report(session, now)
+
+    def _is_duplicate(self, session: BrokerSession) -> bool:
+        """Return whether this endpoint leads to a broker at which the worker is registered through an earlier one.
+
+        Such a session stays silent: the two would replace each other's registration by turns.
+        """
+        earlier = [other.epoch for other in self._sessions[: session.index] if other.registered]
+        return session.last_epoch is not None and session.last_epoch in earlier
+
+    # ---- time ------------------------------------------------------------------------------------------------
+
+    def check_deadlines(self, now: float) -> None:
+        """End the sessions of silent brokers, and send the reports that are due."""
+        for session in self._sessions:
+            if session.registered and now >= session.dead_at:
+                session.unregister(now)
+                session.unanswered = session.liveness  # the loss is logged here, and not again below
+                silent = now - session.received_at
+                self._state.log(logging.WARNING, "broker lost", broker=session.index, silent_seconds=silent)
+                self._state.actions.append(Reconnect(session.index))
+            if self._state.models.names and now >= session.report_at and not self._is_duplicate(session):
+                if session.ready_sent:
+                    session.unanswered += 1
+                    if session.unanswered == session.liveness and not session.logged_error:
+                        text = "broker did not answer, retrying"
+                        self._state.log(logging.WARNING, text, broker=session.index)
+                if session.needs_reconnect(now):
+                    self._state.actions.append(Reconnect(session.index))
+                self.report(session, now)
+
+    def deadlines(self) -> Iterator[float]:
+        """Yield the times at which `check_deadlines` has something to do."""
+        for session in self._sessions:
+            if session.registered:
+                yield session.dead_at
+            if self._state.models.names and not self._is_duplicate(session):
+                yield session.report_at
+
+    # ---- messages to the brokers -----------------------------------------------------------------------------
+
+    def send(self, session: BrokerSession, message: WorkerMessage, frames: tuple[bytes, ...] = ()) -> None:
+        """Send a message to one broker."""
+        self._state.actions.append(Send(session.index, message, frames))
+
+    def report(self, session: BrokerSession, now: float, *, as_ready: bool = False) -> None:
+        """Send HEARTBEAT, or READY if unregistered or `as_ready`; both list all held requests."""
+        state = self._state
+        if not state.models.names:
+            return
+        session.report_at = now + session.interval
+        if session.registered and not as_ready:
+            self.send(session, state.heartbeat_message(session.session, session.beat, now))
+        else:
+            session.ready_sent = not session.registered
+            self.send(session, state.ready_message(), (state.models.encode_capabilities(),))
+
+    def report_start(self, now: float) -> None:
+        """Send READY to every broker: the engine has started."""
+        for session in self._sessions:
+            self.report(session, now)
+
+    def report_now(self, now: float, *, as_ready: bool = False) -> None:
+        """Report at once to every broker that has registered this worker."""
+        for session in self.registered():
+            self.report(session, now, as_ready=as_ready)
+
+    def report_soon(self, now: float) -> None:
+        """Report within `COALESCE_SECONDS` to every broker that has registered this worker."""
+        for session in self.registered():
+            session.report_at = min(session.report_at, now + COALESCE_SECONDS)
+
+    def send_goodbye(self) -> None:
+        """Tell every broker that has registered this worker that it exits."""
+        for session in self.registered():
+            self.send(session, Goodbye())
+
+
+def truncate_message(message: str) -> str:
+    """Return an error message in a form and length that can be sent."""
+    message = message.encode(errors="replace").decode()  # lone surrogates cannot be encoded
+    if len(message) <= MAX_ERROR_MESSAGE_LENGTH:
+        return message
+    return message[: MAX_ERROR_MESSAGE_LENGTH - 3] + "..."

@@ -1,0 +1,143 @@
+"""The requests that a worker holds: queued, running, or finished with an answer that is not acknowledged yet."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Error, Result, Work
+from imagegen_worker.core.model import ResolvedRequest
+
+ANSWER_OVERHEAD_BYTES = 1024
+"""Bytes counted for an answer in addition to its images: the header, ids and tables."""
+
+
+@dataclass(slots=True)
+class HeldRequest:
+    """A request and its state. Times are monotonic seconds."""
+
+    id: bytes
+    number: int
+    broker: int
+    """Index of the broker that gets the answer."""
+    attempt: int
+    progress: bool
+    arrived: float
+    deadline: float | None
+    preview: bool = False
+    model: str = ""
+    unparsed: tuple[Work, tuple[bytes, ...]] | None = None
+    """The message, kept until its model is loaded: parsing needs the model's capabilities."""
+    exclusive: bool = False
+    """Whether the request must run alone."""
+    request: ResolvedRequest | None = None
+    """The resolved request; None until its input images are decoded."""
+    answer: Result | Error | None = None
+    images: tuple[bytes, ...] = ()
+    answered_at: float = 0.0
+    step: tuple[int, int] = (0, 0)
+    """The last reported progress: steps made, and steps in all."""
+
+    @property
+    def image_count(self) -> int:
+        """Number of requested images; 1 until the request is resolved."""
+        return 1 if self.request is None else len(self.request.seeds)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the answer counts towards the limit."""
+        return ANSWER_OVERHEAD_BYTES + sum(len(image) for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLimits:
+    """Limits of unacknowledged answers. Beyond them the oldest are dropped; the newest is always kept."""
+
+    bytes: int = 256 * 1024 * 1024
+    seconds: float = 600.0
+    count: int = MAX_IDS_PER_MESSAGE
+
+
+class HeldRequests:
+    """Table of held requests. Each is in exactly one of `queued`, `running` and `finished`, which are in order."""
+
+    def __init__(self, limits: HeldLimits) -> None:
+        self._limits = replace(limits, count=min(limits.count, MAX_IDS_PER_MESSAGE))
+        self._ids: dict[int, bytes] = {}
+        self.queued: dict[bytes, HeldRequest] = {}
+        self.running: dict[bytes, HeldRequest] = {}
+        self.finished: dict[bytes, HeldRequest] = {}
+        self.finished_bytes = 0
+
+    def get(self, request_id: bytes) -> HeldRequest | None:
+        """Return the request with this id, in any state."""
+        return self.queued.get(request_id) or self.running.get(request_id) or self.finished.get(request_id)
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """The job numbers of queued and running requests."""
+        return self._ids.keys()
+
+    def queued_images(self) -> int:
+        """Return the number of images of the queued requests."""
+        return sum(held.image_count for held in self.queued.values())
+
+    def running_images(self) -> int:
+        """Return the number of images of the running requests."""
+        return sum(held.image_count for held in self.running.values())
+
+    def unfinished(self) -> Iterator[HeldRequest]:
+        """Yield the queued requests, then the running ones."""
+        yield from self.queued.values()
+        yield from self.running.values()
+
+    def by_number(self, number: int) -> HeldRequest | None:
+        """Return the unfinished request with this job number, if any."""
+        request_id = self._ids.get(number)
+        return self.get(request_id) if request_id is not None else None
+
+    def add(self, held: HeldRequest) -> None:
+        """Add a new request as queued."""
+        self._ids[held.number] = held.id
+        self.queued[held.id] = held
+
+    def start(self, held: HeldRequest) -> None:
+        """Mark an unfinished request as running."""
+        self.queued.pop(held.id, None)
+        self.running[held.id] = held
+
+    def finish(
+        self, held: HeldRequest, answer: Result | Error, images: tuple[bytes, ...], now: float
+    ) -> list[HeldRequest]:
+        """Store the answer until it is acknowledged; drop and return the oldest answers beyond the limits."""
+        self.remove(held)
+        held.answer, held.images, held.answered_at = answer, images, now
+        self.finished[held.id] = held
+        self.finished_bytes += held.size
+        dropped = []
+        while len(self.finished) > 1 and (
+            self.finished_bytes > self._limits.bytes or len(self.finished) > self._limits.count
+        ):
+            dropped.append(next(iter(self.finished.values())))
+            self.remove(dropped[-1])
+        return dropped
+
+    def remove(self, held: HeldRequest) -> None:
+        """Remove a request in any state."""
+        self._ids.pop(held.number, None)
+        self.queued.pop(held.id, None)
+        self.running.pop(held.id, None)
+        if self.finished.pop(held.id, None) is not None:
+            self.finished_bytes -= held.size
+
+    def next_expiry(self) -> float | None:
+        """Return when the oldest answer expires; None without answers."""
+        oldest = next(iter(self.finished.values()), None)
+        return None if oldest is None else oldest.answered_at + self._limits.seconds
+
+    def expire(self, now: float) -> list[HeldRequest]:
+        """Drop and return the answers that have expired."""
+        dropped: list[HeldRequest] = []
+        while (at := self.next_expiry()) is not None and now >= at:
+            dropped.append(next(iter(self.finished.values())))
+            self.remove(dropped[-1])
+        return dropped

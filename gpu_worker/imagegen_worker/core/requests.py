@@ -1,0 +1,272 @@
+"""The life of a request in the worker: parsed, decoded, run by the engine, answered, acknowledged."""
+
+import logging
+from collections.abc import Iterator
+
+import msgspec
+
+from imagegen_protocol import (
+    GenerationRequest,
+    InvalidRequestError,
+    ModelNotFoundError,
+    check_frames,
+    parse_request,
+)
+from imagegen_protocol.errors import RETURNED, DeadlineExceededError, GenerationFailedError
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE, MAX_PREVIEW_BYTES
+from imagegen_protocol.messages import Error, Progress, Result, Work
+from imagegen_worker.core import events as ev
+from imagegen_worker.core.broker_session import BrokerSession, BrokerSessions, truncate_message
+from imagegen_worker.core.exclusive_gate import ExclusiveGate
+from imagegen_worker.core.held_requests import HeldRequest
+from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.core.state import WorkerState
+
+
+class RequestHandler:
+    """Moves held requests from state to state, and sends progress and answers to the brokers."""
+
+    def __init__(self, state: WorkerState, brokers: BrokerSessions) -> None:
+        self._state = state
+        self._held = state.held
+        self._brokers = brokers
+        self._last_number = 0
+        self.gate = ExclusiveGate()
+
+    # ---- messages from a broker ------------------------------------------------------------------------------
+
+    def on_work(self, session: BrokerSession, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+        """Accept a request, attach it to the held one with the same id, or return it to the broker."""
+        deadline = None if work.timeout_seconds is None else now + work.timeout_seconds
+        held = self._held.get(work.request_id)
+        if held is not None:
+            held.attempt, held.deadline = work.attempt, deadline
+            held.progress, held.preview = work.progress or work.preview, work.preview
+            self.on_resend(session, held)
+            return
+        full = len(self._held.queued) >= MAX_IDS_PER_MESSAGE  # a heartbeat could not list one more
+        if self._state.draining or not self._state.models.names or full:
+            self._return(session, work.request_id, work.attempt)
+            return
+        self._last_number += 1
+        held = HeldRequest(
+            id=work.request_id,
+            number=self._last_number,
+            broker=session.index,
+            attempt=work.attempt,
+            progress=work.progress or work.preview,
+            preview=work.preview,
+            exclusive=work.alone,
+            arrived=now,
+            deadline=deadline,
+        )
+        self._held.add(held)
+        try:
+            held.model = self._state.models.resolve_name(work.model)
+        except ModelNotFoundError as error:
+            self._fail(held, error.code, error.message, now)
+            return
+        self._parse(held, work, frames, now)
+
+    def _parse(self, held: HeldRequest, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+        """Send a request to the decoders or the engine; load its model first if its capabilities are unknown."""
+        try:
+            request = parse_body(frames)
+            model = self._state.models.get(held.model)
+            if model is None:
+                held.unparsed = (work, frames)
+                self._state.actions.append(ev.LoadModel(held.model))
+                return
+            held.unparsed = None
+            model.check(request)
+            if request.inputs:
+                self._state.actions.append(ev.Decode(held.number, request, model, frames[1:]))
+            else:
+                self._submit(held, model.resolve(request))
+        except InvalidRequestError as error:
+            self._fail(held, error.code, error.message, now)
+
+    def _submit(self, held: HeldRequest, request: ResolvedRequest) -> None:
+        held.request = request
+        self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
+
+    def on_resend(self, session: BrokerSession, held: HeldRequest) -> None:
+        """Send the answer to this broker from now on, and at once if there is one."""
+        held.broker = session.index
+        if held.answer is not None:
+            if held.answer.attempt != held.attempt:
+                held.answer = msgspec.structs.replace(held.answer, attempt=held.attempt)
+            self._brokers.send(session, held.answer, held.images)
+
+    def on_release(self, session: BrokerSession, request_ids: list[bytes]) -> None:
+        """Remove requests that are acknowledged or cancelled, except those of another broker that is alive."""
+        for request_id in request_ids:
+            held = self._held.get(request_id)
+            if held is None or (held.broker != session.index and self._brokers[held.broker].registered):
+                continue
+            if held.answer is None:
+                self._cancel(held)
+            self._held.remove(held)
+
+    # ---- events of the decoders and the engine ---------------------------------------------------------------
+
+    def on_job_event(self, event: ev.JobEvent, now: float) -> None:
+        """Handle the progress of jobs; jobs that were cancelled meanwhile are ignored."""
+        if isinstance(event, ev.Started):
+            self._started(event, now)
+        elif isinstance(event, ev.Stepped):
+            for number in event.numbers:
+                if (held := self._held.by_number(number)) is not None:
+                    self._progress(held, event.step, event.steps)
+        elif (held := self._held.by_number(event.number)) is not None:
+            self._on_single_job_event(held, event, now)
+
+    def _on_single_job_event(
+        self, held: HeldRequest, event: ev.Decoded | ev.Previewed | ev.Finished | ev.Failed, now: float
+    ) -> None:
+        match event:
+            case ev.Decoded():
+                if held.request is None:
+                    self._submit(held, event.request)
+            case ev.Previewed():
+                if held.preview and len(event.image) <= MAX_PREVIEW_BYTES:
+                    self._progress(held, *held.step, (event.image,))
+            case ev.Finished():
+                self._finished(held, event, now)
+            case ev.Failed():
+                self._fail(held, event.code, event.message, now)
+
+    def _started(self, event: ev.Started, now: float) -> None:
+        for number in event.numbers:
+            held = self._held.by_number(number)
+            if held is not None and held.request is not None:
+                self._held.start(held)
+                self._progress(held, 0, held.request.num_inference_steps)
+        self._brokers.report_now(now)
+
+    def _finished(self, held: HeldRequest, event: ev.Finished, now: float) -> None:
+        if held.request is None:
+            return
+        longest = max(len(image) for image in event.images)
+        if longest > MAX_FRAME_BYTES:
+            message = f"an encoded image has {longest} bytes; at most {MAX_FRAME_BYTES} can be sent"
+            self._fail(held, GenerationFailedError.code, message, now)
+            return
+        self._state.counters.requests += 1
+        self._state.log(
+            logging.INFO,
+            "request finished",
+            request_id=held.id.hex(),
+            images=len(event.images),
+            batch_size=event.batch_size,
+            seconds=event.generation_seconds,
+        )
+        result = Result(
+            request_id=held.id,
+            attempt=held.attempt,
+            worker=self._state.identity.name,
+            model=held.request.model,
+            images=list(event.infos),
+            batch_size=event.batch_size,
+            queue_seconds=event.queue_seconds,
+            generation_seconds=event.generation_seconds,
+            encode_seconds=event.encode_seconds,
+            parameters=held.request.parameters(),
+        )
+        self._answer(held, result, event.images, now)
+
+    def on_model_loaded(self, name: str, now: float) -> None:
+        """Parse the requests that waited for a model."""
+        for held in list(self._held.queued.values()):
+            if held.unparsed is not None and held.model == name:
+                self._parse(held, *held.unparsed, now)
+
+    def on_model_failed(self, name: str, message: str, now: float) -> None:
+        """Fail all unfinished requests for a model."""
+        for held in list(self._held.unfinished()):
+            if held.model == name:
+                self._cancel(held)
+                self._fail(held, GenerationFailedError.code, message, now)
+
+    # ---- draining and time -----------------------------------------------------------------------------------
+
+    def return_queued(self) -> None:
+        """Return all queued requests to their brokers."""
+        for held in list(self._held.queued.values()):
+            self._cancel(held)
+            self._held.remove(held)
+            if self._brokers[held.broker].registered:
+                self._return(self._brokers[held.broker], held.id, held.attempt)
+
+    def check_deadlines(self, now: float) -> None:
+        """Fail requests whose time is over, drop orphaned ones and expired answers."""
+        for held in [held for held in self._held.unfinished() if held.deadline and now >= held.deadline]:
+            self._cancel(held)
+            message = "the request's timeout_seconds ended at the worker"
+            self._fail(held, DeadlineExceededError.code, message, now)
+        for held in [held for held in self._held.queued.values() if now >= self._orphaned_at(held)]:
+            self._cancel(held)
+            self._held.remove(held)
+            self._state.log(logging.WARNING, "orphaned request dropped", request_id=held.id.hex())
+        self._log_dropped(self._held.expire(now), "expired")
+
+    def deadlines(self) -> Iterator[float]:
+        """Yield the times at which `check_deadlines` has something to do."""
+        yield from (held.deadline for held in self._held.unfinished() if held.deadline)
+        yield from map(self._orphaned_at, self._held.queued.values())
+        if (expiry := self._held.next_expiry()) is not None:
+            yield expiry
+
+    def _orphaned_at(self, held: HeldRequest) -> float:
+        """Return when a queued request is dropped because its broker is silent."""
+        silent_since = self._brokers[held.broker].silent_since
+        return max(silent_since, held.arrived) + self._state.limits.orphan_seconds
+
+    # ---- answers ---------------------------------------------------------------------------------------------
+
+    def _fail(self, held: HeldRequest, code: str, message: str, now: float) -> None:
+        self._state.counters.failed += 1
+        error = Error(code=code, message=truncate_message(message), request_id=held.id, attempt=held.attempt)
+        self._answer(held, error, (), now)
+
+    def _answer(self, held: HeldRequest, answer: Result | Error, images: tuple[bytes, ...], now: float) -> None:
+        self._state.counters.outcomes["result" if isinstance(answer, Result) else answer.code] += 1
+        was_running = held.id in self._held.running
+        self.gate.discard(held.number)
+        self._log_dropped(self._held.finish(held, answer, images, now), "too many")
+        session = self._brokers[held.broker]
+        if session.registered:
+            self._brokers.send(session, answer, images)
+        if was_running and not self._held.running:
+            self._brokers.report_soon(now)  # the other brokers still count the request as running
+
+    def _return(self, session: BrokerSession, request_id: bytes, attempt: int) -> None:
+        """Return a request to its broker. If the message is lost, the broker misses the id in the heartbeats."""
+        self._state.counters.outcomes[RETURNED] += 1
+        message = "the worker is draining" if self._state.draining else "the worker cannot accept it now"
+        error = Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt)
+        self._brokers.send(session, error)
+
+    def _progress(self, held: HeldRequest, step: int, steps: int, frames: tuple[bytes, ...] = ()) -> None:
+        held.step = (step, steps)
+        session = self._brokers[held.broker]
+        if held.progress and session.registered:
+            progress = Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps)
+            self._brokers.send(session, progress, frames)
+
+    def _cancel(self, held: HeldRequest) -> None:
+        if not self.gate.discard(held.number):
+            self._state.actions.append(ev.Cancel(held.number))
+
+    def _log_dropped(self, answers: list[HeldRequest], reason: str) -> None:
+        for held in answers:
+            self._state.log(logging.WARNING, "answer dropped", reason=reason, request_id=held.id.hex())
+
+
+def parse_body(frames: tuple[bytes, ...]) -> GenerationRequest:
+    """Return the request in the frames of WORK after its header. Raises `InvalidRequestError`."""
+    if not frames:
+        raise InvalidRequestError("the body frame is missing")
+    request = parse_request(frames[0])
+    check_frames(request, len(frames) - 1)
+    return request
