@@ -150,7 +150,7 @@ def main(context: click.Context, /, state_folder: str, log_level: str, log_forma
         context.obj = folder
         return
     try:
-        settings = _settings(folder, **options)
+        settings = _settings(state_folder=folder, **options)
         read_dial_keys(settings.key, settings.broker_key)
         _check_installed()
         end_check(context)
@@ -161,53 +161,29 @@ def main(context: click.Context, /, state_folder: str, log_level: str, log_forma
 
 
 def _settings(
-    state_folder: Path,
     *,
     http: str,
     broker: tuple[str, ...],
-    key: Path | None,
-    broker_key: Path | None,
     auth: str,
-    results_url: str | None,
-    results_kept: float,
     public_url: str | None,
     cors_origin: tuple[str, ...],
-    max_body_bytes: int,
-    max_connections: int,
-    max_jobs: int,
     webhook_allow: tuple[str, ...],
-    webhook_attempts: int,
-    webhook_retry: float,
-    drain_timeout: float,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
+    **settings: Any,
 ) -> Settings:
-    """Return the settings that the options state. Raises `ConfigError`."""
+    """Return the validated settings; `settings` has those that are used unchanged. Raises `ConfigError`."""
     with errors_of("--http"):
         host, port = parse_address(http)
     check_bind(host, keys_required=auth == "keys")
-    check_tls(tls_certificate, tls_key)
+    check_tls(settings["tls_certificate"], settings["tls_key"])
     return Settings(
         host=host,
         port=port,
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
         brokers=tuple(_endpoint(endpoint) for endpoint in broker),
-        key=key,
-        broker_key=broker_key,
         keys_required=auth == "keys",
-        state_folder=state_folder,
-        results_url=results_url,
-        results_seconds=results_kept,
         public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
         cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
-        max_body_bytes=max_body_bytes,
-        max_connections=max_connections,
-        max_jobs=max_jobs,
         webhook_networks=check_networks(webhook_allow),
-        webhook_attempts=webhook_attempts,
-        webhook_retry_seconds=webhook_retry,
-        drain_seconds=drain_timeout,
+        **settings,
     )
 
 

@@ -13,7 +13,7 @@ from imagegen_protocol.endpoints import is_loopback
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of one gateway. Times are in seconds."""
+    """The settings of one gateway, most of them options of the same name. Times are in seconds."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -25,7 +25,7 @@ class Settings:
     keys_required: bool = False
     state_folder: Path
     results_url: str | None = None
-    results_seconds: float = 86400.0
+    results_kept: float = 86400.0
     public_url: str | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
@@ -33,8 +33,8 @@ class Settings:
     max_connections: int = 1000
     webhook_networks: tuple[Network, ...] = ()
     webhook_attempts: int = 8
-    webhook_retry_seconds: float = 5.0
-    drain_seconds: float = 30.0
+    webhook_retry: float = 5.0
+    drain_timeout: float = 30.0
 
 
 def check_bind(host: str, *, keys_required: bool) -> None:

@@ -156,43 +156,37 @@ _HTTP_CODES = {
 }
 
 
+def to_api_error(error: Exception) -> ApiError:
+    """Return the response for any exception of the application."""
+    match error:
+        case ApiError():
+            return error
+        case ImagegenError():
+            return from_imagegen_error(error)
+        case RequestValidationError():
+            return from_validation_error(error)
+        case HTTPException():
+            code, message = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
+            if error.status_code == 400:
+                message = f"{message}: {error.detail}"
+            return ApiError(error.status_code, code, message, headers=error.headers)
+        case sqlite3.Error():
+            return storage_failed("access its database", error)
+        case _:
+            return ApiError(500, "internal_error", "internal error of the gateway; see its log")
+
+
 def install(app: FastAPI) -> None:
-    """Add handlers that turn every exception into an error object."""
+    """Add a handler that turns every exception into an error object."""
 
-    async def api(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        if error.code == STORAGE_FAILED:
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        api_error = to_api_error(error)
+        if api_error.code == STORAGE_FAILED:
             request.app.state.services.metrics.storage_failures.inc()
-        return error.response()
+        return api_error.response()
 
-    async def fleet(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ImagegenError)
-        return from_imagegen_error(error).response()
-
-    async def validation(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return from_validation_error(error).response()
-
-    async def http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code, message = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
-        if error.status_code == 400:
-            message = f"{message}: {error.detail}"
-        return ApiError(error.status_code, code, message, headers=error.headers).response()
-
-    async def database(request: Request, error: Exception) -> JSONResponse:
-        request.app.state.services.metrics.storage_failures.inc()
-        return storage_failed("access its database", error).response()
-
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "internal_error", "internal error of the gateway; see its log").response()
-
-    app.add_exception_handler(ApiError, api)
-    app.add_exception_handler(ImagegenError, fleet)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(sqlite3.Error, database)
-    app.add_exception_handler(Exception, unexpected)
+    for kind in (ApiError, ImagegenError, RequestValidationError, HTTPException, sqlite3.Error, Exception):
+        app.add_exception_handler(kind, handle)
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

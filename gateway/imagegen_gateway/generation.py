@@ -72,7 +72,7 @@ async def _json_response(
         seed, format_ = result.seeds[index], result.formats[index]
         if as_urls:
             name = f"{services.images.new_token()}.{format_}"
-            expires = time.time() + services.settings.results_seconds
+            expires = time.time() + services.settings.results_kept
             try:
                 await services.images.publish(name, MEDIA_TYPES[format_], data, expires)
             except Exception as error:

@@ -21,7 +21,7 @@ from imagegen_gateway.config import Settings
 from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, HeaderTimeoutProtocol, raise_file_limit
 
 SHUTDOWN_GRACE_SECONDS = 5
-"""Time after `drain_seconds` in which cancelled requests can send their error responses."""
+"""Time after `drain_timeout` in which cancelled requests can send their error responses."""
 
 
 class _Server(uvicorn.Server):
@@ -108,7 +108,7 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
         lifespan="on",
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + SHUTDOWN_GRACE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + SHUTDOWN_GRACE_SECONDS,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )

@@ -99,9 +99,9 @@ class Services:
             await asyncio.sleep(CLEANUP_SECONDS)
 
     async def drain(self) -> None:
-        """Disconnect from the brokers `drain_seconds` after the shutdown has begun."""
+        """Disconnect from the brokers `drain_timeout` after the shutdown has begun."""
         await self.stopping.wait()
-        await asyncio.sleep(self.settings.drain_seconds)
+        await asyncio.sleep(self.settings.drain_timeout)
         await self.clients.close()
 
 
@@ -114,7 +114,7 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
         images = ImageStore(settings.results_url or default_url(settings.state_folder), database)
         clients = ClientPool(settings)
         stack.push_async_callback(clients.close)
-        job_store, api_keys = JobStore(database, settings.results_seconds), ApiKeyStore(database)
+        job_store, api_keys = JobStore(database, settings.results_kept), ApiKeyStore(database)
         webhooks = WebhookSender(
             job_store,
             api_keys,
@@ -122,7 +122,7 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             lambda job: to_response(job, None).model_dump(),
             networks=settings.webhook_networks,
             attempts=settings.webhook_attempts,
-            retry_seconds=settings.webhook_retry_seconds,
+            retry_seconds=settings.webhook_retry,
         )
         stack.push_async_callback(webhooks.close)
         jobs = JobRunner(job_store, images, clients, in_flight, metrics, webhooks.wake)

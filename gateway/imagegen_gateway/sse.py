@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from imagegen_gateway.errors import ApiError, from_imagegen_error
+from imagegen_gateway.errors import ApiError, to_api_error
 from imagegen_protocol import ImagegenError
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ async def with_keepalives(
                 return
             yield chunk
     except (ImagegenError, ApiError) as error:
-        api_error = from_imagegen_error(error) if isinstance(error, ImagegenError) else error
-        yield event("error", json.dumps(api_error.body()))
+        yield event("error", json.dumps(to_api_error(error).body()))
     finally:
         await _stop(events, pending)
 
