@@ -25,10 +25,10 @@ class Gateway:
         self.start()
 
     def start(self):
-        words = ["--http", "127.0.0.1:0", "--state-folder", str(self.folder), "--log-level", "debug"]
+        options = ["--http", "127.0.0.1:0", "--state-folder", str(self.folder), "--log-level", "debug"]
         broker = [] if "--broker" in self.arguments else ["--broker", self.fleet.frontend]
         process = self.fleet.spawn(
-            self.name, ["imagegen-gateway", *words, *broker, *self.arguments], stdout=subprocess.PIPE
+            self.name, ["imagegen-gateway", *options, *broker, *self.arguments], stdout=subprocess.PIPE
         )
         line = process.stdout.readline()
         assert line.startswith("http="), "the gateway did not start; see its log"
@@ -48,9 +48,9 @@ class Gateway:
         self.kill()
         self.start()
 
-    def keys(self, *words):
+    def keys(self, *arguments):
         """Run `imagegen-gateway keys …`."""
-        return command("imagegen-gateway", "--state-folder", str(self.folder), "keys", *words).stdout
+        return command("imagegen-gateway", "--state-folder", str(self.folder), "keys", *arguments).stdout
 
     def add_key(self, name, *limits):
         """Create a key and return it."""

@@ -97,7 +97,7 @@ def test_keys_are_listed_with_their_limits(guarded):
 
 def test_invalid_key_commands_are_rejected(guarded):
     guarded.add_key("alice")
-    for words, message in (
+    for arguments, message in (
         (("add", "alice"), "the name 'alice' is or was used by another key"),
         (("add", "everybody"), "the name 'everybody' is reserved for requests without keys"),
         (("add", " "), "expected 1 to 128 printable characters"),
@@ -109,7 +109,7 @@ def test_invalid_key_commands_are_rejected(guarded):
             "--state-folder",
             str(guarded.folder),
             "keys",
-            *words,
+            *arguments,
             check=False,
             env={**os.environ, "COLUMNS": "999"},
         )

@@ -114,14 +114,14 @@ def test_an_idempotency_key_returns_the_existing_job(gateway):
         return gateway.http.post("/v1/jobs", json={"size": "64x64", **body}, headers={"Idempotency-Key": "one"})
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: send(prompt="x"), range(8)))
-    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [202]
-    assert len({answer.json()["id"] for answer in answers}) == 1
+        responses = list(pool.map(lambda _: send(prompt="x"), range(8)))
+    assert sorted(response.status_code for response in responses) == [200] * 7 + [202]
+    assert len({response.json()["id"] for response in responses}) == 1
     assert len(all_jobs(gateway)) == 1
     other = send(prompt="y")
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     gateway.restart()
-    assert send(prompt="x").json()["id"] == answers[0].json()["id"]
+    assert send(prompt="x").json()["id"] == responses[0].json()["id"]
 
 
 def test_the_list_of_jobs_is_paginated(gateway):
@@ -194,8 +194,8 @@ def test_the_number_of_unfinished_jobs_is_limited(start_gateway):
 
 
 def test_a_second_gateway_with_the_same_state_folder_is_rejected(fleet, gateway):
-    words = ("imagegen-gateway", "--http", "127.0.0.1:0", "--state-folder", str(gateway.folder))
-    ended = command(*words, check=False)
+    arguments = ("imagegen-gateway", "--http", "127.0.0.1:0", "--state-folder", str(gateway.folder))
+    ended = command(*arguments, check=False)
     assert ended.returncode == 2
     assert f"another gateway uses {gateway.folder}" in ended.stderr
 

@@ -64,10 +64,10 @@ def test_jobs_and_images_in_a_bucket_survive_a_restart(start_gateway, bucket):
 def test_expired_images_are_deleted_from_the_bucket(fleet, bucket, tmp_path):
     arguments = ("--results-url", f"s3://{FOLDER}", "--results-kept", "1")
     gateway = Gateway(fleet, "short", tmp_path / "state", arguments)
-    answer = gateway.http.post(
+    response = gateway.http.post(
         "/v1/images/generations", json={"prompt": "x", "size": "64x64", "response_format": "url"}
     )
-    url = answer.json()["data"][0]["url"]
+    url = response.json()["data"][0]["url"]
     assert len(names(bucket)) == 1
     while httpx2.get(url, trust_env=False).status_code == 200:
         time.sleep(0.1)

@@ -41,8 +41,8 @@ def test_requests_without_storage_succeed_while_the_disk_is_full(gateway, broker
 
 def start(fleet, folder):
     """Run the gateway; return its exit code and its stderr."""
-    words = ("--http", "127.0.0.1:0", "--broker", fleet.frontend, "--state-folder", str(folder))
-    ended = command("imagegen-gateway", *words, check=False)
+    arguments = ("--http", "127.0.0.1:0", "--broker", fleet.frontend, "--state-folder", str(folder))
+    ended = command("imagegen-gateway", *arguments, check=False)
     return ended.returncode, ended.stderr
 
 

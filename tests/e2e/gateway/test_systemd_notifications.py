@@ -8,10 +8,17 @@ def test_the_gateway_notifies_its_start_watchdog_and_stop(fleet, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
-        words = ["--http", "127.0.0.1:0", "--broker", fleet.frontend, "--state-folder", str(tmp_path / "state")]
+        arguments = [
+            "--http",
+            "127.0.0.1:0",
+            "--broker",
+            fleet.frontend,
+            "--state-folder",
+            str(tmp_path / "state"),
+        ]
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
         process = fleet.spawn(
-            "gateway", ["imagegen-gateway", *words], stdout=subprocess.PIPE, environment=environment
+            "gateway", ["imagegen-gateway", *options], stdout=subprocess.PIPE, environment=environment
         )
         assert process.stdout.readline().startswith("http=")
         assert systemd.recv(1000) == b"READY=1\nSTATUS=serving"

@@ -10,14 +10,14 @@ from imagegen_gateway.cli import main
 def check(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
 
-    def run(*words):
-        return CliRunner().invoke(main, ["--state-folder", str(tmp_path / "state"), "--check-config", *words])
+    def run(*arguments):
+        return CliRunner().invoke(main, ["--state-folder", str(tmp_path / "state"), "--check-config", *arguments])
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--http", "8000"), "--http: '8000' is not an address; one looks like 127.0.0.1:8080"),
         (
@@ -40,8 +40,8 @@ def check(tmp_path, monkeypatch):
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_invalid_settings_are_rejected(check, words, message):
-    result = check(*words)
+def test_invalid_settings_are_rejected(check, arguments, message):
+    result = check(*arguments)
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
 
 
@@ -57,8 +57,8 @@ def test_an_error_in_the_settings_file_states_its_line(check, tmp_path):
 
 
 def test_an_unusable_results_folder_is_rejected(tmp_path):
-    words = ["--state-folder", str(tmp_path), "--http", "127.0.0.1:0", "--results-url", "nosuch://bucket"]
-    result = CliRunner().invoke(main, words)
+    arguments = ["--state-folder", str(tmp_path), "--http", "127.0.0.1:0", "--results-url", "nosuch://bucket"]
+    result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, "--results-url: nosuch://bucket can't be used" in result.stderr) == (2, True)
 
 
