@@ -8,7 +8,7 @@ def test_the_gateway_notifies_its_start_watchdog_and_stop(fleet, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
-        arguments = [
+        options = [
             "--http",
             "127.0.0.1:0",
             "--broker",
