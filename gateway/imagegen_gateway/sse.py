@@ -20,6 +20,16 @@ START_SECONDS = 5.0
 """Maximum wait for the first event of a stream; then the response starts without one."""
 KEEPALIVE_SECONDS = 15.0
 """Time without events after which a comment is sent."""
+OPENAPI_CONTENT = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""OpenAPI's description of a stream of events."""
 Events = AsyncGenerator[bytes, None]
 First = asyncio.Future[bytes | None]
 """The pending first event of a stream; its result is None if the stream has no events."""

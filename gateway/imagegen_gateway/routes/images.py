@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 
+from imagegen_gateway import sse
 from imagegen_gateway.access import ApiKeyDep, ServicesDep
 from imagegen_gateway.errors import ApiError, error_responses
 from imagegen_gateway.generation import generate_response
@@ -19,7 +20,7 @@ _RESPONSES = {
     200: {
         "model": Images,
         "description": "The images; with `stream`, the events `….partial_image` and `….completed`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": sse.OPENAPI_CONTENT,
     },
     **error_responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
 }

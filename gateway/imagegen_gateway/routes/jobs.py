@@ -110,7 +110,7 @@ async def cancel(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> re
     response_class=Response,
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": sse.OPENAPI_CONTENT,
             "description": "Events `queued`, `running` and finally `done`; their data is the job with `preview`.",
         },
         **error_responses(401, 403, 404, 422, 429, 503),

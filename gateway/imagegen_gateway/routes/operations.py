@@ -46,15 +46,10 @@ async def healthz(services: ServicesDep) -> str:
 @router.get(
     "/readyz",
     response_class=PlainTextResponse,
-    responses={
-        503: {
-            "description": "No broker answers, or it has no worker.",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
-        }
-    },
+    responses={503: {"description": "No worker.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
     summary="Readiness probe",
 )
-async def readyz(services: ServicesDep, response: Response) -> Response:
+async def readyz(services: ServicesDep) -> Response:
     """Return `ok` if a broker answers and has a worker."""
     try:
         statistics = await services.clients.stats()
