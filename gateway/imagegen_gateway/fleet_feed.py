@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from msgspec.json import encode
 
 from imagegen_client import Statistics
-from imagegen_client.fleet import Broker, Look, images_per_second, in_order
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, images_per_second, sorted_workers
 from imagegen_client.fleet_watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
 from imagegen_gateway.client_pool import ClientPool
@@ -54,7 +54,7 @@ class FleetFeed:
     """Polls the broker once a second while there are followers, and sends the same event to all of them."""
 
     def __init__(self) -> None:
-        self._history: deque[Look] = deque()
+        self._history: deque[FleetSnapshot] = deque()
         self._trends: dict[str, deque[float]] = {}
         self._statistics: Statistics | None = None
         self._gpu_metrics = GpuMetricsReader()
@@ -97,14 +97,14 @@ class FleetFeed:
                 self._gpu_metrics.refresh(self._statistics.per_gpu_stats)
             except ImagegenError:
                 lost_for = time.monotonic() - self._last_answer
-            self._record(Look(time.monotonic(), (Broker("", self._statistics, lost_for),)))
+            self._record(FleetSnapshot(time.monotonic(), (BrokerStatus("", self._statistics, lost_for),)))
             self._event = json.dumps(self._data())
             changed, self._changed = self._changed, None
             if changed is not None:
                 changed.set_result(None)
             await asyncio.sleep(POLL_SECONDS)
 
-    def _record(self, latest: Look) -> None:
+    def _record(self, latest: FleetSnapshot) -> None:
         """Append a snapshot and the rates since the oldest one within `RATE_SECONDS`."""
         if self._history and latest.at - self._history[-1].at > RATE_SECONDS:
             # Without followers for a while: the average since then is not the current rate.
@@ -113,9 +113,9 @@ class FleetFeed:
         self._history.append(latest)
         while len(self._history) > 2 and latest.at - self._history[0].at > RATE_SECONDS:
             self._history.popleft()
-        workers, unheard = latest.workers(), latest.unheard()
+        workers, stale = latest.workers(), latest.stale_workers()
         for name, rate in images_per_second(self._history[0], latest).items():
-            if name not in unheard:
+            if name not in stale:
                 self._trends.setdefault(name, deque(maxlen=TREND_LENGTH)).append(round(rate, 3))
         for name in self._trends.keys() - workers.keys():
             del self._trends[name]
@@ -136,6 +136,6 @@ class FleetFeed:
                     **self._gpu_metrics.get(name),
                     "images_per_second": list(self._trends.get(name, ())),
                 }
-                for name, row in in_order(self._history[-1].workers())
+                for name, row in sorted_workers(self._history[-1].workers())
             ],
         }
