@@ -46,7 +46,7 @@ def test_a_lost_broker_is_reported_and_jobs_continue_when_it_is_back(page, fleet
     fleet.kill("broker")
     banner = page.get_by_role("alert").filter(has_text="broker")
     expect(banner).to_contain_text("does not answer", timeout=60_000)
-    expect(page.locator(".gpu .state").first).to_have_text("no data")
+    expect(page.locator(".gpu .state").first).to_have_text("stale")
     submit(page, "a patient star")
     fleet.start_broker(*BROKER)
     expect(banner).to_have_text("The broker is back.", timeout=60_000)

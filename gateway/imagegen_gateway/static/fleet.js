@@ -26,7 +26,7 @@ export function showFleet(fleet) {
   const highest = Math.max(0.001, ...fleet.gpus.flatMap((gpu) => gpu.images_per_second));
   for (const gpu of fleet.gpus) {
     if (!cards.has(gpu.worker)) cards.set(gpu.worker, newCard(gpu));
-    showGpu(cards.get(gpu.worker), gpu, lost ? "no data" : gpu.state, highest);
+    showGpu(cards.get(gpu.worker), gpu, lost ? "stale" : gpu.state, highest);
   }
   if (!lost) markGone(new Set(fleet.gpus.map((gpu) => gpu.worker)));
 }
@@ -35,7 +35,7 @@ export function showFleet(fleet) {
 export function showFleetUnavailable() {
   for (const { state } of cards.values()) {
     state.className = "state";
-    setText(state, "no data");
+    setText(state, "stale");
   }
   setText(find("summary"), "");
   setText(find("fleet-note"), "No data");
@@ -82,7 +82,7 @@ function showGpu(card, gpu, state, highest) {
   if (card.goneSince !== null) announce(`${gpu.worker} is back`);
   card.goneSince = null;
   card.element.classList.remove("gone");
-  card.state.className = `state ${state.replace(" ", "-")}`;
+  card.state.className = `state ${state}`;
   setText(card.state, state);
   setText(card.where, `${gpu.device}, GPU ${gpu.gpu_id} on ${gpu.host}, ${gpu.models.join(", ")}`);
   card.where.title = card.where.textContent;
