@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from imagegen_protocol import InvalidRequestError
-from imagegen_protocol.explain import show
+from imagegen_protocol.error_texts import format_value
 from imagegen_protocol.images import sniff_format
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_SIDE_PIXELS
 
@@ -34,7 +34,7 @@ def read_image(name: str, source: ImageSource) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return _encode(name, bytes(source), f"{len(source)} bytes")
     if not hasattr(source, "save"):
-        shown = show(source)
+        shown = format_value(source)
         raise InvalidRequestError(f"{name}: expected a PIL image, a path or the bytes of a file, got {shown}")
     return _as_png(name, source, "the image")
 

@@ -1,1 +1,1 @@
-"""The HTTP gateway: an OpenAI-compatible API and durable jobs, and nothing but a client of the brokers."""
+"""The HTTP gateway: OpenAI's images API, durable jobs and a web page, as a client of the brokers."""

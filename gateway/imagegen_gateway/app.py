@@ -1,4 +1,4 @@
-"""The application: paths, errors, and what stands before them."""
+"""The ASGI application: routes, error handlers and middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,19 +9,19 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from imagegen_gateway import errors, page
-from imagegen_gateway.access import KnownFirst
-from imagegen_gateway.bodies import BodyLimit
+from imagegen_gateway.access import AuthenticationMiddleware
+from imagegen_gateway.body_limit import BodyLimit
 from imagegen_gateway.config import Settings
-from imagegen_gateway.connections import Room
-from imagegen_gateway.metrics import Measuring
+from imagegen_gateway.connection_limits import ConnectionLimiter
+from imagegen_gateway.metrics import MetricsMiddleware
 from imagegen_gateway.routes import files, images, jobs, models, operations
 from imagegen_gateway.services import open_services
 
-_ABOUT = "Images from a fleet of GPUs: OpenAI's images API, durable jobs beside it."
+_DESCRIPTION = "Image generation on a fleet of GPUs: OpenAI's images API and durable jobs."
 
 
 def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
-    """Return the application, whose services open with its lifespan; `stopping` is set when it should end."""
+    """Return the application; its lifespan opens the services. `stopping` is set when the shutdown begins."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -31,7 +31,7 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
 
     app = FastAPI(
         title="imagegen gateway",
-        description=_ABOUT,
+        description=_DESCRIPTION,
         version=version("imagegen-fleet"),
         lifespan=lifespan,
         docs_url=None,
@@ -43,8 +43,8 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
         app.include_router(router)
     page.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if settings.keys_needed:
-        app.add_middleware(KnownFirst)
+    if settings.keys_required:
+        app.add_middleware(AuthenticationMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -54,6 +54,8 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
             expose_headers=["Retry-After", "Location"],
         )
     app.state.connections = ()
-    app.add_middleware(Room, connections=lambda: app.state.connections, most=settings.max_connections)
-    app.add_middleware(Measuring, metrics=lambda: app.state.services.metrics)
+    app.add_middleware(
+        ConnectionLimiter, connections=lambda: app.state.connections, max_connections=settings.max_connections
+    )
+    app.add_middleware(MetricsMiddleware, metrics=lambda: app.state.services.metrics)
     return app

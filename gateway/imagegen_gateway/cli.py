@@ -1,4 +1,4 @@
-"""The command `imagegen-gateway`: serves, and makes, lists and revokes keys."""
+"""The command `imagegen-gateway`: serve the HTTP API, and manage API keys."""
 
 import asyncio
 import logging
@@ -24,10 +24,10 @@ EXIT_FAILED = 1
 
 
 class _Seconds(click.FloatRange):
-    """A range without "nan", which every comparison lets through, and without "inf"."""
+    """A range of finite numbers: click's accepts "nan" and "inf"."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number; fails as `FloatRange` does."""
+        """Return the number. Raises `click.BadParameter`."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number of seconds.", param, ctx)
@@ -35,7 +35,7 @@ class _Seconds(click.FloatRange):
 
 
 class _Gateway(SettingsCommand, click.Group):
-    """A command with settings that serves when no subcommand is named."""
+    """The command with settings; it serves if no subcommand is given."""
 
 
 @click.group(
@@ -44,102 +44,93 @@ class _Gateway(SettingsCommand, click.Group):
     context_settings={"show_default": True, "auto_envvar_prefix": "IMAGEGEN_GATEWAY"},
 )
 @settings_options
-@click.option("--http", default="127.0.0.1:8000", help="HOST:PORT to serve on; port 0 is any.")
+@click.option("--http", default="127.0.0.1:8000", help="HOST:PORT to listen on; port 0 selects a free port.")
 @click.option(
     "--broker",
     multiple=True,
     default=("tcp://127.0.0.1:5555",),
     envvar="IMAGEGEN_FRONTEND",
     metavar="ENDPOINT",
-    help="A broker's frontend; again for others to turn to when one is dead.",
+    help="Client endpoint of a broker; repeat it for brokers to fail over to.",
 )
-@click.option("--key", type=_FILE, help="The gateway's own .key_secret file, for a broker that demands keys.")
-@click.option("--broker-key", type=_FILE, help="The broker's .key file, if the broker demands keys.")
+@click.option("--key", type=_FILE, help="The gateway's .key_secret file, for brokers that require keys.")
+@click.option("--broker-key", type=_FILE, help="The broker's .key file, for brokers that require keys.")
 @click.option(
     "--auth",
     type=click.Choice(("off", "keys")),
     default="off",
-    help="'keys': each request needs an API key. 'off': none does; only for binds to loopback.",
+    help="'keys': require an API key for each request. 'off': require none; only on loopback addresses.",
 )
 @click.option(
     "--state-folder",
     type=click.Path(),
     default="~/.local/state/imagegen-gateway",
-    help="Where keys and jobs are kept; one gateway a folder.",
+    help="Folder for keys and jobs; each gateway needs its own.",
 )
 @click.option(
     "--results-url",
-    help="Where images are kept: a path, or what fsspec takes, as s3://bucket/folder.  "
+    help="Where to store images: a path, or a URL that fsspec supports, such as s3://bucket/folder.  "
     "[default: results, in the state folder]",
 )
-@click.option("--results-kept", type=_Seconds(1), default=86400.0, help="Seconds that results are kept.")
 @click.option(
-    "--public-url", help="Where callers see this gateway, for the URLs it gives.  [default: as they called]"
+    "--results-kept", type=_Seconds(1), default=86400.0, help="Seconds until images and ended jobs expire."
 )
-@click.option("--cors-origin", multiple=True, help="A site whose pages may ask here; '*' for all.")
 @click.option(
-    "--max-body-bytes", type=click.IntRange(1024), default=32 * 1024**2, help="Longer requests are refused."
+    "--public-url", help="URL of this gateway for clients; prefix of image URLs.  [default: from each request]"
+)
+@click.option(
+    "--cors-origin", multiple=True, help="Origin whose web pages may use the API; repeatable; '*' allows all."
+)
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(1024),
+    default=32 * 1024**2,
+    help="Maximum length of a request body; longer ones get status 413.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(1, 100_000),
     default=1000,
-    help="Connections at a time; more are refused.",
+    help="Maximum number of connections; further ones get status 503.",
 )
-@click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Unfinished jobs held at a time.")
+@click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Maximum number of unfinished jobs.")
 @click.option(
     "--webhook-allow",
     multiple=True,
     metavar="NETWORK",
-    help="A network that webhooks may reach beside public addresses, as 10.0.0.0/8.",
+    help="Network that webhooks may reach in addition to public addresses, such as 10.0.0.0/8; repeatable.",
 )
-@click.option("--webhook-attempts", type=click.IntRange(1, 100), default=8, help="Calls of one webhook, at most.")
+@click.option(
+    "--webhook-attempts", type=click.IntRange(1, 100), default=8, help="Maximum number of attempts per webhook."
+)
 @click.option(
     "--webhook-retry",
     type=_Seconds(0.01),
     default=5.0,
-    help="Seconds before the second call of a webhook; each later wait is four times as long, up to an hour.",
+    help="Seconds before the second attempt of a webhook; further delays are four times as long, up to an hour.",
 )
-@click.option("--drain-timeout", type=_Seconds(0), default=30.0, help="Seconds that requests have on SIGTERM.")
-@click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate chain; turns HTTPS on.")
-@click.option("--tls-key", type=_FILE, help="PEM file with the certificate's key.")
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Lines of this level and above.")
 @click.option(
-    "--log-format", type=click.Choice(FORMATS), default="text", help="'json' is one JSON object a line, on stderr."
+    "--drain-timeout", type=_Seconds(0), default=30.0, help="Seconds for requests to finish after SIGTERM."
+)
+@click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate chain; enables HTTPS.")
+@click.option("--tls-key", type=_FILE, help="PEM file with the private key of the certificate.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", help="Minimum level of log lines.")
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    help="Format of log lines on stderr; 'json' writes one JSON object per line.",
 )
 @click.version_option(package_name="imagegen-fleet")
 @click.pass_context
-def main(
-    context: click.Context,
-    http: str,
-    broker: tuple[str, ...],
-    key: Path | None,
-    broker_key: Path | None,
-    auth: str,
-    state_folder: str,
-    results_url: str | None,
-    results_kept: float,
-    public_url: str | None,
-    cors_origin: tuple[str, ...],
-    max_body_bytes: int,
-    max_connections: int,
-    max_jobs: int,
-    webhook_allow: tuple[str, ...],
-    webhook_attempts: int,
-    webhook_retry: float,
-    drain_timeout: float,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    log_level: str,
-    log_format: str,
-) -> None:
-    """Serve OpenAI's images API, and jobs, to whoever speaks HTTP; have the fleet make the images.
+def main(context: click.Context, /, state_folder: str, log_level: str, log_format: str, **options: Any) -> None:
+    """Serve OpenAI's images API, durable jobs and a web page over HTTP, as a client of the brokers.
 
-    Prints one line with its URL to stdout once it serves. Accepted jobs are kept in the state folder, and go on
-    when it is started again. SIGTERM or Ctrl-C ends it.
+    Prints one line with its URL to stdout when it accepts requests. Jobs are stored in the state folder and
+    resume after a restart. SIGTERM and Ctrl-C stop it.
 
-    Each option may also stand in the file of --config (--max-jobs is max_jobs there), and in the environment
-    (IMAGEGEN_GATEWAY_MAX_JOBS). Options win over the environment, and that over the file.
+    Options can also be set in the file of --config (--max-jobs is max_jobs there) and in the environment
+    (IMAGEGEN_GATEWAY_MAX_JOBS). Options override the environment, and the environment overrides the file.
 
     \b
     Examples:
@@ -149,45 +140,51 @@ def main(
 
     \b
     Exit codes:
-      0  told to end, or the settings are right (--check-config)
-      1  everything that is not below; the log says what
-      2  a setting is wrong, or the state folder is another gateway's
-      71  the address can't be bound: it is taken, or not there yet
+      0   stopped by a signal, or the settings are valid (--check-config)
+      1   any other failure; see the log
+      2   a setting is invalid, or another gateway uses the state folder
+      71  the address can't be bound: it is in use or not available yet
     """
     folder = Path(state_folder).expanduser()
     if context.invoked_subcommand is not None:
         context.obj = folder
         return
     try:
-        with errors_of("--http"):
-            host, port = parse_address(http)
-        check_bind(host, keys_needed=auth == "keys")
-        check_tls(tls_certificate, tls_key)
-        settings = Settings(
-            brokers=tuple(_endpoint(each) for each in broker),
-            key=key,
-            broker_key=broker_key,
-            keys_needed=auth == "keys",
-            state_folder=folder,
-            results_url=results_url,
-            results_seconds=results_kept,
-            public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
-            cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
-            max_body_bytes=max_body_bytes,
-            max_connections=max_connections,
-            max_jobs=max_jobs,
-            webhook_networks=check_networks(webhook_allow),
-            webhook_attempts=webhook_attempts,
-            webhook_retry_seconds=webhook_retry,
-            drain_seconds=drain_timeout,
-        )
-        read_curve_keys(key, broker_key)
+        settings = _settings(state_folder=folder, **options)
+        read_curve_keys(settings.key, settings.broker_key)
         _check_installed()
         end_check(context)
     except (ConfigError, KeyFileError) as error:
         raise usage_error(context, error) from error
     set_up(log_level, log_format, own="imagegen.gateway")
-    context.exit(_serve(context, settings, host, port, tls_certificate, tls_key))
+    context.exit(_serve(context, settings))
+
+
+def _settings(
+    *,
+    http: str,
+    broker: tuple[str, ...],
+    auth: str,
+    public_url: str | None,
+    cors_origin: tuple[str, ...],
+    webhook_allow: tuple[str, ...],
+    **settings: Any,
+) -> Settings:
+    """Return the validated settings; `settings` has those that are used unchanged. Raises `ConfigError`."""
+    with errors_of("--http"):
+        host, port = parse_address(http)
+    check_bind(host, keys_required=auth == "keys")
+    check_tls(settings["tls_certificate"], settings["tls_key"])
+    return Settings(
+        host=host,
+        port=port,
+        brokers=tuple(_endpoint(endpoint) for endpoint in broker),
+        keys_required=auth == "keys",
+        public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
+        cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
+        webhook_networks=check_networks(webhook_allow),
+        **settings,
+    )
 
 
 def _endpoint(endpoint: str) -> str:
@@ -203,42 +200,43 @@ def _check_installed() -> None:
         raise ConfigError(f"{error}; install imagegen-fleet[gateway]") from error
 
 
-def _serve(
-    context: click.Context, settings: Settings, host: str, port: int, certificate: Path | None, key: Path | None
-) -> int:
+def _serve(context: click.Context, settings: Settings) -> int:
+    """Serve until a signal; return the exit code."""
     from imagegen_gateway.database import DatabaseError, check_database
-    from imagegen_gateway.results import Results, default_url
-    from imagegen_gateway.server import bind, only_one, serve
+    from imagegen_gateway.image_store import ImageStore, default_url
+    from imagegen_gateway.server import bind, lock_state_folder, serve
 
     try:
-        Results.open_folder(settings.results_url or default_url(settings.state_folder))
-        with only_one(settings.state_folder), bind(host, port) as listener:
-            # Now, when it can be said in a line: the server would end with a traceback.
+        ImageStore.open_folder(settings.results_url or default_url(settings.state_folder))
+        with lock_state_folder(settings.state_folder), bind(settings.host, settings.port) as listener:
+            # Checked here for a one-line error; in the lifespan it would be a traceback.
             asyncio.run(check_database(settings.state_folder))
-            bound = listener.getsockname()
-            shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
-            url = f"{'http' if certificate is None else 'https'}://{shown}"
+            host, port = listener.getsockname()[:2]
+            scheme = "http" if settings.tls_certificate is None else "https"
+            url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-            def started() -> None:
+            def on_start() -> None:
                 click.echo(f"http={url}")
-                log(_log, logging.INFO, "serving", http=url, auth="keys" if settings.keys_needed else "off")
-                if settings.keys_needed and certificate is None and not settings.public_url:
-                    log(
-                        _log,
-                        logging.WARNING,
-                        "keys travel unencrypted: give a certificate, or stand behind a proxy",
-                    )
+                log(
+                    _log,
+                    logging.INFO,
+                    "gateway started",
+                    http=url,
+                    auth="keys" if settings.keys_required else "off",
+                )
+                if settings.keys_required and scheme == "http" and not settings.public_url:
+                    log(_log, logging.WARNING, "API keys are sent unencrypted: configure TLS, or use a proxy")
 
-            ended_well = serve(settings, listener, started, certificate=certificate, key=key)
+            served = serve(settings, listener, on_start)
     except (ConfigError, DatabaseError) as error:
         raise usage_error(context, error) from error
-    log(_log, logging.INFO, "stopped")
-    return 0 if ended_well else EXIT_FAILED
+    log(_log, logging.INFO, "gateway stopped")
+    return 0 if served else EXIT_FAILED
 
 
 @main.group("keys")
 def keys() -> None:
-    """Make, list and revoke API keys, while the gateway runs or not."""
+    """Create, list and revoke API keys, whether or not the gateway runs."""
 
 
 for command in (add, list_, revoke, secret):

@@ -1,4 +1,4 @@
-"""`imagegen-gateway keys …`."""
+"""The commands `imagegen-gateway keys …`."""
 
 import asyncio
 import json
@@ -25,20 +25,18 @@ class _Size(click.ParamType[Any]):
             return value
         parts = _SIZE.fullmatch(value)
         if parts is None or not all(8 <= int(side) <= MAX_SIDE_PIXELS for side in parts.groups()):
-            self.fail(
-                f"expected a size such as 1024x1024, of 8 to {MAX_SIDE_PIXELS} pixels, got {value!r}", param, ctx
-            )
+            self.fail(f"expected WIDTHxHEIGHT, 8 to {MAX_SIDE_PIXELS} pixels each, got {value!r}", param, ctx)
         return int(parts[1]), int(parts[2])
 
 
 def _with_keys(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Do something with the keys of a state folder."""
+    """Run `work` with the key store of a state folder. Raises `click.ClickException`."""
     from imagegen_gateway.database import DatabaseError, open_database
-    from imagegen_gateway.keys import ApiKeyError, Keys
+    from imagegen_gateway.keys import ApiKeyError, ApiKeyStore
 
     async def run() -> T:
         async with open_database(folder) as database:
-            return await work(Keys(database))
+            return await work(ApiKeyStore(database))
 
     try:
         return asyncio.run(run())
@@ -57,28 +55,32 @@ def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
 @click.option(
     "--requests-per-minute",
     type=click.FloatRange(0, min_open=True, max=1e6),
-    help="Images and jobs it may ask for, a minute.  [default: any number]",
+    help="Maximum number of image requests and jobs per minute.  [default: unlimited]",
 )
 @click.option(
-    "--max-in-flight", type=click.IntRange(1), help="Requests and jobs at a time.  [default: any number]"
+    "--max-in-flight",
+    type=click.IntRange(1),
+    help="Maximum number of unfinished requests and jobs.  [default: unlimited]",
 )
-@click.option("--max-size", type=_Size(), help="The largest width and height.  [default: any]")
+@click.option("--max-size", type=_Size(), help="Maximum width and height.  [default: unlimited]")
 @click.option(
-    "--max-steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps at most.  [default: any number]"
+    "--max-steps",
+    type=click.IntRange(1, MAX_STEPS),
+    help="Maximum number of denoising steps.  [default: unlimited]",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
-    help="One it may use; again for more. The first is its default.  [default: any]",
+    help="Allowed model; repeatable. The first is the default of the key.  [default: all models]",
 )
 @click.option(
     "--priority",
     type=click.IntRange(-100, 100),
     default=0,
-    help="Of its requests, which may ask for less.  [default: 0]",
+    help="Default and maximum priority of its requests.  [default: 0]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.pass_obj
 def add(
     folder: Path,
@@ -91,7 +93,7 @@ def add(
     priority: int,
     as_json: bool,
 ) -> None:
-    """Make a key for NAME and print it, once: it is not kept. The secret that signs its webhooks comes with it."""
+    """Create a key called NAME; print the key, which is not stored, and the secret that signs its webhooks."""
     limits = Limits(
         requests_per_minute=requests_per_minute,
         max_in_flight=max_in_flight,
@@ -101,31 +103,31 @@ def add(
         models=models or None,
         priority=priority,
     )
-    key, caller = _with_keys(folder, lambda keys: keys.add(name, limits, time.time()))
+    text, api_key = _with_keys(folder, lambda keys: keys.add(name, limits, time.time()))
     if as_json:
         click.echo(
-            json.dumps({"name": name, "id": caller.id, "key": key, "webhook_secret": caller.webhook_secret})
+            json.dumps({"name": name, "id": api_key.id, "key": text, "webhook_secret": api_key.webhook_secret})
         )
     else:
-        click.echo(f"key             {key}\nwebhook secret  {caller.webhook_secret}")
+        click.echo(f"key             {text}\nwebhook secret  {api_key.webhook_secret}")
 
 
 @click.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(folder: Path, as_json: bool) -> None:
-    """List the keys, by name, with their limits; the keys themselves are not kept."""
+    """List the names, states and limits of all keys. The keys themselves are not stored."""
     found = _with_keys(folder, lambda keys: keys.all())
     if as_json:
         shown = [
             {
-                "name": caller.name,
-                "id": caller.id,
-                "created": caller.created,
-                "revoked": caller.revoked,
-                **caller.limits.as_json(),
+                "name": api_key.name,
+                "id": api_key.id,
+                "created": api_key.created,
+                "revoked": api_key.revoked,
+                **api_key.limits.as_json(),
             }
-            for caller in found
+            for api_key in found
         ]
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
@@ -133,11 +135,11 @@ def list_(folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table("name", "id", "created", "state", "limits", box=None)
-    for caller in found:
-        limits = {name: value for name, value in caller.limits.as_json().items() if value is not None}
+    for api_key in found:
+        limits = {name: value for name, value in api_key.limits.as_json().items() if value is not None}
         shown_limits = ", ".join(f"{name}={value}" for name, value in limits.items())
-        state = "good" if caller.revoked is None else f"revoked {_day(caller.revoked)}"
-        table.add_row(caller.name, caller.id, _day(caller.created), state, shown_limits)
+        state = "active" if api_key.revoked is None else f"revoked {_day(api_key.revoked)}"
+        table.add_row(api_key.name, api_key.id, _day(api_key.created), state, shown_limits)
     Console().print(table)
 
 
@@ -145,7 +147,7 @@ def list_(folder: Path, as_json: bool) -> None:
 @click.argument("name")
 @click.pass_obj
 def revoke(folder: Path, name: str) -> None:
-    """Refuse NAME's key from the next request on. Jobs that were accepted go on."""
+    """Revoke the key NAME: its next request is rejected; its accepted jobs continue."""
     _with_keys(folder, lambda keys: keys.revoke(name, time.time()))
     click.echo(f"revoked {name}")
 
@@ -154,16 +156,15 @@ def revoke(folder: Path, name: str) -> None:
 @click.argument("name", default="everybody")
 @click.pass_obj
 def secret(folder: Path, name: str) -> None:
-    """Print the secret that signs the webhooks of NAME, or, where no keys are asked for, of everybody."""
+    """Print the secret that signs the webhooks of NAME; without NAME, that of a gateway without keys."""
     click.echo(_with_keys(folder, lambda keys: _secret(keys, name)))
 
 
 async def _secret(keys: Any, name: str) -> str:
-    from imagegen_gateway.keys import EVERYBODY
+    from imagegen_gateway.keys import ANONYMOUS
 
-    caller = await (keys.everybody(time.time()) if name == EVERYBODY else keys.by_name(name))
-    found: str = caller.webhook_secret
-    return found
+    api_key = await (keys.anonymous(time.time()) if name == ANONYMOUS else keys.by_name(name))
+    return str(api_key.webhook_secret)
 
 
 def _day(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""The gateway's SQLite file: one connection, whose statements run in order on a thread of its own."""
+"""The gateway's SQLite database: one connection; aiosqlite runs its statements in order in a thread."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import aiosqlite
 
 VERSION = 1
+"""Version of the schema."""
 FILE = "gateway.sqlite"
 
 _SCHEMA = """
@@ -57,54 +58,51 @@ Row = aiosqlite.Row
 
 
 class DatabaseError(Exception):
-    """The file can't be used; the message says why."""
+    """The database file can't be opened; the message gives the reason."""
 
 
 class Database:
-    """Statements and transactions; safe for any number of tasks."""
+    """SQL statements, each in a transaction of its own; safe for concurrent tasks."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
-    async def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
+    async def fetch_all(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return all rows of a query."""
         return list(await self._connection.execute_fetchall(statement, values))
 
-    async def row(self, statement: str, values: Sequence[Any] = ()) -> Row | None:
+    async def fetch_one(self, statement: str, values: Sequence[Any] = ()) -> Row | None:
         """Return the first row of a query, or None."""
-        found = await self.rows(statement, values)
-        return found[0] if found else None
+        rows = await self.fetch_all(statement, values)
+        return rows[0] if rows else None
 
-    async def change(self, statement: str, values: Sequence[Any] = ()) -> int:
-        """Run one statement, which is on the disk when this returns; return how many rows it changed."""
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Run a statement, durable on return; return the number of changed rows."""
         async with self._connection.execute(statement, values) as cursor:
             return cursor.rowcount
 
-    async def change_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run one statement for each row."""
-        await self._connection.executemany(statement, rows)
-
 
 async def check_database(folder: Path) -> None:
-    """Open the file and close it. Raises `DatabaseError`."""
+    """Check that the database can be opened. Raises `DatabaseError`."""
     async with open_database(folder):
         pass
 
 
 @asynccontextmanager
 async def open_database(folder: Path) -> AsyncIterator[Database]:
-    """Open the file in a folder, which is made if need be. Raises `DatabaseError`."""
+    """Open the database in a folder; create both if they do not exist. Raises `DatabaseError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Each statement is a transaction: nothing waits, half done, for a commit that another task gives.
-        opened = aiosqlite.connect(folder / FILE, isolation_level=None, timeout=30)
-        async with opened as connection:
+        # Autocommit: tasks share the connection, so no task may leave a transaction open.
+        async with aiosqlite.connect(folder / FILE, isolation_level=None, timeout=30) as connection:
             connection.row_factory = aiosqlite.Row
             await connection.execute("PRAGMA journal_mode = WAL")
             await connection.execute("PRAGMA synchronous = FULL")
-            [found] = await connection.execute_fetchall("PRAGMA user_version")
-            if found[0] not in (0, VERSION):
-                raise DatabaseError(f"{folder / FILE} is of version {found[0]}; this gateway knows {VERSION}")
+            [row] = await connection.execute_fetchall("PRAGMA user_version")
+            if row[0] not in (0, VERSION):
+                raise DatabaseError(
+                    f"{folder / FILE} has schema version {row[0]}; this gateway supports version {VERSION}"
+                )
             await connection.executescript(_SCHEMA)
             await connection.execute(f"PRAGMA user_version = {VERSION}")
             yield Database(connection)

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API has them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Error responses in the format of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
 import math
@@ -20,22 +20,22 @@ _log = logging.getLogger("imagegen.gateway")
 
 
 class ErrorObject(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     model_config = ConfigDict(extra="forbid")
 
     message: str
-    """For people."""
+    """Explanation for people."""
     type: str
-    """The family of the error."""
+    """Category of the error, as in OpenAI's API."""
     param: str | None
-    """The field of the request that is wrong, where it is one."""
+    """Name of the invalid request field; null for errors of other kinds."""
     code: str | None
-    """For programs; stable."""
+    """Stable code for programs."""
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
+    """The body of every error response."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ _TYPES = {403: "permission_error", 429: "rate_limit_error", 401: "authentication
 
 
 class ApiError(Exception):
-    """An answer that is an error; `retry_after` in seconds. `final`: asking again gives the same."""
+    """An error response. `retry_after` is in seconds; `final` marks errors for which a retry is useless."""
 
     def __init__(
         self,
@@ -69,16 +69,16 @@ class ApiError(Exception):
         if retry_after is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
         if final:
-            # OpenAI's clients ask again after any 5xx, unless told so.
+            # OpenAI's clients retry after any other 5xx response.
             self.headers["x-should-retry"] = "false"
 
     def body(self) -> dict[str, Any]:
-        """Return the body, as JSON has it."""
+        """Return the body as a JSON object."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """Return the answer."""
+        """Return the response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
@@ -95,11 +95,11 @@ _STATUS: dict[str, tuple[int, float | None, bool]] = {
     "generation_failed": (500, None, True),
     "poison_request": (500, None, True),
 }
-"""Status, Retry-After where the broker does not tell, and whether asking again is of no use."""
+"""Status, default Retry-After in seconds, and whether a retry is useless, by error code of the fleet."""
 
 
-def from_fleet(error: ImagegenError) -> ApiError:
-    """Return the answer for an error of the fleet."""
+def from_imagegen_error(error: ImagegenError) -> ApiError:
+    """Return the response for an error of the fleet, with field names of the HTTP API."""
     status, retry_after, final = _STATUS.get(error.code, (500, None, True))
     wait = error.retry_after_seconds if error.retry_after_seconds is not None else retry_after
     param = None
@@ -114,104 +114,95 @@ def from_fleet(error: ImagegenError) -> ApiError:
     return ApiError(status, error.code, message, param=param, retry_after=wait, final=final)
 
 
-def not_found(what: str, name: str) -> ApiError:
-    """Return the answer for something that is not there, or not the caller's."""
-    return ApiError(404, f"{what}_not_found", f"there is no {what} {name!r} here")
+def not_found(kind: str, name: str) -> ApiError:
+    """Return the response for a resource that does not exist or belongs to another key."""
+    return ApiError(404, f"{kind}_not_found", f"the {kind} {name!r} does not exist")
 
 
-def storage_failed(what: str, error: Exception) -> ApiError:
-    """Return the answer while disk, database or store do not take or give anything; the log says why."""
-    log(_log, logging.ERROR, "storage failed", what=what, error=f"{type(error).__name__}: {error}")
-    return ApiError(503, STORAGE_FAILED, f"the gateway can't {what} now; ask again later", retry_after=10)
+def storage_failed(action: str, error: Exception) -> ApiError:
+    """Log a failure of the database or the image store, and return the response."""
+    log(_log, logging.ERROR, "storage failed", action=action, error=f"{type(error).__name__}: {error}")
+    return ApiError(503, STORAGE_FAILED, f"the gateway can't {action} now; retry later", retry_after=10)
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
-    """Return the answer for a body that is not as the schema says: field, what is wrong, and the value."""
+def from_validation_error(error: RequestValidationError) -> ApiError:
+    """Return the response for a request that violates the schema: the field, the rule and the value."""
     first = error.errors()[0]
-    place = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
+    location = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
-        return ApiError(400, "invalid_json", f"the body is not JSON: {reason}")
-    param = ".".join(str(part) for part in place) or None
+        return ApiError(400, "invalid_json", f"the body is not valid JSON: {reason}")
+    param = ".".join(str(part) for part in location) or None
     if first["type"] == "missing":
-        return ApiError(422, "missing_field", f"{param or 'the body'}: missing", param=param)
+        return ApiError(422, "missing_field", f"{param or 'body'}: required, but missing", param=param)
     if first["type"] == "extra_forbidden":
-        return ApiError(422, "unknown_field", f"{param}: there is no such field; see /openapi.json", param=param)
-    what = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {_shown(first.get('input'))}"
-    return ApiError(
-        422, "invalid_value", f"{param or 'the body'}: {what[0].lower()}{what[1:]}{given}", param=param
-    )
+        return ApiError(422, "unknown_field", f"{param}: unknown field; see /openapi.json", param=param)
+    rule = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f", got {_shorten(first.get('input'))}"
+    return ApiError(422, "invalid_value", f"{param or 'body'}: {rule[0].lower()}{rule[1:]}{value}", param=param)
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 _HTTP_CODES = {
-    404: ("not_found", "there is nothing at this path; see /openapi.json"),
-    405: ("method_not_allowed", "this path has other methods; see /openapi.json"),
-    408: ("too_slow", "the body took too long to come"),
-    413: ("too_large", "the body is longer than this gateway takes (--max-body-bytes)"),
-    400: ("bad_request", "the body can't be read"),
+    400: ("bad_request", "the request can't be parsed"),
+    404: ("not_found", "this path does not exist; see /openapi.json"),
+    405: ("method_not_allowed", "this path does not support the method; see /openapi.json"),
+    408: ("too_slow", "the body took too long to arrive"),
+    413: ("too_large", "the body exceeds the maximum length of this gateway (--max-body-bytes)"),
 }
 
 
+def to_api_error(error: Exception) -> ApiError:
+    """Return the response for any exception of the application."""
+    match error:
+        case ApiError():
+            return error
+        case ImagegenError():
+            return from_imagegen_error(error)
+        case RequestValidationError():
+            return from_validation_error(error)
+        case HTTPException():
+            code, message = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
+            if error.status_code == 400:
+                message = f"{message}: {error.detail}"
+            return ApiError(error.status_code, code, message, headers=error.headers)
+        case sqlite3.Error():
+            return storage_failed("access its database", error)
+        case _:
+            return ApiError(500, "internal_error", "internal error of the gateway; see its log")
+
+
 def install(app: FastAPI) -> None:
-    """Make every error of the application an error object."""
+    """Add a handler that turns every exception into an error object."""
 
-    async def api(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        if error.code == STORAGE_FAILED:
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        api_error = to_api_error(error)
+        if api_error.code == STORAGE_FAILED:
             request.app.state.services.metrics.storage_failures.inc()
-        return error.response()
+        return api_error.response()
 
-    async def fleet(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ImagegenError)
-        return from_fleet(error).response()
-
-    async def validation(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return from_validation(error).response()
-
-    async def http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code, words = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
-        if error.status_code == 400:
-            words = f"{words}: {error.detail}"
-        return ApiError(error.status_code, code, words, headers=error.headers).response()
-
-    async def database(request: Request, error: Exception) -> JSONResponse:
-        request.app.state.services.metrics.storage_failures.inc()
-        return storage_failed("use its database", error).response()
-
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "internal_error", "the gateway failed; its log says why").response()
-
-    app.add_exception_handler(ApiError, api)
-    app.add_exception_handler(ImagegenError, fleet)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(sqlite3.Error, database)
-    app.add_exception_handler(Exception, unexpected)
+    for kind in (ApiError, ImagegenError, RequestValidationError, HTTPException, sqlite3.Error, Exception):
+        app.add_exception_handler(kind, handle)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what a path's OpenAPI entry says of its errors."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of a route's error responses."""
     return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
 _DESCRIPTIONS = {
-    400: "The body can't be read.",
-    401: "No key, or one that is unknown or revoked.",
-    403: "The key may not ask for this.",
-    404: "There is no such thing, or it is another key's.",
-    409: "It has ended otherwise.",
+    400: "The request can't be parsed.",
+    401: "The key is missing, unknown or revoked.",
+    403: "The request exceeds the limits of the key, or its host or origin is not allowed.",
+    404: "The resource does not exist, or belongs to another key.",
     413: "The body is too long.",
-    422: "A field is missing, unknown or wrong; `param` names it.",
-    429: "Too many requests; see Retry-After.",
-    500: "The model, or the gateway, failed.",
-    503: "No worker is there, or the queue is full; see Retry-After.",
-    504: "`timeout_seconds` went by.",
+    422: "A field is missing, unknown or invalid; `param` names it.",
+    429: "The key has reached a rate or concurrency limit; see Retry-After.",
+    500: "The model or the gateway failed.",
+    503: "No worker is available, the queue is full, or the storage fails; see Retry-After.",
+    504: "`timeout_seconds` has passed.",
 }

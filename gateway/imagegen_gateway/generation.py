@@ -1,4 +1,4 @@
-"""Requests that are answered while their caller waits: in one piece, or as a stream."""
+"""Image requests that the client waits for: answered as JSON or as a stream of events."""
 
 import base64
 import time
@@ -12,80 +12,76 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from imagegen_client import AsyncJob, GenerationResult
 from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
-from imagegen_gateway.core.limits import Refusal, refusal, with_defaults
-from imagegen_gateway.core.partials import Partials
+from imagegen_gateway.core.limits import find_violation, with_defaults
+from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.errors import ApiError, storage_failed
-from imagegen_gateway.keys import Caller
-from imagegen_gateway.results import MEDIA_TYPES
-from imagegen_gateway.schemas import answers, streaming
-from imagegen_gateway.schemas.requests import Answering, Drawing, options
+from imagegen_gateway.image_store import MEDIA_TYPES
+from imagegen_gateway.keys import ApiKey
+from imagegen_gateway.schemas import responses, streaming
+from imagegen_gateway.schemas.requests import EditBody, GenerateBody, GenerationParameters, options
 from imagegen_gateway.services import Services
 
 
-def allowed_options(services: Services, caller: Caller, body: Drawing) -> dict[str, Any]:
-    """Return what a body asks for, the key's defaults filled in. Raises `ApiError` 403 for what it may not."""
-    asked = options(body)
-    if (found := refusal(caller.limits, asked)) is not None:
-        raise not_allowed(services, found)
-    return with_defaults(caller.limits, asked)
+def allowed_options(services: Services, api_key: ApiKey, body: GenerationParameters) -> dict[str, Any]:
+    """Return the options of a body with the defaults of the key. Raises `ApiError` 403 beyond the key's limits."""
+    given = options(body)
+    if (violation := find_violation(api_key.limits, given)) is not None:
+        services.metrics.refusals.labels(reason="limit").inc()
+        raise ApiError(403, "not_allowed", violation.message, param=violation.field)
+    return with_defaults(api_key.limits, given)
 
 
-def not_allowed(services: Services, found: Refusal) -> ApiError:
-    """Return the answer to a key that asks for more than it may."""
-    services.metrics.refused.labels(reason="limit").inc()
-    return ApiError(403, "not_allowed", found.message, param=found.field)
-
-
-async def answer(
+async def generate_response(
     services: Services,
-    caller: Caller,
+    api_key: ApiKey,
     request: Request,
-    body: Drawing,
-    how: Answering,
+    body: GenerateBody | EditBody,
     inputs: Mapping[str, bytes],
     kind: str,
 ) -> Response:
-    """Have images made and answer with them; `kind` names a stream's events: `image_generation`, `image_edit`."""
-    asked = allowed_options(services, caller, body)
-    if how.partial_images and not how.stream:
-        raise ApiError(422, "invalid_value", "partial_images: needs stream", param="partial_images")
-    if how.stream and how.response_format == "url":
-        message = "response_format: a stream has its images in it; leave url out"
+    """Generate images and return the response. `kind` prefixes event names: `image_generation`, `image_edit`."""
+    given = allowed_options(services, api_key, body)
+    if body.partial_images and not body.stream:
+        raise ApiError(422, "invalid_value", "partial_images: requires stream", param="partial_images")
+    if body.stream and body.response_format == "url":
+        message = "response_format: expected b64_json with stream, got 'url'"
         raise ApiError(422, "invalid_value", message, param="response_format")
     with ExitStack() as stack:
-        stack.enter_context(services.admitted(caller))
-        await services.fleet.require_workers()
-        client = stack.enter_context(services.fleet.client(caller.id))
-        wanted = how.partial_images or 0
+        stack.enter_context(services.admitted(api_key))
+        await services.clients.require_workers()
+        client = stack.enter_context(services.clients.client(api_key.id))
+        count = body.partial_images or 0
         # A stream starts when a worker begins the request, which only progress reports.
-        job = client.submit(body.prompt, progress=bool(how.stream), preview=bool(wanted), **{**asked, **inputs})
+        job = client.submit(body.prompt, progress=bool(body.stream), preview=bool(count), **{**given, **inputs})
         stack.callback(job.cancel)
-        if how.stream:
-            events = _events(job, kind, Partials(wanted))
+        if body.stream:
+            events = _events(job, kind, PartialImageSelector(count))
             return await sse.open_stream(request, events, stack.pop_all().close)
         try:
-            result = await sse.unless_gone(request, job.result())
-        except sse.HungUpError:
+            result = await sse.unless_disconnected(request, job.result())
+        except sse.ClientDisconnectedError:
             return Response(status_code=499)
-        return await _whole(services, request, result, how.response_format == "url")
+        return await _json_response(services, request, result, body.response_format == "url")
 
 
-async def _whole(services: Services, request: Request, result: GenerationResult, as_urls: bool) -> Response:
+async def _json_response(
+    services: Services, request: Request, result: GenerationResult, as_urls: bool
+) -> Response:
     images = []
     for index, data in enumerate(result.encoded):
         seed, format_ = result.seeds[index], result.formats[index]
         if as_urls:
-            name = f"{services.results.new_token()}.{format_}"
-            expires = time.time() + services.settings.results_seconds
+            name = f"{services.images.new_token()}.{format_}"
+            expires = time.time() + services.settings.results_kept
             try:
-                await services.results.keep(name, MEDIA_TYPES[format_], data, expires)
+                await services.images.publish(name, MEDIA_TYPES[format_], data, expires)
             except Exception as error:
-                raise storage_failed("keep this image (b64_json needs no room)", error) from error
+                raise storage_failed("store this image (b64_json needs no storage)", error) from error
             url = f"{base_url(request, services)}/v1/files/{name}"
-            images.append(answers.Image(url=url, seed=seed))
+            images.append(responses.Image(url=url, seed=seed))
         else:
-            images.append(answers.Image(b64_json=_text(data), seed=seed))
-    content = answers.Images(
+            images.append(responses.Image(b64_json=_base64(data), seed=seed))
+    content = responses.Images(
         created=int(time.time()),
         data=images,
         output_format=result.formats[0],
@@ -96,26 +92,26 @@ async def _whole(services: Services, request: Request, result: GenerationResult,
     return Response(content.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
 
 
-async def _events(job: AsyncJob, kind: str, partials: Partials) -> sse.Events:
+async def _events(job: AsyncJob, kind: str, selector: PartialImageSelector) -> sse.Events:
     """Yield a comment when a worker begins the request, then partial images, then the images.
 
     Raises the `ImagegenError` that the request ends in. Workers check a request before they begin it.
     """
-    begun = False
-    async with aclosing(job.progress()) as signs:
-        async for sign in signs:
-            if sign.state == "running" and not begun:
-                begun = True
+    running = False
+    async with aclosing(job.progress()) as reports:
+        async for report in reports:
+            if report.state == "running" and not running:
+                running = True
                 yield KEEPALIVE_COMMENT
-            if sign.preview is None or (index := partials.pick(sign.step, sign.steps)) is None:
+            if report.preview is None or (index := selector.select(report.step, report.steps)) is None:
                 continue
             name = f"{kind}.partial_image"
-            jpeg = sign.preview.startswith(b"\xff\xd8")
+            jpeg = report.preview.startswith(b"\xff\xd8")
             yield sse.event(
                 name,
                 streaming.PartialImage(
                     type=name,
-                    b64_json=_text(sign.preview),
+                    b64_json=_base64(report.preview),
                     created_at=int(time.time()),
                     output_format="jpeg" if jpeg else "png",
                     partial_image_index=index,
@@ -128,7 +124,7 @@ async def _events(job: AsyncJob, kind: str, partials: Partials) -> sse.Events:
             name,
             streaming.CompletedImage(
                 type=name,
-                b64_json=_text(data),
+                b64_json=_base64(data),
                 created_at=int(time.time()),
                 output_format=result.formats[index],
                 size=_size(result, index),
@@ -139,7 +135,7 @@ async def _events(job: AsyncJob, kind: str, partials: Partials) -> sse.Events:
         )
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 

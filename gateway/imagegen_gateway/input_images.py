@@ -1,4 +1,4 @@
-"""Images that come with a request: what they are, how large, and OpenAI's masks turned into ours."""
+"""Input images of requests: format and size checks, and conversion of OpenAI's masks."""
 
 import base64
 import binascii
@@ -11,20 +11,23 @@ from imagegen_protocol.limits import MAX_SIDE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DECODING = threading.Semaphore(2)
-"""The largest mask takes a third of a gigabyte while it is turned."""
+"""Limits concurrent conversions: the largest mask needs a third of a gigabyte."""
 
 
 def read_input(name: str, field: str, data: bytes, limits: Limits, *, sets_size: bool) -> bytes:
-    """Return the frame for an image parameter, checked. Raises `ApiError` that names the `field` of the API.
+    """Return the checked frame of the image parameter `name`. Raises `ApiError`, which names the API's `field`.
 
-    `sets_size`: the images that are generated have its size.
+    `sets_size`: the generated images have the size of this image.
     """
-    image = check_image(field, data, limits, bounded=sets_size)
+    image = check_image(field, data, limits, sets_size=sets_size)
     return mask_image(image) if name == "mask_image" else image
 
 
-def check_image(field: str, data: bytes, limits: Limits, *, bounded: bool) -> bytes:
-    """Return an image as it is; `bounded`: what is made will be of its size. Raises `ApiError`."""
+def check_image(field: str, data: bytes, limits: Limits, *, sets_size: bool) -> bytes:
+    """Return an image unchanged. Raises `ApiError` for other formats and for sizes beyond the limits.
+
+    `sets_size`: the generated images have the size of this image.
+    """
     from PIL import Image
 
     try:
@@ -38,25 +41,23 @@ def check_image(field: str, data: bytes, limits: Limits, *, bounded: bool) -> by
             param=field,
         ) from error
     if max(width, height) > MAX_SIDE_PIXELS:
-        most = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
-        message = f"{field}: expected at most {most} pixels, got {width}x{height}"
+        largest = f"{MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
+        message = f"{field}: expected at most {largest} pixels, got {width}x{height}"
         raise ApiError(422, "invalid_image", message, param=field)
     over = (limits.max_width is not None and width > limits.max_width) or (
         limits.max_height is not None and height > limits.max_height
     )
-    if bounded and over:
-        most = f"{limits.max_width or MAX_SIDE_PIXELS}x{limits.max_height or MAX_SIDE_PIXELS}"
-        message = f"{field}: this key may ask for {most} at most, got {width}x{height}"
+    if sets_size and over:
+        largest = f"{limits.max_width or MAX_SIDE_PIXELS}x{limits.max_height or MAX_SIDE_PIXELS}"
+        message = f"{field}: the maximum size of this key is {largest}, got {width}x{height}"
         raise ApiError(403, "not_allowed", message, param="size")
     return data
 
 
 def mask_image(data: bytes) -> bytes:
-    """Return a mask as the fleet has them (white is made anew) from one as OpenAI has them (so is what is clear).
+    """Convert OpenAI's mask (transparent areas are generated anew) to the fleet's (white areas are).
 
-    It holds the whole mask in memory, so that few are turned at a time.
-
-    A mask without transparency is one of ours already. Takes what `check_image` has checked; raises `ApiError`.
+    A mask without transparency is returned unchanged. `data` is a result of `check_image`. Raises `ApiError`.
     """
     from PIL import Image, ImageOps
 
@@ -64,19 +65,19 @@ def mask_image(data: bytes) -> bytes:
         with _DECODING, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
-            clear = ImageOps.invert(image.convert("RGBA").getchannel("A"))
+            mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ApiError(422, "invalid_image", f"mask: it can't be decoded: {error}", param="mask") from error
+        raise ApiError(422, "invalid_image", f"mask: the image can't be decoded: {error}", param="mask") from error
     buffer = io.BytesIO()
-    clear.save(buffer, format="PNG")
+    mask.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def decode_base64(field: str, text: str) -> bytes:
-    """Return the bytes of base64, or of a `data:` URL that has it. Raises `ApiError`."""
+    """Return the bytes of base64 text or a base64 `data:` URL. Raises `ApiError`."""
     _, comma, rest = text.partition(",")
     try:
         return base64.b64decode(rest if comma and text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError) as error:
-        message = f"{field}: expected an image in base64, or a data: URL with it: {error}"
+        message = f"{field}: expected an image as base64 or a data: URL: {error}"
         raise ApiError(422, "invalid_image", message, param=field) from error

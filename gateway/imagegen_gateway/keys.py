@@ -1,7 +1,6 @@
-"""API keys: made once, kept as hashes.
+"""API keys, stored as SHA-256 hashes.
 
-A key is 32 random bytes, so there is nothing to guess. A slow hash guards passwords, which can be guessed; here it
-would only make each request slow.
+A key is 32 random bytes and can't be guessed, so a slow password hash would add latency and no security.
 """
 
 import base64
@@ -15,13 +14,13 @@ from imagegen_gateway.core.signing import PREFIX as SECRET_PREFIX
 from imagegen_gateway.database import Database, Row
 
 KEY_PREFIX = "imagegen_"
-EVERYBODY = "everybody"
-"""Who asks where no keys are needed."""
+ANONYMOUS = "everybody"
+"""Name of the owner of all requests while the gateway requires no keys."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: a key, by its id, and what it may."""
+class ApiKey:
+    """A stored API key and its limits. Times are seconds since 1970."""
 
     id: str
     name: str
@@ -32,65 +31,72 @@ class Caller:
 
 
 class ApiKeyError(ValueError):
-    """A key can't be made or changed; the message says why."""
+    """A key can't be created or changed; the message gives the reason."""
 
 
-class Keys:
-    """The keys in the database. What is changed there counts from the next request on, in every process."""
+class ApiKeyStore:
+    """API keys in the database. Changes apply from the next request on, in every process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, name: str, limits: Limits, now: float) -> tuple[str, Caller]:
-        """Make a key; return it, which is not kept, and its owner. Raises `ApiKeyError` if the name is taken."""
-        if name == EVERYBODY:
-            raise ApiKeyError(f"{name!r} stands for whoever asks where no keys are needed; take another name")
+    async def add(self, name: str, limits: Limits, now: float) -> tuple[str, ApiKey]:
+        """Create a key; return its text, which is not stored, and its record.
+
+        Raises `ApiKeyError` if the name is taken.
+        """
+        if name == ANONYMOUS:
+            raise ApiKeyError(f"the name {name!r} is reserved for requests without keys; choose another name")
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         if not await self._insert(name, _hash(key), limits, now):
-            raise ApiKeyError(f"there is, or was, a key {name!r}; take another name")
+            raise ApiKeyError(f"the name {name!r} is or was used by another key; choose another name")
         return key, await self.by_name(name)
 
-    async def find(self, key: str) -> Caller | None:
-        """Return who a key stands for; None for one that is unknown or revoked."""
-        row = await self._database.row("SELECT * FROM keys WHERE hash = ? AND revoked IS NULL", (_hash(key),))
-        return None if row is None else _caller(row)
+    async def find(self, key: str) -> ApiKey | None:
+        """Return the record of a key; None if the key is unknown or revoked."""
+        row = await self._database.fetch_one(
+            "SELECT * FROM keys WHERE hash = ? AND revoked IS NULL", (_hash(key),)
+        )
+        return None if row is None else _api_key(row)
 
-    async def everybody(self, now: float) -> Caller:
-        """Return who asks where no keys are needed."""
-        find = "SELECT * FROM keys WHERE name = ?"
-        row = await self._database.row(find, (EVERYBODY,))
+    async def anonymous(self, now: float) -> ApiKey:
+        """Return the record for requests without keys; create it if it does not exist."""
+        query = "SELECT * FROM keys WHERE name = ?"
+        row = await self._database.fetch_one(query, (ANONYMOUS,))
         if row is None:
-            await self._insert(EVERYBODY, None, UNLIMITED, now)
-            row = await self._database.row(find, (EVERYBODY,))
-            assert row is not None, "it was just put there, by us or beside us"
-        return _caller(row)
+            await self._insert(ANONYMOUS, None, UNLIMITED, now)
+            row = await self._database.fetch_one(query, (ANONYMOUS,))
+            assert row is not None, "this process or another one has just inserted it"
+        return _api_key(row)
 
-    async def by_id(self, id_: str) -> Caller | None:
-        """Return who an id stands for, revoked or not."""
-        row = await self._database.row("SELECT * FROM keys WHERE id = ?", (id_,))
-        return None if row is None else _caller(row)
+    async def by_id(self, id_: str) -> ApiKey | None:
+        """Return the record with this id, revoked or not; None if there is none."""
+        row = await self._database.fetch_one("SELECT * FROM keys WHERE id = ?", (id_,))
+        return None if row is None else _api_key(row)
 
-    async def by_name(self, name: str) -> Caller:
-        """Return who a name stands for, revoked or not. Raises `ApiKeyError`."""
-        row = await self._database.row("SELECT * FROM keys WHERE name = ?", (name,))
+    async def by_name(self, name: str) -> ApiKey:
+        """Return the record with this name, revoked or not. Raises `ApiKeyError` if there is none."""
+        row = await self._database.fetch_one("SELECT * FROM keys WHERE name = ?", (name,))
         if row is None:
-            names = [caller.name for caller in await self.all()]
-            raise ApiKeyError(f"there is no key {name!r}; there are: {', '.join(names) or 'none'}")
-        return _caller(row)
+            names = [api_key.name for api_key in await self.all()]
+            raise ApiKeyError(f"there is no key {name!r}; existing keys: {', '.join(names) or 'none'}")
+        return _api_key(row)
 
-    async def all(self) -> list[Caller]:
-        """Return all, the oldest first."""
-        return [_caller(row) for row in await self._database.rows("SELECT * FROM keys ORDER BY created, name")]
+    async def all(self) -> list[ApiKey]:
+        """Return all records, oldest first."""
+        return [
+            _api_key(row) for row in await self._database.fetch_all("SELECT * FROM keys ORDER BY created, name")
+        ]
 
     async def revoke(self, name: str, now: float) -> None:
-        """Refuse a key from now on. Raises `ApiKeyError`."""
+        """Revoke a key. Raises `ApiKeyError` if there is no key with this name."""
         await self.by_name(name)
-        await self._database.change("UPDATE keys SET revoked = ? WHERE name = ? AND revoked IS NULL", (now, name))
+        await self._database.execute("UPDATE keys SET revoked = ? WHERE name = ? AND revoked IS NULL", (now, name))
 
     async def _insert(self, name: str, hash_: str | None, limits: Limits, now: float) -> bool:
-        """Insert a key; False: the name is taken."""
+        """Insert a key; return False if the name is taken."""
         secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-        inserted = await self._database.change(
+        inserted = await self._database.execute(
             "INSERT INTO keys (id, name, hash, webhook_secret, limits, created) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (name) DO NOTHING",
             ("key_" + secrets.token_hex(8), name, hash_, secret, json.dumps(limits.as_json()), now),
@@ -102,6 +108,6 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _caller(row: Row) -> Caller:
-    limits = UNLIMITED if row["name"] == EVERYBODY else Limits.from_json(json.loads(row["limits"]))
-    return Caller(row["id"], row["name"], limits, row["webhook_secret"], row["created"], row["revoked"])
+def _api_key(row: Row) -> ApiKey:
+    limits = UNLIMITED if row["name"] == ANONYMOUS else Limits.from_json(json.loads(row["limits"]))
+    return ApiKey(row["id"], row["name"], limits, row["webhook_secret"], row["created"], row["revoked"])

@@ -1,4 +1,4 @@
-"""The gateway's own metrics, for Prometheus."""
+"""Prometheus metrics of the gateway."""
 
 import time
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-HUNG_UP = 499
-"""The status that nobody was there to read, as nginx has it."""
+CLIENT_CLOSED_REQUEST = 499
+"""Status recorded if the client disconnects before the response, as in nginx."""
 REFUSALS = ("key", "limit", "in_flight", "rate", "streams")
-JOBS_ENDED = ("succeeded", "failed", "cancelled")
-WEBHOOKS = ("delivered", "failed")
+JOB_OUTCOMES = ("succeeded", "failed", "cancelled")
+WEBHOOK_OUTCOMES = ("delivered", "failed")
 
 
 class Metrics:
-    """All of them, in a registry of their own; no ids as labels."""
+    """All metrics, in a registry of their own. Ids are never labels."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
@@ -26,13 +26,13 @@ class Metrics:
         build.labels(version=version("imagegen-fleet")).set(1)
         self.requests = Counter(
             "imagegen_gateway_requests",
-            "HTTP requests that ended; status 499: the client hung up.",
+            "HTTP requests that ended; status 499: the client disconnected.",
             ["method", "path", "status"],
             registry=registry,
         )
         self.duration = Histogram(
             "imagegen_gateway_request_duration_seconds",
-            "From the request to the end of its answer.",
+            "Time from a request to the end of its response.",
             ["path"],
             buckets=_BUCKETS,
             registry=registry,
@@ -40,15 +40,15 @@ class Metrics:
         self.in_flight = Gauge(
             "imagegen_gateway_requests_in_flight", "HTTP requests that have not ended.", registry=registry
         )
-        self.refused = Counter(
+        self.refusals = Counter(
             "imagegen_gateway_refusals",
-            "Requests that a key may not make, by reason.",
+            "Requests rejected because of their API key, by reason.",
             ["reason"],
             registry=registry,
         )
         self.storage_failures = Counter(
             "imagegen_gateway_storage_failures",
-            "Times that the disk, the database or the store of results did not take or give something.",
+            "Failed reads and writes of the database or the image store.",
             registry=registry,
         )
         self.jobs = Gauge("imagegen_gateway_jobs", "Jobs that have not ended.", registry=registry)
@@ -56,34 +56,34 @@ class Metrics:
             "imagegen_gateway_jobs_ended", "Jobs that ended, by outcome.", ["outcome"], registry=registry
         )
         self.webhooks = Counter(
-            "imagegen_gateway_webhook_attempts", "Calls of webhooks, by outcome.", ["outcome"], registry=registry
+            "imagegen_gateway_webhook_attempts", "Webhook attempts, by outcome.", ["outcome"], registry=registry
         )
-        # Told from the start as 0, so that the first one shows in a rate.
+        # Exported as 0 from the start, so that rate() includes the first increment.
         for counter, values in (
-            (self.refused, REFUSALS),
-            (self.jobs_ended, JOBS_ENDED),
-            (self.webhooks, WEBHOOKS),
+            (self.refusals, REFUSALS),
+            (self.jobs_ended, JOB_OUTCOMES),
+            (self.webhooks, WEBHOOK_OUTCOMES),
         ):
             for value in values:
                 counter.labels(value)
 
 
-class Measuring:
-    """Counts and times each request, by the path's pattern: a path of one's own choice makes no new label."""
+class MetricsMiddleware:
+    """Middleware that counts and times requests by route pattern, so that unknown paths add no labels."""
 
     def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics]) -> None:
-        """`metrics` is called when there is something to count: they are made with all else, later."""
+        """Wrap an application. `metrics` is called for each request, as the lifespan creates the metrics."""
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        metrics, started, status = self._metrics(), time.monotonic(), HUNG_UP
+        metrics, started, status = self._metrics(), time.monotonic(), CLIENT_CLOSED_REQUEST
 
-        async def watched(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -91,7 +91,7 @@ class Measuring:
 
         metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_record)
         finally:
             metrics.in_flight.dec()
             path = getattr(scope.get("route"), "path", "other")

@@ -1,4 +1,4 @@
-"""Serves the application until it is told to end."""
+"""The HTTP server: uvicorn with systemd notifications, and a lock on the state folder."""
 
 import asyncio
 import fcntl
@@ -18,10 +18,10 @@ from imagegen_common.addresses import ConfigError, NotBoundError
 from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
-from imagegen_gateway.connections import MAX_HEADER_BYTES, PatientProtocol, allow_files
+from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, HeaderTimeoutProtocol, raise_file_limit
 
-ANSWER_SECONDS = 5
-"""What is given up has so long to be told of it."""
+SHUTDOWN_GRACE_SECONDS = 5
+"""Time after `drain_timeout` in which cancelled requests can send their error responses."""
 
 
 class _Server(uvicorn.Server):
@@ -44,12 +44,12 @@ class _Server(uvicorn.Server):
             self._notifier.ready("serving")
 
     async def on_tick(self, counter: int) -> bool:
-        # Ten times a second, in the loop that serves: what stands still is not told of as alive.
+        # uvicorn calls this in the serving event loop, so a blocked loop stops the watchdog notifications.
         self._notifier.tick(time.monotonic(), self._status)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._notifier.stopping("ending")
+        self._notifier.stopping("stopping")
         await super().shutdown(sockets)
 
     def _status(self) -> str:
@@ -58,12 +58,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        # What goes on for long ends now; uvicorn waits for the rest.
+        # Ends the event streams; uvicorn waits for all other requests.
         asyncio.get_running_loop().call_soon_threadsafe(self._stopping.set)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound. Raises `NotBoundError`."""
+    """Return a listening socket. Raises `NotBoundError`."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -73,8 +73,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the state folder, so that no two gateways make the same jobs. Raises `ConfigError`."""
+def lock_state_folder(folder: Path) -> Iterator[None]:
+    """Lock the state folder during the block, so that one gateway runs its jobs. Raises `ConfigError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -84,42 +84,38 @@ def only_one(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise ConfigError(f"--state-folder: another gateway works with {folder}") from error
+        raise ConfigError(f"--state-folder: another gateway uses {folder}") from error
     try:
         yield
     finally:
         os.close(handle)
 
 
-def serve(
-    settings: Settings,
-    listener: socket.socket,
-    on_start: Callable[[], object],
-    *,
-    certificate: Path | None = None,
-    key: Path | None = None,
-) -> bool:
-    """Serve until SIGTERM or SIGINT; `on_start` is called once requests are taken. False: it could not start."""
+def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
+    """Serve until SIGTERM or SIGINT; return False if the server could not start.
+
+    `on_start` is called when the server accepts requests.
+    """
     stopping = asyncio.Event()
-    allow_files(settings.max_connections)
+    raise_file_limit(settings.max_connections)
     app = make_app(settings, stopping)
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (PatientProtocol,), {"max_connections": settings.max_connections}),
+        http=type("Protocol", (HeaderTimeoutProtocol,), {"max_connections": settings.max_connections}),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         access_log=False,
         lifespan="on",
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + ANSWER_SECONDS,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + SHUTDOWN_GRACE_SECONDS,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
     notifier = SystemdNotifier(os.environ)
     server = _Server(config, stopping, on_start, notifier)
     app.state.connections = server.server_state.connections
-    # uvicorn raises the signal again once it has ended, when it would end the process with its number.
+    # uvicorn raises the signal again after its shutdown; ignored, so that the process exits with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run([listener])

@@ -1,4 +1,4 @@
-"""All that the paths work with, opened in order and closed in the reverse one."""
+"""The objects that the routes share, opened in order and closed in reverse order."""
 
 import asyncio
 import logging
@@ -8,141 +8,142 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from imagegen_common.logs import log
+from imagegen_gateway.client_pool import ClientPool, InFlightCounter
 from imagegen_gateway.config import Settings
 from imagegen_gateway.core.limits import TokenBucket
 from imagegen_gateway.database import Database, open_database
 from imagegen_gateway.errors import ApiError
-from imagegen_gateway.fleet import Fleet, InFlight
-from imagegen_gateway.jobs.runner import Runner
-from imagegen_gateway.jobs.store import Store
-from imagegen_gateway.jobs.view import show
-from imagegen_gateway.keys import Caller, Keys
+from imagegen_gateway.image_store import ImageStore, default_url
+from imagegen_gateway.jobs.runner import JobRunner
+from imagegen_gateway.jobs.store import JobStore
+from imagegen_gateway.jobs.view import to_response
+from imagegen_gateway.keys import ApiKey, ApiKeyStore
 from imagegen_gateway.metrics import Metrics
-from imagegen_gateway.results import Results, default_url
-from imagegen_gateway.webhooks import Webhooks
+from imagegen_gateway.webhooks import WebhookSender
 
-SWEEP_SECONDS = 30.0
-STREAMS = 100
-"""Streams of events that a key may have open at a time."""
+CLEANUP_SECONDS = 30.0
+"""Interval at which expired data is deleted and idle connections are closed."""
+MAX_STREAMS = 100
+"""Maximum number of open event streams of one key."""
 
 _log = logging.getLogger("imagegen.gateway")
 
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """One of each; they belong to one event loop."""
+    """The shared objects of one gateway. They belong to one event loop."""
 
     settings: Settings
     metrics: Metrics
     database: Database
-    keys: Keys
-    results: Results
-    store: Store
-    fleet: Fleet
-    in_flight: InFlight
-    streams: InFlight = field(default_factory=InFlight)
-    runner: Runner
-    webhooks: Webhooks
+    api_keys: ApiKeyStore
+    images: ImageStore
+    job_store: JobStore
+    clients: ClientPool
+    in_flight: InFlightCounter
+    streams: InFlightCounter = field(default_factory=InFlightCounter)
+    jobs: JobRunner
+    webhooks: WebhookSender
     stopping: asyncio.Event
-    """Set when the gateway is told to end: what would go on for long should end now."""
+    """Set when the gateway shuts down, to end open event streams."""
     started: float = field(default_factory=time.time)
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     @contextmanager
-    def admitted(self, caller: Caller) -> Iterator[None]:
-        """Count a request of a key while it lasts. Raises `ApiError` 429 beyond the key's rate and number."""
-        self.admit(caller)
-        self.in_flight.begin(caller.id)
+    def admitted(self, api_key: ApiKey) -> Iterator[None]:
+        """Admit a request and count it as in flight during the block. Raises `ApiError` 429."""
+        self.admit(api_key)
+        self.in_flight.begin(api_key.id)
         try:
             yield
         finally:
-            self.in_flight.end(caller.id)
+            self.in_flight.end(api_key.id)
 
-    def admit(self, caller: Caller) -> None:
-        """Raise `ApiError` 429 beyond the key's rate and number in flight."""
-        limits = caller.limits
-        if limits.max_in_flight is not None and self.in_flight[caller.id] >= limits.max_in_flight:
-            self.metrics.refused.labels(reason="in_flight").inc()
-            message = f"this key may have {limits.max_in_flight} requests and jobs at a time, and has them"
+    def admit(self, api_key: ApiKey) -> None:
+        """Raise `ApiError` 429 if the key has reached its rate or its number of requests in flight."""
+        limits = api_key.limits
+        if limits.max_in_flight is not None and self.in_flight[api_key.id] >= limits.max_in_flight:
+            self.metrics.refusals.labels(reason="in_flight").inc()
+            message = f"this key has its maximum of {limits.max_in_flight} requests and jobs in flight"
             raise ApiError(429, "too_many_in_flight", message, retry_after=1)
         if limits.requests_per_minute is None:
             return
-        bucket = self._buckets.get(caller.id)
+        bucket = self._buckets.get(api_key.id)
         if bucket is None or bucket.per_minute != limits.requests_per_minute:
-            bucket = self._buckets[caller.id] = TokenBucket(limits.requests_per_minute)
+            bucket = self._buckets[api_key.id] = TokenBucket(limits.requests_per_minute)
         if wait := bucket.take(time.monotonic()):
-            self.metrics.refused.labels(reason="rate").inc()
-            message = f"this key may ask {limits.requests_per_minute:g} times a minute"
+            self.metrics.refusals.labels(reason="rate").inc()
+            message = f"this key is limited to {limits.requests_per_minute:g} requests per minute"
             raise ApiError(429, "rate_limit_exceeded", message, retry_after=wait)
 
-    def open_stream(self, caller: Caller) -> Callable[[], None]:
-        """Count a stream of a key; return what is to be called at its end. Raises `ApiError` 429."""
-        if self.streams[caller.id] >= STREAMS:
-            self.metrics.refused.labels(reason="streams").inc()
-            message = f"this key may have {STREAMS} streams of events at a time, and has them"
+    def open_stream(self, api_key: ApiKey) -> Callable[[], None]:
+        """Count an event stream of a key; return the function to call at its end. Raises `ApiError` 429."""
+        if self.streams[api_key.id] >= MAX_STREAMS:
+            self.metrics.refusals.labels(reason="streams").inc()
+            message = f"this key has its maximum of {MAX_STREAMS} open event streams"
             raise ApiError(429, "too_many_streams", message, retry_after=1)
-        self.streams.begin(caller.id)
-        return lambda: self.streams.end(caller.id)
+        self.streams.begin(api_key.id)
+        return lambda: self.streams.end(api_key.id)
 
-    async def sweep(self) -> None:
-        """Forget what has expired, again and again."""
+    async def clean_up(self) -> None:
+        """Delete expired jobs and images and close idle connections, every `CLEANUP_SECONDS`."""
         while True:
             now = time.time()
             try:
-                await self.store.sweep(now)
-                while await self.results.sweep(now):
+                await self.job_store.delete_expired(now)
+                while await self.images.delete_expired(now):
                     pass
-            except Exception as error:  # noqa: BLE001 - a store that is away now is back some day
-                log(_log, logging.WARNING, "what has expired can't be removed now", error=str(error))
-            await self.fleet.close_idle()
-            await asyncio.sleep(SWEEP_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the storage may work again at the next interval
+                log(_log, logging.WARNING, "expired data could not be deleted", error=str(error))
+            await self.clients.close_idle()
+            await asyncio.sleep(CLEANUP_SECONDS)
 
     async def drain(self) -> None:
-        """Once the gateway is told to end, give what goes on some time; then what is unfinished is given up."""
+        """Disconnect from the brokers `drain_timeout` after the shutdown has begun."""
         await self.stopping.wait()
-        await asyncio.sleep(self.settings.drain_seconds)
-        await self.fleet.close()
+        await asyncio.sleep(self.settings.drain_timeout)
+        await self.clients.close()
 
 
 @asynccontextmanager
 async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Services]:
-    """Open everything, and go on with what an earlier gateway left. Raises `DatabaseError` and `ConfigError`."""
-    metrics, in_flight = Metrics(), InFlight()
+    """Open all services and resume unfinished jobs. Raises `DatabaseError` and `ConfigError`."""
+    metrics, in_flight = Metrics(), InFlightCounter()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings.state_folder))
-        results = Results(settings.results_url or default_url(settings.state_folder), database)
-        fleet = Fleet(settings)
-        stack.push_async_callback(fleet.close)
-        store, keys = Store(database, settings.results_seconds), Keys(database)
-        webhooks = Webhooks(
-            store,
-            keys,
+        images = ImageStore(settings.results_url or default_url(settings.state_folder), database)
+        clients = ClientPool(settings)
+        stack.push_async_callback(clients.close)
+        job_store, api_keys = JobStore(database, settings.results_kept), ApiKeyStore(database)
+        webhooks = WebhookSender(
+            job_store,
+            api_keys,
             metrics,
-            lambda job: show(job, None).model_dump(),
+            lambda job: to_response(job, None).model_dump(),
             networks=settings.webhook_networks,
             attempts=settings.webhook_attempts,
-            retry_seconds=settings.webhook_retry_seconds,
+            retry_seconds=settings.webhook_retry,
         )
         stack.push_async_callback(webhooks.close)
-        runner = Runner(store, results, fleet, in_flight, metrics, webhooks.wake)
-        stack.push_async_callback(runner.close)
+        jobs = JobRunner(job_store, images, clients, in_flight, metrics, webhooks.wake)
+        stack.push_async_callback(jobs.close)
         services = Services(
             settings=settings,
             metrics=metrics,
             database=database,
-            keys=keys,
-            results=results,
-            store=store,
-            fleet=fleet,
+            api_keys=api_keys,
+            images=images,
+            job_store=job_store,
+            clients=clients,
             in_flight=in_flight,
-            runner=runner,
+            jobs=jobs,
             webhooks=webhooks,
             stopping=stopping,
         )
-        if not settings.keys_needed:
-            await keys.everybody(time.time())  # made now: to find it later is only to read
-        await runner.resume()
-        tasks = [asyncio.create_task(work()) for work in (services.sweep, services.drain)]
+        if not settings.keys_required:
+            await api_keys.anonymous(time.time())  # created here, so that requests only read the database
+        await jobs.resume()
+        tasks = [asyncio.create_task(work()) for work in (services.clean_up, services.drain)]
         try:
             yield services
         finally:

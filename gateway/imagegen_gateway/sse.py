@@ -1,4 +1,4 @@
-"""Server-sent events: streams with keep-alive comments, whose reader may disconnect at any time."""
+"""Server-sent events: streams with keep-alive comments, closed when the client disconnects."""
 
 import asyncio
 import json
@@ -11,25 +11,36 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from imagegen_gateway.errors import ApiError, from_fleet
+from imagegen_gateway.errors import ApiError, to_api_error
 from imagegen_protocol import ImagegenError
 
 T = TypeVar("T")
 
 START_SECONDS = 5.0
 """Maximum wait for the first event of a stream; then the response starts without one."""
-PING_SECONDS = 15.0
+KEEPALIVE_SECONDS = 15.0
+"""Time without events after which a comment is sent."""
+OPENAPI_CONTENT = {
+    "text/event-stream": {
+        "itemSchema": {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""OpenAPI's description of a stream of events."""
 Events = AsyncGenerator[bytes, None]
 First = asyncio.Future[bytes | None]
-"""The first event of a stream, pending or done; None: the stream has none."""
+"""The pending first event of a stream; its result is None if the stream has no events."""
 
 
-class HungUpError(Exception):
+class ClientDisconnectedError(Exception):
     """The HTTP client disconnected before the response started."""
 
 
 def event(name: str, data: BaseModel | str) -> bytes:
-    """Return one event."""
+    """Return one encoded event."""
     return format_sse_event(data_str=data if isinstance(data, str) else data.model_dump_json(), event=name)
 
 
@@ -41,13 +52,13 @@ async def open_stream(request: Request, events: Events, close: Callable[[], obje
     """
     first: First = asyncio.ensure_future(anext(events, None))
     try:
-        await unless_gone(request, asyncio.wait({first}, timeout=START_SECONDS))
+        await unless_disconnected(request, asyncio.wait({first}, timeout=START_SECONDS))
         if first.done():
             first.result()
     except BaseException as error:
         await _stop(events, first)
         close()
-        if isinstance(error, HungUpError):
+        if isinstance(error, ClientDisconnectedError):
             return Response(status_code=499)
         raise
     return EventStream(events, first, close)
@@ -59,66 +70,67 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: Events, first: First, close: Callable[[], object]) -> None:
-        # Proxies should pass each event on at once.
+        # Proxies must not buffer events.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(with_pings(events, first), headers=headers)
+        super().__init__(with_keepalives(events, first), headers=headers)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._close()
 
 
-async def with_pings(events: Events, first: First | None = None, seconds: float = PING_SECONDS) -> Events:
+async def with_keepalives(
+    events: Events, first: First | None = None, seconds: float = KEEPALIVE_SECONDS
+) -> Events:
     """Yield `first` and the other events, with a comment after each `seconds` without one.
 
     An `ImagegenError` or `ApiError` of the events becomes the last event, `error`.
     """
-    coming = first
+    pending = first
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(events, None))
-            done, _ = await asyncio.wait({coming}, timeout=seconds)
+            pending = pending or asyncio.ensure_future(anext(events, None))
+            done, _ = await asyncio.wait({pending}, timeout=seconds)
             if not done:
                 yield KEEPALIVE_COMMENT
                 continue
-            found, coming = coming.result(), None
-            if found is None:
+            chunk, pending = pending.result(), None
+            if chunk is None:
                 return
-            yield found
+            yield chunk
     except (ImagegenError, ApiError) as error:
-        told = from_fleet(error) if isinstance(error, ImagegenError) else error
-        yield event("error", json.dumps(told.body()))
+        yield event("error", json.dumps(to_api_error(error).body()))
     finally:
-        await _stop(events, coming)
+        await _stop(events, pending)
 
 
-async def _stop(events: Events, coming: First | None) -> None:
-    """Close the events, of which the next one may be pending."""
-    if coming is not None:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+async def _stop(events: Events, pending: First | None) -> None:
+    """Close an event generator and cancel its pending event."""
+    if pending is not None:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
     await events.aclose()
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Return the result of `work`. Cancel it and raise `HungUpError` if the client disconnects first."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of `work`. Raises `ClientDisconnectedError`, and cancels it, if the client disconnects."""
+    running = asyncio.ensure_future(work)
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        raise HungUpError
+        await asyncio.wait({running, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            return running.result()
+        raise ClientDisconnectedError
     finally:
-        for task in (doing, gone):
+        for task in (running, disconnected):
             task.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
+        await asyncio.gather(running, disconnected, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Tells of jobs that have ended: signed, again until it is taken, and only where the operator lets it go."""
+"""Webhooks for ended jobs: signed, retried until they are accepted, sent only to allowed addresses."""
 
 import asyncio
 import ipaddress
@@ -13,23 +13,24 @@ from typing import Any
 import httpcore2
 
 from imagegen_common.logs import log
-from imagegen_gateway.core.addresses import Network, may_reach
+from imagegen_gateway.core.addresses import Network, is_allowed
 from imagegen_gateway.core.signing import retry_delay, signature_headers
-from imagegen_gateway.jobs.store import Job, Store
-from imagegen_gateway.keys import Keys
+from imagegen_gateway.jobs.store import Job, JobStore
+from imagegen_gateway.keys import ApiKeyStore
 from imagegen_gateway.metrics import Metrics
 
 _log = logging.getLogger("imagegen.gateway.webhooks")
 
-SECONDS = 10.0
-"""How long a call may take, and each of its parts."""
-AT_A_TIME = 32
+TIMEOUT_SECONDS = 10.0
+"""Timeout of one attempt, and of each of its phases."""
+MAX_CONCURRENT = 32
+"""Maximum number of concurrent attempts."""
 GONE = 410
-"""With this status a receiver says that it wants no more."""
+"""Status with which a receiver declines further attempts."""
 
 
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects to the addresses of a host that may be reached; what was checked is what is dialled."""
+class RestrictedBackend(httpcore2.AsyncNetworkBackend):
+    """A network backend that resolves a host and connects only to its allowed addresses."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
@@ -43,33 +44,33 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Look the host up and connect. Raises `httpcore2.ConnectError`."""
+        """Resolve the host and connect. Raises `httpcore2.ConnectError` if no address is allowed."""
         try:
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise httpcore2.ConnectError(f"{host} can't be looked up: {error}") from error
-        addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
-        reachable = [address for address in addresses if may_reach(address, self._networks)]
-        if not reachable:
-            shown = ", ".join(dict.fromkeys(map(str, addresses)))
-            raise httpcore2.ConnectError(f"{host} is {shown}, where webhooks may not go (--webhook-allow)")
+            raise httpcore2.ConnectError(f"{host} can't be resolved: {error}") from error
+        addresses = [ipaddress.ip_address(entry[4][0]) for entry in entries]
+        allowed = [address for address in addresses if is_allowed(address, self._networks)]
+        if not allowed:
+            found = ", ".join(dict.fromkeys(map(str, addresses)))
+            raise httpcore2.ConnectError(f"no address of {host} is allowed ({found}); see --webhook-allow")
         return await self._inner.connect_tcp(
-            str(reachable[0]), port, timeout=timeout, local_address=local_address, socket_options=socket_options
+            str(allowed[0]), port, timeout=timeout, local_address=local_address, socket_options=socket_options
         )
 
     async def sleep(self, seconds: float) -> None:
-        """As the inner one."""
+        """Sleep for some seconds."""
         await self._inner.sleep(seconds)
 
 
-class Webhooks:
-    """Calls what is due, until it is closed. Due calls are in the database: a new gateway goes on with them."""
+class WebhookSender:
+    """Sends due webhooks. They are in the database, so the next gateway process continues with them."""
 
     def __init__(
         self,
-        store: Store,
-        keys: Keys,
+        store: JobStore,
+        keys: ApiKeyStore,
         metrics: Metrics,
         payload: Callable[[Job], dict[str, Any]],
         *,
@@ -77,27 +78,30 @@ class Webhooks:
         attempts: int,
         retry_seconds: float,
     ) -> None:
-        """`payload` returns a job as the API shows it; `retry_seconds`: the wait after the first failure."""
+        """Start sending. `payload` returns a job as the API shows it.
+
+        `attempts` is the maximum per webhook, `retry_seconds` the delay after the first failure.
+        """
         self._store = store
         self._keys = keys
         self._metrics = metrics
         self._payload = payload
-        self._attempts = attempts
+        self._max_attempts = attempts
         self._retry_seconds = retry_seconds
         self._pool = httpcore2.AsyncConnectionPool(
-            network_backend=GuardedBackend(networks), max_connections=AT_A_TIME
+            network_backend=RestrictedBackend(networks), max_connections=MAX_CONCURRENT
         )
-        self._calling: dict[str, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
         self._loop = asyncio.create_task(self._run(), name="webhooks")
 
     def wake(self) -> None:
-        """Look now: something may be due."""
-        self._news.set()
+        """Check now for due webhooks."""
+        self._changed.set()
 
     async def close(self) -> None:
-        """Stop; what was being called is called again by the next gateway."""
-        tasks = [self._loop, *self._calling.values()]
+        """Stop sending; the next gateway process repeats interrupted attempts."""
+        tasks = [self._loop, *self._sending.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -105,40 +109,42 @@ class Webhooks:
 
     async def _run(self) -> None:
         while True:
-            self._news.clear()
+            self._changed.clear()
             now = time.time()
-            for job in await self._store.due_webhooks(now, 2 * AT_A_TIME):
-                if job.id not in self._calling and len(self._calling) < AT_A_TIME:
-                    self._calling[job.id] = asyncio.create_task(self._call(job), name=f"webhook of {job.id}")
+            for job in await self._store.due_webhooks(now, 2 * MAX_CONCURRENT):
+                if job.id not in self._sending and len(self._sending) < MAX_CONCURRENT:
+                    self._sending[job.id] = asyncio.create_task(self._attempt(job), name=f"webhook of {job.id}")
             next_ = await self._store.next_webhook(now)
             try:
                 async with asyncio.timeout(None if next_ is None else max(0.0, next_ - time.time())):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 pass
 
-    async def _call(self, job: Job) -> None:
+    async def _attempt(self, job: Job) -> None:
+        """Make one attempt and schedule the next one if it fails."""
         try:
-            outcome = await self._deliver(job)
+            outcome = await self._send(job)
             attempts = job.webhook_attempts + 1
-            done = outcome == "delivered" or attempts >= self._attempts
-            # Spread, so that what failed together does not come back together.
+            done = outcome == "delivered" or attempts >= self._max_attempts
+            # Random, so that webhooks that fail together are not all retried together.
             wait = retry_delay(attempts, self._retry_seconds) * random.uniform(0.75, 1.25)
             await self._store.set_webhook(job.id, attempts, None if done else time.time() + wait)
             self._metrics.webhooks.labels(outcome=outcome).inc()
             if outcome == "failed" and done:
-                log(_log, logging.WARNING, "webhook given up", job=job.id, attempts=attempts)
-        except Exception:  # noqa: BLE001 - one bad call must not end the others
-            _log.exception("a webhook could not be called")
+                log(_log, logging.WARNING, "webhook abandoned", job=job.id, attempts=attempts)
+        except Exception:  # noqa: BLE001 - an error in one attempt must not stop the others
+            _log.exception("webhook raised an unexpected error")
             await self._store.set_webhook(job.id, job.webhook_attempts + 1, None)
         finally:
-            del self._calling[job.id]
-            self._news.set()
+            del self._sending[job.id]
+            self._changed.set()
 
-    async def _deliver(self, job: Job) -> str:
+    async def _send(self, job: Job) -> str:
+        """Send a webhook and return the outcome, one of `WEBHOOK_OUTCOMES`."""
         owner = await self._keys.by_id(job.owner)
         assert owner is not None, "keys are never deleted"
-        assert job.webhook_url is not None, "only such jobs are due"
+        assert job.webhook_url is not None, "only jobs with a webhook are due"
         now = int(time.time())
         event = {"type": f"job.{job.state}", "timestamp": now, "data": self._payload(job)}
         body = json.dumps(event)
@@ -147,10 +153,10 @@ class Webhooks:
             "user-agent": "imagegen-gateway",
         }
         headers.update(signature_headers(owner.webhook_secret, f"evt_{job.id}", now, body).items())
-        timeout = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_SECONDS)
         try:
             async with (
-                asyncio.timeout(SECONDS),
+                asyncio.timeout(TIMEOUT_SECONDS),
                 self._pool.stream(
                     "POST",
                     job.webhook_url,

@@ -1,20 +1,20 @@
-"""What people do on the page."""
+"""User actions on the page."""
 
 from playwright.sync_api import expect
 
 SLOW = 1000
-"""Steps that take a worker long enough for anything."""
+"""A number of steps that takes longer than any test needs."""
 
 
-def unfold(page):
-    """Open the options where they are folded away."""
+def expand_options(page):
+    """Expand the options if they are collapsed."""
     if not page.get_by_label("Steps").is_visible():
         page.locator("#options > summary").click()
 
 
-def ask_for(page, prompt, **fields):
-    """Fill the form in and send it; return the tile that stands for it."""
-    unfold(page)
+def submit(page, prompt, **fields):
+    """Fill in the form and submit it; return the tile of the job."""
+    expand_options(page)
     for name, value in {"num_inference_steps": "", "n": "", "seed": "", **fields}.items():
         page.locator(f"#{name}").fill(str(value))
     page.locator("#prompt").fill(prompt)
@@ -24,27 +24,27 @@ def ask_for(page, prompt, **fields):
     return tile
 
 
-def ask_for_too_much(page, prompt):
-    """Send what the model refuses, past the page's own checks; return the tile."""
-    unfold(page)
+def submit_too_large(page, prompt):
+    """Submit a size that the model rejects, bypassing the checks of the page; return the tile."""
+    expand_options(page)
     page.evaluate("document.getElementById('width').max = document.getElementById('height').max = 2000")
-    return ask_for(page, prompt, width=1024, height=1024)
+    return submit(page, prompt, width=1024, height=1024)
 
 
-def pictures(page, prompt):
-    """Return the finished pictures of a prompt."""
+def images(page, prompt):
+    """Return the locator of the finished images of a prompt."""
     return page.get_by_role("button").get_by_alt_text(prompt, exact=True)
 
 
-def make(page, prompt, **fields):
-    """Have a picture made, wait until it can be seen, and return it."""
-    ask_for(page, prompt, **fields)
-    return made(page, prompt)
+def generate(page, prompt, **fields):
+    """Submit a prompt, wait until its image is visible, and return the image's locator."""
+    submit(page, prompt, **fields)
+    return wait_for_image(page, prompt)
 
 
-def made(page, prompt):
-    """Wait until the picture of a prompt can be seen, and return it."""
-    picture = pictures(page, prompt)
-    expect(picture.first).to_be_visible(timeout=60_000)
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.first.element_handle())
-    return picture
+def wait_for_image(page, prompt):
+    """Wait until the image of a prompt is visible, and return its locator."""
+    image = images(page, prompt)
+    expect(image.first).to_be_visible(timeout=60_000)
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.first.element_handle())
+    return image

@@ -1,4 +1,4 @@
-"""A browser that looks at the page of a gateway, before a fleet of real processes; skipped where there is none."""
+"""Fixtures: a browser, and a gateway with a fleet of real processes. Skipped without Chromium."""
 
 from contextlib import ExitStack
 
@@ -10,15 +10,15 @@ from tools.browser import CHROMIUM, SHAPES, open_browser, start_gateway
 from tools.fleet import Fleet
 
 BROKER = ("--heartbeat-interval", "0.2", "--liveness", "25")
-"""Five seconds until a worker that is killed counts as dead."""
+"""A killed worker counts as dead after five seconds."""
 SMALL = ("--max-batch-size", "2", "--capacity", "2")
-"""A worker that is soon full: what comes next waits in the broker's queue."""
+"""A worker that is full after two requests, so that further ones wait in the broker's queue."""
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 375, "height": 812}
-PATIENCE_MS = 60_000
+TIMEOUT_MS = 60_000
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a browser where none is installed."""
+    """Skip the tests that need a browser if none is installed."""
     if CHROMIUM.exists():
         return
     for item in items:
@@ -28,20 +28,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, for all tests of a file: while it is open, this thread can run no other event loop."""
+    """Chromium, for all tests of a file; while it is open, this thread can't run another event loop."""
     with open_browser() as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
 def gpus():
-    """How many workers there are: a file may say another number."""
+    """Number of workers; a test file can override it."""
     return 1
 
 
 @pytest.fixture(scope="module")
 def fleet(browser, gpus, tmp_path_factory):
-    """A broker and workers that draw with the embedded model, for all tests of a file."""
+    """A broker and workers with the embedded model, for all tests of a file."""
     with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
         fleet.start_broker(*BROKER)
         for index in range(gpus):
@@ -59,33 +59,33 @@ def gateway(fleet, tmp_path_factory):
 
 @pytest.fixture
 def new_page(browser):
-    """Open pages, each in a browser profile of its own; whatever a script complains of fails the test."""
-    complaints = []
+    """A function that opens a page in a new browser profile; errors of scripts fail the test."""
+    errors = []
     with ExitStack() as stack:
 
         def open_page(url, viewport=WIDE, color_scheme="light"):
             context = browser.new_context(viewport=viewport, color_scheme=color_scheme, reduced_motion="reduce")
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(PATIENCE_MS)
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("console", lambda message: _note(message, complaints))
+            page.set_default_timeout(TIMEOUT_MS)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: _collect(message, errors))
             page.goto(url)
             return page
 
         yield open_page
-    assert not complaints
+    assert not errors
 
 
-def _note(message, complaints):
-    # An answer that is an error is no mistake of the page; Chromium notes it all the same.
+def _collect(message, errors):
+    # Chromium also reports error responses, which are not errors of the page.
     if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
-        complaints.append(message.text)
+        errors.append(message.text)
 
 
 @pytest.fixture
 def page(new_page, gateway):
-    """A wide page, which has heard of the fleet."""
+    """A wide page that shows the fleet."""
     page = new_page(gateway)
     page.locator(".gpu .state.ready").wait_for()
     return page

@@ -16,7 +16,7 @@ from imagegen_worker.telemetry.gpu_metrics import GpuCollector
 from imagegen_worker.telemetry.http import HttpServer
 from tests.e2e.conftest import SIMULATED, start_simulated
 from tests.e2e.gateway.conftest import Gateway
-from tests.e2e.gateway.receiver import Receiver
+from tests.e2e.gateway.webhook_receiver import Receiver
 from tests.prometheus import PrometheusServer, needs_prometheus, wait_until
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
 from tools.dashboard.panels import FLEET, GATEWAY, GPU

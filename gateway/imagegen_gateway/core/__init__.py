@@ -1,1 +1,1 @@
-"""What the gateway decides: pure functions of what they are given. No sockets, clock or randomness."""
+"""The gateway's decisions: pure functions without sockets, clock or randomness."""

@@ -1,4 +1,4 @@
-"""Where a webhook may go: to public addresses, and to networks that the operator names."""
+"""The addresses that webhooks may reach: public ones, and networks that the operator allows."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All public IPv6 addresses; some of the others only carry an IPv4 one, or are a site's own."""
+"""All public IPv6 addresses; others are local or embed an IPv4 address."""
 _SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
-"""Those of IPv4 that `is_global` lets pass, and no host on the internet has."""
+"""IPv4 networks without public hosts for which `is_global` is true."""
 
 
-def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
-    """Say whether a webhook may be sent to an address: a public one, or one in an allowed network."""
+def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
+    """Return whether webhooks may reach an address: it is public or in an allowed network."""
     real = _unwrap(address)
     if any(real in network for network in allowed if network.version == real.version):
         return True
@@ -25,7 +25,7 @@ def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
 
 
 def _unwrap(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one only carries: it is where the packets go in the end."""
+    """Return the IPv4 address embedded in an IPv6 address, which is the actual destination, or the address."""
     if isinstance(address, ipaddress.IPv6Address):
         if (inner := address.ipv4_mapped or address.sixtofour) is not None:
             return inner
@@ -37,9 +37,9 @@ def _unwrap(address: Address) -> Address:
 
 
 def check_webhook_url(url: str, allowed: Sequence[Network]) -> str:
-    """Return the URL. Raises `ValueError` for one that can't be called, or names an address it may not.
+    """Return the URL. Raises `ValueError` if it is no HTTP URL or its address is not allowed.
 
-    A name is looked up only when it is called: what it stands for may change until then.
+    Host names are resolved and checked at each delivery, as their addresses can change.
     """
     try:
         parts = urlsplit(url)
@@ -54,6 +54,6 @@ def check_webhook_url(url: str, allowed: Sequence[Network]) -> str:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return url
-    if not may_reach(address, allowed):
+    if not is_allowed(address, allowed):
         raise ValueError(f"expected a public address, got {host}")
     return url

@@ -1,4 +1,4 @@
-"""What a key may ask for, and how often."""
+"""The limits of an API key: on the parameters of its requests, and on their rate."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -9,72 +9,73 @@ from imagegen_protocol.limits import MAX_SIDE_PIXELS, MAX_STEPS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one key; None is no bound. Sizes in pixels."""
+    """Limits of one key; None means unlimited. Sizes in pixels."""
 
     requests_per_minute: float | None = None
     max_in_flight: int | None = None
-    """Requests and jobs that have not ended."""
+    """Maximum number of unfinished requests and jobs."""
     max_width: int | None = None
     max_height: int | None = None
     max_steps: int | None = None
     models: tuple[str, ...] | None = None
-    """Those that may be named; the first stands for none named. None: all."""
+    """Allowed models; the first is the default. None allows all."""
     priority: int = 0
-    """The priority of its requests, which may ask for less."""
+    """Default and maximum priority of the key's requests."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the limits as a JSON object, for `from_json`."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "Limits":
-        """Return limits; what is not said is not bounded."""
-        known = {item.name: given[item.name] for item in fields(cls) if item.name in given}
+    def from_json(cls, values: Mapping[str, Any]) -> "Limits":
+        """Return the limits of a JSON object; absent fields have their defaults, unknown ones are ignored."""
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         if known.get("models") is not None:
             known["models"] = tuple(known["models"])
         return cls(**known)
 
 
 UNLIMITED = Limits(max_width=MAX_SIDE_PIXELS, max_height=MAX_SIDE_PIXELS, max_steps=MAX_STEPS, priority=100)
-"""Where there are no keys: what the protocol allows."""
+"""Limits without keys: those of the protocol."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a key may not have what it asks for; `field` is the request's."""
+class LimitViolation:
+    """A request field that exceeds the limits of the key."""
 
     field: str
     message: str
 
 
-def refusal(limits: Limits, asked: Mapping[str, Any]) -> Refusal | None:
-    """Return what goes beyond the limits in the options of a request (`RequestOptions`); None: nothing."""
-    model = asked.get("model")
+def find_violation(limits: Limits, options: Mapping[str, Any]) -> LimitViolation | None:
+    """Return the first field of a request's options (`RequestOptions`) that exceeds the limits, or None."""
+    model = options.get("model")
     if limits.models is not None and model is not None and model not in limits.models:
-        return Refusal("model", f"model: this key may use {' or '.join(limits.models)}, got {model}")
-    steps = asked.get("num_inference_steps")
+        return LimitViolation("model", f"model: this key may use {' or '.join(limits.models)}, got {model}")
+    steps = options.get("num_inference_steps")
     if steps is not None and limits.max_steps is not None and steps > limits.max_steps:
-        message = f"num_inference_steps: this key may ask for {limits.max_steps} at most, got {steps}"
-        return Refusal("num_inference_steps", message)
-    for name, most in (("width", limits.max_width), ("height", limits.max_height)):
-        if most is not None and (side := asked.get(name)) is not None and side > most:
-            return Refusal("size", f"size: this key may ask for a {name} of {most} at most, got {side}")
-    if (priority := asked.get("priority")) is not None and priority > limits.priority:
-        return Refusal("priority", f"priority: this key may ask for {limits.priority} at most, got {priority}")
+        message = f"num_inference_steps: the maximum of this key is {limits.max_steps}, got {steps}"
+        return LimitViolation("num_inference_steps", message)
+    for name, maximum in (("width", limits.max_width), ("height", limits.max_height)):
+        if maximum is not None and (side := options.get(name)) is not None and side > maximum:
+            return LimitViolation("size", f"size: the maximum {name} of this key is {maximum}, got {side}")
+    if (priority := options.get("priority")) is not None and priority > limits.priority:
+        message = f"priority: the maximum of this key is {limits.priority}, got {priority}"
+        return LimitViolation("priority", message)
     return None
 
 
-def with_defaults(limits: Limits, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with the key's own model and priority where the request names none."""
-    own: dict[str, Any] = {"priority": min(limits.priority, 0) if limits is UNLIMITED else limits.priority}
+def with_defaults(limits: Limits, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the default model and priority of the key where the request has none."""
+    defaults: dict[str, Any] = {"priority": 0 if limits is UNLIMITED else limits.priority}
     if limits.models is not None:
-        own["model"] = limits.models[0]
-    return {**own, **asked}
+        defaults["model"] = limits.models[0]
+    return {**defaults, **options}
 
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A rate with a burst of one minute's worth; times in seconds, of any clock that only goes forward."""
+    """A rate limit whose bursts are at most one minute's worth, at least 1. Times are monotonic seconds."""
 
     per_minute: float
     _tokens: float = field(init=False)
@@ -84,7 +85,7 @@ class TokenBucket:
         self._tokens = max(1.0, self.per_minute)
 
     def take(self, now: float) -> float:
-        """Take one and return 0, or take none and return the seconds until there is one."""
+        """Take one token and return 0; if there is none, return the seconds until there is one."""
         per_second = self.per_minute / 60
         if self._at is not None:
             self._tokens = min(max(1.0, self.per_minute), self._tokens + (now - self._at) * per_second)

@@ -1,4 +1,4 @@
-"""The parameters of one model as JSON Schema words them: what its workers accept, within the limits of a key."""
+"""The parameters of one model as JSON Schema: those its workers accept, within the limits of a key."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ Schemas = dict[str, dict[str, Any]]
 
 
 def parameters(model: ModelCapabilities, limits: Limits) -> Schemas:
-    """Return the parameters that a model accepts by their names, from its capabilities; others are absent."""
-    most = {
+    """Return the schemas of the parameters that a model accepts, by name."""
+    maximums = {
         "width": limits.max_width,
         "height": limits.max_height,
         "num_inference_steps": limits.max_steps,
@@ -21,21 +21,21 @@ def parameters(model: ModelCapabilities, limits: Limits) -> Schemas:
     for name, parameter in PARAMETERS.items():
         if not parameter.info.listed or (by_model := accepted_parameter(model, parameter)) is None:
             continue
-        # The sides are listed by their own names, and asked for as one `size`.
+        # Width and height have names of their own here, although requests state them as one `size`.
         found[parameter.http_name if parameter.info.in_http else name] = _schema(
-            parameter, by_model, most.get(name)
+            parameter, by_model, maximums.get(name)
         )
     return found
 
 
-def _schema(parameter: Parameter, by_model: AcceptedParameter, most: int | None) -> dict[str, Any]:
+def _schema(parameter: Parameter, by_model: AcceptedParameter, maximum: int | None) -> dict[str, Any]:
     """Return the narrowest bounds that the declaration, the model and the key set."""
     schema = parameter.json_schema()
     if by_model.default is not None:
         schema = {"default": by_model.default, **schema}
     if by_model.minimum is not None:
         schema["minimum"] = max(by_model.minimum, schema.get("minimum", by_model.minimum))
-    bounds = [bound for bound in (schema.get("maximum"), by_model.maximum, most) if bound is not None]
+    bounds = [bound for bound in (schema.get("maximum"), by_model.maximum, maximum) if bound is not None]
     if bounds:
         schema["maximum"] = min(bounds)
     if by_model.choices is not None:

@@ -13,6 +13,6 @@ def signature_headers(secret: str, event_id: str, timestamp: int, body: str) -> 
     return {"webhook-id": event_id, "webhook-timestamp": str(timestamp), "webhook-signature": signature}
 
 
-def retry_delay(attempts: int, first: float, most: float = 3600.0) -> float:
+def retry_delay(attempts: int, first: float, maximum: float = 3600.0) -> float:
     """Return the seconds to wait after `attempts` failed attempts (1 or more): four times as long each time."""
-    return float(min(most, first * 4 ** min(attempts - 1, 20)))
+    return float(min(maximum, first * 4 ** min(attempts - 1, 20)))

@@ -1,1 +1,1 @@
-"""Jobs: accepted, kept, made and told of, whatever happens to the gateway meanwhile."""
+"""Durable jobs: stored before they are accepted, resumed after a restart, each ended exactly once."""

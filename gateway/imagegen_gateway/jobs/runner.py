@@ -1,4 +1,4 @@
-"""Has jobs made: each is a request at the broker, asked for again until it has ended."""
+"""Execution of jobs: each job is a request to the fleet, submitted again until the job has ended."""
 
 import asyncio
 import logging
@@ -18,74 +18,75 @@ from imagegen_client import (
     UnauthorizedError,
 )
 from imagegen_common.logs import log
-from imagegen_gateway.errors import from_fleet
-from imagegen_gateway.fleet import Fleet, InFlight
-from imagegen_gateway.jobs.live import Live
-from imagegen_gateway.jobs.store import Job, Store
+from imagegen_gateway.client_pool import ClientPool, InFlightCounter
+from imagegen_gateway.errors import from_imagegen_error
+from imagegen_gateway.image_store import MEDIA_TYPES, ImageStore
+from imagegen_gateway.jobs.progress import JobProgress
+from imagegen_gateway.jobs.store import Job, JobStore
 from imagegen_gateway.metrics import Metrics
-from imagegen_gateway.results import MEDIA_TYPES, Results
 
 _log = logging.getLogger("imagegen.gateway.jobs")
 
 RETRY_SECONDS = 5.0
-"""After an error that says nothing about the job."""
+"""Delay before the first retry after a storage failure, or after a temporary error without a retry delay."""
 MAX_RETRY_SECONDS = 300.0
+"""Maximum delay between retries after storage failures."""
 
 
-class Runner:
-    """A task for each job that has not ended."""
+class JobRunner:
+    """One asyncio task for each job that has not ended."""
 
     def __init__(
         self,
-        store: Store,
-        results: Results,
-        fleet: Fleet,
-        in_flight: InFlight,
+        store: JobStore,
+        images: ImageStore,
+        clients: ClientPool,
+        in_flight: InFlightCounter,
         metrics: Metrics,
         on_end: Callable[[], object],
     ) -> None:
-        """`on_end` is called when a job has ended, and its webhook may be due."""
+        """Create a runner without jobs. `on_end` is called after each end of a job: its webhook may be due."""
         self._store = store
-        self._results = results
-        self._fleet = fleet
+        self._images = images
+        self._clients = clients
         self._in_flight = in_flight
         self._metrics = metrics
         self._on_end = on_end
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._live: dict[str, Live] = {}
+        self._progress: dict[str, JobProgress] = {}
         metrics.jobs.set_function(lambda: self.unfinished)
 
     @property
     def unfinished(self) -> int:
-        """How many jobs have not ended."""
+        """Number of jobs that have not ended."""
         return len(self._tasks)
 
-    def live(self, id_: str) -> Live | None:
-        """Return how a job stands; None if it has ended."""
-        return self._live.get(id_)
+    def progress(self, id_: str) -> JobProgress | None:
+        """Return the progress of a job; None if it has ended."""
+        return self._progress.get(id_)
 
     async def resume(self) -> int:
-        """Begin all that an earlier gateway has accepted and not ended; return how many it was."""
+        """Start all unfinished jobs of an earlier gateway process; return their number."""
         jobs = await self._store.unfinished()
         for job in jobs:
-            self.begin(job)
+            self.start(job)
         return len(jobs)
 
-    def begin(self, job: Job) -> None:
-        """Have a job made."""
-        self._live[job.id] = Live()
+    def start(self, job: Job) -> None:
+        """Start the task of a stored job."""
+        self._progress[job.id] = JobProgress()
         self._in_flight.begin(job.owner)
         self._tasks[job.id] = asyncio.create_task(self._run(job), name=job.id)
 
     async def cancel(self, job: Job) -> None:
-        """End a job as cancelled; one that has ended stays as it is."""
+        """End a job as cancelled; no effect on a job that has ended."""
         await self._end(job, "cancelled")
         if (task := self._tasks.get(job.id)) is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give up what runs; the next gateway begins it again."""
+        """Cancel all tasks without ending their jobs; the next gateway process resumes the jobs."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -96,22 +97,22 @@ class Runner:
     async def _run(self, job: Job) -> None:
         wait = RETRY_SECONDS
         try:
-            while not await self._try(job):
-                # The images are made anew then: of as many as may wait, memory could not hold them.
+            while not await self._attempt(job):
+                # The images are generated again: memory could not hold the results of all waiting jobs.
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, MAX_RETRY_SECONDS)
         except ClientClosedError:
-            pass  # the gateway ends; the next one begins it again
+            pass  # the gateway shuts down; the next process resumes the job
         finally:
             self._in_flight.end(job.owner)
-            self._live.pop(job.id).end()
+            self._progress.pop(job.id).finish()
             del self._tasks[job.id]
 
-    async def _try(self, job: Job) -> bool:
-        """Have a job made and end it; False: it can't be kept how it ended. Raises `ClientClosedError`."""
+    async def _attempt(self, job: Job) -> bool:
+        """Generate and end a job. Return False if its end can't be stored. Raises `ClientClosedError`."""
         try:
             try:
-                await self._make(job)
+                await self._generate(job)
             except ClientClosedError:
                 raise
             except CancelledError as error:
@@ -120,73 +121,75 @@ class Runner:
                 await self._end(job, "failed", error)
         except ClientClosedError:
             raise
-        except Exception as error:  # noqa: BLE001 - the disk is full, the store is away, …
+        except Exception as error:  # noqa: BLE001 - any error of the disk, the database or the image store
             self._metrics.storage_failures.inc()
-            log(_log, logging.ERROR, "job can't be kept", job=job.id, error=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            log(_log, logging.ERROR, "job could not be stored", job=job.id, error=reason)
             return False
         return True
 
-    async def _make(self, job: Job) -> None:
+    async def _generate(self, job: Job) -> None:
         try:
-            inputs = {name: await self._results.read(job.input_file(name)) for name in job.inputs}
+            inputs = {name: await self._images.read(job.input_file(name)) for name in job.inputs}
         except FileNotFoundError as error:
-            raise ImagegenError("the image to start from is no longer there") from error
+            raise ImagegenError("the job's input image no longer exists") from error
         while True:
             try:
-                result = await self._ask(job, inputs)
+                result = await self._request(job, inputs)
             except (OverloadedError, UnauthorizedError) as error:
                 wait = error.retry_after_seconds or RETRY_SECONDS
-                log(_log, logging.WARNING, "job waits", job=job.id, seconds=wait, reason=error.code)
+                log(_log, logging.WARNING, "job delayed", job=job.id, seconds=wait, reason=error.code)
                 await asyncio.sleep(wait)
             except (ImagegenError, sqlite3.Error):
                 raise
-            except Exception as error:  # asking again would help nobody
-                _log.exception("a job could not be made")
-                raise ImagegenError("the gateway failed; its log says why") from error
+            except Exception as error:  # a retry would fail in the same way
+                _log.exception("job raised an unexpected error")
+                raise ImagegenError("internal error of the gateway; see its log") from error
             else:
-                await self._keep(job, result)
+                await self._store_images(job, result)
                 return
 
-    async def _ask(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
+    async def _request(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
+        """Submit a job's request and return the result, reporting progress. Raises `ImagegenError`."""
         options: dict[str, Any] = {**job.options, **inputs}
         if (timeout := options.get("timeout_seconds")) is not None:
             options["timeout_seconds"] = left = job.created + timeout - time.time()
             if left <= 0:
                 raise DeadlineExceededError(f"no result within {timeout:g} s")
-        live = self._live[job.id]
-        with self._fleet.client(job.owner) as client:
+        progress = self._progress[job.id]
+        with self._clients.client(job.owner) as client:
             request = client.submit(job.prompt, progress=True, preview=True, **options)
-            log(_log, logging.DEBUG, "job asked for", job=job.id, request_id=request.request_id)
+            log(_log, logging.DEBUG, "job submitted", job=job.id, request_id=request.request_id)
             try:
                 running = False
-                async with aclosing(request.progress()) as signs:
-                    async for sign in signs:
-                        if sign.state == "running" and not running:
+                async with aclosing(request.progress()) as reports:
+                    async for report in reports:
+                        if report.state == "running" and not running:
                             running = True
                             await self._store.set_running(job.id, time.time())
-                        live.tell(sign)
+                        progress.update(report)
                 return await request.result()
             finally:
                 request.cancel()
 
-    async def _keep(self, job: Job, result: GenerationResult) -> None:
-        expires = time.time() + self._store.kept_seconds
-        kept = []
+    async def _store_images(self, job: Job, result: GenerationResult) -> None:
+        expires = time.time() + self._store.retention_seconds
+        stored = []
         for index, data in enumerate(result.encoded):
             format_ = result.formats[index]
             name = f"{job.token}-{index}.{format_}"
-            await self._results.keep(name, MEDIA_TYPES[format_], data, expires)
+            await self._images.publish(name, MEDIA_TYPES[format_], data, expires)
             width, height = result.sizes[index]
-            kept.append({"file": name, "seed": result.seeds[index], "width": width, "height": height})
-        await self._end(job, "succeeded", images=kept)
+            stored.append({"file": name, "seed": result.seeds[index], "width": width, "height": height})
+        await self._end(job, "succeeded", images=stored)
 
     async def _end(
         self, job: Job, state: str, error: ImagegenError | None = None, images: list[dict[str, Any]] | None = None
     ) -> None:
-        told = None if error is None else from_fleet(error).body()["error"]
-        if await self._store.finish(job.id, state, time.time(), images=images, error=told):
+        body = None if error is None else from_imagegen_error(error).body()["error"]
+        if await self._store.finish(job.id, state, time.time(), images=images, error=body):
             self._metrics.jobs_ended.labels(outcome=state).inc()
             log(_log, logging.INFO, "job ended", job=job.id, outcome=state)
             self._on_end()
             for name in job.inputs:
-                await self._results.remove(job.input_file(name))
+                await self._images.remove(job.input_file(name))

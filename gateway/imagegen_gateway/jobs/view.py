@@ -1,28 +1,30 @@
-"""A job as the API shows it."""
+"""Conversion of jobs into API responses."""
 
 from typing import Any
 
 from imagegen_gateway.errors import ErrorObject
-from imagegen_gateway.jobs.live import Live, picture_url
+from imagegen_gateway.jobs.progress import JobProgress, image_data_url
 from imagegen_gateway.jobs.store import Job
-from imagegen_gateway.schemas import answers
+from imagegen_gateway.schemas import responses
 
 
-def show(job: Job, live: Live | None) -> answers.Job:
-    """Return what the API shows of a job, and of how it stands while it has not ended."""
-    return answers.Job(**_fields(job, live))
+def to_response(job: Job, progress: JobProgress | None) -> responses.Job:
+    """Return a job as the API shows it, with its progress while it has not ended."""
+    return responses.Job(**_fields(job, progress))
 
 
-def show_event(job: Job, live: Live | None, preview: bytes | None = None) -> answers.JobEvent:
-    """Return what an event shows: the same, and a preview."""
-    return answers.JobEvent(**_fields(job, live), preview=None if preview is None else picture_url(preview))
+def to_event(job: Job, progress: JobProgress | None, preview: bytes | None = None) -> responses.JobEvent:
+    """Return the data of a job event: the job and a preview."""
+    return responses.JobEvent(
+        **_fields(job, progress), preview=None if preview is None else image_data_url(preview)
+    )
 
 
-def _fields(job: Job, live: Live | None) -> dict[str, Any]:
+def _fields(job: Job, progress: JobProgress | None) -> dict[str, Any]:
     state = job.state
-    if live is not None and live.sign is not None and job.finished is None:
-        # What runs may come back to the queue: its worker has died.
-        state = live.sign.state
+    if progress is not None and progress.latest is not None and job.finished is None:
+        # More recent than the store: a running request is requeued if its worker dies.
+        state = progress.latest.state
     return {
         "id": job.id,
         "state": state,
@@ -37,13 +39,13 @@ def _fields(job: Job, live: Live | None) -> dict[str, Any]:
         "images": None if job.images is None else [_image(job, image) for image in job.images],
         "error": None if job.error is None else ErrorObject(**job.error),
         "webhook_url": job.webhook_url,
-        **(live.fields() if live is not None and job.finished is None else {}),
+        **(progress.fields() if progress is not None and job.finished is None else {}),
     }
 
 
-def _image(job: Job, image: dict[str, Any]) -> answers.StoredImage:
+def _image(job: Job, image: dict[str, Any]) -> responses.StoredImage:
     name = image["file"]
-    return answers.StoredImage(
+    return responses.StoredImage(
         url=f"{job.base_url}/v1/files/{name}",
         seed=image["seed"],
         width=image["width"],

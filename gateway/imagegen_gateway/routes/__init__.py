@@ -1,1 +1,1 @@
-"""The paths, by what they are for."""
+"""The HTTP routes, by resource."""

@@ -1,36 +1,36 @@
-"""`/v1/files`: images that are kept for a while, for whoever has their names."""
+"""`/v1/files`: stored images, for clients that know their names."""
 
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from imagegen_gateway.access import TheServices
-from imagegen_gateway.errors import not_found, responses, storage_failed
+from imagegen_gateway.access import ServicesDep
+from imagegen_gateway.errors import error_responses, not_found, storage_failed
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_CONTENT = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _PICTURE)
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
 
 
 @router.get(
     "/{name}",
     response_class=Response,
-    responses={200: {"content": _CONTENT, "description": "The image."}, **responses(404, 422, 503)},
+    responses={200: {"content": _CONTENT, "description": "The image."}, **error_responses(404, 422, 503)},
     summary="Fetch an image",
 )
 async def fetch(
-    name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{32,40}\.(png|jpeg|webp)$")], services: TheServices
+    name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{32,40}\.(png|jpeg|webp)$")], services: ServicesDep
 ) -> Response:
-    """Fetch an image by its name, which can't be guessed: no key is asked for."""
+    """Fetch an image by its name. The name is a secret, so no key is required."""
     try:
-        found = await services.results.fetch(name, time.time())
+        found = await services.images.fetch(name, time.time())
     except Exception as error:
         raise storage_failed("fetch this image", error) from error
     if found is None:
         raise not_found("file", name)
     data, media_type = found
-    # Whoever made the image, no browser shall take it for a page.
+    # nosniff: browsers must not interpret an image as HTML.
     headers = {"Cache-Control": "private, immutable", "X-Content-Type-Options": "nosniff"}
     return Response(data, media_type=media_type, headers=headers)

@@ -1,12 +1,12 @@
-"""What operators look at."""
+"""Statistics, metrics and probes."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from imagegen_client import ImagegenError
-from imagegen_gateway.access import TheCaller, TheServices
-from imagegen_gateway.errors import responses
+from imagegen_gateway.access import ApiKeyDep, ServicesDep
+from imagegen_gateway.errors import error_responses
 from imagegen_protocol.statistics import to_json
 
 router = APIRouter(tags=["operations"])
@@ -18,43 +18,43 @@ router = APIRouter(tags=["operations"])
     responses={
         200: {
             "content": {"application/json": {"schema": {"type": "object"}}},
-            "description": "The statistics, as `docs/stats.schema.json` describes them.",
+            "description": "The statistics; `docs/stats.schema.json` is their schema.",
         },
-        **responses(401, 403, 503),
+        **error_responses(401, 403, 503),
     },
     summary="The broker's statistics",
 )
-async def stats(services: TheServices, caller: TheCaller) -> Response:
-    """Return the content of the broker's own `/stats`, at most half a second old."""
-    return Response(to_json(await services.fleet.stats()), media_type="application/json")
+async def stats(services: ServicesDep, api_key: ApiKeyDep) -> Response:
+    """Return the content of the broker's `/stats`, at most half a second old."""
+    return Response(to_json(await services.clients.stats()), media_type="application/json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="The gateway's metrics")
-async def metrics(request: Request, services: TheServices) -> Response:
-    """Return the gateway's own metrics, for Prometheus."""
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Return the gateway's metrics in a Prometheus format."""
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(services.metrics.registry), headers={"Content-Type": content_type})
 
 
-@router.get("/healthz", response_class=PlainTextResponse, summary="Does the gateway live?")
-async def healthz(services: TheServices) -> str:
-    """Say that the gateway serves, and reaches its database."""
-    await services.database.row("SELECT 1")
+@router.get("/healthz", response_class=PlainTextResponse, summary="Liveness probe")
+async def healthz(services: ServicesDep) -> str:
+    """Return `ok` if the gateway serves and its database answers."""
+    await services.database.fetch_one("SELECT 1")
     return "ok\n"
 
 
 @router.get(
     "/readyz",
     response_class=PlainTextResponse,
-    responses={503: {"description": "Not now.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-    summary="Can images be made?",
+    responses={503: {"description": "No worker.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    summary="Readiness probe",
 )
-async def readyz(services: TheServices, response: Response) -> Response:
-    """Say whether a broker answers and has a worker."""
+async def readyz(services: ServicesDep) -> Response:
+    """Return `ok` if a broker answers and has a worker."""
     try:
-        found = await services.fleet.stats()
+        statistics = await services.clients.stats()
     except ImagegenError as error:
         return PlainTextResponse(f"{error.message}\n", 503)
-    if not found.num_gpus:
+    if not statistics.num_gpus:
         return PlainTextResponse("no worker is registered\n", 503)
     return PlainTextResponse("ok\n")

@@ -1,1 +1,1 @@
-"""What the bodies of requests and answers hold; OpenAPI is made from these."""
+"""Models of request and response bodies, from which the OpenAPI document is generated."""

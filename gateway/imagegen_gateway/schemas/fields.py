@@ -26,12 +26,12 @@ _CONSTRAINTS = {
 
 
 def body_fields(parameters: Parameters) -> Fields:
-    """Return the fields of a JSON body, images aside, by their names in the HTTP API."""
+    """Return the fields of a JSON body, without images, by their names in the HTTP API."""
     return {each.http_name: _field(each, _type(each)) for each in parameters.values() if _is_value(each)}
 
 
 def form_fields(parameters: Parameters) -> Fields:
-    """Return those fields that a form has in another shape: lists and maps are JSON, images are files."""
+    """Return the fields whose types differ in a form: lists and maps are JSON, images are files."""
     fields = {}
     for each in parameters.values():
         if not each.info.in_http:
@@ -44,14 +44,14 @@ def form_fields(parameters: Parameters) -> Fields:
 
 
 def image_fields(parameters: Parameters) -> Fields:
-    """Return the images of a JSON body: base64, or a `data:` URL."""
+    """Return the image fields of a JSON body: base64 or a `data:` URL."""
     return {
         each.http_name: (
             str | None,
             Field(
                 None,
                 min_length=1,
-                description=f"{describe(each)} In base64, or as a `data:` URL.",
+                description=f"{describe(each)} As base64 or a `data:` URL.",
                 examples=[None],
             ),
         )
@@ -61,10 +61,10 @@ def image_fields(parameters: Parameters) -> Fields:
 
 
 def form_field(parameter: Parameter) -> dict[str, Any]:
-    """Return what the page needs for the field of a parameter."""
+    """Return the description of a parameter from which the web page builds a form field."""
     info = parameter.info
     own = None if info.in_http else parameter.name
-    found = {
+    described = {
         "name": own or parameter.http_name,
         "label": info.label,
         "description": describe(parameter),
@@ -76,8 +76,8 @@ def form_field(parameter: Parameter) -> dict[str, Any]:
         "fields": [form_field(field) for field in parameter.fields] or None,
         **_rust_pattern(parameter.json_schema()),
     }
-    # FastAPI leaves null out of its OpenAPI document.
-    return {name: value for name, value in found.items() if value is not None}
+    # FastAPI omits null from its OpenAPI document.
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def describe(parameter: Parameter) -> str:
@@ -107,7 +107,7 @@ def _type(parameter: Parameter) -> Any:
 
 
 def _field(parameter: Parameter, type_: Any, note: str = "", *annotations: Any) -> tuple[Any, Any]:
-    """Return the definition of a field; what is not required may be null, and is null by default."""
+    """Return the definition of a field; optional fields accept null, and are null by default."""
     bounds = {} if parameter.choices else _rust_pattern(parameter.json_schema())
     constraints: dict[str, Any] = {_CONSTRAINTS[name]: bound for name, bound in bounds.items()}
     # Required on the wire may still be optional here: the client chooses a seed.
@@ -125,14 +125,14 @@ def _field(parameter: Parameter, type_: Any, note: str = "", *annotations: Any) 
 
 
 def _rust_pattern(bounds: dict[str, Any]) -> dict[str, Any]:
-    r"""Return bounds whose pattern ends in `$`: neither JSON Schema nor pydantic know Python's `\Z`."""
+    r"""Return bounds whose pattern ends in `$`, because JSON Schema and pydantic do not support `\Z`."""
     if "pattern" in bounds:
         return {**bounds, "pattern": bounds["pattern"].replace(r"\Z", "$")}
     return bounds
 
 
 def _parse(parameter: Parameter) -> Callable[[Any], Any]:
-    """Return a function that reads the value of a form's field: a text, or a list of one."""
+    """Return a function that parses a form value: JSON text, or a list of one such text."""
     fields = [f'"{field.name}": …' for field in parameter.fields]
     example = f"[{{{', '.join(fields)}}}]" if fields else '{"name": …}'
 

@@ -1,4 +1,4 @@
-"""The bodies of requests: OpenAI's fields, and the parameters of diffusion models beside them."""
+"""Request bodies: OpenAI's fields and the parameters of diffusion models."""
 
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ _IGNORED = "Accepted for compatibility; ignored."
 if TYPE_CHECKING:
 
     class _Parameters(BaseModel):
-        """What `body_fields` gives the bodies: named here are the fields that the code reads by name."""
+        """The result of `body_fields`, with the fields that the code reads by name."""
 
         prompt: str
 
@@ -32,8 +32,8 @@ else:
     _Images = make_body("Images", image_fields(PARAMETERS))
 
 
-class Drawing(_Parameters):
-    """The parameters of a request; what is absent has the default of the model."""
+class GenerationParameters(_Parameters):
+    """The parameters of a request; absent ones have the defaults of the model."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,30 +50,30 @@ class Drawing(_Parameters):
     safety_identifier: str | None = Field(None, description=_IGNORED)
 
 
-class Answering(BaseModel):
-    """How the answer to an OpenAI request is to come."""
+class ResponseOptions(BaseModel):
+    """The format of the response to an OpenAI request."""
 
-    response_format: Literal["url", "b64_json"] | None = Field(None, description="`b64_json` unless said.")
-    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    response_format: Literal["url", "b64_json"] | None = Field(None, description="Default: `b64_json`.")
+    stream: bool | None = Field(None, description="Respond with server-sent events.")
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="Small pictures on the way, at most; needs `stream`."
+        None, ge=0, le=3, description="Maximum number of previews; requires `stream`."
     )
 
 
-class GenerateBody(Drawing, Answering):
+class GenerateBody(GenerationParameters, ResponseOptions):
     """The body of `POST /v1/images/generations`."""
 
 
-class EditBody(_Files, Drawing, Answering):
+class EditBody(_Files, GenerationParameters, ResponseOptions):
     """The form of `POST /v1/images/edits`."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image`, as a list of one.")
+    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image` as a list of one.")
     input_fidelity: Literal["high", "low"] | None = Field(None, description=_IGNORED)
 
 
-class JobBody(_Images, Drawing):
+class JobBody(_Images, GenerationParameters):
     """The body of `POST /v1/jobs`."""
 
     model_config = ConfigDict(
@@ -85,20 +85,20 @@ class JobBody(_Images, Drawing):
     )
 
 
-class Page(BaseModel):
-    """Which part of a list."""
+class PageQuery(BaseModel):
+    """Query parameters that select a page of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(20, ge=1, le=100)
-    after: str | None = Field(None, description="The last job of the page before.")
+    limit: int = Field(20, ge=1, le=100, description="Maximum number of jobs.")
+    after: str | None = Field(None, description="Id of the last job of the previous page.")
 
 
 _SIZE_PARTS = re.compile(r"(\d+)x(\d+)")
 
 
-def options(body: Drawing) -> dict[str, Any]:
-    """Return the parameters of a body as the client's `RequestOptions`, prompt and images aside."""
+def options(body: GenerationParameters) -> dict[str, Any]:
+    """Return the parameters of a body as the client's `RequestOptions`, without prompt and images."""
     given: dict[str, Any] = {}
     for name, parameter in PARAMETERS.items():
         if name == "prompt" or parameter.has_images or not parameter.info.in_http:

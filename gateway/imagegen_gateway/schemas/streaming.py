@@ -1,10 +1,10 @@
-"""The events of a stream of images, as OpenAI has them; `seed`, `image_index` and `model` are ours."""
+"""Events of image streams: OpenAI's, with `seed`, `image_index` and `model` added."""
 
 from pydantic import BaseModel
 
 
 class Usage(BaseModel):
-    """Tokens, of which nothing here is made; clients expect the numbers."""
+    """Token counts, always 0; OpenAI's clients require them."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -13,7 +13,7 @@ class Usage(BaseModel):
 
 
 class PartialImage(BaseModel):
-    """A small picture on the way: `image_generation.partial_image` or `image_edit.partial_image`."""
+    """A preview: `image_generation.partial_image` or `image_edit.partial_image`."""
 
     type: str
     b64_json: str
@@ -26,7 +26,7 @@ class PartialImage(BaseModel):
 
 
 class CompletedImage(BaseModel):
-    """One image that is done: `image_generation.completed` or `image_edit.completed`."""
+    """A finished image: `image_generation.completed` or `image_edit.completed`."""
 
     type: str
     b64_json: str

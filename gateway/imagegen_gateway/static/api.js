@@ -1,4 +1,4 @@
-// The gateway's API: requests with the key of this tab, errors, and streams of events.
+// The gateway's API: requests with the key of this tab, errors and event streams.
 
 const KEY = "imagegen-key";
 
@@ -7,7 +7,7 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-/** An answer that is an error; `status` 0: there was no answer. `retryAfter` in seconds, or null. */
+/** An error response; `status` is 0 without a response. `retryAfter` is in seconds, or null. */
 export class ApiError extends Error {
   constructor(status, { code = null, message, param = null }, retryAfter = null) {
     super(message);
@@ -15,8 +15,8 @@ export class ApiError extends Error {
   }
 }
 
-/** Return a path of the gateway, wherever a proxy has put it. */
-export const at = (path) => new URL(path, document.baseURI);
+/** Return the URL of a path of the gateway, relative to the page, for proxies with a path prefix. */
+export const urlOf = (path) => new URL(path, document.baseURI);
 
 async function request(path, { method = "GET", body, signal, headers = {} } = {}) {
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
@@ -24,7 +24,7 @@ async function request(path, { method = "GET", body, signal, headers = {} } = {}
   let response;
   try {
     const text = body === undefined ? undefined : JSON.stringify(body);
-    response = await fetch(at(path), { method, headers, signal, body: text });
+    response = await fetch(urlOf(path), { method, headers, signal, body: text });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new ApiError(0, { message: "The gateway does not answer." });
@@ -43,13 +43,13 @@ async function failure(response) {
   }
 }
 
-/** Return the JSON of an answer. Throws `ApiError`. */
-export async function ask(path, options) {
+/** Send a request and return its JSON. Throws `ApiError`. */
+export async function fetchJson(path, options) {
   return (await request(path, options)).json();
 }
 
-/** Call `on(name, data)` with each event of a stream until it ends. Throws `ApiError`. */
-export async function follow(path, on, signal) {
+/** Call `onEvent(name, data)` for each event of a stream until it ends. Throws `ApiError`. */
+export async function followEvents(path, onEvent, signal) {
   const response = await request(path, { signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -60,19 +60,19 @@ export async function follow(path, on, signal) {
       read = await reader.read();
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new ApiError(0, { message: "The connection to the gateway is lost." });
+      throw new ApiError(0, { message: "The connection to the gateway was lost." });
     }
     if (read.done) return;
     const lines = (text + read.value).split("\n");
     text = lines.pop();
     for (const line of lines) {
       if (line.startsWith("event: ")) name = line.slice(7).trim();
-      else if (line.startsWith("data: ")) on(name, JSON.parse(line.slice(6)));
+      else if (line.startsWith("data: ")) onEvent(name, JSON.parse(line.slice(6)));
     }
   }
 }
 
-/** Wait; ends early, with an error, when the signal says so. */
+/** Wait; rejects when the signal is aborted. */
 export function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);

@@ -1,9 +1,9 @@
-// Elements, made and found.
+// Creation and lookup of elements, and texts.
 
 export const find = (id) => document.getElementById(id);
 
-/** Return a new element; `properties` that it has are set, the others become attributes. */
-export function make(tag, properties = {}, ...children) {
+/** Return a new element. `properties` that the element does not have become attributes. */
+export function create(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null) continue;
@@ -16,25 +16,25 @@ export function make(tag, properties = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Return a new element of a drawing. */
-export function draw(tag, attributes = {}, ...children) {
+/** Return a new SVG element. */
+export function createSvg(tag, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
 }
 
-/** Set an element's text, unless it is there already: what is said again would be read out again. */
-export function say(element, text) {
+/** Set an element's text if it differs: screen readers repeat texts that are set again. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Have a screen reader say something when it has said the rest. */
+/** Announce a text to screen readers. */
 export function announce(text) {
-  say(find("announce"), text);
+  setText(find("announce"), text);
 }
 
-/** Return seconds as people say them: `8 s`, `3 min`, `2 h`. */
+/** Return a duration with a rounded unit: `8 s`, `3 min`, `2 h`. */
 export function duration(seconds) {
   if (seconds < 1) return "1 s";
   if (seconds < 100) return `${Math.round(seconds)} s`;

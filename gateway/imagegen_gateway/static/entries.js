@@ -1,82 +1,85 @@
-// What was made from this browser: ids and what was asked are kept here, all else is the gateway's.
+// The history of this browser: it stores the ids and parameters of jobs; their states are the gateway's.
 
-import { ApiError, ask, follow, pause } from "./api.js";
+import { ApiError, fetchJson, followEvents, pause } from "./api.js";
 
 const STORE = "imagegen-history";
-const MOST = 200;
-/** A browser opens few connections to one host: the jobs behind these are asked for in turn. */
-const STREAMS = 3;
+const MAX_ENTRIES = 200;
+/** Maximum number of event streams, as browsers limit connections per host; other jobs are polled. */
+const MAX_STREAMS = 3;
 const POLL_MS = 2000;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
-const read = (name, otherwise) => {
+const readStored = () => {
   try {
-    return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+    return JSON.parse(localStorage.getItem(STORE)) ?? [];
   } catch {
-    return otherwise;
+    return [];
   }
 };
 
-/** All entries, the newest first; `{ id, asked, job, preview }`, and the `image` it starts from until a reload. */
+/**
+ * All entries, newest first: `{ id, asked, job, preview }`, where `asked` are the parameters.
+ * `image`, the input image, is lost at a reload.
+ */
 export class Entries {
   #streams = new Map();
   #onChange;
-  #onLost;
+  #onError;
 
-  /** `onChange(entry, before)`: its job has changed, `before` is the one it was. `onLost(error)`: no answer. */
-  constructor(onChange, onLost) {
+  /** `onChange(entry, before)` is called with the previous job; `onError(error)` after failed requests. */
+  constructor(onChange, onError) {
     this.all = [];
     this.#onChange = onChange;
-    this.#onLost = onLost;
+    this.#onError = onError;
   }
 
-  /** Take up what was kept. Throws `ApiError`. */
+  /** Load the stored entries and their jobs. Throws `ApiError`. */
   async load() {
-    const kept = read(STORE, []);
-    const listed = (await ask("v1/jobs?limit=100")).data;
+    const stored = readStored();
+    const listed = (await fetchJson("v1/jobs?limit=100")).data;
     const known = new Map(listed.map((job) => [job.id, job]));
-    const found = await Promise.all(kept.map(({ id }) => known.get(id) ?? lookUp(id)));
-    const loaded = kept.map((entry, index) => ({ ...entry, job: found[index], preview: null }));
+    const jobs = await Promise.all(stored.map(({ id }) => known.get(id) ?? fetchJob(id)));
+    const loaded = stored.map((entry, index) => ({ ...entry, job: jobs[index], preview: null }));
     this.all = loaded.filter((entry) => entry.job !== null);
     this.#save();
-    this.#pump();
+    this.#update();
   }
 
-  /** Have something made; return its entry. Throws `ApiError`. */
+  /** Create a job; return its entry. Throws `ApiError`. */
   async add(asked, image) {
-    const job = await ask("v1/jobs", { method: "POST", body: image ? { ...asked, image } : asked });
+    const job = await fetchJson("v1/jobs", { method: "POST", body: image ? { ...asked, image } : asked });
     const entry = { id: job.id, asked, image, job, preview: null };
     this.all.unshift(entry);
     this.#save();
-    this.#pump();
+    this.#update();
     return entry;
   }
 
   /** Cancel a job that has not ended. Throws `ApiError`. */
   async cancel(entry) {
-    this.#set(entry, await ask(`v1/jobs/${entry.id}`, { method: "DELETE" }));
+    this.#set(entry, await fetchJson(`v1/jobs/${entry.id}`, { method: "DELETE" }));
   }
 
-  /** Forget entries. */
-  forget(gone) {
-    this.all = this.all.filter((entry) => !gone.includes(entry));
+  /** Remove entries from the history. */
+  remove(removed) {
+    this.all = this.all.filter((entry) => !removed.includes(entry));
     this.#save();
   }
 
-  /** Follow what has not ended; what is followed already goes on. */
+  /** Follow all jobs that have not ended. */
   resume() {
-    this.#pump();
+    this.#update();
   }
 
-  /** Follow nothing until `resume`. */
+  /** Close all streams until `resume`. */
   suspend() {
     for (const stream of this.#streams.values()) stream.abort();
     this.#streams.clear();
   }
 
   #save() {
-    const kept = this.all.slice(0, MOST).map(({ id, asked }) => ({ id, asked }));
-    localStorage.setItem(STORE, JSON.stringify(kept));
+    const stored = this.all.slice(0, MAX_ENTRIES).map(({ id, asked }) => ({ id, asked }));
+    localStorage.setItem(STORE, JSON.stringify(stored));
   }
 
   #set(entry, job) {
@@ -87,13 +90,13 @@ export class Entries {
     this.#onChange(entry, before);
   }
 
-  #pump() {
+  #update() {
     if (document.hidden) return;
-    // The oldest come first at the fleet too.
+    // The oldest jobs start first.
     const waiting = this.all.filter((entry) => !ENDED.has(entry.job.state)).reverse();
     waiting.forEach((entry, index) => {
-      if (this.#streams.has(entry.id) || (index >= STREAMS && this.#streams.has("others"))) return;
-      if (index < STREAMS) this.#run(entry.id, (signal) => this.#follow(entry, signal));
+      if (this.#streams.has(entry.id) || (index >= MAX_STREAMS && this.#streams.has("others"))) return;
+      if (index < MAX_STREAMS) this.#run(entry.id, (signal) => this.#follow(entry, signal));
       else this.#run("others", (signal) => this.#poll(signal));
     });
   }
@@ -104,30 +107,30 @@ export class Entries {
     work(stream.signal)
       .catch((error) => {
         if (stream.signal.aborted) return undefined;
-        this.#onLost(error);
+        this.#onError(error);
         return pause(POLL_MS, stream.signal).catch(() => {});
       })
       .finally(() => {
         if (this.#streams.get(name) === stream) this.#streams.delete(name);
-        if (!stream.signal.aborted) setTimeout(() => this.#pump(), 200);
+        if (!stream.signal.aborted) setTimeout(() => this.#update(), 200);
       });
   }
 
   async #follow(entry, signal) {
     while (!ENDED.has(entry.job.state)) {
       try {
-        await follow(`v1/jobs/${entry.id}/events`, (_, job) => this.#set(entry, job), signal);
+        await followEvents(`v1/jobs/${entry.id}/events`, (_, job) => this.#set(entry, job), signal);
       } catch (error) {
         if (signal.aborted || !(error instanceof ApiError)) throw error;
         if (error.status === 404) return this.#set(entry, { ...entry.job, state: "failed", error });
-        this.#onLost(error);
+        this.#onError(error);
       }
       if (!ENDED.has(entry.job.state)) await pause(1000, signal);
     }
   }
 
   async #poll(signal) {
-    const { data } = await ask("v1/jobs?limit=100", { signal });
+    const { data } = await fetchJson("v1/jobs?limit=100", { signal });
     const jobs = new Map(data.map((job) => [job.id, job]));
     for (const entry of this.all) {
       if (jobs.has(entry.id) && !this.#streams.has(entry.id)) this.#set(entry, jobs.get(entry.id));
@@ -136,9 +139,9 @@ export class Entries {
   }
 }
 
-async function lookUp(id) {
+async function fetchJob(id) {
   try {
-    return await ask(`v1/jobs/${id}`);
+    return await fetchJson(`v1/jobs/${id}`);
   } catch (error) {
     if (error.status === 404) return null;
     throw error;

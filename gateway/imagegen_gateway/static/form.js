@@ -1,7 +1,7 @@
-// The form: what is asked for, and what was wrong with it.
+// The form: its values, validation and errors.
 
-import { duration, find, say } from "./dom.js";
-import { choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel, takes } from "./models.js";
+import { duration, find, setText } from "./dom.js";
+import { accepts, choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel } from "./models.js";
 import { fields, isNumber, valueOf } from "./parameters.js";
 
 /** The largest integer that JavaScript represents exactly; the seed of the last image must not exceed it. */
@@ -10,24 +10,24 @@ const MAX_SEED = Number.MAX_SAFE_INTEGER;
 let image = null;
 let countdown = null;
 
-/** Return the parameters whose fields count: some need an image to start from. */
+/** Return the parameters in use: some require an input image. */
 const inUse = () => fields().filter(({ group }) => group !== "image" || image !== null);
 
-/** Start from a picture, a `data:` URL; null: from none. */
+/** Set the input image, a `data:` URL, or remove it with null. */
 export function setImage(url) {
   image = url;
-  find("start-image").hidden = url === null;
-  if (url === null) find("start-picture").removeAttribute("src");
-  else find("start-picture").src = url;
+  find("input-image").hidden = url === null;
+  if (url === null) find("input-preview").removeAttribute("src");
+  else find("input-preview").src = url;
   find("image").value = "";
   for (const { name, group } of fields()) if (group === "image") find(name).value = "";
   showModel();
 }
 
-/** Fill the fields in with parameters, and empty the others. */
+/** Fill in the form with parameters; clear all other fields. */
 export function fill(asked) {
   choose(find("model"), asked.model ?? "");
-  // A model that is no longer there can't be chosen; then it is the default's turn.
+  // Falls back to the default if the model is no longer served.
   if (find("model").selectedIndex < 0) find("model").selectedIndex = 0;
   showModel();
   for (const name of ["prompt", "seed"]) find(name).value = asked[name] ?? "";
@@ -46,12 +46,12 @@ export function fill(asked) {
   showDigest();
 }
 
-/** Return what is asked for, and the picture to start from or null; null if a field is wrong, which is shown. */
+/** Return the parameters and the input image or null; if a field is invalid, show the problem and return null. */
 export function readForm() {
   clearProblem();
-  const wrong = check();
-  if (wrong) {
-    showProblem(wrong.message, wrong.name);
+  const problem = check();
+  if (problem) {
+    showProblem(problem.message, problem.name);
     return null;
   }
   const value = (name) => (find(name).disabled ? "" : find(name).value.trim());
@@ -63,24 +63,26 @@ export function readForm() {
   }
   if (value("width")) asked.size = `${value("width")}x${value("height")}`;
   if (loras().length) asked.loras = loras();
-  // Without a seed the gateway draws one.
+  // Without a seed the gateway chooses one.
   if (value("seed")) asked.seed = Number(value("seed"));
   return { asked, image };
 }
 
 function check() {
-  if (!find("prompt").value.trim()) return { name: "prompt", message: "Say what the picture should show." };
-  if (image !== null && !takes("image")) return { name: "model", message: "This model starts from no picture." };
+  if (!find("prompt").value.trim()) return { name: "prompt", message: "Enter a prompt." };
+  if (image !== null && !accepts("image")) {
+    return { name: "model", message: "This model does not accept an input image." };
+  }
   for (const name of [...inUse().filter(isNumber).map((each) => each.name), "width", "height"]) {
     const field = find(name);
     if (!field.disabled && !field.validity.valid) return { name, message: `${label(name)}: ${range(field)}` };
   }
   if (Boolean(find("width").value) !== Boolean(find("height").value)) {
     const name = find("width").value ? "height" : "width";
-    return { name, message: "Give both the width and the height, or neither." };
+    return { name, message: "Enter both width and height, or neither." };
   }
-  const most = parameters().loras?.max_items ?? Infinity;
-  if (loras().length > most) return { name: "negative_prompt", message: `At most ${most} LoRAs at a time.` };
+  const maximum = parameters().loras?.max_items ?? Infinity;
+  if (loras().length > maximum) return { name: "negative_prompt", message: `Maximum number of LoRAs: ${maximum}.` };
   if (document.querySelector("#loras-list :invalid")) {
     const { min, max } = scaleRange();
     return { name: "negative_prompt", message: `The scale of a LoRA: a number from ${min} to ${max}.` };
@@ -101,11 +103,11 @@ function range(field) {
   return field.max ? `${kind} from ${field.min} to ${field.max}.` : `${kind}.`;
 }
 
-/** Say what is wrong, beside the field if it is one. */
+/** Show a problem, and focus its field if it has one. */
 export function showProblem(message, name = null) {
   const problem = find("problem");
   problem.hidden = false;
-  say(problem, message);
+  setText(problem, message);
   const field = name === "size" ? find("width") : name && find("compose").elements.namedItem(name);
   if (!(field instanceof HTMLElement)) return;
   for (let around = field.closest("details"); around; around = around.parentElement.closest("details")) {
@@ -116,18 +118,18 @@ export function showProblem(message, name = null) {
   field.focus();
 }
 
-/** Say what an error of the API means for whoever asks, and when to come back. */
+/** Show an error of the API, with a countdown if the request can be retried. */
 export function showError(error) {
   if (error.retryAfter === null) {
     showProblem(error.message, error.param);
     return;
   }
   const end = Date.now() + error.retryAfter * 1000;
-  const what = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
-  showProblem(`${what} Try again in ${duration(error.retryAfter)}.`);
+  const sentence = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
+  showProblem(`${sentence} Try again in ${duration(error.retryAfter)}.`);
   const tick = () => {
     const left = Math.ceil((end - Date.now()) / 1000);
-    say(find("generate"), left > 0 ? `Try again in ${left} s` : "Generate");
+    setText(find("generate"), left > 0 ? `Try again in ${left} s` : "Generate");
     find("generate").disabled = left > 0;
     if (left <= 0) clearProblem();
   };
@@ -135,7 +137,7 @@ export function showError(error) {
   countdown = setInterval(tick, 500);
 }
 
-/** Take back what was said to be wrong. */
+/** Hide the problem. */
 export function clearProblem() {
   clearInterval(countdown);
   find("problem").hidden = true;
@@ -147,7 +149,7 @@ export function clearProblem() {
 }
 
 /** Return a file or blob as a `data:` URL. */
-export function asUrl(blob) {
+export function toDataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = Object.assign(new FileReader(), { onload: () => resolve(reader.result), onerror: reject });
     reader.readAsDataURL(blob);

@@ -1,38 +1,38 @@
-// The pictures: a tile each, while they are made and afterwards, and a closer look at one.
+// The gallery: a tile for each image or job, and the dialog with the details of an image.
 
-import { at } from "./api.js";
-import { duration, find, make, say } from "./dom.js";
+import { urlOf } from "./api.js";
+import { create, duration, find, setText } from "./dom.js";
 import { labels } from "./parameters.js";
 
 const STATES = { failed: "Failed", cancelled: "Cancelled" };
 
-/** Return where a picture is; the gateway may be known by another name than the one in its own URL. */
-export const fileOf = (image) => at(`v1/files/${image.url.split("/").pop()}`).href;
+/** Return the URL of an image relative to the page, as the host of `image.url` may differ. */
+export const fileOf = (image) => urlOf(`v1/files/${image.url.split("/").pop()}`).href;
 
-/** The tiles of all entries; `act` has `open(entry, image)`, `cancel(entry)`, `again(entry)`, `forget(entry)`. */
+/** The tiles of all entries. `actions`: `open(entry, image)`, `cancel(entry)`, `again(entry)`, `remove(entry)`. */
 export class Gallery {
   #tiles = new Map();
-  #act;
+  #actions;
 
-  constructor(act) {
-    this.#act = act;
+  constructor(actions) {
+    this.#actions = actions;
   }
 
-  /** Show all entries anew. */
+  /** Replace all tiles. */
   show(entries) {
     this.#tiles.clear();
     find("tiles").replaceChildren();
-    for (const entry of entries) find("tiles").append(...this.#make(entry));
-    this.#note();
+    for (const entry of entries) find("tiles").append(...this.#createTiles(entry));
+    this.#showEmpty();
   }
 
-  /** Show a new entry first. */
+  /** Show a new entry at the top. */
   add(entry) {
-    find("tiles").prepend(...this.#make(entry));
-    this.#note();
+    find("tiles").prepend(...this.#createTiles(entry));
+    this.#showEmpty();
   }
 
-  /** Show how an entry stands now. */
+  /** Show the current state of an entry. */
   update(entry, before) {
     const [tile] = this.#tiles.get(entry.id) ?? [];
     if (!tile) return;
@@ -42,13 +42,13 @@ export class Gallery {
       return;
     }
     const focused = tile.contains(document.activeElement);
-    const made = this.#make(entry);
-    tile.replaceWith(...made);
-    if (focused) made[0].querySelector("button")?.focus();
-    this.#note();
+    const tiles = this.#createTiles(entry);
+    tile.replaceWith(...tiles);
+    if (focused) tiles[0].querySelector("button")?.focus();
+    this.#showEmpty();
   }
 
-  /** Take an entry's tiles away. */
+  /** Remove the tiles of an entry. */
   remove(entry) {
     const tiles = this.#tiles.get(entry.id) ?? [];
     const next = tiles.at(-1)?.nextElementSibling?.querySelector("button");
@@ -56,62 +56,62 @@ export class Gallery {
     for (const tile of tiles) tile.remove();
     this.#tiles.delete(entry.id);
     if (focused) (next ?? find("prompt")).focus();
-    this.#note();
+    this.#showEmpty();
   }
 
-  #note() {
+  #showEmpty() {
     find("empty").hidden = this.#tiles.size > 0;
     find("clear").hidden = this.#tiles.size === 0;
   }
 
-  #make(entry) {
+  #createTiles(entry) {
     const { job } = entry;
     const done = job.state === "succeeded";
-    const made = done ? job.images.map((image) => this.#picture(entry, image)) : [this.#other(entry)];
-    this.#tiles.set(entry.id, made);
-    return made;
+    const tiles = done ? job.images.map((image) => this.#imageTile(entry, image)) : [this.#jobTile(entry)];
+    this.#tiles.set(entry.id, tiles);
+    return tiles;
   }
 
-  #picture(entry, image) {
+  #imageTile(entry, image) {
     const { prompt } = entry.job;
     const { width, height } = image;
-    const picture = make("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height });
-    const onclick = () => this.#act.open(entry, image);
-    const look = { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" };
-    const frame = make("button", look, picture);
-    return make("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`));
+    const element = create("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height });
+    const onclick = () => this.#actions.open(entry, image);
+    const properties = { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" };
+    const frame = create("button", properties, element);
+    return create("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`));
   }
 
-  #other(entry) {
+  #jobTile(entry) {
     const { job } = entry;
     if (STATES[job.state]) {
       const failed = job.state === "failed";
-      const words = make("div", { className: "words" }, failed ? job.error.message : STATES[job.state]);
-      const frame = make("div", { className: failed ? "frame failed" : "frame" }, words);
+      const words = create("div", { className: "words" }, failed ? job.error.message : STATES[job.state]);
+      const frame = create("div", { className: failed ? "frame failed" : "frame" }, words);
       const again = this.#button("Use again", "again", entry);
-      const line = caption(job.prompt, STATES[job.state], again, this.#button("Remove", "forget", entry));
-      return make("li", { className: "tile" }, frame, line);
+      const line = caption(job.prompt, STATES[job.state], again, this.#button("Remove", "remove", entry));
+      return create("li", { className: "tile" }, frame, line);
     }
-    const bar = make("div", { className: "bar", role: "progressbar", "aria-label": `Making ${job.prompt}` });
-    bar.append(make("div", { className: "bar-done" }));
-    const frame = make("div", { className: "frame" }, make("div", { className: "words" }), bar);
+    const bar = create("div", { className: "bar", role: "progressbar", "aria-label": `Generating ${job.prompt}` });
+    bar.append(create("div", { className: "bar-done" }));
+    const frame = create("div", { className: "frame" }, create("div", { className: "words" }), bar);
     const line = caption(job.prompt, "", this.#button("Cancel", "cancel", entry));
-    const tile = make("li", { className: "tile making" }, frame, line);
+    const tile = create("li", { className: "tile" }, frame, line);
     showProgress(tile, entry);
     return tile;
   }
 
-  #button(text, act, entry) {
-    const onclick = () => this.#act[act](entry);
+  #button(text, action, entry) {
+    const onclick = () => this.#actions[action](entry);
     const label = `${text}: ${entry.job.prompt}`;
-    return make("button", { type: "button", className: "quiet", onclick, "aria-label": label }, text);
+    return create("button", { type: "button", className: "quiet", onclick, "aria-label": label }, text);
   }
 }
 
 function caption(prompt, text, ...buttons) {
-  const line = make("p", { className: "caption-line" }, make("span", {}, text), ...buttons);
-  const above = make("p", { className: "caption-prompt", title: prompt }, prompt);
-  return make("div", { className: "caption" }, above, line);
+  const line = create("p", { className: "caption-line" }, create("span", {}, text), ...buttons);
+  const above = create("p", { className: "caption-prompt", title: prompt }, prompt);
+  return create("div", { className: "caption" }, above, line);
 }
 
 function showProgress(tile, { job, preview }) {
@@ -119,24 +119,24 @@ function showProgress(tile, { job, preview }) {
   const bar = tile.querySelector(".bar");
   bar.setAttribute("aria-valuenow", Math.round(done * 100));
   bar.firstElementChild.style.width = `${done * 100}%`;
-  say(tile.querySelector(".caption-line span"), standing(job));
+  setText(tile.querySelector(".caption-line span"), describeState(job));
   const words = tile.querySelector(".words");
   if (preview === null || job.state === "queued") {
     tile.querySelector(".preview")?.remove();
     const [strong, below] = waiting(job);
-    words.replaceChildren(make("strong", {}, strong), below);
+    words.replaceChildren(create("strong", {}, strong), below);
     return;
   }
   words.replaceChildren();
-  const picture = tile.querySelector(".preview") ?? make("img", { className: "preview", alt: "" });
-  if (picture.src !== preview) picture.src = preview;
-  if (!picture.isConnected) words.before(picture);
+  const element = tile.querySelector(".preview") ?? create("img", { className: "preview", alt: "" });
+  if (element.src !== preview) element.src = preview;
+  if (!element.isConnected) words.before(element);
 }
 
-/** Return how a job that has not ended stands, in a few words. */
-export function standing(job) {
+/** Return a short description of the state of a job that has not ended. */
+export function describeState(job) {
   if (job.state === "running") return job.steps ? `Step ${job.step} of ${job.steps}` : "Running";
-  return job.place === null || job.place === undefined ? "Waiting" : `Place ${job.place + 1} in the queue`;
+  return job.place === null || job.place === undefined ? "Waiting" : `Position ${job.place + 1} in the queue`;
 }
 
 function waiting(job) {
@@ -146,13 +146,13 @@ function waiting(job) {
   return [`about ${duration(job.seconds_to_start)}`, "until it starts"];
 }
 
-/** Show a picture and what it was made with. */
+/** Show an image with its parameters. */
 export function showDetail(entry, image, parameters) {
   const rows = Object.entries(labels())
     .filter(([name]) => parameters[name] !== undefined && parameters[name] !== null)
-    .map(([name, label]) => [make("dt", {}, label), make("dd", {}, String(parameters[name]))]);
+    .map(([name, label]) => [create("dt", {}, label), create("dd", {}, String(parameters[name]))]);
   find("detail-parameters").replaceChildren(...rows.flat());
-  say(find("detail-prompt"), entry.job.prompt);
+  setText(find("detail-prompt"), entry.job.prompt);
   Object.assign(find("detail-image"), { src: fileOf(image), alt: entry.job.prompt });
   const name = `${nameOf(entry.job.prompt)}-${image.seed}.${image.format}`;
   Object.assign(find("download"), { href: fileOf(image), download: name });
@@ -161,5 +161,5 @@ export function showDetail(entry, image, parameters) {
 
 function nameOf(prompt) {
   const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
-  return words.slice(0, 40).replace(/^-|-$/g, "") || "picture";
+  return words.slice(0, 40).replace(/^-|-$/g, "") || "image";
 }

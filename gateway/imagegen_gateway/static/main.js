@@ -1,82 +1,82 @@
-// The page: what happens when.
+// The page: wiring of its parts and events.
 
-import { ask, follow, key, pause } from "./api.js";
-import { announce, find, say } from "./dom.js";
+import { fetchJson, followEvents, key, pause } from "./api.js";
+import { announce, find, setText } from "./dom.js";
 import { Entries } from "./entries.js";
-import { showFleet, showNoFleet } from "./fleet.js";
+import { showFleet, showFleetUnavailable } from "./fleet.js";
 import * as form from "./form.js";
-import { Gallery, fileOf, showDetail, standing } from "./gallery.js";
+import { Gallery, fileOf, showDetail, describeState } from "./gallery.js";
 import { setModels, showDigest, showModel } from "./models.js";
 import { setDeclared } from "./parameters.js";
 import { parametersIn } from "./png.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000];
-const BROKER_LOST = "The broker does not answer. What was asked for is kept, and goes on when it is back.";
-const ALL_WELL_MS = 4000;
-const NOTE_MS = 8000;
-/** Where the options have room beside the pictures, they are not folded away. */
-const ROOMY = matchMedia("(min-width: 50rem)");
+const BROKER_LOST = "The broker does not answer. Jobs are kept, and continue when it is back.";
+const RECOVERY_MS = 4000;
+const WARNING_MS = 8000;
+/** On wide screens the options are always expanded. */
+const WIDE = matchMedia("(min-width: 50rem)");
 
 let shown = null;
 let stream = null;
 let models = "";
 let bannerTimer = null;
-/** What the banner says when the trouble that it tells of is over; null: it is no lasting one. */
-let whenOver = null;
+/** Text to show when the current problem is over; null if there is no lasting problem. */
+let recoveryText = null;
 
 // ---- banner and key ---------------------------------------------------------------------------------------
 
-function showBanner(text, look, milliseconds = null) {
+function showBanner(text, className, milliseconds = null) {
   clearTimeout(bannerTimer);
   const banner = find("banner");
-  banner.className = look;
+  banner.className = className;
   banner.hidden = false;
-  say(banner, text);
+  setText(banner, text);
   if (milliseconds !== null) bannerTimer = setTimeout(() => (banner.hidden = true), milliseconds);
 }
 
-/** Tell of a trouble until `allWell`, which says `over` then; without it, for a while. */
-function warn(text, over = null) {
-  if (over === null && whenOver !== null) return;
-  whenOver = over;
-  showBanner(text, "banner", over === null ? NOTE_MS : null);
+/** Show a warning until `clearWarning` replaces it with `recovery`; without `recovery`, for a few seconds. */
+function warn(text, recovery = null) {
+  if (recovery === null && recoveryText !== null) return;
+  recoveryText = recovery;
+  showBanner(text, "banner", recovery === null ? WARNING_MS : null);
 }
 
-function allWell() {
-  if (whenOver === null) return;
-  showBanner(whenOver, "banner good", ALL_WELL_MS);
-  whenOver = null;
+function clearWarning() {
+  if (recoveryText === null) return;
+  showBanner(recoveryText, "banner good", RECOVERY_MS);
+  recoveryText = null;
 }
 
-function askForKey(why) {
-  say(find("key-why"), why);
+function openKeyDialog(reason) {
+  setText(find("key-why"), reason);
   if (find("key-dialog").open) return;
   find("key").value = key.get();
   find("key-dialog").showModal();
 }
 
-/** Say what an error means that nobody waits for. */
-function tell(error) {
+/** Show an error of a background request. */
+function reportError(error) {
   if (error.status === 401) {
     suspend();
-    const needed = "This gateway needs a key. It is kept in this tab only.";
-    askForKey(key.get() ? `The gateway does not take this key: ${error.message}.` : needed);
+    const required = "This gateway requires a key. It is stored in this tab only.";
+    openKeyDialog(key.get() ? `The gateway rejects this key: ${error.message}.` : required);
   } else if (error.status === 0) warn(`${error.message} Trying again.`, "The gateway is back.");
   else warn(error.message);
 }
 
-// ---- pictures ---------------------------------------------------------------------------------------------
+// ---- images -----------------------------------------------------------------------------------------------
 
 const gallery = new Gallery({
   open,
-  cancel: (entry) => entries.cancel(entry).catch(tell),
+  cancel: (entry) => entries.cancel(entry).catch(reportError),
   again(entry) {
     form.setImage(entry.image ?? null);
     form.fill(entry.asked);
     find("prompt").focus();
   },
-  forget(entry) {
-    entries.forget([entry]);
+  remove(entry) {
+    entries.remove([entry]);
     gallery.remove(entry);
   },
 });
@@ -85,36 +85,36 @@ const entries = new Entries((entry, before) => {
   gallery.update(entry, before);
   const { job } = entry;
   if (job.state === before.state) return;
-  const words = { succeeded: "is done", failed: `failed: ${job.error?.message}`, cancelled: "is cancelled" };
-  announce(`${job.prompt}: ${words[job.state] ?? standing(job)}`);
-}, tell);
+  const words = { succeeded: "finished", failed: `failed: ${job.error?.message}`, cancelled: "cancelled" };
+  announce(`${job.prompt}: ${words[job.state] ?? describeState(job)}`);
+}, reportError);
 
 async function submit() {
-  const read = form.readForm();
-  if (read === null) return;
+  const request = form.readForm();
+  if (request === null) return;
   find("generate").disabled = true;
   try {
-    gallery.add(await entries.add(read.asked, read.image));
-    announce(`${read.asked.prompt}: accepted`);
+    gallery.add(await entries.add(request.asked, request.image));
+    announce(`${request.asked.prompt}: accepted`);
     find("generate").disabled = false;
   } catch (error) {
     find("generate").disabled = false;
-    if (error.status === 401) tell(error);
+    if (error.status === 401) reportError(error);
     else form.showError(error);
   }
 }
 
 async function bytesOf(image) {
   const response = await fetch(fileOf(image));
-  if (!response.ok) throw new Error("the gateway has forgotten this picture");
+  if (!response.ok) throw new Error("This image has expired.");
   return response.blob();
 }
 
-/** Return what a picture was made with: what was asked, and what the picture itself tells. */
+/** Return the parameters of an image: those of the request and those in the PNG file. */
 async function parametersOf(entry, image) {
-  const told = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
+  const embedded = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
   const size = `${image.width}x${image.height}`;
-  return { ...entry.asked, ...told, size, seed: image.seed, output_format: image.format };
+  return { ...entry.asked, ...embedded, size, seed: image.seed, output_format: image.format };
 }
 
 async function open(entry, image) {
@@ -126,8 +126,8 @@ async function open(entry, image) {
   }
 }
 
-async function startFrom() {
-  form.setImage(await form.asUrl(await bytesOf(shown.image)));
+async function useAsInput() {
+  form.setImage(await form.toDataUrl(await bytesOf(shown.image)));
   find("detail").close();
   find("prompt").focus();
 }
@@ -143,18 +143,18 @@ function useAgain(seed) {
 async function watchFleet(signal) {
   for (let failures = 0; ; failures += 1) {
     try {
-      await follow("fleet/events", (_, fleet) => {
+      await followEvents("fleet/events", (_, fleet) => {
         failures = 0;
         showFleet(fleet);
-        if (fleet.lost_for_seconds === null) allWell();
+        if (fleet.lost_for_seconds === null) clearWarning();
         else warn(BROKER_LOST, "The broker is back.");
         const served = JSON.stringify([fleet.models, fleet.default_model, fleet.models_mark]);
         if (fleet.models && served !== models) loadModels(served);
       }, signal);
     } catch (error) {
       if (signal.aborted) return;
-      showNoFleet();
-      tell(error);
+      showFleetUnavailable();
+      reportError(error);
       if (error.status === 401 || error.status === 403) return;
     }
     await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)], signal);
@@ -164,11 +164,11 @@ async function watchFleet(signal) {
 async function loadModels(served) {
   models = served;
   try {
-    setModels((await ask("v1/models")).data);
+    setModels((await fetchJson("v1/models")).data);
     showDigest();
   } catch (error) {
     models = "";
-    tell(error);
+    reportError(error);
   }
 }
 
@@ -192,11 +192,11 @@ async function start() {
   models = "";
   form.clearProblem();
   try {
-    setDeclared(await ask("openapi.json"));
+    setDeclared(await fetchJson("openapi.json"));
     showModel();
     await entries.load();
   } catch (error) {
-    tell(error);
+    reportError(error);
     if (error.status === 0) setTimeout(start, RETRY_MS.at(-1));
     return;
   }
@@ -204,7 +204,7 @@ async function start() {
   resume();
 }
 
-function listen() {
+function addListeners() {
   find("compose").addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
@@ -215,17 +215,17 @@ function listen() {
   find("model").addEventListener("change", showModel);
   find("compose").addEventListener("input", showDigest);
   find("compose").addEventListener("change", showDigest);
-  ROOMY.addEventListener("change", () => (find("options").open = ROOMY.matches));
+  WIDE.addEventListener("change", () => (find("options").open = WIDE.matches));
   find("image").addEventListener("change", async ({ target }) => {
-    if (target.files.length) form.setImage(await form.asUrl(target.files[0]));
+    if (target.files.length) form.setImage(await form.toDataUrl(target.files[0]));
   });
-  find("start-remove").addEventListener("click", () => {
+  find("input-remove").addEventListener("click", () => {
     form.setImage(null);
     find("image").focus();
   });
   find("clear").addEventListener("click", () => {
     const ended = entries.all.filter(({ job }) => job.state !== "queued" && job.state !== "running");
-    entries.forget(ended);
+    entries.remove(ended);
     gallery.show(entries.all);
     find("prompt").focus();
   });
@@ -237,10 +237,10 @@ function listen() {
     useAgain(null);
     submit();
   });
-  find("start-from").addEventListener("click", () => startFrom().catch((error) => warn(error.message)));
+  find("use-as-input").addEventListener("click", () => useAsInput().catch((error) => warn(error.message)));
   find("detail-close").addEventListener("click", () => find("detail").close());
   find("detail").addEventListener("click", ({ target }) => target === find("detail") && find("detail").close());
-  find("key-open").addEventListener("click", () => askForKey("Kept in this tab only, until it is closed."));
+  find("key-open").addEventListener("click", () => openKeyDialog("Stored in this tab only, until it is closed."));
   find("key-close").addEventListener("click", () => find("key-dialog").close());
   find("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -251,8 +251,8 @@ function listen() {
   document.addEventListener("visibilitychange", () => (document.hidden ? suspend() : resume()));
 }
 
-find("options").open = ROOMY.matches;
+find("options").open = WIDE.matches;
 form.setImage(null);
 setModels([]);
-listen();
+addListeners();
 start();

@@ -1,6 +1,6 @@
-// What the chosen model takes: ranges, defaults and choices, from `/v1/models`, or as far as the API itself goes.
+// The parameters of the selected model, from `/v1/models`; those of the API until a worker has loaded the model.
 
-import { find, make, say } from "./dom.js";
+import { create, find, setText } from "./dom.js";
 import { fields, isChoice, isNumber, of, ranges } from "./parameters.js";
 
 const UNKNOWN = "model's own";
@@ -8,7 +8,7 @@ const UNKNOWN = "model's own";
 let models = new Map();
 let defaultModel = null;
 
-/** Offer the models of `/v1/models`. */
+/** Show the models of `/v1/models`. */
 export function setModels(listed) {
   models = new Map(listed.map((model) => [model.id, model]));
   defaultModel = listed.find((model) => model.default)?.id ?? null;
@@ -17,20 +17,20 @@ export function setModels(listed) {
   const others = listed.filter((model) => !model.default).map(({ id }) => new Option(id, id));
   const first = defaultModel === null ? [] : [new Option(`${defaultModel} (default)`, "")];
   select.replaceChildren(...first, ...others);
-  if (!listed.length) select.append(new Option("None is served now", ""));
+  if (!listed.length) select.append(new Option("No model is served", ""));
   if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
   showModel();
 }
 
-/** Return the chosen model's parameters by name; one that is not there it does not take. */
+/** Return the parameters that the selected model accepts, by name. */
 export function parameters() {
   return models.get(find("model").value || defaultModel)?.parameters ?? ranges();
 }
 
-/** Whether the chosen model takes a parameter. */
-export const takes = (name) => name in parameters();
+/** Whether the selected model accepts a parameter. */
+export const accepts = (name) => name in parameters();
 
-/** Fit the form to the chosen model. */
+/** Adapt the form to the selected model. */
 export function showModel() {
   const known = parameters();
   for (const name of ["width", "height"]) setNumber(find(name), known[name] ?? {}, true);
@@ -41,7 +41,7 @@ export function showModel() {
     if (isNumber(parameter)) setNumber(field, known[name] ?? {}, kind === "integer");
     else if (isChoice(parameter)) offer(field, known[name] ?? {});
   }
-  show(find("start-choose"), "image" in known && find("start-image").hidden);
+  show(find("input-choose"), "image" in known && find("input-image").hidden);
   find("image").disabled = !("image" in known);
   setLoras(known.loras?.enum ?? []);
 }
@@ -56,18 +56,18 @@ function setNumber(field, range, whole) {
   field.placeholder = own ?? UNKNOWN;
   field.min = minimum ?? above ?? "";
   field.max = maximum ?? "";
-  // A browser counts steps from the minimum, which is a multiple itself.
+  // Browsers count steps from the minimum, which is itself a multiple.
   field.step = multiple ?? (whole ? 1 : "any");
 }
 
 function offer(field, { default: own, enum: choices = [] }) {
   const others = choices.filter((name) => name !== own);
-  const first = own ? `${shortly(own)} (default)` : UNKNOWN;
-  setChoices(field, [["", first], ...others.map((name) => [name, shortly(name)])]);
+  const first = own ? `${shorten(own)} (default)` : UNKNOWN;
+  setChoices(field, [["", first], ...others.map((name) => [name, shorten(name)])]);
 }
 
-/** All schedulers end alike. */
-const shortly = (name) => name.replace(/(?<=.)Scheduler$/, "");
+/** Remove the common suffix of scheduler names. */
+const shorten = (name) => name.replace(/(?<=.)Scheduler$/, "");
 
 function setChoices(select, choices) {
   const chosen = select.value;
@@ -75,7 +75,7 @@ function setChoices(select, choices) {
   if (choices.some(([value]) => value === chosen)) select.value = chosen;
 }
 
-/** Choose something, and offer it if it is not offered: what was asked once may be asked again. */
+/** Select a value; add it as an option if it is missing, so that old requests can be repeated. */
 export function choose(select, value) {
   if (value && ![...select.options].some((option) => option.value === value)) select.append(new Option(value, value));
   select.value = value;
@@ -96,18 +96,18 @@ export function scaleRange() {
 }
 
 function loraRow(name, index, scale) {
-  const box = make("input", { type: "checkbox", id: `lora-${index}`, value: name, checked: scale !== undefined });
-  const label = make("label", { htmlFor: box.id, title: name }, name);
+  const box = create("input", { type: "checkbox", id: `lora-${index}`, value: name, checked: scale !== undefined });
+  const label = create("label", { htmlFor: box.id, title: name }, name);
   const { min, max } = scaleRange();
-  const number = make("input", { type: "number", step: "any", min, max, value: scale ?? 1 });
+  const number = create("input", { type: "number", step: "any", min, max, value: scale ?? 1 });
   number.setAttribute("aria-label", `Scale of ${name}`);
   number.setAttribute("inputmode", "decimal");
   number.disabled = scale === undefined;
   box.addEventListener("change", () => (number.disabled = !box.checked));
-  return make("li", {}, box, label, number);
+  return create("li", {}, box, label, number);
 }
 
-/** Return the LoRAs that are chosen. */
+/** Return the selected LoRAs. */
 export function loras() {
   const rows = [...find("loras-list").children];
   const chosen = rows.filter((row) => row.querySelector("[type=checkbox]").checked);
@@ -117,7 +117,7 @@ export function loras() {
   }));
 }
 
-/** Choose these LoRAs, as far as the model has them, and no others. */
+/** Select exactly these LoRAs, except those that the model does not have. */
 export function chooseLoras(asked) {
   const scales = new Map((asked ?? []).map(({ name, scale }) => [name, scale]));
   for (const row of find("loras-list").children) {
@@ -129,15 +129,15 @@ export function chooseLoras(asked) {
   }
 }
 
-// ---- in a line --------------------------------------------------------------------------------------------
+// ---- summary ----------------------------------------------------------------------------------------------
 
-/** Say in a line what is asked for, for when the options are folded away. */
+/** Show the main parameters in one line, for collapsed options. */
 export function showDigest() {
   const value = (name) => (find(name).disabled ? "" : find(name).value.trim());
-  const told = [find("model").selectedOptions[0]?.textContent.replace(" (default)", "")];
-  if (value("width") && value("height")) told.push(`${value("width")}×${value("height")}`);
-  if (value("num_inference_steps")) told.push(`${value("num_inference_steps")} steps`);
-  if (value("seed")) told.push(`seed ${value("seed")}`);
-  if (Number(value("n")) > 1) told.push(`${value("n")} pictures`);
-  say(find("digest"), told.filter(Boolean).join(", "));
+  const texts = [find("model").selectedOptions[0]?.textContent.replace(" (default)", "")];
+  if (value("width") && value("height")) texts.push(`${value("width")}×${value("height")}`);
+  if (value("num_inference_steps")) texts.push(`${value("num_inference_steps")} steps`);
+  if (value("seed")) texts.push(`seed ${value("seed")}`);
+  if (Number(value("n")) > 1) texts.push(`${value("n")} images`);
+  setText(find("digest"), texts.filter(Boolean).join(", "));
 }

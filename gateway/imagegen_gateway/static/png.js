@@ -1,9 +1,9 @@
-// The parameters that a worker has written into a PNG: its text chunk `parameters`.
+// The parameters that workers write into PNG files, in the text chunk `parameters`.
 
 const SIGNATURE = 8;
 const NAME = "parameters";
 
-/** Return the parameters in the bytes of a PNG; null for one without them, and for other files. */
+/** Return the parameters in a PNG file; null if there are none or the file has another format. */
 export function parametersIn(buffer) {
   const view = new DataView(buffer);
   const latin = new TextDecoder("latin1");

@@ -1,4 +1,4 @@
-"""A broker and a simulated worker for all tests of a file, and gateways that they start as they like."""
+"""Fixtures: a broker and a simulated worker for all tests of a file, and gateways with chosen options."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ SLOW = ("--simulated-batch-seconds", "1", "--simulated-image-seconds", "0")
 
 
 class Gateway:
-    """A running `imagegen-gateway`, and a plain HTTP client of it."""
+    """A running `imagegen-gateway` with an HTTP client."""
 
     def __init__(self, fleet, name, folder, arguments):
         self.fleet, self.name, self.folder, self.arguments = fleet, name, folder, arguments
@@ -25,13 +25,13 @@ class Gateway:
         self.start()
 
     def start(self):
-        words = ["--http", "127.0.0.1:0", "--state-folder", str(self.folder), "--log-level", "debug"]
+        options = ["--http", "127.0.0.1:0", "--state-folder", str(self.folder), "--log-level", "debug"]
         broker = [] if "--broker" in self.arguments else ["--broker", self.fleet.frontend]
         process = self.fleet.spawn(
-            self.name, ["imagegen-gateway", *words, *broker, *self.arguments], stdout=subprocess.PIPE
+            self.name, ["imagegen-gateway", *options, *broker, *self.arguments], stdout=subprocess.PIPE
         )
         line = process.stdout.readline()
-        assert line.startswith("http="), "the gateway did not start; its log says why"
+        assert line.startswith("http="), "the gateway did not start; see its log"
         self.url = line.strip().removeprefix("http=")
         self.close()
         self.http = httpx2.Client(base_url=self.url, timeout=60, trust_env=False)
@@ -44,36 +44,36 @@ class Gateway:
         self.fleet.kill(self.name)
 
     def restart(self):
-        """Kill it as the kernel would, and start it again with the same state, on another port."""
+        """Kill it with SIGKILL, and start it again with the same state folder on another port."""
         self.kill()
         self.start()
 
-    def keys(self, *words):
+    def keys(self, *arguments):
         """Run `imagegen-gateway keys …`."""
-        return command("imagegen-gateway", "--state-folder", str(self.folder), "keys", *words).stdout
+        return command("imagegen-gateway", "--state-folder", str(self.folder), "keys", *arguments).stdout
 
     def add_key(self, name, *limits):
-        """Make a key and return it."""
+        """Create a key and return it."""
         return json.loads(self.keys("add", name, *limits, "--json"))["key"]
 
     def openai(self, key="none", kind=OpenAI, **options):
-        """Return the official client; errors come at once unless asked otherwise."""
+        """Return OpenAI's client, without retries by default."""
         options.setdefault("max_retries", 0)
         return kind(base_url=f"{self.url}/v1", api_key=key, **options)
 
     def job(self, **body):
-        """Send a job and return it."""
+        """Create a job and return it."""
         response = self.http.post("/v1/jobs", json={"size": "64x64", **body})
         assert response.status_code == 202, response.text
         return response.json()
 
     def events(self, job_id):
-        """Follow a job to its end; return the events as pairs of name and data."""
+        """Follow a job until it ends; return the events as pairs of name and data."""
         with self.http.stream("GET", f"/v1/jobs/{job_id}/events") as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             return list(read_events(response))
 
-    def ended(self, job_id):
+    def wait(self, job_id):
         """Wait until a job has ended and return it."""
         return self.events(job_id)[-1][1]
 
@@ -91,7 +91,7 @@ def read_events(response):
 
 @pytest.fixture(scope="module")
 def worker_options():
-    """What the file's worker is started with."""
+    """Options of the worker; a test file can override them."""
     return QUICK
 
 
@@ -108,14 +108,14 @@ def fleet(tmp_path_factory, worker_options):
 
 @pytest.fixture(scope="module")
 def broker_client(fleet):
-    """A client of the broker itself."""
+    """A client connected to the broker."""
     with Client(fleet.frontend) as client:
         yield client
 
 
 @pytest.fixture
 def start_gateway(fleet, tmp_path):
-    """Start gateways, each with a state folder of its own; all are stopped at the end."""
+    """A function that starts a gateway with a state folder of its own; all are stopped at the end."""
     started = []
     with ExitStack() as stack:
 
@@ -129,10 +129,10 @@ def start_gateway(fleet, tmp_path):
         yield start
     for gateway in started:
         if gateway.name in fleet.processes:
-            assert fleet.terminate(gateway.name) == 0, "the gateway did not end well; its log says why"
+            assert fleet.terminate(gateway.name) == 0, "the gateway failed at shutdown; see its log"
 
 
 @pytest.fixture
 def gateway(start_gateway):
-    """A gateway without keys."""
+    """A gateway that requires no keys."""
     return start_gateway()

@@ -1,4 +1,4 @@
-"""Who may ask, for what, and how often."""
+"""Authentication, limits of keys, and protection from other sites' pages."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from tests.programs import needs
 
 @pytest.fixture
 def guarded(start_gateway):
-    """A gateway that asks for keys."""
+    """A gateway that requires keys."""
     return start_gateway("--auth", "keys")
 
 
 @pytest.fixture
 def lonely(fleet):
-    """The frontend of a broker without a worker."""
+    """The client endpoint of a broker without a worker."""
     yield fleet.start_broker(name="lonely").frontend
     fleet.terminate("lonely")
     del fleet.brokers["lonely"]
@@ -34,17 +34,17 @@ def bearer(key):
 
 
 def generate(gateway, key, **body):
-    answer = gateway.http.post(
+    response = gateway.http.post(
         "/v1/images/generations", json={"prompt": "x", "size": "64x64", **body}, headers=bearer(key)
     )
-    return answer.status_code, answer.json().get("error", {}).get("code")
+    return response.status_code, response.json().get("error", {}).get("code")
 
 
-def test_a_key_is_needed(guarded):
+def test_a_key_is_required(guarded):
     for path in ("/v1/models", "/v1/jobs", "/stats"):
-        answer = guarded.http.get(path)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "missing_api_key")
-        assert answer.headers["www-authenticate"] == "Bearer"
+        response = guarded.http.get(path)
+        assert (response.status_code, response.json()["error"]["code"]) == (401, "missing_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
     with guarded.openai(key="imagegen_wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
         client.models.list()
     assert caught.value.code == "invalid_api_key"
@@ -54,7 +54,7 @@ def test_a_key_is_needed(guarded):
         assert guarded.http.get(path).status_code == 200
 
 
-def test_a_stranger_is_refused_before_the_body_is_read(guarded):
+def test_an_unknown_key_is_rejected_before_the_body_is_read(guarded):
     host, port = guarded.url.removeprefix("http://").split(":")
     head = "Content-Type: application/json\r\nContent-Length: 30000000\r\nAuthorization: Bearer imagegen_wrong"
     with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -62,22 +62,22 @@ def test_a_stranger_is_refused_before_the_body_is_read(guarded):
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_revoked_key_is_refused_at_once(guarded):
+def test_a_revoked_key_is_rejected_at_once(guarded):
     key = guarded.add_key("alice")
     assert generate(guarded, key)[0] == 200
     assert guarded.keys("revoke", "alice") == "revoked alice\n"
     assert generate(guarded, key) == (401, "invalid_api_key")
 
 
-def test_keys_are_kept_as_hashes(guarded):
+def test_keys_are_stored_as_hashes(guarded):
     key = guarded.add_key("alice")
-    kept = b"".join(path.read_bytes() for path in guarded.folder.glob("gateway.sqlite*"))
-    assert b"alice" in kept
-    assert key.encode() not in kept
+    stored = b"".join(path.read_bytes() for path in guarded.folder.glob("gateway.sqlite*"))
+    assert b"alice" in stored
+    assert key.encode() not in stored
     assert key not in guarded.keys("list", "--json")
 
 
-def test_the_list_of_keys(guarded):
+def test_keys_are_listed_with_their_limits(guarded):
     guarded.add_key(
         "alice", "--requests-per-minute", "30", "--max-size", "512x256", "--model", "a", "--priority", "5"
     )
@@ -95,29 +95,29 @@ def test_the_list_of_keys(guarded):
     assert "revoked" in guarded.keys("list")
 
 
-def test_wrong_words_for_keys(guarded):
+def test_invalid_key_commands_are_rejected(guarded):
     guarded.add_key("alice")
-    for words, says in (
-        (("add", "alice"), "there is, or was, a key 'alice'"),
-        (("add", "everybody"), "stands for whoever asks where no keys are needed"),
+    for arguments, message in (
+        (("add", "alice"), "the name 'alice' is or was used by another key"),
+        (("add", "everybody"), "the name 'everybody' is reserved for requests without keys"),
         (("add", " "), "expected 1 to 128 printable characters"),
-        (("add", "bob", "--max-size", "big"), "expected a size such as 1024x1024"),
-        (("revoke", "carol"), "there is no key 'carol'; there are: alice"),
+        (("add", "bob", "--max-size", "big"), "expected WIDTHxHEIGHT"),
+        (("revoke", "carol"), "there is no key 'carol'; existing keys: alice"),
     ):
         ended = command(
             "imagegen-gateway",
             "--state-folder",
             str(guarded.folder),
             "keys",
-            *words,
+            *arguments,
             check=False,
             env={**os.environ, "COLUMNS": "999"},
         )
         assert ended.returncode != 0
-        assert says in ended.stderr
+        assert message in ended.stderr
 
 
-def test_limits_of_size_steps_models_and_priority(guarded):
+def test_requests_beyond_the_limits_of_the_key_are_rejected(guarded):
     key = guarded.add_key(
         "alice", "--max-size", "64x32", "--max-steps", "4", "--model", "simulated", "--priority", "-5"
     )
@@ -135,21 +135,21 @@ def test_limits_of_size_steps_models_and_priority(guarded):
     assert 'imagegen_gateway_refusals_total{reason="limit"} 6.0' in guarded.http.get("/metrics").text
 
 
-def test_models_that_a_key_may_not_use_are_not_listed(guarded):
+def test_models_outside_the_limits_of_a_key_are_not_listed(guarded):
     with guarded.openai(key=guarded.add_key("alice", "--model", "other")) as client:
         assert list(client.models.list()) == []
 
 
-def test_the_rate(guarded):
+def test_the_rate_of_a_key_is_limited(guarded):
     key = guarded.add_key("alice", "--requests-per-minute", "2")
     assert [generate(guarded, key)[0] for _ in range(3)] == [200, 200, 429]
-    answer = guarded.http.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(key))
-    assert answer.json()["error"]["type"] == "rate_limit_error"
-    assert 1 <= int(answer.headers["retry-after"]) <= 30
-    assert generate(guarded, guarded.add_key("bob"))[0] == 200, "others are not held up"
+    response = guarded.http.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(key))
+    assert response.json()["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(response.headers["retry-after"]) <= 30
+    assert generate(guarded, guarded.add_key("bob"))[0] == 200, "other keys are not affected"
 
 
-def test_jobs_and_requests_in_flight(start_gateway, lonely):
+def test_the_number_of_requests_and_jobs_in_flight_is_limited(start_gateway, lonely):
     guarded = start_gateway("--auth", "keys", "--broker", lonely)
     key = guarded.add_key("alice", "--max-in-flight", "1")
     job = guarded.http.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(key)).json()
@@ -157,30 +157,30 @@ def test_jobs_and_requests_in_flight(start_gateway, lonely):
     assert guarded.http.post("/v1/jobs", json={"prompt": "y"}, headers=bearer(key)).status_code == 429
     guarded.http.delete(f"/v1/jobs/{job['id']}", headers=bearer(key))
     assert generate(guarded, key) == (503, "no_worker")
-    assert generate(guarded, key) == (503, "no_worker"), "what has ended takes no place"
+    assert generate(guarded, key) == (503, "no_worker"), "ended requests are not counted"
 
 
-def test_a_job_is_its_keys_own(guarded):
+def test_a_job_belongs_to_its_key(guarded):
     alice, bob = guarded.add_key("alice"), guarded.add_key("bob")
     job = guarded.http.post("/v1/jobs", json={"prompt": "x"}, headers=bearer(alice)).json()
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
-        answer = guarded.http.request(method, f"/v1/jobs/{job['id']}{path}", headers=bearer(bob))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+        response = guarded.http.request(method, f"/v1/jobs/{job['id']}{path}", headers=bearer(bob))
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "job_not_found")
     assert guarded.http.get("/v1/jobs", headers=bearer(bob)).json()["data"] == []
     assert guarded.http.get(f"/v1/jobs?after={job['id']}", headers=bearer(bob)).status_code == 404
 
 
-def test_an_idempotency_key_is_its_keys_own(guarded):
+def test_an_idempotency_key_belongs_to_its_key(guarded):
     jobs = []
     for name in ("alice", "bob"):
         headers = {**bearer(guarded.add_key(name)), "Idempotency-Key": "order-17"}
-        answers = [guarded.http.post("/v1/jobs", json={"prompt": name}, headers=headers) for _ in range(2)]
-        assert [answer.status_code for answer in answers] == [202, 200]
-        jobs.append(answers[1].json())
+        responses = [guarded.http.post("/v1/jobs", json={"prompt": name}, headers=headers) for _ in range(2)]
+        assert [response.status_code for response in responses] == [202, 200]
+        jobs.append(responses[1].json())
     assert [job["prompt"] for job in jobs] == ["alice", "bob"]
 
 
-def test_a_key_has_so_many_streams(guarded):
+def test_the_number_of_event_streams_of_a_key_is_limited(guarded):
     alice, bob = guarded.add_key("alice"), guarded.add_key("bob")
     with ExitStack() as stack:
         limits = httpx2.Limits(max_connections=200)
@@ -190,9 +190,9 @@ def test_a_key_has_so_many_streams(guarded):
         for _ in range(100):
             stream = stack.enter_context(client.stream("GET", "/fleet/events", headers=bearer(alice)))
             assert stream.status_code == 200
-        refused = guarded.http.get("/fleet/events", headers=bearer(alice))
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
-        assert refused.headers["Retry-After"] == "1"
+        rejected = guarded.http.get("/fleet/events", headers=bearer(alice))
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "too_many_streams")
+        assert rejected.headers["Retry-After"] == "1"
         other = stack.enter_context(client.stream("GET", "/fleet/events", headers=bearer(bob)))
         assert other.status_code == 200
     while True:
@@ -201,35 +201,35 @@ def test_a_key_has_so_many_streams(guarded):
                 break
 
 
-def test_keys_are_clients_of_their_own_for_the_broker(guarded, broker_client):
+def test_each_key_is_a_client_of_the_broker(guarded, broker_client):
     before = broker_client.stats()["clients"]
     for name in ("alice", "bob"):
         assert generate(guarded, guarded.add_key(name))[0] == 200
-    assert broker_client.stats()["clients"] == before + 2 + 1, "one each, and the gateway's own for statistics"
+    assert broker_client.stats()["clients"] == before + 2 + 1, "one per key, and one for statistics"
 
 
-def test_a_body_that_is_too_long(start_gateway):
+def test_a_body_that_is_too_long_is_rejected(start_gateway):
     gateway = start_gateway("--max-body-bytes", "2000")
-    answer = gateway.http.post("/v1/images/generations", json={"prompt": "x" * 3000})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    response = gateway.http.post("/v1/images/generations", json={"prompt": "x" * 3000})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 
     def chunks():
         yield b'{"prompt": "'
         for _ in range(100):
             yield b"x" * 100
 
-    answer = gateway.http.post(
+    response = gateway.http.post(
         "/v1/images/generations", content=chunks(), headers={"content-type": "application/json"}
     )
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 
 
-def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(gateway):
+def test_pages_of_other_sites_are_rejected_by_a_gateway_without_keys(gateway):
     body = {"prompt": "x", "size": "64x64"}
-    answer = gateway.http.post("/v1/images/generations", json=body, headers={"Host": "evil.example"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_host")
-    answer = gateway.http.post("/v1/images/generations", json=body, headers={"Origin": "https://evil.example"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
+    response = gateway.http.post("/v1/images/generations", json=body, headers={"Host": "evil.example"})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "foreign_host")
+    response = gateway.http.post("/v1/images/generations", json=body, headers={"Origin": "https://evil.example"})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "foreign_origin")
     assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
 
 
@@ -237,41 +237,41 @@ def test_pages_of_other_sites_can_not_use_a_gateway_without_keys(gateway):
 def test_https(start_gateway, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    made = [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    subprocess.run(made, check=True, capture_output=True)
+    arguments = [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(arguments, check=True, capture_output=True)
     gateway = start_gateway("--tls-certificate", str(certificate), "--tls-key", str(key))
     assert gateway.url.startswith("https://127.0.0.1:")
     trust = ssl.create_default_context(cafile=certificate)
     assert httpx2.get(f"{gateway.url}/readyz", verify=trust, trust_env=False).text == "ok\n"
 
 
-def test_behind_a_proxy_urls_begin_with_the_public_one(start_gateway):
+def test_image_urls_start_with_the_public_url(start_gateway):
     gateway = start_gateway("--public-url", "https://images.example.org/api/")
     body = {"prompt": "x", "size": "64x64", "response_format": "url"}
-    answer = gateway.http.post("/v1/images/generations", json=body, headers={"Host": "images.example.org"})
-    assert answer.json()["data"][0]["url"].startswith("https://images.example.org/api/v1/files/")
-    job = gateway.ended(gateway.job(prompt="x")["id"])
+    response = gateway.http.post("/v1/images/generations", json=body, headers={"Host": "images.example.org"})
+    assert response.json()["data"][0]["url"].startswith("https://images.example.org/api/v1/files/")
+    job = gateway.wait(gateway.job(prompt="x")["id"])
     assert job["images"][0]["url"].startswith("https://images.example.org/api/v1/files/")
 
 
-def test_cross_origin_requests_are_off_unless_configured(gateway, start_gateway):
-    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in gateway.http.options("/v1/jobs", headers=asked).headers
+def test_cross_origin_requests_are_rejected_unless_configured(gateway, start_gateway):
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in gateway.http.options("/v1/jobs", headers=preflight).headers
     other = start_gateway("--cors-origin", "https://a.example")
-    answer = other.http.options("/v1/jobs", headers=asked)
-    assert answer.headers["access-control-allow-origin"] == "https://a.example"
-    assert other.http.get("/v1/models", headers=asked).status_code == 200
+    response = other.http.options("/v1/jobs", headers=preflight)
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+    assert other.http.get("/v1/models", headers=preflight).status_code == 200
 
 
-def test_no_worker_and_no_broker(start_gateway, lonely):
+def test_requests_without_a_worker_or_a_broker_are_rejected_and_jobs_wait(start_gateway, lonely):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        nobody = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
-        for broker, code in ((lonely, "no_worker"), (nobody, "broker_unreachable")):
+        absent = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+        for broker, code in ((lonely, "no_worker"), (absent, "broker_unreachable")):
             gateway = start_gateway("--broker", broker)
             assert gateway.http.get("/healthz").status_code == 200
             assert gateway.http.get("/readyz").status_code == 503
-            answer = gateway.http.post("/v1/images/generations", json={"prompt": "x"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
-            assert int(answer.headers["retry-after"]) > 0
-            assert gateway.http.post("/v1/jobs", json={"prompt": "x"}).status_code == 202, "jobs can wait"
+            response = gateway.http.post("/v1/images/generations", json={"prompt": "x"})
+            assert (response.status_code, response.json()["error"]["code"]) == (503, code)
+            assert int(response.headers["retry-after"]) > 0
+            assert gateway.http.post("/v1/jobs", json={"prompt": "x"}).status_code == 202, "jobs wait"

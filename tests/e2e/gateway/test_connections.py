@@ -1,4 +1,4 @@
-"""Too many connections, and peers who take their time: the others are served."""
+"""Limits on connections and slow clients."""
 
 import re
 import socket
@@ -10,38 +10,40 @@ import pytest
 
 from tests.e2e.gateway.conftest import Gateway
 
-MOST = 5
+MAX_CONNECTIONS = 5
 GET = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 @pytest.fixture(scope="module")
 def gateway(fleet, tmp_path_factory):
-    """One for all tests of this file, which takes few connections."""
-    gateway = Gateway(fleet, "gateway", tmp_path_factory.mktemp("state"), ("--max-connections", str(MOST)))
+    """One gateway for all tests of this file, with few connections."""
+    gateway = Gateway(
+        fleet, "gateway", tmp_path_factory.mktemp("state"), ("--max-connections", str(MAX_CONNECTIONS))
+    )
     yield gateway
     gateway.close()
     assert fleet.terminate("gateway") == 0
 
 
-def dial(gateway, said=b""):
-    """Open a connection and say something."""
+def connect(gateway, data=b""):
+    """Open a connection and send some bytes."""
     host, port = gateway.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=60)
-    connection.sendall(said)
+    connection.sendall(data)
     return connection
 
 
-def heard(gateway):
-    """Ask something; say whether there is any answer."""
+def is_answered(gateway):
+    """Send a request; return whether there is any response."""
     try:
-        with dial(gateway, GET + b"\r\n") as connection:
+        with connect(gateway, GET + b"\r\n") as connection:
             return bool(connection.recv(1))
     except OSError:
         return False
 
 
 def read_all(connection):
-    """Read until the gateway hangs up."""
+    """Read until the gateway closes the connection."""
     text = b""
     while part := connection.recv(65536):
         text += part
@@ -49,7 +51,7 @@ def read_all(connection):
 
 
 def read_one(connection):
-    """Read one whole answer; the connection stays."""
+    """Read one whole response; the connection stays open."""
     text = b""
     while b"\r\n\r\n" not in text:
         text += connection.recv(65536)
@@ -60,16 +62,16 @@ def read_one(connection):
 
 
 def wait_until_free(gateway):
-    """Wait until the gateway has noticed that those of the tests before have hung up."""
-    while not all_are_served(gateway):
+    """Wait until the gateway has closed the connections of earlier tests."""
+    while not serves_all(gateway):
         time.sleep(0.05)
 
 
-def all_are_served(gateway):
-    """Say whether as many as may be connected are answered; the gateway hangs up on each of them."""
+def serves_all(gateway):
+    """Return whether the maximum number of connections is served; the gateway closes each of them."""
     try:
         with ExitStack() as stack:
-            peers = [stack.enter_context(dial(gateway, GET)) for _ in range(MOST)]
+            peers = [stack.enter_context(connect(gateway, GET)) for _ in range(MAX_CONNECTIONS)]
             for peer in peers:
                 peer.sendall(b"Connection: close\r\n\r\n")
             return all(read_all(peer).startswith(b"HTTP/1.1 200 ") for peer in peers)
@@ -77,11 +79,11 @@ def all_are_served(gateway):
         return False
 
 
-def test_beyond_the_bound_one_is_told_to_come_back_and_probes_are_answered(gateway):
+def test_requests_beyond_the_maximum_get_503_and_probes_are_answered(gateway):
     gateway.close()
     with ExitStack() as stack:
-        # Each is half a request: the gateway has to wait for the rest.
-        waiting = [stack.enter_context(dial(gateway, GET)) for _ in range(MOST)]
+        # Each request is incomplete, so that the gateway waits for the rest.
+        waiting = [stack.enter_context(connect(gateway, GET)) for _ in range(MAX_CONNECTIONS)]
         late = httpx2.get(f"{gateway.url}/v1/models", trust_env=False)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "too_many_connections")
         assert late.headers["Retry-After"] == "2"
@@ -92,42 +94,42 @@ def test_beyond_the_bound_one_is_told_to_come_back_and_probes_are_answered(gatew
             time.sleep(0.05)
 
 
-def test_far_beyond_it_nobody_is_heard(gateway):
+def test_connections_far_beyond_the_maximum_are_closed(gateway):
     gateway.close()
     with ExitStack() as stack:
-        for _ in range(MOST + 64):
-            stack.enter_context(dial(gateway, GET))
-        while heard(gateway):
+        for _ in range(MAX_CONNECTIONS + 64):
+            stack.enter_context(connect(gateway, GET))
+        while is_answered(gateway):
             time.sleep(0.05)
     assert httpx2.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
 
 
-def test_long_headers_are_refused(gateway):
-    with dial(gateway, GET + b"X-Long: " + b"a" * 100_000) as connection:
+def test_long_headers_are_rejected(gateway):
+    with connect(gateway, GET + b"X-Long: " + b"a" * 100_000) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
-def test_who_does_not_finish_is_hung_up_on_and_who_waits_is_not(gateway):
-    """All at the same time, as each takes long."""
+def test_incomplete_requests_are_closed_and_waiting_clients_are_not(gateway):
+    """All at the same time, because each timeout is long."""
     wait_until_free(gateway)
     fields = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
     body = b"POST /v1/jobs HTTP/1.1\r\n" + fields + b"\r\n{"
     begun = time.monotonic()
     with (
-        dial(gateway) as silent,
-        dial(gateway, GET) as slow,
-        dial(gateway, GET + b"\r\n") as again,
-        dial(gateway, body) as stopped,
+        connect(gateway) as silent,
+        connect(gateway, GET) as slow,
+        connect(gateway, GET + b"\r\n") as again,
+        connect(gateway, body) as stopped,
         httpx2.stream("GET", f"{gateway.url}/fleet/events", trust_env=False, timeout=60) as events,
     ):
         read_one(again)
         again.sendall(GET)
         assert read_all(silent) == read_all(slow) == b""
         assert read_all(again) == b""
-        assert time.monotonic() - begun >= 10, "there is time for headers"
+        assert time.monotonic() - begun >= 10, "the timeout for headers is not shorter"
         assert stopped.recv(65536).startswith(b"HTTP/1.1 408 ")
         for _ in events.iter_lines():
             if time.monotonic() - begun > 16:
-                break  # whoever has said what they want may wait for it longer than headers may take
+                break  # the timeout for headers does not apply to a complete request
         else:
-            pytest.fail("the gateway hung up")
+            pytest.fail("the gateway closed the stream")

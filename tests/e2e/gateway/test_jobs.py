@@ -1,4 +1,4 @@
-"""Jobs: accepted, followed, cancelled, forgotten, and ended once whatever kills the gateway."""
+"""Jobs: creation, progress, cancellation, expiry, and resumption after a crash of the gateway."""
 
 import base64
 import io
@@ -16,15 +16,15 @@ def worker_options():
     return SLOW
 
 
-def wait_begun(fleet, gateway, job_id):
-    fleet.wait_until(lambda: gateway.http.get(f"/v1/jobs/{job_id}").json()["state"] != "queued", "a job that runs")
+def wait_until_running(fleet, gateway, job_id):
+    fleet.wait_until(lambda: gateway.http.get(f"/v1/jobs/{job_id}").json()["state"] != "queued", "a running job")
 
 
 def all_jobs(gateway):
     return gateway.http.get("/v1/jobs", params={"limit": 100}).json()["data"]
 
 
-def test_a_job_from_its_beginning_to_its_end(gateway):
+def test_a_job_reports_progress_and_ends_with_images(gateway):
     job = gateway.job(prompt="a red circle", n=2, seed=5, model="simulated")
     assert (job["state"], job["seed"], job["n"], job["images"]) == ("queued", 5, 2, None)
     events = gateway.events(job["id"])
@@ -42,88 +42,89 @@ def test_a_job_from_its_beginning_to_its_end(gateway):
         fetched = gateway.http.get(image["url"])
         assert Image.open(io.BytesIO(fetched.content)).size == (image["width"], image["height"]) == (64, 64)
     assert gateway.http.get(f"/v1/jobs/{job['id']}").json()["images"] == ended["images"]
-    assert gateway.events(job["id"])[0][0] == "done", "whoever comes late hears the end"
+    assert gateway.events(job["id"])[0][0] == "done", "late followers receive the end"
 
 
-def test_a_waiting_job_is_told_its_place(fleet, gateway):
+def test_a_queued_job_reports_its_queue_position(fleet, gateway):
     jobs = [gateway.job(prompt=f"number {i}") for i in range(20)]
     places = [data["place"] for name, data in gateway.events(jobs[-1]["id"]) if name == "queued"]
     assert any(place is not None and place > 0 for place in places)
 
 
-def test_a_job_with_an_image(gateway, tmp_path):
+def test_a_job_with_an_input_image(gateway, tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (48, 32), (10, 200, 10)).save(buffer, format="PNG")
     image = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     response = gateway.http.post("/v1/jobs", json={"prompt": "x", "image": image, "strength": 0.5})
-    ended = gateway.ended(response.json()["id"])
+    ended = gateway.wait(response.json()["id"])
     assert (ended["state"], ended["images"][0]["width"]) == ("succeeded", 48)
-    kept = {path.name for path in (gateway.folder / "results").iterdir()}
-    assert kept == {ended["images"][0]["url"].rpartition("/")[2]}, "what it started from is not kept"
+    stored = {path.name for path in (gateway.folder / "results").iterdir()}
+    assert stored == {ended["images"][0]["url"].rpartition("/")[2]}, "the input image is deleted"
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "says"),
+    ("body", "status", "message"),
     [
-        ({}, 422, "prompt: missing"),
-        ({"prompt": "x", "image": "???"}, 422, "image: expected an image in base64, or a data: URL with it"),
+        ({}, 422, "prompt: required, but missing"),
+        ({"prompt": "x", "image": "???"}, 422, "image: expected an image as base64 or a data: URL"),
         ({"prompt": "x", "image": "AAAA"}, 422, "image: expected a PNG, JPEG or WebP, got 3 other bytes"),
         ({"prompt": "x", "strength": 0.5}, 422, "strength: expected only with an image"),
-        ({"prompt": "x", "stream": True}, 422, "stream: there is no such field"),
+        ({"prompt": "x", "stream": True}, 422, "stream: unknown field"),
         ({"prompt": "x", "webhook_url": "ftp://x"}, 422, "webhook_url: string should match pattern"),
     ],
 )
-def test_wrong_jobs_are_refused_at_the_door(gateway, body, status, says):
+def test_invalid_jobs_are_rejected(gateway, body, status, message):
     response = gateway.http.post("/v1/jobs", json=body)
-    assert (response.status_code, response.json()["error"]["message"][: len(says)]) == (status, says)
+    assert (response.status_code, response.json()["error"]["message"][: len(message)]) == (status, message)
     assert all_jobs(gateway) == []
 
 
-def test_a_job_that_fails_says_why(gateway):
-    ended = gateway.ended(gateway.job(prompt="x", model="nope")["id"])
+def test_a_failed_job_has_an_error(gateway):
+    ended = gateway.wait(gateway.job(prompt="x", model="nope")["id"])
     assert (ended["state"], ended["error"]["code"], ended["images"]) == ("failed", "model_not_found", None)
 
 
-def test_a_job_that_takes_too_long(gateway):
-    ended = gateway.ended(gateway.job(prompt="x", timeout_seconds=0.000001)["id"])
+def test_a_job_fails_after_its_timeout(gateway):
+    ended = gateway.wait(gateway.job(prompt="x", timeout_seconds=0.000001)["id"])
     assert (ended["state"], ended["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
-def test_cancel(fleet, gateway, broker_client):
+def test_a_running_job_is_cancelled(fleet, gateway, broker_client):
     job = gateway.job(prompt="x")
-    wait_begun(fleet, gateway, job["id"])
+    wait_until_running(fleet, gateway, job["id"])
     before = broker_client.stats()["totals"]["answered"].get("cancelled", 0)
     assert gateway.http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
-    assert gateway.ended(job["id"])["state"] == "cancelled"
+    assert gateway.wait(job["id"])["state"] == "cancelled"
     fleet.wait_until(
-        lambda: broker_client.stats()["totals"]["answered"].get("cancelled", 0) > before, "the worker stopped"
+        lambda: broker_client.stats()["totals"]["answered"].get("cancelled", 0) > before,
+        "the cancellation at the worker",
     )
     assert gateway.http.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
 
 
-def test_what_has_ended_can_not_be_cancelled(gateway):
+def test_an_ended_job_is_not_changed_by_cancelling(gateway):
     job = gateway.job(prompt="x")
-    ended = gateway.ended(job["id"])
+    ended = gateway.wait(job["id"])
     again = gateway.http.delete(f"/v1/jobs/{job['id']}").json()
     assert (again["state"], again["images"]) == ("succeeded", ended["images"])
 
 
-def test_an_idempotency_key_gives_the_same_job_back(gateway):
+def test_an_idempotency_key_returns_the_existing_job(gateway):
     def send(**body):
         return gateway.http.post("/v1/jobs", json={"size": "64x64", **body}, headers={"Idempotency-Key": "one"})
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: send(prompt="x"), range(8)))
-    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [202]
-    assert len({answer.json()["id"] for answer in answers}) == 1
+        responses = list(pool.map(lambda _: send(prompt="x"), range(8)))
+    assert sorted(response.status_code for response in responses) == [200] * 7 + [202]
+    assert len({response.json()["id"] for response in responses}) == 1
     assert len(all_jobs(gateway)) == 1
     other = send(prompt="y")
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     gateway.restart()
-    assert send(prompt="x").json()["id"] == answers[0].json()["id"]
+    assert send(prompt="x").json()["id"] == responses[0].json()["id"]
 
 
-def test_pages(gateway):
+def test_the_list_of_jobs_is_paginated(gateway):
     ids = [gateway.job(prompt=f"number {i}")["id"] for i in range(5)]
     first = gateway.http.get("/v1/jobs", params={"limit": 3}).json()
     assert ([job["id"] for job in first["data"]], first["has_more"]) == (ids[:1:-1], True)
@@ -133,36 +134,38 @@ def test_pages(gateway):
     assert gateway.http.get("/v1/jobs", params=unknown).status_code == 404
 
 
-def test_jobs_outlive_a_gateway_that_is_killed(fleet, gateway, broker_client):
+def test_jobs_survive_a_killed_gateway(fleet, gateway, broker_client):
     jobs = [gateway.job(prompt=f"number {i}", seed=i) for i in range(12)]
-    wait_begun(fleet, gateway, jobs[0]["id"])
+    wait_until_running(fleet, gateway, jobs[0]["id"])
     gateway.kill()
     gateway.start()
-    ended = [gateway.ended(job["id"]) for job in jobs]
+    ended = [gateway.wait(job["id"]) for job in jobs]
     assert {job["state"] for job in ended} == {"succeeded"}
     assert [job["images"][0]["seed"] for job in ended] == list(range(12))
     assert [job["id"] for job in all_jobs(gateway)] == [job["id"] for job in jobs][::-1]
-    kept = sorted(path.name for path in (gateway.folder / "results").iterdir())
-    assert kept == sorted(job["images"][0]["url"].rpartition("/")[2] for job in ended), "one file each, no more"
+    stored = sorted(path.name for path in (gateway.folder / "results").iterdir())
+    assert stored == sorted(job["images"][0]["url"].rpartition("/")[2] for job in ended), (
+        "exactly one file per image"
+    )
 
 
-def test_killed_again_and_again(fleet, gateway):
+def test_jobs_survive_repeated_crashes(fleet, gateway):
     jobs = [gateway.job(prompt=f"number {i}") for i in range(6)]
     for _ in range(3):
-        wait_begun(fleet, gateway, jobs[0]["id"])
+        wait_until_running(fleet, gateway, jobs[0]["id"])
         gateway.restart()
-    assert {gateway.ended(job["id"])["state"] for job in jobs} == {"succeeded"}
+    assert {gateway.wait(job["id"])["state"] for job in jobs} == {"succeeded"}
 
 
-def test_ended_well_it_leaves_its_jobs_to_the_next(fleet, gateway):
+def test_jobs_survive_a_shutdown(fleet, gateway):
     job = gateway.job(prompt="x")
-    wait_begun(fleet, gateway, job["id"])
+    wait_until_running(fleet, gateway, job["id"])
     assert fleet.terminate(gateway.name) == 0
     gateway.start()
-    assert gateway.ended(job["id"])["state"] == "succeeded"
+    assert gateway.wait(job["id"])["state"] == "succeeded"
 
 
-def test_a_follower_is_let_go_when_the_gateway_ends(fleet, gateway):
+def test_event_streams_end_when_the_gateway_shuts_down(fleet, gateway):
     job = [gateway.job(prompt=f"number {i}") for i in range(40)][-1]
     with gateway.http.stream("GET", f"/v1/jobs/{job['id']}/events") as response:
         events = read_events(response)
@@ -172,17 +175,17 @@ def test_a_follower_is_let_go_when_the_gateway_ends(fleet, gateway):
     gateway.start()
 
 
-def test_results_are_forgotten(start_gateway, fleet):
+def test_results_expire(start_gateway, fleet):
     gateway = start_gateway("--results-kept", "1")
-    job = gateway.ended(gateway.job(prompt="x")["id"])
+    job = gateway.wait(gateway.job(prompt="x")["id"])
     url = job["images"][0]["url"]
-    fleet.wait_until(lambda: gateway.http.get(url).status_code == 404, "the end of the image")
-    gateway.restart()  # it sweeps as it starts
+    fleet.wait_until(lambda: gateway.http.get(url).status_code == 404, "the expiry of the image")
+    gateway.restart()  # expired files are deleted at the start
     fleet.wait_until(lambda: not list((gateway.folder / "results").iterdir()), "an empty folder")
     assert gateway.http.get(f"/v1/jobs/{job['id']}").status_code == 404
 
 
-def test_more_jobs_than_may_wait(start_gateway):
+def test_the_number_of_unfinished_jobs_is_limited(start_gateway):
     gateway = start_gateway("--max-jobs", "1")
     gateway.job(prompt="x")
     response = gateway.http.post("/v1/jobs", json={"prompt": "y"})
@@ -190,15 +193,15 @@ def test_more_jobs_than_may_wait(start_gateway):
     assert int(response.headers["retry-after"]) > 0
 
 
-def test_two_gateways_of_one_folder(fleet, gateway):
-    words = ("imagegen-gateway", "--http", "127.0.0.1:0", "--state-folder", str(gateway.folder))
-    ended = command(*words, check=False)
+def test_a_second_gateway_with_the_same_state_folder_is_rejected(fleet, gateway):
+    arguments = ("imagegen-gateway", "--http", "127.0.0.1:0", "--state-folder", str(gateway.folder))
+    ended = command(*arguments, check=False)
     assert ended.returncode == 2
-    assert f"another gateway works with {gateway.folder}" in ended.stderr
+    assert f"another gateway uses {gateway.folder}" in ended.stderr
 
 
-def test_results_in_another_folder(start_gateway):
-    gateway = start_gateway("--results-url", "memory://pictures")
-    job = gateway.ended(gateway.job(prompt="x")["id"])
+def test_results_are_stored_at_the_configured_url(start_gateway):
+    gateway = start_gateway("--results-url", "memory://images")
+    job = gateway.wait(gateway.job(prompt="x")["id"])
     assert gateway.http.get(job["images"][0]["url"]).headers["content-type"] == "image/png"
     assert not (gateway.folder / "results").exists()

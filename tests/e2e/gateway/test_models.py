@@ -1,4 +1,4 @@
-"""`/v1/models` over workers that learn of their models as they load them."""
+"""`/v1/models` with workers that load models on demand."""
 
 import asyncio
 import time
@@ -11,11 +11,11 @@ from tests.e2e.gateway.conftest import QUICK
 
 @pytest.fixture(scope="module")
 def worker_options():
-    """Two models, the second of which is loaded when it is asked for."""
+    """Two models; the second is loaded on demand."""
     return (*QUICK, "--model", "first", "--model", "second", "--model-memory", "1GB")
 
 
-def test_a_models_parameters_are_told_once_a_worker_has_loaded_it(gateway, broker_client):
+def test_a_model_has_parameters_after_a_worker_has_loaded_it(gateway, broker_client):
     with gateway.openai() as client:
         first, second = client.models.list().data
         assert (first.id, first.default, first.parameters["width"]["default"]) == ("first", True, 256)
@@ -26,12 +26,12 @@ def test_a_models_parameters_are_told_once_a_worker_has_loaded_it(gateway, broke
         while not hasattr(found := client.models.retrieve("second"), "parameters"):
             time.sleep(0.05)
         assert found.parameters == first.parameters
-    told = {model["model"]: model["takes"] for model in broker_client.models()}
-    assert told["first"] == told["second"]
-    assert told["first"]["max_side"] == 4096
+    capabilities = {model["model"]: model["takes"] for model in broker_client.models()}
+    assert capabilities["first"] == capabilities["second"]
+    assert capabilities["first"]["max_side"] == 4096
 
 
-def test_the_asynchronous_client_tells_them_too(fleet):
+def test_the_async_client_lists_the_models(fleet):
     async def ask():
         async with AsyncClient(fleet.frontend) as client:
             return await client.models()
@@ -39,7 +39,7 @@ def test_the_asynchronous_client_tells_them_too(fleet):
     assert [model["model"] for model in asyncio.run(ask())] == ["first", "second"]
 
 
-def test_a_keys_limits_count(start_gateway):
+def test_the_limits_of_a_key_apply_to_the_parameters(start_gateway):
     gateway = start_gateway("--auth", "keys")
     key = gateway.add_key(
         "alice", "--max-size", "100x200", "--max-steps", "5", "--model", "second", "--model", "first"

@@ -1,4 +1,4 @@
-"""The images API, asked by OpenAI's own client."""
+"""The images API with OpenAI's client."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from tests.e2e.gateway.conftest import Gateway
 
 @pytest.fixture(scope="module")
 def gateway(fleet, tmp_path_factory):
-    """One for all tests of this file: none of them changes it."""
+    """One gateway for all tests of this file; no test changes its state."""
     gateway = Gateway(fleet, "gateway", tmp_path_factory.mktemp("state"), ())
     yield gateway
     gateway.close()
@@ -29,29 +29,29 @@ def client(gateway):
         yield client
 
 
-def picture(b64_json):
+def decode(b64_json):
     image = Image.open(io.BytesIO(base64.b64decode(b64_json)))
     image.load()
     return image
 
 
-def a_file(mode="RGB", color=(200, 30, 30), size=(64, 48), format="PNG"):
+def encode(mode="RGB", color=(200, 30, 30), size=(64, 48), format="PNG"):
     buffer = io.BytesIO()
     Image.new(mode, size, color).save(buffer, format=format)
     return buffer.getvalue()
 
 
-def test_generate(client):
-    answer = client.images.generate(
+def test_images_are_generated_with_the_given_parameters(client):
+    response = client.images.generate(
         prompt="a red circle",
         n=2,
         size="64x48",
         extra_body={"seed": 7, "num_inference_steps": 4, "guidance_scale": 3.5, "negative_prompt": "blue"},
     )
-    assert [picture(image.b64_json).size for image in answer.data] == [(64, 48), (64, 48)]
-    assert [image.seed for image in answer.data] == [7, 8]
-    assert (answer.size, answer.output_format, answer.model) == ("64x48", "png", "simulated")
-    assert len(answer._request_id) == 32
+    assert [decode(image.b64_json).size for image in response.data] == [(64, 48), (64, 48)]
+    assert [image.seed for image in response.data] == [7, 8]
+    assert (response.size, response.output_format, response.model) == ("64x48", "png", "simulated")
+    assert len(response._request_id) == 32
 
 
 def test_the_same_seed_gives_the_same_image(client):
@@ -61,98 +61,98 @@ def test_the_same_seed_gives_the_same_image(client):
 
 def test_random_seeds_are_exact_for_readers_of_doubles(gateway, client):
     assert gateway.job(prompt="x", n=2)["seed"] <= MAX_RANDOM_SEED
-    answer = client.images.generate(prompt="x", size="64x64", n=2)
+    response = client.images.generate(prompt="x", size="64x64", n=2)
     [event] = client.images.generate(prompt="x", size="64x64", stream=True)
-    assert max(answer.data[1].seed, event.seed) < 2**53
+    assert max(response.data[1].seed, event.seed) < 2**53
 
 
-def test_a_stated_seed_comes_back_exactly(client):
-    answer = client.images.generate(prompt="x", size="64x64", n=2, extra_body={"seed": 2**63 - 1})
-    assert [image.seed for image in answer.data] == [2**63 - 1, 0]
+def test_a_given_seed_is_returned_exactly(client):
+    response = client.images.generate(prompt="x", size="64x64", n=2, extra_body={"seed": 2**63 - 1})
+    assert [image.seed for image in response.data] == [2**63 - 1, 0]
 
 
-def test_formats(client):
-    answer = client.images.generate(prompt="x", size="64x64", output_format="jpeg", output_compression=50)
-    assert picture(answer.data[0].b64_json).format == "JPEG"
-    assert answer.output_format == "jpeg"
+def test_the_output_format_is_selected(client):
+    response = client.images.generate(prompt="x", size="64x64", output_format="jpeg", output_compression=50)
+    assert decode(response.data[0].b64_json).format == "JPEG"
+    assert response.output_format == "jpeg"
 
 
-def test_url(gateway, client):
-    answer = client.images.generate(prompt="x", size="64x64", response_format="url")
-    fetched = gateway.http.get(answer.data[0].url)
+def test_images_are_returned_as_urls(gateway, client):
+    response = client.images.generate(prompt="x", size="64x64", response_format="url")
+    fetched = gateway.http.get(response.data[0].url)
     assert (fetched.status_code, fetched.headers["content-type"]) == (200, "image/png")
     assert Image.open(io.BytesIO(fetched.content)).size == (64, 64)
-    assert gateway.http.get(answer.data[0].url.replace(".png", "A.png")).status_code == 404
+    assert gateway.http.get(response.data[0].url.replace(".png", "A.png")).status_code == 404
 
 
-def test_the_asynchronous_client(gateway):
+def test_the_async_client(gateway):
     async def both():
         async with gateway.openai(kind=AsyncOpenAI) as client:
-            answers = await asyncio.gather(
+            responses = await asyncio.gather(
                 *(client.images.generate(prompt=f"number {i}", size="64x64") for i in range(5))
             )
             stream = await client.images.generate(prompt="x", size="64x64", stream=True, partial_images=1)
-            return answers, [event async for event in stream]
+            return responses, [event async for event in stream]
 
-    answers, events = asyncio.run(both())
-    assert [picture(answer.data[0].b64_json).size for answer in answers] == 5 * [(64, 64)]
+    responses, events = asyncio.run(both())
+    assert [decode(response.data[0].b64_json).size for response in responses] == 5 * [(64, 64)]
     assert events[-1].type == "image_generation.completed"
 
 
-def test_streaming(client):
+def test_a_stream_has_partial_images_and_the_image(client):
     events = list(client.images.generate(prompt="x", size="64x64", stream=True, partial_images=3))
     kinds = [event.type for event in events]
     assert kinds == ["image_generation.partial_image"] * (len(kinds) - 1) + ["image_generation.completed"]
     assert 1 <= len(kinds) - 1 <= 3
     assert [event.partial_image_index for event in events[:-1]] == list(range(len(kinds) - 1))
-    assert all(max(picture(event.b64_json).size) <= 64 for event in events)
+    assert all(max(decode(event.b64_json).size) <= 64 for event in events)
     assert events[-1].usage.total_tokens == 0
 
 
-def test_streaming_without_partial_images(client):
+def test_a_stream_without_partial_images(client):
     [event] = client.images.generate(prompt="x", size="64x64", n=1, stream=True)
     assert (event.type, event.size) == ("image_generation.completed", "64x64")
 
 
-def test_edit(client):
-    answer = client.images.edit(image=a_file(), prompt="make it blue", extra_body={"strength": 0.5, "seed": 1})
-    assert picture(answer.data[0].b64_json).size == (64, 48)
+def test_an_edit_has_the_size_of_its_image(client):
+    response = client.images.edit(image=encode(), prompt="make it blue", extra_body={"strength": 0.5, "seed": 1})
+    assert decode(response.data[0].b64_json).size == (64, 48)
 
 
-def test_edit_with_a_mask_and_partial_images(client):
-    mask = a_file("RGBA", (0, 0, 0, 0))
-    events = list(client.images.edit(image=a_file(), mask=mask, prompt="x", stream=True, partial_images=1))
+def test_an_edit_with_a_mask_and_partial_images(client):
+    mask = encode("RGBA", (0, 0, 0, 0))
+    events = list(client.images.edit(image=encode(), mask=mask, prompt="x", stream=True, partial_images=1))
     assert events[-1].type == "image_edit.completed"
     assert {event.type for event in events[:-1]} <= {"image_edit.partial_image"}
 
 
-def test_edit_of_a_list_of_one(client):
-    assert client.images.edit(image=[a_file()], prompt="x", size="32x32").size == "32x32"
+def test_an_edit_accepts_a_list_of_one_image(client):
+    assert client.images.edit(image=[encode()], prompt="x", size="32x32").size == "32x32"
 
 
 def test_loras_in_a_form_are_json(client):
     with pytest.raises(openai.UnprocessableEntityError, match="loras: expected JSON such as"):
-        client.images.edit(image=a_file(), prompt="x", extra_body={"loras": "ink"})
+        client.images.edit(image=encode(), prompt="x", extra_body={"loras": "ink"})
     with pytest.raises(openai.UnprocessableEntityError, match=r"loras\.0\.scale: input should be less"):
-        client.images.edit(image=a_file(), prompt="x", extra_body={"loras": '[{"name": "ink", "scale": 11}]'})
+        client.images.edit(image=encode(), prompt="x", extra_body={"loras": '[{"name": "ink", "scale": 11}]'})
 
 
 @pytest.mark.parametrize(
-    ("image", "says"),
+    ("image", "message"),
     [
         (b"no image", "image: expected a PNG, JPEG or WebP, got 8 other bytes"),
         (b"", "image: expected a PNG, JPEG or WebP, got 0 other bytes"),
-        ([a_file(), a_file()], "image: expected one image, got 2"),
+        ([encode(), encode()], "image: expected one image, got 2"),
     ],
     ids=["bytes", "empty", "two"],
 )
-def test_edit_of_what_is_no_image(client, image, says):
+def test_invalid_images_of_an_edit_are_rejected(client, image, message):
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         client.images.edit(image=image, prompt="x")
-    assert (caught.value.body["message"], caught.value.body["param"]) == (says, "image")
+    assert (caught.value.body["message"], caught.value.body["param"]) == (message, "image")
 
 
-def test_models(client):
+def test_models_are_listed_with_their_parameters(client):
     [model] = client.models.list()
     assert (model.id, model.object, model.owned_by) == ("simulated", "model", "imagegen")
     assert client.models.retrieve("simulated").id == "simulated"
@@ -165,9 +165,9 @@ def test_models(client):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code", "param", "says"),
+    ("body", "status", "code", "param", "message"),
     [
-        ({}, 422, "missing_field", "prompt", "prompt: missing"),
+        ({}, 422, "missing_field", "prompt", "prompt: required, but missing"),
         ({"prompt": 5}, 422, "invalid_value", "prompt", "prompt: input should be a valid string, got 5"),
         (
             {"prompt": "x", "n": 17},
@@ -177,7 +177,7 @@ def test_models(client):
             "n: input should be less than or equal to 16, got 17",
         ),
         ({"prompt": "x", "n": "2"}, 422, "invalid_value", "n", "n: input should be a valid integer, got '2'"),
-        ({"prompt": "x", "bogus": 1}, 422, "unknown_field", "bogus", "bogus: there is no such field"),
+        ({"prompt": "x", "bogus": 1}, 422, "unknown_field", "bogus", "bogus: unknown field"),
         ({"prompt": "x", "size": "big"}, 422, "invalid_value", "size", "size: string should match pattern"),
         ({"prompt": "x", "size": "7x64"}, 422, "invalid_request", "size", "size: expected `int` >= 8, got 7"),
         (
@@ -192,7 +192,7 @@ def test_models(client):
             422,
             "invalid_value",
             "partial_images",
-            "partial_images: needs stream",
+            "partial_images: requires stream",
         ),
         (
             {"prompt": "x", "output_compression": 5},
@@ -204,40 +204,40 @@ def test_models(client):
         ({"prompt": "x", "model": "nope"}, 404, "model_not_found", "model", "no worker serves the model 'nope'"),
     ],
 )
-def test_wrong_requests(gateway, body, status, code, param, says):
-    answer = gateway.http.post("/v1/images/generations", json=body)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
-    assert error["message"].startswith(says)
+def test_invalid_requests_are_rejected(gateway, body, status, code, param, message):
+    response = gateway.http.post("/v1/images/generations", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["message"].startswith(message)
     assert error["type"] == "invalid_request_error"
 
 
-def test_what_is_no_json(gateway):
+def test_invalid_json_is_rejected(gateway):
     headers = {"content-type": "application/json"}
-    answer = gateway.http.post("/v1/images/generations", content=b'{"prompt": ', headers=headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    response = gateway.http.post("/v1/images/generations", content=b'{"prompt": ', headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
-def test_a_deadline(gateway):
+def test_a_request_fails_after_its_timeout(gateway):
     body = {"prompt": "x", "size": "64x64", "timeout_seconds": 0.000001}
-    answer = gateway.http.post("/v1/images/generations", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert answer.headers["x-should-retry"] == "false"
+    response = gateway.http.post("/v1/images/generations", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert response.headers["x-should-retry"] == "false"
 
 
-def test_other_paths_and_methods(gateway):
+def test_unknown_paths_and_methods_are_rejected(gateway):
     assert gateway.http.get("/nothing").json()["error"]["code"] == "not_found"
-    answer = gateway.http.get("/v1/images/generations")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    response = gateway.http.get("/v1/images/generations")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
-def test_the_statistics_are_the_brokers(gateway, broker_client):
+def test_stats_returns_the_statistics_of_the_broker(gateway, broker_client):
     assert set(gateway.http.get("/stats").json()) == set(Statistics.__struct_fields__)
     shown = from_json(gateway.http.get("/stats").content)
     assert shown.epoch == broker_client.stats().epoch
 
 
-def test_health_and_metrics(gateway):
+def test_probes_and_metrics(gateway):
     assert gateway.http.get("/healthz").text == "ok\n"
     assert gateway.http.get("/readyz").text == "ok\n"
     text = gateway.http.get("/metrics").text

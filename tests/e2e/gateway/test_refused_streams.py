@@ -16,7 +16,7 @@ from tools.fleet import Fleet
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    """A broker that holds one request at a time, and a quick worker."""
+    """A broker with a maximum of one request, and a fast worker."""
     with Fleet(log_folder=tmp_path_factory.mktemp("logs")) as fleet:
         fleet.start_broker(*PATIENT, "--max-requests", "1")
         fleet.start_worker("sim", "--gpu", "0", "--backend", "simulated", *QUICK)

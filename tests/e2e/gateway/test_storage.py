@@ -1,4 +1,4 @@
-"""A disk that is full, files that are broken: said, and nothing that was accepted is lost."""
+"""Full disks, corrupt and locked databases: clear errors, and no lost jobs."""
 
 import resource
 import sqlite3
@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 
 from tests.e2e.conftest import command
 
-ASKED = {"prompt": "x", "size": "64x64"}
+BODY = {"prompt": "x", "size": "64x64"}
 
 
 @contextmanager
 def full_disk(gateway):
-    """Let the gateway write to no file for a while."""
+    """Prevent the gateway from writing to files during the block."""
     pid = gateway.fleet.processes[gateway.name].pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
@@ -22,57 +22,57 @@ def full_disk(gateway):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-def test_while_the_disk_is_full_what_needs_none_goes_on(gateway, broker_client):
+def test_requests_without_storage_succeed_while_the_disk_is_full(gateway, broker_client):
     accepted = gateway.job(prompt="before", num_inference_steps=20)
     with full_disk(gateway):
-        refused = gateway.http.post("/v1/jobs", json=ASKED)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_failed")
-        assert refused.headers["Retry-After"] == "10"
-        by_url = gateway.http.post("/v1/images/generations", json={**ASKED, "response_format": "url"})
+        rejected = gateway.http.post("/v1/jobs", json=BODY)
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (503, "storage_failed")
+        assert rejected.headers["Retry-After"] == "10"
+        by_url = gateway.http.post("/v1/images/generations", json={**BODY, "response_format": "url"})
         assert (by_url.status_code, by_url.json()["error"]["code"]) == (503, "storage_failed")
-        assert gateway.http.post("/v1/images/generations", json=ASKED).status_code == 200
+        assert gateway.http.post("/v1/images/generations", json=BODY).status_code == 200
         assert gateway.http.get("/healthz").status_code == 200
         while broker_client.stats()["queued_requests"] or broker_client.stats()["requests"]["dispatched"]:
             time.sleep(0.1)
         assert gateway.http.get(f"/v1/jobs/{accepted['id']}").json()["finished_at"] is None
-    assert gateway.ended(accepted["id"])["state"] == "succeeded"
+    assert gateway.wait(accepted["id"])["state"] == "succeeded"
     assert gateway.job(prompt="after")["state"] == "queued"
 
 
 def start(fleet, folder):
-    """Run the gateway; return its status and what it said."""
-    words = ("--http", "127.0.0.1:0", "--broker", fleet.frontend, "--state-folder", str(folder))
-    ended = command("imagegen-gateway", *words, check=False)
+    """Run the gateway; return its exit code and its stderr."""
+    arguments = ("--http", "127.0.0.1:0", "--broker", fleet.frontend, "--state-folder", str(folder))
+    ended = command("imagegen-gateway", *arguments, check=False)
     return ended.returncode, ended.stderr
 
 
-def test_a_broken_database_is_named_at_the_start(fleet, tmp_path):
+def test_a_corrupt_database_is_reported_at_the_start(fleet, tmp_path):
     (tmp_path / "gateway.sqlite").write_bytes(b"this is no database " * 1000)
-    status, said = start(fleet, tmp_path)
+    status, stderr = start(fleet, tmp_path)
     assert status == 2
-    assert "gateway.sqlite: file is not a database" in said
-    assert "Traceback" not in said
+    assert "gateway.sqlite: file is not a database" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_a_database_of_a_later_version_is_left_alone(fleet, tmp_path):
+def test_a_database_of_a_later_version_is_rejected(fleet, tmp_path):
     command("imagegen-gateway", "--state-folder", str(tmp_path), "keys", "list")
     with closing(sqlite3.connect(tmp_path / "gateway.sqlite")) as later:
         later.execute("PRAGMA user_version = 99")
-    status, said = start(fleet, tmp_path)
+    status, stderr = start(fleet, tmp_path)
     assert status == 2
-    assert "is of version 99" in said
+    assert "has schema version 99" in stderr
 
 
-def test_a_database_that_is_locked_is_waited_for(gateway):
+def test_the_gateway_waits_for_a_locked_database(gateway):
     other = sqlite3.connect(gateway.folder / "gateway.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    assert gateway.http.post("/v1/images/generations", json=ASKED).status_code == 200, "reading needs no lock"
+    assert gateway.http.post("/v1/images/generations", json=BODY).status_code == 200, "reads need no lock"
     other.execute("COMMIT")
     other.close()
-    assert gateway.ended(gateway.job(prompt="x")["id"])["state"] == "succeeded"
+    assert gateway.wait(gateway.job(prompt="x")["id"])["state"] == "succeeded"
 
 
-def test_names_of_files_lead_nowhere_else(gateway):
+def test_file_names_can_not_leave_the_folder(gateway):
     for name in (
         "../gateway.sqlite",
         "..%2fgateway.sqlite",
@@ -85,8 +85,8 @@ def test_names_of_files_lead_nowhere_else(gateway):
         assert gateway.http.get(path).status_code == 404, path
 
 
-def test_metrics_tell_nothing_of_what_was_asked(gateway):
-    assert gateway.ended(gateway.job(prompt="a secret wish")["id"])["state"] == "succeeded"
+def test_metrics_do_not_contain_prompts_or_paths(gateway):
+    assert gateway.wait(gateway.job(prompt="a secret prompt")["id"])["state"] == "succeeded"
     gateway.http.get("/a-secret-path?prompt=secret")
     text = gateway.http.get("/metrics").text
     assert "imagegen_gateway_jobs_ended_total" in text

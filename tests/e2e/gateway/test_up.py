@@ -1,4 +1,4 @@
-"""`imagegen up`: a fleet of real processes in the foreground, ended as one."""
+"""`imagegen up`: a whole fleet in the foreground, stopped together."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ ANY = 'frontend = "tcp://127.0.0.1:0"\nbackend = "tcp://127.0.0.1:0"\nhttp = "12
 
 
 @pytest.fixture
-def words(tmp_path):
+def arguments(tmp_path):
     (tmp_path / "broker.toml").write_text(ANY)
     (tmp_path / "gateway.toml").write_text(f'http = "127.0.0.1:0"\nstate_folder = "{tmp_path}/state"\n')
     configs = [
@@ -26,10 +26,10 @@ def words(tmp_path):
 
 
 @pytest.fixture
-def up(words):
-    """Start it, as a shell would."""
-    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what runs in its background
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def up(arguments):
+    """A running `imagegen up`, started like a background process of a shell."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # shells ignore SIGINT in background processes
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, usual)
     yield process
     process.kill()
@@ -43,22 +43,22 @@ def children(up):
 
 
 def ready(up):
-    """Wait until it says that it is, and return the URL."""
-    said = [up.stdout.readline(), up.stdout.readline()]
-    assert said[1].startswith("ready: http://127.0.0.1:"), (
-        said,
+    """Wait for the line that reports readiness, and return the URL."""
+    lines = [up.stdout.readline(), up.stdout.readline()]
+    assert lines[1].startswith("ready: http://127.0.0.1:"), (
+        lines,
         up.stderr.read() if up.poll() is not None else "",
     )
-    return said[1].split()[1]
+    return lines[1].split()[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_all(up, number):
+def test_one_signal_stops_all_processes(up, number):
     url = ready(up)
-    answer = httpx2.post(
+    response = httpx2.post(
         f"{url}/v1/images/generations", json={"prompt": "x", "size": "64x64"}, timeout=60, trust_env=False
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
     started = children(up)
     assert len(started) >= 5, "a broker, a supervisor with two workers, a gateway"
     up.send_signal(number)
@@ -67,14 +67,14 @@ def test_one_signal_ends_all(up, number):
     assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
-def test_it_takes_all_with_it_when_it_is_killed(up):
+def test_all_processes_end_when_it_is_killed(up):
     ready(up)
     started = children(up)
     up.kill()
     assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
-def test_when_one_ends_all_end(up):
+def test_all_processes_end_when_one_of_them_ends(up):
     ready(up)
     started = children(up)
     [gateway] = [process for process in started if "imagegen-gateway" in " ".join(process.cmdline())]
@@ -85,9 +85,9 @@ def test_when_one_ends_all_end(up):
     assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
-def test_a_wrong_setting_ends_it_with_2(words, tmp_path):
+def test_an_invalid_setting_ends_it_with_exit_code_2(arguments, tmp_path):
     (tmp_path / "gateway.toml").write_text('auth = "maybe"\n')
-    ended = command("imagegen", *words[1:], check=False)
+    ended = command("imagegen", *arguments[1:], check=False)
     assert ended.returncode == 2
     assert "gateway.toml:1" in ended.stderr
     assert "error: gateway exited with status 2" in ended.stderr

@@ -1,10 +1,10 @@
-"""Where webhooks may go."""
+"""The addresses that webhooks may reach."""
 
 import ipaddress
 
 import pytest
 
-from imagegen_gateway.core.addresses import check_webhook_url, may_reach
+from imagegen_gateway.core.addresses import check_webhook_url, is_allowed
 
 PRIVATE = [
     "127.0.0.1",
@@ -35,34 +35,34 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_not_to_private_addresses(address):
-    assert not may_reach(ipaddress.ip_address(address), ())
+def test_private_addresses_are_not_allowed(address):
+    assert not is_allowed(ipaddress.ip_address(address), ())
 
 
 @pytest.mark.parametrize(
     "address", ["93.184.216.34", "2606:4700::1111", "::ffff:93.184.216.34", "64:ff9b::8.8.8.8"]
 )
-def test_to_public_addresses(address):
-    assert may_reach(ipaddress.ip_address(address), ())
+def test_public_addresses_are_allowed(address):
+    assert is_allowed(ipaddress.ip_address(address), ())
 
 
-def test_to_networks_that_are_allowed():
+def test_networks_of_the_operator_are_allowed():
     allowed = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fc00::/7"))
-    assert may_reach(ipaddress.ip_address("10.1.2.3"), allowed)
-    assert may_reach(ipaddress.ip_address("::ffff:10.1.2.3"), allowed)
-    assert may_reach(ipaddress.ip_address("fc00::1"), allowed)
-    assert not may_reach(ipaddress.ip_address("127.0.0.1"), allowed)
+    assert is_allowed(ipaddress.ip_address("10.1.2.3"), allowed)
+    assert is_allowed(ipaddress.ip_address("::ffff:10.1.2.3"), allowed)
+    assert is_allowed(ipaddress.ip_address("fc00::1"), allowed)
+    assert not is_allowed(ipaddress.ip_address("127.0.0.1"), allowed)
 
 
 @pytest.mark.parametrize(
     "url", ["https://example.org/hook?a=1", "http://93.184.216.34:8080", "http://[2606:4700::1111]/"]
 )
-def test_good_urls(url):
+def test_valid_urls_are_accepted(url):
     assert check_webhook_url(url, ()) == url
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
         ("ftp://example.org", "expected an http or https URL, got 'ftp://example.org'"),
         ("http://", "expected an http or https URL"),
@@ -74,7 +74,7 @@ def test_good_urls(url):
         ("http://[fe80::1%25eth0]/", "expected a public address, got fe80::1%25eth0"),
     ],
 )
-def test_bad_urls(url, says):
+def test_invalid_urls_are_rejected(url, message):
     with pytest.raises(ValueError, match="expected") as caught:
         check_webhook_url(url, ())
-    assert str(caught.value).startswith(says)
+    assert str(caught.value).startswith(message)

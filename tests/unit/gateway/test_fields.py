@@ -1,4 +1,4 @@
-"""Fields of the HTTP API that are derived from the declaration."""
+"""HTTP fields derived from the parameter declaration."""
 
 from typing import Annotated
 
@@ -48,7 +48,7 @@ class Request(msgspec.Struct):
 NEW = read_parameters(Request)
 
 
-def test_a_new_parameter_is_a_checked_field():
+def test_a_new_parameter_becomes_a_validated_field():
     body = make_body("Body", body_fields(NEW))
     assert set(body.model_fields) == {"re", "tiles"}
     assert body(re=1).re == 1.0
@@ -67,7 +67,7 @@ def test_a_new_parameter_is_a_checked_field():
     assert schema["description"] == "How much to rescale. Be careful. Default: the model's."
 
 
-def test_a_form_has_json_and_files_and_a_body_has_base64():
+def test_forms_have_json_and_files_and_bodies_have_base64():
     form = make_body("Form", form_fields(NEW))
     assert form.model_fields["sketch"].annotation == UploadFile | None
     assert form(tiles=['[{"name": "a"}]']).tiles[0].name == "a"
@@ -76,7 +76,7 @@ def test_a_form_has_json_and_files_and_a_body_has_base64():
     assert make_body("Job", image_fields(NEW))(sketch="aGk=").sketch == "aGk="
 
 
-def test_the_page_is_told_what_it_needs():
+def test_the_description_of_a_form_field():
     assert form_field(NEW["rescale"]) == {
         "name": "re", "label": "Rescale", "kind": "number", "group": "more", "listed": True,
         "minimum": 0, "maximum": 1,
@@ -86,13 +86,13 @@ def test_the_page_is_told_what_it_needs():
 
 
 @pytest.mark.parametrize("body", [GenerateBody, EditBody, JobBody])
-def test_every_parameter_of_the_api_is_a_field_of_each_body(body):
+def test_every_http_parameter_is_a_field_of_each_body(body):
     names = {each.http_name for each in PARAMETERS.values() if each.info.in_http and not each.has_images}
     assert names <= set(body.model_fields)
     assert ({"image", "mask"} <= set(body.model_fields)) == (body is not GenerateBody)
 
 
-def test_a_body_is_options_of_the_client():
+def test_a_body_is_converted_to_client_options():
     values = {
         "prompt": "x", "model": "m", "n": 2, "size": "64x32", "output_format": "webp", "output_compression": 50,
         "seed": 3, "num_inference_steps": 4, "guidance_scale": 2.5, "negative_prompt": "y", "scheduler": "S",

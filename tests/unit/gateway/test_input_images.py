@@ -1,4 +1,4 @@
-"""Images that come with a request."""
+"""Input images of requests."""
 
 import base64
 import io
@@ -22,61 +22,55 @@ def decoded(data):
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
-def test_images_are_passed_on_as_they_are(format):
+def test_valid_images_are_returned_unchanged(format):
     data = encoded(Image.new("RGB", (40, 20)), format)
-    assert check_image("image", data, Limits(), bounded=True) is data
+    assert check_image("image", data, Limits(), sets_size=True) is data
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(Image.new("RGB", (8, 8)), "GIF"), b"\x89PNG\r\n\x1a\n"])
-def test_what_is_none(data):
+def test_other_data_is_rejected(data):
     with pytest.raises(ApiError, match="image: expected a PNG, JPEG or WebP") as caught:
-        check_image("image", data, Limits(), bounded=True)
+        check_image("image", data, Limits(), sets_size=True)
     assert (caught.value.status, caught.value.param) == (422, "image")
 
 
-def test_an_image_gives_the_size_and_so_counts_against_the_keys():
+def test_an_image_that_sets_the_size_is_subject_to_the_limits_of_the_key():
     data, limits = encoded(Image.new("RGB", (40, 20))), Limits(max_width=39)
-    with pytest.raises(ApiError, match="image: this key may ask for 39x8192 at most, got 40x20") as caught:
-        check_image("image", data, limits, bounded=True)
+    with pytest.raises(ApiError, match="image: the maximum size of this key is 39x8192, got 40x20") as caught:
+        check_image("image", data, limits, sets_size=True)
     assert (caught.value.status, caught.value.param) == (403, "size")
-    assert check_image("image", data, limits, bounded=False) is data
+    assert check_image("image", data, limits, sets_size=False) is data
 
 
-def test_an_image_beyond_what_any_model_takes():
+def test_an_image_beyond_the_protocols_maximum_is_rejected():
     with pytest.raises(ApiError, match="image: expected at most 8192x8192 pixels, got 8193x1"):
-        check_image("image", encoded(Image.new("1", (8193, 1))), Limits(), bounded=False)
+        check_image("image", encoded(Image.new("1", (8193, 1))), Limits(), sets_size=False)
 
 
-def test_what_is_clear_in_a_mask_is_made_anew():
+def test_transparent_areas_of_a_mask_become_white():
     mask = Image.new("RGBA", (2, 1), (9, 9, 9, 255))
     mask.putpixel((0, 0), (0, 0, 0, 0))
-    made = decoded(mask_image(encoded(mask)))
-    assert (
-        made.mode,
-        list(made.getdata() if not hasattr(made, "get_flattened_data") else made.get_flattened_data()),
-    ) == (
-        "L",
-        [255, 0],
-    )
+    converted = decoded(mask_image(encoded(mask)))
+    assert (converted.mode, [converted.getpixel((x, 0)) for x in (0, 1)]) == ("L", [255, 0])
 
 
-def test_a_palette_with_a_clear_colour_is_such_a_mask():
+def test_a_transparent_palette_colour_becomes_white():
     mask = Image.new("P", (2, 1), 1)
     mask.putpixel((0, 0), 0)
     buffer = io.BytesIO()
     mask.save(buffer, format="PNG", transparency=0)
-    made = decoded(mask_image(buffer.getvalue()))
-    assert [made.getpixel((x, 0)) for x in (0, 1)] == [255, 0]
+    converted = decoded(mask_image(buffer.getvalue()))
+    assert [converted.getpixel((x, 0)) for x in (0, 1)] == [255, 0]
 
 
-def test_a_mask_without_transparency_stays_as_it_is():
+def test_a_mask_without_transparency_is_returned_unchanged():
     data = encoded(Image.new("L", (8, 8), 255))
     assert mask_image(data) is data
 
 
-def test_base64():
+def test_base64_and_data_urls_are_decoded_and_other_texts_rejected():
     text = base64.b64encode(b"abc").decode()
     assert decode_base64("image", text) == decode_base64("image", f"data:image/png;base64,{text}") == b"abc"
     for wrong in ("a", "data:image/png;base64,!", "https://example.org/a.png", "ä"):
-        with pytest.raises(ApiError, match="image: expected an image in base64, or a data: URL with it"):
+        with pytest.raises(ApiError, match="image: expected an image as base64 or a data: URL"):
             decode_base64("image", wrong)

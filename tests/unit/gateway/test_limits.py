@@ -1,20 +1,20 @@
-"""What a key may ask for, and how often."""
+"""The limits of API keys."""
 
 import pytest
 
-from imagegen_gateway.core.limits import UNLIMITED, Limits, TokenBucket, refusal, with_defaults
+from imagegen_gateway.core.limits import UNLIMITED, Limits, TokenBucket, find_violation, with_defaults
 
 
-def test_a_key_without_limits_may_ask_for_everything_but_priority():
-    everything = {"num_inference_steps": 1000, "width": 8192, "height": 8192, "model": "m", "priority": 0}
-    assert refusal(Limits(), everything) is None
-    found = refusal(Limits(), {"priority": 1})
-    assert (found.field, found.message) == ("priority", "priority: this key may ask for 0 at most, got 1")
-    assert refusal(UNLIMITED, {"priority": 100}) is None
+def test_a_key_without_limits_is_limited_in_priority_only():
+    options = {"num_inference_steps": 1000, "width": 8192, "height": 8192, "model": "m", "priority": 0}
+    assert find_violation(Limits(), options) is None
+    found = find_violation(Limits(), {"priority": 1})
+    assert (found.field, found.message) == ("priority", "priority: the maximum of this key is 0, got 1")
+    assert find_violation(UNLIMITED, {"priority": 100}) is None
 
 
 @pytest.mark.parametrize(
-    ("limits", "fits", "beyond", "field"),
+    ("limits", "allowed", "beyond", "field"),
     [
         (Limits(max_steps=4), {"num_inference_steps": 4}, {"num_inference_steps": 5}, "num_inference_steps"),
         (Limits(max_width=64), {"width": 64, "height": 65}, {"width": 65, "height": 64}, "size"),
@@ -23,13 +23,13 @@ def test_a_key_without_limits_may_ask_for_everything_but_priority():
         (Limits(priority=-3), {"priority": -3}, {"priority": -2}, "priority"),
     ],
 )
-def test_limits(limits, fits, beyond, field):
-    assert refusal(limits, fits) is None
-    assert refusal(limits, beyond).field == field
-    assert refusal(limits, {}) is None
+def test_the_first_field_beyond_the_limits_is_found(limits, allowed, beyond, field):
+    assert find_violation(limits, allowed) is None
+    assert find_violation(limits, beyond).field == field
+    assert find_violation(limits, {}) is None
 
 
-def test_defaults_of_a_key():
+def test_the_defaults_of_a_key_apply_to_absent_options():
     assert with_defaults(Limits(models=("a", "b"), priority=7), {"width": 8}) == {
         "model": "a",
         "priority": 7,
@@ -39,16 +39,16 @@ def test_defaults_of_a_key():
         "model": "b",
         "priority": 1,
     }
-    assert with_defaults(UNLIMITED, {}) == {"priority": 0}, "whoever may ask for 100 does not by itself"
+    assert with_defaults(UNLIMITED, {}) == {"priority": 0}, "the maximum priority is not the default"
 
 
-def test_limits_are_kept_as_json():
+def test_limits_survive_a_round_trip_through_json():
     limits = Limits(requests_per_minute=1.5, models=("a",), max_in_flight=3, priority=-1)
-    kept = {**limits.as_json(), "models": ["a"], "of a later version": 1}
-    assert Limits.from_json(kept) == limits
+    stored = {**limits.as_json(), "models": ["a"], "of a later version": 1}
+    assert Limits.from_json(stored) == limits
 
 
-def test_the_bucket_gives_a_minutes_worth_and_refills():
+def test_the_bucket_holds_one_minutes_worth_and_refills():
     bucket = TokenBucket(3)
     assert [bucket.take(100.0) for _ in range(3)] == [0, 0, 0]
     assert bucket.take(100.0) == pytest.approx(20)
@@ -58,7 +58,7 @@ def test_the_bucket_gives_a_minutes_worth_and_refills():
     assert [bucket.take(9999.0) for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
 
 
-def test_less_than_one_a_minute():
+def test_rates_below_one_per_minute_are_possible():
     bucket = TokenBucket(0.5)
     assert bucket.take(0.0) == 0
     assert bucket.take(0.0) == pytest.approx(120)

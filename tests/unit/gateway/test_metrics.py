@@ -1,10 +1,10 @@
-"""The gateway's metrics before anything has happened."""
+"""The gateway's metrics before the first request."""
 
 from imagegen_gateway.metrics import Metrics
 
 
-def test_what_is_counted_by_outcome_is_told_from_the_start_as_0():
-    """Prometheus sees no rise of a counter that begins with 1."""
+def test_labelled_counters_start_at_0():
+    """Prometheus' rate() ignores the first value of a counter."""
     registry = Metrics().registry
     for name, label, values in (
         ("refusals", "reason", ("key", "limit", "in_flight", "rate", "streams")),

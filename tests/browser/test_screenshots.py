@@ -1,4 +1,4 @@
-"""What the page looks like, drawn into out/screenshots/: `page.png` and `page-dark.png` there are the README's."""
+"""Screenshots of the page in out/screenshots/; `page.png` and `page-dark.png` are in the README."""
 
 from io import BytesIO
 from pathlib import Path
@@ -7,24 +7,24 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, ask_for, made
+from tests.browser.actions import SLOW, submit, wait_for_image
 from tests.browser.conftest import NARROW
 from tools.demo import PROMPTS
 from tools.shapes import drawing, grade
 
 OUT = Path(__file__).parents[2] / "out" / "screenshots"
-ROOMY = {"width": 1680, "height": 1130}
-"""Three rows of three pictures, between the form and the fleet."""
-MADE = dict.fromkeys(PROMPTS[:9], 20)
-GROWING = {
+VIEWPORT = {"width": 1680, "height": 1130}
+"""Room for three rows of three images between the form and the fleet."""
+FINISHED = dict.fromkeys(PROMPTS[:9], 20)
+RUNNING = {
     "a white star on a red background": 150,
     "a yellow circle on a blue background": 150,
     "a white cross on a purple background": 150,
     "a blue ring on an orange background": 240,
     "a yellow triangle on a black background": SLOW,
 }
-"""Prompts and their steps: three that can be watched, one more that there is room for, and one that waits."""
-STAND_STILL = """() => {
+"""Prompts and steps: three running jobs with previews, one more running job, and a queued one."""
+FREEZE = """() => {
     const watched = [...document.querySelectorAll(".tile")].slice(2, 5);
     const done = watched.map((tile) => Number(tile.querySelector(".bar")?.ariaValueNow ?? 100));
     if (Math.min(...done) < 85 || !watched.every((tile) => tile.querySelector("img"))) return false;
@@ -32,52 +32,52 @@ STAND_STILL = """() => {
     document.dispatchEvent(new Event("visibilitychange"));
     return true;
 }"""
-"""Once each of the three shows something, the page is told that it is hidden: it follows nothing then."""
+"""When all three jobs show a preview, make the page believe that it is hidden, so that it stops updating."""
 ROUND = 5
-"""Pixels at the edge of a picture, whose corners are round."""
+"""Pixels to cut off at the edges of an image with round corners."""
 
 
 @pytest.fixture(scope="module")
 def gpus():
-    """A fleet, to be looked at."""
+    """Two workers."""
     return 2
 
 
 @pytest.fixture
 def page(new_page, gateway):
-    """A page with pictures on it."""
-    page = new_page(gateway, ROOMY)
+    """A page with images."""
+    page = new_page(gateway, VIEWPORT)
     expect(page.locator(".gpu .state.ready")).to_have_count(2)
-    ask_for_all(page, MADE)
-    for prompt in MADE:
-        made(page, prompt)
+    submit_all(page, FINISHED)
+    for prompt in FINISHED:
+        wait_for_image(page, prompt)
     return page
 
 
-def ask_for_all(page, steps):
-    """Ask for a picture of each prompt, and leave the form as it was."""
+def submit_all(page, steps):
+    """Submit all prompts, and clear the form."""
     for seed, (prompt, count) in enumerate(steps.items()):
-        ask_for(page, prompt, seed=seed, num_inference_steps=count)
+        submit(page, prompt, seed=seed, num_inference_steps=count)
     for field in ("seed", "num_inference_steps"):
         page.locator(f"#{field}").fill("")
 
 
-def draw(page, name, scheme, full_page=False):
-    """Draw the page into a file; return the picture."""
+def screenshot(page, name, scheme, full_page=False):
+    """Save a screenshot; return it."""
     page.emulate_media(color_scheme=scheme)
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
     page.wait_for_function("() => [...document.images].every((image) => image.complete)")
     OUT.mkdir(parents=True, exist_ok=True)
     shot = Image.open(BytesIO(page.screenshot(path=OUT / name, full_page=full_page)))
-    assert shot.width == page.viewport_size["width"], "nothing stands out at the side"
+    assert shot.width == page.viewport_size["width"], "the page does not overflow"
     ground = shot.convert("L").getpixel((2, shot.height - 3))
     assert ground > 160 if scheme == "light" else ground < 90
     return shot
 
 
 def cut_out(shot, element):
-    """Return the part of a picture of the page where an element is."""
+    """Return the part of a screenshot that shows an element."""
     box = element.bounding_box()
     left, top = round(box["x"]) + ROUND, round(box["y"]) + ROUND
     right, bottom = round(box["x"] + box["width"]) - ROUND, round(box["y"] + box["height"]) - ROUND
@@ -86,41 +86,41 @@ def cut_out(shot, element):
     return shot.crop((left, top, right, bottom))
 
 
-def seen(shot, element):
-    """Say what is seen there, as a prompt would."""
+def caption(shot, element):
+    """Return the caption of the shape that an element shows."""
     seen = grade.measure(cut_out(shot, element))
     return drawing.plain_caption(drawing.Spec(seen.shape, seen.foreground, seen.background))
 
 
 def colours(shot, element):
-    """Count the colours there."""
+    """Return the number of colours of an element."""
     part = cut_out(shot, element)
     return len(part.getcolors(part.width * part.height))
 
 
-def test_pictures_in_light_and_dark_wide_and_narrow(page):
+def test_images_in_all_colour_schemes_and_widths(page):
     prompt = "a yellow star on a purple background"
-    made(page, prompt).click()
+    wait_for_image(page, prompt).click()
     expect(page.locator("#detail")).to_be_visible()
-    shot = draw(page, "page-dark.png", "dark")
-    assert seen(shot, page.locator("#detail-image")) == prompt
+    shot = screenshot(page, "page-dark.png", "dark")
+    assert caption(shot, page.locator("#detail-image")) == prompt
     page.keyboard.press("Escape")
     page.set_viewport_size(NARROW)
     for scheme in ("light", "dark"):
-        shot = draw(page, f"page-narrow-{scheme}.png", scheme, full_page=True)
-        for prompt in MADE:
-            assert seen(shot, made(page, prompt)) == prompt
+        shot = screenshot(page, f"page-narrow-{scheme}.png", scheme, full_page=True)
+        for prompt in FINISHED:
+            assert caption(shot, wait_for_image(page, prompt)) == prompt
 
 
-def test_a_fleet_at_work(page):
-    ask_for_all(page, GROWING)
-    page.wait_for_function(STAND_STILL)
-    shot = draw(page, "page.png", "light")
-    for prompt in list(MADE)[-4:]:
-        assert seen(shot, made(page, prompt)) == prompt
-    *watched, _, last = (page.locator(".tile", has_text=prompt) for prompt in GROWING)
+def test_running_jobs(page):
+    submit_all(page, RUNNING)
+    page.wait_for_function(FREEZE)
+    shot = screenshot(page, "page.png", "light")
+    for prompt in list(FINISHED)[-4:]:
+        assert caption(shot, wait_for_image(page, prompt)) == prompt
+    *watched, _, last = (page.locator(".tile", has_text=prompt) for prompt in RUNNING)
     for tile in watched:
-        assert colours(shot, tile.locator(".frame")) > 1000, "what it will be, if not what it is"
-    assert colours(shot, last.locator(".frame")) > 1, "how long, or how far"
+        assert colours(shot, tile.locator(".frame")) > 1000, "a preview or an image"
+    assert colours(shot, last.locator(".frame")) > 1, "the remaining time or the progress"
     last.get_by_role("button", name="Cancel").click()
     expect(last.locator(".words")).to_have_text("Cancelled")

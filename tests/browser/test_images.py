@@ -1,4 +1,4 @@
-"""Pictures on the page: made, watched, cancelled, found again, and used for others."""
+"""Generation on the page: the form, progress, cancellation, history and reuse of images."""
 
 import json
 import re
@@ -6,25 +6,25 @@ import re
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, ask_for, ask_for_too_much, make, pictures
+from tests.browser.actions import SLOW, generate, images, submit, submit_too_large
 
 
-def test_pictures_are_made_and_can_be_kept_with_their_parameters(page, tmp_path):
-    picture = make(page, "a red circle on a blue background", n=2, seed=7)
-    expect(picture).to_have_count(2)
+def test_images_are_generated_and_downloaded_with_their_parameters(page, tmp_path):
+    image = generate(page, "a red circle on a blue background", n=2, seed=7)
+    expect(image).to_have_count(2)
     expect(page.get_by_text("Seed 7", exact=True)).to_be_visible()
-    picture.first.click()
+    image.first.click()
     expect(page.locator("#detail-parameters")).to_contain_text("Steps20")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "a-red-circle-on-a-blue-background-7.png"
-    download.value.save_as(tmp_path / "kept.png")
-    with Image.open(tmp_path / "kept.png") as image:
-        parameters = json.loads(image.text["parameters"])
+    download.value.save_as(tmp_path / "downloaded.png")
+    with Image.open(tmp_path / "downloaded.png") as file:
+        parameters = json.loads(file.text["parameters"])
     assert (parameters["prompt"], parameters["seed"]) == ("a red circle on a blue background", 7)
 
 
-def test_the_form_is_as_the_model_takes_it(page):
+def test_the_form_has_the_ranges_and_defaults_of_the_model(page):
     steps, width = page.get_by_label("Steps"), page.get_by_label("Width")
     expect(steps).to_have_attribute("placeholder", "20")
     expect(width).to_have_attribute("placeholder", "64")
@@ -44,7 +44,7 @@ PLAIN = {
     "n": {"default": 1, "minimum": 1, "maximum": 16},
     "output_format": {"default": "png", "enum": ["png", "jpeg", "webp"]},
 }
-"""What a distilled model takes."""
+"""The parameters of a distilled model."""
 ABLE = {
     **PLAIN,
     "guidance_scale": {"default": 7.5, "minimum": 0, "maximum": 100},
@@ -57,7 +57,7 @@ ABLE = {
 
 
 def serve_models(page, **models):
-    """Have the page believe that the fleet serves these, the first by default."""
+    """Replace the response of `/v1/models`; the first model is the default."""
     data = [
         {
             "id": name,
@@ -65,9 +65,9 @@ def serve_models(page, **models):
             "created": 1,
             "owned_by": "imagegen",
             "default": not index,
-            "parameters": takes,
+            "parameters": parameters,
         }
-        for index, (name, takes) in enumerate(models.items())
+        for index, (name, parameters) in enumerate(models.items())
     ]
     page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": data}))
     page.reload()
@@ -77,9 +77,7 @@ def serve_models(page, **models):
 def test_the_form_changes_with_the_model(page):
     serve_models(page, able=ABLE, plain=PLAIN, unknown=None)
     page.get_by_text("More", exact=True).click()
-    shown = [
-        page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Start from a picture")
-    ]
+    shown = [page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Input image")]
     for field in shown:
         expect(field).to_be_visible()
     expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "4")
@@ -89,7 +87,7 @@ def test_the_form_changes_with_the_model(page):
     for field in shown:
         expect(field).to_be_hidden()
     with page.expect_request("**/v1/jobs") as sent:
-        ask_for(page, "a plain star")
+        submit(page, "a plain star")
     assert not {"guidance_scale", "scheduler"} & set(sent.value.post_data_json)
     page.get_by_label("Model").select_option("unknown")
     expect(page.get_by_label("Guidance")).to_be_visible()
@@ -97,7 +95,7 @@ def test_the_form_changes_with_the_model(page):
     expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
 
 
-def test_a_parameter_that_is_declared_has_its_field(page, gateway):
+def test_a_newly_declared_parameter_has_a_field(page, gateway):
     document = page.request.get(f"{gateway}/openapi.json").json()
     new = {
         "kind": "number", "listed": True, "choices_by_model": False, "description": "New.",
@@ -126,7 +124,7 @@ def test_a_parameter_that_is_declared_has_its_field(page, gateway):
     expect(rescale).to_be_hidden()
 
 
-def test_loras_are_chosen(page):
+def test_loras_are_selected(page):
     serve_models(page, able=ABLE)
     page.get_by_text("More", exact=True).click()
     expect(page.get_by_label("Scale of ink")).to_be_disabled()
@@ -138,24 +136,24 @@ def test_loras_are_chosen(page):
     assert sent.value.post_data_json["loras"] == [{"name": "ink", "scale": 0.5}]
     page.get_by_label("oil", exact=True).check()
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#problem")).to_have_text("At most 1 LoRAs at a time.")
+    expect(page.locator("#problem")).to_have_text("Maximum number of LoRAs: 1.")
 
 
-def test_what_is_made_can_be_watched_and_cancelled(page):
-    tile = ask_for(page, "a slow star", num_inference_steps=SLOW)
+def test_a_job_shows_its_progress_and_is_cancelled(page):
+    tile = submit(page, "a slow star", num_inference_steps=SLOW)
     expect(tile).to_contain_text(re.compile(rf"Step \d+ of {SLOW}"), timeout=60_000)
     expect(tile.locator("img.preview")).to_have_attribute("src", re.compile("^data:image/"))
     bar = tile.get_by_role("progressbar")
     expect(bar).to_have_attribute("aria-valuenow", re.compile("[1-9]"), timeout=60_000)
     tile.get_by_role("button", name="Cancel").click()
     expect(tile.locator(".words")).to_have_text("Cancelled")
-    expect(page.get_by_role("status")).to_have_text("a slow star: is cancelled")
+    expect(page.get_by_role("status")).to_have_text("a slow star: cancelled")
     expect(page.locator(".gpu")).to_contain_text("0 running")
 
 
-def test_what_waits_tells_its_place(page):
-    tiles = [ask_for(page, f"a slow ring, {number}", num_inference_steps=SLOW) for number in range(4)]
-    expect(tiles[-1]).to_contain_text(re.compile(r"Place \d in the queue"), timeout=60_000)
+def test_queued_jobs_show_their_positions(page):
+    tiles = [submit(page, f"a slow ring, {number}", num_inference_steps=SLOW) for number in range(4)]
+    expect(tiles[-1]).to_contain_text(re.compile(r"Position \d in the queue"), timeout=60_000)
     expect(page.locator("#figures > div", has_text="Queued").locator("dd")).to_have_text(re.compile("[12]"))
     expect(page.locator(".rows i.running, .rows i.waiting")).to_have_count(2)
     for tile in reversed(tiles):
@@ -163,7 +161,7 @@ def test_what_waits_tells_its_place(page):
         expect(tile.locator(".words")).to_have_text("Cancelled")
 
 
-def test_memory_and_temperature_show_where_they_are_told(page):
+def test_memory_and_temperature_are_shown_if_reported(page):
     expect(page.locator(".gpu")).not_to_contain_text("GiB")
     gpu = {
         "worker": "gpu0",
@@ -180,57 +178,57 @@ def test_memory_and_temperature_show_where_they_are_told(page):
         "memory_total_bytes": 80 * 2**30,
         "temperature_celsius": 61.0,
     }
-    told = {"lost_for_seconds": None, "estimated_wait_seconds": 0.0, "queued_requests": 0, "gpus": [gpu]}
-    page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(told)}\n\n"))
+    data = {"lost_for_seconds": None, "estimated_wait_seconds": 0.0, "queued_requests": 0, "gpus": [gpu]}
+    page.route("**/fleet/events", lambda route: route.fulfill(body=f"event: fleet\ndata: {json.dumps(data)}\n\n"))
     page.reload()
     expect(page.locator(".gpu")).to_contain_text("3.0 of 80.0 GiB, 61 °C")
     expect(page.get_by_label("2 running and 1 waiting, of 4 images")).to_be_visible()
 
 
-def test_a_reload_shows_what_was_made_and_goes_on_with_what_is(page):
-    make(page, "a green square")
-    ask_for(page, "a slow cross", num_inference_steps=SLOW)
+def test_a_reload_restores_images_and_running_jobs(page):
+    generate(page, "a green square")
+    submit(page, "a slow cross", num_inference_steps=SLOW)
     page.reload()
-    expect(pictures(page, "a green square")).to_be_visible()
+    expect(images(page, "a green square")).to_be_visible()
     tile = page.locator(".tile", has_text="a slow cross")
     expect(tile).to_contain_text(re.compile(rf"Step \d+ of {SLOW}"), timeout=60_000)
     tile.get_by_role("button", name="Cancel").click()
     expect(tile.locator(".words")).to_have_text("Cancelled")
     tile.get_by_role("button", name="Remove").click()
     page.reload()
-    expect(pictures(page, "a green square")).to_be_visible()
+    expect(images(page, "a green square")).to_be_visible()
     expect(page.get_by_text("a slow cross")).to_have_count(0)
 
 
-def test_the_history_is_of_this_browser_alone(page, new_page, gateway):
-    make(page, "a purple star")
+def test_the_history_belongs_to_one_browser(page, new_page, gateway):
+    generate(page, "a purple star")
     other = new_page(gateway)
     other.locator(".gpu").wait_for()
     expect(other.locator("#empty")).to_be_visible()
 
 
-def test_a_picture_is_used_again_varied_and_started_from(page):
-    make(page, "a blue triangle", seed=11, num_inference_steps=12).first.click()
+def test_an_image_is_used_again_varied_and_used_as_input(page):
+    generate(page, "a blue triangle", seed=11, num_inference_steps=12).first.click()
     page.get_by_role("button", name="Use again").click()
     assert page.get_by_label("Seed").input_value() == "11"
     assert page.get_by_label("Steps").input_value() == "12"
 
-    pictures(page, "a blue triangle").first.click()
+    images(page, "a blue triangle").first.click()
     page.get_by_role("button", name="Vary the seed").click()
-    expect(pictures(page, "a blue triangle")).to_have_count(2, timeout=60_000)
+    expect(images(page, "a blue triangle")).to_have_count(2, timeout=60_000)
     expect(page.get_by_text("Seed 11", exact=True)).to_have_count(1)
 
-    pictures(page, "a blue triangle").last.click()
-    page.get_by_role("button", name="Start from it").click()
-    expect(page.get_by_alt_text("The picture to start from")).to_be_visible()
+    images(page, "a blue triangle").last.click()
+    page.get_by_role("button", name="Use as input").click()
+    expect(page.get_by_alt_text("Selected input image")).to_be_visible()
     page.get_by_label("Strength").fill("0.6")
-    make(page, "a blue square", seed=3).first.click()
+    generate(page, "a blue square", seed=3).first.click()
     expect(page.locator("#detail-parameters")).to_contain_text("Strength0.6")
 
 
-def test_what_is_wrong_is_said_at_its_field(page):
+def test_invalid_fields_are_reported_and_focused(page):
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#problem")).to_have_text("Say what the picture should show.")
+    expect(page.locator("#problem")).to_have_text("Enter a prompt.")
     page.get_by_label("Prompt", exact=True).fill("a star")
     page.get_by_label("Steps").fill("5000")
     page.get_by_role("button", name="Generate").click()
@@ -251,6 +249,6 @@ def test_what_is_wrong_is_said_at_its_field(page):
     expect(page.get_by_label("Seed")).to_be_focused()
 
 
-def test_what_the_model_refuses_is_told(page):
-    tile = ask_for_too_much(page, "a huge star")
+def test_a_rejection_by_the_model_is_shown(page):
+    tile = submit_too_large(page, "a huge star")
     expect(tile.locator(".failed .words")).to_contain_text("256", timeout=60_000)

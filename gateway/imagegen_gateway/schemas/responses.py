@@ -1,4 +1,4 @@
-"""What is answered."""
+"""Response bodies."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class Image(BaseModel):
-    """One image: in base64, or where it is for a while."""
+    """One image: as base64, or as a URL that expires."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -18,7 +18,7 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    """The answer to an OpenAI request."""
+    """The response to an OpenAI request."""
 
     created: int
     data: list[Image]
@@ -29,16 +29,16 @@ class Images(BaseModel):
 
 
 class Parameter(BaseModel):
-    """What may be said for one parameter of a model, as JSON Schema means it; what is not bounded is absent."""
+    """The accepted values of one parameter, in terms of JSON Schema; absent fields do not limit it."""
 
     default: bool | int | float | str | None = None
-    """What the model takes where nothing is said."""
+    """Value used if a request does not state one."""
     minimum: int | float | None = None
     exclusive_minimum: int | float | None = None
     maximum: int | float | None = None
     multiple_of: int | None = None
     enum: list[str] | None = None
-    """Of LoRAs: those that were there when the model was loaded."""
+    """Allowed values; for LoRAs, those that existed when the model was loaded."""
     min_length: int | None = None
     max_length: int | None = None
     pattern: str | None = None
@@ -51,23 +51,23 @@ class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int
-    """When the gateway started."""
+    """Time at which the gateway started."""
     owned_by: Literal["imagegen"] = "imagegen"
     default: bool
-    """Whether a request takes it that names none."""
+    """Whether requests without a model use this one."""
     parameters: dict[str, Parameter] | None = None
-    """What the model takes, within what the key may; absent until a worker has loaded it, and told."""
+    """Accepted parameters within the limits of the key; absent until a worker has loaded the model."""
 
 
 class Models(BaseModel):
-    """The models that the key may use."""
+    """The models that the key can use."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class StoredImage(BaseModel):
-    """One image of a job; `url` is good until the job's `expires_at`, for whoever has it."""
+    """One image of a job; its `url` needs no key and is valid until the job's `expires_at`."""
 
     url: str
     seed: int
@@ -90,11 +90,11 @@ class Job(BaseModel):
     started_at: int | None
     finished_at: int | None
     expires_at: int | None
-    """When it is forgotten, with its images; set when it has ended."""
+    """Time at which the job and its images are deleted; null until the job has ended."""
     place: int | None = None
-    """While it is queued: how many requests go before it, at most."""
+    """Maximum number of requests ahead of it in the queue, while it is queued."""
     seconds_to_start: float | None = None
-    """While it is queued: an estimate; null while unknown."""
+    """Estimated time until it starts, while it is queued; null while unknown."""
     step: int | None = None
     steps: int | None = None
     images: list[StoredImage] | None
@@ -103,14 +103,14 @@ class Job(BaseModel):
 
 
 class JobEvent(Job):
-    """The data of each event of `GET /v1/jobs/{id}/events`: the job, and what it looks like so far."""
+    """The data of the events of `GET /v1/jobs/{id}/events`: the job and a preview."""
 
     preview: str | None = None
-    """While it runs, and where the model can make one: a small picture as a `data:` URL; null: as before."""
+    """Small image as a `data:` URL, while the job runs and if the model supports it; null if unchanged."""
 
 
 class Jobs(BaseModel):
-    """Jobs, the newest first."""
+    """Jobs, newest first."""
 
     object: Literal["list"] = "list"
     data: list[Job]

@@ -1,4 +1,4 @@
-"""A receiver of webhooks, in a thread of the test's process."""
+"""An HTTP server that receives webhooks, in a thread of the test process."""
 
 import json
 import queue
@@ -7,18 +7,18 @@ from threading import Thread
 
 
 class Receiver:
-    """Answers with the statuses that it was given, then with 200; `calls` has what came."""
+    """Responds with the given statuses, then with 200; `calls` has the received headers and bodies."""
 
     def __init__(self, *statuses):
         self.calls = queue.Queue()
-        left = list(statuses)
+        remaining = list(statuses)
         calls = self.calls
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
                 calls.put((dict(self.headers.items()), body))
-                status = left.pop(0) if left else 200
+                status = remaining.pop(0) if remaining else 200
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", "/elsewhere")
@@ -36,7 +36,7 @@ class Receiver:
         self._thread.start()
 
     def next(self):
-        """Wait for a call; return its headers and what its body says."""
+        """Wait for a webhook; return its headers and its decoded body."""
         headers, body = self.calls.get(timeout=60)
         return headers, json.loads(body)
 

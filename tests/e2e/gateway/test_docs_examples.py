@@ -1,4 +1,4 @@
-"""The examples of docs/gateway.md, typed as they stand there."""
+"""The examples of docs/gateway.md, run unchanged."""
 
 import os
 import re
@@ -18,14 +18,14 @@ pytestmark = needs("curl", "jq")
 
 
 def examples(language, *words):
-    """The blocks of a language with all the words in them."""
+    """Return the code blocks of a language that contain all the words."""
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return [block for block in blocks if all(word in block for word in words)]
 
 
 @pytest.fixture
-def type_in(gateway, tmp_path, monkeypatch):
-    """Run an example in an empty folder, against the test's gateway."""
+def run_example(gateway, tmp_path, monkeypatch):
+    """A function that runs an example in an empty folder against the test's gateway."""
     work = tmp_path / "work"
     work.mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -46,41 +46,41 @@ def type_in(gateway, tmp_path, monkeypatch):
     return run
 
 
-def test_a_picture_with_curl(type_in):
+def test_an_image_with_curl(run_example):
     [example] = examples("sh", "/v1/images/generations")
-    type_in(example, "bash")
-    with Image.open(type_in.folder / "circle.png") as image:
+    run_example(example, "bash")
+    with Image.open(run_example.folder / "circle.png") as image:
         assert image.size == (64, 64)
 
 
-def test_openais_client(type_in):
+def test_openais_client(run_example):
     [example] = examples("python", "OpenAI(")
-    said = type_in(example, sys.executable, "-W", "error")
-    assert said.splitlines()[-1] == "image_generation.completed"
-    assert {path.name for path in type_in.folder.iterdir()} == {"star-7.png", "star-8.png"}
+    output = run_example(example, sys.executable, "-W", "error")
+    assert output.splitlines()[-1] == "image_generation.completed"
+    assert {path.name for path in run_example.folder.iterdir()} == {"star-7.png", "star-8.png"}
 
 
-def test_a_job_with_curl(type_in):
+def test_a_job_with_curl(run_example):
     [example] = examples("sh", "/v1/jobs", "Idempotency-Key")
-    assert "event: done" in type_in(example, "bash")
-    with Image.open(type_in.folder / "ring.png") as image:
+    assert "event: done" in run_example(example, "bash")
+    with Image.open(run_example.folder / "ring.png") as image:
         assert image.size == (64, 64)
 
 
-def test_what_a_model_takes_with_curl(type_in):
+def test_the_parameters_of_a_model_with_curl(run_example):
     [example] = examples("sh", "parameters")
-    assert '"default": 20' in type_in(example, "bash")
+    assert '"default": 20' in run_example(example, "bash")
 
 
-def test_keys(type_in, gateway):
+def test_key_commands(run_example, gateway):
     [example] = examples("sh", "keys add alice --requests")
     words = "\n".join(line for line in example.splitlines() if " keys " in line)
-    said = type_in(words, "bash", IMAGEGEN_GATEWAY_STATE_FOLDER=str(gateway.folder), COLUMNS="300")
-    assert said.startswith("key             imagegen_")
-    assert "requests_per_minute=60.0" in said
-    assert said.endswith("revoked alice\n")
+    output = run_example(words, "bash", IMAGEGEN_GATEWAY_STATE_FOLDER=str(gateway.folder), COLUMNS="300")
+    assert output.startswith("key             imagegen_")
+    assert "requests_per_minute=60.0" in output
+    assert output.endswith("revoked alice\n")
 
 
-def test_a_key_with_curl(type_in, gateway):
+def test_a_key_with_curl(run_example, gateway):
     [example] = examples("sh", "Authorization: Bearer")
-    assert '"object":"list"' in type_in(example, "bash", KEY=gateway.add_key("alice"))
+    assert '"object":"list"' in run_example(example, "bash", KEY=gateway.add_key("alice"))

@@ -1,4 +1,4 @@
-"""Whoever hangs up has their request cancelled."""
+"""Requests are cancelled when the client disconnects or the gateway shuts down."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ def worker_options():
 
 
 @pytest.mark.parametrize("how", [{}, {"stream": True}, {"stream": True, "partial_images": 1}], ids=repr)
-def test_hanging_up_cancels(fleet, gateway, broker_client, how):
+def test_a_disconnect_cancels_the_request(fleet, gateway, broker_client, how):
     host, port = gateway.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "x", **how}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -26,22 +26,23 @@ def test_hanging_up_cancels(fleet, gateway, broker_client, how):
     before = broker_client.stats()["totals"]["answered"].get("cancelled", 0)
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        fleet.wait_until(lambda: running() == 1, "a request that runs")
+        fleet.wait_until(lambda: running() == 1, "a running request")
     cancelled = before + 1
     fleet.wait_until(
         lambda: broker_client.stats()["totals"]["answered"].get("cancelled", 0) == cancelled, "its cancellation"
     )
     fleet.wait_until(
-        lambda: "imagegen_gateway_requests_in_flight 1.0" in gateway.http.get("/metrics").text, "nobody in flight"
+        lambda: "imagegen_gateway_requests_in_flight 1.0" in gateway.http.get("/metrics").text,
+        "no request in flight",
     )
 
 
-def test_on_sigterm_requests_are_given_up_after_a_while(fleet, start_gateway, broker_client):
+def test_after_sigterm_requests_are_cancelled_at_the_drain_timeout(fleet, start_gateway, broker_client):
     gateway = start_gateway("--drain-timeout", "1")
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(gateway.http.post, "/v1/images/generations", json={"prompt": "x"})
+        response = pool.submit(gateway.http.post, "/v1/images/generations", json={"prompt": "x"})
         fleet.wait_until(lambda: broker_client.stats()["requests"]["dispatched"] >= 1, "a request at the worker")
         assert fleet.terminate(gateway.name, timeout=30) == 0
-        assert (asked.result().status_code, asked.result().json()["error"]["code"]) == (503, "client_closed")
-        assert "retry-after" in asked.result().headers
-    fleet.wait_until(lambda: broker_client.stats()["requests"]["dispatched"] == 0, "its end")
+        assert (response.result().status_code, response.result().json()["error"]["code"]) == (503, "client_closed")
+        assert "retry-after" in response.result().headers
+    fleet.wait_until(lambda: broker_client.stats()["requests"]["dispatched"] == 0, "the end of the request")

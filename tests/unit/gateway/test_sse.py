@@ -1,4 +1,4 @@
-"""The start of a stream's response: a refusal before it has its own status, an error after it is an event."""
+"""The start of event streams: errors before it have their own status, errors after it are events."""
 
 import asyncio
 import json
@@ -11,15 +11,15 @@ from imagegen_gateway.errors import ApiError
 from imagegen_protocol import OverloadedError
 
 
-class Opening:
-    """Opens a stream of `events` and counts how often it is closed."""
+class Connection:
+    """One client connection; counts how often its stream is closed."""
 
     def __init__(self):
         self.closed = 0
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
 
     async def receive(self):
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     def close(self):
@@ -30,7 +30,7 @@ class Opening:
         return await sse.open_stream(request, events, self.close)
 
     async def serve(self, response):
-        """Return what the response sends."""
+        """Send the response; return its status and body."""
         sent = []
 
         async def send(message):
@@ -40,7 +40,7 @@ class Opening:
         return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
-async def refused(error):
+async def failing(error):
     raise error
     yield b""
 
@@ -50,10 +50,10 @@ async def refused(error):
 )
 def test_an_error_before_the_first_event_is_raised(error):
     async def run():
-        opening = Opening()
+        connection = Connection()
         with pytest.raises(type(error)) as caught:
-            await opening.open(refused(error))
-        return caught.value, opening.closed
+            await connection.open(failing(error))
+        return caught.value, connection.closed
 
     assert asyncio.run(run()) == (error, 1)
 
@@ -64,9 +64,9 @@ def test_an_error_after_the_first_event_is_the_last_event():
         raise OverloadedError("full", retry_after_seconds=3.0)
 
     async def run():
-        opening = Opening()
-        status, body = await opening.serve(await opening.open(events()))
-        return status, body, opening.closed
+        connection = Connection()
+        status, body = await connection.serve(await connection.open(events()))
+        return status, body, connection.closed
 
     status, body, closed = asyncio.run(run())
     assert (status, closed) == (200, 1)
@@ -75,20 +75,20 @@ def test_an_error_after_the_first_event_is_the_last_event():
     assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "overloaded"
 
 
-def test_without_a_first_event_the_response_starts_after_a_while(monkeypatch):
+def test_without_a_first_event_the_response_starts_after_a_timeout(monkeypatch):
     monkeypatch.setattr(sse, "START_SECONDS", 0.01)
 
     async def run():
-        opening, go = Opening(), asyncio.Event()
+        connection, go = Connection(), asyncio.Event()
 
         async def events():
             await go.wait()
             yield b"late\n\n"
 
-        response = await opening.open(events())
-        assert opening.closed == 0
+        response = await connection.open(events())
+        assert connection.closed == 0
         go.set()
-        return await opening.serve(response), opening.closed
+        return await connection.serve(response), connection.closed
 
     assert asyncio.run(run()) == ((200, b"late\n\n"), 1)
 
@@ -97,30 +97,77 @@ def test_a_client_that_disconnects_before_the_response_starts_closes_the_stream(
     ended = []
 
     async def run():
-        opening = Opening()
+        connection = Connection()
 
         async def events():
             try:
-                opening.gone.set()
+                connection.disconnected.set()
                 await asyncio.Event().wait()
                 yield b""
             finally:
                 ended.append(True)
 
-        response = await opening.open(events())
-        return response.status_code, opening.closed
+        response = await connection.open(events())
+        return response.status_code, connection.closed
 
     assert asyncio.run(run()) == (499, 1)
     assert ended == [True]
 
 
 def test_a_stream_without_events_is_served_and_closed():
-    async def nothing():
+    async def no_events():
         return
         yield b""
 
     async def run():
-        opening = Opening()
-        return await opening.serve(await opening.open(nothing())), opening.closed
+        connection = Connection()
+        return await connection.serve(await connection.open(no_events())), connection.closed
 
     assert asyncio.run(run()) == ((200, b""), 1)
+
+
+def test_keepalives_are_sent_between_events():
+    closed = []
+
+    async def run():
+        go = asyncio.Event()
+
+        async def events():
+            try:
+                yield b"one"
+                await go.wait()
+                yield b"two"
+            finally:
+                closed.append(True)
+
+        received = []
+        async for chunk in sse.with_keepalives(events(), seconds=0.001):
+            received.append(chunk)
+            if len(received) == 4:
+                go.set()
+        return received
+
+    received = asyncio.run(run())
+    assert received[0] == b"one"
+    assert received[-1] == b"two"
+    assert {*received[1:-1]} == {b": ping\n\n"}
+    assert closed == [True]
+
+
+def test_closing_a_stream_early_closes_its_events():
+    closed = []
+
+    async def run():
+        async def events():
+            try:
+                yield b"one"
+                await asyncio.Event().wait()
+            finally:
+                closed.append(True)
+
+        stream = sse.with_keepalives(events(), seconds=0.001)
+        assert [await anext(stream), await anext(stream)] == [b"one", b": ping\n\n"]
+        await stream.aclose()
+
+    asyncio.run(run())
+    assert closed == [True]
