@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment of its own, with pinned versions; nothing is installed beside it.
+# Everything runs in a virtual environment with pinned versions; nothing is installed outside of it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORES := $(shell nproc)
-# Processes that run the tests. Tests of real processes wait for most of their time, so there is one more than cores.
+# Number of test processes: one more than cores, because tests of real processes mostly wait.
 TEST_PROCESSES ?= $(shell expr $(CORES) + 1)
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
 CHECK_FLEETS ?= 480
@@ -19,19 +19,19 @@ GPUS ?=
 .PHONY: help demo check test test-ray lint soak chaos bench install uninstall clean
 
 help:
-	@echo "make demo    start a fleet on this machine, draw a dozen prompts into out/demo/"
-	@echo "make check   lint, then the unit and property tests and a short simulation: at most 3 minutes on 2 cores"
-	@echo "make test    run all tests: at most 20 minutes on 2 cores"
-	@echo "make test-ray  run the tests on a Ray cluster of several nodes (a minute and a half; installs Ray)"
-	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make soak    MINUTES=60 of mixed traffic with restarts: is memory flat? into out/benchmarks/soak/"
-	@echo "make chaos   simulated fleets, then real processes killed and frozen, CHAOS_MINUTES=10 each"
-	@echo "make bench   all benchmarks of this machine, into out/benchmarks/report.md; in minutes with QUICK=1"
-	@echo "make install   as root: an environment in PREFIX=/opt/imagegen, systemd units for ROLES=broker,worker (GPUS=0,1)"
-	@echo "make uninstall as root: stop the units and remove them"
-	@echo "make clean   remove the virtual environment and what was generated"
+	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
+	@echo "make check      run lint, unit and property tests and a short simulation: at most 3 minutes on 2 cores"
+	@echo "make test       run all tests: at most 20 minutes on 2 cores"
+	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
+	@echo "make lint       run ruff, mypy and import-linter"
+	@echo "make soak       run mixed traffic with restarts for MINUTES=60 and check that memory is flat; report in out/benchmarks/soak/"
+	@echo "make chaos      run simulated fleets, then real processes that are killed and frozen, for CHAOS_MINUTES=10 each"
+	@echo "make bench      run all benchmarks, report in out/benchmarks/report.md; QUICK=1 takes minutes"
+	@echo "make install    as root: create the environment PREFIX=/opt/imagegen and systemd units for ROLES=broker,worker (GPUS=0,1)"
+	@echo "make uninstall  as root: stop the units and remove them"
+	@echo "make clean      remove the virtual environments and generated files"
 
-# What `make demo` needs, and `imagegen up`, which it recommends.
+# Dependencies of `make demo`, and of `imagegen up`, which it recommends.
 $(DEMO_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is required; run make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing the fleet into $(VENV) (once; a few minutes, mostly the download of torch) ..."
@@ -40,7 +40,7 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(STAMP): $(DEMO_STAMP)
-	@echo "Installing what the tests and the benchmarks need into $(VENV) (once) ..."
+	@echo "Installing the dependencies of tests and benchmarks into $(VENV) (once) ..."
 	@$(PIP_INSTALL) --editable '.[cli,broker,worker,gateway,dev,bench]'
 	@touch $@
 

@@ -1,10 +1,10 @@
-"""Lays the fleet's units, settings and user down on a host, and takes them away. Needs Python and systemd alone.
+"""Install or uninstall the fleet's units, settings and user on a host. Needs only Python and systemd.
 
-    sudo python3 systemd/install.py install             # units, settings, user; a worker for each GPU found
-    sudo python3 systemd/install.py install --dry-run   # says what it would do
+    sudo python3 systemd/install.py install             # units, settings, user; one worker per detected GPU
+    sudo python3 systemd/install.py install --dry-run   # print the actions
     sudo python3 systemd/install.py uninstall
 
-It may be run again at any time: what is as it should be stays untouched, and settings are never overwritten.
+It may be run repeatedly: correct files stay untouched, and settings are never overwritten.
 """
 
 import argparse
@@ -28,25 +28,25 @@ SETTINGS = Path("/etc/imagegen")
 CACHE = Path("/var/cache/imagegen")
 STATE = (Path("/var/lib/imagegen-gateway"), Path("/var/lib/imagegen-broker"))
 OPERATORS = Path("/etc/systemd/system")
-"""Where drop-ins are, and what is enabled."""
+"""Folder of drop-ins and of links to enabled units."""
 WANTED = OPERATORS / "imagegen-workers.target.wants"
 GROUP = "imagegen"
 ROLES = ("broker", "worker", "gateway")
 USUAL_ROLES = ("broker", "worker")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-"""What the units can't see (ProtectHome, PrivateTmp)."""
+"""Folders that are hidden from the units (ProtectHome, PrivateTmp)."""
 BACKOFF_VERSION = 254
-"""The systemd that knows RestartSteps; an older one would complain of it at each start."""
+"""First systemd version with RestartSteps; older ones log a warning at each start."""
 _GPU = re.compile(r"\d{1,4}|(GPU|MIG)-[\w-]+")
 
 
 class InstallError(Exception):
-    """The host is not as it must be; the message says what would be right."""
+    """The host does not meet a requirement; the message names the requirement."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file to be; `keep`: one that is there already belongs to the operator."""
+    """A file to install; with `keep` an existing file belongs to the operator and is not overwritten."""
 
     path: Path
     content: str
@@ -55,25 +55,25 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Where it all goes: the running system, or a folder that becomes one (`destdir`)."""
+    """The target: the running system, or the root folder of another one (`destdir`)."""
 
     destdir: Path | None
     dry_run: bool
 
     def at(self, path: Path) -> Path:
-        """Return where a path of the host is from here."""
+        """Return the path on this system of a path of the target."""
         return path if self.destdir is None else self.destdir / path.relative_to("/")
 
     def say(self, done: str, would: str, what: object) -> None:
-        """Tell what was done, or would be."""
-        print(f"{would if self.dry_run else done} {what}", flush=True)  # before what a command says
+        """Print an action, or the action of a dry run."""
+        print(f"{would if self.dry_run else done} {what}", flush=True)  # before the output of a command
 
     def folder(self, path: Path, mode: int, group: str | None = None) -> None:
-        """Make a folder that is not there yet."""
+        """Create a folder if it does not exist."""
         there = self.at(path)
         if there.is_dir():
             return
-        self.say("made", "would make", there)
+        self.say("created", "would create", there)
         if not self.dry_run:
             there.mkdir(parents=True)
             there.chmod(mode)
@@ -81,7 +81,7 @@ class Host:
                 shutil.chown(there, group=group)
 
     def write(self, file: File) -> None:
-        """Write a file, unless it is as it should be or is the operator's."""
+        """Write a file, unless its content is correct or it belongs to the operator."""
         there = self.at(file.path)
         if there.is_file() and (file.keep or there.read_text() == file.content):
             print(f"{'kept' if file.keep else 'unchanged'} {there}")
@@ -93,7 +93,7 @@ class Host:
             there.chmod(0o644)
 
     def remove(self, path: Path) -> None:
-        """Remove a file or a folder that is there."""
+        """Remove a file or a folder if it exists."""
         there = self.at(path)
         if not there.exists():
             return
@@ -106,16 +106,16 @@ class Host:
             there.unlink()
 
     def run(self, *words: str) -> None:
-        """Run a command on the host; in a folder there is nothing to run. Raises `InstallError` if it fails."""
+        """Run a command on the host; do nothing with `destdir`. Raises `InstallError` if the command fails."""
         if self.destdir is not None:
             return
         self.say("running", "would run", " ".join(words))
         if not self.dry_run and (status := subprocess.run(words, check=False).returncode):
-            raise InstallError(f"{' '.join(words)} ended with status {status}")
+            raise InstallError(f"{' '.join(words)} exited with status {status}")
 
 
 def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] | None, *, now: bool) -> None:
-    """Lay everything down and enable it; `gpus` None: those that the worker's own command finds."""
+    """Install and enable all units; `gpus` None selects the GPUs that the worker's command detects."""
     version = systemd_version()
     if host.destdir is None:
         if not version:
@@ -138,19 +138,19 @@ def install(host: Host, prefix: Path, roles: Sequence[str], gpus: Sequence[str] 
         workers = [f"imagegen-worker@{gpu}.service" for gpu in found]
         if not found and gpus is None:
             workers = enabled_workers(host)
-            print(f"no GPU was found; enabled before: {' '.join(workers) or 'no worker'}")
+            print(f"no GPU found; enabled workers: {' '.join(workers) or 'none'}")
             if not workers:
-                print('to have one anyhow: --gpus 0 (make install GPUS=0), and device = "cpu" in worker.toml')
+                print('to enable one: --gpus 0 (make install GPUS=0), and device = "cpu" in worker.toml')
         units += ["imagegen-workers.target", *workers]
     if "gateway" in roles:
         units.append("imagegen-gateway.service")
     host.run("systemctl", "enable", *(["--now"] if now else []), *units)
     if not now:
-        print(f"look through {SETTINGS}/*.toml, then: systemctl start {' '.join(units)}")
+        print(f"review {SETTINGS}/*.toml, then run: systemctl start {' '.join(units)}")
 
 
 def uninstall(host: Host, *, purge: bool) -> None:
-    """Stop and disable everything and take it away; `purge`: settings, drop-ins, keys, models and jobs too."""
+    """Stop, disable and remove all units; `purge` also removes settings, drop-ins, keys, models and jobs."""
     instances = enabled_workers(host)
     for unit in ("imagegen-broker.service", "imagegen-gateway.service"):
         if host.at(UNITS / unit).exists():
@@ -158,7 +158,7 @@ def uninstall(host: Host, *, purge: bool) -> None:
     if host.at(UNITS / "imagegen-workers.target").exists():
         instances.append("imagegen-workers.target")
     if booted():
-        host.run("systemctl", "stop", "imagegen-worker@*.service")  # those started by hand, too
+        host.run("systemctl", "stop", "imagegen-worker@*.service")  # includes instances that were started manually
     if instances:
         host.run("systemctl", "disable", *(["--now"] if booted() else []), *instances)
     for path in sorted(host.at(UNITS).glob("imagegen-*")):
@@ -175,7 +175,7 @@ def uninstall(host: Host, *, purge: bool) -> None:
 
 
 def files(prefix: Path, roles: Sequence[str], version: int) -> list[File]:
-    """Return what a host of these roles has, for a version of systemd."""
+    """Return the files of a host with these roles and this version of systemd."""
     found = [File(SYSUSERS, (HERE / "sysusers.conf").read_text())]
     for role in roles:
         for unit in sorted(HERE.glob(f"imagegen-{role}*.*")):
@@ -196,39 +196,39 @@ def enabled_workers(host: Host) -> list[str]:
 
 
 def check_environment(prefix: Path, roles: Sequence[str]) -> None:
-    """Raise `InstallError` unless the units could see what is in the virtual environment."""
+    """Raise `InstallError` unless the virtual environment is visible to the units."""
     commands = [prefix / f"bin/imagegen-{role}" for role in roles]
     for path in (prefix / "bin/python3", *commands):
         if not path.is_file():
             raise InstallError(
-                f"{path} is not there; make the environment first: python3 -m venv {prefix} && "
+                f"{path} does not exist; create the environment first: python3 -m venv {prefix} && "
                 f"{prefix}/bin/pip install -c constraints.txt '.[cli,{','.join(roles)}]'"
             )
     for needed in (prefix / "bin/python3", *map(interpreter, commands), base(prefix)):
         for path in way(needed):
             if any(path.is_relative_to(hidden) for hidden in HIDDEN):
                 raise InstallError(
-                    f"{path} can't be seen by the units, which see nothing of {', '.join(HIDDEN)}; make the "
+                    f"{path} is hidden from the units, as is everything in {', '.join(HIDDEN)}; create the "
                     "environment elsewhere, with a Python that is installed for all users"
                 )
 
 
 def interpreter(command: Path) -> Path:
-    """Return what a script's first line says it is run by: one that was moved still names where it was."""
+    """Return the interpreter in a script's first line; a moved script still names its old one."""
     with command.open("rb") as file:
         words = file.readline(4096).removeprefix(b"#!").split()
     return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else command
 
 
 def base(prefix: Path) -> Path:
-    """Return where an environment's Python has its library: with a copied `python3` no link says it."""
+    """Return the folder of the base Python of an environment, which a copied `python3` does not link to."""
     settings = prefix / "pyvenv.cfg"
     told = re.search(r"^home *= *(/.*)$", settings.read_text() if settings.is_file() else "", re.MULTILINE)
     return Path(told[1].strip()) if told else prefix
 
 
 def way(path: Path) -> Iterator[Path]:
-    """Yield a path, and what each link on the way to it makes of it."""
+    """Yield a path, and the path after each symbolic link on the way to it is resolved."""
     yield path
     for part in (*reversed(path.parents), path):
         if part.is_symlink():
@@ -237,7 +237,7 @@ def way(path: Path) -> Iterator[Path]:
 
 
 def check_user(prefix: Path, roles: Sequence[str], user: str = GROUP) -> None:
-    """Raise `InstallError` unless the units' user can run them: a umask may hide them, an extra may be missing."""
+    """Raise `InstallError` unless the units' user can run the commands (umask, missing extra)."""
     for role in roles:
         command = prefix / f"bin/imagegen-{role}"
         try:
@@ -257,32 +257,32 @@ def check_user(prefix: Path, roles: Sequence[str], user: str = GROUP) -> None:
         else:
             if done.returncode == 0:
                 continue
-            why = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+            why = (done.stderr.strip() or f"it exited with status {done.returncode}").splitlines()[-1]
         raise InstallError(
-            f"the user {user} can't run {command}: {why} (was the environment made with a tight umask? then "
-            f"chmod -R go+rX {prefix}; may the user enter all folders above it?)"
+            f"the user {user} can't run {command}: {why} (after a strict umask, run "
+            f"chmod -R go+rX {prefix}; the user must also be able to enter all parent folders)"
         )
 
 
 def find_gpus(prefix: Path) -> list[str]:
-    """Return the numbers of this host's GPUs. Raises `InstallError` if the worker's command does not tell them."""
+    """Return the numbers of this host's GPUs. Raises `InstallError` if the worker's command fails."""
     done = subprocess.run(
         [prefix / "bin/imagegen-worker", "--list-gpus"], stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise InstallError(
-            f"imagegen-worker --list-gpus ended with status {done.returncode}; name them with --gpus"
+            f"imagegen-worker --list-gpus exited with status {done.returncode}; select GPUs with --gpus"
         )
     return [str(json.loads(line)["number"]) for line in done.stdout.splitlines()]
 
 
 def booted() -> bool:
-    """Say whether systemd runs this host, and has not just been installed into it."""
+    """Return whether systemd is running on this host."""
     return Path("/run/systemd/system").is_dir()
 
 
 def systemd_version() -> int:
-    """Return the version of systemd here; 0: there is none."""
+    """Return the version of systemd; 0 if it is not installed."""
     if shutil.which("systemctl") is None:
         return 0
     said = subprocess.run(["systemctl", "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
@@ -296,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host = Host(destdir=options.destdir, dry_run=options.dry_run)
     try:
         if options.destdir is None and not options.dry_run and os.geteuid() != 0:
-            raise InstallError("only root can change the host; --dry-run says what it would do")
+            raise InstallError("only root can change the host; --dry-run prints the actions")
         if options.command == "uninstall":
             uninstall(host, purge=options.purge)
         else:
@@ -311,22 +311,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
-    common.add_argument("--destdir", type=_absolute, help="lay it down in this folder, and run nothing")
-    laying = commands.add_parser("install", parents=[common], help="lay down, or bring up to date, and enable")
+    common.add_argument("--dry-run", action="store_true", help="print the actions and change nothing")
+    common.add_argument("--destdir", type=_absolute, help="install below this folder and run no commands")
+    laying = commands.add_parser("install", parents=[common], help="install or update, and enable")
     laying.add_argument(
-        "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="the virtual environment [/opt/imagegen]"
+        "--prefix", type=_absolute, default=Path("/opt/imagegen"), help="virtual environment [/opt/imagegen]"
     )
     laying.add_argument(
         "--roles",
         type=_roles,
         default=USUAL_ROLES,
-        help="some of broker, worker, gateway, with commas [broker,worker]",
+        help="broker, worker, gateway, separated by commas [broker,worker]",
     )
-    laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs, as 0,1, or 'none' [every GPU that is found]")
-    laying.add_argument("--now", action="store_true", help="start them, too")
+    laying.add_argument("--gpus", type=_gpus, help="numbers or UUIDs such as 0,1, or 'none' [every detected GPU]")
+    laying.add_argument("--now", action="store_true", help="also start the units")
     taking = commands.add_parser("uninstall", parents=[common], help="stop, disable and remove")
-    taking.add_argument("--purge", action="store_true", help="settings, keys, models, jobs too")
+    taking.add_argument("--purge", action="store_true", help="also remove settings, keys, models and jobs")
     return parser
 
 

@@ -5,6 +5,8 @@ import math
 import os
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import click
 import zmq
 
+from imagegen_broker.access import Access
 from imagegen_broker.config import check_endpoint, make_access
 from imagegen_broker.core.records import Settings
 from imagegen_broker.memory import keep_freed_memory
@@ -157,32 +160,7 @@ class _Seconds(click.FloatRange):
     help="OpenTelemetry collector (http://HOST:4318) that receives the spans of traced requests.  [default: none]",
 )
 @click.version_option(package_name="imagegen-fleet")
-def main(
-    frontend: str,
-    backend: str,
-    http: str,
-    prometheus_targets: Path | None,
-    strategy: str,
-    default_model: str | None,
-    heartbeat_interval: float,
-    liveness: int,
-    max_attempts: int,
-    max_requests: int,
-    max_bytes: int,
-    max_requests_per_client: int,
-    max_bytes_per_client: int,
-    max_unacknowledged_per_client: int,
-    max_clients: int,
-    step_timeout: float,
-    key: Path | None,
-    authorized_clients: Path | None,
-    authorized_workers: Path | None,
-    insecure: bool,
-    log_level: str,
-    log_format: str,
-    log_requests: bool,
-    otlp_endpoint: str | None,
-) -> None:
+def main(**options: Any) -> None:
     """Accept requests from clients and dispatch them to GPU workers.
 
     Prints one line with the bound addresses to stdout when it is ready. It stores nothing on disk, and may be
@@ -206,53 +184,56 @@ def main(
       71  an address can't be bound: it is in use, or does not exist yet
     """
     context = click.get_current_context()
-    settings = Settings(
-        epoch=os.urandom(ID_BYTES),
-        strategy=strategy,
-        interval=heartbeat_interval,
-        liveness=liveness,
-        max_attempts=max_attempts,
-        max_requests=max_requests,
-        max_bytes=max_bytes,
-        max_requests_per_client=max_requests_per_client,
-        max_bytes_per_client=max_bytes_per_client,
-        max_unacknowledged_per_client=max_unacknowledged_per_client,
-        max_clients=max_clients,
-        step_timeout=step_timeout,
-        default_model=default_model,
-        version=version("imagegen-fleet"),
-        log_requests=log_requests and log_level in ("debug", "info"),
-        traces=otlp_endpoint is not None,
-    )
+    targets_path, otlp_endpoint = options["prometheus_targets"], options["otlp_endpoint"]
     try:
-        access = make_access(key, authorized_clients, authorized_workers)
-        check_endpoint("--frontend", frontend, open_to_all=insecure or access is not None)
-        check_endpoint("--backend", backend, open_to_all=insecure or access is not None)
-        with errors_of("--http"):
-            address = None if http == "off" else parse_address(http)
-        if address is not None:
-            _check_http()
-        if prometheus_targets is not None:
-            check_targets_path(prometheus_targets)
-        if otlp_endpoint is not None:
-            check_otlp_endpoint(otlp_endpoint)
+        access, http_address = _check(options)
         end_check(context)
         keep_freed_memory()
         notifier = SystemdNotifier(os.environ)
-        targets = None if prometheus_targets is None else TargetsFile(prometheus_targets)
+        targets = None if targets_path is None else TargetsFile(targets_path)
         show_workers = None if targets is None else targets.show
         traces = None if otlp_endpoint is None else Traces(open_tracer(otlp_endpoint, "imagegen-broker"))
-        server = Server(settings, frontend, backend, access, notifier, show_workers, traces)
+        endpoints = options["frontend"], options["backend"]
+        server = Server(_settings(options), *endpoints, access, notifier, show_workers, traces)
     except zmq.ZMQError as error:
         raise usage_error(context, NotBoundError(str(error), error.errno)) from error
     except (ConfigError, KeyFileError, TracingError) as error:
         raise usage_error(context, error) from error
-    set_up(log_level, log_format, own="imagegen.broker")
-    _serve(server, address, strategy, notifier)
+    set_up(options["log_level"], options["log_format"], own="imagegen.broker")
+    _serve(server, http_address, options["strategy"], notifier)
     if targets is not None:
         targets.close()
     if traces is not None:
         traces.close()
+
+
+def _settings(options: Mapping[str, Any]) -> Settings:
+    """Return the settings of the core, most of which have the names of options."""
+    named = {each.name: options[each.name] for each in fields(Settings) if each.name in options}
+    named["log_requests"] = options["log_requests"] and options["log_level"] in ("debug", "info")
+    return Settings(
+        epoch=os.urandom(ID_BYTES),
+        interval=options["heartbeat_interval"],
+        version=version("imagegen-fleet"),
+        traces=options["otlp_endpoint"] is not None,
+        **named,
+    )
+
+
+def _check(options: Mapping[str, Any]) -> tuple[Access | None, tuple[str, int] | None]:
+    """Return the access control and the address of HTTP. Raises `ConfigError` or `KeyFileError`."""
+    access = make_access(options["key"], options["authorized_clients"], options["authorized_workers"])
+    for name in ("frontend", "backend"):
+        check_endpoint(f"--{name}", options[name], open_to_all=options["insecure"] or access is not None)
+    with errors_of("--http"):
+        http_address = None if options["http"] == "off" else parse_address(options["http"])
+    if http_address is not None:
+        _check_http()
+    if options["prometheus_targets"] is not None:
+        check_targets_path(options["prometheus_targets"])
+    if options["otlp_endpoint"] is not None:
+        check_otlp_endpoint(options["otlp_endpoint"])
+    return access, http_address
 
 
 def _check_http() -> None:

@@ -1,4 +1,4 @@
-"""A file that tells Prometheus where the workers show their metrics, as its file discovery (file_sd) reads it."""
+"""A file with the addresses of the workers' metrics, for the file-based discovery of Prometheus (file_sd)."""
 
 import json
 import logging
@@ -22,9 +22,9 @@ _CLOSING_SECONDS = 2.0
 
 
 def target_groups(workers: Iterable[Ready], here: str) -> list[dict[str, object]]:
-    """Return the groups of targets, one a host, for a Prometheus on the host named `here`.
+    """Return one group of targets per host, for a Prometheus on the host named `here`.
 
-    Workers without HTTP are left out, and those on another host that show their metrics on its loopback only.
+    Workers without HTTP are omitted, and workers on other hosts that serve HTTP on loopback only.
     """
     hosts: dict[str, list[str]] = {}
     for worker in workers:
@@ -36,46 +36,46 @@ def target_groups(workers: Iterable[Ready], here: str) -> list[dict[str, object]
 
 
 def check_targets_path(path: Path) -> Path:
-    """Return the path. Raises `ConfigError` if no such file can be written, or Prometheus would not read it."""
+    """Return the path. Raises `ConfigError` if it can't be written, or Prometheus would not read it."""
     if path.suffix != ".json":
-        raise ConfigError(f"--prometheus-targets: {path} must end in .json, or Prometheus does not read it")
+        raise ConfigError(f"--prometheus-targets: {path} must end in .json, otherwise Prometheus ignores it")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--prometheus-targets: can't write {path}: {path.parent} is no folder that takes files")
+        raise ConfigError(f"--prometheus-targets: can't write {path}: {path.parent} is not a writable folder")
     if path.is_dir():
         raise ConfigError(f"--prometheus-targets: can't write {path}: it is a folder")
     return path
 
 
 class TargetsFile:
-    """Keeps the file as it was last told, from a thread of its own: a slow disk holds nobody up."""
+    """Writes the file on a separate thread, so that a slow disk does not block the broker."""
 
     def __init__(self, path: Path, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._path = path
         self._retry_seconds = retry_seconds
         self._here = socket.gethostname()
-        self._told: SimpleQueue[Sequence[Ready] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[Ready] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="targets", daemon=True)
         self._thread.start()
 
     def show(self, workers: Sequence[Ready]) -> None:
-        """Have the file list these workers soon. Never blocks."""
-        self._told.put(workers)
+        """Write these workers to the file soon. Never blocks."""
+        self._queue.put(workers)
 
     def close(self) -> None:
-        """Write what was told last, if it can be written soon, and end the thread."""
-        self._told.put(None)
+        """Write the latest workers, if that succeeds soon, and stop the thread."""
+        self._queue.put(None)
         self._thread.join(_CLOSING_SECONDS)
 
     def _run(self) -> None:
         unwritten: Sequence[Ready] | None = None
         while True:
             try:
-                told = self._told.get(timeout=None if unwritten is None else self._retry_seconds)
+                latest = self._queue.get(timeout=None if unwritten is None else self._retry_seconds)
             except Empty:
-                told = unwritten
-            if told is None:
+                latest = unwritten
+            if latest is None:
                 return
-            unwritten = None if self._write(target_groups(told, self._here)) else told
+            unwritten = None if self._write(target_groups(latest, self._here)) else latest
 
     def _write(self, groups: list[dict[str, object]]) -> bool:
         try:
@@ -83,6 +83,12 @@ class TargetsFile:
                 temporary.write_text(json.dumps(groups, indent=2) + "\n")
                 temporary.chmod(0o644)  # Prometheus is another user, and a service's umask may be strict
         except OSError as error:
-            log(_log, logging.ERROR, "can't write the Prometheus targets, trying on", path=self._path, error=error)
+            log(
+                _log,
+                logging.ERROR,
+                "writing Prometheus targets failed",
+                path=self._path,
+                error=error,
+            )
             return False
         return True

@@ -105,8 +105,8 @@ class Server:
     ) -> None:
         """Bind both endpoints; with `access`, only for peers whose keys are on its lists.
 
-        The loop feeds the watchdog of `notifier`. `show_workers` is called with the registered workers, in the
-        loop, when one has come or gone; not before the broker has been there for long enough to know them.
+        The loop feeds the watchdog of `notifier`. It calls `show_workers` with the registered workers when one has
+        registered or left, but not before the broker has been running for long enough to know them.
         Raises `zmq.ZMQError` with the endpoint in its text if one can't be bound.
         """
         self._context = zmq.Context()

@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from imagegen_cli.dashboard.columns import STATE_STYLES, models_text
 from imagegen_cli.durations import format_duration
 from imagegen_protocol.statistics import GpuStatistics, Statistics, Totals
 
-_STATE_STYLES = {"ready": "green", "draining": "yellow", "unreachable": "red", "stuck": "red"}
 _NUMBERS = ("depth", "reqs", "batches", "avg\nbatch", "images", "s/img")
 """Short titles, so that the table fits 80 columns."""
 
@@ -39,12 +39,11 @@ def _gpu_table(gpus: Sequence[GpuStatistics]) -> Table:
 
 
 def _row(gpu: GpuStatistics) -> list[Text]:
-    more = f" +{len(gpu.models) - 1}" if len(gpu.models) > 1 else ""
     texts = (
         gpu.worker,
         gpu.host,
         gpu.gpu_id,
-        f"{gpu.models[0]}{more}" if gpu.models else "-",
+        models_text(gpu.models),
         gpu.state,
         f"{gpu.current_queue_depth}/{gpu.capacity}",
         gpu.total_requests,
@@ -55,7 +54,7 @@ def _row(gpu: GpuStatistics) -> list[Text]:
     )
     # As `Text`: brackets in a name are not markup.
     cells = [Text(str(text), no_wrap=True, overflow="ellipsis") for text in texts]
-    cells[4].stylize(_STATE_STYLES.get(gpu.state, ""))
+    cells[4].stylize(STATE_STYLES.get(gpu.state, ""))
     return cells
 
 
@@ -115,5 +114,5 @@ def _defaults(takes: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _worker_name(worker: Mapping[str, Any]) -> Text:
-    name = Text(str(worker["worker"]), style=_STATE_STYLES.get(str(worker["state"]), ""))
+    name = Text(str(worker["worker"]), style=STATE_STYLES.get(str(worker["state"]), ""))
     return name if worker["state"] == "ready" else name.append(f" {worker['state']}")

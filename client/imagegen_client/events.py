@@ -18,8 +18,7 @@ Payload = Sequence[bytes | memoryview]
 
 @dataclass(frozen=True, slots=True)
 class SubmitRequested:
-    """The application submits a request. `submit.request_id` is its key and must be random: it seeds the jitter
-    of retries."""
+    """The application submits a request, whose key is a random `submit.request_id`: it seeds retry jitter."""
 
     submit: Submit
     payload: Payload
@@ -89,18 +88,9 @@ class Tick:
     """The shell has passed on everything it could read, or `next_deadline()` has come."""
 
 
-Event = (
-    SubmitRequested
-    | StatsRequested
-    | CancelRequested
-    | CloseRequested
-    | Received
-    | InvalidMessage
-    | HandshakeRejected
-    | HandshakeFailed
-    | Disconnected
-    | Tick
-)
+ApplicationEvent = SubmitRequested | StatsRequested | CancelRequested | CloseRequested
+ConnectionEvent = Received | InvalidMessage | HandshakeRejected | HandshakeFailed | Disconnected
+Event = ApplicationEvent | ConnectionEvent | Tick
 
 # ---- actions ---------------------------------------------------------------------------------------------
 

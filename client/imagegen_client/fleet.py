@@ -1,4 +1,4 @@
-"""A look at the fleet: what its brokers said at a time, and what has changed between two looks."""
+"""Snapshots of the fleet: the brokers' answers at one time, and the changes between two times."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from imagegen_protocol.statistics import GpuStatistics, Statistics
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
-    """The last answer of a broker; `lost_for`: seconds since that answer, None while the broker answers."""
+class BrokerStatus:
+    """The last answer of a broker. `lost_for`: seconds since that answer, None while the broker answers."""
 
     endpoint: str
     statistics: Statistics | None
-    """None until the broker has answered."""
+    """None until the first answer."""
     lost_for: float | None = None
 
     @property
     def rows(self) -> list[GpuStatistics]:
-        """The workers of the broker."""
+        """Workers of the broker."""
         return [] if self.statistics is None else self.statistics.per_gpu_stats
 
     @property
     def wait_seconds(self) -> float | None:
-        """How long a new request will wait, roughly; None where nothing tells."""
+        """Estimated wait of a new request; None if the broker has not answered requests lately."""
         if self.statistics is None or not self.statistics.queued_requests:
             return 0.0
         rate = self.statistics.answers_per_second
@@ -33,48 +33,50 @@ class Broker:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """The brokers at a time, in seconds of any clock that only goes forward."""
+class FleetSnapshot:
+    """State of the brokers at `at`, in seconds of a monotonic clock."""
 
     at: float
-    brokers: tuple[Broker, ...]
+    brokers: tuple[BrokerStatus, ...]
 
     def workers(self) -> dict[str, GpuStatistics]:
-        """Return each worker once, by name: workers tell all brokers the same."""
-        return {name: row for name, (_, row) in self._believed().items()}
+        """Return the latest statistics of each worker by name; workers report to all brokers."""
+        return {name: row for name, (_, row) in self._latest().items()}
 
-    def unheard(self) -> set[str]:
-        """Return the names of the workers of which only lost brokers have told."""
-        return {name for name, ((lost, _), _) in self._believed().items() if lost}
+    def stale_workers(self) -> set[str]:
+        """Return the names of the workers known only from brokers that do not answer."""
+        return {name for name, ((lost, _), _) in self._latest().items() if lost}
 
-    def _believed(self) -> dict[str, tuple[tuple[bool, float], GpuStatistics]]:
-        """Of the brokers that answer, believe the one that has heard from a worker last."""
-        known: dict[str, tuple[tuple[bool, float], GpuStatistics]] = {}
+    def _latest(self) -> dict[str, tuple[tuple[bool, float], GpuStatistics]]:
+        """Prefer brokers that answer, then the broker that heard from the worker last."""
+        latest: dict[str, tuple[tuple[bool, float], GpuStatistics]] = {}
         for broker in self.brokers:
             for row in broker.rows:
                 age = (broker.lost_for is not None, row.last_heard_seconds)
-                if row.worker not in known or age < known[row.worker][0]:
-                    known[row.worker] = age, row
-        return known
+                if row.worker not in latest or age < latest[row.worker][0]:
+                    latest[row.worker] = age, row
+        return latest
 
 
-def images_per_second(before: Look | None, now: Look) -> dict[str, float]:
-    """Return the images that each worker made a second between two looks; a new worker's count from nothing."""
+def images_per_second(before: FleetSnapshot | None, now: FleetSnapshot) -> dict[str, float]:
+    """Return the throughput of each worker between two snapshots; a new worker's images count from zero."""
     if before is None or now.at <= before.at:
         return {}
     earlier = before.workers()
-    return {name: _grown(earlier.get(name), row) / (now.at - before.at) for name, row in now.workers().items()}
+    return {
+        name: _new_images(earlier.get(name), row) / (now.at - before.at) for name, row in now.workers().items()
+    }
 
 
-def _grown(before: GpuStatistics | None, now: GpuStatistics) -> int:
+def _new_images(before: GpuStatistics | None, now: GpuStatistics) -> int:
     same = before is not None and (before.host, before.pid) == (now.host, now.pid)
     start = before.total_images if before is not None and same else 0
-    # Process numbers are reused: totals only grow.
+    # Process ids are reused, but totals of one process never decrease.
     return now.total_images - start if now.total_images >= start else now.total_images
 
 
-def as_json(before: Look | None, now: Look) -> dict[str, Any]:
-    """Return both for a program: what the brokers say, and the GPUs with `images_per_second`."""
+def as_json(before: FleetSnapshot | None, now: FleetSnapshot) -> dict[str, Any]:
+    """Return a snapshot as JSON: the brokers' statistics, and the GPUs with `images_per_second`."""
     rates = images_per_second(before, now)
     brokers = [
         {
@@ -87,21 +89,21 @@ def as_json(before: Look | None, now: Look) -> dict[str, Any]:
     ]
     gpus = [
         {**to_builtins(row), "images_per_second": _rounded(rates.get(name))}
-        for name, row in in_order(now.workers())
+        for name, row in sorted_workers(now.workers())
     ]
     return {"images_per_second": round(sum(rates.values()), 3), "brokers": brokers, "gpus": gpus}
 
 
 def _without_gpus(statistics: Statistics | None) -> dict[str, Any]:
-    plain: dict[str, Any] = {} if statistics is None else to_builtins(statistics)
-    plain.pop("per_gpu_stats", None)
-    return plain
+    fields: dict[str, Any] = {} if statistics is None else to_builtins(statistics)
+    fields.pop("per_gpu_stats", None)
+    return fields
 
 
 def _rounded(rate: float | None) -> float | None:
     return None if rate is None else round(rate, 3)
 
 
-def in_order(workers: Mapping[str, GpuStatistics]) -> list[tuple[str, GpuStatistics]]:
-    """Return workers by host, GPU and name."""
+def sorted_workers(workers: Mapping[str, GpuStatistics]) -> list[tuple[str, GpuStatistics]]:
+    """Return workers sorted by host, GPU and name."""
     return sorted(workers.items(), key=lambda item: (item[1].host, item[1].gpu_id, item[0]))

@@ -1,69 +1,69 @@
-"""Looks at the fleet again and again, and remembers as much as the picture needs."""
+"""Periodic snapshots of the fleet, with a short history for rates and trends."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
-from imagegen_client.fleet import Broker, Look, images_per_second
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, images_per_second
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError
 from imagegen_protocol.statistics import Statistics
 
 RATE_SECONDS = 10.0
-"""Over how long the images a second are counted: batches end in bursts, and totals come with heartbeats."""
+"""Period over which images per second are measured: batches end in bursts, and totals arrive with heartbeats."""
 TREND_LENGTH = 60
-"""Looks."""
+"""Maximum number of snapshots in a trend."""
 
 
-class Watch:
-    """The brokers, each asked by a client of its own; `brokers`: endpoint to client."""
+class FleetWatch:
+    """History of the fleet. `brokers`: a client for each endpoint."""
 
     def __init__(self, brokers: Mapping[str, Client], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._clients = brokers
-        self._heard = dict.fromkeys(brokers, clock())
-        self._said = {endpoint: Broker(endpoint, None, 0.0) for endpoint in brokers}
-        self._looks: deque[Look] = deque()
+        self._answered_at = dict.fromkeys(brokers, clock())
+        self._status = {endpoint: BrokerStatus(endpoint, None, 0.0) for endpoint in brokers}
+        self._history: deque[FleetSnapshot] = deque()
         self.trends: dict[str, deque[float]] = {}
-        """The images a second of each worker at the last looks."""
+        """Images per second of each worker in the last snapshots, the newest last."""
 
     @property
-    def now(self) -> Look:
-        """The last look."""
-        return self._looks[-1]
+    def now(self) -> FleetSnapshot:
+        """The latest snapshot."""
+        return self._history[-1]
 
     @property
-    def before(self) -> Look | None:
-        """The look to compare it with: about `RATE_SECONDS` earlier, where there is one."""
-        return self._looks[0] if len(self._looks) > 1 else None
+    def before(self) -> FleetSnapshot | None:
+        """The snapshot about `RATE_SECONDS` earlier, or the oldest; None if there is only one."""
+        return self._history[0] if len(self._history) > 1 else None
 
-    def ask(self, patience: float) -> dict[str, Future[Statistics]]:
-        """Ask all brokers; the answers, for `take`, are there after `patience` seconds at the latest."""
-        return {endpoint: client.request_stats(patience) for endpoint, client in self._clients.items()}
+    def query(self, timeout: float) -> dict[str, Future[Statistics]]:
+        """Query all brokers; each future is done after at most `timeout` seconds."""
+        return {endpoint: client.request_stats(timeout) for endpoint, client in self._clients.items()}
 
-    def take(self, answers: Mapping[str, Future[Statistics]]) -> None:
-        """Make a look of the answers that are there; a broker without one is lost.
+    def update(self, answers: Mapping[str, Future[Statistics]]) -> None:
+        """Add a snapshot of the answers; a broker whose future is not done counts as unreachable.
 
-        Raises the `ImagegenError` of a broker that refuses us.
+        Raises the `ImagegenError` of a broker that rejects this client.
         """
         now = self._clock()
         for endpoint, answer in answers.items():
             if answer.done() and not isinstance(answer.exception(), BrokerUnreachableError):
-                self._said[endpoint] = Broker(endpoint, answer.result())
-                self._heard[endpoint] = now
+                self._status[endpoint] = BrokerStatus(endpoint, answer.result())
+                self._answered_at[endpoint] = now
             else:
-                lost_for = now - self._heard[endpoint]
-                self._said[endpoint] = Broker(endpoint, self._said[endpoint].statistics, lost_for)
-        self._remember(Look(now, tuple(self._said.values())))
+                lost_for = now - self._answered_at[endpoint]
+                self._status[endpoint] = BrokerStatus(endpoint, self._status[endpoint].statistics, lost_for)
+        self._record(FleetSnapshot(now, tuple(self._status.values())))
 
-    def _remember(self, look: Look) -> None:
-        self._looks.append(look)
-        while len(self._looks) > 2 and look.at - self._looks[0].at > RATE_SECONDS:
-            self._looks.popleft()
-        there, unheard = look.workers(), look.unheard()
-        for name, rate in images_per_second(self.before, look).items():
-            if name not in unheard:
+    def _record(self, snapshot: FleetSnapshot) -> None:
+        self._history.append(snapshot)
+        while len(self._history) > 2 and snapshot.at - self._history[0].at > RATE_SECONDS:
+            self._history.popleft()
+        workers, stale = snapshot.workers(), snapshot.stale_workers()
+        for name, rate in images_per_second(self.before, snapshot).items():
+            if name not in stale:
                 self.trends.setdefault(name, deque(maxlen=TREND_LENGTH)).append(rate)
-        for name in self.trends.keys() - there.keys():
+        for name in self.trends.keys() - workers.keys():
             del self.trends[name]

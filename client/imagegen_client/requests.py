@@ -1,4 +1,4 @@
-"""Keyword arguments to a checked request and its frames."""
+"""Conversion of keyword arguments to a validated request and its frames."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
@@ -55,7 +55,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 def with_frames(options: RequestOptions) -> RequestOptions:
-    """Return options whose images are encoded, so that many requests can share them. Raises as `build` does."""
+    """Return the options with encoded images, which several requests can share. Raises as `build` does."""
     return cast(RequestOptions, map_images(options, IMAGE_PARAMETERS, read_image))
 
 
@@ -73,14 +73,14 @@ def build(
     progress: bool = False,
     preview: bool = False,
 ) -> tuple[Submit, int, tuple[bytes, ...]]:
-    """Return header, seed and frames of a request: body and images. `seed` is taken where the options have none.
+    """Return header, seed and frames (body and images) of a request; `seed` is used if the options have none.
 
     Raises `InvalidRequestError` naming the field, its value and the range.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     header = {name: given.pop(name) for name in HEADER_PARAMETERS if name in given}
     if "inputs" in given:
-        raise InvalidRequestError("inputs: expected image and mask_image themselves, got their names")
+        raise InvalidRequestError("inputs: expected the images as image and mask_image, got their names")
     if isinstance(given.get("extra"), Mapping):
         given["extra"] = dict(given["extra"])
     # Checked before the images are read, which takes longer.
@@ -88,26 +88,26 @@ def build(
     inputs = {"inputs": list(sources)} if sources else {}
     request = make_request(**{"prompt": prompt, "seed": seed, **given, **inputs})
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
-        header |= {"progress": progress, "preview": preview}  # to be told what is wrong
+        header |= {"progress": progress, "preview": preview}  # validated with the header, for a clear error
         progress = preview = False
     submit = Submit(request_id=request_id, progress=progress, preview=preview, images=request.num_images)
     if header:
         submit = _with_header(submit, header)
     try:
         if header:
-            # Here, where somebody hears of it: the header is encoded again on the I/O thread.
+            # Encoded here to raise errors in the caller; the I/O thread encodes the header again.
             encode(submit)
         body = encode_request(request)
     except UnicodeEncodeError as error:
         texts = {"prompt": prompt, **given, **header}
         name = next((name for name, value in texts.items() if value == error.object), "loras")
         shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
-        raise InvalidRequestError(f"{name}: expected text that UTF-8 can carry, got {shown}") from error
+        raise InvalidRequestError(f"{name}: expected text that can be encoded as UTF-8, got {shown}") from error
     return submit, request.seed, (body, *(read_image(path, source) for path, source in sources.items()))
 
 
 def _with_header(submit: Submit, header: Mapping[str, Any]) -> Submit:
-    """Return it with what the application says of it, checked. Raises `InvalidRequestError`."""
+    """Return the header with the options applied and validated. Raises `InvalidRequestError`."""
     try:
         return msgspec.convert({**msgspec.to_builtins(submit, builtin_types=(bytes,)), **header}, Submit)
     except msgspec.ValidationError as error:

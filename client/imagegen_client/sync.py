@@ -172,7 +172,7 @@ class Client:
     def models(self, timeout: float = 10.0) -> list[dict[str, Any]]:
         """Return the models that the fleet serves, the default first, what each takes, and its workers.
 
-        `takes` is None where no worker has told yet. Raises as `stats` does.
+        `takes` is None until a worker has reported it. Raises as `stats` does.
         """
         return served(self.stats(timeout))
 

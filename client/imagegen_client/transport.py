@@ -12,28 +12,8 @@ from typing import Protocol
 
 import zmq
 
+from imagegen_client import events as ev
 from imagegen_client.core import ClientCore
-from imagegen_client.events import (
-    Action,
-    Answer,
-    CancelRequested,
-    CloseRequested,
-    Complete,
-    Connect,
-    Disconnected,
-    Event,
-    HandshakeFailed,
-    HandshakeRejected,
-    InvalidMessage,
-    LogEvent,
-    Payload,
-    Received,
-    ReportProgress,
-    Send,
-    StatsRequested,
-    SubmitRequested,
-    Tick,
-)
 from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.handshake import HandshakeWatch
@@ -56,10 +36,10 @@ _MORE = zmq.NOBLOCK | zmq.SNDMORE
 class ResponseHandler(Protocol):
     """Receiver of one request's answer. Called on the I/O thread: must return quickly and must not raise."""
 
-    def on_complete(self, outcome: Answer | ImagegenError) -> None:
+    def on_complete(self, outcome: ev.Answer | ImagegenError) -> None:
         """Take the answer or the error; called once."""
 
-    def on_progress(self, progress: Progress, payload: Payload) -> None:
+    def on_progress(self, progress: Progress, payload: ev.Payload) -> None:
         """Take a progress message and its preview, if any."""
 
 
@@ -71,7 +51,7 @@ class Transport:
         self._keys = keys
         # Reentrant: the finalizer of a garbage-collected client may call `close` anywhere.
         self._lock = threading.RLock()
-        self._queued: list[tuple[Event, ResponseHandler | None]] = []
+        self._queued: list[tuple[ev.Event, ResponseHandler | None]] = []
         self._closed_error: ClientClosedError | None = None
         self._handlers: dict[bytes, ResponseHandler] = {}
         self._running = True
@@ -87,7 +67,7 @@ class Transport:
 
     # ---- any thread --------------------------------------------------------------------------------------
 
-    def submit(self, event: SubmitRequested | StatsRequested, handler: ResponseHandler) -> None:
+    def submit(self, event: ev.SubmitRequested | ev.StatsRequested, handler: ResponseHandler) -> None:
         """Submit a request or query. Raises `ClientClosedError` once the client is closed or has failed."""
         with self._lock:
             if self._closed_error is not None:
@@ -98,19 +78,19 @@ class Transport:
         """Cancel a request; no effect if it has ended or the client is closed."""
         with self._lock:
             if self._closed_error is None:
-                self._enqueue(CancelRequested(key), None)
+                self._enqueue(ev.CancelRequested(key), None)
 
     def close(self) -> None:
         """End unfinished requests in `ClientClosedError`, say GOODBYE, and wait for the thread to end."""
         with self._lock:
             if self._closed_error is None:
                 self._closed_error = ClientClosedError("the client is closed")
-                self._enqueue(CloseRequested(), None)
+                self._enqueue(ev.CloseRequested(), None)
         # A callback on the I/O thread may close its own client: the thread then ends right afterwards.
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _enqueue(self, event: Event, handler: ResponseHandler | None) -> None:
+    def _enqueue(self, event: ev.Event, handler: ResponseHandler | None) -> None:
         # One byte in the pipe is enough until the thread has taken the events, so the pipe never fills up. It is
         # written first: Ctrl-C between the two lines must not leave an event without a wake-up.
         if not self._queued:
@@ -132,7 +112,7 @@ class Transport:
                 if self._handshakes is not None and self._handshakes.monitor in ready:
                     self._read_handshakes(self._handshakes)
                 self._take_queued()
-                self._perform(self._core.handle(Tick(), now))
+                self._perform(self._core.handle(ev.Tick(), now))
         except BaseException as error:
             logger.exception("I/O thread failed")
             failure = error
@@ -157,16 +137,16 @@ class Transport:
             self._perform(self._core.handle(event, time.monotonic()))
 
     def _read_handshakes(self, handshakes: HandshakeWatch) -> None:
-        news, now = handshakes.read(), time.monotonic()
-        if news.refusal:
-            self._perform(self._core.handle(HandshakeRejected(news.refusal), now))
-        elif news.suspicion:
-            self._perform(self._core.handle(HandshakeFailed(news.suspicion), now))
-        elif news.lost:
-            self._perform(self._core.handle(Disconnected(), now))
+        changes, now = handshakes.read(), time.monotonic()
+        if changes.refusal:
+            self._perform(self._core.handle(ev.HandshakeRejected(changes.refusal), now))
+        elif changes.suspicion:
+            self._perform(self._core.handle(ev.HandshakeFailed(changes.suspicion), now))
+        elif changes.lost:
+            self._perform(self._core.handle(ev.Disconnected(), now))
 
-    def _receive(self) -> Received | InvalidMessage | None:
-        """Read one message; return None if there is none. Payload frames are not copied."""
+    def _receive(self) -> ev.Received | ev.InvalidMessage | None:
+        """Read one message; return None if there is none. ev.Payload frames are not copied."""
         socket = self._socket
         if socket is None:
             return None
@@ -183,40 +163,40 @@ class Transport:
         try:
             message = decode_broker_to_client(header)
         except ProtocolError as error:
-            return InvalidMessage(error)
+            return ev.InvalidMessage(error)
         if len(payload) >= MAX_FRAMES:
-            return InvalidMessage(
+            return ev.InvalidMessage(
                 ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {len(payload) + 1}")
             )
-        return Received(message, payload)
+        return ev.Received(message, payload)
 
     def _take_queued(self) -> None:
         with self._lock:
             queued, self._queued = self._queued, []
         for event, handler in queued:
-            if handler is not None and isinstance(event, SubmitRequested | StatsRequested):
+            if handler is not None and isinstance(event, ev.SubmitRequested | ev.StatsRequested):
                 self._handlers[event.key] = handler
         for event, _ in queued:
             self._perform(self._core.handle(event, time.monotonic()))
-            if isinstance(event, CloseRequested):
+            if isinstance(event, ev.CloseRequested):
                 self._running = False
 
-    def _perform(self, actions: Iterable[Action]) -> None:
+    def _perform(self, actions: Iterable[ev.Action]) -> None:
         for action in actions:
             match action:
-                case Send(message, payload):
+                case ev.Send(message, payload):
                     self._send(message, payload)
-                case LogEvent(level, text, fields):
+                case ev.LogEvent(level, text, fields):
                     if logger.isEnabledFor(level):
                         logger.log(level, "%s%s", text, _format_fields(fields))
-                case Complete(key, outcome):
+                case ev.Complete(key, outcome):
                     self._handlers.pop(key).on_complete(outcome)
-                case ReportProgress(key, progress, payload):
+                case ev.ReportProgress(key, progress, payload):
                     self._handlers[key].on_progress(progress, payload)
-                case Connect(endpoint):
+                case ev.Connect(endpoint):
                     self._connect(endpoint)
 
-    def _send(self, message: ClientMessage, payload: Payload) -> None:
+    def _send(self, message: ClientMessage, payload: ev.Payload) -> None:
         assert self._socket is not None, "the core sends only after connecting"
         if isinstance(message, Goodbye):
             self._socket.linger = LINGER_MILLISECONDS

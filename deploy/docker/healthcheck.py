@@ -1,8 +1,8 @@
-"""Says whether a daemon in this container is alive: exit status 0 or 1, for HEALTHCHECK.
+"""Check whether a daemon in this container is alive, for HEALTHCHECK: exit status 0 or 1.
 
 python healthcheck.py PORT|FIRST-LAST...
 
-One of the ports must answer /healthz with 200, and none that is open may answer otherwise.
+At least one port must answer /healthz with 200, and no open port may answer with another status.
 """
 
 import sys
@@ -14,7 +14,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers(port: int) -> bool | None:
-    """Return whether /healthz on a port of this host is well; None if the port is closed."""
+    """Return whether /healthz on a local port answers 200; None if the port is closed."""
     try:
         with _DIRECT.open(f"http://127.0.0.1:{port}/healthz", timeout=_SECONDS):
             return True
@@ -25,15 +25,15 @@ def answers(port: int) -> bool | None:
 
 
 def ports(argument: str) -> range:
-    """Return the ports that one argument names."""
+    """Return the ports of one argument."""
     first, _, last = argument.partition("-")
     return range(int(first), int(last or first) + 1)
 
 
 def main(arguments: list[str]) -> int:
     """Return the exit status."""
-    told = [answers(port) for argument in arguments for port in ports(argument)]
-    return 0 if True in told and False not in told else 1
+    results = [answers(port) for argument in arguments for port in ports(argument)]
+    return 0 if True in results and False not in results else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What runs on a GPU of the cluster: an actor that starts `imagegen-worker` and waits for its end."""
+"""The actor on a GPU of the cluster: it starts `imagegen-worker` and waits for its exit."""
 
 import ctypes
 import os
@@ -12,36 +12,36 @@ from threading import Lock
 import ray
 
 DRAINED = 0
-USELESS = (2, 78)
-"""Exit statuses after which a start would end in the same way: a setting is wrong, a model can't be loaded."""
+PERMANENT_FAILURES = (2, 78)
+"""Exit statuses that a restart would repeat: a setting is wrong, a model can't be loaded."""
 _RESTART_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
 def _end_with(parent: int) -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec little is safe
+    prctl = ctypes.CDLL(None).prctl  # resolved here: few calls are safe between fork and exec
 
     def in_child() -> None:
-        # Not SIGTERM, which drains: for minutes it would hold the memory of a GPU that Ray takes for free and
-        # gives to the next actor. What it had goes to other workers. Its parent is, to the kernel, the thread that
-        # starts it, and that waits for it.
+        # Not SIGTERM, which drains: the daemon would hold memory of the GPU for minutes, while Ray assigns the GPU
+        # to the next actor. Its requests are requeued. To the kernel, the parent is the thread that starts the
+        # daemon and waits for it.
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            os._exit(1)  # it died before this was asked for
+            os._exit(1)  # the parent died before prctl took effect
 
     return in_child
 
 
 class Daemon:
-    """A worker daemon on the GPU that Ray has given to this actor.
+    """A worker daemon on the GPU that Ray has assigned to this actor.
 
-    Make it with `max_restarts=-1, max_task_retries=-1`: then Ray starts it again, on any node with a free GPU,
-    when its process or its node dies, and `run` with it.
+    Create it with `max_restarts=-1, max_task_retries=-1`: when its process or its node dies, Ray restarts it on
+    any node with a free GPU and calls `run` again.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         gpus = "-".join(str(number) for number in ray.get_gpu_ids())
-        # With the process: the daemon of an earlier life may still be draining.
+        # Contains the process id, because the previous daemon may still be draining.
         self._name = f"{socket.gethostname()}-ray{gpus}-{os.getpid()}"
         self._command = [*command, "--gpu", "0", "--name", self._name]
         self._lock = Lock()
@@ -53,7 +53,7 @@ class Daemon:
         return ray.get_runtime_context().get_node_id(), self._name
 
     def run(self) -> int:
-        """Return the daemon's exit status if it has drained or is of no use; any other ends this process."""
+        """Return the daemon's exit status after a drain or a permanent failure; otherwise end this process."""
         with self._lock:
             if self._leaving:
                 return DRAINED
@@ -61,14 +61,14 @@ class Daemon:
                 self._command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with(os.getpid())
             )
         status = self._process.wait()
-        if status == DRAINED or status in USELESS or self._leaving:
+        if status == DRAINED or status in PERMANENT_FAILURES or self._leaving:
             return status
-        print(f"{self._name} ended with status {status}, to be started again", flush=True)  # noqa: T201
+        print(f"{self._name} exited with status {status}, restart scheduled", flush=True)  # noqa: T201
         time.sleep(_RESTART_SECONDS)
         os._exit(1)
 
     def drain(self) -> None:
-        """Have the daemon give back what has not begun, finish what runs, and end; `run` returns then."""
+        """Drain the daemon: it returns waiting requests, finishes running ones and exits; then `run` returns."""
         with self._lock:
             first, self._leaving = not self._leaving, True
             if first and self._process is not None:

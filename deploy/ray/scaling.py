@@ -1,4 +1,4 @@
-"""How many workers there should be, and which of them go: plain numbers in and out, no Ray, no clock."""
+"""The number of workers, and which of them to remove: pure functions, without Ray and without a clock."""
 
 import math
 from collections import deque
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the number of workers follows.
+    """Parameters of the number of workers.
 
-    `work_off` are the seconds in which a queue should be worked off, `shrink_after` those for which fewer workers
-    must have been enough before one goes.
+    `work_off` is the time in which a queue should be processed, `shrink_after` the time for which fewer workers
+    must have been sufficient before one is removed; both in seconds.
     """
 
     least: int
@@ -25,19 +25,19 @@ class Policy:
     shrink_after: float
 
     def wanted(self, backlog_seconds: float) -> int:
-        """Return how many workers work off a backlog in time; it is in seconds of one worker."""
+        """Return the number of workers that process a backlog, in seconds of one worker, in time."""
         return min(max(math.ceil(backlog_seconds / self.work_off), self.least), self.most)
 
 
 class Scaler:
-    """Grows at once and shrinks late: the target is the most that was wanted within `shrink_after`."""
+    """Scales up at once and down late: the target is the maximum wanted within `shrink_after`."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._wanted: deque[tuple[float, int]] = deque()
 
     def target(self, backlog_seconds: float | None, now: float) -> int:
-        """Return how many workers there should be; without news of the backlog, as many as before."""
+        """Return the target number of workers; unchanged if the backlog is unknown."""
         if backlog_seconds is None:
             wanted = self._wanted[-1][1] if self._wanted else self._policy.least
         else:
@@ -61,7 +61,7 @@ def queue_depths(statistics: Statistics) -> dict[str, int]:
 
 
 def first_to_go(workers: Sequence[T], count: int, depth: Mapping[T, int | None]) -> list[T]:
-    """Return `count` workers: those that wait for a GPU (depth None) first, then those with least to do."""
+    """Return `count` workers to remove: workers that wait for a GPU (depth None) first, then the least loaded."""
 
     def order(worker: T) -> tuple[bool, int]:
         images = depth[worker]

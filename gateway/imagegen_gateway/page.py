@@ -16,7 +16,7 @@ from msgspec.json import encode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen_client import Statistics
-from imagegen_client.fleet import Broker, Look, images_per_second, in_order
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, images_per_second, sorted_workers
 from imagegen_client.fleet_watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
 from imagegen_gateway.access import TheCaller, TheServices
@@ -82,7 +82,7 @@ class Feed:
     """Looks at the fleet once a second while anybody watches, and tells all of them the same."""
 
     def __init__(self) -> None:
-        self._looks: deque[Look] = deque()
+        self._looks: deque[FleetSnapshot] = deque()
         self._trends: dict[str, deque[float]] = {}
         self._statistics: Statistics | None = None
         self._readings = CardReadings()
@@ -125,14 +125,14 @@ class Feed:
                 self._readings.refresh(self._statistics.per_gpu_stats)
             except ImagegenError:
                 lost_for = time.monotonic() - self._heard
-            self._remember(Look(time.monotonic(), (Broker("", self._statistics, lost_for),)))
+            self._remember(FleetSnapshot(time.monotonic(), (BrokerStatus("", self._statistics, lost_for),)))
             self._told = json.dumps(self._shown())
             news, self._news = self._news, None
             if news is not None:
                 news.set_result(None)
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _remember(self, look: Look) -> None:
+    def _remember(self, look: FleetSnapshot) -> None:
         if self._looks and look.at - self._looks[-1].at > RATE_SECONDS:
             # Nobody has watched for a while: what was made since is no rate of now.
             self._looks.clear()
@@ -140,7 +140,7 @@ class Feed:
         self._looks.append(look)
         while len(self._looks) > 2 and look.at - self._looks[0].at > RATE_SECONDS:
             self._looks.popleft()
-        there, unheard = look.workers(), look.unheard()
+        there, unheard = look.workers(), look.stale_workers()
         for name, rate in images_per_second(self._looks[0], look).items():
             if name not in unheard:
                 self._trends.setdefault(name, deque(maxlen=TREND_LENGTH)).append(round(rate, 3))
@@ -163,7 +163,7 @@ class Feed:
                     **self._readings.of(name),
                     "images_per_second": list(self._trends.get(name, ())),
                 }
-                for name, row in in_order(self._looks[-1].workers())
+                for name, row in sorted_workers(self._looks[-1].workers())
             ],
         }
 

@@ -48,7 +48,7 @@ def test_this_machine(fleet, patient_client):
     lines = done.stdout.splitlines()
     for port, option in ((place.frontend, "--frontend"), (http, "--http")):
         number = port.rpartition(":")[2]
-        assert f"ok       port: port {number} ({option}) is the broker's, process {broker}" in lines
+        assert f"ok       port: port {number} ({option}) is used by the broker, process {broker}" in lines
     assert "ok       model files: builtin:shapes: accepted by imagegen-worker" in lines
     (nowhere,) = [line for line in lines if line.startswith("problem  model files: ")]
     assert "/nowhere: --model: '/nowhere' does not exist" in nowhere
@@ -70,7 +70,7 @@ def test_the_backend_given_as_the_frontend(fleet):
     place = fleet.start_broker(*BROKER)
     status, wrong, _ = doctor("--broker", place.backend, "--connect-timeout", "1", "--only", "fleet")
     assert status == 1
-    assert f"something listens at {place.backend}" in wrong[0][1]
+    assert f"a program listens at {place.backend}" in wrong[0][1]
     assert "not its backend" in wrong[0][2]
 
 
@@ -117,8 +117,8 @@ def test_a_killed_worker(fleet):
     assert status == 1
     assert [check for check, *_ in wrong] == ["worker", "model"]
     assert wrong[0][1] == f"{fleet.frontend} has no worker: requests wait"
-    assert wrong[1][1] == "no worker serves simulated, the default"
-    assert messages["worker"][1].startswith(f"{fleet.frontend} has lost 1 worker in the ")
+    assert wrong[1][1] == "no worker serves simulated, the default model"
+    assert messages["worker"][1].startswith(f"{fleet.frontend} has lost 1 worker in its uptime of ")
 
 
 def test_a_frozen_worker(fleet, patient_client):
@@ -136,7 +136,7 @@ def test_a_frozen_worker(fleet, patient_client):
     (line,) = [line for line in done.stdout.splitlines() if "worker: a (" in line]
     assert line.startswith("warning  ")
     assert "heartbeats missed -> check its process" in line
-    assert "after 20 s it counts as dead" in line
+    assert "counts as dead after 20 s" in line
 
 
 def test_nothing_of_the_other_roles_is_imported():

@@ -119,8 +119,8 @@ def test_schedulers_and_further_parameters(engine, fleet, client, images):
             {"scheduler": "FlowMatchEulerDiscreteScheduler"},
             r"it can with: DDIMScheduler, .*EulerDiscreteScheduler",
         ),
-        ({"extra": {"foo": 1}}, "takes no 'foo'; it takes: clip_skip"),
-        ({"extra": {"latents": [1.0]}}, "takes no 'latents'"),
+        ({"extra": {"foo": 1}}, "does not accept 'foo'; accepted: clip_skip"),
+        ({"extra": {"latents": [1.0]}}, "does not accept 'latents'"),
     ):
         with pytest.raises(InvalidRequestError, match=words):
             client.generate(PROMPT, **few, **wrong)

@@ -82,7 +82,7 @@ def test_several_models_in_one_worker(fleet, client, saved, hub):
     results = [job.result(120) for job in jobs]
     assert [result.model for result in results] == ["tiny", "owner/flux", "tiny", "owner/flux", "tiny"]
     assert {result.image.size for result in results} == {(64, 64)}
-    with pytest.raises(InvalidRequestError, match="the model owner/flux makes multiples of 16 pixels"):
+    with pytest.raises(InvalidRequestError, match="the model owner/flux generates multiples of 16 pixels"):
         client.generate("a cat", model="owner/flux", width=72)
 
 

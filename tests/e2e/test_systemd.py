@@ -153,7 +153,7 @@ def test_installing_again_changes_nothing_and_keeps_the_operators_settings(machi
     assert "wrote" not in machine.run(*INSTALL)
     assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
     said = machine.run(*INSTALL[:3], "--dry-run")
-    assert f"no GPU was found; enabled before: {ONE} {TWO}\n" in said, "the worker's command is asked"
+    assert f"no GPU found; enabled workers: {ONE} {TWO}\n" in said, "the worker's command is asked"
     assert f"would run systemctl enable {BROKER} {WORKERS} {ONE} {TWO}\n" in said
     enabled = machine.run("systemctl", "is-enabled", BROKER, WORKERS, ONE, TWO).split()
     assert enabled == ["enabled"] * 4

@@ -8,6 +8,7 @@ import pytest
 from PIL import UnidentifiedImageError
 
 from imagegen_client import Client, InvalidRequestError, ModelNotFoundError, ProtocolError, RequestError
+from imagegen_protocol.limits import MAX_COUNT
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import GenerationRequest
 from tests.e2e.conftest import PATIENT
@@ -157,8 +158,8 @@ def test_a_size_that_the_model_cant_make_is_answered_with_the_nearest_that_it_ca
     error = asked(raw, {"model": "builtin:shapes"}, msgpack.packb({**GOOD, field: 63}))
     assert error["code"] == "invalid_request"
     assert error["message"].startswith(f"{field}: ")
-    assert error["message"].endswith("got 63; 56 or 64 would be right")
-    with pytest.raises(InvalidRequestError, match="got 63; 56 or 64 would be right"):
+    assert error["message"].endswith("got 63; use 56 or 64")
+    with pytest.raises(InvalidRequestError, match="got 63; use 56 or 64"):
         client.generate(**{**GOOD, field: 63}, model="builtin:shapes")
 
 
@@ -316,7 +317,7 @@ def test_nonsense_that_can_be_read_changes_nothing(fleet, liar, ask_liar, client
     liar.send({"type": "error", "code": "of no request", "message": ""})
     ids = [os.urandom(16) for _ in range(1024)]
     held = {"queued": [request_id, *ids[1:]], "running": ids, "finished": ids}
-    liar.send({"type": "heartbeat", "session": liar.session, "beat": 2**63, "step_age_seconds": 0.0, **held})
+    liar.send({"type": "heartbeat", "session": liar.session, "beat": MAX_COUNT, "step_age_seconds": 0.0, **held})
 
     def depth():
         (shown,) = [each for each in client.stats()["per_gpu_stats"] if each["worker"] == "liar"]
@@ -340,5 +341,5 @@ def test_a_worker_that_takes_a_living_ones_name_is_refused(fleet, client, raw, d
     )  # fmt: skip
     error, _ = twin.receive("error")
     assert error["code"] == "worker_name_taken"
-    assert "is named 'simulated'; choose another with --name" in error["message"]
+    assert "is named 'simulated'; choose another name with --name" in error["message"]
     assert client.generate(**GOOD, model="simulated").worker == "simulated"

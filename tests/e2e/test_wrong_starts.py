@@ -43,7 +43,7 @@ def test_a_second_worker_of_one_name_waits_until_the_first_has_left(fleet, clien
     fleet.spawn("twin", ["imagegen-worker", *dial, "--name", "gpu0", "--gpu", "7", *SIMULATED])
     log = tmp_path / "logs" / "twin.log"
     fleet.wait_until(lambda: "worker_name_taken" in log.read_text(), "the refusal in the twin's log")
-    assert "is named 'gpu0'; choose another with --name" in log.read_text()
+    assert "is named 'gpu0'; choose another name with --name" in log.read_text()
 
     def gpus():
         return [gpu["gpu_id"] for gpu in client.stats()["per_gpu_stats"]]

@@ -153,7 +153,7 @@ def load(tmp_path_factory):
 
     def trial(loaded, *arguments, stock=LoadedPipeline.trial, **options):
         row = stock(loaded, *arguments, **options)
-        extra = loaded.model.tasks[row.request.task].read_extra("", SHORT.get(loaded.model.name, {}))
+        extra = loaded.model.tasks[row.request.task].convert_extra("", SHORT.get(loaded.model.name, {}))
         return replace(row, request=replace(row.request, extra=extra))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -275,7 +275,7 @@ def test_an_unsupported_scheduler_is_rejected_with_the_supported_ones(load, name
     loaded = load(name)
     with pytest.raises(InvalidRequestError) as caught:
         loaded.request(scheduler=kind)
-    assert f"scheduler: the model {name} can't run with '{kind}'; it can with: " in caught.value.message
+    assert f"scheduler: the model {name} does not support '{kind}'; supported: " in caught.value.message
     assert type(loaded.stock.scheduler).__name__ in caught.value.message
 
 
@@ -318,28 +318,28 @@ def test_text_parameters_are_repeated_for_each_prompt_of_a_batched_call(load):
         (
             "text-to-image",
             {"foo": 1},
-            "extra: the model sdxl takes no 'foo'; it takes: clip_skip, crops_coords_top_",
+            "extra: the model sdxl does not accept 'foo'; accepted: clip_skip, crops_coords_top_",
         ),
-        ("text-to-image", {"prompt_embeds": [1.0]}, "takes no 'prompt_embeds'"),
-        ("text-to-image", {"latents": 1}, "takes no 'latents'"),
+        ("text-to-image", {"prompt_embeds": [1.0]}, "does not accept 'prompt_embeds'"),
+        ("text-to-image", {"latents": 1}, "does not accept 'latents'"),
         (
             "text-to-image",
             {"callback_on_step_end_tensor_inputs": ["a"]},
-            "takes no 'callback_on_step_end_tensor_in",
+            "does not accept 'callback_on_step_end_tensor_in",
         ),
-        ("text-to-image", {"return_dict": False}, "takes no 'return_dict'"),
-        ("text-to-image", {"aesthetic_score": 5.0}, "takes no 'aesthetic_score'"),
-        ("inpainting", {"padding_mask_crop": 8}, "takes no 'padding_mask_crop'"),
-        ("text-to-image", {"generator": 1}, "extra: 'generator' can't be said so: say the seed"),
+        ("text-to-image", {"return_dict": False}, "does not accept 'return_dict'"),
+        ("text-to-image", {"aesthetic_score": 5.0}, "does not accept 'aesthetic_score'"),
+        ("inpainting", {"padding_mask_crop": 8}, "does not accept 'padding_mask_crop'"),
+        ("text-to-image", {"generator": 1}, "extra: 'generator' is not an extra parameter: say the seed"),
         (
             "text-to-image",
             {"output_type": "latent"},
-            "extra: 'output_type' can't be said so: say the output_format",
+            "extra: 'output_type' is not an extra parameter: say the output_format",
         ),
         (
             "text-to-image",
             {"num_images_per_prompt": 2},
-            "'num_images_per_prompt' can't be said so: say num_images",
+            "'num_images_per_prompt' is not an extra parameter: say num_images",
         ),
         ("text-to-image", {"clip_skip": "1"}, "extra: clip_skip: expected `int | null`, got `str`, got '1'"),
         ("text-to-image", {"original_size": [64]}, "extra: original_size: expected `array` of length 2"),
@@ -356,7 +356,7 @@ def test_an_unknown_parameter_is_rejected(load, task, extra, words):
 
 def test_a_family_without_image_inputs_rejects_images(load):
     with pytest.raises(
-        InvalidRequestError, match="model pixart-sigma does text-to-image, not image-to-image: got the"
+        InvalidRequestError, match="model pixart-sigma supports text-to-image, not image-to-image: got the"
     ):
         load("pixart-sigma").request("image-to-image")
 
@@ -367,7 +367,7 @@ def test_a_pipeline_with_an_image_parameter_works(load):
     made = loaded.both(loaded.request("image-to-image", strength=0.6))
     assert same_bits(made, loaded.by_stock(image=picture(), strength=0.6))
     with pytest.raises(
-        InvalidRequestError, match="does image-to-image and inpainting, not text-to-image: got no im"
+        InvalidRequestError, match="supports image-to-image and inpainting, not text-to-image: got no im"
     ):
         loaded.request()
 
@@ -400,7 +400,7 @@ def test_a_task_that_fails_its_check_is_not_offered(monkeypatch, caplog):
     loaded = load_builtin()  # its 8 channels are refused by the pipeline itself
     assert list(loaded.model.tasks) == ["text-to-image", "image-to-image"]
     assert "the model can't be used for inpainting: ValueError: The unet" in caplog.text
-    with pytest.raises(InvalidRequestError, match="does text-to-image and image-to-image, not inpainting"):
+    with pytest.raises(InvalidRequestError, match="supports text-to-image and image-to-image, not inpainting"):
         loaded.model.check(make_request(prompt="p", seed=1, inputs=["image", "mask_image"]))
 
 

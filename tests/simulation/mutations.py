@@ -303,7 +303,7 @@ MUTATIONS = (
         "duplicates are delivered twice",
         CLIENT + "_receive_result",
         "return []",
-        "return [Complete(message.request_id, Answer(message, payload))]",
+        "return [ev.Complete(message.request_id, ev.Answer(message, payload))]",
         ("one_answer",),
     ),
     Mutation(

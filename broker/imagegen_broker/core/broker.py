@@ -51,12 +51,12 @@ class BrokerCore:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Handle an event. Only `Flush` returns actions: those that have gathered since the last one."""
         match event:
-            case ReceivedFromClient(client_id, message, payload):
-                self.clients.handle(client_id, message, payload, now)
-                if isinstance(message, StatsQuery):
-                    self.outbox.send(SendToClient(client_id, Stats(), [to_msgpack(self.statistics(now))]))
-            case ReceivedFromWorker(worker_id, message, header, payload):
-                self.workers.handle(worker_id, message, header, payload, now)
+            case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
+                self.clients.handle(event.client_id, event.message, event.payload, now)
+                if isinstance(event.message, StatsQuery):
+                    self.outbox.add(SendToClient(event.client_id, Stats(), [to_msgpack(self.statistics(now))]))
+            case ReceivedFromWorker():
+                self.workers.handle(event.worker_id, event.message, event.header, event.payload, now)
             case Flush():
                 return self._flush(now)
             case Malformed(role, peer_id, problem):
@@ -73,7 +73,7 @@ class BrokerCore:
     def _send_problem(self, role: Role, peer_id: bytes, problem: ProtocolError) -> None:
         self.table.counters.malformed += 1
         error = Error(code=problem.code, message=problem.message, request_id=problem.request_id)
-        self.outbox.send(SendToClient(peer_id, error) if role == "clients" else SendToWorker(peer_id, error))
+        self.outbox.add(SendToClient(peer_id, error) if role == "clients" else SendToWorker(peer_id, error))
 
     def _key_revoked(self, role: Role, peer_id: bytes, now: float) -> None:
         """Remove a peer whose key is no longer allowed."""
@@ -97,8 +97,11 @@ class BrokerCore:
 
     def next_deadline(self) -> float:
         """Return the time at which `Flush` must be handled if no message arrives before."""
-        deadlines = (self._next_tick, self.table.deadlines.next(), self.outbox.deadline)
-        return min(deadline for deadline in deadlines if deadline is not None)
+        deadline = self._next_tick
+        for other in (self.table.deadlines.next(), self.outbox.deadline):
+            if other is not None and other < deadline:
+                deadline = other
+        return deadline
 
     def _flush(self, now: float) -> list[Action]:
         for request in self.table.deadlines.due(now):
@@ -144,7 +147,7 @@ class BrokerCore:
             traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
         )
-        self.outbox.send(SendToWorker(worker.id, work, request.payload))
+        self.outbox.add(SendToWorker(worker.id, work, request.payload))
 
     def _send_positions(self, positions: Iterable[QueuePosition]) -> None:
         for request, position, seconds in positions:
@@ -155,7 +158,7 @@ class BrokerCore:
                 place=position,
                 seconds_to_start=None if seconds is None else round(seconds, 1),
             )
-            self.outbox.send(SendToClient(request.client.id, progress))
+            self.outbox.add(SendToClient(request.client.id, progress))
 
     # ---- views ----------------------------------------------------------------------------------
 

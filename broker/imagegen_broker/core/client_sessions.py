@@ -124,7 +124,7 @@ class ClientSessions:
         self._log_rejection(None, request_id, OverloadedError.code)
         retry = self._settings.silence
         answer = Error(request_id=request_id, code=OverloadedError.code, message=text, retry_after_seconds=retry)
-        self._outbox.send(SendToClient(client_id, answer))
+        self._outbox.add(SendToClient(client_id, answer))
 
     def _send_heartbeat(self, client: Client) -> None:
         heartbeat = BrokerHeartbeat(
@@ -133,7 +133,7 @@ class ClientSessions:
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
         )
-        self._outbox.send(SendToClient(client.id, heartbeat))
+        self._outbox.add(SendToClient(client.id, heartbeat))
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class ClientSessions:
         if (rejection := self._rejection(client, message, payload, now)) is not None:
             self._table.counters.rejected[rejection.code] += 1
             self._log_rejection(client, message.request_id, rejection.code)
-            self._outbox.send(SendToClient(client.id, rejection))
+            self._outbox.add(SendToClient(client.id, rejection))
             return
         model = message.model or self._table.default_model
         deadline = None if message.timeout_seconds is None else now + message.timeout_seconds
@@ -173,7 +173,7 @@ class ClientSessions:
         request = self._table.requests.get(request_id)
         answer = Error(request_id=request_id, code=CancelledError.code, message="the request was cancelled")
         if request is None:
-            self._outbox.send(SendToClient(client.id, answer))
+            self._outbox.add(SendToClient(client.id, answer))
         elif request.client is client and request.state is not State.DELIVERED:
             self._table.fail(request, answer, now)
 

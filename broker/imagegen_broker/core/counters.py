@@ -1,4 +1,4 @@
-"""Plain numbers that only grow, and two histograms; metrics and statistics are views of them."""
+"""Counters, histograms and a smoothed rate, from which metrics and statistics are computed."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -27,7 +27,7 @@ BUCKETS = (
 
 
 class Histogram:
-    """Observations counted by bucket, not cumulated; the last count is of those beyond every bound."""
+    """Observations counted by bucket, not cumulative; the last bucket has no upper bound."""
 
     __slots__ = ("counts", "total")
 
@@ -42,29 +42,29 @@ class Histogram:
 
     def copy(self) -> "Histogram":
         """Return an independent copy."""
-        twin = Histogram()
-        twin.counts = self.counts.copy()
-        twin.total = self.total
-        return twin
+        copy = Histogram()
+        copy.counts = self.counts.copy()
+        copy.total = self.total
+        return copy
 
 
 @dataclass(slots=True)
 class Counters:
-    """What has happened since the broker started."""
+    """Counts since the broker started."""
 
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    """Refused at the door, by error code."""
+    """Rejected requests by error code."""
     answered: Counter[str] = field(default_factory=Counter)
     """Terminal answers of accepted requests: "result" or the error code."""
     acknowledged: int = 0
     abandoned: int = 0
-    """Requests given up because their client left or died."""
+    """Requests dropped because their client left or died."""
     dispatched: int = 0
     attached: int = 0
-    """Requests found at a worker that had them already."""
+    """Requests attached to a worker that already held them."""
     requeued: Counter[str] = field(default_factory=Counter)
-    """Went back to the queue, by reason."""
+    """Requeued requests by reason."""
     resent: int = 0
     workers_registered: int = 0
     workers_lost: int = 0
@@ -72,13 +72,13 @@ class Counters:
     clients_lost: int = 0
     malformed: int = 0
     dropped: int = 0
-    """Messages that a peer did not take (gone, or too slow)."""
+    """Messages that could not be sent because the peer had disconnected or was too slow."""
     queue_wait: Histogram = field(default_factory=Histogram)
     duration: Histogram = field(default_factory=Histogram)
 
 
 class Rate:
-    """A smoothed rate of events a second, fed once a tick."""
+    """A smoothed rate of events per second, updated once per tick."""
 
     def __init__(self, smoothing_seconds: float = 20.0) -> None:
         self._smoothing = smoothing_seconds

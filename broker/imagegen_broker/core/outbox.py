@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from imagegen_broker.core.events import Action, LogEvent, Send, SendToClient, SendToWorker, StateChange
+from imagegen_broker.core.events import Action, LogEvent, SendToClient, SendToWorker
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Accepted, Release, Resend
 
@@ -28,17 +28,13 @@ class Outbox:
         self.deadline: float | None = None
         """Time at which the waiting ACCEPTED and RELEASE are sent; None if there are none."""
 
-    def send(self, action: Send) -> None:
-        """Send a message that is not combined with others."""
+    def add(self, action: Action) -> None:
+        """Add an action that is not combined with others."""
         self._actions.append(action)
 
     def log(self, level: int, text: str, **fields: object) -> None:
         """Write a log line."""
         self._actions.append(LogEvent(level, text, fields))
-
-    def trace(self, change: StateChange) -> None:
-        """Record a state change of a traced request."""
-        self._actions.append(change)
 
     def accept(self, client_id: bytes, request_id: bytes) -> None:
         """Send ACCEPTED within `join_seconds`, unless the request is answered before."""

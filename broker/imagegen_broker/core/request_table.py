@@ -7,7 +7,7 @@ import msgspec
 
 from imagegen_broker.core.counters import Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
-from imagegen_broker.core.events import Payload, SendToClient, StateChange
+from imagegen_broker.core.events import LogEvent, Payload, SendToClient, StateChange
 from imagegen_broker.core.holder_index import HolderIndex
 from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import TRANSITIONS, Assignment, Client, Request, Settings, State, Worker
@@ -247,7 +247,7 @@ class RequestTable:
         if self.settings.traces and request.submit.traceparent is not None:
             name = None if worker is None else worker.name
             change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
-            self._outbox.trace(change)
+            self._outbox.add(change)
         if old is State.QUEUED:
             self._scheduler.queue.remove(request)
             self._positions.unfollow(request)
@@ -293,7 +293,11 @@ class RequestTable:
     def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Log an event of a request, if such events are logged."""
         if self.settings.log_requests:
-            about = {"request_id": request.id.hex(), "client": request.client.session, "attempt": request.attempt}
+            about: dict[str, object] = {
+                "request_id": request.id.hex(),
+                "client": request.client.session,
+                "attempt": request.attempt,
+            }
             if worker is not None:
                 about["worker"] = worker.name
-            self._outbox.log(logging.INFO, text, **about, **fields)
+            self._outbox.add(LogEvent(logging.INFO, text, about | fields))

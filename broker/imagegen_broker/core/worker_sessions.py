@@ -55,7 +55,7 @@ class WorkerSessions:
         worker = self.by_id.get(worker_id)
         if worker is None:
             if not isinstance(message, Goodbye):
-                self._outbox.send(SendToWorker(worker_id, self._heartbeat(session=0, beat=0)))
+                self._outbox.add(SendToWorker(worker_id, self._heartbeat(session=0, beat=0)))
             return
         worker.last_received = now
         match message:
@@ -149,7 +149,7 @@ class WorkerSessions:
     def _reject(self, worker_id: bytes, holder: Worker) -> None:
         self._outbox.log(logging.WARNING, "worker rejected", worker=holder.name, reason="name_taken")
         text = f"a live worker on {holder.ready.host} is named {holder.name!r}; choose another name with --name"
-        self._outbox.send(SendToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
+        self._outbox.add(SendToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
 
     def remove(self, worker: Worker, now: float) -> None:
         """Remove a worker that has left, and requeue its requests."""
@@ -211,7 +211,7 @@ class WorkerSessions:
 
     def _send_heartbeat(self, worker: Worker) -> None:
         worker.beat += 1
-        self._outbox.send(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
+        self._outbox.add(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
 
     def _reconcile(self, worker: Worker, listed: Holding, trusted_beat: int, now: float) -> None:
         """Compare the requests that a worker holds with those that the broker assigned to it.
@@ -288,7 +288,7 @@ class WorkerSessions:
             return
         request = assignment.request
         is_preview = request.submit.preview and len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
-        self._outbox.send(SendToClient(request.client.id, header, payload if is_preview else ()))
+        self._outbox.add(SendToClient(request.client.id, header, payload if is_preview else ()))
 
     def _answer(
         self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float

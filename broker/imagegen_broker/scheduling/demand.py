@@ -54,7 +54,7 @@ class Demand:
     seen: Mapping[str | None, float | None]
     """As `WorkerPool.seen`."""
     waiting: Mapping[str | None, int]
-    """Waiting requests by model, without those of paused clients, for which no worker is missing."""
+    """Waiting requests by model, without requests of paused clients, which more workers would not help."""
 
     @classmethod
     def of(cls, scheduler: Scheduler, workers: Sequence[WorkerView]) -> Self:

@@ -1,4 +1,4 @@
-"""The registered workers by model, and what is remembered of models whose workers have left."""
+"""The registered workers by model, and the models that were served before."""
 
 from collections.abc import Mapping
 

@@ -17,15 +17,9 @@ from imagegen_protocol import InvalidRequestError
 
 @click.command("bench")
 @click.option(
-    "--burst",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="Number of requests, all submitted at once.",
+    "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Number of requests."
 )
-@click.option(
-    "--prompt", default="a red circle on a blue background", show_default=True, help="Prompt of all requests."
-)
+@click.option("--prompt", default="a red circle on a blue background", show_default=True, help="Their prompt.")
 @parameter_options(
     "model",
     "seed",
@@ -50,10 +44,11 @@ def command(
     as_json: bool,
     **connection: Unpack[Connection],
 ) -> None:
-    """Submit a burst of requests and print throughput, latency and batch sizes.
+    """Run a load test and print throughput and latency.
 
-    Latency percentiles (nearest rank) cover successful requests, from submission to answer. Batches are counted
-    from the workers' totals, so other clients' requests are included. The exit status is 1 if a request failed.
+    Submits all requests at once. Latency percentiles (nearest rank) cover successful requests, from
+    submission to answer. Batches are counted from the workers' totals, so other clients' requests are
+    included. The exit status is 1 if a request failed.
 
     \b
     Examples:

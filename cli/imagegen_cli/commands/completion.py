@@ -10,9 +10,9 @@ PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker", "imagegen-gateway"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.argument("program", type=click.Choice(PROGRAMS), default="imagegen")
 def command(shell: str, program: str) -> None:
-    """Print the SHELL completion script of PROGRAM (default: imagegen).
+    """Print a shell completion script.
 
-    Names of models are completed from the broker's list.
+    The script completes the options of PROGRAM (default: imagegen) in SHELL, and names of models from the broker.
 
     \b
     Examples:

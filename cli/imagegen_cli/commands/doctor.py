@@ -29,17 +29,14 @@ def _check_http(context: click.Context, option: click.Parameter, given: str | No
 
 @click.command("doctor")
 @click.option(
-    "--http",
-    metavar="HOST:PORT",
-    callback=_check_http,
-    help="HTTP address of a broker, to be checked as well.",
+    "--http", metavar="HOST:PORT", callback=_check_http, help="HTTP address of a broker, to be checked as well."
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
     metavar="[NAME=]SOURCE",
-    help="Model that a worker on this machine will serve; imagegen-worker checks it. May be given several times.",
+    help="Model to check with imagegen-worker on this machine; may be given several times.",
 )
 @click.option(
     "--only",

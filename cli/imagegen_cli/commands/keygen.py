@@ -17,7 +17,9 @@ from imagegen_protocol.keys import KeyFileError, generate
     help="Folder for the files.  [default: the current folder]",
 )
 def command(name: str, out: Path) -> None:
-    """Generate a key pair: NAME.key is public, NAME.key_secret must be kept secret.
+    """Generate a key pair for a broker, worker or client.
+
+    Writes the public key NAME.key and the secret key NAME.key_secret, and prints their paths.
 
     A broker needs its own secret key and two folders with the .key files of the clients and workers that may
     connect. Each client and worker needs its own secret key and the broker's .key file.

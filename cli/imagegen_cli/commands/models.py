@@ -9,15 +9,14 @@ from imagegen_cli.commands.options import Connection, broker_options, open_clien
 
 
 @click.command("models")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, including the ranges and defaults of each model (takes)."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the parameter ranges of each model.")
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
-    """List the models that the fleet serves, with default size and steps, and their workers.
+    """List the models that the fleet serves.
 
-    The default model serves requests that name none. A worker is warm for a model that it has loaded; other
-    workers load the model first. In the JSON output, takes is null until a worker has loaded the model.
+    Shows the default size and steps of each model, and its workers. The default model serves requests that
+    name none. A worker is warm for a model that it has loaded; other workers load the model first. In the
+    JSON output, takes is null until a worker has loaded the model.
 
     \b
     Examples:

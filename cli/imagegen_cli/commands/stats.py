@@ -9,12 +9,7 @@ from imagegen_protocol.statistics import to_json
 
 
 @click.command("stats")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print all statistics as JSON, with the fields of the broker's HTTP /stats.",
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as HTTP /stats of the broker does.")
 @broker_options
 def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     """Print the GPUs with their load, the queue and the totals.

@@ -17,7 +17,7 @@ import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
 from imagegen_client.fleet import as_json
-from imagegen_client.fleet_watch import Watch
+from imagegen_client.fleet_watch import FleetWatch
 from imagegen_protocol import BrokerUnreachableError
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             endpoint: stack.enter_context(open_client({**connection, "brokers": (endpoint,)}))
             for endpoint in dict.fromkeys(connection["brokers"])
         }
-        watch = Watch(clients)
+        watch = FleetWatch(clients)
         _first_update(watch, connection)
         if json_once or once or not sys.stdout.isatty():
             Event().wait(interval)
-            answers = watch.ask(_STATS_TIMEOUT_SECONDS)
+            answers = watch.query(_STATS_TIMEOUT_SECONDS)
             wait(answers.values())
-            watch.take(answers)
+            watch.update(answers)
             if json_once:
                 click.echo(json.dumps(as_json(watch.before, watch.now), indent=2, ensure_ascii=False))
             else:
@@ -80,19 +80,19 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             _live(watch, interval)
 
 
-def _first_update(watch: Watch, connection: Connection) -> None:
+def _first_update(watch: FleetWatch, connection: Connection) -> None:
     """Wait for the first broker, then briefly for the others. Raises `BrokerUnreachableError` if none answers."""
     timeout = connection["connect_timeout"]
-    answers = watch.ask(timeout)
+    answers = watch.query(timeout)
     wait(answers.values(), return_when=FIRST_COMPLETED)
     wait(answers.values(), timeout=_OTHER_BROKERS_SECONDS)
-    watch.take(answers)
+    watch.update(answers)
     if all(broker.lost_for is not None for broker in watch.now.brokers):
         tried = " or ".join(connection["brokers"])
         raise BrokerUnreachableError(f"no broker answered at {tried} within {timeout:.3g} s")
 
 
-def _print(watch: Watch) -> None:
+def _print(watch: FleetWatch) -> None:
     from rich.console import Console
 
     from imagegen_cli.dashboard.screen import screen
@@ -101,7 +101,7 @@ def _print(watch: Watch) -> None:
     console.print(screen(watch.before, watch.now, watch.trends, width=console.width))
 
 
-def _live(watch: Watch, interval: float) -> None:
+def _live(watch: FleetWatch, interval: float) -> None:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
@@ -117,11 +117,11 @@ def _live(watch: Watch, interval: float) -> None:
     live = Live(get_renderable=render, console=console, screen=True, auto_refresh=False)
     with suppress(KeyboardInterrupt), _quit_keys() as quit_pressed, live:
         while not _show(interval, quit_pressed, live):
-            answers = watch.ask(_STATS_TIMEOUT_SECONDS)
+            answers = watch.query(_STATS_TIMEOUT_SECONDS)
             while wait(answers.values(), timeout=_KEY_POLL_SECONDS).not_done:
                 if quit_pressed(0):
                     return
-            watch.take(answers)
+            watch.update(answers)
 
 
 def _show(seconds: float, quit_pressed: Callable[[float], bool], live: "Live") -> bool:

@@ -37,11 +37,7 @@ class DaemonExitedError(Exception):
 @click.command("up")
 @click.option("--http", metavar="HOST:PORT", help="Address of the gateway.  [default: 127.0.0.1:8000]")
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME",
-    help="Model of the workers, as for imagegen-worker; may be given several times.",
+    "--model", "models", multiple=True, metavar="NAME", help="Model of the workers; may be given several times."
 )
 @click.option("--broker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the broker.")
 @click.option("--worker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the workers.")
@@ -55,11 +51,11 @@ def command(
     gateway_config: Path | None,
     worker_options: tuple[str, ...],
 ) -> None:
-    """Run a broker, a worker for each GPU and the gateway on this machine until Ctrl-C.
+    """Run a fleet on this machine until Ctrl-C.
 
-    Starts imagegen-broker, imagegen-worker and imagegen-gateway with the settings of their configuration files
-    and environment variables. If one of them exits, the others are stopped. Ctrl-C waits for running requests; a
-    second Ctrl-C does not.
+    Starts a broker, a worker for each GPU and the gateway (imagegen-broker, imagegen-worker,
+    imagegen-gateway) with the settings of their configuration files and environment variables. If one of them
+    exits, the others are stopped. Ctrl-C waits for running requests; a second Ctrl-C does not.
 
     \b
     Examples:

@@ -67,10 +67,10 @@ def _load(gpu: GpuRow) -> Text:
     return bar.append(f" {depth}/{capacity}", style="")
 
 
-def _models(gpu: GpuRow) -> Text:
-    models = gpu.row.models
+def models_text(models: Sequence[str]) -> str:
+    """Return the first model and the number of others."""
     more = f" +{len(models) - 1}" if len(models) > 1 else ""
-    return Text(f"{models[0]}{more}" if models else "-")
+    return f"{models[0]}{more}" if models else "-"
 
 
 def _failed(gpu: GpuRow) -> Text:
@@ -84,7 +84,7 @@ COLUMNS = (
     Column("gpu", 4, lambda gpu: gpu.text("gpu_id"), is_number=True),
     Column("worker", 0, lambda gpu: gpu.text("worker"), cut_to=20),
     Column("device", 11, lambda gpu: gpu.text("device")),
-    Column("model", 3, _models, cut_to=14),
+    Column("model", 3, lambda gpu: Text(models_text(gpu.row.models)), cut_to=14),
     Column("state", 0, lambda gpu: Text(f"● {gpu.state}", style=STATE_STYLES.get(gpu.state, ""))),
     Column("load", 0, _load),
     Column("run", 6, lambda gpu: Text("-") if gpu.removed else gpu.text("running"), is_number=True),

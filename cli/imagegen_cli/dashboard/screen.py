@@ -9,7 +9,7 @@ from rich.text import Text
 from imagegen_cli.dashboard.charts import sparkline
 from imagegen_cli.dashboard.columns import GAP, GpuRow, select_columns
 from imagegen_cli.durations import format_duration, format_estimate
-from imagegen_client.fleet import Broker, Look, images_per_second, in_order
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, images_per_second, sorted_workers
 
 Trends = Mapping[str, Sequence[float]]
 """Images per second of each worker in the last snapshots, the newest last."""
@@ -18,7 +18,13 @@ _FLEET_TREND_WIDTH = 24
 
 
 def screen(
-    before: Look | None, now: Look, trends: Trends, *, width: int, height: int | None = None, hint: str = ""
+    before: FleetSnapshot | None,
+    now: FleetSnapshot,
+    trends: Trends,
+    *,
+    width: int,
+    height: int | None = None,
+    hint: str = "",
 ) -> RenderableType:
     """Render two snapshots in at most `width` cells and `height` lines.
 
@@ -45,21 +51,21 @@ def _fit(number: int, lines: int | None) -> tuple[int, int]:
     return shown, number - shown
 
 
-def _gpus(before: Look | None, now: Look, trends: Trends) -> list[GpuRow]:
+def _gpus(before: FleetSnapshot | None, now: FleetSnapshot, trends: Trends) -> list[GpuRow]:
     rates = images_per_second(before, now)
     most = max((rate for trend in trends.values() for rate in trend), default=0.0)
     workers = now.workers()
     gone = {name: row for name, row in (before.workers() if before else {}).items() if name not in workers}
-    rows = in_order({**workers, **gone})
-    unheard = now.unheard()
+    rows = sorted_workers({**workers, **gone})
+    stale = now.stale_workers()
     return [
         GpuRow(
             row,
-            None if name in gone or name in unheard else rates.get(name),
+            None if name in gone or name in stale else rates.get(name),
             trends.get(name, ()),
             most,
             removed=name in gone,
-            stale=name in unheard,
+            stale=name in stale,
         )
         for name, row in rows
     ]
@@ -70,7 +76,7 @@ def _title(hint: str, width: int) -> Text:
     return title.append(hint.rjust(width - title.cell_len), style="dim") if hint else title
 
 
-def _broker_line(broker: Broker, width: int) -> Text:
+def _broker_line(broker: BrokerStatus, width: int) -> Text:
     statistics = broker.statistics
     if statistics is None or broker.lost_for is not None:
         problem = (

@@ -1,4 +1,4 @@
-"""What a model accepts for one task, beside the parameters that all models accept."""
+"""The parameters that a model accepts for one task, in addition to those that all models accept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from imagegen_protocol.request import BODY_PARAMETERS
 
 @dataclass(frozen=True, slots=True)
 class TaskCapabilities:
-    """What the pipeline's call accepts. `strength`: the default; None: not accepted.
+    """The parameters of a pipeline's call. `strength`: the default; None: not accepted.
 
-    `extra`: the type of each further parameter, as Python writes it. `owned`: parameters that are never accepted
-    as extra, and what to use instead. `defaults`: the default of each declared parameter that the call accepts;
+    `extra`: the Python type of each extra parameter. `owned`: parameters that are never accepted as extra, and
+    what to use instead. `defaults`: the default of each declared parameter that the call accepts;
     None: the pipeline chooses.
     """
 
@@ -28,7 +28,7 @@ class TaskCapabilities:
     def of_call(
         cls, defaults: Mapping[str, Any], extra: Mapping[str, Any], owned: Mapping[str, str]
     ) -> "TaskCapabilities":
-        """Return what a call accepts; `defaults` are those of all its parameters, by name."""
+        """Return the capabilities of a call; `defaults` has the default of each of its parameters."""
         declared = {
             name: value if isinstance(value, bool | int | float | str) else None
             for name, value in defaults.items()
@@ -37,16 +37,16 @@ class TaskCapabilities:
         strength = declared.get("strength")
         return cls(float(strength) if isinstance(strength, int | float) else None, extra, owned, declared)
 
-    def read_extra(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return parameters in the types that the model wants. Raises `InvalidRequestError`."""
-        return {name: self._read(model, name, value) for name, value in given.items()}
+    def convert_extra(self, model: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return extra parameters converted to their types. Raises `InvalidRequestError`."""
+        return {name: self._convert(model, name, value) for name, value in values.items()}
 
-    def _read(self, model: str, name: str, value: Any) -> Any:
+    def _convert(self, model: str, name: str, value: Any) -> Any:
         if name in self.owned:
-            raise InvalidRequestError(f"extra: {name!r} can't be said so: {self.owned[name]}")
+            raise InvalidRequestError(f"extra: {name!r} is not an extra parameter: {self.owned[name]}")
         if name not in self.extra:
-            able = ", ".join(sorted(self.extra)) or "none"
-            raise InvalidRequestError(f"extra: the model {model} takes no {name!r}; it takes: {able}")
+            accepted = ", ".join(sorted(self.extra)) or "none"
+            raise InvalidRequestError(f"extra: the model {model} does not accept {name!r}; accepted: {accepted}")
         try:
             return msgspec.convert(value, self.extra[name])
         except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""A real broker, a raw worker, a client, and a broker that lies."""
+"""Fixtures: a real broker, a minimal worker, a client, and a broker that sends arbitrary messages."""
 
 import msgpack
 import pytest
@@ -12,7 +12,7 @@ from tests.integration.client.peers import PATIENCE, RawWorker
 
 @pytest.fixture
 def start_worker():
-    """Start raw workers; all are stopped at the end."""
+    """Start minimal workers; all are stopped at the end."""
     workers = []
 
     def start(broker, **settings):
@@ -42,7 +42,7 @@ def client(broker):
 
 @pytest.fixture
 def false_broker():
-    """A ROUTER that sends whatever a test likes to whoever spoke last."""
+    """A ROUTER that sends arbitrary messages to the client that sent last."""
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)

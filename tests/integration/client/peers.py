@@ -1,4 +1,4 @@
-"""A worker that is nothing but `zmq` and `msgpack`, and other things that the tests share."""
+"""A minimal worker on `zmq` and `msgpack`, and other shared helpers."""
 
 import io
 import os
@@ -29,7 +29,7 @@ class RawWorker:
         self.let_go = threading.Event()
         self.begun = []
         self.images = []
-        """The frames behind each body."""
+        """The frames after each body."""
         self.most_held = 0
         self._capacity = capacity
         self._running = {}
@@ -49,7 +49,7 @@ class RawWorker:
         self._thread.join(PATIENCE)
 
     def wait_until(self, holds, what):
-        """Wait until something holds; it is looked at after each turn of the worker's loop."""
+        """Wait until a condition holds; it is checked after each iteration of the worker's loop."""
         with self._condition:
             assert self._condition.wait_for(holds, PATIENCE), f"not {what}"
 

@@ -1,4 +1,4 @@
-"""The client for asyncio over real sockets."""
+"""Asyncio client over real sockets."""
 
 import asyncio
 import gc
@@ -52,7 +52,7 @@ def test_async_generate_stats_and_errors(in_loop):
     in_loop(body)
 
 
-def test_an_async_job_can_be_followed_and_asked_again(in_loop):
+def test_an_async_job_reports_progress_and_its_result_repeatedly(in_loop):
     async def body(client):
         job = client.submit("x", progress=True, seed=3)
         assert (job.seed, len(job.request_id)) == (3, 32)
@@ -118,7 +118,7 @@ def test_cancelling_the_task_cancels_the_request(in_loop, worker, way):
     in_loop(body)
 
 
-def test_a_shield_keeps_the_request(in_loop, worker):
+def test_a_shielded_request_is_not_cancelled(in_loop, worker):
     async def body(client):
         job = client.submit("hold")
         with pytest.raises(TimeoutError):
@@ -130,7 +130,7 @@ def test_a_shield_keeps_the_request(in_loop, worker):
     in_loop(body)
 
 
-def test_an_error_that_nobody_waits_for_is_not_logged(in_loop, worker):
+def test_an_unawaited_error_is_not_logged(in_loop, worker):
     async def body(client):
         jobs = [client.submit("fail") for _ in range(3)]
         task = asyncio.create_task(jobs[0].result())
@@ -143,26 +143,26 @@ def test_an_error_that_nobody_waits_for_is_not_logged(in_loop, worker):
     in_loop(body)
 
 
-def test_a_progress_consumer_that_stops_early_leaves_nothing(in_loop, worker):
+def test_a_progress_consumer_may_stop_early(in_loop, worker):
     async def body(client):
         job = client.submit("hold", progress=True)
-        async with aclosing(job.progress()) as signs:
-            async for _ in signs:
+        async with aclosing(job.progress()) as events:
+            async for _ in events:
                 break
-        assert job._job._wake is None
+        assert job._job._callback is None
         dropped = client.submit("hold", progress=True)
         async for _ in dropped.progress():
             break
-        await asyncio.sleep(0)  # the loop closes a generator that was dropped
+        await asyncio.sleep(0)  # the loop closes an unreferenced generator
         await asyncio.sleep(0)
-        assert dropped._job._wake is None
+        assert dropped._job._callback is None
         worker.let_go.set()
         assert (await job.result()).worker == (await dropped.result()).worker == "raw"
 
     in_loop(body)
 
 
-def test_a_loop_that_closes_early_leaves_no_error(broker, worker, caplog):
+def test_closing_the_loop_early_logs_no_error(broker, worker, caplog):
     loop = asyncio.new_event_loop()
     client = AsyncClient(broker.frontend_endpoint)
 
@@ -184,7 +184,7 @@ def test_a_loop_that_closes_early_leaves_no_error(broker, worker, caplog):
     del signs
 
 
-def test_closing_does_not_hold_up_the_loop(broker, monkeypatch):
+def test_closing_does_not_block_the_loop(broker, monkeypatch):
     async def body():
         client = AsyncClient(broker.frontend_endpoint)
         loop_lives = threading.Event()
@@ -205,7 +205,7 @@ def test_closing_does_not_hold_up_the_loop(broker, monkeypatch):
     asyncio.run(body())
 
 
-def test_an_async_client_needs_a_loop_to_submit(broker):
+def test_submitting_needs_a_running_loop(broker):
     client = AsyncClient(broker.frontend_endpoint)
     with pytest.raises(RuntimeError, match="no running event loop"):
         client.submit("x")

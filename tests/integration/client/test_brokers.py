@@ -1,4 +1,4 @@
-"""Brokers that come and go, are full, or lie."""
+"""Brokers that restart, are overloaded, or send invalid messages."""
 
 import msgpack
 import pytest
@@ -12,7 +12,7 @@ from imagegen_client import (
 from tests.integration.client.peers import NOWHERE, PATIENCE, PNG
 
 
-def test_a_restarted_broker_gets_the_request_again(start_broker, broker, client, worker):
+def test_requests_are_resent_to_a_restarted_broker(start_broker, broker, client, worker):
     job = client.submit("hold", seed=5)
     worker.wait_for_work(1)
     frontend, backend = broker.frontend_endpoint, broker.backend_endpoint
@@ -23,7 +23,7 @@ def test_a_restarted_broker_gets_the_request_again(start_broker, broker, client,
     assert worker.begun == ["hold"], "made once"
 
 
-def test_a_dead_broker_is_left_for_the_next_one(start_broker, broker, start_worker):
+def test_failover_to_the_next_broker(start_broker, broker, start_worker):
     second = start_broker()
     worker = start_worker(second)
     with Client([broker.frontend_endpoint, second.frontend_endpoint]) as client:
@@ -34,7 +34,7 @@ def test_a_dead_broker_is_left_for_the_next_one(start_broker, broker, start_work
     worker.wait_for_idleness()
 
 
-def test_no_broker_at_all():
+def test_no_broker():
     with Client(NOWHERE, connect_timeout=0.2) as client:
         with pytest.raises(BrokerUnreachableError, match=r"no broker answered at tcp://127\.0\.0\.1:1 within"):
             client.generate("x")
@@ -55,7 +55,7 @@ def test_a_full_queue_is_an_error(start_broker, start_worker):
         assert [job.result(PATIENCE).worker for job in jobs] == ["raw", "raw"]
 
 
-def test_rubbish_from_a_broker_is_survived(false_broker, caplog):
+def test_invalid_messages_from_a_broker_are_tolerated(false_broker, caplog):
     with Client(false_broker.endpoint) as client:
         job = client.submit("x")
         false_broker.receive("heartbeat")
@@ -79,7 +79,7 @@ def test_rubbish_from_a_broker_is_survived(false_broker, caplog):
     assert "I/O thread" not in caplog.text
 
 
-def test_a_full_queue_is_waited_for_if_wished(false_broker):
+def test_a_full_queue_is_retried_on_request(false_broker):
     with Client(false_broker.endpoint, retry_overloaded=True) as client:
         job = client.submit("x", seed=4)
         false_broker.receive("heartbeat")
@@ -96,7 +96,7 @@ def test_a_full_queue_is_waited_for_if_wished(false_broker):
         assert job.result(PATIENCE).seed == 4
 
 
-def test_statistics_that_are_no_map(false_broker):
+def test_undecodable_statistics_are_a_protocol_error(false_broker):
     with Client(false_broker.endpoint) as client:
         for frame, words in ((b"\xc1", "can't be read: "), (msgpack.packb([1]), "can't be read: .*got `array`")):
             future = client.request_stats()
@@ -108,7 +108,7 @@ def test_statistics_that_are_no_map(false_broker):
                 future.result(PATIENCE)
 
 
-def test_a_broker_of_another_version_ends_what_is_asked(false_broker):
+def test_a_broker_of_another_version_ends_all_requests(false_broker):
     with Client(false_broker.endpoint) as client:
         job = client.submit("x")
         false_broker.receive("heartbeat")

@@ -1,4 +1,4 @@
-"""The command `imagegen` against a real broker."""
+"""The `imagegen` command against a real broker."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def imagegen(broker, *arguments):
 
 
 def wait_for_gpus(client, number, batches=0):
-    """Wait until the workers are registered and have told of their batches."""
+    """Wait until the workers are registered and have reported their batches."""
     pause = threading.Event()
     for _ in range(int(PATIENCE / 0.01)):
         gpus = client.stats()["per_gpu_stats"]
@@ -32,7 +32,7 @@ def wait_for_gpus(client, number, batches=0):
     raise AssertionError(f"not {number} workers with {batches} batches: {gpus}")
 
 
-def test_the_command_draws(broker, worker, tmp_path):
+def test_the_command_generates_an_image(broker, worker, tmp_path):
     out = tmp_path / "circle.webp"
     done = imagegen(broker, "generate", "a red circle", "--out", str(out), "--seed", "7", "--num-images", "2")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -43,7 +43,7 @@ def test_the_command_draws(broker, worker, tmp_path):
         assert (image.format, image.size) == ("WEBP", (4, 2))
 
 
-def test_the_command_names_the_file_after_the_seed(broker, worker, tmp_path, monkeypatch):
+def test_the_default_file_name_contains_the_seed(broker, worker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = imagegen(broker, "generate", "x")
     (path,) = tmp_path.iterdir()
@@ -59,7 +59,7 @@ def test_the_command_names_the_file_after_the_seed(broker, worker, tmp_path, mon
         (["hold", "--timeout", "0.2"], "error: deadline_exceeded: "),
     ],
 )
-def test_the_command_ends_with_a_line_about_the_error(broker, worker, tmp_path, arguments, line):
+def test_the_command_prints_the_error(broker, worker, tmp_path, arguments, line):
     done = imagegen(broker, "generate", *arguments, "--out", str(tmp_path / "a.png"))
     assert done.exit_code == 1
     assert done.stderr.startswith(line)
@@ -67,7 +67,7 @@ def test_the_command_ends_with_a_line_about_the_error(broker, worker, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_finds_no_broker(tmp_path):
+def test_the_command_without_a_broker(tmp_path):
     for arguments in (["generate", "x", "--out", str(tmp_path / "a.png")], ["stats"], ["bench", "--burst", "1"]):
         done = imagegen(NOWHERE, *arguments, "--connect-timeout", "0.1")
         assert done.exit_code == 3
@@ -75,7 +75,7 @@ def test_the_command_finds_no_broker(tmp_path):
         assert done.stderr == f"{unreachable}{HOW_TO_START}\n"
 
 
-def test_the_command_takes_brokers_from_the_environment(broker, worker):
+def test_brokers_are_read_from_the_environment(broker, worker):
     with Client(broker.frontend_endpoint) as client:
         wait_for_gpus(client, 1)
     runner = CliRunner(env={"IMAGEGEN_FRONTEND": f"{broker.frontend_endpoint} {NOWHERE}"})
@@ -85,7 +85,7 @@ def test_the_command_takes_brokers_from_the_environment(broker, worker):
     assert "raw" in runner.invoke(main, ["stats"]).stdout
 
 
-def test_the_command_measures_a_burst(broker, worker, start_worker):
+def test_bench_measures_a_burst(broker, worker, start_worker):
     other = start_worker(broker, name="other")
     with Client(broker.frontend_endpoint) as client:
         for _ in client.map(["x"] * 10):
@@ -105,7 +105,7 @@ def test_the_command_measures_a_burst(broker, worker, start_worker):
     assert Counter(worker.begun + other.begun) == {"x": 60}
 
 
-def test_the_command_counts_failures(broker, worker):
+def test_bench_counts_failures(broker, worker):
     done = imagegen(broker, "bench", "--burst", "3", "--prompt", "fail")
     assert done.exit_code == 1
     assert "0/3" in done.stdout

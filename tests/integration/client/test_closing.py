@@ -1,4 +1,4 @@
-"""The end of a client: nothing is left behind."""
+"""Closing of a client: all resources are freed."""
 
 import gc
 import threading
@@ -14,7 +14,7 @@ from imagegen_client import (
 from tests.integration.client.peers import NOWHERE, PATIENCE, wait_for_end
 
 
-def test_closing_ends_what_is_unfinished_and_tells_the_broker(broker, worker):
+def test_closing_ends_requests_and_notifies_the_broker(broker, worker):
     client = Client(broker.frontend_endpoint)
     job = client.submit("hold")
     worker.wait_for_work(1)
@@ -27,10 +27,10 @@ def test_closing_ends_what_is_unfinished_and_tells_the_broker(broker, worker):
         client.stats()
     job.cancel()
     client.close()
-    worker.wait_for_idleness()  # GOODBYE gave it up
+    worker.wait_for_idleness()  # GOODBYE cancelled it
 
 
-def test_nothing_is_left_behind(broker, worker):
+def test_closing_frees_threads_and_descriptors(broker, worker):
     process = psutil.Process()
 
     def once():
@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(broker, worker):
     assert not [thread for thread in threading.enumerate() if thread.name == "imagegen-client"]
 
 
-def test_a_forgotten_client_closes_itself_but_not_before_its_jobs(broker, worker):
+def test_an_unreferenced_client_closes_after_its_jobs(broker, worker):
     client = Client(broker.frontend_endpoint)
     thread = client._transport._thread
     job = client.submit("hold")
@@ -83,15 +83,15 @@ def test_a_callback_may_close_its_own_client(broker, worker, caplog):
     assert caplog.records == []
 
 
-def test_ctrl_c_while_something_is_handed_over_does_no_harm(client, worker):
+def test_ctrl_c_during_submission_is_harmless(client, worker):
     class Interrupted(list):
         def append(self, item):
             super().append(item)
-            client._transport._commands = list(self)
+            client._transport._queued = list(self)
             raise KeyboardInterrupt
 
-    with client._transport._lock:  # the thread takes nothing meanwhile
-        client._transport._commands = Interrupted()
+    with client._transport._lock:  # so that the thread takes no events
+        client._transport._queued = Interrupted()
         with pytest.raises(KeyboardInterrupt):
             client.submit("x")
     assert client.generate("y").worker == "raw"
@@ -102,11 +102,11 @@ def test_a_failure_of_the_io_thread_ends_every_job(broker, worker, caplog, monke
     client = Client(broker.frontend_endpoint)
     job = client.submit("hold")
     worker.wait_for_work(1)
-    monkeypatch.setattr(client._transport._core, "tick", lambda now: 1 / 0)
+    monkeypatch.setattr(client._transport._core, "handle", lambda event, now: 1 / 0)
     with pytest.raises(ClientClosedError, match="ZeroDivisionError") as caught:
         job.result(PATIENCE)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(ClientClosedError, match="ZeroDivisionError"):
         client.submit("x")
     client.close()
-    assert "the I/O thread of the client failed" in caplog.text
+    assert "I/O thread failed" in caplog.text

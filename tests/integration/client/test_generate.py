@@ -19,7 +19,7 @@ from tests.integration.client.test_cli import wait_for_gpus
 
 @pytest.fixture
 def imagegen(broker, tmp_path, monkeypatch):
-    """Run the command in a folder of its own."""
+    """Run the command in its own folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, stdin=None):
@@ -33,7 +33,7 @@ def files(folder="."):
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
 
 
-def test_many_prompts_are_drawn_into_a_folder(imagegen, worker, tmp_path):
+def test_many_prompts_are_written_to_a_folder(imagegen, worker, tmp_path):
     (tmp_path / "p.txt").write_text(
         '# three more\nb\n\n{"prompt": "c", "num_images": 2}\n{"prompt": "d", "seed": 99}\n'
     )
@@ -58,7 +58,7 @@ def test_random_seeds_are_exact_for_readers_of_doubles(imagegen, worker):
     assert seeds[-1] < 2**53
 
 
-def test_a_prompt_that_fails_stops_no_other(imagegen, worker):
+def test_a_failing_prompt_does_not_stop_the_others(imagegen, worker):
     done = imagegen("generate", "a", "fail one", "b", "fail two", "--out", "out/")
     assert done.exit_code == 1
     assert sorted(done.stderr.splitlines()) == [
@@ -68,7 +68,7 @@ def test_a_prompt_that_fails_stops_no_other(imagegen, worker):
     assert len(files("out")) == 2
 
 
-def test_a_line_of_json_for_each_prompt(imagegen, worker):
+def test_json_prints_one_object_per_prompt(imagegen, worker):
     done = imagegen("generate", "--prompts", "-", "--json", "--seed", "5", stdin="a\nfail\n")
     assert done.exit_code == 1
     good, bad = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda said: said["index"])
@@ -85,12 +85,12 @@ def test_a_line_of_json_for_each_prompt(imagegen, worker):
     assert done.stderr == "error: generation_failed: stdin:2: it broke\n"
 
 
-def test_quiet_prints_the_files_alone(imagegen, worker):
+def test_quiet_prints_only_the_paths(imagegen, worker):
     done = imagegen("generate", "a", "-q", "--seed", "5")
     assert (done.stdout, done.stderr) == ("imagegen-5.png\n", "")
 
 
-def test_no_more_than_so_many_are_on_their_way(imagegen, worker):
+def test_the_number_of_unfinished_requests_is_limited(imagegen, worker):
     prompts = [f"hold {number}" for number in range(30)]
     done = []
     thread = Thread(target=lambda: done.append(imagegen("generate", *prompts, "--jobs", "3")))
@@ -103,22 +103,22 @@ def test_no_more_than_so_many_are_on_their_way(imagegen, worker):
     assert worker.most_held == 3
 
 
-def test_what_is_there_is_not_drawn_again(imagegen, worker):
+def test_skip_existing_generates_only_missing_files(imagegen, worker):
     first = ("generate", "a", "b", "c", "--pattern", "{index}.png")
     assert imagegen(*first).exit_code == 0
     again = imagegen(*first)
     assert again.exit_code == 2
-    assert again.stderr == "error: --pattern: 0.png exists; use; say --overwrite or --skip-existing\n"
+    assert again.stderr == "error: --pattern: 0.png exists; use --overwrite or --skip-existing\n"
     Path("1.png").unlink()
     done = imagegen(*first, "--skip-existing")
-    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3: their files exist\n")
+    assert (done.exit_code, done.stderr) == (0, "skipped 2 of 3 prompts: their files exist\n")
     assert worker.begun.count("b") == 2
     assert imagegen(*first, "--skip-existing").stdout == ""
     assert imagegen(*first, "--overwrite").exit_code == 0
     assert [worker.begun.count(prompt) for prompt in "abc"] == [2, 3, 2]
 
 
-def test_a_picture_that_cannot_be_written_is_told_and_stops_no_other(imagegen, worker):
+def test_a_file_that_cannot_be_written_is_an_error_of_its_prompt(imagegen, worker):
     # Where a folder of the pattern should be, there is a file.
     Path("raw").write_text("")
     done = imagegen("generate", "a", "b", "--pattern", "{worker}/{index}.png", "--seed", "5")
@@ -129,7 +129,7 @@ def test_a_picture_that_cannot_be_written_is_told_and_stops_no_other(imagegen, w
     assert files() == ["raw"]
 
 
-def test_an_unknown_model_is_answered_with_those_that_are_served(broker, imagegen, worker):
+def test_the_error_for_an_unknown_model_lists_the_served_ones(broker, imagegen, worker):
     with Client(broker.frontend_endpoint) as client:
         wait_for_gpus(client, 1)
     done = imagegen("generate", "a", "b", "--model", "another")
@@ -139,7 +139,7 @@ def test_an_unknown_model_is_answered_with_those_that_are_served(broker, imagege
     assert all("'another'; served are: raw-model" in line for line in lines)
 
 
-def test_many_prompts_without_a_broker_are_one_error(tmp_path, monkeypatch):
+def test_an_unreachable_broker_is_one_error_for_all_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["generate", *"abcdef", "--broker", NOWHERE, "--connect-timeout", "0.1"])
     assert done.exit_code == 3
@@ -147,7 +147,7 @@ def test_many_prompts_without_a_broker_are_one_error(tmp_path, monkeypatch):
     assert "start one with imagegen-broker" in done.stderr
 
 
-def test_an_interruption_gives_up_what_is_on_its_way(broker, worker, tmp_path):
+def test_ctrl_c_cancels_unfinished_requests(broker, worker, tmp_path):
     program = str(Path(sys.executable).with_name("imagegen"))
     words = [program, "generate", "a", "hold 1", "hold 2", "--out", "out/", "--broker", broker.frontend_endpoint]
     process = subprocess.Popen(
@@ -171,19 +171,19 @@ def test_an_interruption_gives_up_what_is_on_its_way(broker, worker, tmp_path):
 
 @pytest.fixture
 def known(broker, worker):
-    """The worker is registered."""
+    """Wait until the worker is registered."""
     with Client(broker.frontend_endpoint) as client:
         wait_for_gpus(client, 1)
 
 
-def test_the_models_are_listed(imagegen, known):
+def test_models_are_listed(imagegen, known):
     assert "raw-model (default)" in imagegen("models").stdout
     (model,) = json.loads(imagegen("models", "--json").stdout)
     assert (model["model"], model["default"]) == ("raw-model", True)
     assert [worker["worker"] for worker in model["workers"]] == ["raw"]
 
 
-def test_in_a_pipe_the_gpus_are_shown_once(imagegen, known, broker):
+def test_top_prints_one_table_in_a_pipe(imagegen, known, broker):
     done = imagegen("top", "--interval", "0.2")
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -194,20 +194,20 @@ def test_in_a_pipe_the_gpus_are_shown_once(imagegen, known, broker):
     assert "\x1b" not in done.stdout
 
 
-def test_the_gpus_as_json(imagegen, known):
+def test_top_prints_json(imagegen, known):
     said = json.loads(imagegen("top", "--json", "--interval", "0.2").stdout)
     assert [gpu["worker"] for gpu in said["gpus"]] == ["raw"]
     assert said["gpus"][0]["images_per_second"] == 0.0
 
 
-def test_a_second_broker_that_is_away_is_shown_as_lost(imagegen, known):
+def test_top_shows_an_unreachable_second_broker(imagegen, known):
     done = imagegen("top", "--interval", "0.2", "--broker", NOWHERE)
     assert done.exit_code == 0
     assert f"○ {NOWHERE}  no answer yet; retrying" in done.stdout
     assert " raw " in done.stdout
 
 
-def test_top_needs_one_broker():
+def test_top_needs_a_reachable_broker():
     done = CliRunner().invoke(main, ["top", "--broker", NOWHERE, "--connect-timeout", "0.1"])
     assert done.exit_code == 3
     assert done.stderr.startswith(

@@ -1,4 +1,4 @@
-"""Images that go along reach the worker as they were given, however often the request is sent."""
+"""Input images reach the worker unchanged, also when the request is resent."""
 
 import asyncio
 import io
@@ -28,13 +28,13 @@ def test_image_and_mask_reach_the_worker_uncopied_and_in_order(client, worker, t
     assert pixels(mask) == ("L", MASK.tobytes())
 
 
-def test_frames_of_any_size_pass(client, worker):
+def test_frames_of_any_size_are_sent(client, worker):
     noise = Image.effect_noise((2048, 2048), 90).convert("RGB")  # some 4 MB, which nobody may copy or cut
     client.generate("x", image=noise)
     assert pixels(worker.images[0][0]) == ("RGB", noise.tobytes())
 
 
-def test_map_encodes_what_all_share_once_and_each_may_have_its_own(client, worker, monkeypatch):
+def test_map_encodes_shared_images_once(client, worker, monkeypatch):
     saved = []
     monkeypatch.setattr(
         Image.Image,
@@ -49,7 +49,7 @@ def test_map_encodes_what_all_share_once_and_each_may_have_its_own(client, worke
     assert by_prompt["a"] == by_prompt["c"] != [PNG]
 
 
-def test_the_async_client_sends_them_too(broker, worker):
+def test_the_async_client_sends_images(broker, worker):
     async def body():
         async with AsyncClient(broker.frontend_endpoint) as client:
             await client.generate("a", image=PNG, mask_image=MASK)
@@ -63,7 +63,7 @@ def test_the_async_client_sends_them_too(broker, worker):
     assert {images[0] for images in worker.images} == {PNG}
 
 
-def test_a_dead_workers_request_moves_with_its_images(start_broker, start_worker):
+def test_images_are_resent_after_a_worker_dies(start_broker, start_worker):
     broker = start_broker()
     first = start_worker(broker, name="first")
     with Client(broker.frontend_endpoint) as client:
@@ -76,7 +76,7 @@ def test_a_dead_workers_request_moves_with_its_images(start_broker, start_worker
     assert second.images == first.images
 
 
-def test_a_dead_brokers_request_moves_with_its_images(start_broker, broker, start_worker):
+def test_images_are_resent_after_a_broker_dies(start_broker, broker, start_worker):
     second = start_broker()
     worker = start_worker(second)
     with Client([broker.frontend_endpoint, second.frontend_endpoint]) as client:
@@ -88,7 +88,7 @@ def test_a_dead_brokers_request_moves_with_its_images(start_broker, broker, star
     assert (image, pixels(mask)) == (PNG, ("L", MASK.tobytes()))
 
 
-def test_a_full_queue_is_asked_again_with_the_images(false_broker):
+def test_images_are_resent_after_an_overload(false_broker):
     with Client(false_broker.endpoint, retry_overloaded=True) as client:
         job = client.submit("x", seed=4, image=PNG, mask_image=MASK)
         false_broker.receive("heartbeat")
@@ -106,7 +106,7 @@ def test_a_full_queue_is_asked_again_with_the_images(false_broker):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_the_format_that_came_is_the_one_that_is_kept(false_broker, tmp_path, kind):
+def test_the_received_format_is_kept(false_broker, tmp_path, kind):
     buffer = io.BytesIO()
     Image.new("RGB", (4, 2), "red").save(buffer, kind)
     with Client(false_broker.endpoint) as client:

@@ -1,4 +1,4 @@
-"""A client with keys, with wrong ones, and with none: whoever is not let in is told so in a sentence."""
+"""Clients with valid, invalid and no keys."""
 
 import time
 
@@ -17,7 +17,7 @@ def open_client(broker, keys, own="clients/alice.key_secret", server="broker.key
 
 @pytest.fixture
 def access(keys):
-    """Return a function that makes the access of a broker with the key of this name."""
+    """Return a function that creates the access rules of a broker with the key of this name."""
 
     def make(name="broker"):
         return Access(read_pair(keys / f"{name}.key_secret"), keys / "clients", keys / "workers")
@@ -32,7 +32,7 @@ def wait_until(holds):
         time.sleep(0.02)
 
 
-def test_the_right_keys_open_the_door(guarded, keys):
+def test_valid_keys_are_accepted(guarded, keys):
     with open_client(guarded, keys) as client:
         assert client.stats(PATIENCE)["clients"] == 1
 
@@ -56,7 +56,7 @@ WRONG_SETUPS = pytest.mark.parametrize(
 
 
 @WRONG_SETUPS
-def test_a_failing_handshake_is_an_outage_with_a_likely_reason(
+def test_a_failing_handshake_is_an_unreachable_broker_with_a_reason(
     start_broker, access, keys, caplog, broker_is_guarded, options, reason
 ):
     broker = start_broker(access=access() if broker_is_guarded else None)
@@ -69,11 +69,11 @@ def test_a_failing_handshake_is_an_outage_with_a_likely_reason(
     assert list(caught.value.suspicions) == [broker.frontend_endpoint]
     assert reason in caught.value.message
     warnings = [record.getMessage() for record in caplog.records if reason in record.getMessage()]
-    assert warnings[0].startswith(f"broker {broker.frontend_endpoint}: ")
+    assert warnings[0].startswith(f"handshake failed broker={broker.frontend_endpoint} reason=")
 
 
 @WRONG_SETUPS
-def test_a_request_succeeds_once_the_broker_is_mended(
+def test_a_request_succeeds_once_the_broker_is_repaired(
     start_broker, access, keys, caplog, broker_is_guarded, options, reason
 ):
     wrong = start_broker(access=access() if broker_is_guarded else None)
@@ -88,7 +88,7 @@ def test_a_request_succeeds_once_the_broker_is_mended(
         job.cancel()
 
 
-def test_a_revoked_client_is_told_so(guarded, keys):
+def test_a_revoked_client_is_rejected(guarded, keys):
     with open_client(guarded, keys) as client:
         job = client.submit("a red circle")
         assert client.stats(PATIENCE)["queued_requests"] == 1
@@ -98,7 +98,7 @@ def test_a_revoked_client_is_told_so(guarded, keys):
             job.result(PATIENCE)
 
 
-def test_a_refused_client_asks_in_vain_until_its_key_is_known(guarded, keys):
+def test_a_rejected_client_succeeds_once_its_key_is_authorized(guarded, keys):
     with open_client(guarded, keys, "stranger.key_secret") as client:
         with pytest.raises(UnauthorizedError):
             client.submit("a red circle").result(PATIENCE)

@@ -11,12 +11,12 @@ from tests.integration.client.peers import PATIENCE
 from tests.tcp_proxy import TcpProxy
 
 BROKEN_HANDSHAKES = 6
-"""More than a client takes for an accident."""
+"""More connections than a client tolerates."""
 
 
 @pytest.fixture(params=["without keys", "with keys"])
 def settings(request, keys):
-    """Return what a broker needs, and what a client needs."""
+    """Return the settings of a broker and of a client."""
     if request.param == "without keys":
         return lambda: {}, {}
 
@@ -63,7 +63,7 @@ def test_a_client_waits_for_a_broker_that_is_down_behind_a_proxy(start_broker, s
         job.cancel()
 
 
-def test_a_reset_connection_is_replaced(start_broker, settings):
+def test_a_reset_connection_is_reopened(start_broker, settings):
     broker_settings, client_settings = settings
     broker = start_broker(**broker_settings())
     with TcpProxy(broker.frontend_endpoint) as proxy, Client(proxy.endpoint, **client_settings) as client:

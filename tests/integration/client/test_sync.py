@@ -1,4 +1,4 @@
-"""The blocking client over real sockets."""
+"""Blocking client over real sockets."""
 
 import threading
 
@@ -24,7 +24,7 @@ def test_generate(client, worker):
     worker.wait_for_idleness()
 
 
-def test_progress_is_told_in_the_callers_thread(client, worker):
+def test_progress_is_reported_in_the_callers_thread(client, worker):
     signs = []
     client.generate(
         "x", on_progress=lambda sign: signs.append((threading.current_thread(), sign.step, sign.steps))
@@ -34,7 +34,7 @@ def test_progress_is_told_in_the_callers_thread(client, worker):
     assert {sign[0] for sign in signs} == {threading.current_thread()}
 
 
-def test_a_job_can_be_followed_and_asked_again(client, worker):
+def test_a_job_reports_progress_and_its_result_repeatedly(client, worker):
     job = client.submit("x", progress=True, seed=3)
     assert [sign.step for sign in job.progress()][-2:] == [1, 2]
     assert list(job.progress()) == []
@@ -53,7 +53,7 @@ def test_random_seeds_are_exact_for_readers_of_doubles(client, worker):
     assert max(job.seed for job in jobs) <= MAX_RANDOM_SEED
 
 
-def test_callbacks_run_at_the_end_or_at_once(client, worker):
+def test_done_callbacks_run_at_the_end_or_immediately(client, worker):
     called = []
     job = client.submit("hold")
     job.add_done_callback(called.append)
@@ -64,7 +64,7 @@ def test_callbacks_run_at_the_end_or_at_once(client, worker):
     assert called == [job, job]
 
 
-def test_a_callback_that_raises_harms_nobody(client, worker, caplog):
+def test_a_failing_callback_is_logged(client, worker, caplog):
     job = client.submit("hold")
     job.add_done_callback(lambda job: 1 / 0)
     worker.let_go.set()
@@ -84,7 +84,7 @@ def test_errors_are_typed(client, worker):
     worker.wait_for_idleness()
 
 
-def test_a_cancel_reaches_the_worker(client, worker):
+def test_a_cancellation_reaches_the_worker(client, worker):
     job = client.submit("hold")
     worker.wait_for_work(1)
     with pytest.raises(TimeoutError):
@@ -106,7 +106,7 @@ def test_an_exception_in_on_progress_cancels_the_request(client, worker):
     worker.wait_for_idleness()
 
 
-def test_a_deadline_ends_a_request(client, worker):
+def test_a_timeout_ends_a_request(client, worker):
     with pytest.raises(DeadlineExceededError):
         client.generate("hold", timeout_seconds=0.3)
     worker.wait_for_idleness()
@@ -142,7 +142,7 @@ def test_map_raises_the_first_error_in_its_place_and_cancels_the_rest(client, wo
     worker.wait_for_idleness()
 
 
-def test_a_map_that_is_closed_cancels_what_is_on_its_way(client, worker):
+def test_closing_a_map_cancels_its_requests(client, worker):
     results = client.map(["x", "hold", "hold"])
     next(results)
     worker.wait_for_work(3)

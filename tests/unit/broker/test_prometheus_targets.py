@@ -92,12 +92,16 @@ def test_a_folder_that_is_gone_is_told_and_kills_nothing(tmp_path, caplog):
     file = TargetsFile(tmp_path / "gone" / "workers.json")
     file.show([])
     file.close()
-    assert "can't write the Prometheus targets" in caplog.text
+    assert "writing Prometheus targets failed" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("workers.txt", "must end in .json"), ("no/such/w.json", "is no folder"), ("folder.json", "it is a folder")],
+    [
+        ("workers.txt", "must end in .json"),
+        ("no/such/w.json", "is not a writable folder"),
+        ("folder.json", "it is a folder"),
+    ],
 )
 def test_a_path_that_is_of_no_use_is_refused(tmp_path, path, words):
     (tmp_path / "folder.json").mkdir()

@@ -1,4 +1,4 @@
-"""The load test without a broker: what is counted, what is waited for, what is said."""
+"""Load test without a broker: totals, waiting, report."""
 
 import json
 from types import SimpleNamespace
@@ -33,21 +33,21 @@ def statistics(*gpus, default_model="m"):
         (gpu(batches=9, requests=30), gpu(batches=1, requests=4), TotalsDelta(1, 4, False)),
     ],
 )
-def test_the_growth_of_a_worker(before, after, expected):
+def test_totals_deltas_of_a_worker(before, after, expected):
     earlier = statistics() if before is None else statistics(before)
     assert totals_deltas(earlier, statistics(after)) == {"a": expected}
 
 
-def test_a_worker_that_left_counts_for_nothing():
+def test_a_worker_that_left_is_not_counted():
     assert totals_deltas(statistics(gpu(batches=5, requests=9)), statistics()) == {}
 
 
-def test_workers_of_other_models_are_not_counted_in_a_burst():
+def test_only_workers_of_the_model_are_counted():
     told = statistics(gpu("a"), gpu("b", models=("n", "m")), gpu("c", models=("n",)), default_model="m")
     assert [bench.serving_gpus(told, model) for model in (None, "m", "n", "x")] == [2, 2, 2, 0]
 
 
-def test_percentiles_are_nearest_ranks():
+def test_percentiles_use_the_nearest_rank():
     values = [float(number) for number in range(1, 101)]
     assert [percentile(values, share) for share in (50, 95, 99)] == [50.0, 95.0, 99.0]
     assert [percentile([1.0, 2.0, 3.0], share) for share in (50, 95, 99)] == [2.0, 3.0, 3.0]
@@ -78,21 +78,21 @@ def test_the_report_of_a_burst():
     assert report.missing == 0
 
 
-def test_nothing_but_failures_is_reported_too():
+def test_a_burst_of_failures_is_reported():
     numbers = Report(0.0, [], [OverloadedError("full")], {}, 0).as_json()
     assert numbers["latency_seconds"] == {"p50": None, "p95": None, "p99": None}
     assert (numbers["throughput_images_per_second"], numbers["avg_batch_size"]) == (0.0, 0.0)
     assert json.dumps(numbers)
 
 
-def test_totals_that_have_not_come_are_missing_but_not_those_that_never_will():
+def test_missing_totals_exclude_restarted_and_unknown_workers():
     results = [result("slow", 1.0)] * 5 + [result("restarted", 1.0)] * 5 + [result("gone", 1.0)] * 5
     grown = {"slow": TotalsDelta(1, 3, True), "restarted": TotalsDelta(0, 0, False)}
     assert Report(1.0, results, [], grown, 2).missing == 2
 
 
 class FakeFleet:
-    """A client whose answers are all there, and whose statistics come from a list, the last one for ever."""
+    """A client whose requests are done, with statistics from a list; the last one repeats."""
 
     def __init__(self, *told, error=None):
         self.told = list(told)
@@ -109,7 +109,7 @@ class FakeFleet:
         return SimpleNamespace(exception=lambda: self.error, result=lambda: result("a", 0.5))
 
 
-def test_a_burst_waits_until_the_totals_have_come(monkeypatch):
+def test_a_burst_waits_for_the_totals(monkeypatch):
     monkeypatch.setattr(bench, "_POLL_SECONDS", 0.0)
     earlier = statistics(gpu(batches=10, requests=40))
     halfway = statistics(gpu(batches=11, requests=42))
@@ -122,7 +122,7 @@ def test_a_burst_waits_until_the_totals_have_come(monkeypatch):
     assert fleet.options == [{"width": 64, "seed": seed} for seed in (2**63 - 2, 2**63 - 1, 0, 1)]
 
 
-def test_a_burst_does_not_wait_for_ever(monkeypatch):
+def test_waiting_for_the_totals_is_limited(monkeypatch):
     monkeypatch.setattr(bench, "_POLL_SECONDS", 0.0)
     monkeypatch.setattr(bench, "TOTALS_TIMEOUT_SECONDS", 0.0)
     report = run_burst(FakeFleet(statistics(gpu())), "x", 3, {})
@@ -130,7 +130,7 @@ def test_a_burst_does_not_wait_for_ever(monkeypatch):
     assert report.as_json()["total_batches"] == 0
 
 
-def test_failed_requests_have_no_totals_to_wait_for():
+def test_a_burst_does_not_wait_for_totals_of_failed_requests():
     fleet = FakeFleet(statistics(gpu()), error=OutOfMemoryError("big"))
     report = run_burst(fleet, "x", 3, {})
     assert (fleet.asked, report.missing, len(report.errors)) == (2, 0, 3)

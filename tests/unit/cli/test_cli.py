@@ -1,4 +1,4 @@
-"""The command line without a broker: wrong usage, interruptions, numbers and tables."""
+"""Command line without a broker: usage errors, interruptions, tables."""
 
 import os
 import subprocess
@@ -101,7 +101,7 @@ def test_the_version_is_that_of_the_distribution():
         (["stats", "--broker", "tcp://a:1", "--broker", "tcp://a:99999"], "a port of 1 ... 65535"),
     ],
 )
-def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, arguments, words):
+def test_a_usage_error_says_what_is_expected(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     contents = {
         "there.png": b"",
@@ -121,7 +121,7 @@ def test_wrong_usage_is_refused_with_what_would_be_right(tmp_path, monkeypatch, 
     ("out", "words"),
     [("missing/a.png", "the folder missing does not exist"), ("a.xyz", "unknown image format")],
 )
-def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, out, words):
+def test_an_invalid_output_path_is_an_error_before_anything_is_sent(tmp_path, monkeypatch, out, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("imagegen_cli.commands.generate.open_client", lambda *_, **__: pytest.fail("asked"))
     done = run("generate", "x", "--out", out)
@@ -131,7 +131,7 @@ def test_a_wrong_out_is_refused_before_anything_is_asked(tmp_path, monkeypatch, 
     assert done.stderr.count("\n") == 1, "one line"
 
 
-def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_path, monkeypatch):
+def test_a_read_only_folder_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     done = run("generate", "x", "--seed", "5")
@@ -151,7 +151,7 @@ def test_a_folder_that_takes_no_file_is_refused_for_the_default_name_too(tmp_pat
         ("a/", None),
     ],
 )
-def test_the_format_follows_from_the_suffix(name, format_):
+def test_the_suffix_sets_the_format(name, format_):
     assert format_of(name) == format_
 
 
@@ -167,7 +167,7 @@ def test_the_format_follows_from_the_suffix(name, format_):
         (KeyboardInterrupt(), 130, "error: interrupted; unfinished requests were cancelled\n"),
     ],
 )
-def test_each_error_is_a_line_and_an_exit_code(monkeypatch, error, status, line):
+def test_each_error_prints_a_line_and_sets_the_exit_status(monkeypatch, error, status, line):
     def fail(*_):
         raise error
 
@@ -221,7 +221,7 @@ def drawn(width, statistics, table=stats_table):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_and_keeps_its_numbers(width):
+def test_the_table_fits_the_width_and_shows_all_numbers(width):
     text = drawn(width, a_fleet(full_gpu("gpu0"), full_gpu("gpu1", state="unreachable", seconds_per_image=None)))
     lines = text.splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
@@ -243,17 +243,17 @@ def test_the_table_fits_and_keeps_its_numbers(width):
         assert piece in " ".join(text.split())
 
 
-def test_a_fleet_without_gpus_says_so():
+def test_a_fleet_without_gpus_is_reported():
     assert "no GPU is registered" in drawn(80, a_fleet())
 
 
-def test_names_are_no_markup():
+def test_names_are_not_interpreted_as_markup():
     text = drawn(120, a_fleet(full_gpu("[red]x", models=["[/]", "b", "c"])))
     assert "[red]x" in text
     assert "[/] +2" in text
 
 
-def test_statistics_of_another_version_are_shown_as_far_as_they_go():
+def test_incomplete_statistics_of_another_version_are_shown():
     assert "unknown" in drawn(120, statistics_of(per_gpu_stats=[{"worker": "a"}]))
 
 
@@ -264,7 +264,7 @@ def models_of(*gpus, **fields):
     return served(statistics_of(per_gpu_stats=list(gpus), **fields))
 
 
-def test_models_have_their_workers_and_the_default_comes_first():
+def test_models_list_their_workers_with_the_default_first():
     gpus = [
         full_gpu("a", models=["x", "y"], warm_models=["x"]),
         full_gpu("b", models=["y"], state="draining"),
@@ -285,7 +285,7 @@ def test_models_have_their_workers_and_the_default_comes_first():
     ]
 
 
-def test_a_default_model_without_workers_is_shown_and_no_model_is_said():
+def test_a_default_model_without_workers_and_an_empty_list_are_shown():
     models = models_of(default_model="gone", models=[])
     assert models == [{"model": "gone", "default": True, "workers": [], "takes": None}]
     assert "none" in drawn(80, models, models_table)
@@ -296,7 +296,7 @@ def test_a_default_model_without_workers_is_shown_and_no_model_is_said():
 
 
 def complete(program, *words):
-    """What a shell is told about the last of the words."""
+    """Return the completions of the last word."""
     environment = {
         "COMP_WORDS": " ".join((program, *words)),
         "COMP_CWORD": str(len(words)),
@@ -341,7 +341,7 @@ def test_the_script_for_bash_completes_in_bash():
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_shell_has_its_script_for_every_program(shell, program):
+def test_every_shell_has_a_script_for_every_program(shell, program):
     said = run("completion", shell, program).output
     assert f"_{program.replace('-', '_').upper()}_COMPLETE={shell}_complete" in said
     assert program in said
@@ -350,7 +350,7 @@ def test_every_shell_has_its_script_for_every_program(shell, program):
 # ---- keys --------------------------------------------------------------------------------------------------
 
 
-def test_keygen_writes_a_pair_and_says_where(tmp_path):
+def test_keygen_writes_a_pair_and_prints_the_paths(tmp_path):
     said = run("keygen", "alice", "--out", str(tmp_path / "keys"))
     assert said.exit_code == 0
     assert said.output.split() == [str(tmp_path / "keys" / name) for name in ("alice.key", "alice.key_secret")]
@@ -360,13 +360,13 @@ def test_keygen_writes_a_pair_and_says_where(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../alice", ".hidden", "a/b"])
-def test_keygen_takes_a_plain_name(name):
+def test_keygen_rejects_names_with_a_folder(name):
     said = run("keygen", name)
     assert said.exit_code == 2
     assert "expected a file name without a folder" in said.output
 
 
-def test_the_keys_of_a_client_have_variables_of_their_own():
+def test_client_keys_have_their_own_environment_variables():
     said = run("stats", env={"IMAGEGEN_CLIENT_KEY": "missing", "IMAGEGEN_CLIENT_BROKER_KEY": "missing"})
     assert (said.exit_code, "can't read the key file" in said.output) == (2, True)
     # What a broker on the same machine is told of its own key.
@@ -374,7 +374,7 @@ def test_the_keys_of_a_client_have_variables_of_their_own():
     assert run("stats", "--connect-timeout", "0.1", env=broker).exit_code == 3
 
 
-def test_half_of_the_keys_is_refused_before_anything_is_asked(tmp_path):
+def test_an_incomplete_pair_of_key_options_is_an_error(tmp_path):
     said = run("stats", "--key", str(tmp_path / "a.key_secret"))
     assert said.exit_code == 2
     assert "go together" in said.output

@@ -1,4 +1,4 @@
-"""What `imagegen top` draws: text at several widths, from two looks at the fleet."""
+"""Rendering of `imagegen top` at several widths, and the history of the fleet."""
 
 from concurrent.futures import Future
 
@@ -7,8 +7,8 @@ from rich.console import Console
 
 from imagegen_cli.dashboard.charts import load_bar, sparkline
 from imagegen_cli.dashboard.screen import screen
-from imagegen_client.fleet import Broker, Look, as_json, images_per_second
-from imagegen_client.fleet_watch import TREND_LENGTH, Watch
+from imagegen_client.fleet import BrokerStatus, FleetSnapshot, as_json, images_per_second
+from imagegen_client.fleet_watch import TREND_LENGTH, FleetWatch
 from imagegen_protocol import BrokerUnreachableError, UnauthorizedError
 from tests.statistics import gpu_statistics, statistics_of
 
@@ -29,11 +29,11 @@ def broker(*gpus, lost_for=None, endpoint=HERE, **fields):
         "queued_requests": 24, "answers_per_second": 3.0, "clients": 2, "strategy": "least-wait",
         "uptime_seconds": 90061.0, "per_gpu_stats": list(gpus), **fields,
     }  # fmt: skip
-    return Broker(endpoint, statistics_of(**said), lost_for)
+    return BrokerStatus(endpoint, statistics_of(**said), lost_for)
 
 
 def look(at, *brokers):
-    return Look(float(at), brokers)
+    return FleetSnapshot(float(at), brokers)
 
 
 def drawn(before, now, trends=None, width=200, height=None, hint=""):
@@ -50,7 +50,7 @@ def lines_of(text):
 # ---- the picture -------------------------------------------------------------------------------------------
 
 
-def test_a_wide_terminal_shows_everything():
+def test_a_wide_terminal_shows_all_columns():
     before, now = look(0, broker(gpu("g0", 100))), look(4, broker(gpu("g0", 110)))
     title, fleet, total, empty, head, row = lines_of(drawn(before, now, {"g0": [0.0, 1.0, 2.5]}, hint="q exits"))
     assert title.startswith("imagegen top ")
@@ -79,7 +79,7 @@ def test_a_wide_terminal_shows_everything():
         (200, ["device", "requests"], []),
     ],
 )
-def test_columns_go_where_there_is_no_room(width, has, lacks):
+def test_columns_that_do_not_fit_are_left_out(width, has, lacks):
     gpus = [gpu(f"gpu{number}", host="a-host-with-a-long-name.example.org") for number in range(2)]
     text = drawn(look(0, broker(*gpus)), look(2, broker(*gpus)), width=width, hint="q exits")
     lines = lines_of(text)
@@ -90,7 +90,7 @@ def test_columns_go_where_there_is_no_room(width, has, lacks):
     assert all("12/16" in line for line in lines[5:])
 
 
-def test_gpus_stand_by_host_and_number():
+def test_gpus_are_sorted_by_host_and_number():
     gpus = [
         gpu("d", host="b", gpu_id=0), gpu("c", host="a", gpu_id=10), gpu("b", host="a", gpu_id=9),
         gpu("a", host="a", gpu_id=10),
@@ -104,7 +104,7 @@ def test_gpus_stand_by_host_and_number():
     ]
 
 
-def test_gpus_go_where_the_window_is_too_low():
+def test_gpus_that_do_not_fit_are_left_out():
     gpus = [gpu(f"g{number}", gpu_id=number) for number in range(10)]
     whole = lines_of(drawn(None, look(0, broker(*gpus)), height=15))
     assert len(whole) == 15
@@ -115,7 +115,7 @@ def test_gpus_go_where_the_window_is_too_low():
     assert lines[-2].split()[2] == "g3"
 
 
-def test_a_worker_that_is_no_more_is_shown_as_gone():
+def test_a_worker_that_left_is_shown_as_gone():
     text = drawn(look(0, broker(gpu("g0"), gpu("g1"))), look(1, broker(gpu("g0"))))
     assert "1 GPU" in text
     (row,) = [line for line in text.splitlines() if " g1 " in line]
@@ -123,14 +123,14 @@ def test_a_worker_that_is_no_more_is_shown_as_gone():
     assert "12/16" not in row
 
 
-def test_a_lost_broker_says_so_and_its_gpus_have_no_news():
-    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), Broker("tcp://b:1", None, 3.0)))
+def test_an_unreachable_broker_is_shown_and_its_gpus_are_stale():
+    text = drawn(None, look(0, broker(gpu("g0"), lost_for=7.2), BrokerStatus("tcp://b:1", None, 3.0)))
     assert f"○ {HERE}  unreachable for 7 s; retrying" in text
     assert "○ tcp://b:1  no answer yet; retrying" in text
     assert "● stale" in text
 
 
-def test_a_fleet_without_gpus_says_so():
+def test_a_fleet_without_gpus_is_reported():
     assert "no GPU is registered; start one with imagegen-worker" in drawn(None, look(0, broker()))
 
 
@@ -142,7 +142,7 @@ def test_a_fleet_without_gpus_says_so():
         ({"queued_requests": 1200}, "estimated wait 7 min"),
     ],
 )
-def test_the_wait_is_what_stands_there_at_the_rate_of_answers(fields, words):
+def test_the_estimated_wait_is_queue_length_over_answer_rate(fields, words):
     assert words in drawn(None, look(0, broker(gpu("g0"), **fields)))
 
 
@@ -153,11 +153,13 @@ def test_states_are_counted(state):
     assert f"● {state}" in text
 
 
-def test_statistics_of_another_version_are_shown_as_far_as_they_go():
-    assert "a" in drawn(None, Look(0.0, (Broker(HERE, statistics_of(per_gpu_stats=[{"worker": "a"}])),)))
+def test_incomplete_statistics_of_another_version_are_shown():
+    assert "a" in drawn(
+        None, FleetSnapshot(0.0, (BrokerStatus(HERE, statistics_of(per_gpu_stats=[{"worker": "a"}])),))
+    )
 
 
-def test_names_are_no_markup():
+def test_names_are_not_interpreted_as_markup():
     assert "[red]x" in drawn(None, look(0, broker(gpu("[red]x"))))
 
 
@@ -175,16 +177,16 @@ def test_names_are_no_markup():
         (gpu("a", 10), gpu("a", 4), 2.0),
     ],
 )
-def test_images_a_second_are_the_growth_of_the_totals(before, now, rate):
+def test_images_per_second_are_derived_from_the_totals(before, now, rate):
     earlier = look(0, broker(*([before] if before else [])))
     assert images_per_second(earlier, look(2, broker(now))) == {"a": rate}
 
 
-def test_without_an_earlier_look_there_is_no_rate():
+def test_a_single_snapshot_has_no_rate():
     assert images_per_second(None, look(2, broker(gpu("a")))) == {}
 
 
-def test_of_several_brokers_the_one_that_has_heard_last_is_believed():
+def test_the_broker_that_heard_from_a_worker_last_is_used():
     late = broker(gpu("a", 5, last_heard_seconds=2.0), gpu("only-here", last_heard_seconds=9.0))
     fresh = broker(gpu("a", 7, last_heard_seconds=0.5), endpoint="tcp://b:1")
     lost = broker(gpu("a", 1, last_heard_seconds=0.0), gpu("lost", 1), lost_for=3.0, endpoint="tcp://c:1")
@@ -194,10 +196,10 @@ def test_of_several_brokers_the_one_that_has_heard_last_is_believed():
         "only-here": 0,
         "lost": 1,
     }
-    assert there.unheard() == {"lost"}
+    assert there.stale_workers() == {"lost"}
 
 
-def test_a_program_is_told_the_same():
+def test_the_json_output_has_the_same_numbers():
     said = as_json(look(0, broker(gpu("a", 0))), look(4, broker(gpu("a", 10))))
     assert said["images_per_second"] == 2.5
     (row,) = said["gpus"]
@@ -226,7 +228,7 @@ def test_sparklines():
         (0, 0, 0, "┄┄┄┄┄┄┄┄"),
     ],
 )
-def test_the_bar_of_a_load(running, depth, capacity, bar):
+def test_load_bars(running, depth, capacity, bar):
     assert load_bar(running, depth, capacity, 8).plain == bar
 
 
@@ -234,12 +236,12 @@ def test_the_bar_of_a_load(running, depth, capacity, bar):
 
 
 class Fleet:
-    """A broker that says what a test likes, or nothing."""
+    """A broker with the answers that a test sets, or none."""
 
     def __init__(self):
         self.says = broker(gpu("a"))
         self.now = 0.0
-        self.watch = Watch({HERE: self}, lambda: self.now)
+        self.watch = FleetWatch({HERE: self}, lambda: self.now)
 
     def request_stats(self, patience):
         answer = Future()
@@ -252,12 +254,12 @@ class Fleet:
     def look(self, after, says):
         self.now += after
         self.says = says
-        self.watch.take(self.watch.ask(1.0))
+        self.watch.update(self.watch.query(1.0))
         return self.watch
 
 
 @pytest.mark.parametrize("silence", [BrokerUnreachableError("gone"), None])
-def test_a_broker_that_goes_away_is_lost_and_comes_back(silence):
+def test_an_unreachable_broker_recovers(silence):
     fleet = Fleet()
     assert fleet.look(0, broker(gpu("a", 0))).now.brokers[0].lost_for is None
     watch = fleet.look(2, silence)
@@ -270,12 +272,12 @@ def test_a_broker_that_goes_away_is_lost_and_comes_back(silence):
     assert list(watch.trends["a"]) == [2.0]
 
 
-def test_a_broker_that_refuses_us_is_no_lost_one():
+def test_a_rejection_by_a_broker_is_an_error():
     with pytest.raises(UnauthorizedError):
         Fleet().look(0, UnauthorizedError("no"))
 
 
-def test_rates_are_counted_over_some_looks_and_trends_are_bounded():
+def test_rates_cover_a_period_and_trends_are_bounded():
     fleet = Fleet()
     for number in range(100):
         # Batches end in bursts.

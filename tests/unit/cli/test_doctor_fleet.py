@@ -1,4 +1,4 @@
-"""What the doctor says of a fleet, from what its brokers answered."""
+"""Checks of the fleet from the answers of its brokers."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def only(findings):
     return finding
 
 
-def test_the_worst_counts():
+def test_the_worst_status_is_reported():
     assert worst([]) is Status.OK
     assert worst([ok("a", "x"), warning("a", "x", "y")]) is Status.WARNING
     assert worst([problem("a", "x", "y"), warning("a", "x", "y")]) is Status.PROBLEM
@@ -80,7 +80,7 @@ def test_a_broker_that_answers():
         ("open", "", "did not answer within 5 s", "not its backend"),
     ],
 )
-def test_a_broker_that_is_silent(silence, reason, words, remedy):
+def test_a_broker_that_does_not_answer(silence, reason, words, remedy):
     found = check_broker(BrokerFacts(HERE, connection=silence, reason=reason, seconds=5.0))
     assert found.status is Status.PROBLEM
     assert words in found.message
@@ -94,7 +94,7 @@ def test_a_broker_that_is_silent(silence, reason, words, remedy):
         ("the broker does not, or no longer, accept this key", "SIGHUP"),
     ],
 )
-def test_a_broker_that_refuses_our_key(reason, remedy):
+def test_a_broker_that_rejects_the_key(reason, remedy):
     found = check_broker(BrokerFacts(HERE, refusal=reason, code="unauthorized"))
     assert found.status is Status.PROBLEM
     assert found.message == f"{HERE} rejects this client: {reason.removeprefix(f'{HERE}: ')}"
@@ -110,7 +110,7 @@ def test_a_broker_that_refuses_our_key(reason, remedy):
         (KEYS_UNCHECKED, "the broker's log"),
     ],
 )
-def test_a_broker_with_which_no_handshake_succeeds(suspicion, remedy):
+def test_a_broker_with_failing_handshakes(suspicion, remedy):
     found = check_broker(BrokerFacts(HERE, suspicion=suspicion, connection="open", seconds=5.0))
     assert found.status is Status.PROBLEM
     assert found.message == f"{HERE} is unusable: {suspicion}"
@@ -133,31 +133,31 @@ def test_a_broker_of_another_protocol():
         (HttpFacts(URL, 503, "imagegen-broker"), "answers with status 503"),
     ],
 )
-def test_http_that_is_wrong(facts, words):
+def test_http_problems(facts, words):
     found = check_http(facts)
     assert found.status is Status.PROBLEM
     assert words in found.message
     assert found.remedy
 
 
-def test_http_that_answers():
+def test_http_answers():
     assert check_http(HttpFacts(URL, 200, "imagegen-broker ")).status is Status.OK
 
 
 # ---- workers ----------------------------------------------------------------------------------------------
 
 
-def test_workers_that_are_well():
+def test_healthy_workers():
     assert told(check_workers(broker(worker()))) == [(Status.OK, "w (h, GPU 0): last heard 0.3 s ago")]
 
 
-def test_no_worker_at_all():
+def test_no_worker():
     found = only(check_workers(broker()))
     assert found.status is Status.PROBLEM
     assert "imagegen-worker with --broker" in found.remedy
 
 
-def test_nothing_is_said_of_a_silent_brokers_workers_and_models():
+def test_an_unreachable_broker_has_no_findings_on_workers_and_models():
     silent = BrokerFacts(HERE, connection="refused")
     assert [*check_workers(silent), *check_models(silent)] == []
 
@@ -172,20 +172,20 @@ def test_nothing_is_said_of_a_silent_brokers_workers_and_models():
         ({"last_heard_seconds": 2.5}, Status.WARNING, "2 heartbeats missed"),
     ],
 )
-def test_workers_that_are_not_well(fields, status, words):
+def test_unhealthy_workers(fields, status, words):
     found = only(check_workers(broker(worker(**fields))))
     assert found.status is status
     assert words in found.message
 
 
-def test_how_old_a_word_may_be_follows_from_the_heartbeats():
+def test_the_tolerated_age_follows_the_heartbeat_interval():
     slow = broker(worker(last_heard_seconds=9.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
     assert only(check_workers(slow)).status is Status.OK
     late = broker(worker(last_heard_seconds=11.0), heartbeat={"interval_seconds": 5.0, "liveness": 3})
     assert "counts as dead after 15 s" in only(check_workers(late)).remedy
 
 
-def test_lost_workers_are_told():
+def test_lost_workers_are_a_warning():
     found = list(check_workers(broker(worker(), totals={"workers_lost": 2})))[-1]
     assert (found.status, found.message) == (
         Status.WARNING,
@@ -196,7 +196,7 @@ def test_lost_workers_are_told():
 # ---- models -----------------------------------------------------------------------------------------------
 
 
-def test_models_that_are_served():
+def test_served_models():
     assert told(check_models(broker(models=("a", "b")))) == [(Status.OK, f"served by {HERE}: a (default), b")]
 
 
@@ -209,7 +209,7 @@ def test_models_that_are_served():
         ([model("a"), model("b", 0)], Status.WARNING, "no worker serves b any more"),
     ],
 )
-def test_models_that_nobody_serves(models, status, words):
+def test_models_without_workers(models, status, words):
     found = next(iter(check_models(broker(models=models))))
     assert (found.status, found.message) == (status, words)
     assert "imagegen-worker --model" in found.remedy

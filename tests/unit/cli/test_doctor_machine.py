@@ -1,4 +1,4 @@
-"""What the doctor says of a machine, and how it looks at one."""
+"""Checks and probes of a machine."""
 
 import os
 import socket
@@ -81,7 +81,7 @@ def test_ports(facts, status, words):
     expect(check_port(facts), status, words)
 
 
-def test_which_ports_are_looked_at():
+def test_checked_ports():
     assert dict(ports_of(5555, None)) == {5555: "--frontend", 5556: "--backend", 8080: "--http"}
     assert dict(ports_of(7000, None)) == {7000: "--frontend"}
     assert dict(ports_of(7000, 7001)) == {7000: "--frontend", 7001: "--http"}
@@ -120,7 +120,7 @@ def test_torch(facts, gpu, status, words):
 
 
 @pytest.mark.parametrize(("check", "little"), [(check_disk, 19), (check_memory, 3)])
-def test_room(check, little):
+def test_disk_and_memory(check, little):
     expect(check(SpaceFacts(100 * GIB, 200 * GIB, True)), OK, "100.0 GiB of 200.0 GiB")
     expect(check(SpaceFacts(little * GIB, 200 * GIB, True)), WARNING, f"{little}.0 GiB of 200.0 GiB")
     expect(check(SpaceFacts(GIB // 2, 200 * GIB, True)), PROBLEM, "0.5 GiB")
@@ -152,14 +152,14 @@ def test_models(facts, status, words):
         ({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c"),
     ],
 )
-def test_where_the_hubs_cache_is(environment, folder):
+def test_the_folder_of_the_hugging_face_cache(environment, folder):
     assert cache_folder(environment, Path("/home/a")) == Path(folder)
 
 
 # ---- probes ------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_read_and_their_permissions_seen(tmp_path):
+def test_key_files_are_read_with_their_permissions(tmp_path):
     public, secret = generate(tmp_path, "alice")
     own, broker = machine_probes.inspect_keys(secret, public)
     assert (own.error, own.mode) == (broker.error, broker.mode or 0o600) == ("", 0o600)
@@ -167,7 +167,7 @@ def test_keys_are_read_and_their_permissions_seen(tmp_path):
     assert machine_probes.inspect_keys(secret, public)[0].mode == 0o644
 
 
-def test_keys_that_are_wrong_are_told_each(tmp_path):
+def test_each_invalid_key_file_is_reported(tmp_path):
     public, secret = generate(tmp_path, "alice")
     own, broker = machine_probes.inspect_keys(public, tmp_path / "nowhere.key")
     assert "no secret key" in own.error
@@ -183,7 +183,7 @@ def listening():
         yield server.getsockname()[1]
 
 
-def test_who_listens_is_found(listening):
+def test_the_listening_process_is_found(listening):
     name, pid = listener(listening)
     assert pid == os.getpid()
     assert name
@@ -215,7 +215,7 @@ def test_the_name_of_a_program(words, name):
     assert program(words) == name
 
 
-def test_a_silent_endpoint_is_told_from_an_absent_one(listening, tmp_path):
+def test_open_and_refused_endpoints_are_distinguished(listening, tmp_path):
     assert probe(BrokerFacts(f"tcp://127.0.0.1:{listening}"), 5.0).connection == "open"
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -224,7 +224,7 @@ def test_a_silent_endpoint_is_told_from_an_absent_one(listening, tmp_path):
     assert probe(BrokerFacts(f"ipc://{tmp_path}/nothing"), 5.0).connection == "refused"
 
 
-def test_this_machine_is_known():
+def test_local_hosts_are_recognised():
     assert is_local_host("127.0.0.1")
     assert not is_local_host("192.0.2.1")
     assert not is_local_host("name.invalid")
@@ -236,7 +236,7 @@ def test_http_addresses(text):
 
 
 @pytest.mark.parametrize("text", ["8080", "https://a:1", "http://a", "a:x", "a:99999", ""])
-def test_http_addresses_that_are_none(text):
+def test_invalid_http_addresses(text):
     with pytest.raises(ValueError, match="expected HOST:PORT"):
         parse_http_address(text)
     assert CliRunner().invoke(main, ["doctor", "--http", text]).exit_code == 2
@@ -264,7 +264,7 @@ def test_cards_are_counted_on_the_bus(tmp_path, monkeypatch):
     assert machine_probes.inspect_gpus(tmp_path) == GpuFacts(1)
 
 
-def test_the_driver_and_the_worker_are_asked(tmp_path, monkeypatch):
+def test_the_driver_and_the_worker_are_queried(tmp_path, monkeypatch):
     smi, worker = tmp_path / "bin" / "nvidia-smi", tmp_path / "bin" / "imagegen-worker"
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "elsewhere" / "python"))
@@ -279,7 +279,7 @@ def test_the_driver_and_the_worker_are_asked(tmp_path, monkeypatch):
     )
 
 
-def test_torch_is_asked_in_another_process(tmp_path):
+def test_torch_is_queried_in_another_process(tmp_path):
     python = tmp_path / "python"
     script(python, """echo noise; echo '["2.9", "12.8", 1, ""]'""")
     assert machine_probes.inspect_torch(str(python)) == TorchFacts("2.9", "12.8", 1)
@@ -293,7 +293,7 @@ def test_memory_is_that_of_the_machine():
     assert 0 < facts.free < facts.total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def test_disk_is_looked_at_where_the_cache_will_be(tmp_path, monkeypatch):
+def test_the_disk_of_a_missing_cache_folder_is_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     room = machine_probes.inspect_disk(needed=True)
     assert room.path == tmp_path / "not" / "yet"

@@ -1,4 +1,4 @@
-"""Where pictures go: names from patterns, what is refused beforehand, and files that are written whole."""
+"""Output files: patterns, checks before generating, atomic writes."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from imagegen_cli.prompts import PromptEntry, prepare
 
 
 class EncodedImages:
-    """A result whose files say their number."""
+    """A result whose files contain their index."""
 
     worker, model = "gpu/0", "org/model-1.5"
 
@@ -49,7 +49,7 @@ def names(targets, request, result=None):
         ("{{{index}}}.jpg", 1, ["{1}.jpg"]),
     ],
 )
-def test_a_pattern_is_filled_in(pattern, images, expected):
+def test_patterns_are_filled_in(pattern, images, expected):
     request = requests("first", "Second, prompt!", num_images=images, seed=7 - images)[1]
     assert names(OutputFiles(Path("x"), FileNamePattern(pattern)), request) == expected
 
@@ -71,7 +71,7 @@ def test_a_pattern_is_filled_in(pattern, images, expected):
         ("", "expected a file name"),
     ],
 )
-def test_a_wrong_pattern_is_refused(pattern, words):
+def test_invalid_patterns_are_rejected(pattern, words):
     with pytest.raises(ValueError, match=words):
         FileNamePattern(pattern)
 
@@ -87,11 +87,11 @@ def test_a_wrong_pattern_is_refused(pattern, words):
         ("x" * 100, "x" * 60),
     ],
 )
-def test_a_prompt_as_a_piece_of_a_name(prompt, expected):
+def test_a_prompt_as_part_of_a_name(prompt, expected):
     assert slug(prompt) == expected
 
 
-def test_a_model_as_a_piece_of_a_name():
+def test_a_model_as_part_of_a_name():
     assert [sanitize(name) for name in ("org/sd-1.5", "../..", "a b")] == ["org-sd-1.5", "unnamed", "a-b"]
 
 
@@ -101,13 +101,13 @@ def test_a_model_as_a_piece_of_a_name():
 @pytest.mark.parametrize(
     "name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "a.bmp", "a.tiff", "a.gif", "{b}.png"]
 )
-def test_a_file_is_taken_and_left_alone(tmp_path, name):
+def test_an_output_file_is_not_created_early(tmp_path, name):
     targets = resolve_output(str(tmp_path / name), None, Existing.REFUSE, several=False)
     assert names(targets, *select_requests(targets, requests("x"))) == [name]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_without_a_suffix_gets_that_of_its_format(tmp_path):
+def test_a_file_without_a_suffix_gets_the_suffix_of_its_format(tmp_path):
     targets = resolve_output(str(tmp_path / "a"), None, Existing.REFUSE, several=False)
     assert names(targets, *requests("x"), EncodedImages(format="webp")) == ["a.webp"]
     assert names(targets, *requests("x"), EncodedImages(format="jpeg")) == ["a.jpg"]
@@ -116,13 +116,13 @@ def test_a_file_without_a_suffix_gets_that_of_its_format(tmp_path):
 @pytest.mark.parametrize(
     ("name", "pattern", "several"), [("new/folder/", None, False), ("new", None, True), ("new", "{index}", False)]
 )
-def test_a_folder_is_made(tmp_path, name, pattern, several):
+def test_a_missing_folder_is_created(tmp_path, name, pattern, several):
     targets = resolve_output(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
     assert targets.folder == tmp_path / name
     assert targets.folder.is_dir()
 
 
-def test_a_folder_that_is_there_is_taken_for_one_prompt_too(tmp_path):
+def test_an_existing_folder_is_used_for_a_single_prompt(tmp_path):
     targets = resolve_output(str(tmp_path), None, Existing.REFUSE, several=False)
     assert names(targets, *requests("x")) == ["imagegen-5.png"]
 
@@ -141,13 +141,13 @@ def test_a_folder_that_is_there_is_taken_for_one_prompt_too(tmp_path):
         ("file", "{index}", False, "expected a folder"),
     ],
 )
-def test_a_wrong_place_is_refused(tmp_path, name, pattern, several, words):
+def test_invalid_output_paths_are_rejected(tmp_path, name, pattern, several, words):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=words):
         resolve_output(f"{tmp_path}/{name}", pattern, Existing.REFUSE, several=several)
 
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+def test_a_folder_without_permission_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     for out in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(ValueError, match="is not writable"):
@@ -157,7 +157,7 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
 # ---- what exists; use ---------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_refused_skipped_or_written_over(tmp_path):
+def test_existing_files_are_an_error_skipped_or_overwritten(tmp_path):
     (tmp_path / "1.png").write_text("old")
     three = requests("a", "b", "c")
 
@@ -173,7 +173,7 @@ def test_what_is_there_is_refused_skipped_or_written_over(tmp_path):
     assert left(Existing.OVERWRITE) == [0, 1, 2]
 
 
-def test_of_several_images_all_are_looked_at(tmp_path):
+def test_all_images_of_a_request_are_checked(tmp_path):
     (tmp_path / "0-1.png").write_text("old")
     request = requests("a", num_images=2)
     with pytest.raises(ValueError, match="exists; use"):
@@ -184,13 +184,13 @@ def test_of_several_images_all_are_looked_at(tmp_path):
     assert (tmp_path / "0-1.png").read_text() == "old"
 
 
-def test_a_name_for_two_pictures_is_refused(tmp_path):
+def test_two_images_with_one_name_are_an_error(tmp_path):
     for pattern in ("same.png", "{worker}", "{prompt}-{image}"):
         with pytest.raises(ValueError, match="2 images would be written to"):
             select_requests(OutputFiles(tmp_path, FileNamePattern(pattern)), requests("a", "A"))
 
 
-def test_a_name_that_the_result_tells_is_looked_at_when_it_is_written(tmp_path):
+def test_a_name_with_result_fields_is_checked_when_written(tmp_path):
     targets = OutputFiles(tmp_path, FileNamePattern("{index}-{worker}"))
     (request,) = select_requests(targets, requests("a"))
     (tmp_path / "0-gpu-0.png").write_text("old")
@@ -204,7 +204,7 @@ def test_a_name_that_the_result_tells_is_looked_at_when_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "words"), [("x" * 256, "at most 255 bytes"), ("folder", "is a folder")])
-def test_a_name_that_can_be_no_file_is_refused(tmp_path, name, words):
+def test_impossible_file_names_are_rejected(tmp_path, name, words):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match=words):
         select_requests(OutputFiles(tmp_path, FileNamePattern(f"{name}.png")), requests("a"))
@@ -214,7 +214,7 @@ def test_a_name_that_can_be_no_file_is_refused(tmp_path, name, words):
 
 
 @pytest.mark.parametrize("existing", [Existing.REFUSE, Existing.OVERWRITE])
-def test_a_picture_that_fails_half_way_leaves_what_was_there(tmp_path, existing):
+def test_a_failing_write_keeps_the_existing_file(tmp_path, existing):
     targets = OutputFiles(tmp_path, FileNamePattern("a.png"), existing)
     before = {}
     if existing is Existing.OVERWRITE:
@@ -225,7 +225,7 @@ def test_a_picture_that_fails_half_way_leaves_what_was_there(tmp_path, existing)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 
-def test_pictures_are_written_into_folders_of_the_pattern(tmp_path):
+def test_folders_of_the_pattern_are_created(tmp_path):
     targets = OutputFiles(tmp_path, FileNamePattern("{model}/{image}.png"))
     written = targets.write(requests("x", num_images=2)[0], EncodedImages(2))
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [

@@ -1,4 +1,4 @@
-"""Keyword arguments become a header and a body, or an error that says what is wrong."""
+"""Conversion of keyword arguments to header and body."""
 
 import io
 import math
@@ -19,7 +19,7 @@ def made(prompt="a red circle", **options):
     return build(prompt, options, request_id=b"k" * 16, seed=7, progress=False)
 
 
-def test_options_go_where_they_belong():
+def test_options_are_split_into_header_and_body():
     submit, seed, (body,) = made(
         model="m", priority=-3, timeout_seconds=2, num_inference_steps=4, guidance_scale=2, width=64, height=32,
         num_images=2, negative_prompt="blur", seed=5,
@@ -32,7 +32,7 @@ def test_options_go_where_they_belong():
     assert (request.width, request.height, request.negative_prompt) == (64, 32, "blur")
 
 
-def test_none_is_as_good_as_absent():
+def test_none_means_absent():
     plain, _, frames = made()
     submit, seed, same = made(**dict.fromkeys(set(RequestOptions.__annotations__)))
     assert (submit, same) == (plain, frames)
@@ -95,7 +95,7 @@ def test_the_typed_options_are_the_declared_parameters():
         ("model", "two\nlines", "regex"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_range(field, value, words):
+def test_the_error_for_an_invalid_value_names_field_and_range(field, value, words):
     with pytest.raises(InvalidRequestError) as caught:
         made(**{field: value})
     message = str(caught.value)
@@ -106,13 +106,13 @@ def test_a_wrong_value_is_named_with_its_range(field, value, words):
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"bytes", "x" * 10_001])
-def test_a_wrong_prompt_is_named(prompt):
+def test_the_error_for_an_invalid_prompt_names_it(prompt):
     with pytest.raises(InvalidRequestError, match=r"^prompt: expected `str`") as caught:
         made(prompt)
     assert len(str(caught.value)) < 400
 
 
-def test_an_unknown_option_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_option_lists_the_known_ones():
     with pytest.raises(InvalidRequestError, match="step_count") as caught:
         made(step_count=3)
     assert "num_inference_steps" in str(caught.value)
@@ -128,7 +128,7 @@ def a_file(kind, size=(4, 2), mode="RGB"):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_files_are_sent_as_they_are(tmp_path, kind):
+def test_png_jpeg_and_webp_files_are_sent_unchanged(tmp_path, kind):
     path = tmp_path / "picture.txt"
     path.write_bytes(a_file(kind))
     for source in (path, str(path), a_file(kind), bytearray(a_file(kind)), memoryview(a_file(kind))):
@@ -161,7 +161,7 @@ def test_pil_images_of_every_mode_are_sent(mode):
             assert (sent.format, sent.size) == ("PNG", (4, 2))
 
 
-def test_the_orientation_of_a_pil_image_goes_along():
+def test_the_orientation_of_a_pil_image_is_kept():
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -188,13 +188,13 @@ def test_the_orientation_of_a_pil_image_goes_along():
         ({"strength": 0.5}, "strength: expected only with an image"),
         ({"image": a_file("PNG"), "strength": math.nan}, "strength: expected `float`"),
         ({"image": a_file("PNG"), "strength": 0}, "strength: expected `float` > 0.0, got 0"),
-        ({"inputs": ["image"]}, "inputs: expected image and mask_image themselves"),
+        ({"inputs": ["image"]}, "inputs: expected the images as image and mask_image"),
         ({"quality": 5}, "quality: expected none for the output_format 'png'"),
         ({"extra": {"x": math.inf}}, "extra: x: expected nil"),
         ({"extra": 5}, "extra: expected `object | null`"),
     ],
 )
-def test_what_can_not_be_sent_is_told(options, words):
+def test_invalid_images_are_errors(options, words):
     with pytest.raises(InvalidRequestError) as caught:
         made(**options)
     assert words in str(caught.value)
@@ -210,7 +210,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path):
         made(image=path)
 
 
-def test_frames_are_made_once_for_many():
+def test_images_are_encoded_once_for_many_requests():
     options = with_frames({"image": Image.new("RGB", (4, 2)), "mask_image": None, "seed": 3})
     _, _, (_, first) = made(**options)
     _, _, (_, second) = made(**options)

@@ -16,4 +16,4 @@ def constant(name):
 
 
 def test_the_same_statuses_end_a_worker_for_good():
-    assert {constant("DRAINED"), *constant("USELESS")} == set(PERMANENT)
+    assert {constant("DRAINED"), *constant("PERMANENT_FAILURES")} == set(PERMANENT)

@@ -120,17 +120,17 @@ def test_gpus_are_those_that_the_workers_command_tells(environment):
     )
     assert find_gpus(environment) == ["0", "1"]
     (environment / "bin/imagegen-worker").write_text("#!/bin/sh\nexit 3\n")
-    with pytest.raises(InstallError, match="ended with status 3; name them with --gpus"):
+    with pytest.raises(InstallError, match="exited with status 3; select GPUs with --gpus"):
         find_gpus(environment)
 
 
 def test_an_environment_that_is_not_there_is_told_how_to_make(environment):
     check_environment(environment, ("broker", "worker"))
-    with pytest.raises(InstallError, match=r"imagegen-gateway is not there; .* '\.\[cli,broker,gateway\]'"):
+    with pytest.raises(InstallError, match=r"imagegen-gateway does not exist; .* '\.\[cli,broker,gateway\]'"):
         check_environment(environment, ("broker", "gateway"))
     (environment / "bin/python3").unlink()
     with pytest.raises(
-        InstallError, match=r"python3 is not there; make the environment first: python3 -m venv .*"
+        InstallError, match=r"python3 does not exist; create the environment first: python3 -m venv .*"
     ):
         check_environment(environment, ("broker", "worker"))
 
@@ -186,7 +186,7 @@ def test_an_environment_that_the_units_could_not_see_is_refused(hide, environmen
     monkeypatch.setattr(install, "HIDDEN", (str(private),))
     check_environment(environment, ("broker",))
     hide(environment, private)
-    with pytest.raises(InstallError, match=r"private.* can't be seen by the units"):
+    with pytest.raises(InstallError, match=r"private.* is hidden from the units"):
         check_environment(environment, ("broker",))
 
 
@@ -194,7 +194,7 @@ def test_an_environment_that_the_units_could_not_see_is_refused(hide, environmen
 def test_an_environment_that_the_units_user_may_not_read_is_refused(environment):
     check_user(environment, ("broker",), user=pwd.getpwuid(0).pw_name)
     (environment / "bin").chmod(0o700)  # as a umask of 077 makes it
-    with pytest.raises(InstallError, match=r"nobody can't run .*Permission denied.*then chmod -R go\+rX"):
+    with pytest.raises(InstallError, match=r"nobody can't run .*Permission denied.*run chmod -R go\+rX"):
         check_user(environment, ("broker",), user="nobody")
     (environment / "bin/imagegen-broker").write_text("#!/bin/sh\necho 'No module named click' >&2\nexit 1\n")
     with pytest.raises(InstallError, match="imagegen-broker: No module named click"):

@@ -145,7 +145,7 @@ def test_progress_goes_only_to_those_who_asked():
             (WITH_MASK, b"png", b"png"),
             {},
             "invalid_request",
-            "inputs: the model m does text-to-image",
+            "inputs: the model m supports text-to-image",
         ),
         ((b"\x82\xa6prompt\xa1p\xa4seed\x01",), {"model": "other"}, "model_not_found", "serves m"),
         ((b"\x83\xa6prompt\xa1p\xa4seed\x01\xa5width\xcd\x04\x00",), {}, "invalid_request", "512"),
