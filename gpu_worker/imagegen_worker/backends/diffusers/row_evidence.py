@@ -6,14 +6,19 @@ argument is therefore in one of three states:
 - unknown: calls may share a forward as long as their values are equal. The first forward whose calls differ in the
   argument is compared with a forward for each call, and decides;
 - per row: the values of one call had no influence on the rows of another;
-- by content: the values of one call reached the rows of another, or the forward could not show that they do not.
-  From then on the content of the argument is part of the key of a call.
+- by content: the values of one call reached the rows of another, or the model rejects them beside others. From
+  then on the content of the argument is part of the key of a call.
+
+An effect at the size of rounding errors proves nothing: the latents of two requests with one prompt and one seed,
+for example, differ by rounding only. The argument then stays unknown, the calls run apart, and later forwards
+decide.
 
 The content of an argument that is not per row is read from the device once for each tensor, not at every step.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -26,6 +31,13 @@ from imagegen_worker.backends.diffusers.outputs import map_tensors
 MAX_INFLUENCE = 0.25
 """Largest share of the effect of another row's value in an output whose rows count as independent."""
 
+UNCLEAR = nan
+"""The influence where the effect can't be told from rounding."""
+MAX_ROUNDING = 8.0
+"""Rounding errors of an output, at most, as a multiple of its norm and the machine epsilon of its type."""
+MAX_UNCLEAR = 8
+"""Observations without a result after which an argument counts as read by content."""
+
 ForwardByName = Callable[[Mapping[str, Any]], Any]
 """Runs the model with arguments by name."""
 
@@ -36,6 +48,10 @@ class RowEvidence:
 
     per_row: set[RowArgument] = field(default_factory=set)
     by_content: set[RowArgument] = field(default_factory=set)
+    _unclear: dict[RowArgument, int] = field(default_factory=dict)
+    """Observations without a result so far."""
+    _postponed: dict[RowArgument, int] = field(default_factory=dict)
+    """Forwards of differing calls that run apart before the next observation; the number doubles each time."""
 
     def contents(self, layout: Layout, arguments: Mapping[str, Any]) -> tuple[tuple[RowArgument, bytes], ...]:
         """Return the digests of the arguments whose content must be equal in calls that share."""
@@ -49,14 +65,25 @@ class RowEvidence:
         doubtful = [argument for argument in arguments if argument not in self.per_row]
         return [argument for argument in doubtful if len({row_digest(_get(call, argument)) for call in calls}) > 1]
 
+    def proves(self, arguments: Iterable[RowArgument]) -> bool:
+        """Return whether the model is known to read all of these arguments row by row."""
+        return self.per_row.issuperset(arguments)
+
+    def postpones(self, arguments: Iterable[RowArgument]) -> bool:
+        """Return whether calls that differ in these arguments run apart: a recent observation was unclear."""
+        waiting = [argument for argument in arguments if self._postponed.get(argument, 0) > 0]
+        for argument in waiting:
+            self._postponed[argument] -= 1
+        return bool(waiting)
+
     def observe(
         self, arguments: Sequence[RowArgument], forward: "ObservedForward"
     ) -> dict[RowArgument, float | None]:
         """Return for each argument how much of the effect of another call's value is in the shared output.
 
-        0 is none of the effect, 1 all of it; None: no effect, or it can't be measured. A call is run again with
-        the first row of the argument, and one with the last row: calls that have other values than these.
-        Costs two forwards for each argument, and two more where calls are padded.
+        0 is none of the effect, 1 all of it; `UNCLEAR`: the effect can't be told from rounding; None: it can't be
+        measured. A call is run again with the first row of the argument, and one with the last row: calls that
+        have other values than these. Costs two forwards for each argument, and two more where calls are padded.
         """
         seen: dict[RowArgument, float | None] = {}
         for argument in arguments:
@@ -69,14 +96,18 @@ class RowEvidence:
                 forward.influence(argument, unlike_first, 0),
                 forward.influence(argument, unlike_last, sum(forward.rows) - 1),
             ]
-            known = [share for share in shares if share is not None]
-            mixed = any(share > MAX_INFLUENCE for share in known)
-            seen[argument] = max(known) if mixed or len(known) == len(shares) else None
+            seen[argument] = _worst(shares)
         return seen
 
     def record(self, seen: Mapping[RowArgument, float | None]) -> None:
         """Record the result of `observe`."""
         for argument, share in seen.items():
+            if share is not None and isnan(share):
+                count = self._unclear[argument] = self._unclear.get(argument, 0) + 1
+                self._postponed[argument] = 2**count
+                if count < MAX_UNCLEAR:
+                    continue
+            self._postponed.pop(argument, None)
             independent = share is not None and share <= MAX_INFLUENCE
             (self.per_row if independent else self.by_content).add(argument)
 
@@ -99,7 +130,8 @@ class ObservedForward:
     def influence(self, argument: RowArgument, index: int, row: int) -> float | None:
         """Return how much of the effect of another row's value of an argument is in the output of call `index`.
 
-        0 is none, 1 all of it. None: there is no effect, or the model rejects the value beside the others.
+        0 is none, 1 all of it. `UNCLEAR`: the effect can't be told from rounding. None: the model rejects the
+        value beside the others, or its outputs can't be compared.
         """
         begin = sum(self.rows[:index])
         end = begin + self.rows[index]
@@ -117,9 +149,35 @@ class ObservedForward:
         error = _difference(self.outputs[index], self.alone[index])
         if effect is None or error is None or effect.shape != error.shape:
             return None
-        size = float(effect.square().sum())
-        # Rounding errors have no common direction: their share is near 0 even if they are larger than the effect.
-        return abs(float((error * effect).sum())) / size if size > 0 else None
+        size = float(effect.norm())
+        if size == 0:
+            return UNCLEAR
+        # Rounding errors have no common direction, so their projection on a larger effect is near 0. Those of the
+        # call alone are part of both differences, though, and are all that a tiny effect consists of.
+        share = abs(float((error * effect).sum())) / size**2
+        if share > MAX_INFLUENCE:
+            return UNCLEAR if float(error.norm()) <= _rounding(self.alone[index]) else share
+        return UNCLEAR if size <= float(error.norm()) else share
+
+
+def _worst(shares: Sequence[float | None]) -> float | None:
+    """Return what several influences prove together: an influence that is too large, whatever the others are."""
+    mixed = [share for share in shares if share is not None and share > MAX_INFLUENCE]
+    if mixed:
+        return max(mixed)
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return None
+    return UNCLEAR if any(isnan(share) for share in known) else max(known)
+
+
+def _rounding(output: Any) -> float:
+    """Return an upper bound of the norm of the rounding errors in an output."""
+    squares = [
+        (torch.finfo(tensor.dtype).eps * float(tensor.double().nan_to_num().norm())) ** 2
+        for tensor in _float_tensors(output)
+    ]
+    return MAX_ROUNDING * float(sum(squares) ** 0.5)
 
 
 def _repeated(row: Any, rows: int) -> Any:

@@ -113,7 +113,7 @@ class SharedForwards:
         kind = group.kind
         unproven = self._evidence.unproven(kind.row_arguments, group.arguments) if len(group.rows) > 1 else []
         comparable = max(group.rows) <= max_rows  # otherwise a call alone does not fit either
-        if unproven and (not comparable or self._must_be_equal(unproven)):
+        if unproven and (not comparable or self._evidence.postpones(unproven) or self._must_be_equal(unproven)):
             return self._run_each(group, max_rows)
         joined = kind.layout.join(group.arguments, group.rows)
         parts = outputs.split(self._run_joined(kind, joined, max_rows), group.rows, listed=kind.listed)
@@ -124,7 +124,7 @@ class SharedForwards:
         if not kind.is_due(case) and not unproven:
             return parts
         self._compare(group, joined, parts, unproven, padded=lengths_differ)
-        if self._must_be_equal(unproven):
+        if not self._evidence.proves(unproven):
             return self._run_each(group, max_rows)
         kind.passed(case)
         return parts

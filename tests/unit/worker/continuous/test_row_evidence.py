@@ -76,6 +76,43 @@ def test_position_ids_of_one_image_never_reach_another(reading, strength):
     assert rows == ([4] if reading == "row by row" else [3, 1])
 
 
+class Rounding(torch.nn.Module):
+    """Reads its rows independently; joined, its outputs differ by rounding from those of a call alone."""
+
+    def forward(self, x, time):
+        noise = 1e-7 * torch.sin(1e4 * x * len(x))
+        return (x + noise + time[:, None].float().cos(),)
+
+
+def test_an_effect_the_size_of_rounding_decides_nothing():
+    torch.manual_seed(0)
+    module = Rounding()
+    base = torch.randn(1, 64)
+
+    def at(x, time):
+        return {"x": x, "time": torch.tensor([time])}
+
+    stage = BatchedModule("toy", module, "forward", is_denoiser=True)
+
+    def rows_of(calls):
+        events = []
+        scheduler = BatchScheduler(observe=events.append, costs=RowCosts(gain=-1.0))
+        for each in calls:
+            scheduler.start(lambda each=each: module(**each))
+        while scheduler.step():
+            pass
+        return [event.rows for event in events]
+
+    with torch.no_grad():
+        module(**at(base, 1))  # shows that it keeps no state
+        # One prompt and one seed, twice: the latents differ in their last bits only.
+        assert rows_of([at(base, 3), at(base + 3e-7, 3)]) == [2]
+        different = [at(base, 3), at(torch.randn(1, 64), 5)]
+        shared = [rows_of(different) for _ in range(8)]
+    stage.remove()
+    assert shared[-1] == [2]
+
+
 def test_timesteps_are_read_row_by_row_or_must_be_equal():
     torch.manual_seed(0)
 
