@@ -1,4 +1,4 @@
-"""Which requests may share one pipeline call: found by a trial that compares its images with images made alone."""
+"""Which requests may share one pipeline call: found by a trial that compares it with a call for each image."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TRIAL_STEPS = 2
 """Denoising steps of a trial image."""
 _LIKE = 0.25
-"""Largest distance of an image of a batched call from the image made alone, over the distance of two seeds."""
+"""Largest distance of images of a batched call from those of calls alone, over the distance of two seeds."""
 _ROUNDING = 4.0
 """Largest distance with prompts of different lengths, over the distance with equal prompts, which is rounding."""
 _UNSEEN = 0.02

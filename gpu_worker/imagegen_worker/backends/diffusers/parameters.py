@@ -1,4 +1,4 @@
-"""What a pipeline's call takes beside what each request has: the parameters whose types are plain."""
+"""Parameters of a pipeline's call beyond the fields of requests: those whose types are plain."""
 
 import inspect
 import types
@@ -16,11 +16,11 @@ OWNED: Mapping[str, str] = {
     "num_images_per_prompt": "say num_images",
     "output_type": "say the output_format",
 }
-"""What these are for is said in the request itself."""
+"""Parameters that fields of the request set, with the advice for a request that names them."""
 _NEVER = frozenset({"return_dict", "padding_mask_crop"})
-"""They change what comes back."""
+"""Parameters that change the type or the size of the result."""
 _TENSORS = ("_embeds", "latents", "_mask")
-"""Ends of names of what is made by models; some pipelines give them the types of text."""
+"""Suffixes of parameters for tensors; some pipelines annotate them as text."""
 
 _PLAIN = (bool, int, float, str)
 _SCALAR = bool | int | float | str | None
@@ -28,9 +28,9 @@ _SCALAR = bool | int | float | str | None
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The parameters of a call by name: all, those that may be asked for with their types, and their defaults.
+    """Parameters of a call: all names, types of those that requests may set, and the defaults of all.
 
-    `texts` are those of them that are said for each prompt.
+    `texts`: the parameters that are given for each prompt of a batched call.
     """
 
     names: frozenset[str]
@@ -40,7 +40,7 @@ class Signature:
 
 
 def read_signature(pipeline: Any) -> Signature:
-    """Return what the call of a pipeline, or of a class of them, takes."""
+    """Return the signature of a pipeline, or of a pipeline class."""
     parameters = _parameters(pipeline)
     extra, texts = {}, set()
     for name, parameter in parameters.items():
@@ -62,7 +62,7 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     call = pipeline.__call__
     try:
         signature = inspect.signature(call, eval_str=True)
-    except (NameError, SyntaxError, TypeError):  # annotations of names that are only there for a type checker
+    except (NameError, SyntaxError, TypeError):  # annotations with names that only type checkers import
         signature = inspect.signature(call)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return {
@@ -71,7 +71,7 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
 
 
 def _plain(hint: Any) -> Any:
-    """Return the part of a type that a message can carry; None if that is nothing but None."""
+    """Return the part of a type that a message can carry; None if there is none but None."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint in _PLAIN:
         return hint
@@ -84,7 +84,7 @@ def _plain(hint: Any) -> Any:
     if origin is list and all(_is_scalar(part) for part in parts):
         return hint
     if origin is tuple and all(part is Ellipsis or _is_scalar(part) for part in parts):
-        # Where one type is written, more than one value is meant.
+        # `tuple[int]` in annotations means several values.
         return types.GenericAlias(tuple, (parts[0], ...)) if len(parts) == 1 else hint
     if origin is dict and parts[0] is str and (parts[1] is Any or _is_scalar(parts[1])):
         return dict[str, _SCALAR] if parts[1] is Any else hint
@@ -101,7 +101,7 @@ def _is_text(hint: Any) -> bool:
 
 
 def _can_check(hint: Any) -> bool:
-    """Say whether values can be checked against a type: of two kinds of lists, for example, they can't."""
+    """Return whether msgspec can check values against a type; for a union of two list types, it can't."""
     try:
         msgspec.convert(None, hint)
     except TypeError:

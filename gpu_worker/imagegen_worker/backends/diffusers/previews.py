@@ -47,7 +47,7 @@ class LatentPreview:
         self._packed = packed
 
     def preview(self, latents: Any, size: tuple[int, int]) -> Sketch | None:
-        """Return a function that makes the preview of one image; None for latents of an unknown latent_map.
+        """Return a function that makes the preview of one image; None for latents of an unknown layout.
 
         `latents`: of shape (channels, height, width), or packed, (positions, channels), row by row. `size`: width
         and height of the image in pixels. The device is not synchronised.

@@ -14,8 +14,6 @@ from PIL.Image import Image
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
 from imagegen_worker.core.events import (
-    CallDone,
-    CallFailed,
     Cancel,
     Command,
     Failed,
@@ -30,15 +28,13 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.calls import Task, current_task
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
+from imagegen_worker.engines.continuous.reports import ForwardReports
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone, ForwardSplit, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
 from imagegen_worker.engines.static import MemoryHint, error_answer
 from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import Mailbox
 from imagegen_worker.models.manager import ModelProvider, SingleModel
-
-SMOOTHING = 0.2
-"""Weight of the newest image in the moving average of the seconds of an image."""
 
 _log = logging.getLogger(__name__)
 
@@ -135,15 +131,8 @@ class ContinuousEngine:
         self._jobs: dict[int, _ActiveJob] = {}
         self._queue: AdmissionQueue[_JobImage] = AdmissionQueue()
         self._running: Counter[Hashable] = Counter()
-        self._seconds_per_image: float | None = None
         self._stopping = False
         self._busy = False
-        # Contents of the next CallDone.
-        self._unposted: ForwardDone | None = None
-        self._images_completed = 0
-        self._beside_seconds = 0.0
-        self._fallbacks: list[str] = []
-        self._waits: list[float] = []
 
     def run(self, mailbox: Mailbox) -> None:
         """Execute commands until `Stop`, then finish the running jobs. Raises `DeviceLostError`."""
@@ -152,6 +141,7 @@ class ContinuousEngine:
 
     def _run(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
+        self._reports = ForwardReports(mailbox)
         self._scheduler = BatchScheduler(
             observe=self._observe, timer=self._backend.timer, memory_limits=self._memory_limits, costs=self._costs
         )
@@ -287,16 +277,12 @@ class ContinuousEngine:
         if self._busy and not self._running and not self._queue:
             self._busy = False
             self._scheduler.settle(wait=True)
-            self._post_call()
+            self._reports.post()
             self._mailbox.post(Idle())
 
     def _completed(self, call: _BatchedCall, task: Task) -> None:
         """Store the images of a call; finish the jobs of which these were the last."""
-        self._images_completed += task.wanted
-        seconds = task.seconds / task.wanted
-        if self._seconds_per_image is None:
-            self._seconds_per_image = seconds
-        self._seconds_per_image += SMOOTHING * (seconds - self._seconds_per_image)
+        self._reports.add_images(task)
         self._memory_hint.record(call.images[0][0].job.request)
         for (active, index), image in zip(call.images, task.result, strict=True):
             active.images[index] = image
@@ -373,56 +359,21 @@ class ContinuousEngine:
 
     def _observe(self, event: SchedulerEvent) -> None:
         if isinstance(event, ForwardSplit):
-            images = sum(task.images for task in event.tasks)
-            self._mailbox.post(CallFailed(images, 0.0, split=event.max_rows > 0))
+            self._reports.add_split(event)
             return
-        if event.stage.is_denoiser:
-            if self._unposted is not None:
-                self._post_call()
-            self._unposted = event
-            self._note_waits(event)
-        else:
-            self._beside_seconds += event.seconds
-        if event.fallback:
-            self._fallbacks.append(event.fallback)
+        jobs: list[_ActiveJob] = [active for task in event.tasks for active, _ in task.tag.images]
+        numbers = dict.fromkeys(active.job.number for active in jobs)
+        self._reports.add_forward(event, numbers, self._waits(event, jobs) if event.stage.is_denoiser else ())
 
-    def _note_waits(self, event: ForwardDone) -> None:
-        """Record the seconds from arrival to this forward for jobs of which it was the first."""
-        began = self._clock() - event.seconds
-        for active, _ in (image for task in event.tasks for image in task.tag.images):
+    def _waits(self, event: ForwardDone, jobs: Sequence[_ActiveJob]) -> list[float]:
+        """Return the seconds from arrival to this forward for jobs of which it is the first."""
+        started_at = self._clock() - event.seconds
+        waits = []
+        for active in jobs:
             if not active.stepped:
                 active.stepped = True
-                self._waits.append(max(began - active.job.arrived, 0.0))
-
-    def _post_call(self) -> None:
-        """Post the last forward together with the images that were completed since."""
-        done = self._unposted
-        if done is None and not self._images_completed:
-            return
-        self._mailbox.post(
-            CallDone(
-                requests=1 if done is None else done.images,  # None: a pipeline without a denoiser
-                images=self._images_completed,
-                steps=1,
-                seconds=0.0 if done is None else done.seconds,
-                seconds_per_image=self._seconds_per_image,
-                rows=0 if done is None else done.rows,
-                beside_seconds=self._beside_seconds,
-                fallbacks=tuple(self._fallbacks),
-                waits=tuple(self._waits),
-                numbers=() if done is None else _jobs_of(done),
-            )
-        )
-        self._unposted = None
-        self._images_completed = 0
-        self._beside_seconds = 0.0
-        self._fallbacks.clear()
-        self._waits.clear()
-
-
-def _jobs_of(event: ForwardDone) -> tuple[int, ...]:
-    """Return the numbers of the jobs that shared a forward, without duplicates."""
-    return tuple(dict.fromkeys(active.job.number for task in event.tasks for active, _ in task.tag.images))
+                waits.append(max(started_at - active.job.arrived, 0.0))
+        return waits
 
 
 def _model(shape: Any) -> str:
