@@ -45,9 +45,9 @@ HEADER = wrong_values(Submit, "v", "request_id")
 CLIENTS = [
     wrong
     for wrong in (*NAMED, *BODY, *HEADER)
-    if wrong.value is not None and wrong.field not in ("images", "inputs", "traceparent")
+    if wrong.value is not None and wrong.field not in ("images", "inputs", "image", "mask_image", "traceparent")
 ]
-"""In the client None stands for the default, images are given themselves, and traces by a provider."""
+"""In the client None means the default, an image is read and checked by `input_images`, and a provider traces."""
 
 
 @pytest.fixture(scope="module")

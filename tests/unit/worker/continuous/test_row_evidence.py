@@ -80,7 +80,7 @@ class Rounding(torch.nn.Module):
     """Reads its rows independently; joined, its outputs differ by rounding from those of a call alone."""
 
     def forward(self, x, time):
-        noise = 1e-7 * torch.sin(1e4 * x * len(x))
+        noise = 4e-7 * torch.sin(1e7 * x * len(x))
         return (x + noise + time[:, None].float().cos(),)
 
 
