@@ -103,7 +103,7 @@ def test_a_model_is_loaded_between_steps_and_images_of_both_run_together(saved):
     worker = Worker([saved("sd"), saved("flux")], model_memory=2**30)
     events = worker.run(job(1, "sd", steps=30), job(2, "flux", steps=8))
     told = [type(event).__name__ + str(getattr(event, "numbers", "")) for event in events]
-    assert told.index("Loaded") < told.index("Started(2,)")
+    assert told.index("ModelLoaded") < told.index("Started(2,)")
     ends = {number: max(at for at, name in enumerate(told) if name == f"Stepped({number},)") for number in (1, 2)}
     assert told.index("Started(2,)") < ends[1], "the first one was not over"
     assert {number: image.size for number, image in worker.images.items()} == {1: (64, 64), 2: (64, 64)}
