@@ -8,7 +8,7 @@ import click
 
 from imagegen_cli.commands.errors import InputError
 from imagegen_cli.commands.generation import ProgressView, run_requests
-from imagegen_cli.commands.options import Endpoints, broker_options, complete_model, open_client
+from imagegen_cli.commands.options import Connection, Endpoints, broker_options, complete_model, open_client
 from imagegen_cli.commands.parameter_options import parameter_options
 from imagegen_cli.commands.results import NotWrittenError, ResultWriter
 from imagegen_cli.commands.traces import traces_to
@@ -134,38 +134,35 @@ def command(
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
     options["output_format"] = options["output_format"] or format_of(pattern or out)
-    requests = _read(prompts, files, options, seed)
-    number_given = len(requests)
-    several = number_given > 1
+    given = _read(prompts, files, options, seed)
+    several = len(given) > 1
     if several and preview is not None:
-        raise click.UsageError(f"--preview: expected one prompt, got {number_given}")
-    output, requests = _select(requests, out, pattern, existing or Existing.REFUSE, several)
-    if (skipped := number_given - len(requests)) and not quiet:
-        click.echo(f"skipped {skipped} of {number_given} prompts: their files exist", err=True)
+        raise click.UsageError(f"--preview: expected one prompt, got {len(given)}")
+    output, requests = _select(given, out, pattern, existing or Existing.REFUSE, several)
+    if not quiet:
+        _report_skipped(len(given) - len(requests), len(given))
     view = _progress_view(len(requests), shown=not quiet and sys.stderr.isatty())
     writer = ResultWriter(output, view, quiet=quiet, as_json=as_json)
+    broker: Connection = {
+        "brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key
+    }  # fmt: skip
     # A batch of prompts waits while the queue is full; a single prompt reports it.
     with (
         traces_to(otlp_endpoint) as provider,
-        open_client(
-            {"brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key},
-            retry_overloaded=several,
-            tracer_provider=provider,
-        ) as client,
+        open_client(broker, retry_overloaded=several, tracer_provider=provider) as client,
         view,
     ):
-        outcomes = run_requests(
-            client,
-            requests,
-            view,
-            jobs=jobs,
-            progress=type(view) is not ProgressView,
-            on_preview=None if preview is None else lambda event: _save_preview(event, preview),
-        )
-        for outcome in outcomes:
+        follows = type(view) is not ProgressView
+        save = None if preview is None else lambda event: _save_preview(event, preview)
+        for outcome in run_requests(client, requests, view, jobs=jobs, progress=follows, on_preview=save):
             writer.write(outcome)
     if writer.failed:
         click.get_current_context().exit(1)
+
+
+def _report_skipped(skipped: int, given: int) -> None:
+    if skipped:
+        click.echo(f"skipped {skipped} of {given} prompts: their files exist", err=True)
 
 
 def _read(
