@@ -88,7 +88,7 @@ class Access:
             self._authenticator.configure_curve_callback(domain=role, credentials_provider=allowed)
 
     def guard(self, socket: "zmq.Socket[Any]", role: Role) -> None:
-        """Allow only the role's keys to connect to a socket; call it before `bind`."""
+        """Enable CURVE on a socket, for the keys in the role's list only. Call it before `bind`."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)

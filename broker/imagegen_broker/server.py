@@ -135,7 +135,7 @@ class Server:
 
     @property
     def wake_fd(self) -> int:
-        """A byte written here wakes the loop; for `signal.set_wakeup_fd`."""
+        """File descriptor for `signal.set_wakeup_fd`; a byte written to it wakes the loop."""
         return self._wake_write
 
     def run(self) -> None:
@@ -342,6 +342,6 @@ def _header(frames: Frames) -> bytes:
 
 
 def _key_of(frame: zmq.Frame) -> bytes:
-    """Return the key (Z85) with which the sender of a frame has authenticated itself."""
+    """Return the CURVE public key (Z85) of a frame's sender; empty if it has not authenticated itself."""
     key = frame.get("User-Id")
     return key.encode() if isinstance(key, str) else b""

@@ -45,7 +45,7 @@ class RequestOptions(TypedDict, total=False):
     quality: int | None
     """Quality of JPEG and WebP, 1 … 100."""
     extra: Mapping[str, Any] | None
-    """Further parameters of the model's pipeline, by name; the error for an unknown one lists the others."""
+    """Further parameters of the model's pipeline, by name; an unknown name raises an error that lists them."""
     model: str | None
     """Name of a model; None: the broker's default model."""
     priority: int

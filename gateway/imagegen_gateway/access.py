@@ -53,7 +53,7 @@ class AuthenticationMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
+        """Reject a POST request with an unknown key; pass other connections on."""
         if scope["type"] == "http" and scope["method"] == "POST":
             request = Request(scope)
             try:

@@ -23,7 +23,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
+        """Reject an HTTP request whose body is too long (413) or arrives too slowly (408)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -70,7 +70,7 @@ def check_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:
-    """Raise `ConfigError` if only one is given, or if a file does not exist."""
+    """Raise `ConfigError` if only one of certificate and key is given, or if a file does not exist."""
     if (certificate is None) != (key is None):
         raise ConfigError("--tls-certificate and --tls-key require each other")
     for name, path in (("--tls-certificate", certificate), ("--tls-key", key)):

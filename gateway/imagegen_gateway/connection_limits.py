@@ -77,7 +77,7 @@ class ConnectionLimiter:
         self._max_connections = max_connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
+        """Answer an HTTP request with 503 above the limit of connections; probes always pass."""
         full = scope["type"] == "http" and len(self._connections()) > self._max_connections
         if not full or scope["path"] in _PROBES:
             await self._app(scope, receive, send)

@@ -77,7 +77,7 @@ class MetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
+        """Count and time one HTTP request; pass other connections on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

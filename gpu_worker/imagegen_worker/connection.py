@@ -40,7 +40,7 @@ class Connection:
         self._connect()
 
     def check(self, now: float) -> HandshakeReport:
-        """Open a new socket if one is due; return failed handshakes, each reason once."""
+        """Open a new socket if one is due; return a failed handshake whose reason is new, else `NO_CHANGE`."""
         news = self._watch.read()
         if news.stopped:
             self.reconnect_at = now + RECONNECT_SECONDS

@@ -345,7 +345,7 @@ class Release(Message, tag="release", frozen=True, kw_only=True):
 
 
 class Resend(Message, tag="resend", frozen=True, kw_only=True):
-    """A query for answers, to be sent to this broker at once, or as soon as they exist."""
+    """A broker's order to a worker: send it the answers of these requests, now or as soon as they exist."""
 
     request_ids: Ids
     """Ids of the requests whose answers to send."""

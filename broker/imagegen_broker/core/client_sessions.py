@@ -249,7 +249,9 @@ class ClientSessions:
         return f"no worker serves the model {model!r}; served are: {served}"
 
     def reject_unknown_models(self, now: float) -> None:
-        """End requests that were accepted before the broker knew that no worker serves their model."""
+        """Fail queued requests whose model no worker has served with `model_not_found`.
+
+        They were accepted before the broker could know."""
         queue = self._scheduler.queue
         for model in queue.models():
             if model is None or not self._is_unknown(model, now):

@@ -101,7 +101,7 @@ class Request:
     deaths: list[str] = field(default_factory=list)
     """Descriptions of the attempts during which the worker died or hung."""
     requeues: dict[str, int] = field(default_factory=dict)
-    """Number of times that the request was requeued for other reasons, by reason."""
+    """Number of requeues by reason, without those counted in `deaths`."""
     requeued: bool = False
     """Whether it precedes requests that never left the queue, because it came back from a worker."""
     answer: Error | None = None

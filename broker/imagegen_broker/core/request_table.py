@@ -125,11 +125,12 @@ class RequestTable:
         self._positions.follow(request)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
-        """Requeue a request whose worker or answer is gone, or end it if that has happened too often.
+        """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
 
-        A request that its worker did not finish precedes those that never left the queue. One whose answer was
-        lost takes its client's turn: it is repeated for a client that did not acknowledge it in time.
-        `is_death`: the reason is already counted in `deaths`.
+        An unfinished request goes before all requests of its model and priority that were never dispatched. One
+        whose answer was lost goes to the front of its own client's queue only, because that client was late to
+        acknowledge the answer. `is_death`: the caller has added this attempt to `deaths`, so it does not count
+        towards the limits of `requeues`.
         """
         if not is_death:
             request.requeues[reason] = request.requeues.get(reason, 0) + 1

@@ -59,7 +59,7 @@ class ResultWriter:
 
 
 def as_json(outcome: Outcome, files: list[Path]) -> dict[str, Any]:
-    """Return the JSON object of a request."""
+    """Return the JSON object that reports how a request ended: its files and result, or its error."""
     request, result, error = outcome.request, outcome.result, outcome.error
     common: dict[str, Any] = {
         "index": request.index,

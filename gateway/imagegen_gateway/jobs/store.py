@@ -20,7 +20,7 @@ class Job:
     state: str
     prompt: str
     options: dict[str, Any]
-    """The client's `RequestOptions`, with the seed and without the input images."""
+    """Keyword arguments as in the client's `RequestOptions`; the seed is set, input images are not included."""
     inputs: tuple[str, ...]
     """Names of the input images: `image`, `mask_image`."""
     token: str

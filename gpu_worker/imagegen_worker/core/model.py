@@ -218,7 +218,7 @@ class Model:
                 self._check_side(name, side)
 
     def resolve(self, request: GenerationRequest, image_size: tuple[int, int] | None = None) -> ResolvedRequest:
-        """Fill in the defaults. Raises `InvalidRequestError` for a request that this model does not support.
+        """Return the request with all defaults. Raises `InvalidRequestError` if this model does not support it.
 
         `image_size`: width and height of the input image, in pixels. The result has no input images.
         """

@@ -47,7 +47,7 @@ class MemoryHint:
         self._largest = largest
 
     def record(self, request: ResolvedRequest) -> None:
-        """Record that an image of this request was generated."""
+        """Record that an image of this request's size fits into memory; only the largest size is kept."""
         if self._largest is None or request.width * request.height > self._largest[0] * self._largest[1]:
             self._largest = (request.width, request.height)
 

@@ -163,7 +163,10 @@ class LeastWait(Strategy):
         return Load(worker.load, self._seconds(worker), before)
 
     def _start(self, worker: Worker, now: float) -> float:
-        """Return when a worker started the images assigned to it; not earlier than their duration ago."""
+        """Return the mean start time of a worker's running requests, or `now` if none runs.
+
+        It is never longer ago than their images are expected to take.
+        """
         times = worker.start_times()
         if not times:
             return now

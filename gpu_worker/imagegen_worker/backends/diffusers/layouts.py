@@ -185,7 +185,7 @@ class RowArgument:
 
 
 def row_arguments(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[RowArgument]:
-    """Yield the arguments of a layout that are joined row by row."""
+    """Yield the arguments with one part per row, which shared forwards concatenate."""
     match layout:
         case _Container():
             for key, item in zip(layout.keys, layout.items, strict=True):

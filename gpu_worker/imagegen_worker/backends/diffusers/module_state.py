@@ -27,7 +27,7 @@ class StateMonitor:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Monitor one forward."""
+        """Compare the module's attributes before and after the forward in the `with` block."""
         before = _fingerprint(self._module)
         yield
         self._monitored += 1

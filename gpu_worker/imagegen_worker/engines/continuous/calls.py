@@ -16,7 +16,7 @@ class NotShareableError(Exception):
 
 
 class Stage(Protocol):
-    """A model of a pipeline whose calls can share forwards."""
+    """One network of a pipeline, such as the text encoder or the denoiser, whose calls can share forwards."""
 
     @property
     def name(self) -> str:
