@@ -38,7 +38,8 @@ def row_digest(value: Any) -> bytes:
     Equal to that of one row if all rows are equal, whatever their number.
     """
     if not isinstance(value, torch.Tensor):
-        return b"".join(dict.fromkeys(cached_digest(tensor) for tensor in value))
+        found = [cached_digest(tensor) for tensor in value]
+        return b"".join(found[:1] if len(set(found)) == 1 else found)
     if value.is_inference():  # has no version
         return _read_rows(value)
     version, digest = _row_digests.get(value, (None, b""))
