@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from imagegen_worker.backends.diffusers import outputs
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import count_rows, describe
 from imagegen_worker.backends.diffusers.module_state import StateMonitor
@@ -77,8 +78,7 @@ class BatchedModule:
 
     def free_memory(self) -> None:
         """Release the device memory that torch has cached."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_device_memory()
 
     # ---- on the task's greenlet --------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ MAX_ROUNDING = 8.0
 """Rounding errors of an output, at most, as a multiple of its norm and the machine epsilon of its type."""
 MAX_UNCLEAR = 8
 """Observations without a result after which an argument counts as read by content."""
+MAX_WAIT = 1024
+"""Maximum number of forwards for which an observation is postponed."""
 
 ForwardByName = Callable[[Mapping[str, Any]], Any]
 """Runs the model with arguments by name."""
@@ -51,7 +53,9 @@ class RowEvidence:
     _unclear: dict[RowArgument, int] = field(default_factory=dict)
     """Observations without a result so far."""
     _postponed: dict[RowArgument, int] = field(default_factory=dict)
-    """Forwards of differing calls that run apart before the next observation; the number doubles each time."""
+    """Forwards of differing calls that run apart before the next observation."""
+    _waits: dict[RowArgument, int] = field(default_factory=dict)
+    """The number of them, which doubles each time."""
 
     def contents(self, layout: Layout, arguments: Mapping[str, Any]) -> tuple[tuple[RowArgument, bytes], ...]:
         """Return the digests of the arguments whose content must be equal in calls that share."""
@@ -75,6 +79,12 @@ class RowEvidence:
         for argument in waiting:
             self._postponed[argument] -= 1
         return bool(waiting)
+
+    def postpone(self, arguments: Iterable[RowArgument]) -> None:
+        """Put off the next observation of these arguments: calls that differ in them run apart until then."""
+        for argument in arguments:
+            wait = min(2 * self._waits.get(argument, 1), MAX_WAIT)
+            self._waits[argument] = self._postponed[argument] = wait
 
     def observe(
         self, arguments: Sequence[RowArgument], forward: "ObservedForward"
@@ -104,7 +114,7 @@ class RowEvidence:
         for argument, share in seen.items():
             if share is not None and isnan(share):
                 count = self._unclear[argument] = self._unclear.get(argument, 0) + 1
-                self._postponed[argument] = 2**count
+                self.postpone([argument])
                 if count < MAX_UNCLEAR:
                     continue
             self._postponed.pop(argument, None)

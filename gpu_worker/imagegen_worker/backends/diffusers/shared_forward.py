@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.layouts import (
     Description,
     Layout,
@@ -29,6 +31,8 @@ FIRST_RECHECK = 256
 """Shared forwards of a kind until one is compared again; doubled after each comparison."""
 MAX_RECHECK = 16_384
 """Maximum number of shared forwards of a kind between two comparisons."""
+_ALONE = "alone"
+"""The case of a forward of one call, padded to a fixed number of rows: it proves nothing about several calls."""
 
 Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 """Runs the model with these positional and keyword arguments."""
@@ -43,7 +47,7 @@ class CallKind:
     row_arguments: tuple[RowArgument, ...]
     """The arguments that are joined row by row and may differ between calls of this kind."""
     compared: set[Hashable] = field(default_factory=set)
-    """Cases that were compared: whether the calls differed in rows, and in lengths."""
+    """Cases that were compared: whether the calls differed in rows, and in lengths; or `_ALONE`."""
     recheck_interval: int = FIRST_RECHECK
     until_recheck: int = FIRST_RECHECK
     """Shared forwards until the next comparison."""
@@ -52,6 +56,10 @@ class CallKind:
         """Count a shared forward, and return whether it must be compared."""
         self.until_recheck -= 1
         return case not in self.compared or self.until_recheck <= 0
+
+    def postpone(self) -> None:
+        """Put off the next comparison."""
+        self.until_recheck = self.recheck_interval
 
     def passed(self, case: Hashable) -> None:
         """Record that a shared forward was equal to forwards of the calls alone."""
@@ -110,20 +118,29 @@ class SharedForwards:
 
         Raises `NotShareableError` if the output shows that calls of this kind can't share a forward.
         """
-        kind = group.kind
-        unproven = self._evidence.unproven(kind.row_arguments, group.arguments) if len(group.rows) > 1 else []
-        comparable = max(group.rows) <= max_rows  # otherwise a call alone does not fit either
-        if unproven and (not comparable or self._evidence.postpones(unproven) or self._must_be_equal(unproven)):
+        kind, alone = group.kind, len(group.rows) == 1
+        whole = sum(group.rows) <= max_rows  # one forward holds all calls; otherwise its output proves nothing
+        lengths_differ = kind.layout.has_free_length and _lengths_differ(group)
+        case = _ALONE if alone else (any(n != group.rows[0] for n in group.rows), lengths_differ)
+        unproven = [] if alone else self._evidence.unproven(kind.row_arguments, group.arguments)
+        if unproven and (not whole or self._evidence.postpones(unproven) or self._must_be_equal(unproven)):
+            return self._run_each(group, max_rows)
+        if not whole and not alone and case not in kind.compared:
             return self._run_each(group, max_rows)
         joined = kind.layout.join(group.arguments, group.rows)
         parts = outputs.split(self._run_joined(kind, joined, max_rows), group.rows, listed=kind.listed)
-        if not comparable:
+        if not whole or (alone and self._fixed_rows is None):
             return parts
-        lengths_differ = kind.layout.has_free_length and _lengths_differ(group)
-        case = (any(n != group.rows[0] for n in group.rows), lengths_differ)
         if not kind.is_due(case) and not unproven:
             return parts
-        self._compare(group, joined, parts, unproven, padded=lengths_differ)
+        if not self._compared(group, joined, parts, unproven, padded=lengths_differ):
+            if not unproven and case in kind.compared:  # it is only compared again
+                kind.postpone()
+                return parts
+            del joined, parts
+            self._evidence.postpone(unproven)
+            free_device_memory()
+            return self._run_each(group, max_rows)
         if not self._evidence.proves(unproven):
             return self._run_each(group, max_rows)
         kind.passed(case)
@@ -135,6 +152,14 @@ class SharedForwards:
     def _must_be_equal(self, arguments: Sequence[RowArgument]) -> bool:
         """Return whether the content of any of these arguments must be equal in calls that share a forward."""
         return any(argument in self._evidence.by_content for argument in arguments)
+
+    def _compared(self, group: ForwardGroup, *comparison: Any, padded: bool) -> bool:
+        """Compare as `_compare` does; return False if that runs out of memory."""
+        try:
+            self._compare(group, *comparison, padded=padded)
+        except DeviceMemoryError:
+            return False
+        return True
 
     def _compare(
         self,
