@@ -26,8 +26,8 @@ _ROUNDING = 4.0
 """Largest distance with prompts of different lengths, over the distance with equal prompts, which is rounding."""
 _UNSEEN = 0.02
 """Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
-_SHORT_TEXT = "a"
-_LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
+SHORT_TEXT = "a"
+LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
 """Longer than the text encoders of most models accept: their tokenizers truncate it to the maximum length."""
 _GUIDANCE = 4.0
 """Guidance scale with which negative prompts are tried: pipelines ignore them at 1 and below."""
@@ -78,7 +78,7 @@ class CallSharing:
         if alone is not None and furthest <= _UNSEEN:
             self._tried[task, name] = True
             return rows, alone
-        rows = [trial(steps, seed, prompt=_SHORT_TEXT) for seed in range(count)]
+        rows = [trial(steps, seed, prompt=SHORT_TEXT) for seed in range(count)]
         alone = self._each_alone(rows)
         together = None if alone is None else self._generate(rows)
         if alone is None or not alike(together, alone):
@@ -111,7 +111,7 @@ class CallSharing:
     ) -> list[list[Row]]:
         """Return the rows of one or two calls: their texts have very different lengths."""
         model = self._loaded.model
-        texts = (_SHORT_TEXT, _LONG_TEXT)
+        texts = (SHORT_TEXT, LONG_TEXT)
         plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
         if not model.takes_negative_prompt:
             return [plain]

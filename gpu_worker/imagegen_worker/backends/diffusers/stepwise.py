@@ -6,8 +6,16 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imagegen_worker.backends import OnStep, Row, StartError, ignore_steps
-from imagegen_worker.backends.diffusers.call_sharing import TRIAL_STEPS, CallSharing, alike
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    OnStep,
+    Row,
+    StartError,
+    ignore_steps,
+)
+from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, TRIAL_STEPS, CallSharing, alike
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
@@ -167,15 +175,33 @@ class StepwiseDiffusers:
         self._can_drop_rows = True in drops and False not in drops
 
     def _try_different_arguments(self) -> None:
-        """Generate two images together that differ in every argument that may differ within a forward."""
+        """Generate two images together that differ in every argument that may differ within a forward.
+
+        This only collects evidence: a pipeline that rejects these values serves others. Raises `DeviceLostError`.
+        """
+        short_of_memory = False
+        try:
+            self._generate_different()
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - pipelines reject values in different ways
+            _log.warning("images with different arguments failed: %s: %s", type(error).__name__, error)
+            short_of_memory = isinstance(error, DeviceMemoryError)
+        if short_of_memory:  # outside of the handler: the frames of the error hold tensors
+            free_device_memory()
+
+    def _generate_different(self) -> None:
+        """Generate the two images. Raises whatever the pipeline raises."""
         assert self._loaded is not None
         guidance = self._loaded.model.guidance_scale
         other = None if guidance is None else guidance + 0.5
         rows = [
-            self._loaded.trial(TRIAL_STEPS),
-            self._loaded.trial(TRIAL_STEPS + 1, seed=1, guidance_scale=other),
+            self._loaded.trial(TRIAL_STEPS, prompt=SHORT_TEXT),
+            self._loaded.trial(TRIAL_STEPS + 1, seed=1, prompt=LONG_TEXT, guidance_scale=other),
         ]
-        self._run_apart(rows)
+        for task in self._run_tasks(rows):
+            if task.error is not None:
+                raise task.error
 
     def _try_one_call(self, task: Task, count: int, steps: int) -> bool | None:
         """Try whether requests share a pipeline call.
@@ -197,6 +223,8 @@ class StepwiseDiffusers:
         task.unwanted.update(unwanted)
         while scheduler.step():
             continue
+        if isinstance(task.error, DeviceLostError):
+            raise task.error
         if task.error is not None:
             _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
             return None
@@ -208,11 +236,19 @@ class StepwiseDiffusers:
 
         Raises `StartError` and `DeviceLostError`.
         """
+        tasks = self._run_tasks(rows)
+        for task in tasks:
+            if task.error is not None:
+                raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+        return tasks
+
+    def _run_tasks(self, rows: Sequence[Row]) -> list[calls.Task]:
+        """Generate these images at the same time; return the ended tasks. Raises `DeviceLostError`."""
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
         tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():
             continue
         for task in tasks:
-            if task.error is not None:
-                raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+            if isinstance(task.error, DeviceLostError):
+                raise task.error
         return tasks
