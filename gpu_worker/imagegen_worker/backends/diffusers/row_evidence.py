@@ -26,7 +26,7 @@ import torch
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers.digests import row_digest
 from imagegen_worker.backends.diffusers.layouts import Layout, RowArgument, row_arguments
-from imagegen_worker.backends.diffusers.outputs import map_tensors
+from imagegen_worker.backends.diffusers.outputs import map_tensors, split
 
 MAX_INFLUENCE = 0.25
 """Largest share of the effect of another row's value in an output whose rows count as independent."""
@@ -95,18 +95,21 @@ class RowEvidence:
         measured. A call is run again with the first row of the argument, and one with the last row: calls that
         have other values than these. Costs two forwards for each argument, and two more where calls are padded.
         """
-        seen: dict[RowArgument, float | None] = {}
-        for argument in arguments:
-            contents = [row_digest(_get(call, argument)) for call in forward.calls]
-            last = len(contents) - 1
-            order = range(last, -1, -1)
-            unlike_first = next(index for index in order if contents[index] != contents[0])
-            unlike_last = next(index for index in reversed(order) if contents[index] != contents[last])
-            shares = [
-                forward.influence(argument, unlike_first, 0),
-                forward.influence(argument, unlike_last, sum(forward.rows) - 1),
-            ]
-            seen[argument] = _worst(shares)
+        pairs = {argument: _unlike_pairs(forward, argument) for argument in arguments}
+        seen = {
+            argument: _worst([forward.influence(argument, *pair) for pair in pairs[argument]])
+            for argument in arguments
+        }
+        suspects = [argument for argument, share in seen.items() if _is_mixed(share)]
+        if len(suspects) > 1:
+            # The shared output contains the effects of all differing arguments, so one that is read across rows
+            # makes others look like it.
+            isolated = {
+                argument: _worst([forward.own_influence(argument, *pair) for pair in pairs[argument]])
+                for argument in suspects
+            }
+            if any(_is_mixed(share) for share in isolated.values()):
+                seen |= isolated
         return seen
 
     def record(self, seen: Mapping[RowArgument, float | None]) -> None:
@@ -134,6 +137,7 @@ class ObservedForward:
     rows: Sequence[int]
     joined: Mapping[str, Any]
     outputs: Sequence[Any]
+    listed: bool
     alone: dict[int, Any]
     forward: ForwardByName
 
@@ -143,36 +147,85 @@ class ObservedForward:
         0 is none, 1 all of it. `UNCLEAR`: the effect can't be told from rounding. None: the model rejects the
         value beside the others, or its outputs can't be compared.
         """
+        found = self._moved(argument, index, row)
+        if found is None:
+            return None
+        return _share(self.outputs[index], self.alone[index], found[2])
+
+    def own_influence(self, argument: RowArgument, index: int, row: int) -> float | None:
+        """Return what `influence` does, but of this argument alone.
+
+        The call shares a forward with a copy of itself that differs in this argument only. Models may read the
+        first row, the last one, or all, so both halves of the output are compared.
+        """
+        found = self._moved(argument, index, row)
+        if found is None:
+            return None
+        own, other, moved = found
+        rows = [self.rows[index]] * 2
+        try:
+            output = self.forward(self.layout.join([own, other], rows))
+        except (DeviceLostError, DeviceMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - models check their arguments in different ways
+            return None
+        first, second = split(output, rows, listed=self.listed)
+        return _worst([_share(first, self.alone[index], moved), _share(second, moved, self.alone[index])])
+
+    def _moved(self, argument: RowArgument, index: int, row: int) -> tuple[Any, Any, Any] | None:
+        """Return the arguments of a call, those with the value of another row, and the output with these.
+
+        None: the model rejects the value beside the others.
+        """
         begin = sum(self.rows[:index])
         end = begin + self.rows[index]
         own = self.layout.narrow(self.joined, begin, end)
         if index not in self.alone:
             self.alone[index] = self.forward(own)
         value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin)
+        other = _replaced(own, argument.path, value)
         try:
-            moved = self.forward(_replaced(own, argument.path, value))
+            return own, other, self.forward(other)
         except (DeviceLostError, DeviceMemoryError):
             raise
         except Exception:  # noqa: BLE001 - models check their arguments in different ways
             return None
-        effect = _difference(moved, self.alone[index])
-        error = _difference(self.outputs[index], self.alone[index])
-        if effect is None or error is None or effect.shape != error.shape:
-            return None
-        size = float(effect.norm())
-        if size == 0:
-            return UNCLEAR
-        # Rounding errors have no common direction, so their projection on a larger effect is near 0. Those of the
-        # call alone are part of both differences, though, and are all that a tiny effect consists of.
-        share = abs(float((error * effect).sum())) / size**2
-        if share > MAX_INFLUENCE:
-            return UNCLEAR if float(error.norm()) <= _rounding(self.alone[index]) else share
-        return UNCLEAR if size <= float(error.norm()) else share
+
+
+def _unlike_pairs(forward: ObservedForward, argument: RowArgument) -> list[tuple[int, int]]:
+    """Return a call unlike the first row with that row, and a call unlike the last row with that one."""
+    contents = [row_digest(_get(call, argument)) for call in forward.calls]
+    last = len(contents) - 1
+    order = range(last, -1, -1)
+    unlike_first = next(index for index in order if contents[index] != contents[0])
+    unlike_last = next(index for index in reversed(order) if contents[index] != contents[last])
+    return [(unlike_first, 0), (unlike_last, sum(forward.rows) - 1)]
+
+
+def _share(output: Any, alone: Any, moved: Any) -> float | None:
+    """Return how much of the effect, from `alone` to `moved`, is in the difference of `output` from `alone`."""
+    effect = _difference(moved, alone)
+    error = _difference(output, alone)
+    if effect is None or error is None or effect.shape != error.shape:
+        return None
+    size = float(effect.norm())
+    if size == 0:
+        return UNCLEAR
+    # Rounding errors have no common direction, so their projection on a larger effect is near 0. Those of the
+    # call alone are part of both differences, though, and are all that a tiny effect consists of.
+    share = abs(float((error * effect).sum())) / size**2
+    if share > MAX_INFLUENCE:
+        return UNCLEAR if float(error.norm()) <= _rounding(alone) else share
+    return UNCLEAR if size <= float(error.norm()) else share
+
+
+def _is_mixed(share: float | None) -> bool:
+    return share is not None and share > MAX_INFLUENCE
 
 
 def _worst(shares: Sequence[float | None]) -> float | None:
     """Return what several influences prove together: an influence that is too large, whatever the others are."""
-    mixed = [share for share in shares if share is not None and share > MAX_INFLUENCE]
+    mixed = [share for share in shares if share is not None and _is_mixed(share)]
     if mixed:
         return max(mixed)
     known = [share for share in shares if share is not None]

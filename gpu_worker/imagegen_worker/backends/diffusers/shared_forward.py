@@ -219,7 +219,8 @@ class SharedForwards:
 
         with _unused(_generators(joined)):
             layout = group.kind.layout
-            done = ObservedForward(layout, group.arguments, group.rows, joined, parts, alone, forward)
+            listed = group.kind.listed
+            done = ObservedForward(layout, group.arguments, group.rows, joined, parts, listed, alone, forward)
             return self._evidence.observe(arguments, done)
 
 

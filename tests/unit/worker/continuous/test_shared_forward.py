@@ -133,6 +133,35 @@ def test_a_call_alone_that_is_padded_to_fixed_rows_is_compared_once():
         forwards.run(group_of(forwards, [{**call, "flag": True}]), 2)
 
 
+MIXING = {
+    "row 0": lambda ids: ids[:1],
+    "the last row": lambda ids: ids[-1:],
+    "the mean": lambda ids: ids.mean(0, keepdim=True),
+}
+
+
+def scaled_call(x, scale):
+    return {"x": x, "ids": torch.full_like(x, scale)}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("mixing", MIXING)
+def test_an_argument_read_row_by_row_is_not_convicted_with_another(mixing, rows):
+    read = MIXING[mixing]
+    model = Model(lambda x, ids: x * read(ids))
+    forwards = SharedForwards(model)
+    x = 1 + torch.rand(1, 16, 8)
+    # The effects of both arguments have one direction, so the one of `ids` looks like the one of `x`.
+    calls = [scaled_call(x, 0.3), scaled_call((2 * x).repeat(rows, 1, 1), 0.9)]
+    assert error_of(forwards, model, calls) < 1e-5
+    assert paths(forwards._evidence.by_content) == {"ids"}
+    alike = [scaled_call(x, 0.3), scaled_call(2 * x, 0.3)]
+    for _ in range(3):
+        model.rows.clear()
+        assert error_of(forwards, model, alike) < 1e-5
+    assert model.rows == [2]
+
+
 def test_digests_of_lists_tell_how_often_each_row_occurs():
     a, b = torch.randn(3, 4), torch.randn(3, 4)
     lists = [[a], [b], [a, b], [b, a], [a, b, b], [a, a, b], [a, b, a]]
