@@ -302,15 +302,16 @@ def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
     )
 
 
-def lengths(value: Any, *, listed: bool) -> frozenset[tuple[int, ...]]:
-    """Return the shapes of a call's tensors, each without its rows."""
-    if isinstance(value, torch.Tensor):
-        return frozenset([tuple(value.shape if listed else value.shape[1:])])
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return frozenset().union(*(lengths(item, listed=listed) for item in value))
-    return frozenset()
+def free_lengths(layout: Layout, value: Any) -> Iterator[tuple[int, ...]]:
+    """Yield for each argument whose length may differ between calls its length, or those of its list of rows."""
+    match layout:
+        case _Container():
+            for key, item in zip(layout.keys, layout.items, strict=True):
+                yield from free_lengths(item, value[key])
+        case _BatchedTensor() if layout.has_free_length:
+            yield (value.shape[1],)
+        case _TensorList() if layout.has_free_length:
+            yield tuple(tensor.shape[0] for tensor in value if tensor.ndim == 2)
 
 
 def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:

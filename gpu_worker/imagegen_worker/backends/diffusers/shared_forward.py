@@ -19,7 +19,7 @@ from imagegen_worker.backends.diffusers.layouts import (
     Layout,
     RowArgument,
     count_rows,
-    lengths,
+    free_lengths,
     row_arguments,
 )
 from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, ObservedForward, RowEvidence
@@ -47,7 +47,7 @@ class CallKind:
     row_arguments: tuple[RowArgument, ...]
     """The arguments that are joined row by row and may differ between calls of this kind."""
     compared: set[Hashable] = field(default_factory=set)
-    """Cases that were compared: whether the calls differed in rows, and in lengths; or `_ALONE`."""
+    """Cases that were compared: whether the calls differed in rows, and how much in lengths; or `_ALONE`."""
     recheck_interval: int = FIRST_RECHECK
     until_recheck: int = FIRST_RECHECK
     """Shared forwards until the next comparison."""
@@ -120,8 +120,8 @@ class SharedForwards:
         """
         kind, alone = group.kind, len(group.rows) == 1
         whole = sum(group.rows) <= max_rows  # one forward holds all calls; otherwise its output proves nothing
-        lengths_differ = kind.layout.has_free_length and _lengths_differ(group)
-        case = _ALONE if alone else (any(n != group.rows[0] for n in group.rows), lengths_differ)
+        padding = _padding(group) if kind.layout.has_free_length else None
+        case = _ALONE if alone else (any(n != group.rows[0] for n in group.rows), padding)
         unproven = [] if alone else self._evidence.unproven(kind.row_arguments, group.arguments)
         if unproven and (not whole or self._evidence.postpones(unproven) or self._must_be_equal(unproven)):
             return self._run_each(group, max_rows)
@@ -133,7 +133,7 @@ class SharedForwards:
             return parts
         if not kind.is_due(case) and not unproven:
             return parts
-        if not self._compared(group, joined, parts, unproven, padded=lengths_differ):
+        if not self._compared(group, joined, parts, unproven, padded=padding is not None):
             if not unproven and case in kind.compared:  # it is only compared again
                 kind.postpone()
                 return parts
@@ -224,10 +224,19 @@ class SharedForwards:
             return self._evidence.observe(arguments, done)
 
 
-def _lengths_differ(group: ForwardGroup) -> bool:
-    """Return whether the calls differ in the lengths that may differ."""
-    listed = group.kind.listed
-    return len({lengths(arguments, listed=listed) for arguments in group.arguments}) > 1
+def _padding(group: ForwardGroup) -> int | None:
+    """Return the binary logarithm, rounded down, of the longest by the shortest length; None if lengths are equal.
+
+    Only lengths that differ between calls count. A little padding proves nothing about much padding.
+    """
+    layout = group.kind.layout
+    found = None
+    for by_call in zip(*(free_lengths(layout, arguments) for arguments in group.arguments), strict=True):
+        if len({frozenset(lengths) for lengths in by_call}) > 1:
+            every = [length for lengths in by_call for length in lengths]
+            ratio = max(every) // max(min(every), 1)
+            found = max(found or 0, ratio.bit_length() - 1)
+    return found
 
 
 def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:

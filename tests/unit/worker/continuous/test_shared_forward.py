@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from imagegen_worker.backends import DeviceMemoryError  # noqa: E402
+from imagegen_worker.backends.diffusers import shared_forward  # noqa: E402
 from imagegen_worker.backends.diffusers.digests import row_digest  # noqa: E402
 from imagegen_worker.backends.diffusers.layouts import describe  # noqa: E402
 from imagegen_worker.backends.diffusers.shared_forward import ForwardGroup, SharedForwards  # noqa: E402
@@ -160,6 +161,53 @@ def test_an_argument_read_row_by_row_is_not_convicted_with_another(mixing, rows)
         model.rows.clear()
         assert error_of(forwards, model, alike) < 1e-5
     assert model.rows == [2]
+
+
+def averages_without_mask(x, text, text_mask):
+    return x + text.mean(1)
+
+
+def text_call(length):
+    """One prompt, repeated to a length: only its padding differs."""
+    return {
+        "x": torch.ones(1, 8),
+        "text": torch.full((1, length, 8), 3.0),
+        "text_mask": torch.ones(1, length),
+    }
+
+
+def test_a_little_padding_proves_nothing_about_much_padding():
+    model = Model(averages_without_mask)
+    forwards = SharedForwards(model)
+    little, much = ([text_call(length) for length in lengths] for lengths in ((599, 600), (2, 300)))
+    for _ in range(20):  # so little that it is within the tolerance of outputs
+        model.rows.clear()
+        group = group_of(forwards, little)
+        forwards._evidence.per_row.update(group.kind.row_arguments)  # they are known to be read row by row
+        forwards.run(group, 2)
+    assert model.rows == [2]
+    with pytest.raises(NotShareableError, match="depend on each other"):
+        forwards.run(group_of(forwards, much), 2)
+
+
+def listed_call(*lengths):
+    return {"x": [torch.ones(16, 1, 8, 8)] * len(lengths), "text": [torch.ones(length, 4) for length in lengths]}
+
+
+@pytest.mark.parametrize(
+    ("calls", "padding"),
+    [
+        ([text_call(5), text_call(5)], None),
+        ([text_call(58), text_call(60)], 0),
+        ([text_call(30), text_call(60), text_call(59)], 1),
+        ([text_call(2), text_call(300)], 7),
+        ([text_call(0), text_call(3)], 1),
+        ([listed_call(5, 9), listed_call(9, 5)], None),
+        ([listed_call(5), listed_call(5, 40)], 3),
+    ],
+)
+def test_padding_is_measured_by_the_longest_and_the_shortest_text(calls, padding):
+    assert shared_forward._padding(group_of(SharedForwards(Model(None)), calls)) == padding
 
 
 def test_digests_of_lists_tell_how_often_each_row_occurs():
