@@ -34,11 +34,12 @@ OUTCOMES = (
     OutOfMemoryError.code,
     GenerationFailedError.code,
 )
-"""Told from the start, as 0, so that the first one shows in a rate; so are the two below."""
+"""Exported from the start, as 0, so that the first occurrence shows in a rate, like the two below."""
 REJECTIONS = (InvalidRequestError.code, ModelNotFoundError.code, OverloadedError.code)
 REQUEUE_REASONS = (
     "worker_lost",
     "worker_left",
+    "worker_reconnected",
     "worker_stuck",
     "lost",
     "returned",

@@ -11,7 +11,7 @@ from imagegen_client import Client
 from tests.e2e.conftest import PATIENT, start_simulated
 from tests.raw import Peers, ready, submit
 
-MOST = 8
+MOST = 40
 FREE = ("--backend", "simulated", "--simulated-batch-seconds", "0", "--simulated-image-seconds", "0")
 
 

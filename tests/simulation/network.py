@@ -31,6 +31,7 @@ class Line:
         "dialer",
         "dropped_until",
         "generation",
+        "id",
         "kept",
         "last",
         "name",
@@ -40,9 +41,11 @@ class Line:
         "waiting",
     )
 
-    def __init__(self, dialer: "Peer", name: str) -> None:
+    def __init__(self, dialer: "Peer", name: str, number: int) -> None:
         self.dialer = dialer
         self.name = name
+        self.id = f"{dialer.name}/{number}".encode() if dialer.is_client else dialer.id
+        """The routing id; a client takes a new one for each socket."""
         self.broker: BrokerPeer | None = None
         self.generation = 0
         self.kept = -1
@@ -64,12 +67,14 @@ class Network:
         self.loss = 0.0
         self.lines: dict[tuple[str, str], Line] = {}
         """By the names of the dialling process and of the broker."""
+        self._dials = 0
 
     # ---- connections ------------------------------------------------------------------------------------
 
     def dial(self, dialer: "Peer", name: str) -> Line:
         """Open a new line, in place of the one that there may have been."""
-        line = Line(dialer, name)
+        self._dials += 1
+        line = Line(dialer, name, self._dials)
         self.lines[dialer.name, name] = line
         self.world.after(self.world.dice.uniform(0.001, 0.05), self.connect, line)
         return line
@@ -85,7 +90,7 @@ class Network:
             world.at(blocked + world.dice.uniform(0.01, 0.5), self.connect, line)
             return
         line.broker = broker
-        broker.lines[line.dialer.id] = line
+        broker.lines[line.id] = line
         waiting, line.waiting = line.waiting, []
         for message, frames in waiting:
             self._transmit(line, UP, message, frames)
@@ -109,8 +114,8 @@ class Network:
             return
         self.in_trouble(line, self.world.now)
         broker = line.broker
-        if broker.lines.get(line.dialer.id) is line:
-            del broker.lines[line.dialer.id]
+        if broker.lines.get(line.id) is line:
+            del broker.lines[line.id]
         self._disconnect(line, keep=keep)
         self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
 
@@ -126,8 +131,8 @@ class Network:
         """The dialling side is gone; `silently`: the broker is not told."""
         line.closed = True
         broker = line.broker
-        if broker is not None and not silently and broker.lines.get(line.dialer.id) is line:
-            del broker.lines[line.dialer.id]
+        if broker is not None and not silently and broker.lines.get(line.id) is line:
+            del broker.lines[line.id]
         if self.lines.get((line.dialer.name, line.name)) is line:
             del self.lines[line.dialer.name, line.name]
 

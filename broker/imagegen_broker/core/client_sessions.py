@@ -55,7 +55,7 @@ class ClientSessions:
         if client is None:
             if isinstance(message, Goodbye):
                 return
-            if len(self.by_id) >= self._settings.max_clients:
+            if len(self.by_id) >= self._settings.max_clients and not self._is_known(message):
                 self._reject_client(client_id, message)
                 return
             client = self._register(client_id, now)
@@ -82,12 +82,26 @@ class ClientSessions:
         """Send a heartbeat to each client; with `expire`, remove those that have been silent for too long."""
         for client in list(self.by_id.values()):
             if expire and now - client.last_received > self._settings.silence:
-                self._table.counters.clients_lost += 1
-                requests = len(client.requests)
-                self._outbox.log(logging.WARNING, "client lost", client=client.session, requests=requests)
-                self.remove(client)
+                self._expire(client, now)
             else:
                 self._send_heartbeat(client)
+
+    def _expire(self, client: Client, now: float) -> None:
+        """Remove a client that has been silent for too long.
+
+        Its requests go back to the sessions that owned them before, if these still exist: a copy of SUBMIT that
+        was delayed on an old connection of the same client must not take a request away with it.
+        """
+        for request in list(client.requests.values()):
+            previous = request.previous_client
+            if previous is not None and previous is not client and self.by_id.get(previous.id) is previous:
+                self._table.transfer(request, previous)
+                if request.state is State.DELIVERED:
+                    self._resend_answer(request, now)
+        if requests := len(client.requests):
+            self._table.counters.clients_lost += 1
+            self._outbox.log(logging.WARNING, "client lost", client=client.session, requests=requests)
+        self.remove(client)
 
     def remove(self, client: Client) -> None:
         """Remove a client and all its requests."""
@@ -142,8 +156,8 @@ class ClientSessions:
         if known is not None:
             self._submitted_again(client, known, message, now)
             return
-        if self._table.recent_ids.get(message.request_id) == client.id:
-            return  # acknowledged recently: this copy was delayed
+        if self._table.recent_ids.get(message.request_id):
+            return  # acknowledged recently, by this session or an earlier one: this copy was delayed
         if (rejection := self._rejection(client, message, payload, now)) is not None:
             self._table.counters.rejected[rejection.code] += 1
             self._log_rejection(client, message.request_id, rejection.code)
@@ -154,8 +168,17 @@ class ClientSessions:
         self._table.add(Request(message, client, model, payload, arrived_at=now, deadline=deadline))
         self._outbox.accept(client.id, message.request_id)
 
+    def _is_known(self, message: ClientMessage) -> bool:
+        """Return whether a message repeats a request that the broker holds: a client has reconnected."""
+        return isinstance(message, Submit) and message.request_id in self._table.requests
+
     def _submitted_again(self, client: Client, request: Request, message: Submit, now: float) -> None:
-        """Confirm a request that was sent again; another client that knows its id becomes its owner."""
+        """Confirm a request that was sent again; a later session that knows its id becomes its owner.
+
+        A client has a new session for each socket, so a copy from an earlier session was delayed on the way.
+        """
+        if client.session < request.client.session:
+            return
         if request.client is not client:
             self._table.transfer(request, client)
         self._table.resubmit(request, message)

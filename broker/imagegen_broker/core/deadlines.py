@@ -9,15 +9,16 @@ _Entry = tuple[float, int, Request]
 """The deadline, the number of the entry, and the request."""
 
 
-def _is_unfinished(entry: _Entry) -> bool:
-    return entry[2].state in _UNFINISHED
+def _is_current(entry: _Entry) -> bool:
+    _, number, request = entry
+    return request.deadline_entry == number and request.state in _UNFINISHED
 
 
 class Deadlines:
     """Deadlines by time, at most 64 and twice the number of the broker's requests."""
 
     def __init__(self) -> None:
-        self._heap: LazyHeap[_Entry] = LazyHeap(_is_unfinished)
+        self._heap: LazyHeap[_Entry] = LazyHeap(_is_current)
         self._added = 0
 
     def __len__(self) -> int:
@@ -30,6 +31,7 @@ class Deadlines:
         """
         if request.deadline is not None:
             self._added += 1
+            request.deadline_entry = self._added
             self._heap.push((request.deadline, self._added, request), 64 + 2 * live)
 
     def next(self) -> float | None:

@@ -73,6 +73,7 @@ class Outbox:
         if self._resends:
             self._send_to_workers(self._resends, Resend)
         if not self._accepted and not self._late_releases:
+            self.deadline = None  # the peers that they were for have left
             return
         if self.deadline is None:
             self.deadline = now + self._join_seconds

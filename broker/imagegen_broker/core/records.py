@@ -110,6 +110,10 @@ class Request:
     answered_at: float = 0.0
     """Time at which the answer was last sent or asked for."""
     resends: int = 0
+    deadline_entry: int = 0
+    """Number of its current entry among the deadlines; entries with another number are outdated."""
+    previous_client: "Client | None" = None
+    """The client that owned the request before it was transferred."""
     queue_index: int = 0
     """Position in its client queue, relative to the other requests there."""
     reported_position: tuple[int, float | None] | None = None

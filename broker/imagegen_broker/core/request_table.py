@@ -91,6 +91,7 @@ class RequestTable:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
             self._count_unacknowledged(request.client, -1)
+        request.previous_client = request.client
         request.client.remove(request)
         client.add(request)
         if is_queued:

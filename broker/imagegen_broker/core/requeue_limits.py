@@ -18,6 +18,8 @@ REQUEUE_LIMITS = (
     # The worker returned the request before it started, or could not be reached. No work is lost. Rolling restarts
     # of a fleet cause these, so the limit is high.
     RequeueLimit(("returned", "worker_left", "unreachable"), 100),
+    # The worker has a new connection and keeps its requests. A flapping link replaces a connection each second.
+    RequeueLimit(("worker_reconnected",), 1_000),
     # The worker died or hung before the request started, or does not list it. Some work may be lost.
     RequeueLimit(("lost", "worker_lost", "worker_stuck"), 20),
     # The images were generated, and lost before the client acknowledged them. All the work is lost.

@@ -111,7 +111,7 @@ class WorkerSessions:
         worker = self.by_id.get(worker_id)
         if worker is None:
             if (other := self._by_process.get(message.worker_id)) is not None:
-                self.remove(other, now)  # the same process on a new socket
+                self.remove(other, now, reason="worker_reconnected")  # the same process on a new socket
             if (other := self._by_name.get(message.name)) is not None:
                 self._reject(worker_id, other)
                 return
@@ -151,12 +151,12 @@ class WorkerSessions:
         text = f"a live worker on {holder.ready.host} is named {holder.name!r}; choose another name with --name"
         self._outbox.add(SendToWorker(worker_id, Error(code=WorkerNameTakenError.code, message=text)))
 
-    def remove(self, worker: Worker, now: float) -> None:
-        """Remove a worker that has left, and requeue its requests."""
+    def remove(self, worker: Worker, now: float, reason: str = "worker_left") -> None:
+        """Remove a worker that has left, and requeue its requests with this reason."""
         self._remove_session(worker)
         self._log_departure(logging.INFO, "worker left", worker, now)
         for assignment in list(worker.assigned.values()):
-            self._table.requeue(assignment.request, "worker_left", now)
+            self._table.requeue(assignment.request, reason, now)
         self._outbox.discard_worker(worker.id)
 
     def remove_dead_worker(self, worker: Worker, now: float) -> None:

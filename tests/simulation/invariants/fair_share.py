@@ -28,6 +28,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
                 if (
                     waiting.state is State.QUEUED
                     and waiting.attempt == 0
+                    and waiting.previous_client is None  # else its place is that of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
                     and waiting.arrived_at < last
                 ):

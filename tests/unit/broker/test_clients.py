@@ -173,6 +173,54 @@ def test_cancel_of_anothers_request_is_ignored():
     assert bench.errors("thief") == []
 
 
+def test_a_copy_of_submit_that_was_delayed_on_an_old_connection_takes_no_request_away():
+    bench = serving()
+    request = bench.submit(1, client="old")
+    bench.submit(1, client="new")
+    bench.submit(1, client="old")
+    bench.result("w", request)
+    assert bench.results("new") == [request]
+    assert bench.results("old") == []
+
+
+def test_a_request_goes_back_to_the_living_session_of_its_client():
+    bench = serving(liveness=3, interval=1.0)
+    request = bench.submit(1, client="new")
+    # The session of the old connection has expired; its copy of SUBMIT arrives only now, as of a new session.
+    bench.submit(1, client="old")
+    for _ in range(5):
+        bench.client("new", ClientHeartbeat())
+        bench.beat("w", running=[request])
+        bench.advance(1.0)
+    assert b"old" not in bench.core.clients.by_id
+    bench.result("w", request)
+    assert bench.results("new")[-1] == request
+
+
+def test_a_client_that_reconnects_is_not_one_too_many():
+    bench = serving(max_clients=1)
+    request = bench.submit(1, client="old")
+    bench.submit(1, client="new")
+    bench.submit(2, client="other")
+    assert bench.errors("new") == []
+    assert bench.errors("other") == [(rid(2), "overloaded")]
+    bench.result("w", request)
+    assert bench.results("new") == [request]
+
+
+def test_requeued_requests_leave_one_deadline_each():
+    bench = Bench().past_grace()
+    bench.submit(1, timeout_seconds=1e6)
+    for number in range(90):
+        bench.client("c", ClientHeartbeat())
+        bench.ready(f"w{number}")
+        bench.worker(f"w{number}", Goodbye())
+    deadlines = bench.core.table.deadlines
+    deadlines.add(bench.core.table.requests[rid(1)], 1)
+    live = [entry for entry in deadlines._heap._entries if deadlines._heap._is_live(entry)]
+    assert len(live) == 1
+
+
 @pytest.mark.parametrize("worker", [True, False])
 def test_a_deadline_passes_queued_and_dispatched(worker):
     bench = serving() if worker else Bench().past_grace()

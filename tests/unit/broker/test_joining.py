@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagegen_broker.core.outbox import Outbox
 from imagegen_protocol.messages import Accepted, Goodbye, Release
 from tests.unit.broker.bench import Bench
 
@@ -85,3 +86,13 @@ def test_nothing_is_told_to_those_who_left(bench):
     bench.clear()
     bench.advance(JOIN)
     assert (bench.ids(Release, "w"), bench.accepted("d")) == ([], [])
+
+
+def test_messages_for_a_client_that_has_left_leave_no_deadline():
+    outbox = Outbox(0.02)
+    outbox.accept(b"client", bytes(16))
+    outbox.flush(1.0)
+    assert outbox.deadline == 1.02
+    outbox.discard_client(b"client")
+    outbox.flush(2.0)
+    assert outbox.deadline is None, "the loop would wake for it without end"

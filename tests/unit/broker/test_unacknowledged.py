@@ -209,6 +209,9 @@ def come_back(bench, name, reason):
         bench.error(name, rid(1), "returned")
     elif reason == "worker_left":
         bench.worker(name, Goodbye())
+    elif reason == "worker_reconnected":
+        bench.core.workers.remove(bench.core.workers.by_id[name.encode()], bench.now, reason=reason)
+        bench.settle()
     elif reason == "unreachable":
         bench.core.workers.send_failed(name.encode(), rid(1))
         bench.settle()
