@@ -28,7 +28,7 @@ def wait_until(holds, what, timeout=180):
 def with_gateway(text):
     """Return the shipped configuration as an operator with a gateway makes it: its job is no comment any more."""
     head, comment = re.search(
-        r"^(  # Where there is an imagegen-gateway.*\n)((?:  #.*\n)+)", text, re.MULTILINE
+        r"^(  # With an imagegen-gateway.*\n)((?:  #.*\n)+)", text, re.MULTILINE
     ).groups()
     return text.replace(head + comment, re.sub(r"^  # ?", "  ", comment, flags=re.MULTILINE))
 

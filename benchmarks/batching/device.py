@@ -107,7 +107,7 @@ class Served:
         return False
 
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
-        """Make one image for each row; see `StepwiseBackend.make`."""
+        """Generate one image for each row; see `StepwiseBackend.generate`."""
         seeds = [row.seed for row in rows]
         return self._batcher.generate_all(call_of(self._arguments, rows), seeds, on_step)
 

@@ -123,7 +123,7 @@ def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path):
 
 
 def test_the_models_for_a_gpu_have_their_real_sizes():
-    pipelines = {model.name: model.generate(torch.device("meta")) for model in REAL}
+    pipelines = {model.name: model.make(torch.device("meta")) for model in REAL}
     weights = {
         name: {
             part: sum(weight.numel() for weight in module.parameters())
