@@ -174,8 +174,8 @@ def test_every_panel_has_data_and_losing_a_worker_alerts(fleet, prometheus, load
     assert set(asked.label_values("imagegen_worker_warm", "worker")) == set(WORKERS)
     for title, labels in (
         ("Requests", {"2", "4", "5"}),
-        ("Refused", {"key", "limit"}),
-        ("Jobs that ended", {"succeeded", "failed"}),
+        ("Rejected", {"key", "limit"}),
+        ("Finished jobs", {"succeeded", "failed"}),
         ("Webhooks", {"failed"}),
     ):
         wait_until(lambda title=title, labels=labels: seen(asked, title) == labels, f"{labels} in {title}")
