@@ -27,9 +27,7 @@ def wait_until(holds, what, timeout=180):
 
 def with_gateway(text):
     """Return the shipped configuration as an operator with a gateway makes it: its job is no comment any more."""
-    head, comment = re.search(
-        r"^(  # With an imagegen-gateway.*\n)((?:  #.*\n)+)", text, re.MULTILINE
-    ).groups()
+    head, comment = re.search(r"^(  # With an imagegen-gateway.*\n)((?:  #.*\n)+)", text, re.MULTILINE).groups()
     return text.replace(head + comment, re.sub(r"^  # ?", "  ", comment, flags=re.MULTILINE))
 
 
