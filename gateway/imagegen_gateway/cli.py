@@ -95,6 +95,18 @@ class _Gateway(SettingsCommand, click.Group):
 )
 @click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Maximum number of unfinished jobs.")
 @click.option(
+    "--max-jobs-per-key",
+    type=click.IntRange(1),
+    default=1000,
+    help="Maximum number of unfinished jobs of an API key.",
+)
+@click.option(
+    "--max-job-bytes-per-key",
+    type=click.IntRange(1),
+    default=2 * 1024**3,
+    help="Maximum size of the input images of an API key's unfinished jobs, on disk.",
+)
+@click.option(
     "--webhook-allow",
     multiple=True,
     metavar="NETWORK",

@@ -30,6 +30,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
     max_jobs: int = 10_000
+    max_jobs_per_key: int = 1000
+    max_job_bytes_per_key: int = 2 * 1024**3
     max_connections: int = 1000
     webhook_networks: tuple[Network, ...] = ()
     webhook_attempts: int = 8
