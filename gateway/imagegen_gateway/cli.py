@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,15 @@ def _check_installed() -> None:
 
 def _serve(context: click.Context, settings: Settings) -> int:
     """Serve until a signal; return the exit code."""
-    from imagegen_gateway.database import DatabaseError, check_database
+    from imagegen_gateway.database import STATE_FILES, DatabaseError, check_database
     from imagegen_gateway.image_store import ImageStore, default_url
-    from imagegen_gateway.server import bind, lock_state_folder, serve
+    from imagegen_gateway.server import bind, serve
+    from imagegen_gateway.state_folder import lock_state_folder, make_private
 
+    # Images are private too, and the temporary files of all libraries.
+    os.umask(0o077)
     try:
+        make_private(settings.state_folder, *STATE_FILES)
         ImageStore.open_folder(settings.results_url or default_url(settings.state_folder))
         with lock_state_folder(settings.state_folder), bind(settings.host, settings.port) as listener:
             # Checked here for a one-line error; in the lifespan it would be a traceback.

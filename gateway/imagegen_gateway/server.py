@@ -1,22 +1,19 @@
-"""The HTTP server: uvicorn with systemd notifications, and a lock on the state folder."""
+"""The HTTP server: uvicorn with systemd notifications."""
 
 import asyncio
-import fcntl
 import logging
 import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from imagegen_common.addresses import ConfigError, NotBoundError
+from imagegen_common.addresses import NotBoundError
 from imagegen_common.logs import log
 from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.acceptor import Acceptor
@@ -107,25 +104,6 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         words = f"--http: can't bind {host}:{port}: {error.strerror or error}"
         raise NotBoundError(words, error.errno) from error
-
-
-@contextmanager
-def lock_state_folder(folder: Path) -> Iterator[None]:
-    """Lock the state folder during the block, so that one gateway runs its jobs. Raises `ConfigError`."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError(f"--state-folder: can't use {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConfigError(f"--state-folder: another gateway uses {folder}") from error
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
