@@ -41,7 +41,7 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
     errors.install(app)
     for router in (images.router, jobs.router, models.router, files.router, operations.router):
         app.include_router(router)
-    page.install(app)
+    page.install(app, settings.worker_networks)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(AdmissionMiddleware, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:

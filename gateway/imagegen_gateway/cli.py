@@ -14,7 +14,7 @@ from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
-from imagegen_gateway.config import Settings, check_bind, check_networks, check_origin, check_tls
+from imagegen_gateway.config import WORKER_NETWORKS, Settings, check_bind, check_networks, check_origin, check_tls
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
 from imagegen_protocol.keys import KeyFileError, read_curve_keys
 
@@ -114,6 +114,13 @@ class _Gateway(SettingsCommand, click.Group):
     help="Network that webhooks may reach in addition to public addresses, such as 10.0.0.0/8; repeatable.",
 )
 @click.option(
+    "--worker-network",
+    multiple=True,
+    metavar="NETWORK",
+    default=WORKER_NETWORKS,
+    help="Network in which the page reads the metrics of workers, at the addresses that they state; repeatable.",
+)
+@click.option(
     "--webhook-attempts", type=click.IntRange(1, 100), default=8, help="Maximum number of attempts per webhook."
 )
 @click.option(
@@ -181,6 +188,7 @@ def _settings(
     public_url: str | None,
     cors_origin: tuple[str, ...],
     webhook_allow: tuple[str, ...],
+    worker_network: tuple[str, ...],
     **settings: Any,
 ) -> Settings:
     """Return the validated settings; `settings` has those that are used unchanged. Raises `ConfigError`."""
@@ -195,7 +203,8 @@ def _settings(
         keys_required=auth == "keys",
         public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
         cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
-        webhook_networks=check_networks(webhook_allow),
+        webhook_networks=check_networks("--webhook-allow", webhook_allow),
+        worker_networks=check_networks("--worker-network", worker_network),
         **settings,
     )
 

@@ -50,6 +50,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, created);
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON jobs (created) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS jobs_expiring ON jobs (expires) WHERE expires IS NOT NULL;
 CREATE INDEX IF NOT EXISTS webhooks_due ON jobs (webhook_next) WHERE webhook_next IS NOT NULL;
+CREATE INDEX IF NOT EXISTS webhooks_by_owner ON jobs (owner, webhook_next) WHERE webhook_next IS NOT NULL;
 CREATE TABLE IF NOT EXISTS files (
     name TEXT PRIMARY KEY,
     media_type TEXT NOT NULL,

@@ -141,9 +141,12 @@ class JobStore:
     # ---- webhooks ----------------------------------------------------------------------------------------
 
     async def due_webhooks(self, now: float, limit: int) -> list[Job]:
-        """Return up to `limit` jobs whose webhooks are due, the longest due first."""
+        """Return up to `limit` jobs of each owner whose webhooks are due, the longest due first."""
         rows = await self._database.fetch_all(
-            "SELECT * FROM jobs WHERE webhook_next <= ? ORDER BY webhook_next LIMIT ?", (now, limit)
+            "SELECT jobs.* FROM keys CROSS JOIN jobs WHERE jobs.rowid IN"
+            " (SELECT rowid FROM jobs AS due WHERE due.owner = keys.id AND due.webhook_next <= ?"
+            " ORDER BY due.webhook_next LIMIT ?) ORDER BY jobs.webhook_next",
+            (now, limit),
         )
         return [_job(row) for row in rows]
 
