@@ -29,9 +29,9 @@ CLEANUP_SECONDS = 30.0
 """Interval at which expired data is deleted and idle connections are closed."""
 MAX_STREAMS = 100
 """Maximum number of open event streams of one key."""
-BODIES_PER_KEY = 8
+BODIES_PER_KEY = 4
 """Maximum size of the bodies of one key's requests in flight, in bodies of the maximum length."""
-BODIES = 32
+BODIES = 12
 """Maximum size of the bodies of all requests in flight, in bodies of the maximum length."""
 INPUTS_PER_KEY = 2
 """Maximum size of the input images of one key's running jobs, in bodies of the maximum length."""
