@@ -14,8 +14,8 @@ from imagegen_protocol.endpoints import is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="An API key (`imagegen-gateway keys add`).")
 
-ADMITTED_KEY = "api_key"
-"""Entry of an ASGI scope's state: the key of a request that `AdmissionMiddleware` has admitted."""
+ADMITTED = "admission"
+"""Entry of an ASGI scope's state: the `Admission` of a request with a body."""
 
 
 def get_services(request: Request) -> Services:
@@ -30,14 +30,10 @@ async def get_api_key(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> ApiKey:
     """Return the API key of a request. Raises `ApiError` 401 and 403."""
-    admitted: ApiKey | None = request.scope.get("state", {}).get(ADMITTED_KEY)
-    return admitted or await _authenticate(request, services, credentials)
-
-
-def get_admitted_key(request: Request) -> ApiKey:
-    """Return the API key of a request that `AdmissionMiddleware` has admitted."""
-    admitted: ApiKey = request.scope["state"][ADMITTED_KEY]
-    return admitted
+    if (admission := request.scope["state"].get(ADMITTED)) is not None:
+        admitted: ApiKey = admission.api_key
+        return admitted
+    return await _authenticate(request, services, credentials)
 
 
 async def authenticate(request: Request, services: Services) -> ApiKey:

@@ -1,19 +1,21 @@
 """Admission of requests with a body: key, rate and number in flight are checked before the body is read."""
 
 import sqlite3
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imagegen_gateway.access import ADMITTED_KEY, authenticate, get_services
+from imagegen_gateway.access import ADMITTED, authenticate, get_services
 from imagegen_gateway.core.byte_budget import ByteBudget
 from imagegen_gateway.errors import ApiError, storage_failed
 from imagegen_gateway.keys import ApiKey
+from imagegen_gateway.paced_response import PacedResponse
 from imagegen_gateway.services import Services
 
 
-class BodyMemory:
-    """The memory that the body of one request holds until its response has been sent."""
+class RequestMemory:
+    """The memory that one request holds until its response has been sent: its body, and a long response."""
 
     def __init__(self, services: Services, api_key: ApiKey) -> None:
         self._budget: ByteBudget = services.body_bytes
@@ -41,10 +43,46 @@ class BodyMemory:
         if self._received > self._taken:
             self.reserve(self._received - self._taken)
 
+    def hold(self, size: int) -> None:
+        """Count memory that is in use already; later requests of the key may be rejected therefore."""
+        self._budget.add(self._key_id, size)
+        self._taken += size
+
     def free(self) -> None:
         """Free the memory."""
         self._budget.give_back(self._key_id, self._taken)
         self._taken = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """An admitted request: its key and its memory."""
+
+    api_key: ApiKey
+    memory: RequestMemory
+
+
+def get_admission(request: Request) -> Admission:
+    """Return the admission of a POST request."""
+    admission: Admission = request.scope["state"][ADMITTED]
+    return admission
+
+
+class HeldResponse(PacedResponse):
+    """A long response to a request without a body, whose memory counts for its key until it has been sent."""
+
+    def __init__(self, services: Services, api_key: ApiKey, content: bytes) -> None:
+        """Create a response of JSON. Raises `ApiError` 429 or 503 if the key or all keys hold too much memory."""
+        self._memory = RequestMemory(services, api_key)
+        self._memory.reserve(len(content))
+        super().__init__(content, {"content-type": "application/json"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._memory.free()
 
 
 class AdmissionMiddleware:
@@ -65,7 +103,7 @@ class AdmissionMiddleware:
             api_key = await authenticate(request, services)
             repeated = await self._repeats(request, services, api_key)
             services.admit(api_key, repeated=repeated)
-            memory = BodyMemory(services, api_key)
+            memory = RequestMemory(services, api_key)
             memory.reserve(min(_content_length(request), self._max_body_bytes))
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -80,7 +118,7 @@ class AdmissionMiddleware:
             memory.receive(len(message.get("body", b"")))
             return message
 
-        scope.setdefault("state", {})[ADMITTED_KEY] = api_key
+        scope["state"][ADMITTED] = Admission(api_key, memory)
         # Nothing was awaited since `admit`, so no other request has passed the same check in between.
         services.in_flight.begin(api_key.id)
         try:

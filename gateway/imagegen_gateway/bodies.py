@@ -9,7 +9,8 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from imagegen_gateway.access import get_admitted_key, get_services
+from imagegen_gateway.access import get_services
+from imagegen_gateway.admission import get_admission
 from imagegen_gateway.core.json_bounds import MAX_TEXT, JsonError, JsonTooLargeError, parse_json
 from imagegen_gateway.errors import ApiError
 from imagegen_protocol.parameters import IMAGE_PARAMETERS
@@ -45,7 +46,7 @@ class BodyRequest(Request):
         return fields
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await get_services(self).threads.run(get_admitted_key(self).id, function, *arguments)
+        return await get_services(self).threads.run(get_admission(self).api_key.id, function, *arguments)
 
 
 class BodyRoute(APIRoute):

@@ -12,6 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from imagegen_client import AsyncJob, GenerationResult
 from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
+from imagegen_gateway.admission import get_admission
 from imagegen_gateway.core.limits import find_violation, with_defaults
 from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.errors import ApiError, storage_failed
@@ -70,6 +71,7 @@ async def _json_response(
 ) -> Response:
     urls = await _publish(services, request, result) if as_urls else None
     content = await services.threads.run(api_key.id, _json_body, result, urls)
+    get_admission(request).memory.hold(len(content))
     return PacedResponse(content, {"x-request-id": result.request_id, "content-type": "application/json"})
 
 

@@ -14,19 +14,30 @@ THREADS_PER_KEY = 2
 """Maximum number of threads that work for one key."""
 
 
+class KeySlots:
+    """A semaphore for each key that has used one; the number of keys is up to the operator."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._semaphores: dict[str, asyncio.Semaphore] = {}
+
+    def __getitem__(self, key_id: str) -> asyncio.Semaphore:
+        return self._semaphores.setdefault(key_id, asyncio.Semaphore(self._slots))
+
+
 class RequestThreads:
     """A pool of threads with a maximum for each key. It belongs to one event loop."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._slots = KeySlots(THREADS_PER_KEY)
 
     async def run(self, key_id: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread and return its result.
 
         A cancelled call ends in its thread, and keeps its slot until then.
         """
-        slot = self._slots.setdefault(key_id, asyncio.Semaphore(THREADS_PER_KEY))
+        slot = self._slots[key_id]
         await slot.acquire()
         try:
             running = self._executor.submit(function, *args, **kwargs)

@@ -22,17 +22,21 @@ from imagegen_gateway.jobs.store import JobStore
 from imagegen_gateway.jobs.view import to_response
 from imagegen_gateway.keys import ApiKey, ApiKeyStore
 from imagegen_gateway.metrics import Metrics
-from imagegen_gateway.request_threads import RequestThreads
+from imagegen_gateway.request_threads import KeySlots, RequestThreads
 from imagegen_gateway.webhooks import WebhookSender
 
 CLEANUP_SECONDS = 30.0
 """Interval at which expired data is deleted and idle connections are closed."""
 MAX_STREAMS = 100
 """Maximum number of open event streams of one key."""
+LISTS_PER_KEY = 2
+"""Maximum number of requests of one key that read lists of jobs at the same time; further ones wait."""
 BODIES_PER_KEY = 4
 """Maximum size of the bodies of one key's requests in flight, in bodies of the maximum length."""
 BODIES = 12
 """Maximum size of the bodies of all requests in flight, in bodies of the maximum length."""
+MIN_BYTES_PER_KEY = 32 * 1024**2
+"""Minimum of both, as long responses count too."""
 INPUTS_PER_KEY = 2
 """Maximum size of the input images of one key's running jobs, in bodies of the maximum length."""
 INPUTS = 8
@@ -54,7 +58,9 @@ class Services:
     clients: ClientPool
     in_flight: InFlightCounter
     body_bytes: ByteBudget
-    """Memory of the bodies of requests in flight."""
+    """Memory of the bodies and long responses of requests in flight."""
+    lists: KeySlots = field(default_factory=lambda: KeySlots(LISTS_PER_KEY))
+    """Slots for requests that read many jobs."""
     threads: RequestThreads
     streams: InFlightCounter = field(default_factory=InFlightCounter)
     job_quota: JobQuota
@@ -160,7 +166,9 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             job_store=job_store,
             clients=clients,
             in_flight=in_flight,
-            body_bytes=ByteBudget(BODIES_PER_KEY * longest, BODIES * longest),
+            body_bytes=ByteBudget(
+                max(BODIES_PER_KEY * longest, MIN_BYTES_PER_KEY), max(BODIES * longest, MIN_BYTES_PER_KEY)
+            ),
             threads=threads,
             job_quota=quota,
             jobs=jobs,

@@ -27,9 +27,13 @@ class ByteBudget:
             return "key"
         if self.held + size > self.total:
             return "total"
+        self.add(key_id, size)
+        return None
+
+    def add(self, key_id: str, size: int) -> None:
+        """Count bytes, within the maximums or not."""
         self._by_key[key_id] += size
         self.held += size
-        return None
 
     def give_back(self, key_id: str, size: int) -> None:
         """Return bytes taken before."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from imagegen_gateway import sse
 from imagegen_gateway.access import ApiKeyDep, ServicesDep, base_url
+from imagegen_gateway.admission import HeldResponse
 from imagegen_gateway.bodies import BodyRoute
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.errors import ApiError, error_responses, not_found, storage_failed
@@ -74,17 +75,26 @@ async def create(
     return to_response(job, services.jobs.progress(job.id))
 
 
-@router.get("", responses=error_responses(401, 403, 404, 422), summary="List jobs")
+@router.get(
+    "", response_model=responses.Jobs, responses=error_responses(401, 403, 404, 422, 429, 503), summary="List jobs"
+)
 async def list_jobs(
     services: ServicesDep,
     api_key: ApiKeyDep,
     page: Annotated[PageQuery, Query()],
-) -> responses.Jobs:
+) -> Response:
     """List the jobs of the key, newest first."""
     before = None if page.after is None else await _get_own(services, api_key, page.after)
-    jobs = await services.job_store.newest(api_key.id, page.limit + 1, before)
-    data = [to_response(job, services.jobs.progress(job.id)) for job in jobs[: page.limit]]
-    return responses.Jobs(data=data, has_more=len(jobs) > page.limit)
+    async with services.lists[api_key.id]:
+        jobs = await services.job_store.newest(api_key.id, page.limit + 1, before)
+        shown = [(job, services.jobs.progress(job.id)) for job in jobs[: page.limit]]
+        content = await services.threads.run(api_key.id, _list_body, shown, len(jobs) > page.limit)
+        return HeldResponse(services, api_key, content)
+
+
+def _list_body(jobs: Sequence[tuple[Job, JobProgress | None]], has_more: bool) -> bytes:
+    data = [to_response(job, progress) for job, progress in jobs]
+    return responses.Jobs(data=data, has_more=has_more).model_dump_json().encode()
 
 
 @router.get("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Get a job")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.gateway.conftest import Gateway
 
-MAX_BODY = 4096
+MAX_BODY = 8 * 1024**2
 
 
 @pytest.fixture(scope="module")
