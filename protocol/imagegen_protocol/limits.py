@@ -2,7 +2,7 @@
 
 from sys import float_info
 
-VERSION = 1
+VERSION = 2
 """Protocol version in every header."""
 
 ID_BYTES = 16
@@ -11,11 +11,30 @@ ID_BYTES = 16
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""Maximum size of an image frame; the socket itself disconnects a peer that exceeds it (`MAXMSGSIZE`)."""
-MAX_FRAMES = 66
-"""Maximum frames of a message: header, body and 64 images."""
+"""Maximum size of an image."""
+MAX_PAYLOAD_FRAMES = 65
+"""Maximum frames of a payload: the body and 64 images."""
+MAX_FRAMES = 1 + MAX_PAYLOAD_FRAMES
+"""Maximum frames of a message: the header and an inline payload."""
+MAX_PAYLOAD_BYTES = 1024 * 1024 * 1024
+"""Maximum size of a payload, all frames together."""
 
-MAX_PREVIEW_BYTES = 64 * 1024
+MAX_INLINE_BYTES = 64 * 1024
+"""Maximum size of a payload that is sent inline, in the frames after its header."""
+DEFAULT_INLINE_BYTES = 16 * 1024
+"""Size up to which a payload is sent inline unless its receiver asked for another. At 9 kB/s it takes 1.8 s, less
+than the default time without a message after which a peer counts as dead."""
+MIN_CHUNK_BYTES = 4 * 1024
+MAX_CHUNK_BYTES = 256 * 1024
+"""Maximum size of the data in one CHUNK. The sockets disconnect a peer that sends a longer frame (`MAXMSGSIZE`)."""
+MAX_FETCH_BYTES = 16 * 1024 * 1024
+"""Maximum number of bytes that one FETCH asks for."""
+DEFAULT_FETCH_WINDOW_BYTES = 4 * 1024 * 1024
+"""Default maximum of the bytes that one peer has asked for and not received."""
+MAX_TOKEN_BYTES = 16
+"""Maximum length of the token with which a peer confirms the last chunk that it has received."""
+
+MAX_PREVIEW_BYTES = 16 * 1024
 MAX_PREVIEW_SIDE_PIXELS = 64
 
 MAX_IDS_PER_MESSAGE = 1024
