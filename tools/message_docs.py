@@ -90,4 +90,6 @@ def _default(field: inspect.Field) -> str:
         return f"{field.default_factory()}"
     if field.default is None or isinstance(field.default, bool):
         return {None: "nil", True: "true", False: "false"}[field.default]
+    if isinstance(field.default, bytes):
+        return "empty"
     return f"`{field.default}`" if isinstance(field.default, str) else f"{field.default:g}"

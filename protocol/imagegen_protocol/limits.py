@@ -26,7 +26,7 @@ DEFAULT_INLINE_BYTES = 16 * 1024
 than the default time without a message after which a peer counts as dead."""
 MIN_CHUNK_BYTES = 4 * 1024
 MAX_CHUNK_BYTES = 256 * 1024
-"""Maximum size of the data in one CHUNK. The sockets disconnect a peer that sends a longer frame (`MAXMSGSIZE`)."""
+"""Maximum size of the data in one CHUNK. Sockets disconnect a peer that sends a longer frame (`MAXMSGSIZE`)."""
 MAX_FETCH_BYTES = 16 * 1024 * 1024
 """Maximum number of bytes that one FETCH asks for."""
 DEFAULT_FETCH_WINDOW_BYTES = 4 * 1024 * 1024

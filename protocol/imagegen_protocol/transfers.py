@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 INITIAL_WINDOW_BYTES = 16 * 1024
 MIN_WINDOW_BYTES = 2 * MIN_CHUNK_BYTES
 _FAST, _SLOW = 0.25, 1.0
-"""Heartbeat intervals that an answer to FETCH takes: below the first the window doubles, above the second it halves."""
+"""Intervals that the answer to a FETCH takes: below the first the window doubles, above the second it halves."""
 
 
 # ---- the sender ------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class Downloads:
 
     def _stalls_at(self, download: Download) -> float:
         """Return when an active download is asked for again if no chunk of it arrives."""
-        return download.active_at + self._interval * self._liveness * 2 ** min(download.stalls, 4)
+        return download.active_at + self._interval * self._liveness * (1 << min(download.stalls, 4))
 
     def deadline(self) -> float:
         """Return when `fetches` is due although no chunk arrives; infinite if nothing was asked for."""
