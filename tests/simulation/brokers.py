@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.broker import BrokerCore
@@ -16,7 +17,9 @@ from imagegen_broker.core.events import (
 from imagegen_broker.core.records import Settings, State
 from imagegen_protocol.messages import (
     Ack,
+    Chunk,
     Error,
+    Fetch,
     Goodbye,
     Progress,
     Ready,
@@ -29,6 +32,7 @@ from imagegen_protocol.messages import (
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
+from tests.simulation.receiving import Receiving
 from tests.simulation.witness import INTERVAL, LIVENESS
 
 if TYPE_CHECKING:
@@ -57,6 +61,14 @@ class Told:
         """The same, less what was released since."""
         self.warm: frozenset[str] = frozenset()
         """None: all models."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A FETCH, and the bytes of it that were not sent yet."""
+
+    fetch: Fetch
+    left: int
 
 
 class BrokerPeer(Peer):
@@ -99,6 +111,9 @@ class BrokerPeer(Peer):
         self.given_at: dict[bytes, float] = {}
         """The last attempt of each request that it gave out, and its local time."""
         self.acknowledged: set[bytes] = set()
+        self.receiving = Receiving(self)
+        self.asked: dict[bytes, list[Asked]] = defaultdict(list)
+        """The FETCHes of each client that are not answered."""
         self._settles = 0
         self._lost = (0, 0)
         self.settle()
@@ -123,6 +138,10 @@ class BrokerPeer(Peer):
                 self.acknowledged.update(i for i in message.request_ids if i in requests)
             elif isinstance(message, Goodbye):
                 self.clients.pop(line.id, None)
+            elif isinstance(message, Fetch):
+                self.asked[line.id].append(Asked(message, message.length))
+            elif isinstance(message, Chunk):
+                self.receiving.on_chunk(line.id, message, frames)
             self.core.handle(ReceivedFromClient(line.id, message, frames), now)
         else:
             # The core passes a worker's header on unread, so it need not be bytes here.
@@ -183,6 +202,7 @@ class BrokerPeer(Peer):
     def settle(self) -> None:
         """Let the core settle; judge and send what it returns."""
         world, core = self.world, self.core
+        self.receiving.keep_only(core.table.requests)
         actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
         counters = core.table.counters
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
@@ -228,6 +248,11 @@ class BrokerPeer(Peer):
         return (action.client_id if isinstance(action, SendToClient) else action.worker_id).decode()
 
     def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
+        line = self.lines.get(peer_id)
+        if line is not None and line.dialer.is_client:
+            invariants.on_message_to_client(self, peer_id, message, payload)
+            if isinstance(message, Fetch):
+                self.receiving.on_fetch(peer_id, message)
         return self.world.network.send_down(self, peer_id, message, payload)
 
     def _note_burials(self) -> None:
