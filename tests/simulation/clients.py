@@ -164,7 +164,7 @@ class ClientPeer(Peer):
                             self._ask_for_too_much(message)
                     self.world.network.send_up(self.line, message, payload)
                 case Complete(key, outcome):
-                    self.receiving.forget(key)
+                    self.receiving.forget(key, self.world.witness.key_of)
                     images = tuple(outcome.payload) if isinstance(outcome, Answer) else None
                     invariants.on_finish(self.world, self, key, outcome if images is None else images)
                 case Connect(endpoint):

@@ -81,7 +81,8 @@ class Plan:
     """Sizes of input images."""
     input_share: float = 0.0
     """Share of the requests that have an input image."""
-    fetch_window_bytes: int = 64 * 1024
+    fetch_window_bytes: int = 128 * 1024
+    max_transfer_bytes: int = 1 << 20
     held_seconds: float = 20.0
     """Age at which a worker drops an answer whose acknowledgement was lost with a broker."""
     faults: tuple[Fault, ...] = ()
@@ -240,7 +241,7 @@ def links(dice: random.Random, seconds: float) -> dict[str, object]:
         "answer_bytes": sizes,
         "input_bytes": sizes[1:],
         "input_share": dice.choice([0.0, 0.2, 0.4]),
-        "fetch_window_bytes": dice.choice([8_192, 32_768, 262_144]),
+        "fetch_window_bytes": dice.choice([65_536, 131_072, 1 << 20]),
         "held_seconds": 150.0,
     }
 

@@ -1,6 +1,6 @@
 """What a process has asked for and received of payloads, observed beside its core."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,10 @@ class Receiving:
             if part.connection == connection:
                 part.asked = part.received
 
-    def forget(self, request_id: bytes) -> None:
-        """Forget a payload whose request has ended."""
-        self._parts.pop(request_id, None)
+    def forget(self, key: bytes, key_of: Mapping[bytes, bytes]) -> None:
+        """Forget the payloads of a request that has ended, under each of its ids."""
+        for request_id in [each for each in self._parts if key_of.get(each, each) == key]:
+            del self._parts[request_id]
 
     def keep_only(self, request_ids: Any) -> None:
         """Forget the payloads of all other requests."""
