@@ -19,7 +19,7 @@ from imagegen_client.events import (
 )
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.limits import MAX_FETCH_BYTES, MIN_CHUNK_BYTES
-from imagegen_protocol.messages import Ack, Chunk, Fetch, Submit
+from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
@@ -51,6 +51,8 @@ class ClientPeer(Peer):
         """Until then it sends each FETCH several times, for as much as one FETCH may ask for."""
         self.asks: list[Ask] = []
         self.receiving = Receiving(self)
+        self._downloads: Any = None
+        """The core's table of downloads; a new one has asked for nothing."""
 
     # ---- the application --------------------------------------------------------------------------------
 
@@ -141,6 +143,8 @@ class ClientPeer(Peer):
             self.world.tell_message(f"{line.name} -> {self.name}", message)
         if isinstance(message, Chunk):
             self.receiving.on_chunk(line, message, frames)
+        elif isinstance(message, Result):
+            self.receiving.on_header(message.request_id, message.payload_id)
         self._do(self.core.handle(Received(message, frames), self.local()))
 
     def tick(self) -> None:
@@ -150,6 +154,9 @@ class ClientPeer(Peer):
         return self.core.next_deadline()
 
     def _do(self, actions: list[Any]) -> None:
+        if self.core._payloads._downloads is not self._downloads:
+            self._downloads = self.core._payloads._downloads
+            self.receiving.restart(self.line)
         for action in [*actions, *self.core.handle(Tick(), self.local())]:
             match action:
                 case Send(Ack()) if self.mute_until > self.world.now:

@@ -7,6 +7,7 @@ from typing import Any
 from imagegen_protocol.messages import Chunk, Fetch
 from tests.simulation import invariants
 from tests.simulation.speed import payload_bytes
+from tests.simulation.witness import INTERVAL, LIVENESS, SKEW
 
 
 @dataclass(slots=True)
@@ -18,6 +19,8 @@ class Part:
     received: int = 0
     asked: int = 0
     """Offset up to which bytes were asked for on the connection."""
+    active_at: float = 0.0
+    """When something of it arrived, or the first outstanding bytes were asked for."""
 
 
 class Receiving:
@@ -33,6 +36,8 @@ class Receiving:
         if part is None or part.payload_id != fetch.payload_id:
             part = self._parts[fetch.request_id] = Part(fetch.payload_id, connection)
         invariants.on_fetch(self._owner, fetch, part.received)
+        if part.asked <= part.received or fetch.offset == part.received:
+            part.active_at = self._owner.world.now
         part.connection, part.asked = connection, fetch.offset + fetch.length
         invariants.on_asked(self._owner, fetch, self.outstanding(connection))
 
@@ -41,11 +46,21 @@ class Receiving:
         part = self._parts.get(chunk.request_id)
         if part is not None and (part.payload_id, part.received) == (chunk.payload_id, chunk.offset):
             part.received += payload_bytes(frames)
+            part.active_at = self._owner.world.now
+
+    def on_header(self, request_id: bytes, payload_id: bytes | None) -> None:
+        """Forget another payload of a request, in whose place there is one now."""
+        part = self._parts.get(request_id)
+        if part is not None and part.payload_id != payload_id:
+            del self._parts[request_id]
 
     def outstanding(self, connection: Any) -> int:
-        """Return the bytes that were asked for on a connection and have not arrived."""
+        """Return the bytes that were asked for on a connection and have not arrived, and may still arrive."""
+        since = self._owner.world.now - LIVENESS * INTERVAL / (1 + SKEW)
         return sum(
-            max(0, part.asked - part.received) for part in self._parts.values() if part.connection == connection
+            max(0, part.asked - part.received)
+            for part in self._parts.values()
+            if part.connection == connection and part.active_at > since
         )
 
     def restart(self, connection: Any) -> None:
