@@ -144,6 +144,7 @@ class RequestTable:
             self._scheduler.queue.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
+            request.requeued = requeued
             self._fetch_payload(request)
 
     def _fetch_payload(self, request: Request) -> None:
@@ -158,7 +159,7 @@ class RequestTable:
         request.payload, request.download = frames, None
         request.model = request.model or self.default_model
         if request.state is State.RECEIVING:
-            self._enqueue(request)
+            self._enqueue(request, requeued=request.requeued)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
         """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
