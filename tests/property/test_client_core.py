@@ -183,7 +183,7 @@ class ClientMachine(RuleBasedStateMachine):
         core = self.harness.core
         downloads = core._payloads._downloads
         assert set(downloads._by_id) <= set(core._pending.by_id)
-        assert 0 <= downloads.outstanding <= max(downloads._max_window, downloads.window)
+        assert 0 <= downloads.outstanding <= downloads._max_window
         for request_id, download in downloads._by_id.items():
             assert core._pending.by_id[request_id].download is download
         assert downloads.outstanding == sum(download.outstanding for download in downloads._by_id.values())
