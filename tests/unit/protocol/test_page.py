@@ -55,7 +55,7 @@ def test_each_key_of_a_message_is_in_a_table_on_the_page(kind):
 def test_a_message_table_states_type_range_default_and_description():
     table = {row[0]: row[1:] for row in message_table("Ready")}
     assert table["`gpu_id`"] == ["int", "0 … 65,535", "required", "Index of the GPU on its host."]
-    assert table["`batching`"][:3] == ["str", "", "`off`"]
+    assert table["`batching`"][:3] == ["str", "any", "`off`"]
     assert table["`models`"][:3] == ["list of names", "1 … 256 items", "required"]
     assert table["`http`"][:3] == ["str or nil", "HOST:PORT, ≤ 300 characters", "nil"]
 
