@@ -12,7 +12,7 @@ import msgspec
 
 from imagegen_protocol import messages
 from imagegen_protocol.capabilities import ModelCapabilities
-from imagegen_protocol.limits import ID_BYTES, MAX_TOKEN_BYTES
+from imagegen_protocol.limits import ID_BYTES, MAX_TOKEN_BYTES, VERSION
 from imagegen_protocol.request import GenerationRequest
 from tools.message_docs import descriptions
 
@@ -24,10 +24,11 @@ DIRECTIONS: dict[str, Any] = {
     "broker to worker": messages.BrokerToWorker,
 }
 _DESCRIPTION = """\
-The maps of the imagegen protocol, which are encoded with msgpack; protocol.md is normative. `directions` lists the \
-headers that each role may send. `body` describes the first frame of the payload of `submit` and `work`, and \
-`capabilities` each value in the frame of `ready`. JSON has no bytes: where `msgpackType` is `bin`, the value is a bin \
-of `minBytes` to `maxBytes` bytes. A `number` is a float or an int, and an `integer` is an int, never a float."""
+The maps of the imagegen protocol, which are encoded with msgpack; protocol.md is normative. `directions` lists \
+the headers that each role may send. `body` describes the first frame of the payload of `submit` and `work`, and \
+`capabilities` each value in the frame of `ready`. JSON has no bytes: where `msgpackType` is `bin`, the value is \
+a bin of `minBytes` to `maxBytes` bytes. A `number` is a float or an int, and an `integer` is an int, never a \
+float."""
 
 _BINS = {
     (24, 24): {"minBytes": ID_BYTES, "maxBytes": ID_BYTES},
@@ -52,7 +53,7 @@ def json_schema() -> dict[str, Any]:
     *headers, body, capabilities = references
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"imagegen protocol, version {messages.VERSION}",
+        "title": f"imagegen protocol, version {VERSION}",
         "description": _DESCRIPTION,
         "directions": dict(zip(DIRECTIONS, headers, strict=True)),
         "body": body,

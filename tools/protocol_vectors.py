@@ -31,11 +31,12 @@ _TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _IMAGE = messages.ImageInfo(format="png", width=512, height=384, seed=MAX_SEED)
 
 _DESCRIPTION = """\
-Messages of the imagegen protocol as bytes; protocol.md is normative. A value {"bin": "00ff"} is a bin in hexadecimal \
-digits, and {"int": "9223372036854775807"} an int that JSON readers with doubles would round. `valid`: the header, the \
-frames after it, and all keys after decoding, with the defaults of absent keys. Where `encoded` is true, our encoder \
-writes these bytes; an encoder may order keys otherwise, and omit defaults. `invalid`: headers that a receiver rejects \
-with the error code `error`, and the `request_id` that the ERROR repeats, or null."""
+Messages of the imagegen protocol as bytes; protocol.md is normative. A value {"bin": "00ff"} is a bin in \
+hexadecimal digits, and {"int": "9223372036854775807"} an int that JSON readers with doubles would round. \
+`valid`: the header, the frames after it, and all keys after decoding, with the defaults of absent keys. Where \
+`encoded` is true, our encoder writes these bytes; an encoder may order keys otherwise, and omit defaults. \
+`invalid`: headers that a receiver rejects with the error code `error`, and the `request_id` that the ERROR \
+repeats, or null."""
 
 
 def _messages() -> Iterator[tuple[tuple[str, ...], messages.Message, tuple[bytes, ...]]]:
