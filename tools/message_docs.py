@@ -72,7 +72,8 @@ def _type_and_range(type_: inspect.Type) -> tuple[str, str]:
         case inspect.ListType(item_type=item, min_length=least, max_length=most):
             name, range_ = _type_and_range(item)
             items = f"{least or 0} … {most:,} items" if most else ""
-            each = range_ if isinstance(item, inspect.StructType) else f"each {range_}"
+            each = f"each {range_}" if isinstance(item, inspect.IntType) else range_
+            each = "" if name in ("id", "name") else each
             return f"list of {name}s", ", ".join(filter(None, (items, each)))
         case inspect.DictType():
             return "map", "keys of §6, and `task`"
