@@ -39,7 +39,7 @@ from imagegen_common.logs import log_all
 from imagegen_common.notify import SystemdNotifier
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Ready
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.statistics import Statistics
@@ -228,7 +228,7 @@ class Server:
         socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.SNDHWM, send_queue)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
         # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
         # if the peer has reset the connection meanwhile. The limit counted messages, so it bounded no memory.
         socket.setsockopt(zmq.RCVHWM, 0)
