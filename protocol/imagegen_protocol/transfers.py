@@ -206,7 +206,7 @@ class Downloads:
     def configure(self, interval: float, liveness: int, max_window: int) -> None:
         """Apply the settings that the broker announces: seconds, intervals, bytes."""
         self._interval, self._liveness = interval, liveness
-        self._max_window = max(MIN_WINDOW_BYTES, max_window)
+        self._max_window = max(MIN_CHUNK_BYTES, max_window)
         self.window = min(self.window, self._max_window)
 
     def get(self, request_id: bytes) -> Download | None:
@@ -232,7 +232,7 @@ class Downloads:
 
     def restart(self) -> None:
         """Ask again for everything that is missing, on a new connection."""
-        self.window = INITIAL_WINDOW_BYTES
+        self.window = min(INITIAL_WINDOW_BYTES, self._max_window)
         self.token = b""
         self._outstanding = self._retried = 0
         for table in (self._active, self._stalled, self._sources, self._waiting):
@@ -322,7 +322,7 @@ class Downloads:
     def _shrink(self, download: Download) -> None:
         source = self._source_of(download)
         source.window = max(MIN_WINDOW_BYTES, source.window // 2)
-        self.window = max(MIN_WINDOW_BYTES, self.window // 2)
+        self.window = min(self._max_window, max(MIN_WINDOW_BYTES, self.window // 2))
 
     # ---- fetches -----------------------------------------------------------------------------------------
 

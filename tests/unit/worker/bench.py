@@ -270,17 +270,18 @@ class Bench:
     def step(self, number: int, step: int, steps: int = 4) -> None:
         self.event(ev.Stepped((self.number(number),), step, steps))
 
-    def finish(self, number: int, image: bytes = b"image") -> None:
-        self.finish_job(self.number(number), image)
+    def finish(self, number: int, *images: bytes) -> None:
+        self.finish_job(self.number(number), *images)
 
-    def finish_job(self, job: int, image: bytes = b"image") -> None:
+    def finish_job(self, job: int, *images: bytes) -> None:
         self.jobs.pop(job, None)
+        images = images or (b"image",)
         info = ImageInfo(format="png", width=64, height=64, seed=1)
         self.event(
             ev.Finished(
                 number=job,
-                images=(image,),
-                infos=(info,),
+                images=images,
+                infos=(info,) * len(images),
                 batch_size=1,
                 queue_seconds=0.1,
                 generation_seconds=0.2,
