@@ -108,6 +108,8 @@ class BrokerPeer(Peer):
         """For the fair share: when each client had its last turn, by model and priority; local times."""
         self.held_at: dict[bytes, float] = {}
         """When each client was last held out of the dispatch; local times."""
+        self.queued_at: dict[bytes, float] = {}
+        """When the payload of a request was complete, if it was fetched; local times."""
         self.answered: set[bytes] = set()
         """Ids whose answer from a worker was taken, and that were not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
@@ -146,6 +148,8 @@ class BrokerPeer(Peer):
             elif isinstance(message, Chunk):
                 self.receiving.on_chunk(line.id, message, frames)
             self.core.handle(ReceivedFromClient(line.id, message, frames), now)
+            if isinstance(message, Chunk):
+                self._note_queued(message.request_id)
         else:
             # The core passes a worker's header on unread, so it need not be bytes here.
             self.core.handle(ReceivedFromWorker(dialer.id, message, message, frames), now)
@@ -154,6 +158,11 @@ class BrokerPeer(Peer):
                 if request is not None and request.state is State.DELIVERED:
                     self.answered.add(request.id)
             self._note_worker(dialer, message)
+
+    def _note_queued(self, request_id: bytes) -> None:
+        request = self.core.table.requests.get(request_id)
+        if request is not None and request.state is State.QUEUED:
+            self.queued_at.setdefault(request_id, self.local())
 
     def _note_worker(self, worker: Peer, message: Any) -> None:
         told = self.workers.get(worker.id)

@@ -30,7 +30,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
                     and waiting.attempt == 0
                     and waiting.previous_client is None  # else its place is that of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
-                    and waiting.arrived_at < last
+                    and broker.queued_at.get(waiting.id, waiting.arrived_at) < last
                 ):
                     text = (
                         f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"
