@@ -220,9 +220,7 @@ class BrokerPeer(Peer):
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
             self._note_burials()
-        if core.scheduler.queue.paused_clients:
-            held = (client_id for client_id in core.clients.by_id if core.scheduler.queue.is_paused(client_id))
-            self.held_at.update(dict.fromkeys(held, self.local()))
+        self._note_paused()
         invariants.after_settle(world, self)
         for action in actions:
             if isinstance(action.message, Work):
@@ -250,10 +248,17 @@ class BrokerPeer(Peer):
                 if world.recording:
                     world.tell_message(f"NOT TAKEN {self.name} -> {self.peer_name(action)}", message)
                 core.handle(SendFailed(action), self.local())
+        self._note_paused()
         self._settles += 1
         if self._settles % CHECK_EVERY == 0:
             invariants.now_and_then(world, self)
         self.arm(core.next_deadline())
+
+    def _note_paused(self) -> None:
+        queue = self.core.scheduler.queue
+        if queue.paused_clients:
+            paused = (client_id for client_id in self.core.clients.by_id if queue.is_paused(client_id))
+            self.held_at.update(dict.fromkeys(paused, self.local()))
 
     def peer_name(self, action: Any) -> str:
         """Return to whom an action goes."""

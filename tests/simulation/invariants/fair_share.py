@@ -14,7 +14,9 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
     """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
     core = broker.core
     request = core.table.requests[work.request_id]
-    if work.attempt > 1 and work.request_id not in broker.answered:
+    # After its answer was lost it may have been found at another worker, and been lost there unfinished.
+    is_unfinished = work.request_id not in broker.answered or set(request.requeues) != {"answer_lost"}
+    if work.attempt > 1 and is_unfinished:
         return
     turns = broker.turns[request.model, request.priority]
     last = turns.get(request.client.id)
