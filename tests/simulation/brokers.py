@@ -108,6 +108,8 @@ class BrokerPeer(Peer):
         """For the fair share: when each client had its last turn, by model and priority; local times."""
         self.held_at: dict[bytes, float] = {}
         """When each client was last held out of the dispatch; local times."""
+        self.requeues: dict[bytes, dict[str, int]] = {}
+        """The core's counts of why each request came back, when it was given to a worker last."""
         self.queued_at: dict[bytes, float] = {}
         """When the payload of a request was complete, if it was fetched; local times."""
         self.answered: set[bytes] = set()

@@ -141,11 +141,12 @@ class ClientPeer(Peer):
         self.world.network.read(line, message, frames)
         if self.world.recording:
             self.world.tell_message(f"{line.name} -> {self.name}", message)
-        if isinstance(message, Chunk):
+        actions = self.core.handle(Received(message, frames), self.local())
+        if isinstance(message, Chunk) and self.core._payloads._downloads is self._downloads:
             self.receiving.on_chunk(line, message, frames)
         elif isinstance(message, Result):
             self.receiving.on_header(message.request_id, message.payload_id)
-        self._do(self.core.handle(Received(message, frames), self.local()))
+        self._do(actions)
 
     def tick(self) -> None:
         self._do(self.core.handle(Tick(), self.local()))

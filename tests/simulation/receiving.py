@@ -44,7 +44,9 @@ class Receiving:
     def on_chunk(self, connection: Any, chunk: Chunk, frames: Sequence[Any]) -> None:
         """Record a CHUNK that is read from a connection."""
         part = self._parts.get(chunk.request_id)
-        if part is not None and (part.payload_id, part.received) == (chunk.payload_id, chunk.offset):
+        if part is None or part.connection != connection:
+            return  # it was asked for on a connection that its process has given up
+        if (part.payload_id, part.received) == (chunk.payload_id, chunk.offset):
             part.received += payload_bytes(frames)
             part.active_at = self._owner.world.now
 
@@ -67,7 +69,7 @@ class Receiving:
         """Forget what was asked for on a connection, which is closed; what has arrived stays."""
         for part in self._parts.values():
             if part.connection == connection:
-                part.asked = part.received
+                part.asked, part.connection = part.received, None
 
     def forget(self, key: bytes, key_of: Mapping[bytes, bytes]) -> None:
         """Forget the payloads of a request that has ended, under each of its ids."""
