@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from imagegen_broker.core.counters import Counters, Rate
+from imagegen_broker.core.counters import OTHER, OUTCOMES, Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.events import LogEvent, Payload, SendToClient, StateChange
 from imagegen_broker.core.holder_index import HolderIndex
@@ -288,7 +288,7 @@ class RequestTable:
                 queue_seconds=(request.dispatched_at or now) - request.arrived_at,
                 total_seconds=now - request.arrived_at,
             )
-        self.counters.answered[outcome] += 1
+        self.counters.answered[outcome if outcome in OUTCOMES else OTHER] += 1
         self.counters.duration.observe(now - request.arrived_at)
         self.answer_rate.add()
         self._transition(request, State.DELIVERED)

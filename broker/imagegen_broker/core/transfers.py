@@ -84,6 +84,7 @@ class Transfers:
         if not is_expected or not 0 < size <= min(relay.end - relay.position, MAX_CHUNK_BYTES):
             return
         client = request.client
+        self._table.counters.relayed_bytes += size
         relay.position += size
         relay.repeats = 0
         client.asked_bytes -= size
@@ -118,6 +119,7 @@ class Transfers:
         """Store a chunk of a request's payload; queue the request if that is complete."""
         if len(payload) != 1 or len(payload[0]) > MAX_CHUNK_BYTES:
             return
+        self._table.counters.received_bytes += len(payload[0])
         self._table.fetching[client.id] = client
         download = client.downloads.on_chunk(chunk, memoryview(payload[0]), now)
         request = client.requests.get(chunk.request_id)
