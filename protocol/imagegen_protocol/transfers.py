@@ -261,6 +261,7 @@ class Downloads:
         self._unasked = OrderedDict(self._by_id)
         for download in self._by_id.values():
             download.restart()
+            download.stalls = 0
 
     def _stalls_at(self, download: Download) -> float:
         """Return when an active download is asked for again if no chunk of it arrives."""
