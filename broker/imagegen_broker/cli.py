@@ -17,8 +17,8 @@ import zmq
 
 from imagegen_broker.access import Access
 from imagegen_broker.config import check_endpoint, make_access
-from imagegen_broker.core.records import Settings
-from imagegen_broker.memory import keep_freed_memory
+from imagegen_broker.core.records import MIN_FETCH_WINDOW_BYTES, Settings
+from imagegen_broker.memory import keep_freed_memory, limit_memory
 from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
 from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
@@ -30,7 +30,7 @@ from imagegen_common.settings import SettingsCommand, end_check, settings_option
 from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
 from imagegen_protocol.endpoints import parse_address
 from imagegen_protocol.keys import KeyFileError
-from imagegen_protocol.limits import ID_BYTES
+from imagegen_protocol.limits import DEFAULT_FETCH_WINDOW_BYTES, ID_BYTES, MAX_PAYLOAD_BYTES
 
 _log = logging.getLogger("imagegen.broker")
 
@@ -126,6 +126,25 @@ class _Seconds(click.FloatRange):
     help="Maximum number of one client's requests that are at workers, or answered and not acknowledged; the "
     "others wait. If twice the capacity of all workers is more, that is the maximum.",
 )
+@click.option(
+    "--fetch-window-bytes",
+    type=click.IntRange(MIN_FETCH_WINDOW_BYTES, MAX_PAYLOAD_BYTES),
+    default=DEFAULT_FETCH_WINDOW_BYTES,
+    help="Maximum bytes of images on the way to one client or worker that it has not confirmed.",
+)
+@click.option(
+    "--max-transfer-bytes",
+    type=click.IntRange(MIN_FETCH_WINDOW_BYTES),
+    default=1024**3,
+    help="Maximum bytes of images on the way to all clients; each client gets a share of it, but at least 64 KiB.",
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(0),
+    default=4 * 1024**3,
+    help="Resident memory in bytes beyond which the broker exits, to be restarted; 0: no maximum. A connection "
+    "can fill memory before the broker sees its message.",
+)
 @click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Maximum number of clients at a time.")
 @click.option(
     "--step-timeout",
@@ -182,6 +201,7 @@ def main(**options: Any) -> None:
       1   any other failure; see the log
       2   a setting is invalid
       71  an address can't be bound: it is in use, or does not exist yet
+      75  the process needed more than --max-memory
     """
     context = click.get_current_context()
     targets_path, otlp_endpoint = options["prometheus_targets"], options["otlp_endpoint"]
@@ -200,7 +220,7 @@ def main(**options: Any) -> None:
     except (ConfigError, KeyFileError, TracingError) as error:
         raise usage_error(context, error) from error
     set_up(options["log_level"], options["log_format"], own="imagegen.broker")
-    _serve(server, http_address, options["strategy"], notifier)
+    _serve(server, http_address, options["strategy"], notifier, options["max_memory"])
     if targets is not None:
         targets.close()
     if traces is not None:
@@ -213,6 +233,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     named["log_requests"] = options["log_requests"] and options["log_level"] in ("debug", "info")
     return Settings(
         epoch=os.urandom(ID_BYTES),
+        secret=os.urandom(32),
         interval=options["heartbeat_interval"],
         version=version("imagegen-fleet"),
         traces=options["otlp_endpoint"] is not None,
@@ -243,7 +264,9 @@ def _check_http() -> None:
         raise ConfigError(f"{error}; install imagegen-fleet[broker], or use --http off") from error
 
 
-def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier) -> None:
+def _serve(
+    server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier, max_memory: int
+) -> None:
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -262,7 +285,8 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
     log(_log, logging.INFO, "broker started", strategy=strategy, frontend=server.frontend_endpoint)
     notifier.ready("serving")
     started = time.monotonic()
-    server.run()
+    with limit_memory(max_memory):
+        server.run()
     notifier.close()
     signal.set_wakeup_fd(-1)
     if http is not None:

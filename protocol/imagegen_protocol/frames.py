@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from imagegen_protocol.error_texts import describe_validation_error
+from imagegen_protocol.error_texts import describe_validation_error, format_value
 from imagegen_protocol.errors import ProtocolError, UnsupportedVersionError
 from imagegen_protocol.limits import ID_BYTES, MAX_HEADER_BYTES, VERSION
 from imagegen_protocol.messages import (
+    OWN_VERSION,
     BrokerToClient,
     BrokerToWorker,
     ClientMessage,
@@ -16,7 +17,7 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()
 encode: Callable[[Message], bytes] = _encoder.encode
@@ -29,8 +30,8 @@ _MAX_PROBLEM = 500
 
 
 class _Envelope(msgspec.Struct):
-    type: str = ""
-    v: int = -1
+    type: Any = None
+    v: Any = None
     request_id: Any = None
 
 
@@ -45,7 +46,10 @@ def _decoder(decoder: msgspec.msgpack.Decoder[T]) -> Callable[[bytes], T]:
         try:
             if len(header) > MAX_HEADER_BYTES:
                 raise ValueError(f"is {len(header)} bytes long, at most {MAX_HEADER_BYTES} are allowed")
-            return decode(header)
+            message = decode(header)
+            if message.v is OWN_VERSION:
+                raise ValueError("v is missing")
+            return message
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _diagnose(header, error) from error
 
@@ -71,14 +75,14 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
         envelope = _envelope.decode(header[:MAX_HEADER_BYTES])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return ProtocolError(_cut(f"the header frame is not a message: {error}"))
-    if envelope.v != VERSION:
-        version = "none" if envelope.v == -1 else str(envelope.v)
-        problem: ProtocolError = UnsupportedVersionError(
-            f"expected protocol version {VERSION}, the message has {version}"
-        )
+    if envelope.v != VERSION or isinstance(envelope.v, bool | float):
+        version = "none" if envelope.v is None else format_value(envelope.v)
+        text = f"expected protocol version {VERSION}, the message has {version}"
+        problem: ProtocolError = UnsupportedVersionError(_cut(text))
     else:
+        kind = envelope.type[:_MAX_SHOWN_TYPE] if isinstance(envelope.type, str) else ""
         why = describe_validation_error(_fields(header), str(error))
-        problem = ProtocolError(_cut(f"bad {envelope.type[:_MAX_SHOWN_TYPE] or 'untyped'} message: {why}"))
+        problem = ProtocolError(_cut(f"bad {kind or 'untyped'} message: {why}"))
     if isinstance(envelope.request_id, bytes) and len(envelope.request_id) == ID_BYTES:
         problem.request_id = envelope.request_id
     problem.is_answer = envelope.type in ("result", "error")

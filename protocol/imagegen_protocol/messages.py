@@ -5,7 +5,8 @@ struct. Unknown keys are ignored, so that later versions can add fields. An unkn
 and a value of a wrong type or out of range are errors.
 """
 
-from typing import Annotated, Literal
+from enum import IntEnum
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -74,11 +75,19 @@ ParameterValue = Scalar | list[dict[str, str | Finite]] | dict[str, Scalar | lis
 """The value of one parameter in a RESULT; `loras` is a list with one map for each LoRA, `extra` is a map."""
 
 
+class _Own(IntEnum):
+    VERSION = VERSION
+
+
+OWN_VERSION: Final = _Own.VERSION
+"""The default of `v`: the version as another object than a decoded int, so that a missing `v` is recognised."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of all headers."""
 
-    v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
-    """Protocol version."""
+    v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = OWN_VERSION
+    """Protocol version; required on the wire."""
 
 
 # ---- all peers -------------------------------------------------------------------------------------------
@@ -418,6 +427,8 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     """Trace and parent span, as in W3C Trace Context."""
     alone: bool = False
     """Whether the request must run alone; see *Death*."""
+    images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] | None = None
+    """The `images` of SUBMIT; the `num_images` of the body must not differ."""
     inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
     """Maximum size of a RESULT's payload that is sent inline."""
     frame_bytes: FrameSizes = []

@@ -42,6 +42,8 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 class RequestCounts(Record, frozen=True, kw_only=True):
     """Requests that the broker holds, by state."""
 
+    receiving: Requests = 0
+    """Requests whose input images have not completely arrived."""
     queued: Requests = 0
     dispatched: Requests = 0
     """Requests at a worker, queued or running there."""

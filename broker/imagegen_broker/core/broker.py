@@ -1,6 +1,7 @@
 """`BrokerCore`: events and times go in, actions come out."""
 
 from collections.abc import Iterable
+from math import inf
 
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.counters import Rate
@@ -21,12 +22,16 @@ from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import Request, Settings, Worker
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.core.snapshot import View, view
+from imagegen_broker.core.statistics_cache import StatisticsCache
+from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.core.worker_sessions import WorkerSessions
 from imagegen_broker.scheduling.queue_positions import QueuePosition, QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
-from imagegen_protocol.messages import Error, Progress, Stats, StatsQuery, Work
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES
+from imagegen_protocol.messages import Error, Progress, Work
 from imagegen_protocol.statistics import Statistics, to_msgpack
+from imagegen_protocol.transfers import sizes_of
 
 
 class BrokerCore:
@@ -42,9 +47,15 @@ class BrokerCore:
         self.scheduler = Scheduler(settings.strategy)
         self.positions = QueuePositions(self.scheduler, rate)
         self.table = RequestTable(settings, self.scheduler, self.positions, self.outbox, rate)
-        self.clients = ClientSessions(self.table, self.scheduler, self.outbox, self.dispatching_from)
-        self.workers = WorkerSessions(self.table, self.scheduler, self.outbox)
+        self.transfers = Transfers(self.table, self.outbox)
+        statistics = StatisticsCache(lambda at: to_msgpack(self.statistics(at)))
+        self.clients = ClientSessions(
+            self.table, self.scheduler, self.outbox, self.transfers, statistics, self.dispatching_from
+        )
+        self.workers = WorkerSessions(self.table, self.scheduler, self.outbox, self.transfers)
         self._next_tick = now + settings.interval
+        self._flush_at_once = False
+        """Whether something can be done without another message: a send failed, or a client was registered."""
 
     # ---- events ---------------------------------------------------------------------------------
 
@@ -53,8 +64,6 @@ class BrokerCore:
         match event:
             case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
                 self.clients.handle(event.client_id, event.message, event.payload, now)
-                if isinstance(event.message, StatsQuery):
-                    self.outbox.add(SendToClient(event.client_id, Stats(), [to_msgpack(self.statistics(now))]))
             case ReceivedFromWorker():
                 self.workers.handle(event.worker_id, event.message, event.header, event.payload, now)
             case Flush():
@@ -87,16 +96,18 @@ class BrokerCore:
 
     def _send_failed(self, action: SendToClient | SendToWorker) -> None:
         self.table.counters.dropped += 1
+        self._flush_at_once = True
         if isinstance(action, SendToClient):
-            self.clients.send_failed(action.client_id, action.answered_id)
+            self.clients.send_failed(action.client_id, action.message, action.answered_id)
         else:
-            message = action.message
-            self.workers.send_failed(action.worker_id, message.request_id if isinstance(message, Work) else None)
+            self.workers.send_failed(action.worker_id, action.message)
 
     # ---- time -----------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """Return the time at which `Flush` must be handled if no message arrives before."""
+        if self._flush_at_once:
+            return -inf
         deadline = self._next_tick
         for other in (self.table.deadlines.next(), self.outbox.deadline):
             if other is not None and other < deadline:
@@ -104,6 +115,7 @@ class BrokerCore:
         return deadline
 
     def _flush(self, now: float) -> list[Action]:
+        self.clients.begin_flush()
         for request in self.table.deadlines.due(now):
             text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
             answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
@@ -111,6 +123,7 @@ class BrokerCore:
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
+        self.transfers.flush(now)
         # RELEASE makes room at a worker, and must precede WORK.
         self.outbox.flush(now)
         if now >= self.dispatching_from:
@@ -119,7 +132,9 @@ class BrokerCore:
         # The requests that still wait have a position now.
         if is_tick:
             self._send_positions(self.positions.tick())
-        self._send_positions(self.positions.new())
+        self._flush_at_once = self.clients.needs_flush
+        if not self._flush_at_once:
+            self._send_positions(self.positions.new())
         return self.outbox.take()
 
     def _tick(self, now: float) -> None:
@@ -133,10 +148,12 @@ class BrokerCore:
         self.clients.tick(now, expire=expire)
         self.clients.reject_unknown_models(now)
         self.clients.resend_unacknowledged(now)
+        self.transfers.tick(self.clients.by_id, now)
 
     def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
         self.table.dispatch(request, worker, now)
         submit = request.submit
+        is_inline = request.size <= DEFAULT_INLINE_BYTES
         work = Work(
             request_id=request.id,
             model=request.model,
@@ -146,8 +163,11 @@ class BrokerCore:
             preview=submit.preview,
             traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
+            images=request.images,
+            inline_bytes=submit.inline_bytes,
+            frame_bytes=[] if is_inline else sizes_of(request.payload),
         )
-        self.outbox.add(SendToWorker(worker.id, work, request.payload))
+        self.outbox.add(SendToWorker(worker.id, work, request.payload if is_inline else ()))
 
     def _send_positions(self, positions: Iterable[QueuePosition]) -> None:
         for request, position, seconds in positions:

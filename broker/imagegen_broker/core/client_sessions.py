@@ -7,6 +7,8 @@ from imagegen_broker.core.events import Payload, SendToClient
 from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import Client, Request, State
 from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.core.statistics_cache import StatisticsCache
+from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import (
     CancelledError,
@@ -14,14 +16,20 @@ from imagegen_protocol.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
-from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
 from imagegen_protocol.messages import (
     Ack,
     BrokerHeartbeat,
     Cancel,
+    Chunk,
+    ClientHeartbeat,
     ClientMessage,
     Error,
+    Fetch,
     Goodbye,
+    Message,
+    Progress,
+    StatsQuery,
     Submit,
 )
 
@@ -38,19 +46,33 @@ _MAX_LISTED_MODELS = 64
 class ClientSessions:
     """The connected clients: registration, requests, acknowledgements, cancels and departures."""
 
-    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox, dispatching_from: float) -> None:
+    def __init__(
+        self,
+        table: RequestTable,
+        scheduler: Scheduler,
+        outbox: Outbox,
+        transfers: Transfers,
+        statistics: StatisticsCache,
+        dispatching_from: float,
+    ) -> None:
         """`dispatching_from` is the time from which the broker knows the workers and their models."""
         self._table = table
         self._scheduler = scheduler
         self._outbox = outbox
+        self._transfers = transfers
+        self._statistics = statistics
         self._settings = table.settings
         self.by_id: dict[bytes, Client] = {}
         """The clients by routing id."""
         self._dispatching_from = dispatching_from
         self._sessions = 0
+        self._registered: list[Client] = []
+        """Clients registered since the last flush: their first message is not sent yet."""
+        self._contacted: list[Client] = []
+        """Clients whose first message the last flush has sent."""
 
     def handle(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
-        """Handle a message of a client, except the answer to a StatsQuery."""
+        """Handle a message of a client."""
         client = self.by_id.get(client_id)
         if client is None:
             if isinstance(message, Goodbye):
@@ -66,11 +88,23 @@ class ClientSessions:
         match message:
             case Submit():
                 self._submit(client, message, payload, now)
-            case Ack(request_ids=ids):
-                for request_id in ids:
-                    self._acknowledge(client, request_id)
-                if client.missed:
-                    self._resend_missed(client, len(ids), now)
+            case Ack():
+                self._acknowledge_all(client, message, now)
+            case Fetch():
+                frames = self._statistics.payload(message.payload_id)
+                if frames is not None:
+                    self._transfers.serve_client(client, frames, message)
+                else:
+                    self._transfers.on_client_fetch(client, message, now)
+            case Chunk():
+                self._transfers.on_client_chunk(client, message, payload, now)
+            case ClientHeartbeat():
+                client.window.confirm(message.token)
+                if message.receive_maximum != client.receive_maximum:
+                    client.receive_maximum = message.receive_maximum
+                    self._table.pause_or_resume(client)
+            case StatsQuery(request_id=query_id):
+                self._outbox.add(self._statistics.answer(client.id, query_id, now))
             case Cancel(request_id=request_id):
                 self._cancel(client, request_id, now)
             case Goodbye():
@@ -111,14 +145,32 @@ class ClientSessions:
                 self._table.log("request abandoned", request, request.worker)
             self._table.remove(request, acknowledged=False)
         del self.by_id[client.id]
+        self._scheduler.queue.resume(client.id)
+        self._table.fetching.pop(client.id, None)
         self._outbox.discard_client(client.id)
 
-    def send_failed(self, client_id: bytes, answered_id: bytes | None) -> None:
+    def begin_flush(self) -> None:
+        """Dispatch requests of the clients to which the last flush has sent their first message."""
+        for client in self._contacted:
+            if self.by_id.get(client.id) is client:
+                client.is_reachable = True
+                self._table.pause_or_resume(client)
+        self._contacted, self._registered = self._registered, []
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether clients wait for the next flush."""
+        return bool(self._contacted)
+
+    def send_failed(self, client_id: bytes, message: Message | bytes, answered_id: bytes | None) -> None:
         """Mark a client's connection as blocked; `answered_id` is the request whose answer it missed, if any."""
         client = self.by_id.get(client_id)
         if client is None:
             return
         client.blocked = True
+        self._table.pause_or_resume(client)
+        if isinstance(message, Chunk | Progress):
+            client.window.remove(message.token)
         request = None if answered_id is None else client.requests.get(answered_id)
         if request is not None and request.state is State.DELIVERED:
             client.missed[request.id] = None
@@ -126,7 +178,12 @@ class ClientSessions:
     def _register(self, client_id: bytes, now: float) -> Client:
         self._sessions += 1
         client = Client(id=client_id, session=self._sessions, last_received=now)
+        client.downloads.configure(
+            self._settings.interval, self._settings.liveness, self._settings.fetch_window_bytes
+        )
         self.by_id[client_id] = client
+        self._registered.append(client)
+        self._table.pause_or_resume(client)
         self._send_heartbeat(client)
         return client
 
@@ -146,6 +203,8 @@ class ClientSessions:
             session=client.session,
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
+            fetch_window_bytes=self._transfers.window,
+            receive_maximum=self._table.maximum_of(client),
         )
         self._outbox.add(SendToClient(client.id, heartbeat))
 
@@ -186,6 +245,13 @@ class ClientSessions:
         if request.state is State.DELIVERED:
             self._resend_answer(request, now)
 
+    def _acknowledge_all(self, client: Client, message: Ack, now: float) -> None:
+        client.window.confirm(message.token)
+        for request_id in message.request_ids:
+            self._acknowledge(client, request_id)
+        if client.missed:
+            self._resend_missed(client, len(message.request_ids), now)
+
     def _acknowledge(self, client: Client, request_id: bytes) -> None:
         request = self._table.requests.get(request_id)
         if request is not None and request.client is client:
@@ -214,7 +280,9 @@ class ClientSessions:
 
     def _resend_missed(self, client: Client, count: int, now: float) -> None:
         """Send some missed answers again, since a message of the client shows that its connection may work."""
-        client.blocked = False
+        if client.blocked:
+            client.blocked = False
+            self._table.pause_or_resume(client)
         for request_id in list(islice(client.missed, count)):
             del client.missed[request_id]
             self._resend_answer(client.requests[request_id], now)
@@ -236,21 +304,13 @@ class ClientSessions:
 
     def _rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
         """Return the ERROR with which a new request is rejected, or None if it is accepted."""
-        text = None
-        if not payload:
-            text = "a submit needs a body frame after the header"
-        elif len(payload) >= MAX_FRAMES:
-            text = f"the message has {len(payload) + 1} frames, at most {MAX_FRAMES} are allowed"
-        elif len(payload[0]) > MAX_BODY_BYTES:
-            text = f"the body is {len(payload[0])} bytes long, at most {MAX_BODY_BYTES} are allowed"
-        elif (largest := max(map(len, payload))) > MAX_FRAME_BYTES:
-            text = f"a frame is {largest} bytes long, at most {MAX_FRAME_BYTES} are allowed"
+        text = _payload_problem(message, payload)
         if text is not None:
             return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
         if message.model is not None and self._is_unknown(message.model, now):
             text = self._unknown_model(message.model)
             return Error(request_id=message.request_id, code=ModelNotFoundError.code, message=text)
-        if (text := self._overload(client, sum(map(len, payload)))) is not None:
+        if (text := self._overload(client, sum(message.frame_bytes) or sum(map(len, payload)))) is not None:
             return Error(
                 request_id=message.request_id,
                 code=OverloadedError.code,
@@ -311,3 +371,19 @@ class ClientSessions:
             session = {} if client is None else {"client": client.session}
             fields = {"request_id": request_id.hex(), "outcome": code, **session}
             self._outbox.log(logging.INFO, "request rejected", **fields)
+
+
+def _payload_problem(message: Submit, payload: Payload) -> str | None:
+    """Return what is wrong with the payload of a SUBMIT, or with the sizes of one that is fetched; else None."""
+    sizes = message.frame_bytes or list(map(len, payload))
+    if not sizes:
+        return "a submit needs a body, inline or described by frame_bytes"
+    if message.frame_bytes and payload:
+        return f"the payload has frame_bytes and {len(payload)} inline frames; it is either fetched or inline"
+    if sizes[0] > MAX_BODY_BYTES:
+        return f"the body is {sizes[0]} bytes long, at most {MAX_BODY_BYTES} are allowed"
+    if sum(sizes) > MAX_PAYLOAD_BYTES or sum(sizes) == 0:
+        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    if payload and sum(sizes) > MAX_INLINE_BYTES:
+        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    return None

@@ -3,7 +3,7 @@
 from imagegen_broker.core.records import Request, State
 from imagegen_protocol.lazy_heap import LazyHeap
 
-_UNFINISHED = (State.QUEUED, State.DISPATCHED)
+_UNFINISHED = (State.RECEIVING, State.QUEUED, State.DISPATCHED)
 
 _Entry = tuple[float, int, Request]
 """The deadline, the number of the entry, and the request."""

@@ -27,13 +27,14 @@ class HolderIndex:
     def orphan_of(self, request: Request) -> Worker | None:
         """Return a worker that holds a new request which no client of this broker had submitted before."""
         for holder in self._holders.get(request.id, {}).values():
-            if request.id in holder.orphans:
+            if request.id in holder.orphans and holder.serves(request.model):
                 return holder
         return None
 
     def copy_of(self, request: Request) -> Worker | None:
         """Return a worker that has the answer to a waiting request, or is expected to produce it."""
         for holder in self._holders.get(request.id, {}).values():
-            if request.id in holder.finished or (request.id in holder.foreign and not holder.stuck):
+            is_expected = request.id in holder.foreign and not holder.stuck
+            if holder.serves(request.model) and (is_expected or request.id in holder.finished):
                 return holder
         return None

@@ -1,14 +1,19 @@
 """The records of the core: settings, requests, clients and workers."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from imagegen_protocol.capabilities import ModelCapabilities
-from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.limits import (
+    DEFAULT_FETCH_WINDOW_BYTES,
+    DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
+    DEFAULT_LIVENESS,
+)
 from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
+from imagegen_protocol.transfers import Download, Downloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,13 @@ class Settings:
     max_unacknowledged_per_client: int = 1024
     """The least maximum of one client's requests that are DISPATCHED or DELIVERED; see `RequestTable`."""
     max_clients: int = 20_000
+    fetch_window_bytes: int = DEFAULT_FETCH_WINDOW_BYTES
+    """Maximum bytes that one peer may have asked for and not confirmed."""
+    max_transfer_bytes: int = 1024 * 1024 * 1024
+    """Maximum bytes that all clients together may have asked for; each gets a share of it, but at least
+    `MIN_FETCH_WINDOW_BYTES`."""
+    secret: bytes = b""
+    """Makes the tokens of chunks unpredictable; at most 64 bytes."""
     default_model: str | None = None
     max_recent_ids: int = 20_000
     step_timeout: float | None = 300.0
@@ -55,6 +67,8 @@ class State(Enum):
     """The state of a request."""
 
     NEW = "new"
+    RECEIVING = "receiving"
+    """Its payload has not completely arrived."""
     QUEUED = "queued"
     DISPATCHED = "dispatched"
     DELIVERED = "delivered"
@@ -67,15 +81,64 @@ class State(Enum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     # A request that a worker already holds is attached to that worker at once.
-    State.NEW: frozenset({State.QUEUED, State.DISPATCHED}),
+    State.NEW: frozenset({State.RECEIVING, State.QUEUED, State.DISPATCHED}),
+    State.RECEIVING: frozenset({State.QUEUED, State.DISPATCHED, State.DELIVERED, State.GONE}),
     # A late answer, a deadline or a cancel ends a request in the queue.
     State.QUEUED: frozenset({State.DISPATCHED, State.DELIVERED, State.GONE}),
-    # The worker died, lost the request, or returned it.
-    State.DISPATCHED: frozenset({State.QUEUED, State.DELIVERED, State.GONE}),
+    # The worker died, lost the request, or returned it. If it was attached to a worker that already held it, its
+    # payload may not be here.
+    State.DISPATCHED: frozenset({State.RECEIVING, State.QUEUED, State.DELIVERED, State.GONE}),
     # The answer was lost before the client acknowledged it.
-    State.DELIVERED: frozenset({State.QUEUED, State.GONE}),
+    State.DELIVERED: frozenset({State.RECEIVING, State.QUEUED, State.GONE}),
     State.GONE: frozenset(),
 }
+
+
+MIN_FETCH_WINDOW_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class SendWindow:
+    """Chunks and previews that were sent to one peer and that it has not confirmed."""
+
+    size: int = 0
+    """Their size in bytes."""
+    _sizes: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    """By token, in the order of sending."""
+
+    def add(self, token: bytes, size: int) -> None:
+        """Add a message that is sent now."""
+        self._sizes[token] = size
+        self.size += size
+
+    def confirm(self, token: bytes) -> None:
+        """Remove everything up to the message with this token; an unknown token has no effect."""
+        if token not in self._sizes:
+            return
+        while True:
+            confirmed, size = self._sizes.popitem(last=False)
+            self.size -= size
+            if confirmed == token:
+                return
+
+    def remove(self, token: bytes) -> None:
+        """Remove a message that could not be sent."""
+        self.size -= self._sizes.pop(token, 0)
+
+
+@dataclass(slots=True)
+class Relay:
+    """The transfer of an answer from the worker that holds it to the client."""
+
+    payload_id: bytes
+    total: int
+    """Size of the payload in bytes."""
+    position: int = 0
+    """Offset of the next chunk."""
+    end: int = 0
+    """Offset up to which the client has asked for chunks."""
+    repeats: int = 0
+    """Number of times that the client has asked again since the last chunk."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +151,7 @@ class Request:
     model: str | None
     """The model that the client asked for, or else the default model; None while no default is known."""
     payload: Sequence[Any]
+    """The frames after the header; empty until a payload that is fetched is complete."""
     arrived_at: float
     deadline: float | None = None
     id: bytes = field(init=False)
@@ -106,6 +170,10 @@ class Request:
     """Whether it precedes requests that never left the queue, because it came back from a worker."""
     answer: Error | None = None
     """The terminal error, if the broker created it."""
+    download: Download | None = None
+    """What has arrived of a payload that is fetched."""
+    relay: Relay | None = None
+    """The transfer of its answer, if the payload of that is fetched."""
     dispatched_at: float = 0.0
     answered_at: float = 0.0
     """Time at which the answer was last sent or asked for."""
@@ -121,7 +189,12 @@ class Request:
 
     def __post_init__(self) -> None:
         self.id = self.submit.request_id
-        self.size = sum(map(len, self.payload))
+        self.size = sum(self.submit.frame_bytes) or sum(map(len, self.payload))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the payload has arrived."""
+        return bool(self.payload)
 
     @property
     def priority(self) -> int:
@@ -160,6 +233,15 @@ class Client:
     """Requests whose answer its connection did not accept; a subset of `requests`."""
     retry_at: float = 0.0
     """Time from which missed answers may be sent again."""
+    is_reachable: bool = False
+    """Whether its connection has accepted a message; nothing is dispatched for it before."""
+    receive_maximum: int | None = None
+    """Maximum of its unacknowledged requests that the client asks for."""
+    window: SendWindow = field(default_factory=SendWindow)
+    asked_bytes: int = 0
+    """Bytes of answers that it has asked for and that have not been sent to it."""
+    downloads: Downloads = field(default_factory=Downloads)
+    """The payloads of its RECEIVING requests."""
 
     def add(self, request: Request) -> None:
         """Make the client the owner of a request."""
@@ -180,6 +262,8 @@ class Assignment:
 
     request: Request
     beat: int
+    resends: int = 0
+    """Number of RESENDs because the worker lists the request as finished."""
 
 
 @dataclass(slots=True, eq=False)
@@ -221,6 +305,7 @@ class Worker:
     seconds_per_image: float | None = None
     step_age: float | None = None
     """Seconds since the last denoising step; None when idle."""
+    window: SendWindow = field(default_factory=SendWindow)
     dispatches: int = 0
     last_used: int = 0
     """Number of the last dispatch to it, counted over all workers."""
@@ -280,6 +365,10 @@ class Worker:
         """Return the number of images of the running requests that are not answered yet."""
         own = [self.assigned[id_].request.images for id_ in self.started if id_ in self.assigned]
         return sum(own) + sum(id_ in self.foreign for id_ in self.started)
+
+    def serves(self, model: str | None) -> bool:
+        """Return whether the worker can process a request for a model; None stands for its default model."""
+        return model is None or model in self.ready.models
 
     def is_warm(self, model: str) -> bool:
         """Return whether a model is loaded, or is loaded anyway for a request that is assigned to the worker."""

@@ -10,12 +10,22 @@ from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.events import LogEvent, Payload, SendToClient, StateChange
 from imagegen_broker.core.holder_index import HolderIndex
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import TRANSITIONS, Assignment, Client, Request, Settings, State, Worker
+from imagegen_broker.core.records import (
+    TRANSITIONS,
+    Assignment,
+    Client,
+    Relay,
+    Request,
+    Settings,
+    State,
+    Worker,
+)
 from imagegen_broker.core.requeue_limits import exceeded
 from imagegen_broker.scheduling.queue_positions import QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import GenerationFailedError
 from imagegen_protocol.messages import Error, Submit
+from imagegen_protocol.transfers import Download
 
 _UNACKNOWLEDGED = frozenset({State.DISPATCHED, State.DELIVERED})
 """States that count against a client's maximum of unacknowledged requests."""
@@ -39,7 +49,11 @@ class RequestTable:
         """The model of requests that name none; None while it is not known."""
         self.requests: dict[bytes, Request] = {}
         self.bytes = 0
-        """Bytes of all payloads."""
+        """Bytes of all payloads, also of those that have not completely arrived."""
+        self.receiving = 0
+        """Number of RECEIVING requests."""
+        self.fetching: dict[bytes, Client] = {}
+        """Clients that may be asked for parts of their payloads now."""
         self.unacknowledged = tuple(OrderedDict[bytes, Request]() for _ in range(_MAX_RESENDS + 1))
         """DELIVERED requests by number of resends; within one, by the time of the last sending."""
         self.deadlines = Deadlines()
@@ -91,6 +105,8 @@ class RequestTable:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
             self._count_unacknowledged(request.client, -1)
+        self.end_relay(request)
+        request.client.downloads.remove(request.id)
         request.previous_client = request.client
         request.client.remove(request)
         client.add(request)
@@ -98,6 +114,8 @@ class RequestTable:
             self._scheduler.queue.push(request, requeued=request.requeued)
         elif is_unacknowledged:
             self._count_unacknowledged(client, 1)
+        elif request.state is State.RECEIVING:
+            self._fetch_payload(request)
 
     def resubmit(self, request: Request, submit: Submit) -> None:
         """Take over from a repeated SUBMIT which progress its client wants to receive."""
@@ -117,13 +135,30 @@ class RequestTable:
     # ---- states ---------------------------------------------------------------------------------
 
     def _enqueue(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
-        """Move a request to QUEUED; see `FairQueue.push`."""
+        """Move a request to QUEUED (see `FairQueue.push`), or to RECEIVING if its payload is not here."""
         is_new = request.state is State.NEW
-        self._transition(request, State.QUEUED)
+        self._transition(request, State.QUEUED if request.is_complete else State.RECEIVING)
         if not is_new:
             self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
-        self._scheduler.queue.push(request, requeued=requeued, first=first)
-        self._positions.follow(request)
+        if request.is_complete:
+            self._scheduler.queue.push(request, requeued=requeued, first=first)
+            self._positions.follow(request)
+        else:
+            self._fetch_payload(request)
+
+    def _fetch_payload(self, request: Request) -> None:
+        """Ask the client for the payload, or for what is missing of it."""
+        if request.download is None:
+            request.download = Download(request.id, request.id, request.submit.frame_bytes)
+        request.client.downloads.add(request.download)
+        self.fetching[request.client.id] = request.client
+
+    def receive_payload(self, request: Request, frames: Payload) -> None:
+        """Queue a request whose payload is complete now."""
+        request.payload, request.download = frames, None
+        request.model = request.model or self.default_model
+        if request.state is State.RECEIVING:
+            self._enqueue(request)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
         """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
@@ -186,6 +221,26 @@ class RequestTable:
         """Move a request to DELIVERED with an answer that the worker holds until it is acknowledged."""
         self._answered(request, worker, outcome, now)
         self.hold_answer(request, worker)
+
+    def start_relay(self, request: Request, relay: Relay) -> None:
+        """Let the client fetch the payload of the answer; a transfer of the same payload goes on."""
+        if request.relay is None or request.relay.payload_id != relay.payload_id:
+            self.end_relay(request)
+            request.relay = relay
+
+    def end_relay(self, request: Request) -> None:
+        """Forget what the client has asked for and has not been sent."""
+        if (relay := request.relay) is not None:
+            request.client.asked_bytes -= relay.end - relay.position
+            relay.end = relay.position
+
+    def ask_relay(self, request: Request, relay: Relay, length: int, now: float) -> None:
+        """Record that the client asks for a part of the answer, so the header need not be repeated soon."""
+        relay.end += length
+        request.client.asked_bytes += length
+        del self.unacknowledged[request.resends][request.id]
+        request.answered_at, request.resends = now, 0
+        self.unacknowledged[0][request.id] = request
 
     def hold_answer(self, request: Request, worker: Worker) -> None:
         """Record which worker holds the answer of a DELIVERED request."""
@@ -250,9 +305,12 @@ class RequestTable:
             name = None if worker is None else worker.name
             change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
             self._outbox.add(change)
+        self.receiving += (state is State.RECEIVING) - (old is State.RECEIVING)
         if old is State.QUEUED:
             self._scheduler.queue.remove(request)
             self._positions.unfollow(request)
+        elif old is State.RECEIVING:
+            request.client.downloads.remove(request.id)
         elif old is State.DISPATCHED and worker is not None:
             worker.unassign(request)
             self._scheduler.worker_changed(worker)
@@ -261,7 +319,8 @@ class RequestTable:
             request.client.missed.pop(request.id, None)
             if worker is not None:
                 del worker.answers[request.id]
-            request.answer = None
+            self.end_relay(request)
+            request.answer = request.relay = None
         request.worker = None
         request.state = state
         change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
@@ -275,7 +334,7 @@ class RequestTable:
         least = self.settings.max_unacknowledged_per_client
         self.max_unacknowledged = max(least, 2 * self._scheduler.pool.capacity)
         for client in self._busy_clients.values():
-            self._pause_or_resume(client)
+            self.pause_or_resume(client)
 
     def _count_unacknowledged(self, client: Client, change: int) -> None:
         client.unacknowledged += change
@@ -283,11 +342,17 @@ class RequestTable:
             self._busy_clients[client.id] = client
         else:
             self._busy_clients.pop(client.id, None)
-        self._pause_or_resume(client)
+        self.pause_or_resume(client)
 
-    def _pause_or_resume(self, client: Client) -> None:
-        """Dispatch no more requests of a client at its maximum until it acknowledges."""
-        if client.unacknowledged >= self.max_unacknowledged:
+    def maximum_of(self, client: Client) -> int:
+        """Return the maximum of a client's requests that are DISPATCHED or DELIVERED."""
+        own = client.receive_maximum
+        return self.max_unacknowledged if own is None else min(own, self.max_unacknowledged)
+
+    def pause_or_resume(self, client: Client) -> None:
+        """Dispatch requests of a client only below its maximum, and while its connection accepts messages."""
+        is_reachable = client.is_reachable and not client.blocked
+        if not is_reachable or client.unacknowledged >= self.maximum_of(client):
             self._scheduler.queue.pause(client.id)
         else:
             self._scheduler.queue.resume(client.id)

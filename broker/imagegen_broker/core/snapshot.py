@@ -53,6 +53,7 @@ def view(core: "BrokerCore", now: float) -> View:
     workers = [_view(worker, now) for worker in core.workers.by_id.values()]
     queued = len(core.scheduler.queue)
     dispatched = sum(len(worker.assigned) for worker in core.workers.by_id.values())
+    receiving = core.table.receiving
     plain = Statistics(
         strategy=settings.strategy,
         epoch=settings.epoch.hex(),
@@ -65,7 +66,10 @@ def view(core: "BrokerCore", now: float) -> View:
         clients=len(core.clients.by_id),
         held_clients=core.scheduler.queue.paused_clients,
         requests=RequestCounts(
-            queued=queued, dispatched=dispatched, delivered=len(core.table.requests) - queued - dispatched
+            receiving=receiving,
+            queued=queued,
+            dispatched=dispatched,
+            delivered=len(core.table.requests) - receiving - queued - dispatched,
         ),
         queued_requests=queued,
         held_bytes=core.table.bytes,

@@ -3,10 +3,11 @@
 import logging
 
 from imagegen_broker.core.capabilities import FleetCapabilities
-from imagegen_broker.core.events import Payload, SendToClient, SendToWorker
+from imagegen_broker.core.events import Payload, SendToWorker
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import Request, State, Worker
+from imagegen_broker.core.records import Relay, Request, State, Worker
 from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.errors import (
@@ -16,25 +17,33 @@ from imagegen_protocol.errors import (
     ProtocolError,
     WorkerNameTakenError,
 )
-from imagegen_protocol.limits import MAX_PREVIEW_BYTES
+from imagegen_protocol.limits import MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
+    Chunk,
     Error,
+    Fetch,
     Goodbye,
+    Message,
     Progress,
     Ready,
     Result,
+    Work,
     WorkerHeartbeat,
     WorkerMessage,
     WorkerReport,
 )
 
+_MAX_RESENDS = 10
+"""RESENDs for a finished request that a worker may leave unanswered."""
+
 
 class WorkerSessions:
     """The registered workers: registration, lists of held requests, answers and departures."""
 
-    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox) -> None:
+    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox, transfers: Transfers) -> None:
         self._table = table
+        self._transfers = transfers
         self._scheduler = scheduler
         self._outbox = outbox
         self._settings = table.settings
@@ -59,7 +68,12 @@ class WorkerSessions:
             return
         worker.last_received = now
         match message:
+            case Chunk():
+                self._transfers.on_worker_chunk(worker, message, payload)
+            case Fetch():
+                self._transfers.on_worker_fetch(worker, message)
             case WorkerHeartbeat():
+                worker.window.confirm(message.token)
                 worker.reachable = True  # only a heartbeat contains the current list of held requests
                 worker.draining = message.state == "draining"
                 worker.step_age = message.step_age_seconds
@@ -68,7 +82,7 @@ class WorkerSessions:
             case Progress():
                 self._progress(worker, message, header, payload)
             case Result():
-                self._answer(worker, message.request_id, "result", header, payload, now)
+                self._result(worker, message, header, payload, now)
             case Error(request_id=request_id) if request_id is not None:
                 if message.code == RETURNED:
                     self._returned(worker, request_id, now)
@@ -86,11 +100,14 @@ class WorkerSessions:
             text = f"worker {worker.name!r} sent an answer that breaks the protocol: {problem.message}"
             self._fail(assignment.request, GenerationFailedError.code, text, now)
 
-    def send_failed(self, worker_id: bytes, request_id: bytes | None) -> None:
+    def send_failed(self, worker_id: bytes, message: Message) -> None:
         """Dispatch nothing to a worker until its next heartbeat; requeue the request whose WORK was not sent."""
         worker = self.by_id.get(worker_id)
         if worker is None:
             return
+        request_id = message.request_id if isinstance(message, Work) else None
+        if isinstance(message, Chunk):
+            worker.window.remove(message.token)
         worker.reachable = False
         self._scheduler.worker_changed(worker)
         if request_id is not None and request_id in worker.assigned:
@@ -118,7 +135,7 @@ class WorkerSessions:
             worker = self._register(worker_id, message, now)
         if payload:
             # A registered worker sends READY again when it knows more capabilities.
-            worker.capabilities = decode_capabilities(memoryview(payload[0]))
+            worker.capabilities = {**worker.capabilities, **decode_capabilities(memoryview(payload[0]))}
             self.capabilities.changed()
         worker.last_received = now
         self._reconcile(worker, message, -1, now)
@@ -207,6 +224,7 @@ class WorkerSessions:
             beat=beat,
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
+            fetch_window_bytes=self._settings.fetch_window_bytes,
         )
 
     def _send_heartbeat(self, worker: Worker) -> None:
@@ -230,9 +248,13 @@ class WorkerSessions:
         for request_id, assignment in list(worker.assigned.items()):
             if request_id in active or assignment.beat >= trusted_beat:
                 continue
-            if request_id in worker.finished:
+            if request_id in worker.finished and assignment.resends < _MAX_RESENDS:
+                assignment.resends += 1
                 assignment.beat = worker.beat  # ask once per round trip, not once per heartbeat
                 self._outbox.resend(worker.id, request_id)
+            elif request_id in worker.finished:
+                self._outbox.release(worker.id, request_id)
+                self._table.requeue(assignment.request, "answer_lost", now)
             else:
                 self._table.requeue(assignment.request, "lost", now)
         for request_id, assignment in list(worker.answers.items()):
@@ -272,8 +294,8 @@ class WorkerSessions:
                 self._outbox.release(worker.id, request_id)
             if usable and not acknowledged_by:  # its client may still submit it to this broker
                 worker.orphans.add(request_id)
-        elif request.state is State.QUEUED:
-            if usable:
+        elif request.state in (State.QUEUED, State.RECEIVING):
+            if usable and worker.serves(request.model):
                 self._table.attach(request, worker)
         elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
             self._table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
@@ -287,12 +309,33 @@ class WorkerSessions:
         if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
             return
         request = assignment.request
-        is_preview = request.submit.preview and len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
-        self._outbox.add(SendToClient(request.client.id, header, payload if is_preview else ()))
+        preview = payload if request.submit.preview else ()
+        self._outbox.add(self._transfers.progress(request.client, message, header, preview))
+
+    def _result(self, worker: Worker, message: Result, header: bytes, payload: Payload, now: float) -> None:
+        """Deliver a RESULT, or end the request if its payload breaks the protocol."""
+        problem = _payload_problem(message, payload)
+        if problem is None and message.payload_id is not None and message.frame_bytes:
+            relay = Relay(message.payload_id, sum(message.frame_bytes))
+            self._answer(worker, message.request_id, "result", header, (), now, relay)
+        elif problem is None:
+            self._answer(worker, message.request_id, "result", header, payload, now)
+        else:
+            error = ProtocolError(problem)
+            error.request_id, error.is_answer = message.request_id, True
+            self.malformed(worker.id, error, now)
 
     def _answer(
-        self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float
+        self,
+        worker: Worker,
+        request_id: bytes,
+        outcome: str,
+        header: bytes,
+        payload: Payload,
+        now: float,
+        relay: Relay | None = None,
     ) -> None:
+        """Deliver an answer; with `relay`, the client fetches its payload from the worker."""
         table = self._table
         if request_id in worker.foreign:
             worker.foreign.discard(request_id)
@@ -304,11 +347,13 @@ class WorkerSessions:
             return
         if request.state is State.DELIVERED and request.worker is None and request.answer is None:
             table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
-        elif request.worker is not worker and request.state is not State.QUEUED:
+        elif request.worker is not worker and request.state not in (State.QUEUED, State.RECEIVING):
             self._outbox.release(worker.id, request_id)
             return
         elif request.state is not State.DELIVERED:
             table.deliver(request, worker, outcome, now)
+        if relay is not None:
+            table.start_relay(request, relay)
         table.send_answer(request, header, payload)
 
     def _returned(self, worker: Worker, request_id: bytes, now: float) -> None:
@@ -319,3 +364,17 @@ class WorkerSessions:
             self._table.requeue(assignment.request, "returned", now)
         self._scheduler.worker_changed(worker)
         self._outbox.release(worker.id, request_id)
+
+
+def _payload_problem(message: Result, payload: Payload) -> str | None:
+    """Return what is wrong with the payload of a RESULT, or with the sizes of one that is fetched; else None."""
+    sizes = message.frame_bytes or list(map(len, payload))
+    if not sizes or len(sizes) != len(message.images):
+        return f"expected one frame for each of {len(message.images)} images, got {len(sizes)}"
+    if message.frame_bytes and (payload or message.payload_id is None):
+        return "a payload that is fetched needs a payload_id and no inline frames"
+    if payload and sum(sizes) > MAX_INLINE_BYTES:
+        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    if not 0 < sum(sizes) <= MAX_PAYLOAD_BYTES:
+        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    return None

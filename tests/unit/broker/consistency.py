@@ -47,6 +47,9 @@ def _check_clients(core: BrokerCore) -> None:
         assert all(client.requests[request_id].state is State.DELIVERED for request_id in client.missed)
         states = Counter(request.state for request in client.requests.values())
         assert client.unacknowledged == states[State.DISPATCHED] + states[State.DELIVERED]
-        is_full = client.unacknowledged >= core.table.max_unacknowledged
-        assert queue.is_paused(client.id) == is_full
+        is_full = client.unacknowledged >= core.table.maximum_of(client)
+        assert queue.is_paused(client.id) == (is_full or client.blocked or not client.is_reachable)
+        asked = [r.relay.end - r.relay.position for r in client.requests.values() if r.relay is not None]
+        assert client.asked_bytes == sum(asked)
+        assert len(client.downloads) == states[State.RECEIVING]
     assert queue.paused_clients == sum(queue.is_paused(client_id) for client_id in clients)

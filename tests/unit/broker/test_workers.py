@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToWorker
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     ClientHeartbeat,
@@ -344,8 +345,7 @@ def test_an_unreachable_worker_gets_nothing_until_it_is_heard():
     bench = fleet("w")
     request = bench.submit(1)
     (action,) = [a for a in bench.sent if isinstance(a[2], Work)]
-    bench.core.workers.send_failed(b"w", action[2].request_id)
-    bench.settle()
+    bench.handle(SendFailed(SendToWorker(b"w", action[2])))
     assert bench.works("w") == [request]
     bench.beat("w")
     assert bench.works("w") == [request, request]

@@ -55,13 +55,20 @@ def test_each_key_of_a_message_is_in_a_table_on_the_page(kind):
 def test_a_message_table_states_type_range_default_and_description():
     table = {row[0]: row[1:] for row in message_table("Ready")}
     assert table["`gpu_id`"] == ["int", "0 … 65,535", "required", "Index of the GPU on its host."]
-    assert table["`batching`"][:3] == ["str", "", "`off`"]
+    assert table["`batching`"][:3] == ["str", "any", "`off`"]
     assert table["`models`"][:3] == ["list of names", "1 … 256 items", "required"]
+    assert table["`gpu_uuid`"][:3] == ["name or nil", "1 … 128 characters", "nil"]
     assert table["`http`"][:3] == ["str or nil", "HOST:PORT, ≤ 300 characters", "nil"]
+    table = {row[0]: row[1:] for row in message_table("Fetch")}
+    assert table["`token`"][:3] == ["bin", "0 … 16 bytes", "empty"]
+    assert table["`offset`"][:3] == ["int", "0 … 1,073,741,824", "required"]
+    assert table["`chunk_bytes`"][:3] == ["int", "4,096 … 262,144", "262,144"]
 
 
 def test_the_capabilities_have_a_row_for_each_field():
-    text = re.search(r"^\*\*Capabilities\.\*\*.*?\n\n(?=\*\*)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    text = re.search(r"^\*\*R-5\.9 Capabilities\.\*\*.*?\n\n(?=\*\*)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[
+        0
+    ]
     assert set(ModelCapabilities.__struct_fields__) <= set(re.findall(r"`([a-z_]+)`", text))
 
 
@@ -74,3 +81,15 @@ def test_the_body_has_a_row_for_each_field_and_no_other():
 def test_each_error_code_on_the_wire_has_a_row():
     kinds = (kind for kind in vars(errors).values() if isinstance(kind, type) and "code" in vars(kind))
     assert set(rows("code")) == {kind.code for kind in kinds} - NEVER_SENT | {errors.RETURNED}
+
+
+def test_requirements_are_numbered_in_order_and_references_lead_to_them():
+    text = PAGE.read_text()
+    numbers = re.findall(r"^(?:\*\*|\| )R-(\d+)\.(\d+)\b", text, re.MULTILINE)
+    for section in {section for section, _ in numbers}:
+        own = [int(number) for each, number in numbers if each == section]
+        assert own == list(range(1, len(own) + 1)), f"section {section}"
+    assert set(re.findall(r"R-(\d+)\.(\d+)", text)) == set(numbers)
+    sections = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
+    assert set(re.findall(r"§(\d+)", text)) <= sections
+    assert {section for section, _ in numbers} <= sections

@@ -1,0 +1,162 @@
+"""`Transfers`: payloads in chunks. Input images go from clients to the broker to workers; answers are relayed."""
+
+import hashlib
+from itertools import count
+
+from msgspec.structs import replace
+
+from imagegen_broker.core.events import Payload, SendToClient, SendToWorker
+from imagegen_broker.core.outbox import Outbox
+from imagegen_broker.core.records import MIN_FETCH_WINDOW_BYTES, Client, Request, State, Worker
+from imagegen_broker.core.request_table import RequestTable
+from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_PREVIEW_BYTES
+from imagegen_protocol.messages import Chunk, Error, Fetch, Progress
+from imagegen_protocol.transfers import Buffer, chunks
+
+_MAX_REPEATED_FETCHES = 5
+"""FETCHes for the same bytes that a peer may leave unanswered."""
+_MAX_UNCONFIRMED_PREVIEW_BYTES = 64 * 1024
+"""Unconfirmed bytes of a client beyond which it gets no previews."""
+_TOKEN_BYTES = 8
+
+
+class Transfers:
+    """Bounds the bytes on the way to each peer: those that it has asked for or not confirmed."""
+
+    def __init__(self, table: RequestTable, outbox: Outbox) -> None:
+        self._table = table
+        self._outbox = outbox
+        self._settings = table.settings
+        self._serial = count()
+        self.window = table.settings.fetch_window_bytes
+        """Maximum bytes that one client may have asked for and not confirmed; its share of the total."""
+
+    def share_window(self, clients: int) -> None:
+        """Divide the maximum of all transfers among so many clients."""
+        share = self._settings.max_transfer_bytes // max(1, clients)
+        self.window = max(MIN_FETCH_WINDOW_BYTES, min(self._settings.fetch_window_bytes, share))
+
+    def _new_token(self) -> bytes:
+        """Return a token that no peer can predict, so that only a peer that reads can confirm."""
+        serial = next(self._serial).to_bytes(8, "big")
+        return hashlib.blake2b(serial, key=self._settings.secret, digest_size=_TOKEN_BYTES).digest()
+
+    # ---- answers, from workers to clients --------------------------------------------------------------------
+
+    def on_client_fetch(self, client: Client, fetch: Fetch, now: float) -> None:
+        """Relay a client's FETCH to the worker that holds the answer, as far as the window allows."""
+        client.window.confirm(fetch.token)
+        request = client.requests.get(fetch.request_id)
+        relay = None if request is None else request.relay
+        if request is None or relay is None or relay.payload_id != fetch.payload_id or request.worker is None:
+            return
+        if fetch.offset != relay.end:
+            if fetch.offset > relay.end > relay.position:
+                return  # it continues a FETCH that exceeded the window
+            self._table.end_relay(request)  # it asks again, so what it asked for before does not count
+            relay.position = relay.end = fetch.offset
+            relay.repeats += 1
+        room = self.window - client.asked_bytes - client.window.size
+        length = min(fetch.length, room, relay.total - fetch.offset)
+        if length <= 0:
+            return
+        self._table.ask_relay(request, relay, length, now)
+        if relay.repeats > _MAX_REPEATED_FETCHES:
+            self._lose_answer(request, request.worker, now)
+            return
+        self._outbox.add(SendToWorker(request.worker.id, replace(fetch, length=length, token=b"")))
+
+    def _lose_answer(self, request: Request, worker: Worker, now: float) -> None:
+        """Requeue a request whose worker does not send the answer that it has."""
+        self._table.lose_answer(request)
+        self._outbox.release(worker.id, request.id)
+        self._table.requeue(request, "answer_lost", now)
+
+    def on_worker_chunk(self, worker: Worker, chunk: Chunk, payload: Payload) -> None:
+        """Relay a chunk that the client has asked for; drop any other."""
+        request = self._table.requests.get(chunk.request_id)
+        relay = None if request is None else request.relay
+        if request is None or relay is None or request.worker is not worker or len(payload) != 1:
+            return
+        size = len(payload[0])
+        is_expected = chunk.payload_id == relay.payload_id and chunk.offset == relay.position
+        if not is_expected or not 0 < size <= min(relay.end - relay.position, MAX_CHUNK_BYTES):
+            return
+        client = request.client
+        relay.position += size
+        relay.repeats = 0
+        client.asked_bytes -= size
+        if not client.blocked:
+            self._send_chunk_to_client(client, chunk, payload[0])
+
+    def _send_chunk_to_client(self, client: Client, chunk: Chunk, data: Buffer) -> None:
+        token = self._new_token()
+        client.window.add(token, len(data))
+        self._outbox.add(SendToClient(client.id, replace(chunk, token=token), [data]))
+
+    def serve_client(self, client: Client, frames: Payload, fetch: Fetch) -> None:
+        """Answer a FETCH for a payload that the broker has."""
+        client.window.confirm(fetch.token)
+        room = self.window - client.asked_bytes - client.window.size
+        if room > 0:
+            for chunk, data in chunks(frames, replace(fetch, length=min(fetch.length, room))):
+                self._send_chunk_to_client(client, chunk, data)
+
+    def progress(self, client: Client, message: Progress, header: bytes, payload: Payload) -> SendToClient:
+        """Return the PROGRESS to forward; with its preview only if few are on the way."""
+        is_preview = len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
+        if not is_preview or client.window.size > _MAX_UNCONFIRMED_PREVIEW_BYTES:
+            return SendToClient(client.id, header)
+        token = self._new_token()
+        client.window.add(token, len(payload[0]))
+        return SendToClient(client.id, replace(message, token=token), payload)
+
+    # ---- input images, from clients to workers ---------------------------------------------------------------
+
+    def on_client_chunk(self, client: Client, chunk: Chunk, payload: Payload, now: float) -> None:
+        """Store a chunk of a request's payload; queue the request if that is complete."""
+        if len(payload) != 1 or len(payload[0]) > MAX_CHUNK_BYTES:
+            return
+        self._table.fetching[client.id] = client
+        download = client.downloads.on_chunk(chunk, memoryview(payload[0]), now)
+        request = client.requests.get(chunk.request_id)
+        if download is not None and request is not None:
+            self._table.receive_payload(request, download.frames())
+
+    def on_worker_fetch(self, worker: Worker, fetch: Fetch) -> None:
+        """Send a part of a request's payload to the worker that it was dispatched to."""
+        worker.window.confirm(fetch.token)
+        assignment = worker.assigned.get(fetch.request_id)
+        room = self._settings.fetch_window_bytes - worker.window.size
+        if assignment is None or room <= 0 or not assignment.request.is_complete:
+            return
+        for chunk, data in chunks(assignment.request.payload, replace(fetch, length=min(fetch.length, room))):
+            token = self._new_token()
+            worker.window.add(token, len(data))
+            self._outbox.add(SendToWorker(worker.id, replace(chunk, token=token), [data]))
+
+    def flush(self, now: float) -> None:
+        """Ask clients for what is missing of their requests' payloads."""
+        clients, self._table.fetching = self._table.fetching, {}
+        for client in clients.values():
+            if not client.blocked:
+                for fetch in client.downloads.fetches(now):
+                    self._outbox.add(SendToClient(client.id, fetch))
+
+    def tick(self, clients: dict[bytes, Client], now: float) -> None:
+        """Once an interval: ask again for what is missing, and end requests whose client sends nothing."""
+        self.share_window(len(clients))
+        for client in clients.values():
+            if not len(client.downloads):
+                continue
+            self._table.fetching[client.id] = client
+            for request in list(client.requests.values()):
+                if request.state is State.RECEIVING and request.download is not None:
+                    self._check_stalled(request, request.download.stalls, now)
+
+    def _check_stalled(self, request: Request, stalls: int, now: float) -> None:
+        if stalls <= _MAX_REPEATED_FETCHES:
+            return
+        text = f"the client did not send the payload of its request: it was asked {stalls} times"
+        self._table.fail(request, Error(request_id=request.id, code=ProtocolError.code, message=text), now)

@@ -1,0 +1,78 @@
+"""`python -m imagegen_protocol.conformance`: the command."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from imagegen_protocol.conformance import broker_requests, broker_sessions, broker_transfers, broker_workers
+from imagegen_protocol.conformance.broker_bench import BrokerBench
+from imagegen_protocol.conformance.report import Check, Outcome, outcome, table
+
+_PATIENCE_SECONDS = 15.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 if a check has failed, 2 for wrong arguments."""
+    options = _parser().parse_args(arguments)
+    outcomes: list[Outcome] = options.run(options)
+    sys.stdout.write(table(outcomes) + "\n")
+    return int(any(each.result == "fail" for each in outcomes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m imagegen_protocol.conformance",
+        description="Check whether an implementation follows docs/protocol.md, over real sockets.",
+    )
+    roles = parser.add_subparsers(title="role of the implementation", required=True)
+    broker = _role(roles, "broker", _run_broker, "try a broker: connect clients and workers to it")
+    broker.add_argument("frontend", help="address for clients, such as tcp://127.0.0.1:5555")
+    broker.add_argument("backend", help="address for workers, such as tcp://127.0.0.1:5556")
+    return parser
+
+
+def _role(
+    roles: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], list[Outcome]],
+    description: str,
+) -> argparse.ArgumentParser:
+    role = roles.add_parser(name, help=description, description=description.capitalize() + ".")
+    role.set_defaults(run=run)
+    role.add_argument("--only", metavar="ID", action="append", help="run the checks of one requirement only")
+    role.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=_PATIENCE_SECONDS,
+        help="time within which an expected message must arrive (default: %(default)g)",
+    )
+    return role
+
+
+def _run_broker(options: argparse.Namespace) -> list[Outcome]:
+    modules = (broker_sessions, broker_requests, broker_transfers, broker_workers)
+    return [
+        _run_on_new_bench(check, options)
+        for module in modules
+        for check in module.CHECKS.all
+        if not options.only or check.requirement in options.only
+    ]
+
+
+def _run_on_new_bench(check: Check[BrokerBench], options: argparse.Namespace) -> Outcome:
+    """Run a check with peers of its own."""
+    _show(check.requirement, check.title)
+    bench = BrokerBench(options.frontend, options.backend, options.timeout)
+    try:
+        return outcome(check, bench)
+    finally:
+        bench.close()
+
+
+def _show(requirement: str, title: str) -> None:
+    sys.stderr.write(f"{requirement}: {title}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
