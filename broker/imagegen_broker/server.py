@@ -40,7 +40,7 @@ from imagegen_common.notify import SystemdNotifier
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import Ready
+from imagegen_protocol.messages import Error, Message, Ready, Result
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.statistics import Statistics
 
@@ -270,6 +270,7 @@ class Server:
         now = time.monotonic()
         try:
             message = decode_from_client(_header(frames))
+            _check_frames(frames, message)
         except ProtocolError as problem:
             self.core.handle(Malformed("clients", peer, problem), now)
             return
@@ -280,6 +281,7 @@ class Server:
         try:
             header = _header(frames)
             message = decode_from_worker(header)
+            _check_frames(frames, message)
         except ProtocolError as problem:
             self.core.handle(Malformed("workers", peer, problem), now)
             return
@@ -335,10 +337,17 @@ class Server:
 def _header(frames: Frames) -> bytes:
     if not frames:
         raise ProtocolError("a message needs a header frame")
-    if len(frames) > MAX_FRAMES:
-        raise ProtocolError(f"a message may have at most {MAX_FRAMES} frames")
     header = frames[0]
     return header if isinstance(header, bytes) else header.bytes
+
+
+def _check_frames(frames: Frames, message: Message) -> None:
+    """Raise `ProtocolError`, with the id of the request, if a message has too many frames."""
+    if len(frames) > MAX_FRAMES:
+        error = ProtocolError(f"a message may have at most {MAX_FRAMES} frames")
+        error.request_id = getattr(message, "request_id", None)
+        error.is_answer = isinstance(message, Result | Error)
+        raise error
 
 
 def _key_of(frame: zmq.Frame) -> bytes:

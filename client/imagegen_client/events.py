@@ -136,6 +136,14 @@ class ReportProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportWaiting:
+    """The request `key` waits because no broker serves this client."""
+
+    key: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogEvent:
     """A log line; `level` as in `logging`."""
 
@@ -144,4 +152,4 @@ class LogEvent:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-Action = Connect | Send | Complete | ReportProgress | LogEvent
+Action = Connect | Send | Complete | ReportProgress | ReportWaiting | LogEvent

@@ -131,6 +131,12 @@ class Job:
         if not (full and event.state == "queued"):
             self._put(event)
 
+    def on_waiting(self, reason: str) -> None:
+        """Take a report that no broker serves the client; called by the transport."""
+        self._latest = event = Progress(0, 0, state="waiting", reason=reason)
+        if self._progress is not None and self._progress.qsize() < MAX_UNREAD:
+            self._put(event)
+
     def _put(self, event: Progress | None) -> None:
         if self._progress is not None:
             self._progress.put(event)

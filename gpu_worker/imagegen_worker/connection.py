@@ -7,7 +7,7 @@ import zmq
 
 from imagegen_protocol.handshake import NO_CHANGE, HandshakeMonitor, HandshakeReport
 from imagegen_protocol.keys import CurveKeys
-from imagegen_protocol.limits import MAX_FRAME_BYTES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_worker.backends import StartError
 
@@ -84,7 +84,7 @@ class Connection:
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         enable_keepalive(dealer)
-        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
         dealer.setsockopt(zmq.IPV6, 1)
         if self._keys is not None:
             self._keys.apply(dealer)

@@ -9,10 +9,12 @@ from msgspec import Meta
 
 from imagegen_protocol.declaration import Parameter, TaskName
 from imagegen_protocol.limits import (
-    MAX_BODY_BYTES,
+    MAX_CAPABILITIES_BYTES,
     MAX_CHOICES,
     MAX_GUIDANCE_SCALE,
+    MAX_INLINE_BYTES,
     MAX_MODELS,
+    MAX_NAME_LENGTH,
     MAX_PARAMETERS,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
@@ -119,24 +121,46 @@ def _with_default(default: float | None) -> AcceptedParameter | None:
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[Name, msgspec.Raw])
 _capabilities = msgspec.msgpack.Decoder(ModelCapabilities)
+_NAME_BYTES = 4 * MAX_NAME_LENGTH + 16
+"""Maximum size of a model's name in UTF-8, with what msgpack adds to it and to the map."""
 
 
-def encode_capabilities(models: Mapping[str, ModelCapabilities]) -> bytes:
-    """Return the capabilities frame of READY, with as many models, in order, as fit into its size limit."""
-    encoded: dict[str, msgspec.Raw] = {}
-    left = MAX_BODY_BYTES - 8
+def encode_capabilities(models: Mapping[str, ModelCapabilities]) -> list[bytes]:
+    """Return the capabilities frames of one or several READYs, each within the size limit.
+
+    If those of one model alone exceed it, its lists of schedulers and LoRAs are truncated; if that is not enough,
+    the model is omitted.
+    """
+    limit = MAX_CAPABILITIES_BYTES - _NAME_BYTES
+    parts: list[dict[str, msgspec.Raw]] = [{}]
+    left = MAX_CAPABILITIES_BYTES - 8
     for name, capabilities in models.items():
+        body = _encode_within(capabilities, limit)
+        if len(body) > limit:
+            continue
+        size = len(body) + len(name.encode()) + 8
+        if size > left:
+            parts.append({})
+            left = MAX_CAPABILITIES_BYTES - 8
+        parts[-1][name] = msgspec.Raw(body)
+        left -= size
+    return [_encoder.encode(part) for part in parts]
+
+
+def _encode_within(capabilities: ModelCapabilities, limit: int) -> bytes:
+    body = _encoder.encode(capabilities)
+    while len(body) > limit and (capabilities.loras or capabilities.schedulers):
+        loras, schedulers = capabilities.loras, capabilities.schedulers
+        capabilities = msgspec.structs.replace(
+            capabilities, loras=loras and loras[: len(loras) // 2], schedulers=schedulers[: len(schedulers) // 2]
+        )
         body = _encoder.encode(capabilities)
-        left -= len(body) + len(name.encode()) + 8
-        if left < 0:
-            break
-        encoded[name] = msgspec.Raw(body)
-    return _encoder.encode(encoded)
+    return body
 
 
 def decode_capabilities(frame: bytes | memoryview) -> CapabilitiesByModel:
     """Return the capabilities in a frame of READY, without models whose entries are invalid."""
-    if len(frame) > MAX_BODY_BYTES:
+    if len(frame) > MAX_INLINE_BYTES:
         return {}
     try:
         encoded = _decoder.decode(frame)

@@ -49,6 +49,9 @@ MAX_CHOICES = 128
 MAX_PARAMETERS = 128
 """Maximum parameters that one model reports."""
 
+MAX_CAPABILITIES_BYTES = 16 * 1024
+"""Maximum size of the capabilities in one READY; a worker with many models sends several."""
+
 MAX_NAME_LENGTH = 128
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1

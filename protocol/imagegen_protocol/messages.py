@@ -427,6 +427,8 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     """Trace and parent span, as in W3C Trace Context."""
     alone: bool = False
     """Whether the request must run alone; see *Death*."""
+    images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] | None = None
+    """The `images` of SUBMIT; the `num_images` of the body must not differ."""
     inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
     """Maximum size of a RESULT's payload that is sent inline."""
     frame_bytes: FrameSizes = []

@@ -158,7 +158,7 @@ class Downloads:
     def configure(self, interval: float, liveness: int, max_window: int) -> None:
         """Apply the settings that the broker announces: seconds, intervals, bytes."""
         self._interval, self._liveness = interval, liveness
-        self._max_window = max(MIN_WINDOW_BYTES, max_window)
+        self._max_window = max(MIN_CHUNK_BYTES, max_window)
         self.window = min(self.window, self._max_window)
 
     def get(self, request_id: bytes) -> Download | None:
@@ -203,9 +203,12 @@ class Downloads:
             ask = download.asks.popleft()
             seconds = now - ask.sent_at
             if seconds > _SLOW * self._interval:
-                self.window = max(MIN_WINDOW_BYTES, self.window // 2)
+                self._halve_window()
             elif seconds < _FAST * self._interval and ask.length >= self.window // 4:
                 self.window = min(self._max_window, 2 * self.window)
+
+    def _halve_window(self) -> None:
+        self.window = min(self._max_window, max(MIN_WINDOW_BYTES, self.window // 2))
 
     def fetches(self, now: float) -> list[Fetch]:
         """Return the FETCHes to send now."""
@@ -221,7 +224,7 @@ class Downloads:
         self._outstanding -= download.outstanding
         download.restart()
         download.stalls += 1
-        self.window = max(MIN_WINDOW_BYTES, self.window // 2)
+        self._halve_window()
         del self._active[download.request_id]
         self._unasked[download.request_id] = download
 
@@ -251,13 +254,14 @@ class Downloads:
 
     def restart(self) -> None:
         """Ask again for everything that is missing, on a new connection."""
-        self.window = INITIAL_WINDOW_BYTES
+        self.window = min(INITIAL_WINDOW_BYTES, self._max_window)
         self.token = b""
         self._outstanding = 0
         self._active.clear()
         self._unasked = OrderedDict(self._by_id)
         for download in self._by_id.values():
             download.restart()
+            download.stalls = 0
 
     def _stalls_at(self, download: Download) -> float:
         """Return when an active download is asked for again if no chunk of it arrives."""

@@ -192,11 +192,11 @@ def test_a_client_that_does_not_read_neither_grows_the_broker_nor_holds_up_other
     ids = [os.urandom(16) for _ in range(300)]
     for number, request_id in enumerate(ids):
         body = msgpack.packb({"prompt": "x" * 20, "seed": number, "width": 512, "height": 512})
-        deaf.send_multipart([msgpack.packb({"v": 1, "type": "submit", "request_id": request_id}), body])
+        deaf.send_multipart([msgpack.packb({"v": 2, "type": "submit", "request_id": request_id}), body])
     broker = psutil.Process(fleet.processes["broker"].pid)
     made = 0
     while made < 300:
-        deaf.send(msgpack.packb({"v": 1, "type": "heartbeat"}))
+        deaf.send(msgpack.packb({"v": 2, "type": "heartbeat"}))
         assert client.generate("in between", seed=made, width=64, height=64, timeout_seconds=60).worker == "a"
         made = client.stats()["totals"]["dispatched"]
     assert broker.memory_info().rss < 400 * 1024 * 1024

@@ -62,7 +62,7 @@ class Fuzzer:
 
     def header(self):
         """A map that is nearly right: the right type and version, and wrong fields."""
-        fields = {"v": 1, "type": self.random.choice(TYPES[self.side])}
+        fields = {"v": 2, "type": self.random.choice(TYPES[self.side])}
         for name in self.random.sample(FIELDS, self.random.randrange(len(FIELDS))):
             fields[name] = self.value()
         if self.random.random() < 0.7:

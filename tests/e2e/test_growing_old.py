@@ -99,7 +99,7 @@ def come_and_vanish(endpoint, keys, number):
         read_curve_keys(keys["key"], keys["broker_key"]).apply(dealer)
     dealer.connect(endpoint)
     body = msgpack.packb({"prompt": "x", "seed": number})
-    dealer.send_multipart([msgpack.packb({"v": 1, "type": "submit", "request_id": os.urandom(16)}), body])
+    dealer.send_multipart([msgpack.packb({"v": 2, "type": "submit", "request_id": os.urandom(16)}), body])
     if number % 4:
         dealer.poll(10_000)  # the broker has spoken: it knows us
     context.destroy(0)

@@ -287,13 +287,13 @@ UNREADABLE = [
     [LIST * 60_000],
     [b"x" * 70_000],
     [msgpack.packb({"v": 2, "type": "result"})],
-    [msgpack.packb({"v": 1, "type": "dance"})],
-    [msgpack.packb({"v": 1, "type": "result", "worker": "liar"}), b"image"],
-    [msgpack.packb({"v": 1, "type": "heartbeat", "session": -1})],
-    [msgpack.packb({"v": 1, "type": "heartbeat", "session": 1, "queued": [b"short"]})],
-    [msgpack.packb({"v": 1, "type": "heartbeat", "session": 1, "seconds_per_image": math.nan})],
-    [msgpack.packb({"v": 1, "type": "ready", "name": "two\nlines"})],
-    [msgpack.packb({"v": 1, "type": "goodbye"}), *[b""] * 100],
+    [msgpack.packb({"v": 2, "type": "dance"})],
+    [msgpack.packb({"v": 2, "type": "result", "worker": "liar"}), b"image"],
+    [msgpack.packb({"v": 2, "type": "heartbeat", "session": -1})],
+    [msgpack.packb({"v": 2, "type": "heartbeat", "session": 1, "queued": [b"short"]})],
+    [msgpack.packb({"v": 2, "type": "heartbeat", "session": 1, "seconds_per_image": math.nan})],
+    [msgpack.packb({"v": 2, "type": "ready", "name": "two\nlines"})],
+    [msgpack.packb({"v": 2, "type": "goodbye"}), *[b""] * 100],
 ]
 
 

@@ -129,7 +129,7 @@ def test_a_key_that_is_added_later_is_let_in_after_a_reload(guarded, enter, keys
     guarded.reload()
     guarded.snapshot(10)  # the loop has turned: the lists are read
     client = enter(guarded.frontend_endpoint, "clients/late.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     _, (frame,) = client.receive("stats")
     assert msgpack.unpackb(frame)["num_gpus"] == 0
 
@@ -169,7 +169,7 @@ def test_a_bad_file_is_reported_and_the_other_keys_stay(guarded, enter, keys, ca
     guarded.reload()
     guarded.snapshot(10)
     client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     client.receive("stats")
     (line,) = [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
     assert line.levelno == logging.ERROR
@@ -181,7 +181,7 @@ def test_a_bad_file_is_skipped_at_the_start_too(start_broker, enter, keys, caplo
     pair = read_key_pair(keys / "broker.key_secret")
     server = start_broker(access=Access(pair, keys / "clients", keys / "workers"))
     client = enter(server.frontend_endpoint, "clients/alice.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     client.receive("stats")
     assert [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
 

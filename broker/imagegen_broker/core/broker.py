@@ -163,6 +163,7 @@ class BrokerCore:
             preview=submit.preview,
             traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
+            images=request.images,
             inline_bytes=submit.inline_bytes,
             frame_bytes=[] if is_inline else sizes_of(request.payload),
         )

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.errors import UnauthorizedError, WorkerNameTakenError
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import BrokerHeartbeat, Error, Goodbye, WorkerMessage
+from imagegen_protocol.transfers import Buffer, Downloads
 from imagegen_worker.core.events import Reconnect, Send
 from imagegen_worker.core.state import WorkerState
 
@@ -37,8 +38,12 @@ class BrokerSession:
     liveness: int = DEFAULT_LIVENESS
     received_at: float = 0.0
     """When the last message arrived."""
+    downloads: Downloads = field(default_factory=Downloads)
+    """Payloads of requests that are fetched from this broker."""
     ready_sent: bool = False
     """Whether a READY was sent and not answered yet."""
+    capabilities: bytes = b""
+    """The capabilities in the READY that was sent last."""
     unanswered: int = 0
     """Intervals since the first unanswered READY."""
     logged_error: str = ""
@@ -69,11 +74,13 @@ class BrokerSession:
         self.beat = heartbeat.beat
         self.last_epoch = heartbeat.epoch
         self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
+        self.downloads.configure(self.interval, self.liveness, heartbeat.fetch_window_bytes)
         self.report_at = min(self.report_at, now + self.interval)
 
     def register(self, heartbeat: BrokerHeartbeat) -> None:
-        """Store the session of a heartbeat that answers READY."""
+        """Store the session of a heartbeat that answers READY; fetch what is missing on the new connection."""
         self.session, self.epoch = heartbeat.session, heartbeat.epoch
+        self.downloads.restart()
         self.ready_sent = False
         self.unanswered = 0
         self.logged_error = ""
@@ -121,6 +128,9 @@ class BrokerSessions:
             session.register(heartbeat)
             fields = {"session": session.session, "interval": session.interval}
             self._state.log(logging.INFO, "registered", broker=session.index, **fields)
+            for part in self._state.models.encode_capabilities():
+                if part != session.capabilities:
+                    self.send(session, self._state.ready_message(), (part,))
             if self._state.draining:
                 self.report(session, now)  # READY has no state field: report at once that the worker drains
         elif not session.matches(heartbeat):
@@ -187,31 +197,39 @@ class BrokerSessions:
 
     # ---- messages to the brokers -----------------------------------------------------------------------------
 
-    def send(self, session: BrokerSession, message: WorkerMessage, frames: tuple[bytes, ...] = ()) -> None:
+    def send(self, session: BrokerSession, message: WorkerMessage, frames: tuple[Buffer, ...] = ()) -> None:
         """Send a message to one broker."""
         self._state.actions.append(Send(session.index, message, frames))
 
-    def report(self, session: BrokerSession, now: float, *, as_ready: bool = False) -> None:
-        """Send HEARTBEAT, or READY if unregistered or `as_ready`; both list all held requests."""
+    def report(self, session: BrokerSession, now: float) -> None:
+        """Send HEARTBEAT, or READY if unregistered; both list all held requests."""
         state = self._state
         if not state.models.names:
             return
         session.report_at = now + session.interval
-        if session.registered and not as_ready:
-            self.send(session, state.heartbeat_message(session.session, session.beat, now))
+        if session.registered:
+            token = session.downloads.token
+            self.send(session, state.heartbeat_message(session.session, session.beat, token, now))
         else:
-            session.ready_sent = not session.registered
-            self.send(session, state.ready_message(), (state.models.encode_capabilities(),))
+            session.ready_sent = True
+            session.capabilities = state.models.encode_capabilities()[0]
+            self.send(session, state.ready_message(), (session.capabilities,))
 
     def report_start(self, now: float) -> None:
         """Send READY to every broker: the engine has started."""
         for session in self._sessions:
             self.report(session, now)
 
-    def report_now(self, now: float, *, as_ready: bool = False) -> None:
+    def report_now(self, now: float) -> None:
         """Report at once to every broker that has registered this worker."""
         for session in self.registered():
-            self.report(session, now, as_ready=as_ready)
+            self.report(session, now)
+
+    def report_capabilities(self, name: str) -> None:
+        """Send the capabilities of one model, in READY, to every broker that has registered this worker."""
+        for session in self.registered():
+            for part in self._state.models.encode_capabilities(name):
+                self.send(session, self._state.ready_message(), (part,))
 
     def report_soon(self, now: float) -> None:
         """Report within `COALESCE_SECONDS` to every broker that has registered this worker."""

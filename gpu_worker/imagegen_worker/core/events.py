@@ -9,6 +9,7 @@ from typing import Any
 
 from imagegen_protocol import GenerationRequest, ProtocolError
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
+from imagegen_protocol.transfers import Buffer
 from imagegen_worker.core.model import Model, ResolvedRequest
 
 # ---- events of the shell; `broker` is the index of a configured broker ----------------------------------------
@@ -240,7 +241,7 @@ class Send:
 
     broker: int
     message: WorkerMessage
-    frames: tuple[bytes, ...] = ()
+    frames: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

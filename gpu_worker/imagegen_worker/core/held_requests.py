@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
-from imagegen_protocol.messages import Error, Result, Work
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Error, Result
+from imagegen_protocol.transfers import Download
 from imagegen_worker.core.model import ResolvedRequest
 
 ANSWER_OVERHEAD_BYTES = 1024
@@ -18,24 +20,36 @@ class HeldRequest:
     id: bytes
     number: int
     broker: int
-    """Index of the broker that gets the answer."""
+    """Index of the broker that gets the answer, and that the payload is fetched from."""
     attempt: int
     progress: bool
     arrived: float
+    """When the request arrived, with all of its payload."""
     deadline: float | None
     preview: bool = False
+    inline_bytes: int = DEFAULT_INLINE_BYTES
+    """Maximum size of the images that are sent with the answer; larger ones are fetched."""
     model: str = ""
-    unparsed: tuple[Work, tuple[bytes, ...]] | None = None
-    """The message, kept until its model is loaded: parsing needs the model's capabilities."""
+    download: Download | None = None
+    """The payload while it is fetched."""
+    source: bytes | None = None
+    """Epoch of the broker that sent the request last, and therefore has its payload."""
+    unparsed: tuple[bytes, ...] | None = None
+    """The payload, kept until the model is loaded: parsing needs the model's capabilities."""
     exclusive: bool = False
     """Whether the request must run alone."""
     request: ResolvedRequest | None = None
     """The resolved request; None until its input images are decoded."""
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()
+    payload_id: bytes = b""
+    """Id under which the images of the answer can be fetched."""
     answered_at: float = 0.0
+    """When the answer was made, or its images were last fetched."""
     step: tuple[int, int] = (0, 0)
     """The last reported progress: steps made, and steps in all."""
+    next_preview_at: float = 0.0
+    """When the next preview may be sent."""
 
     @property
     def image_count(self) -> int:
@@ -121,6 +135,11 @@ class HeldRequests:
             self.remove(dropped[-1])
         return dropped
 
+    def touch(self, held: HeldRequest, now: float) -> None:
+        """Make an answer the newest one: the last to be dropped."""
+        held.answered_at = now
+        self.finished[held.id] = self.finished.pop(held.id)
+
     def remove(self, held: HeldRequest) -> None:
         """Remove a request in any state."""
         self._ids.pop(held.number, None)
@@ -128,6 +147,11 @@ class HeldRequests:
         self.running.pop(held.id, None)
         if self.finished.pop(held.id, None) is not None:
             self.finished_bytes -= held.size
+
+    def last_answered_at(self) -> float:
+        """Return when an answer was last made or fetched; minus infinity without answers."""
+        newest = next(reversed(self.finished.values()), None)
+        return -inf if newest is None else newest.answered_at
 
     def next_expiry(self) -> float | None:
         """Return when the oldest answer expires; None without answers."""

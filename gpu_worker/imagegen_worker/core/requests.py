@@ -1,7 +1,8 @@
 """The life of a request in the worker: parsed, decoded, run by the engine, answered, acknowledged."""
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -13,14 +14,27 @@ from imagegen_protocol import (
     parse_request,
 )
 from imagegen_protocol.errors import RETURNED, DeadlineExceededError, GenerationFailedError
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE, MAX_PREVIEW_BYTES
-from imagegen_protocol.messages import Error, Progress, Result, Work
+from imagegen_protocol.limits import (
+    ID_BYTES,
+    MAX_BODY_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_IDS_PER_MESSAGE,
+    MAX_INPUTS,
+    MAX_PREVIEW_BYTES,
+)
+from imagegen_protocol.messages import Chunk, Error, Fetch, Progress, Result, Work
+from imagegen_protocol.transfers import Buffer, chunks, sizes_of
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.broker_session import BrokerSession, BrokerSessions, truncate_message
 from imagegen_worker.core.exclusive_gate import ExclusiveGate
 from imagegen_worker.core.held_requests import HeldRequest
 from imagegen_worker.core.model import ResolvedRequest
+from imagegen_worker.core.payload_receiver import MAX_ASKS, PayloadReceiver
 from imagegen_worker.core.state import WorkerState
+
+MAX_PREVIEW_INTERVAL_SECONDS = 1.0
+"""Maximum time in which the previews for one broker have at most `MAX_PREVIEW_BYTES`; a shorter heartbeat interval
+counts instead. On a slow link more previews would delay all other messages."""
 
 
 class RequestHandler:
@@ -31,6 +45,7 @@ class RequestHandler:
         self._held = state.held
         self._brokers = brokers
         self._last_number = 0
+        self._receiver = PayloadReceiver(brokers, state.limits.input_bytes)
         self.gate = ExclusiveGate()
 
     # ---- messages from a broker ------------------------------------------------------------------------------
@@ -42,9 +57,13 @@ class RequestHandler:
         if held is not None:
             held.attempt, held.deadline = work.attempt, deadline
             held.progress, held.preview = work.progress or work.preview, work.preview
+            held.inline_bytes, held.source = work.inline_bytes, session.epoch
             self.on_resend(session, held)
+            if held.download is not None:
+                self._receive(held, work, frames, now)
             return
-        full = len(self._held.queued) >= MAX_IDS_PER_MESSAGE  # a heartbeat could not list one more
+        unfinished = len(self._held.queued) + len(self._held.running)
+        full = unfinished >= MAX_IDS_PER_MESSAGE  # a heartbeat could not list one more
         if self._state.draining or not self._state.models.names or full:
             self._return(session, work.request_id, work.attempt)
             return
@@ -56,6 +75,8 @@ class RequestHandler:
             attempt=work.attempt,
             progress=work.progress or work.preview,
             preview=work.preview,
+            inline_bytes=work.inline_bytes,
+            source=session.epoch,
             exclusive=work.alone,
             arrived=now,
             deadline=deadline,
@@ -66,15 +87,29 @@ class RequestHandler:
         except ModelNotFoundError as error:
             self._fail(held, error.code, error.message, now)
             return
-        self._parse(held, work, frames, now)
+        self._receive(held, work, frames, now)
 
-    def _parse(self, held: HeldRequest, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+    def _receive(self, held: HeldRequest, work: Work, frames: tuple[bytes, ...], now: float) -> None:
+        """Parse a request whose payload is inline; else fetch the payload, or continue to."""
+        if not work.frame_bytes:
+            self._receiver.release(held)
+            held.arrived = now
+            self._parse(held, frames, now)
+        elif held.download is None or held.download.total != sum(work.frame_bytes):
+            self._receiver.release(held)
+            try:
+                check_sizes(work.frame_bytes)
+                self._receiver.receive(held, work.frame_bytes)
+            except InvalidRequestError as error:
+                self._fail(held, error.code, error.message, now)
+
+    def _parse(self, held: HeldRequest, frames: tuple[bytes, ...], now: float) -> None:
         """Send a request to the decoders or the engine; load its model first if its capabilities are unknown."""
         try:
             request = parse_body(frames)
             model = self._state.models.get(held.model)
             if model is None:
-                held.unparsed = (work, frames)
+                held.unparsed = frames
                 self._state.actions.append(ev.LoadModel(held.model))
                 return
             held.unparsed = None
@@ -88,15 +123,43 @@ class RequestHandler:
 
     def _submit(self, held: HeldRequest, request: ResolvedRequest) -> None:
         held.request = request
+        self._receiver.release(held)
         self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
 
     def on_resend(self, session: BrokerSession, held: HeldRequest) -> None:
-        """Send the answer to this broker from now on, and at once if there is one."""
+        """Send the answer to this broker from now on, and at once if there is one.
+
+        A request whose payload only another broker is known to have is returned: it can't start.
+        """
+        if held.download is not None and held.source != session.epoch:
+            self._give_back(session, held, "its payload has not arrived")
+            return
+        self._receiver.move(held, session)
         held.broker = session.index
         if held.answer is not None:
-            if held.answer.attempt != held.attempt:
-                held.answer = msgspec.structs.replace(held.answer, attempt=held.attempt)
-            self._brokers.send(session, held.answer, held.images)
+            self._send_answer(session, held.answer, held)
+
+    def on_chunk(self, session: BrokerSession, chunk: Chunk, frames: tuple[bytes, ...], now: float) -> None:
+        """Store a part of a payload; parse the request if it is the last one."""
+        complete = self._receiver.on_chunk(session, chunk, frames, now)
+        if complete is not None:
+            self._parse(*complete, now)
+
+    def on_fetch(self, session: BrokerSession, fetch: Fetch, now: float) -> None:
+        """Send parts of the images of an answer, to any broker that asks for them."""
+        held = self._held.finished.get(fetch.request_id)
+        if held is not None and held.payload_id == fetch.payload_id:
+            self._held.touch(held, now)
+            for chunk, data in chunks(held.images, fetch):
+                self._brokers.send(session, chunk, (data,))
+
+    def fetch_payloads(self, now: float) -> None:
+        """Send the FETCHes that are due; return the requests whose brokers did not answer several."""
+        for held, fetch, session in self._receiver.fetches(now):
+            if held.download is not None and held.download.stalls >= MAX_ASKS:
+                self._give_back(session, held, "its payload did not arrive")
+            else:
+                self._brokers.send(session, fetch)
 
     def on_release(self, session: BrokerSession, request_ids: list[bytes]) -> None:
         """Remove requests that are acknowledged or cancelled, except those of another broker that is alive."""
@@ -107,6 +170,10 @@ class RequestHandler:
             if held.answer is None:
                 self._cancel(held)
             self._held.remove(held)
+
+    def admit_jobs(self) -> None:
+        """Send the jobs that may run now to the engine; payloads on their way do not delay an exclusive one."""
+        self._state.actions += self.gate.admit(self._receiver.without_receiving(self._held.numbers))
 
     # ---- events of the decoders and the engine ---------------------------------------------------------------
 
@@ -129,7 +196,8 @@ class RequestHandler:
                 if held.request is None:
                     self._submit(held, event.request)
             case ev.Previewed():
-                if held.preview and len(event.image) <= MAX_PREVIEW_BYTES:
+                if held.preview and len(event.image) <= MAX_PREVIEW_BYTES and now >= held.next_preview_at:
+                    held.next_preview_at = now + self._preview_pause(held, len(event.image))
                     self._progress(held, *held.step, (event.image,))
             case ev.Finished():
                 self._finished(held, event, now)
@@ -173,13 +241,15 @@ class RequestHandler:
             encode_seconds=event.encode_seconds,
             parameters=held.request.parameters(),
         )
+        unique = self._state.identity.worker_id + held.number.to_bytes(8)
+        held.payload_id = hashlib.blake2b(unique, digest_size=ID_BYTES).digest()
         self._answer(held, result, event.images, now)
 
     def on_model_loaded(self, name: str, now: float) -> None:
         """Parse the requests that waited for a model."""
         for held in list(self._held.queued.values()):
             if held.unparsed is not None and held.model == name:
-                self._parse(held, *held.unparsed, now)
+                self._parse(held, held.unparsed, now)
 
     def on_model_failed(self, name: str, message: str, now: float) -> None:
         """Fail all unfinished requests for a model."""
@@ -193,10 +263,7 @@ class RequestHandler:
     def return_queued(self) -> None:
         """Return all queued requests to their brokers."""
         for held in list(self._held.queued.values()):
-            self._cancel(held)
-            self._held.remove(held)
-            if self._brokers[held.broker].registered:
-                self._return(self._brokers[held.broker], held.id, held.attempt)
+            self._give_back(self._brokers[held.broker], held)
 
     def check_deadlines(self, now: float) -> None:
         """Fail requests whose time is over, drop orphaned ones and expired answers."""
@@ -214,6 +281,7 @@ class RequestHandler:
         """Yield the times at which `check_deadlines` has something to do."""
         yield from (held.deadline for held in self._held.unfinished() if held.deadline)
         yield from map(self._orphaned_at, self._held.queued.values())
+        yield from self._receiver.deadlines()
         if (expiry := self._held.next_expiry()) is not None:
             yield expiry
 
@@ -233,21 +301,48 @@ class RequestHandler:
         self._state.counters.outcomes["result" if isinstance(answer, Result) else answer.code] += 1
         was_running = held.id in self._held.running
         self.gate.discard(held.number)
+        self._receiver.release(held)
         self._log_dropped(self._held.finish(held, answer, images, now), "too many")
         session = self._brokers[held.broker]
         if session.registered:
-            self._brokers.send(session, answer, images)
+            self._send_answer(session, answer, held)
         if was_running and not self._held.running:
             self._brokers.report_soon(now)  # the other brokers still count the request as running
 
-    def _return(self, session: BrokerSession, request_id: bytes, attempt: int) -> None:
+    def _send_answer(self, session: BrokerSession, answer: Result | Error, held: HeldRequest) -> None:
+        """Send an answer of the present attempt, with its images if they are small enough."""
+        if answer.attempt != held.attempt:
+            held.answer = answer = msgspec.structs.replace(answer, attempt=held.attempt)
+        if isinstance(answer, Result) and sum(sizes := sizes_of(held.images)) > held.inline_bytes:
+            answer = msgspec.structs.replace(answer, payload_id=held.payload_id, frame_bytes=sizes)
+            self._brokers.send(session, answer)
+        else:
+            self._brokers.send(session, answer, held.images)
+
+    def _give_back(self, session: BrokerSession, held: HeldRequest, reason: str = "") -> None:
+        """Forget a queued request and return it to a broker."""
+        self._cancel(held)
+        self._held.remove(held)
+        if session.registered:
+            self._return(session, held.id, held.attempt, reason)
+
+    def _return(self, session: BrokerSession, request_id: bytes, attempt: int, reason: str = "") -> None:
         """Return a request to its broker. If the message is lost, the broker misses the id in the heartbeats."""
         self._state.counters.outcomes[RETURNED] += 1
-        message = "the worker is draining" if self._state.draining else "the worker cannot accept it now"
+        message = "the worker is draining" if self._state.draining else reason or "the worker cannot accept it now"
         error = Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt)
         self._brokers.send(session, error)
 
-    def _progress(self, held: HeldRequest, step: int, steps: int, frames: tuple[bytes, ...] = ()) -> None:
+    def _preview_pause(self, held: HeldRequest, size: int) -> float:
+        """Return the seconds until the next preview of a request that sends one of `size` bytes.
+
+        The requests of a broker that have previews share the permitted bytes.
+        """
+        sharing = sum(other.preview and other.broker == held.broker for other in self._held.running.values())
+        interval = min(self._brokers[held.broker].interval, MAX_PREVIEW_INTERVAL_SECONDS)
+        return interval * max(sharing, 1) * size / MAX_PREVIEW_BYTES
+
+    def _progress(self, held: HeldRequest, step: int, steps: int, frames: tuple[Buffer, ...] = ()) -> None:
         held.step = (step, steps)
         session = self._brokers[held.broker]
         if held.progress and session.registered:
@@ -255,12 +350,22 @@ class RequestHandler:
             self._brokers.send(session, progress, frames)
 
     def _cancel(self, held: HeldRequest) -> None:
+        self._receiver.release(held)
         if not self.gate.discard(held.number):
             self._state.actions.append(ev.Cancel(held.number))
 
     def _log_dropped(self, answers: list[HeldRequest], reason: str) -> None:
         for held in answers:
             self._state.log(logging.WARNING, "answer dropped", reason=reason, request_id=held.id.hex())
+
+
+def check_sizes(frame_bytes: Sequence[int]) -> None:
+    """Raise `InvalidRequestError` for a payload that no request has; call it before the payload is fetched."""
+    body, *inputs = frame_bytes
+    if not 0 < body <= MAX_BODY_BYTES:
+        raise InvalidRequestError(f"expected a body of 1 to {MAX_BODY_BYTES} bytes, got {body}")
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidRequestError(f"inputs: at most {MAX_INPUTS} image frames are allowed, got {len(inputs)}")
 
 
 def parse_body(frames: tuple[bytes, ...]) -> GenerationRequest:

@@ -25,7 +25,7 @@ def ready(bench, name, capabilities=None, models=("m",), frames=None):
         capacity=4,
         max_batch_size=2,
     )
-    bench.worker(name, message, [encode_capabilities(capabilities)] if frames is None else frames)
+    bench.worker(name, message, encode_capabilities(capabilities) if frames is None else frames)
 
 
 def told(bench):

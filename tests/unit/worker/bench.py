@@ -1,11 +1,16 @@
 """A worker core on a bench: fake brokers, a fake engine, fake time, and the books checked after each step."""
 
 import logging
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from imagegen_protocol import encode, encode_request
-from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, ImageInfo, Release, Resend, Work
+from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, Fetch, ImageInfo, Release, Resend, Work
 from imagegen_protocol.request import GenerationRequest
+from imagegen_protocol.transfers import chunks, sizes_of
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.held_requests import HeldLimits
@@ -69,12 +74,19 @@ class Bench:
         warm: bool = True,
         registered: bool = True,
         drain: float = 30.0,
+        input_bytes: int = 1_000_000,
         **held_limits: Any,
     ) -> None:
         self.now = 100.0
-        limits = WorkerLimits(held=HeldLimits(**held_limits), orphan_seconds=60.0, drain_seconds=drain)
+        limits = WorkerLimits(
+            held=HeldLimits(**held_limits), input_bytes=input_bytes, orphan_seconds=60.0, drain_seconds=drain
+        )
         self.core = WorkerCore(IDENTITY, brokers=brokers, limits=limits, now=self.now)
-        self.sent: list[tuple[int, Any, tuple[bytes, ...]]] = []
+        self.sent: list[tuple[int, Any, tuple[Any, ...]]] = []
+        self.payloads: dict[tuple[int, bytes], Sequence[bytes]] = {}
+        """Payloads that a broker has, by the index of the broker and the id of the request."""
+        self.fetches: deque[tuple[int, Fetch]] = deque()
+        """FETCHes of the worker that no broker has answered."""
         self.jobs: dict[int, ev.Job] = {}
         """Given to the engine, neither cancelled nor ended."""
         self.all_jobs: list[ev.Job] = []
@@ -87,6 +99,7 @@ class Bench:
         self.log: list[ev.LogEvent] = []
         self.reconnects: list[int] = []
         self.status: int | None = None
+        self.brokers = brokers
         self._beats = [0] * brokers
         if warm:
             self.event(ev.EngineReady((MODEL,), "cpu", 0.5))
@@ -103,6 +116,8 @@ class Bench:
                 case ev.Send(broker, message, frames):
                     assert len(encode(message)) <= 65_536
                     self.sent.append((broker, message, frames))
+                    if isinstance(message, Fetch):
+                        self.fetches.append((broker, message))
                 case ev.Reconnect(broker):
                     self.reconnects.append(broker)
                 case ev.Decode():
@@ -131,7 +146,9 @@ class Bench:
         assert held.finished_bytes == sum(answered.size for answered in held.finished.values())
         unfinished = {one.number: one.id for one in held.unfinished()}
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
-        read = {one.number for one in held.unfinished() if one.unparsed is None}
+        receiving = {one.number for one in held.unfinished() if one.download is not None}
+        assert receiving <= {one.number for one in held.queued.values()}, "what is not complete does not run"
+        read = {one.number for one in held.unfinished() if one.unparsed is None} - receiving
         waiting = set(self.core._requests.gate._waiting)
         with_others = {*self.jobs, *self.decoding, *waiting}
         assert read == with_others, "what is read and unfinished is with the engine, the decoders, or waits"
@@ -140,6 +157,24 @@ class Bench:
         assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
         assert all(one.answer is not None for one in held.finished.values())
         assert self.core._state.actions == []
+        self.check_transfers()
+
+    def check_transfers(self) -> None:
+        """Each payload on its way is fetched from one broker or waits, and the limits hold."""
+        receiver, limit = self.core._requests._receiver, self.core._state.limits.input_bytes
+        receiving = {one.id: one for one in self.core.held.queued.values() if one.download is not None}
+        assert receiver._receiving == receiving
+        numbers = {one.number for one in self.core.held.queued.values()}
+        assert receiver._reserved.keys() <= numbers, "no bytes are reserved for what is gone"
+        assert receiver.reserved_bytes <= limit or len(receiver._reserved) == 1
+        for broker in range(self.brokers):
+            downloads = self.core._brokers[broker].downloads
+            assert downloads.outstanding <= downloads.window or len(downloads._active) <= 1
+            ours = {one.id for one in receiving.values() if one.broker == broker}
+            assert set(downloads._by_id) == ours - set(receiver._waiting)
+            assert all(
+                downloads.get(request_id) is receiving[request_id].download for request_id in downloads._by_id
+            )
 
     def event(self, event: Any) -> None:
         self.do(self.core.handle(event, self.now))
@@ -179,15 +214,29 @@ class Bench:
         *images: bytes,
         broker: int = 0,
         body: dict[str, Any] | None = None,
+        fetched: bool = False,
         **fields: Any,
     ) -> bytes:
+        """Let a broker send WORK, with its payload inline, or `fetched`: see `serve`."""
         request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
         known = self.core.held.get(rid(number))
-        self.receive(Work(request_id=rid(number), **fields), encode_request(request), *images, broker=broker)
+        payload = (encode_request(request), *images)
+        if fetched:
+            self.payloads[broker, rid(number)] = payload
+            fields["frame_bytes"] = sizes_of(payload)
+        self.receive(Work(request_id=rid(number), **fields), *(() if fetched else payload), broker=broker)
         held = self.core.held.get(rid(number))
         if fields.get("alone") and held is not None and known is None:
             self.alone.add(held.number)
         return rid(number)
+
+    def serve(self, count: int = 1_000_000, token: bytes = b"t" * 16) -> None:
+        """Let the brokers answer the oldest FETCHes, at most `count`; those without the payload send nothing."""
+        while self.fetches and count:
+            broker, fetch = self.fetches.popleft()
+            count -= 1
+            for chunk, data in chunks(self.payloads.get((broker, fetch.request_id), ()), fetch):
+                self.receive(msgspec.structs.replace(chunk, token=token), bytes(data), broker=broker)
 
     def release(self, *numbers: int, broker: int = 0) -> None:
         self.receive(Release(request_ids=[rid(number) for number in numbers]), broker=broker)
@@ -221,17 +270,18 @@ class Bench:
     def step(self, number: int, step: int, steps: int = 4) -> None:
         self.event(ev.Stepped((self.number(number),), step, steps))
 
-    def finish(self, number: int, image: bytes = b"image") -> None:
-        self.finish_job(self.number(number), image)
+    def finish(self, number: int, *images: bytes) -> None:
+        self.finish_job(self.number(number), *images)
 
-    def finish_job(self, job: int, image: bytes = b"image") -> None:
+    def finish_job(self, job: int, *images: bytes) -> None:
         self.jobs.pop(job, None)
+        images = images or (b"image",)
         info = ImageInfo(format="png", width=64, height=64, seed=1)
         self.event(
             ev.Finished(
                 number=job,
-                images=(image,),
-                infos=(info,),
+                images=images,
+                infos=(info,) * len(images),
                 batch_size=1,
                 queue_seconds=0.1,
                 generation_seconds=0.2,

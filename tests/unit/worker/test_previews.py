@@ -69,6 +69,35 @@ def test_a_second_work_changes_whether_previews_are_sent():
     assert progress(bench) == []
 
 
+def previews(bench, broker=0):
+    """How many previews were sent to a broker for each request, by its number."""
+    found = {}
+    for to, message, frames in bench.sent:
+        if to == broker and isinstance(message, Progress) and frames:
+            number = int.from_bytes(message.request_id)
+            found[number] = found.get(number, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0, 60.0])
+def test_the_bytes_of_previews_are_bounded_in_time_and_shared_by_the_requests_of_a_broker(interval):
+    bench = Bench(brokers=2)
+    bench.beat(interval_seconds=interval)
+    for number in (1, 2):
+        bench.work(number, preview=True)
+    bench.work(3, preview=True, broker=1)
+    bench.work(4)
+    bench.start(1, 2, 3, 4)
+    for _ in range(80):
+        bench.advance(min(interval, 1.0) / 8)
+        bench.beat(interval_seconds=interval)
+        bench.beat(1)
+        for number in (1, 2, 3):
+            previewed(bench, number, bytes(MAX_PREVIEW_BYTES // 4))
+    assert previews(bench) == {1: 20, 2: 20}, "10 intervals, 4 previews in each, 2 requests"
+    assert previews(bench, 1) == {3: 40 if interval >= 1 else 20}
+
+
 # ---- the pool ----------------------------------------------------------------------------------------------
 
 

@@ -257,6 +257,15 @@ def test_more_than_a_heartbeat_can_list_is_given_back():
     bench.advance(1.0)  # the bench checks the size of the header
 
 
+def test_running_requests_count_towards_what_a_heartbeat_can_list():
+    bench = Bench()
+    for number in range(MAX_IDS_PER_MESSAGE):
+        bench.work(number)
+    bench.start(*range(MAX_IDS_PER_MESSAGE))
+    bench.work(MAX_IDS_PER_MESSAGE)
+    assert [error.code for error in bench.answers(MAX_IDS_PER_MESSAGE)] == ["returned"]
+
+
 def test_work_before_warmth_is_given_back():
     bench = Bench(warm=False)
     bench.work(1)
