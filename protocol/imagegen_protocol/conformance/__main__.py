@@ -11,12 +11,15 @@ from imagegen_protocol.conformance import (
     broker_transfers,
     broker_workers,
     client_checks,
+    worker_checks,
 )
 from imagegen_protocol.conformance.broker_bench import BrokerBench
 from imagegen_protocol.conformance.client_bench import ClientBench
-from imagegen_protocol.conformance.report import Check, Outcome, outcome, table
+from imagegen_protocol.conformance.report import Check, Checks, Outcome, outcome, table
+from imagegen_protocol.conformance.worker_bench import WorkerBench
 
 T = TypeVar("T")
+B = TypeVar("B", ClientBench, WorkerBench)
 _PATIENCE_SECONDS = 15.0
 
 
@@ -41,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "bind an address and wait for a client, which has to send requests until the command ends"
     client = _role(roles, "client", _run_client, text)
     client.add_argument("address", help="address to bind, such as tcp://127.0.0.1:5555")
+    text = "bind an address and wait for a worker, which is drained at the end"
+    worker = _role(roles, "worker", _run_worker, text)
+    worker.add_argument("address", help="address to bind, such as tcp://127.0.0.1:5556")
     return parser
 
 
@@ -74,23 +80,30 @@ def _run_broker(options: argparse.Namespace) -> list[Outcome]:
 
 
 def _run_client(options: argparse.Namespace) -> list[Outcome]:
-    bench = ClientBench(options.address, options.timeout)
+    return _run_on_one_bench(
+        "client", ClientBench(options.address, options.timeout), client_checks.CHECKS, options
+    )
+
+
+def _run_worker(options: argparse.Namespace) -> list[Outcome]:
+    return _run_on_one_bench(
+        "worker", WorkerBench(options.address, options.timeout), worker_checks.CHECKS, options
+    )
+
+
+def _run_on_one_bench(role: str, bench: B, checks: Checks[B], options: argparse.Namespace) -> list[Outcome]:
+    """Run the checks of an implementation that connects to the tool."""
+    outcomes = []
     try:
-        _log(f"waiting for a client at {bench.broker.endpoint}")
-        return [
-            _run_and_settle(check, bench) for check in client_checks.CHECKS.all if _is_selected(check, options)
-        ]
+        _log(f"waiting for a {role} at {bench.broker.endpoint}")
+        for check in checks.all:
+            if _is_selected(check, options):
+                _log(f"{check.requirement}: {check.title}")
+                outcomes.append(outcome(check, bench))
+                bench.settle()
     finally:
         bench.close()
-
-
-def _run_and_settle(check: Check[ClientBench], bench: ClientBench) -> Outcome:
-    """Run a check, and answer the requests that it has left."""
-    _log(f"{check.requirement}: {check.title}")
-    try:
-        return outcome(check, bench)
-    finally:
-        bench.settle()
+    return outcomes
 
 
 def _is_selected(check: Check[T], options: argparse.Namespace) -> bool:

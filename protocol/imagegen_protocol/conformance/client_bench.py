@@ -7,7 +7,7 @@ import msgpack
 
 from imagegen_protocol.conformance.fake_broker import FakeBroker, Upload, download
 from imagegen_protocol.conformance.images import png
-from imagegen_protocol.conformance.peers import Loop, Received, has, lists, new_id
+from imagegen_protocol.conformance.peers import Loop, Received, lists, new_id
 from imagegen_protocol.conformance.report import NotTested, Violation
 from imagegen_protocol.errors import CancelledError
 from imagegen_protocol.frames import decode_from_client
@@ -18,7 +18,6 @@ from imagegen_protocol.messages import (
     ClientHeartbeat,
     Error,
     ImageInfo,
-    Message,
     Result,
     Stats,
     StatsQuery,
@@ -37,7 +36,6 @@ class Request:
         self.submits = [received]
         self.submit = received.message
         self.id = received.message.request_id
-        self.is_cancelled = False
 
     @property
     def is_fetched(self) -> bool:
@@ -58,7 +56,9 @@ class ClientBench(Loop):
         self.claimed: dict[bytes, Request] = {}
         self.accepts = True
         """Whether SUBMITs are accepted at once."""
-        self.cancels: list[Received] = []
+        self.answers_cancels = True
+        """Whether a CANCEL of a request that no check has claimed is answered."""
+        self.cancels: list[Cancel] = []
         self.broker = _ClientBroker(self, endpoint)
 
     def next(
@@ -68,9 +68,7 @@ class ClientBench(Loop):
 
         def claim() -> Request | None:
             for request in list(self.requests.values()):
-                if request.is_cancelled:
-                    del self.requests[request.id]
-                elif where(request):
+                if where(request):
                     self.claimed[request.id] = self.requests.pop(request.id)
                     return request
                 else:
@@ -139,7 +137,7 @@ class ClientBench(Loop):
     def settle(self) -> None:
         """Answer what a check has left, and forget what has arrived."""
         self.broker.is_silent = False
-        self.accepts = True
+        self.accepts = self.answers_cancels = True
         for request in list(self.claimed.values()):
             self.finish(request)
         self.broker.inbox.clear()
@@ -168,7 +166,7 @@ class _ClientBroker(FakeBroker):
             self._on_submit(message, received)
             return False
         if isinstance(message, Cancel):
-            self._on_cancel(message, received)
+            self._on_cancel(message)
         elif isinstance(message, StatsQuery) and self.answers_statistics:
             self.send(Stats(request_id=message.request_id), msgpack.packb({}))
         return not isinstance(message, ClientHeartbeat)
@@ -183,16 +181,10 @@ class _ClientBroker(FakeBroker):
         if bench.accepts and not self.is_silent:
             bench.accept(message.request_id)
 
-    def _on_cancel(self, message: Cancel, received: Received) -> None:
+    def _on_cancel(self, message: Cancel) -> None:
         bench = self._bench
-        bench.cancels.append(received)
-        request = bench.requests.get(message.request_id)
-        if request is not None:
-            request.is_cancelled = True
-        if message.request_id not in bench.claimed:
+        bench.cancels.append(message)
+        if bench.answers_cancels and message.request_id not in bench.claimed:
+            bench.requests.pop(message.request_id, None)
             error = Error(code=CancelledError.code, message="cancelled", request_id=message.request_id)
             self.send(error)
-
-    def seen(self, kind: type[Message], **values: Any) -> list[Received]:
-        """Return the messages of a kind on the latest connection."""
-        return [each for each in self.messages if isinstance(each.message, kind) and has(**values)(each.message)]

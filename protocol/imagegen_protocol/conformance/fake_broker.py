@@ -36,8 +36,16 @@ class FakeBroker(Port):
         self.is_silent = False
         """Whether it sends no heartbeats."""
         self.beat = 0
+        self.tokens: set[bytes] = set()
+        """Tokens that were sent on the latest connection."""
         self._due = 0.0
         loop.ports.append(self)
+
+    def new_token(self) -> bytes:
+        """Return a new token."""
+        token = new_id()
+        self.tokens.add(token)
+        return token
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
         """Send a message on the latest connection; a map may break the protocol."""
@@ -59,6 +67,7 @@ class FakeBroker(Port):
             self.peers.append(received.peer)
             self.peer = received.peer
             self.messages = []
+            self.tokens.clear()
             self.connected()
         self.messages.append(received)
         return True
@@ -99,8 +108,8 @@ class Upload:
         expect(fetch.payload_id == self.payload_id, "FETCH names another payload")
         expect(fetch.offset + fetch.length <= self.total, f"FETCH beyond the end, {self.total:,} bytes")
         if fetch.token:
-            expect(fetch.token in self._tokens, "FETCH has a token that was not sent")
-            self._confirmed = max(self._confirmed, self._tokens[fetch.token])
+            expect(fetch.token in self._broker.tokens, "FETCH has a token that was not sent on this connection")
+            self._confirmed = max(self._confirmed, self._tokens.get(fetch.token, 0))
         ahead = fetch.offset + fetch.length - self._confirmed
         expect(ahead <= WINDOW, f"{ahead:,} bytes are asked for and not confirmed, the window has {WINDOW:,}")
         self.fetches.append(fetch)
@@ -116,7 +125,7 @@ class Upload:
         """Send the chunks of a FETCH that begin before a limit."""
         for chunk, data in chunks(self.frames, fetch):
             if chunk.offset < limit:
-                token = new_id()
+                token = self._broker.new_token()
                 end = chunk.offset + len(data)
                 self._tokens[token] = end
                 message = Chunk(
