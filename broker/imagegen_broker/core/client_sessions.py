@@ -67,9 +67,10 @@ class ClientSessions:
         self._dispatching_from = dispatching_from
         self._sessions = 0
         self._registered: list[Client] = []
-        """Clients registered since the last flush: their first message is not sent yet."""
+        """Clients registered or unblocked since the last flush: the message that tries their connection is not
+        sent yet."""
         self._contacted: list[Client] = []
-        """Clients whose first message the last flush has sent."""
+        """Clients whose connections the last flush has tried."""
 
     def handle(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
         """Handle a message of a client."""
@@ -150,11 +151,12 @@ class ClientSessions:
         self._outbox.discard_client(client.id)
 
     def begin_flush(self) -> None:
-        """Dispatch requests of the clients to which the last flush has sent their first message."""
+        """Dispatch requests of the clients whose connections have accepted what the last flush has sent."""
         for client in self._contacted:
-            if self.by_id.get(client.id) is client:
+            if self.by_id.get(client.id) is client and not client.blocked:
                 client.is_reachable = True
                 self._table.pause_or_resume(client)
+                self._table.attach_held(client)
         self._contacted, self._registered = self._registered, []
 
     @property
@@ -167,7 +169,7 @@ class ClientSessions:
         client = self.by_id.get(client_id)
         if client is None:
             return
-        client.blocked = True
+        client.blocked, client.is_reachable = True, False
         self._table.pause_or_resume(client)
         if isinstance(message, Chunk | Progress):
             client.window.remove(message.token)
@@ -282,7 +284,8 @@ class ClientSessions:
         """Send some missed answers again, since a message of the client shows that its connection may work."""
         if client.blocked:
             client.blocked = False
-            self._table.pause_or_resume(client)
+            self._registered.append(client)
+            self._send_heartbeat(client)
         for request_id in list(islice(client.missed, count)):
             del client.missed[request_id]
             self._resend_answer(client.requests[request_id], now)

@@ -234,7 +234,8 @@ class Client:
     retry_at: float = 0.0
     """Time from which missed answers may be sent again."""
     is_reachable: bool = False
-    """Whether its connection has accepted a message; nothing is dispatched for it before."""
+    """Whether its connection has accepted a message since it was new or blocked; nothing is dispatched for it
+    before."""
     receive_maximum: int | None = None
     """Maximum of its unacknowledged requests that the client asks for."""
     window: SendWindow = field(default_factory=SendWindow)

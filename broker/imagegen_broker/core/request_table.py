@@ -74,7 +74,8 @@ class RequestTable:
         self.bytes += request.size
         self.recent_ids.pop(request.id, None)
         self.counters.accepted += 1
-        if (holder := self.holders.orphan_of(request)) is not None:
+        holder = self.holders.orphan_of(request) if request.client.is_reachable else None
+        if holder is not None:
             self.attach(request, holder)
         else:
             self._enqueue(request)
@@ -144,6 +145,7 @@ class RequestTable:
             self._scheduler.queue.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
+            request.requeued = requeued
             self._fetch_payload(request)
 
     def _fetch_payload(self, request: Request) -> None:
@@ -158,7 +160,7 @@ class RequestTable:
         request.payload, request.download = frames, None
         request.model = request.model or self.default_model
         if request.state is State.RECEIVING:
-            self._enqueue(request)
+            self._enqueue(request, requeued=request.requeued)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
         """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
@@ -177,8 +179,22 @@ class RequestTable:
         self.log("request requeued", request, request.worker, reason=reason)
         is_answered = request.state is State.DELIVERED
         self._enqueue(request, requeued=not is_answered, first=is_answered)
-        if (holder := self.holders.copy_of(request)) is not None:
-            self.attach(request, holder)  # another broker dispatched a copy of it
+        self._attach_copy(request)
+
+    def attach_held(self, client: Client) -> None:
+        """Attach the waiting requests of a client, which is reachable now, to workers that hold them."""
+        for request in list(client.requests.values()):
+            if request.state in (State.QUEUED, State.RECEIVING):
+                self._attach_copy(request)
+
+    def _attach_copy(self, request: Request) -> None:
+        """Attach a waiting request to a worker that has a copy of it, which another broker dispatched.
+
+        A client that is not reachable may have left: another broker delivers the answer then.
+        """
+        holder = self.holders.copy_of(request) if request.client.is_reachable else None
+        if holder is not None:
+            self.attach(request, holder)
 
     def _give_up(self, request: Request, text: str, now: float) -> None:
         """End a request that was requeued too often."""
@@ -351,8 +367,7 @@ class RequestTable:
 
     def pause_or_resume(self, client: Client) -> None:
         """Dispatch requests of a client only below its maximum, and while its connection accepts messages."""
-        is_reachable = client.is_reachable and not client.blocked
-        if not is_reachable or client.unacknowledged >= self.maximum_of(client):
+        if not client.is_reachable or client.unacknowledged >= self.maximum_of(client):
             self._scheduler.queue.pause(client.id)
         else:
             self._scheduler.queue.resume(client.id)

@@ -142,9 +142,11 @@ class Transfers:
         """Ask clients for what is missing of their requests' payloads."""
         clients, self._table.fetching = self._table.fetching, {}
         for client in clients.values():
-            if not client.blocked:
+            if client.is_reachable:
                 for fetch in client.downloads.fetches(now):
                     self._outbox.add(SendToClient(client.id, fetch))
+            elif not client.blocked:
+                self._table.fetching[client.id] = client
 
     def tick(self, clients: dict[bytes, Client], now: float) -> None:
         """Once an interval: ask again for what is missing, and end requests whose client sends nothing."""

@@ -295,7 +295,7 @@ class WorkerSessions:
             if usable and not acknowledged_by:  # its client may still submit it to this broker
                 worker.orphans.add(request_id)
         elif request.state in (State.QUEUED, State.RECEIVING):
-            if usable and worker.serves(request.model):
+            if usable and request.client.is_reachable and worker.serves(request.model):
                 self._table.attach(request, worker)
         elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
             self._table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
