@@ -54,14 +54,16 @@ class Transfers:
         if fetch.offset != relay.end:
             if fetch.offset > relay.end > relay.position:
                 return  # it continues a FETCH that exceeded the window
-            self._table.end_relay(request)  # it asks again, so what it asked for before does not count
+            request.end_relay()  # it asks again, so what it asked for before does not count
             relay.position = relay.end = fetch.offset
             relay.repeats += 1
         room = self.window - client.asked_bytes - client.window.size
         length = min(fetch.length, room, relay.total - fetch.offset)
         if length <= 0:
             return
-        self._table.ask_relay(request, relay, length, now)
+        relay.end += length
+        client.asked_bytes += length
+        self._table.set_resends(request, 0, now)
         if relay.repeats > _MAX_REPEATED_FETCHES:
             self._lose_answer(request, request.worker, now)
             return
