@@ -12,6 +12,7 @@ that send a message again.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol.messages import Chunk
@@ -40,6 +41,7 @@ class Line:
         "closed",
         "dialer",
         "dropped_until",
+        "ended_at",
         "generation",
         "id",
         "kept",
@@ -73,6 +75,8 @@ class Line:
         self.waiting: list[tuple[Any, Sequence[Any]]] = []
         self.outstanding = 0
         self.closed = False
+        self.ended_at = inf
+        """When the host of the dialling process was lost; it sends nothing more."""
 
 
 class Network:
@@ -149,6 +153,8 @@ class Network:
     def hang_up(self, line: Line, *, silently: bool = False) -> None:
         """The dialling side is gone; `silently`: the broker is not told."""
         line.closed = True
+        if silently:
+            line.ended_at = self.world.now
         broker = line.broker
         if broker is not None and not silently and broker.lines.get(line.id) is line:
             del broker.lines[line.id]
@@ -185,36 +191,47 @@ class Network:
             self.in_trouble(line, now)
             self._lost(line, direction, message)
             return
-        when = max(self._transferred(line, direction, message, frames), line.last[direction])
+        begun = max(now, line.stalled_until[direction], line.busy_until[direction])
+        when = max(self._transferred(line, direction, begun, message, frames), line.last[direction])
         line.last[direction] = when
         if direction == DOWN and isinstance(message, Chunk):
             line.chunk_bytes += payload_bytes(frames)
             invariants.on_chunk_sent(world, line)
-        self._arrive_at(when, line, direction, message, frames)
+        self._arrive_at(when, line, direction, begun, message, frames)
         if self.duplicates and world.dice.random() < self.duplicates:
-            self._arrive_at(when + 0.1 * world.dice.random(), line, direction, message, frames)
+            self._arrive_at(when + 0.1 * world.dice.random(), line, direction, begun, message, frames)
 
-    def _transferred(self, line: Line, direction: int, message: Any, frames: Sequence[Any]) -> float:
-        """Occupy the line with a message; return when it arrives."""
+    def _transferred(self, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]) -> float:
+        """Occupy the line with a message from a time on; return when it arrives."""
         speed = line.speed
         rate = speed.up if direction == UP else speed.down
-        begun = max(self.world.now, line.stalled_until[direction], line.busy_until[direction])
         line.busy_until[direction] = ended = begun + wire_bytes(message, frames) / rate
         return ended + speed.latency + 0.0005 + 0.0195 * self.world.dice.random()
 
-    def _arrive_at(self, when: float, line: Line, direction: int, message: Any, frames: Sequence[Any]) -> None:
+    def _arrive_at(
+        self, when: float, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]
+    ) -> None:
         if direction == UP:
-            self.world.at(when, self._arrive_up, line, line.generation, line.broker, message, frames)
+            self.world.at(when, self._arrive_up, line, line.generation, begun, line.broker, message, frames)
         else:
             line.outstanding += 1
             self.world.at(when, self._arrive_down, line, line.generation, message, frames)
 
     def _arrive_up(
-        self, line: Line, generation: int, broker: "BrokerPeer", message: Any, frames: Sequence[Any]
+        self,
+        line: Line,
+        generation: int,
+        begun: float,
+        broker: "BrokerPeer",
+        message: Any,
+        frames: Sequence[Any],
     ) -> None:
+        if begun > line.ended_at:
+            self._lost(line, UP, message)
+            return
         if generation not in (line.generation, LATE):
             if generation == line.kept:
-                self.world.after(line.shift, self._arrive_up, line, LATE, broker, message, frames)
+                self.world.after(line.shift, self._arrive_up, line, LATE, begun, broker, message, frames)
                 return
             self._lost(line, UP, message)
             return

@@ -222,8 +222,9 @@ def mute(dice: random.Random) -> dict[str, object]:
     }
 
 
-SLOWEST = 7_000
-"""Bytes per second of the slowest links: an answer that is sent inline takes less than the liveness time."""
+SLOWEST = 9_500
+"""Bytes per second of the slowest links: an answer that is sent inline takes an interval less than the liveness
+time."""
 
 
 def links(dice: random.Random, seconds: float) -> dict[str, object]:
