@@ -32,8 +32,8 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def make_batcher():
-    """Return a factory of `PipelineBatcher`; each is closed at the end of the test."""
+def make_batcher(monkeypatch):
+    """Return a factory of `PipelineBatcher`; each is closed before patches of the test are undone."""
     made = []
 
     def make(pipeline, **options):

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from imagegen_worker.backends import OnStep
+from imagegen_worker.backends import DeviceMemoryError, OnStep
 from imagegen_worker.backends.diffusers.batched_module import BatchedModule
 from imagegen_worker.backends.diffusers.cuda_timer import CudaTimer
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
 from imagegen_worker.backends.diffusers.step_callbacks import MakePreviews, report_steps
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
 from imagegen_worker.engines.continuous.timing import Timer, WallTimer
 
@@ -64,9 +66,10 @@ class PipelineBatcher:
             elif name.startswith("text_encoder"):
                 self._wrap(name, module, "forward", cache=self._prompts, shares=shares, **adapted)
             elif name.startswith("vae") and hasattr(module, "decode") and not _is_upcast(module):
-                self._wrap(f"{name}.decode", module, "decode", shares=shares, adapted=False)
+                plain = {"adapted": False, "tiles": True}
+                self._wrap(f"{name}.decode", module, "decode", shares=shares, **plain)
                 if hasattr(module, "encode"):  # returns a distribution, which can't be split; still limits memory
-                    self._wrap(f"{name}.encode", module, "encode", shares=False, adapted=False)
+                    self._wrap(f"{name}.encode", module, "encode", shares=False, **plain)
 
     def _wrap(self, name: str, module: torch.nn.Module, method: str, **options: Any) -> None:
         if hasattr(getattr(module, method), "stage"):
@@ -121,6 +124,10 @@ class PipelineBatcher:
         try:
             with translated_errors():
                 output = private(**arguments)
+        except DeviceMemoryError as error:
+            release_frames(error)
+            free_device_memory()
+            raise
         finally:
             # A wrapped `step` refers to its scheduler: without this, the cycle lives until garbage collection.
             vars(getattr(private, "scheduler", private)).pop("step", None)

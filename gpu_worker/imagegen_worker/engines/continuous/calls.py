@@ -44,6 +44,12 @@ class Stage(Protocol):
         `DeviceLostError`, `NotShareableError`, or whatever the model raises.
         """
 
+    def run_in_tiles(self, call: "Call") -> Any:
+        """Run one call of which not even one row fits into memory, in parts of a row; return its output.
+
+        Raises as `run` does: `DeviceMemoryError` if the stage has no parts, or if these don't fit either.
+        """
+
     def free_memory(self) -> None:
         """Release cached memory of the device."""
 
