@@ -16,6 +16,7 @@ from imagegen_worker.backends.diffusers.layouts import count_rows, describe
 from imagegen_worker.backends.diffusers.module_state import StateMonitor
 from imagegen_worker.backends.diffusers.prompt_cache import PromptCache
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, ForwardGroup, SharedForwards
+from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
 from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
@@ -51,6 +52,7 @@ class BatchedModule:
         adapted: bool = True,
         activate: Callable[[Any], None] | None = None,
         tiles: bool = False,
+        guard: ModuleGuard | None = None,
     ) -> None:
         self.name = name
         self.is_denoiser = is_denoiser
@@ -62,6 +64,8 @@ class BatchedModule:
         self._adapted = adapted
         self._activate = activate
         self._tiles = tiles
+        self._guard = guard or ModuleGuard(lambda: 0)
+        self._guard.add(module)
         self._state = StateMonitor(module) if is_denoiser else None
         self._forward: Callable[..., Any] = getattr(module, method)
         self._replaced_own = method in vars(module)
@@ -78,12 +82,15 @@ class BatchedModule:
         else:
             delattr(self._module, self._method)
         # Forwards whose time is not known yet refer to their stage, which must not keep the weights.
-        del self._module, self._forward, self._state, self._activate
+        del self._module, self._forward, self._state, self._activate, self._guard
 
     @property
     def exclusive(self) -> bool:
-        """Whether one task has the module to itself: until a forward is seen to change no state of the module."""
-        return self._state is not None and not self._state.stateless
+        """Whether one task has the module to itself.
+
+        Until a forward is seen to change no state of the module, and if calls change it between forwards.
+        """
+        return self._guard.serial or (self._state is not None and not self._state.stateless)
 
     def free_memory(self) -> None:
         """Release the device memory that torch has cached."""
@@ -98,6 +105,7 @@ class BatchedModule:
             if task is not None:
                 self._activate_adapters(task)
             return self._run_forward(args, kwargs)
+        self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
         if self._cache is not None:
             self.describe(call)
@@ -223,10 +231,13 @@ class BatchedModule:
             return self._run_forward(args, kwargs)
 
     def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self._state is None or self._state.judged:
-            return self._forward(*args, **kwargs)
-        with self._state.forward():
-            return self._forward(*args, **kwargs)
+        try:
+            if self._state is None or self._state.judged:
+                return self._forward(*args, **kwargs)
+            with self._state.forward():
+                return self._forward(*args, **kwargs)
+        finally:
+            self._guard.forward_ended(self._module)
 
 
 def _group(calls: Sequence[Call]) -> ForwardGroup:

@@ -14,6 +14,7 @@ from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
+from imagegen_worker.backends.diffusers.shared_modules import restored_after_errors
 from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
@@ -136,7 +137,9 @@ class DiffusersBackend:
         if loaded.adapters is not None:
             loaded.adapters.activate(rows[0].request.loras)
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
-        images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
+        models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        with restored_after_errors(models):
+            images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
         return images
 
     def close(self) -> None:

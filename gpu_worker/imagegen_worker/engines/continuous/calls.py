@@ -72,6 +72,8 @@ class Call:
     reason: str = ""
     payload: Any = None
     """Data of the stage."""
+    ready: Callable[[], bool] | None = None
+    """Whether the call may run now, while calls of other tasks wait too; None: always."""
 
 
 class Task(greenlet):  # type: ignore[misc]

@@ -211,7 +211,7 @@ class BatchScheduler:
         groups: dict[Hashable, _Group] = {}
         urgent: dict[Hashable, _Group] = {}
         for task, call in sorted(self._waiting.items(), key=lambda item: item[0].number):
-            if call.stage.exclusive and not self._own(task):
+            if (call.ready is not None and not call.ready()) or (call.stage.exclusive and not self._own(task)):
                 continue
             _describe(call)
             if call.key is not None and (reason := self._unshareable.get(call.key)) is not None:
