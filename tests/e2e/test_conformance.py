@@ -13,7 +13,7 @@ from imagegen_broker.core.records import SendWindow, Settings
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.server import Server
 from imagegen_client import Client, ImagegenError
-from imagegen_client.core import ClientCore
+from imagegen_client.receipts import Receipts
 from imagegen_protocol.conformance.__main__ import main
 from imagegen_protocol.conformance.images import png
 from tests.e2e.conftest import BROKER, SIMULATED
@@ -169,7 +169,7 @@ def test_a_fault_of_a_broker_is_found(monkeypatch, capsys, requirement, place, n
 
 
 def test_a_fault_of_a_client_is_found(monkeypatch, start_tool):
-    monkeypatch.setattr(ClientCore, "_acknowledge", lambda core: [])
+    monkeypatch.setattr(Receipts, "acks", lambda receipts: [])
     tool = start_tool("client", "--only", "R-4.7", "--timeout", "5")
     with requests(tool.endpoint):
         status, table = tool.finish()

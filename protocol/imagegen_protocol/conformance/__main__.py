@@ -108,7 +108,7 @@ def _run_on_one_bench(role: str, bench: B, checks: Checks[B], options: argparse.
                 _log(f"{check.requirement}: {check.title}")
                 outcomes.append(outcome(check, bench))
                 bench.settle()
-            if not bench.broker.peers:
+            if outcomes and not bench.broker.peers:
                 break  # nothing connects
     finally:
         bench.close()
