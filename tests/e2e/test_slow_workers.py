@@ -81,7 +81,9 @@ def test_an_input_image_that_takes_longer_than_the_liveness_time_delays_no_other
     check(fleet, slow_client, 1 + small)
 
 
-@pytest.mark.parametrize(("direction", "fields"), [("up", LARGE), ("down", {**SMALL, "image": True})])
+@pytest.mark.parametrize(
+    ("direction", "fields"), [("up", {**LARGE, "num_images": 10}), ("down", {**SMALL, "image": True})]
+)
 def test_a_transfer_resumes_after_resets_in_the_middle_of_a_frame(fleet, proxied, slow_client, direction, fields):
     proxied.set_rates(up=3 * RATE, down=3 * RATE)
     if "image" in fields:
