@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from imagegen_cli.commands.errors import describe
+from imagegen_cli.terminal import echo
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
 COMMANDS = {
@@ -50,7 +51,7 @@ class Commands(click.Group):
             status, line = EXIT_FAILED, describe(error)
         except KeyboardInterrupt:
             status, line = EXIT_INTERRUPTED, "error: interrupted; unfinished requests were cancelled"
-        click.echo(line, err=True)
+        echo(line, err=True)
         ctx.exit(status)
 
 

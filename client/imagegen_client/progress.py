@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from imagegen_protocol import ProtocolError, messages
+from imagegen_protocol.images import read_size
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE_PIXELS
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Progress:
 
 
 def make_progress(message: messages.Progress, payload: Sequence[bytes | memoryview]) -> Progress:
-    """Return the event of a progress message, without its preview if that is missing or too large."""
-    usable = len(payload) == 1 and 0 < len(payload[0]) <= MAX_PREVIEW_BYTES
+    """Return the event of a progress message, without its preview if that is missing, too large or unreadable."""
+    usable = len(payload) == 1 and _is_preview(payload[0])
     return Progress(
         message.step,
         message.steps,
@@ -66,3 +67,10 @@ def make_progress(message: messages.Progress, payload: Sequence[bytes | memoryvi
         message.place,
         message.seconds_to_start,
     )
+
+
+def _is_preview(data: bytes | memoryview) -> bool:
+    """Return whether this is a small image: a file of a few kilobytes may be decoded to gigabytes."""
+    if len(data) > MAX_PREVIEW_BYTES or (size := read_size(data)) is None:
+        return False
+    return min(size) > 0 and max(size) <= MAX_PREVIEW_SIDE_PIXELS

@@ -22,6 +22,7 @@ from imagegen_protocol.keys import CurveKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_CHUNK_BYTES, MAX_FETCH_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Chunk, ClientMessage, Goodbye, Progress
 from imagegen_protocol.sockets import enable_keepalive
+from imagegen_protocol.terminal import escape_controls
 
 logger = logging.getLogger("imagegen.client")
 
@@ -292,4 +293,5 @@ class Transport:
 
 
 def _format_fields(fields: Mapping[str, str]) -> str:
-    return "".join(f' {key}="{value}"' if " " in value else f" {key}={value}" for key, value in fields.items())
+    pairs = ((key, escape_controls(value)) for key, value in fields.items())
+    return "".join(f' {key}="{value}"' if " " in value else f" {key}={value}" for key, value in pairs)

@@ -1,9 +1,13 @@
-"""Detection of image formats by their first bytes."""
+"""Formats and sizes of images by their first bytes, without decoding them."""
+
+import struct
 
 from imagegen_protocol.request import OutputFormat
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments of a JPEG that contain its size."""
 
 
 def sniff_format(data: bytes | memoryview) -> OutputFormat | None:
@@ -15,4 +19,33 @@ def sniff_format(data: bytes | memoryview) -> OutputFormat | None:
         return "jpeg"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
+    return None
+
+
+def read_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Return width and height of a PNG or JPEG; None for other formats and broken headers."""
+    try:
+        match sniff_format(data):
+            case "png" if data[12:16] == b"IHDR":
+                width, height = struct.unpack_from(">II", data, 16)
+                return width, height
+            case "jpeg":
+                return _read_jpeg_size(data)
+    except (struct.error, IndexError):  # the header is cut off
+        pass
+    return None
+
+
+def _read_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Return the size in the first frame header; the segments before it are skipped."""
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
     return None

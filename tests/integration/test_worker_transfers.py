@@ -171,7 +171,7 @@ def test_an_input_image_continues_after_a_reset_in_the_middle_of_a_chunk(broker,
         broker.register()
         (one,) = ids(1)
         payload = Payload(broker, one, noise(1000))
-        proxy.reset_after("down", 100_000)
+        proxy.reset_after(down=100_000)
         lost = broker.peer
         payload.serve(lambda message: broker.peer != lost)
         register_again(broker, lost)
@@ -190,7 +190,7 @@ def test_an_answer_can_be_fetched_after_a_reset_in_the_middle_of_a_chunk(broker,
         broker.work(one, {"width": 512, "height": 512}, inline_bytes=0)
         result = broker.receive("result")
         lost = broker.peer
-        proxy.reset_after("up", 2000)
+        proxy.reset_after(up=2000)
         about = {"request_id": one, "payload_id": result["payload_id"], "length": 2**24}
         broker.send("fetch", **about, offset=0)
         while broker.peer == lost:

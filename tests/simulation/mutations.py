@@ -14,6 +14,9 @@ from typing import Any
 
 WORKERS = "imagegen_broker.core.worker_sessions:WorkerSessions."
 CLIENTS = "imagegen_broker.core.client_sessions:ClientSessions."
+ADMISSION = "imagegen_broker.core.admission:Admission."
+RECONCILIATION = "imagegen_broker.core.reconciliation:Reconciliation."
+LIMITS = "imagegen_broker.core.unacknowledged_limits:UnacknowledgedLimits."
 TABLE = "imagegen_broker.core.request_table:RequestTable."
 OUTBOX = "imagegen_broker.core.outbox:Outbox."
 BROKER = "imagegen_broker.core.broker:BrokerCore."
@@ -98,14 +101,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the echoed beat is not looked at",
-        WORKERS + "_reconcile",
+        RECONCILIATION + "reconcile",
         "assignment.beat >= trusted_beat",
         "False",
         ("given_where_held", "within_capacity"),
     ),
     Mutation(
         "what a worker lists is not attached",
-        WORKERS + "_claim",
+        RECONCILIATION + "_claim",
         "self._table.attach(request, worker)",
         "pass",
         ("given_where_held", "made_once"),
@@ -119,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a new broker refuses models that it does not know yet",
-        CLIENTS + "_is_unknown",
+        ADMISSION + "is_unknown",
         "now >= self._dispatching_from and",
         "",
         ("reasoned_errors",),
@@ -147,14 +150,14 @@ MUTATIONS = (
     ),
     Mutation(
         "deaths are not counted",
-        WORKERS + "_requeue_after_failure",
+        RECONCILIATION + "requeue_after_failure",
         "is_death = request.id in worker.running",
         "is_death = False",
         ("one_answer", "reasoned_errors"),
     ),
     Mutation(
         "a hung device is not noticed",
-        WORKERS + "_check_step_age",
+        RECONCILIATION + "_check_step_age",
         "was_stuck, worker.stuck = worker.stuck, is_stuck",
         "was_stuck = True",
         ("work_moves_on", "fit_workers"),
@@ -182,21 +185,21 @@ MUTATIONS = (
     ),
     Mutation(
         "nothing is refused",
-        CLIENTS + "_overload",
+        ADMISSION + "_overload",
         "if len(table.requests) >= settings.max_requests:",
         "if False:",
         ("bounded_tables",),
     ),
     Mutation(
         "a client that acknowledges nothing is not held out",
-        TABLE + "_pause_or_resume",
+        LIMITS + "pause_or_resume",
         "self._scheduler.queue.pause(client.id)",
         "pass",
         ("within_maximum", "books_agree"),
     ),
     Mutation(
         "a client that acknowledges again stays held out",
-        TABLE + "_pause_or_resume",
+        LIMITS + "pause_or_resume",
         "self._scheduler.queue.resume(client.id)",
         "pass",
         ("books_agree", "one_answer"),
@@ -259,8 +262,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a client's bytes are not bounded",
-        CLIENTS + "_overload",
-        "client.held_bytes + size > settings.max_bytes_per_client",
+        ADMISSION + "_overload",
+        "held.held_bytes + size > settings.max_bytes_per_client",
         "False",
         ("bounded_tables",),
     ),
@@ -273,7 +276,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what a stuck worker lists is attached",
-        WORKERS + "_reconcile",
+        RECONCILIATION + "reconcile",
         "usable=request_id in worker.finished or not worker.stuck",
         "usable=True",
         ("work_moves_on",),

@@ -14,6 +14,7 @@ from imagegen_cli.doctor.findings import Finding, Status, report, worst
 from imagegen_cli.doctor.fleet_checks import BrokerFacts
 from imagegen_cli.doctor.listeners import listener
 from imagegen_cli.doctor.network_probes import is_local_host, parse_http_address, query_brokers, query_http
+from imagegen_cli.terminal import echo
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
 
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "red"}
@@ -76,7 +77,7 @@ def command(
     logging.getLogger("imagegen.client").addHandler(logging.NullHandler())
     findings = list(_findings(connection, http, models, only))
     if as_json:
-        click.echo(json.dumps(report(findings), indent=2, ensure_ascii=False))
+        echo(json.dumps(report(findings), indent=2, ensure_ascii=False))
     else:
         _print(findings)
     context.exit(1 if worst(findings) is Status.PROBLEM else 0)
@@ -139,4 +140,4 @@ def _print(findings: Iterable[Finding]) -> None:
         label = click.style(f"{finding.status:<{_WIDTH}}", fg=_STYLES[finding.status])
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
         # Text received from peers may contain line breaks.
-        click.echo(f"{label}  {finding.check}: {' '.join(f'{finding.message}{remedy}'.split())}")
+        echo(f"  {finding.check}: {' '.join(f'{finding.message}{remedy}'.split())}", label=label)

@@ -14,11 +14,12 @@ from imagegen_cli.commands.results import NotWrittenError, ResultWriter
 from imagegen_cli.commands.traces import traces_to
 from imagegen_cli.output_files import Existing, OutputFiles, resolve_output, select_requests
 from imagegen_cli.prompts import PreparedRequest, PromptEntry, prepare, read_lines
+from imagegen_cli.terminal import echo
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
 from imagegen_common.files import replacing
-from imagegen_protocol import InvalidRequestError
+from imagegen_protocol import InvalidRequestError, ProtocolError
 from imagegen_protocol.seeds import random_seed
 
 _MAX_JOBS = 5000
@@ -162,7 +163,7 @@ def command(
 
 def _report_skipped(skipped: int, given: int) -> None:
     if skipped:
-        click.echo(f"skipped {skipped} of {given} prompts: their files exist", err=True)
+        echo(f"skipped {skipped} of {given} prompts: their files exist", err=True)
 
 
 def _read(
@@ -225,5 +226,5 @@ def _save_preview(event: Progress, path: Path) -> None:
         if (preview := event.preview_image) is not None:
             with replacing(path) as temporary:
                 preview.save(temporary, format="PNG")
-    except OSError as error:
+    except (OSError, ProtocolError) as error:
         raise NotWrittenError(f"{path}: {error}") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
+from imagegen_cli.terminal import echo
 from imagegen_client.fleet import as_json
 from imagegen_client.fleet_watch import FleetWatch
 from imagegen_protocol import BrokerUnreachableError
@@ -73,7 +74,7 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             wait(answers.values())
             watch.update(answers)
             if json_once:
-                click.echo(json.dumps(as_json(watch.before, watch.now), indent=2, ensure_ascii=False))
+                echo(json.dumps(as_json(watch.before, watch.now), indent=2, ensure_ascii=False))
             else:
                 _print(watch)
         else:
@@ -93,21 +94,21 @@ def _first_update(watch: FleetWatch, connection: Connection) -> None:
 
 
 def _print(watch: FleetWatch) -> None:
-    from rich.console import Console
-
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.dashboard.screen import screen
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = EscapingConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     console.print(screen(watch.before, watch.now, watch.trends, width=console.width))
 
 
 def _live(watch: FleetWatch, interval: float) -> None:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
 
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.dashboard.screen import screen
 
-    console = Console()
+    console = EscapingConsole()
     hint = f"every {interval:g} s · q exits"
 
     def render() -> RenderableType:

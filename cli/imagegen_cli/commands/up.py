@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from imagegen_cli.doctor.machine_probes import find_program
+from imagegen_cli.terminal import echo
 
 _PR_SET_PDEATHSIG = 1
 _POLL_MILLISECONDS = 500
@@ -80,13 +81,13 @@ def command(
             daemons.start("workers", [*worker, "--broker", listening["backend"], *worker_options])
             started = daemons.start("gateway", [*gateway, "--broker", listening["frontend"]], listen=True)
             url = _parse_fields(started)["http"]
-            click.echo(f"gateway listening on {url}; waiting for workers ...")
+            echo(f"gateway listening on {url}; waiting for workers ...")
             daemons.watch(url)
     except DaemonExitedError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         context.exit(error.status if error.status in _PASSED_STATUSES else 1)
     except KeyboardInterrupt:
-        click.echo("stopped")
+        echo("stopped")
 
 
 class _Daemons:
@@ -106,7 +107,7 @@ class _Daemons:
                 self._processes[name].terminate()
                 self._processes[name].wait(_STOP_TIMEOUT_SECONDS)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            click.echo("killed the remaining daemons", err=True)
+            echo("killed the remaining daemons", err=True)
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -142,7 +143,7 @@ class _Daemons:
             ready = False
             while not (exited := poller.poll(None if ready else _POLL_MILLISECONDS)):
                 if ready := _is_ready(url):
-                    click.echo(f"ready: {url}")
+                    echo(f"ready: {url}")
             name = watched[exited[0][0]]
             raise DaemonExitedError(name, self._processes[name].wait())
         finally:

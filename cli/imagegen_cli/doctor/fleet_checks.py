@@ -33,7 +33,7 @@ _REMEDIES = {
 class BrokerFacts:
     """Answer of one broker: `statistics`, an error (`refusal` and `code`), or none within `seconds`.
 
-    `suspicion`: likely reason why no handshake succeeded; "" if unknown.
+    `suspicion`: likely reason why the broker does not serve this client; "" if unknown.
     """
 
     endpoint: str
@@ -73,7 +73,8 @@ def check_broker(facts: BrokerFacts) -> Finding:
         remedy = _ADMIT if facts.code == UnauthorizedError.code else _OTHER_PROGRAM
         return problem(check, f"{endpoint} rejects this client: {reason}", remedy)
     if facts.suspicion and facts.connection in (None, "open"):
-        return problem(check, f"{endpoint} is unusable: {facts.suspicion}", _REMEDIES[facts.suspicion])
+        remedy = _REMEDIES.get(facts.suspicion, "see the broker's log")
+        return problem(check, f"{endpoint} is unusable: {facts.suspicion}", remedy)
     match facts.connection:
         case "refused":
             remedy = "start imagegen-broker there, or set its endpoint with --broker or IMAGEGEN_FRONTEND"

@@ -101,6 +101,12 @@ def test_a_broker_that_rejects_the_key(reason, remedy):
     assert remedy in found.remedy
 
 
+def test_a_broker_that_turns_this_client_away():
+    found = check_broker(BrokerFacts(HERE, suspicion="the broker has 9 clients", connection="open", seconds=5.0))
+    assert found.message == f"{HERE} is unusable: the broker has 9 clients"
+    assert found.remedy == "see the broker's log"
+
+
 @pytest.mark.parametrize(
     ("suspicion", "remedy"),
     [
