@@ -1,9 +1,7 @@
 """`python -m imagegen_protocol.conformance` accepts our own programs, and finds faults that are put into them."""
 
 import contextlib
-import re
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -16,50 +14,9 @@ from imagegen_client import Client, ImagegenError
 from imagegen_client.receipts import Receipts
 from imagegen_protocol.conformance.__main__ import main
 from imagegen_protocol.conformance.images import png
+from tests.e2e.conformance import TOOL, results
 from tests.e2e.conftest import BROKER, SIMULATED
 from tests.raw import Peers, ready
-
-TOOL = (sys.executable, "-m", "imagegen_protocol.conformance")
-
-
-class Tool:
-    """The tool as a process that waits for a client or worker."""
-
-    def __init__(self, role, *options):
-        command = [*TOOL, role, "tcp://127.0.0.1:*", *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.endpoint = self._process.stderr.readline().split()[-1]
-
-    def finish(self):
-        """Wait for the end; return the exit status and the table."""
-        table, log = self._process.communicate(timeout=400)
-        return self._process.returncode, table or log
-
-    def stop(self):
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.fixture
-def start_tool():
-    """Start the tool; it is ended with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments):
-            tool = Tool(*arguments)
-            stack.callback(tool.stop)
-            return tool
-
-        yield start
-
-
-def results(table):
-    """Return the result of each requirement; `fail` if one of its checks has failed."""
-    found = {}
-    for requirement, result in re.findall(r"^(R-[\d.]+) +(pass|fail|not tested) ", table, re.MULTILINE):
-        found[requirement] = "fail" if "fail" in (result, found.get(requirement)) else result
-    return found
 
 
 @contextlib.contextmanager
