@@ -1,5 +1,6 @@
 """Checks of a client."""
 
+import time
 from itertools import pairwise
 
 import msgpack
@@ -9,7 +10,13 @@ from imagegen_protocol.conformance.fake_broker import INTERVAL, SILENCE, Upload,
 from imagegen_protocol.conformance.images import png
 from imagegen_protocol.conformance.peers import has, lists, new_id
 from imagegen_protocol.conformance.report import Checks, NotTested, Violation, expect
-from imagegen_protocol.errors import CancelledError, GenerationFailedError, ImagegenError, ProtocolError
+from imagegen_protocol.errors import (
+    CancelledError,
+    GenerationFailedError,
+    ImagegenError,
+    OverloadedError,
+    ProtocolError,
+)
 from imagegen_protocol.frames import decode_from_client
 from imagegen_protocol.messages import (
     Ack,
@@ -278,6 +285,26 @@ def silent_broker(bench: ClientBench) -> str:
     bench.broker.send(Error(code=GenerationFailedError.code, message="a test", request_id=request.id))
     bench.acked(request.id)
     return f"new routing id; resumed at {fetch.offset:,}, and at 0 with another payload_id"
+
+
+@CHECKS("R-4.8", "a client that the broker refuses comes back later")
+def refused(bench: ClientBench) -> str:
+    """Refuse the client once, as a broker with too many clients does."""
+    request = bench.next()
+    number, start = bench.broker.connection_count(), time.monotonic()
+    bench.broker.send(Error(code=OverloadedError.code, message="a test", retry_after_seconds=2.0))
+    bench.broker.is_silent = True
+    seconds = bench.patience + 2 * SILENCE
+    bench.until(lambda: bench.broker.connection_count() > number, "expected a new connection", seconds)
+    waited = time.monotonic() - start
+    bench.broker.is_silent = False
+    bench.broker.heartbeat()
+    expect(waited >= 1.0, f"a new connection after {waited:.2f} s; retry_after_seconds was 2")
+    submits = len(request.submits)
+    bench.until(lambda: len(request.submits) > submits, "expected SUBMIT on the new connection")
+    bench.finish(request)
+    bench.acked(request.id)
+    return f"after {waited:.2f} s; the request ended with its RESULT"
 
 
 @CHECKS("R-2.2", "a payload of SUBMIT is sent as it is asked for")
