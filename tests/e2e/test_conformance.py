@@ -4,16 +4,19 @@ import contextlib
 import subprocess
 import threading
 
+import msgpack
 import pytest
 
+from imagegen_broker import server
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.records import SendWindow, Settings
 from imagegen_broker.core.request_table import RequestTable
-from imagegen_broker.server import Server
 from imagegen_client import Client, ImagegenError
 from imagegen_client.receipts import Receipts
+from imagegen_protocol import decode_from_client
 from imagegen_protocol.conformance.__main__ import main
 from imagegen_protocol.conformance.images import png
+from imagegen_protocol.limits import VERSION
 from tests.e2e.conformance import TOOL, results
 from tests.e2e.conftest import BROKER, SIMULATED
 from tests.raw import Peers, ready
@@ -60,13 +63,13 @@ def requests(endpoint):
 def running_broker():
     """A broker in a thread of this process."""
     settings = Settings(epoch=b"e" * 16, interval=0.2, liveness=10)
-    server = Server(settings, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-    thread = threading.Thread(target=server.run)
+    broker = server.Server(settings, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+    thread = threading.Thread(target=broker.run)
     thread.start()
     try:
-        yield server
+        yield broker
     finally:
-        server.stop()
+        broker.stop()
         thread.join()
 
 
@@ -109,12 +112,18 @@ def begin_again(table, request):
 fetch_payload = RequestTable._fetch_payload
 
 
+def accept_any_version(header):
+    """Decode a header as if it had the right version."""
+    return decode_from_client(msgpack.packb({**msgpack.unpackb(header), "v": VERSION}))
+
+
 @pytest.mark.parametrize(
     ("requirement", "place", "name", "fault"),
     [
         ("R-2.4", RequestTable, "_fetch_payload", begin_again),
         ("R-2.7", SendWindow, "add", ignore),
         ("R-4.6", ClientSessions, "_submitted_again", ignore),
+        ("R-9.2", server, "decode_from_client", accept_any_version),
     ],
 )
 def test_a_fault_of_a_broker_is_found(monkeypatch, capsys, requirement, place, name, fault):
