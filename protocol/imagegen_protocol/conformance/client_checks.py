@@ -84,7 +84,7 @@ def heartbeats(bench: ClientBench) -> str:
     request = bench.next()
     bench.wait(5 * INTERVAL)
     times = [each.at for each in bench.broker.messages if isinstance(each.message, ClientHeartbeat)][-5:]
-    expect(len(times) >= 3, f"{len(times)} heartbeats in {5 * INTERVAL:g} s")
+    expect(len(times) >= 2, f"{len(times)} heartbeats in {5 * INTERVAL:g} s")
     longest = max(later - earlier for earlier, later in pairwise(times))
     expect(longest < SILENCE, f"{longest:.2f} s between two heartbeats")
     bench.finish(request)
@@ -101,7 +101,7 @@ def repeated_submit(bench: ClientBench) -> str:
     expect(_constant_keys(first.header) == _constant_keys(second.header), "the header was changed")
     expect(first.frames == second.frames, "the frames were changed")
     bench.accept(request.id)
-    bench.wait(INTERVAL)
+    bench.wait(2 * INTERVAL)
     number = len(request.submits)
     bench.wait(4 * INTERVAL)
     expect(len(request.submits) == number, "SUBMIT was repeated after ACCEPTED")
