@@ -28,6 +28,11 @@ GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
 HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
+ANSWERS = "imagegen_client.payloads:Payloads."
+TRANSFERS = "imagegen_broker.core.transfers:Transfers."
+DOWNLOAD = "imagegen_protocol.transfers:Download."
+DOWNLOADS = "imagegen_protocol.transfers:Downloads."
+SOURCE = "imagegen_protocol.transfers:_Source."
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,14 +295,14 @@ MUTATIONS = (
     ),
     Mutation(
         "results are not acknowledged",
-        CLIENT + "_receive_result",
-        "self._acks.append(message.request_id)",
+        CLIENT + "_end_acknowledged",
+        "self._receipts.acknowledge(entry.id)",
         "pass",
         ("no_answer_grows_old", "empty_tables"),
     ),
     Mutation(
         "duplicates are delivered twice",
-        CLIENT + "_receive_result",
+        CLIENT + "_receive_answer",
         "return []",
         "return [ev.Complete(message.request_id, ev.Answer(message, payload))]",
         ("one_answer",),
@@ -308,5 +313,117 @@ MUTATIONS = (
         "return before is not None and before != self._session",
         "return False",
         ("one_answer",),
+    ),
+    Mutation(
+        "a receiver ignores its window",
+        DOWNLOADS + "_next_fetch",
+        "source.outstanding + length > source.window or self._outstanding + length > self.window",
+        "False",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a receiver ignores the window of the broker",
+        DOWNLOADS + "configure",
+        "max(MIN_CHUNK_BYTES, max_window)",
+        "1 << 30",
+        ("asked_within_window",),
+    ),
+    Mutation(
+        "a broker ignores which bytes are not confirmed",
+        TRANSFERS + "on_client_fetch",
+        "self.window - client.asked_bytes - client.window.size",
+        "self.window - client.asked_bytes",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a broker relays as much as a client asks for",
+        TRANSFERS + "on_client_fetch",
+        "min(fetch.length, room, relay.total - fetch.offset)",
+        "min(fetch.length, relay.total - fetch.offset)",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a broker relays chunks that the client has not asked for",
+        TRANSFERS + "on_worker_chunk",
+        "not is_expected or not 0 < size <= min(relay.end - relay.position, MAX_CHUNK_BYTES)",
+        "False",
+        ("only_what_was_asked",),
+    ),
+    Mutation(
+        "an answer is fetched from its beginning on each connection",
+        ANSWERS + "begin",
+        "download is None or download.payload_id != header.payload_id",
+        "True",
+        ("resumes_where_it_stopped",),
+    ),
+    Mutation(
+        "what has arrived is dropped with the connection",
+        DOWNLOAD + "restart",
+        "self.asked = len(self._data)",
+        "self._data, self.asked = bytearray(), 0",
+        ("resumes_where_it_stopped",),
+    ),
+    Mutation(
+        "chunks are accepted in any order",
+        DOWNLOAD + "accept",
+        "offset != len(self._data) or ",
+        "",
+        ("right_image", "exact_inputs", "reasoned_errors"),
+    ),
+    Mutation(
+        "an answer is acknowledged before its payload is complete",
+        CLIENT + "_receive_answer",
+        "self._pending.mark_accepted(entry.id)",
+        "self._receipts.acknowledge(entry.id)",
+        ("one_answer", "empty_tables"),
+    ),
+    Mutation(
+        "a request is dispatched before its input images are complete",
+        RECORDS + "Request.is_complete",
+        "bool(self.payload)",
+        "True",
+        ("exact_inputs", "reasoned_errors"),
+    ),
+    Mutation(
+        "only whole messages of a worker are signs of life",
+        WORKERS + "handle",
+        "worker.last_received = now",
+        "worker.last_received = worker.last_received if isinstance(message, Chunk) else now",
+        ("only_the_dead_are_buried",),
+    ),
+    Mutation(
+        "only whole messages of the broker are signs of life",
+        CLIENT + "_receive",
+        "resend_all = self._link.record_message(now)",
+        "resend_all = not isinstance(message, messages.Chunk) and self._link.record_message(now)",
+        ("healthy_links_hold",),
+    ),
+    Mutation(
+        "a slow worker is asked for as much as the fastest",
+        SOURCE + "__init__",
+        "self.window = INITIAL_WINDOW_BYTES",
+        "self.window = DEFAULT_FETCH_WINDOW_BYTES",
+        ("only_the_dead_are_buried", "healthy_links_hold"),
+    ),
+    Mutation(
+        "a slow worker sends as much inline as its client permits",
+        WORKER + "_send_answer",
+        "min(held.inline_bytes, DEFAULT_INLINE_BYTES)",
+        "held.inline_bytes",
+        ("only_the_dead_are_buried", "healthy_links_hold"),
+    ),
+    Mutation(
+        "stalled payloads hold the window",
+        DOWNLOADS + "_count",
+        "if download.stalls:",
+        "if False:",
+        ("no_answer_grows_old", "one_answer"),
+    ),
+    Mutation(
+        "a payload that waits behind others is asked for again",
+        DOWNLOADS + "_stalls_at",
+        "_PATIENCE * self._source_of(download).answer_seconds",
+        "0.0",
+        ("made_once", "healthy_links_hold"),
     ),
 )

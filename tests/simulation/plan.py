@@ -301,6 +301,7 @@ def everything(dice: random.Random) -> dict[str, object]:
         "held_count": dice.choice([8, 1024]),
         "max_requests": dice.choice([40, 10_000]),
         "retry_overloaded": True,
+        "held_seconds": 60.0,
         "answer_bytes": (30, 30, 30_000, 100_000),
         "input_bytes": (30, 50_000),
         "input_share": dice.choice([0.0, 0.1]),

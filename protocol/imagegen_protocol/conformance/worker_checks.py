@@ -307,7 +307,7 @@ def silent_broker(bench: WorkerBench) -> str:
 def drain(bench: WorkerBench) -> str:
     """Drain a worker that is full; it has to be the last check."""
     ready = bench.registered()
-    ids = [bench.work() for _ in range(min(ready.capacity, 8))]
+    ids = [bench.work() for _ in range(min(ready.capacity, 64))]
     bench.report(lambda report: set(ids) <= held(report), "expected a report that lists all requests")
     bench.broker.send(Drain())
     late = bench.work()
