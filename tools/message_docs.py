@@ -14,6 +14,7 @@ _NUMBERS = {2**40: "2⁴⁰", 2**63 - 1: "2⁶³−1", 1e-6: "0.000001"}
 _NAME = get_args(messages.Name)[1].pattern
 _PATTERNS = {
     get_args(messages.Address)[1].pattern: "HOST:PORT, ≤ 300 characters",
+    get_args(messages.Code)[1].pattern: "1 … 64 characters of a–z, 0–9 and _, a letter first",
     get_args(messages.Traceparent)[1].pattern: "55 characters, see *Traces*",
 }
 
@@ -63,8 +64,8 @@ def _type_and_range(type_: inspect.Type) -> tuple[str, str]:
             return ("id", f"{most} bytes") if least == most else ("bin", f"0 … {most} bytes")
         case inspect.StrType(pattern=pattern, max_length=most) if pattern == _NAME:
             return "name", f"1 … {most} characters"
-        case inspect.StrType(pattern=pattern):
-            return "str", _PATTERNS[pattern] if pattern else "any"
+        case inspect.StrType(pattern=pattern, max_length=most):
+            return "str", _PATTERNS[pattern] if pattern else f"≤ {most:,} characters" if most else "any"
         case inspect.LiteralType(values=values):
             return "str", ", ".join(f"`{value}`" for value in values)
         case inspect.StructType():

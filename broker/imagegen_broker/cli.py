@@ -24,6 +24,7 @@ from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
+from imagegen_common.descriptors import raise_descriptor_limit
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import SystemdNotifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
@@ -34,6 +35,8 @@ from imagegen_protocol.limits import DEFAULT_FETCH_WINDOW_BYTES, ID_BYTES, MAX_P
 
 _log = logging.getLogger("imagegen.broker")
 
+_OTHER_DESCRIPTORS = 2000
+"""Descriptors for workers, HTTP and files."""
 _FILE = click.Path(path_type=Path)
 
 
@@ -157,6 +160,11 @@ class _Seconds(click.FloatRange):
 @click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
 @click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
 @click.option(
+    "--bind-worker-names/--no-bind-worker-names",
+    default=False,
+    help="Let the worker with the key NAME.key register only as NAME, or as NAME- and something more.",
+)
+@click.option(
     "--insecure/--no-insecure",
     default=False,
     help="Allow unencrypted connections from other machines.",
@@ -209,6 +217,8 @@ def main(**options: Any) -> None:
         access, http_address = _check(options)
         end_check(context)
         keep_freed_memory()
+        # Connections are counted only after their handshake.
+        raise_descriptor_limit(2 * options["max_clients"] + _OTHER_DESCRIPTORS)
         notifier = SystemdNotifier(os.environ)
         targets = None if targets_path is None else TargetsFile(targets_path)
         show_workers = None if targets is None else targets.show
@@ -243,7 +253,8 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 def _check(options: Mapping[str, Any]) -> tuple[Access | None, tuple[str, int] | None]:
     """Return the access control and the address of HTTP. Raises `ConfigError` or `KeyFileError`."""
-    access = make_access(options["key"], options["authorized_clients"], options["authorized_workers"])
+    folders = options["authorized_clients"], options["authorized_workers"]
+    access = make_access(options["key"], *folders, bind_names=options["bind_worker_names"])
     for name in ("frontend", "backend"):
         check_endpoint(f"--{name}", options[name], open_to_all=options["insecure"] or access is not None)
     with errors_of("--http"):

@@ -1,5 +1,6 @@
 """The broker's HTTP: `/stats`, `/metrics`, `/healthz`, `/readyz`, on separate threads."""
 
+import ipaddress
 import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -25,8 +26,8 @@ class HttpServer:
 
     def __init__(self, host: str, port: int, get_snapshot: Callable[[float], Snapshot]) -> None:
         """Bind. Raises OSError if the address can't be bound."""
-        handler = type("Handler", (_Handler,), {"get_snapshot": staticmethod(get_snapshot)})
-        self._server = ThreadingHTTPServer((host, port), handler)
+        fields = {"get_snapshot": staticmethod(get_snapshot), "is_local": is_local_name(host)}
+        self._server = ThreadingHTTPServer((host, port), type("Handler", (_Handler,), fields))
         self._server.daemon_threads = True
         bound_host, bound_port = self._server.server_address[:2]
         self.address = f"{bound_host!s}:{bound_port}"
@@ -42,12 +43,17 @@ class HttpServer:
 
 class _Handler(BaseHTTPRequestHandler):
     get_snapshot: Callable[[float], Snapshot]
+    is_local: bool
     timeout = 10
     server_version = "imagegen-broker"
     sys_version = ""
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.is_local and not is_local_name(self.headers.get("Host", "localhost")):
+            # A web page can make its own name lead to this address, and read the answer.
+            self._reply(421, "text/plain", "this address is served as localhost or 127.0.0.1 only\n")
+            return
         path = self.path.partition("?")[0]
         if path not in ("/stats", "/metrics", "/healthz", "/readyz"):
             self._reply(404, "text/plain", "not found; try /stats, /metrics, /healthz or /readyz\n")
@@ -82,3 +88,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug("%s %s", self.address_string(), format % args)
+
+
+def is_local_name(host: str) -> bool:
+    """Return whether a host, with or without a port, is `localhost` or a loopback address."""
+    name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+    if host.count(":") > 1 and not host.startswith("["):
+        name = host  # an IPv6 address without a port
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

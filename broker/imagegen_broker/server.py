@@ -37,7 +37,7 @@ from imagegen_broker.core.snapshot import View, status
 from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log_all
 from imagegen_common.notify import SystemdNotifier
-from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.errors import ProtocolError, UnauthorizedError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
 from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES
 from imagegen_protocol.messages import Error, Message, Ready, Result
@@ -51,6 +51,9 @@ _MAX_MESSAGES_PER_ROUND = 256
 _CLIENT_SEND_QUEUE = 512
 """Messages that may wait for one slow client. Beyond it the broker drops them and sends answers again later. It is
 twice the number of requests that the client's `map` keeps in flight."""
+
+_HANDSHAKE_MS = 10_000
+"""Time for a handshake. A connection that does not begin one occupies a descriptor for so long."""
 
 _MAX_COPIED_BYTES = 4096
 """Smaller frames are copied, which is cheaper than keeping a reference to the frame of the socket."""
@@ -227,6 +230,7 @@ class Server:
         # timers of libzmq abort the process on it. Peers take a new routing id for each socket instead.
         socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.setsockopt(zmq.SNDHWM, send_queue)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
         # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
@@ -244,7 +248,7 @@ class Server:
         return socket
 
     def _read(
-        self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames], None], allowed: AllowList | None
+        self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames, bytes], None], allowed: AllowList | None
     ) -> None:
         """Read the available messages frame by frame; `frame.more` is twice as fast as asking the socket."""
         for _ in range(_MAX_MESSAGES_PER_ROUND):
@@ -260,13 +264,14 @@ class Server:
                 more = frame.more
                 if len(frames) <= MAX_FRAMES:
                     frames.append(frame.bytes if len(frame) <= _MAX_COPIED_BYTES else frame)
-            if allowed is not None and isinstance(first, zmq.Frame) and not allowed.allows(_key_of(first)):
+            key = b"" if isinstance(first, bytes) else _key_of(first)
+            if allowed is not None and not allowed.allows(key):
                 # libzmq checks the key at the handshake only; a revoked key would keep its connection.
                 self.core.handle(KeyRevoked(allowed.role, peer), time.monotonic())
                 continue
-            read(peer, frames)
+            read(peer, frames, key)
 
-    def _read_from_client(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_client(self, peer: bytes, frames: Frames, key: bytes) -> None:
         now = time.monotonic()
         try:
             message = decode_from_client(_header(frames))
@@ -274,18 +279,26 @@ class Server:
         except ProtocolError as problem:
             self.core.handle(Malformed("clients", peer, problem), now)
             return
-        self.core.handle(ReceivedFromClient(peer, message, frames[1:]), now)
+        self.core.handle(ReceivedFromClient(peer, message, frames[1:], key), now)
 
-    def _read_from_worker(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_worker(self, peer: bytes, frames: Frames, key: bytes) -> None:
         now = time.monotonic()
         try:
             header = _header(frames)
             message = decode_from_worker(header)
             _check_frames(frames, message)
+            if isinstance(message, Ready):
+                self._check_name(key, message.name)
         except ProtocolError as problem:
             self.core.handle(Malformed("workers", peer, problem), now)
             return
         self.core.handle(ReceivedFromWorker(peer, message, header, frames[1:]), now)
+
+    def _check_name(self, key: bytes, name: str) -> None:
+        """Raise `UnauthorizedError` if a worker's key does not allow its name."""
+        if self._access is not None and not self._access.may_register(key, name):
+            own = self._access.lists["workers"].name_of(key)
+            raise UnauthorizedError(f"the key {own!r} may only register as {own!r} or '{own}-…', not as {name!r}")
 
     def _perform(self, actions: Sequence[Action]) -> None:
         lines: list[LogEvent] = []

@@ -52,7 +52,8 @@ class Payloads:
         assert header.payload_id is not None, "the header was checked"
         download = entry.download
         if download is None or download.payload_id != header.payload_id:
-            download = entry.download = Download(entry.id, header.payload_id, header.frame_bytes)
+            source = header.worker if isinstance(header, Result) else ""
+            download = entry.download = Download(entry.id, header.payload_id, header.frame_bytes, source)
             entry.header = header
         if self._downloads.get(entry.id) is download:
             return []

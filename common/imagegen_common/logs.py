@@ -32,6 +32,10 @@ REPORT_SECONDS = 5.0
 EXIT_SECONDS = 2.0
 """Maximum time that the end of the process waits for stderr to take the remaining lines."""
 
+BURST_LINES = 20
+"""Maximum number of warnings or errors with the same text in a second."""
+_MAX_TEXTS = 1000
+
 _PLAIN = re.compile(r"[^\s\"=]+")
 _log = logging.getLogger("imagegen")
 _encode = json.JSONEncoder(default=str).encode  # `json.dumps` would create an encoder for each line
@@ -123,13 +127,45 @@ def _show(value: object) -> str:
     return text if text.isalnum() or _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
+class BurstLimiter:
+    """Limits the warnings and errors of one text in a second: peers that fail in a loop cause them."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, tuple[int, int]] = {}
+        """The present second of each text, and the number of its lines in it."""
+
+    def limit(self, lines: Sequence[Line], now: float) -> list[Line]:
+        """Return the lines to write; the first one of a later second states how many were left out."""
+        kept: list[Line] = []
+        for level, text, fields in lines:
+            if level < logging.WARNING:
+                kept.append((level, text, fields))
+                continue
+            second, count = self._seconds.get(text, (0, 0))
+            if second != int(now):
+                left_out = {"left_out": count - BURST_LINES} if count > BURST_LINES else {}
+                kept.append((level, text, {**fields, **left_out}))
+                second, count = int(now), 0
+            elif count < BURST_LINES:
+                kept.append((level, text, fields))
+            if len(self._seconds) >= _MAX_TEXTS and text not in self._seconds:
+                self._seconds.clear()
+            self._seconds[text] = second, count + 1
+        return kept
+
+
+_limiter = BurstLimiter()
+
+
 def log(logger: logging.Logger, level: int, text: str, **fields: Any) -> None:
-    """Log a message with fields."""
-    _handle(logger, level, text, fields)
+    """Log a message with fields, unless there are too many of it."""
+    for each in _limiter.limit([(level, text, fields)], time.monotonic()):
+        _handle(logger, *each)
 
 
 def log_all(logger: logging.Logger, lines: Sequence[Line]) -> None:
     """Log several messages in one write, without records if stderr is the logger's only output."""
+    lines = _limiter.limit(lines, time.monotonic())
     handler = _only_handler(logger)
     if handler is None or not handler.enqueue_lines(logger, lines):
         for level, text, fields in lines:

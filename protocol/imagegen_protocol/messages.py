@@ -16,8 +16,10 @@ from imagegen_protocol.limits import (
     DEFAULT_INLINE_BYTES,
     ID_BYTES,
     MAX_CHUNK_BYTES,
+    MAX_CODE_LENGTH,
     MAX_COUNT,
     MAX_DURATION_SECONDS,
+    MAX_ERROR_MESSAGE_LENGTH,
     MAX_FETCH_BYTES,
     MAX_FLOAT,
     MAX_FRAME_BYTES,
@@ -47,6 +49,7 @@ from imagegen_protocol.limits import (
 Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+Code = Annotated[str, Meta(max_length=MAX_CODE_LENGTH, pattern=r"^[a-z][a-z0-9_]*\Z")]
 Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
 Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
 """HOST:PORT; an IPv6 host is in brackets."""
@@ -227,8 +230,8 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The description of one image frame of a RESULT."""
 
-    format: str
-    """File format: `png`, `jpeg` or `webp`."""
+    format: Literal["png", "jpeg", "webp"]
+    """File format."""
     width: SidePixels
     """Width in pixels."""
     height: SidePixels
@@ -247,11 +250,11 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
     """Id of the request."""
     attempt: Count = 1
     """Number of the attempt that succeeded; from 1."""
-    worker: str
+    worker: Name
     """Name of the worker."""
-    model: str
+    model: Name
     """Name of the model."""
-    images: list[ImageInfo]
+    images: Annotated[list[ImageInfo], Meta(max_length=MAX_PAYLOAD_FRAMES)]
     """Descriptions of the image frames, in their order."""
     batch_size: Count = 1
     """Number of requests in the batch, this one included."""
@@ -272,9 +275,9 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
 class Error(Message, tag="error", frozen=True, kw_only=True):
     """The terminal answer of a request that failed; without `request_id`, a report about another message."""
 
-    code: str
+    code: Code
     """Error code."""
-    message: str
+    message: Annotated[str, Meta(max_length=MAX_ERROR_MESSAGE_LENGTH)]
     """Description for people."""
     request_id: Id | None = None
     """Id of the request; None if there is none, or it can't be read."""

@@ -75,6 +75,10 @@ class Totals(Record, frozen=True, kw_only=True):
     workers_stuck: Peers = 0
     clients_lost: Peers = 0
     malformed: Messages = 0
+    received_bytes: Bytes = 0
+    """Bytes of input images received in chunks."""
+    relayed_bytes: Bytes = 0
+    """Bytes of generated images relayed in chunks."""
     dropped: Messages = 0
     """Messages that a peer's connection did not accept."""
     answered: dict[str, Requests] = {}
@@ -171,6 +175,9 @@ class Statistics(Record, frozen=True, kw_only=True):
     queued_requests: Requests = 0
     """Requests that wait at the broker; the same as `requests.queued`."""
     held_bytes: Bytes = 0
+    """Size of the requests that the broker holds, input images included."""
+    transfer_bytes: Bytes = 0
+    """Bytes of images that peers have asked for or not confirmed."""
     limits: Limits = Limits()
     answers_per_second: Rate = 0.0
     totals: Totals = Totals()

@@ -26,6 +26,12 @@ Buffer = bytes | bytearray | memoryview
 
 INITIAL_WINDOW_BYTES = 16 * 1024
 MIN_WINDOW_BYTES = 2 * MIN_CHUNK_BYTES
+MAX_SOURCES = 1024
+"""Senders whose windows are remembered."""
+_PATIENCE = 2.0
+"""Multiple of the time that answers usually take after which a payload counts as stalled, if it is longer than the
+liveness time."""
+_MAX_STALL_FACTOR = 16
 _FAST, _SLOW = 0.25, 1.0
 """Intervals that the answer to a FETCH takes: below the first the window doubles, above the second it halves."""
 
@@ -63,18 +69,34 @@ class _Ask(NamedTuple):
     """A FETCH whose chunks have not all arrived."""
 
     end: int
-    length: int
     sent_at: float
+    outstanding: int
+    """Bytes asked for on the connection, these included."""
+    source_outstanding: int
+    """Bytes asked for of the same sender, these included."""
 
 
 class Download:
     """One payload on its way; it arrives in order, from the first byte to the last."""
 
-    __slots__ = ("_data", "_sizes", "active_at", "asked", "asks", "payload_id", "request_id", "stalls", "total")
+    __slots__ = (
+        "_data",
+        "_sizes",
+        "active_at",
+        "asked",
+        "asks",
+        "payload_id",
+        "request_id",
+        "source",
+        "stalls",
+        "total",
+    )
 
-    def __init__(self, request_id: bytes, payload_id: bytes, frame_bytes: Sequence[int]) -> None:
+    def __init__(self, request_id: bytes, payload_id: bytes, frame_bytes: Sequence[int], source: str = "") -> None:
+        """`source` is the name of the sender, if several send over one connection."""
         self.request_id = request_id
         self.payload_id = payload_id
+        self.source = source
         self._sizes = tuple(frame_bytes)
         self.total = sum(frame_bytes)
         """Size of the payload in bytes."""
@@ -121,11 +143,31 @@ class Download:
         return [whole[start:stop] for start, stop in pairwise(accumulate(self._sizes, initial=0))]
 
 
-class Downloads:
-    """The payloads that one peer receives on one connection, the oldest first. Times are monotonic seconds.
+class _Source:
+    """A sender of payloads: several may send over one connection, each over a link of its own."""
 
-    The bytes that were asked for and have not arrived never exceed the window. A payload of which no chunk arrives
-    for the liveness time is asked for again; that time doubles up to 16 times while nothing arrives.
+    __slots__ = ("answer_seconds", "outstanding", "unasked", "window")
+
+    def __init__(self) -> None:
+        self.window = INITIAL_WINDOW_BYTES
+        self.outstanding = 0
+        """Bytes asked for, without those of stalled downloads."""
+        self.unasked: OrderedDict[bytes, Download] = OrderedDict()
+        """Downloads of which not all bytes were asked for, without stalled ones."""
+        self.answer_seconds = 0.0
+        """Seconds that the answer to a FETCH takes."""
+
+
+class Downloads:
+    """The payloads that one peer receives on one connection, the oldest of each sender first.
+
+    The bytes that were asked for and have not arrived never exceed the window, nor those of one sender the window
+    of the sender: both adapt to the time that the answer to a FETCH takes. Times are monotonic seconds.
+
+    A payload of which no chunk arrives for the liveness time is *stalled*: its sender may be gone. It is asked for
+    again with a small FETCH, which does not count towards the adapted windows, so that it delays no other payload.
+    The time until it is asked for again doubles up to 16 times while nothing arrives, and is longer where answers
+    take longer.
     """
 
     def __init__(self) -> None:
@@ -133,11 +175,17 @@ class Downloads:
         self.token = b""
         """Token of the last chunk or preview received on this connection."""
         self._by_id: dict[bytes, Download] = {}
-        self._unasked: OrderedDict[bytes, Download] = OrderedDict()
-        """Downloads of which not all bytes were asked for."""
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._waiting: dict[str, _Source] = {}
+        """The senders that have `unasked` downloads."""
+        self._stalled: OrderedDict[bytes, Download] = OrderedDict()
+        """Stalled downloads that are not asked for at present."""
         self._active: dict[bytes, Download] = {}
-        """Downloads with outstanding bytes; few, because the window is divided into pieces."""
+        """Downloads with outstanding bytes; few, because the windows are divided into pieces."""
         self._outstanding = 0
+        """Bytes asked for, without those of stalled downloads."""
+        self._retried = 0
+        """Bytes asked for of stalled downloads."""
         self._interval = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
         self._liveness = DEFAULT_LIVENESS
         self._max_window = DEFAULT_FETCH_WINDOW_BYTES
@@ -153,7 +201,7 @@ class Downloads:
     @property
     def outstanding(self) -> int:
         """Number of bytes that were asked for and have not arrived."""
-        return self._outstanding
+        return self._outstanding + self._retried
 
     def configure(self, interval: float, liveness: int, max_window: int) -> None:
         """Apply the settings that the broker announces: seconds, intervals, bytes."""
@@ -165,20 +213,75 @@ class Downloads:
         """Return the download of a request."""
         return self._by_id.get(request_id)
 
+    # ---- what is fetched ---------------------------------------------------------------------------------
+
     def add(self, download: Download) -> None:
         """Fetch a payload, in place of another one of the same request; it may have arrived in part."""
         self.remove(download.request_id)
         download.restart()
-        self._by_id[download.request_id] = self._unasked[download.request_id] = download
+        download.stalls = 0
+        self._by_id[download.request_id] = download
+        self._queue(download)
 
     def remove(self, request_id: bytes) -> Download | None:
         """Stop fetching the payload of a request; return it, None if there is none."""
         download = self._by_id.pop(request_id, None)
         if download is not None:
-            self._unasked.pop(request_id, None)
-            self._active.pop(request_id, None)
-            self._outstanding -= download.outstanding
+            self._withdraw(download)
         return download
+
+    def restart(self) -> None:
+        """Ask again for everything that is missing, on a new connection."""
+        self.window = min(INITIAL_WINDOW_BYTES, self._max_window)
+        self.token = b""
+        self._outstanding = self._retried = 0
+        for table in (self._active, self._stalled, self._sources, self._waiting):
+            table.clear()
+        for download in self._by_id.values():
+            download.restart()
+            download.stalls = 0
+            self._queue(download)
+
+    def _queue(self, download: Download) -> None:
+        source = self._waiting[download.source] = self._source_of(download)
+        source.unasked[download.request_id] = download
+
+    def _source_of(self, download: Download) -> _Source:
+        source = self._sources.get(download.source)
+        if source is None:
+            source = self._sources[download.source] = _Source()
+            if len(self._sources) > MAX_SOURCES:
+                self._forget_source()
+        return source
+
+    def _forget_source(self) -> None:
+        """Forget the window of the oldest sender of which nothing is fetched; it starts anew."""
+        used = {download.source for download in self._by_id.values()}
+        oldest = next((name for name in self._sources if name not in used), None)
+        if oldest is not None:
+            del self._sources[oldest]
+
+    def _withdraw(self, download: Download) -> None:
+        """Remove a download from the counts and queues of what is asked for."""
+        self._unqueue(download)
+        self._stalled.pop(download.request_id, None)
+        self._active.pop(download.request_id, None)
+        self._count(download, -download.outstanding)
+
+    def _unqueue(self, download: Download) -> None:
+        source = self._source_of(download)
+        source.unasked.pop(download.request_id, None)
+        if not source.unasked:
+            self._waiting.pop(download.source, None)
+
+    def _count(self, download: Download, change: int) -> None:
+        if download.stalls:
+            self._retried += change
+        else:
+            self._outstanding += change
+            self._source_of(download).outstanding += change
+
+    # ---- chunks ------------------------------------------------------------------------------------------
 
     def on_chunk(self, chunk: Chunk, data: Buffer, now: float) -> Download | None:
         """Accept a chunk; return its download if it is complete now, which is removed."""
@@ -187,85 +290,110 @@ class Downloads:
         download = self._by_id.get(chunk.request_id)
         if download is None or download.payload_id != chunk.payload_id:
             return None
-        before = download.outstanding
+        before, was_stalled = download.outstanding, download.stalls > 0
         if not download.accept(chunk.offset, data):
             return None
-        self._outstanding += download.outstanding - before
+        self._count(download, -before)
         download.active_at, download.stalls = now, 0
+        self._count(download, download.outstanding)
+        if was_stalled:
+            self._stalled.pop(download.request_id, None)
+            self._queue(download)
         if not download.outstanding:
             self._active.pop(download.request_id, None)
         self._measure(download, now)
         return self.remove(download.request_id) if download.is_complete else None
 
     def _measure(self, download: Download, now: float) -> None:
-        """Adapt the window to the time that a completed FETCH took."""
+        """Adapt the windows to the time that a completed FETCH took."""
         while download.asks and download.received >= download.asks[0].end:
             ask = download.asks.popleft()
             seconds = now - ask.sent_at
+            source = self._source_of(download)
+            source.answer_seconds = max(seconds, source.answer_seconds / 2)
             if seconds > _SLOW * self._interval:
-                self._halve_window()
-            elif seconds < _FAST * self._interval and ask.length >= self.window // 4:
-                self.window = min(self._max_window, 2 * self.window)
+                self._shrink(download)
+            elif seconds < _FAST * self._interval:
+                if ask.source_outstanding >= source.window // 4:
+                    source.window = min(self._max_window, 2 * source.window)
+                if ask.outstanding >= self.window // 4:
+                    self.window = min(self._max_window, 2 * self.window)
 
-    def _halve_window(self) -> None:
+    def _shrink(self, download: Download) -> None:
+        source = self._source_of(download)
+        source.window = max(MIN_WINDOW_BYTES, source.window // 2)
         self.window = min(self._max_window, max(MIN_WINDOW_BYTES, self.window // 2))
 
+    # ---- fetches -----------------------------------------------------------------------------------------
+
     def fetches(self, now: float) -> list[Fetch]:
-        """Return the FETCHes to send now."""
+        """Return the FETCHes to send now; the senders take turns."""
         for download in list(self._active.values()):
             if now >= self._stalls_at(download):
-                self._ask_again(download)
+                self._stall(download)
         messages: list[Fetch] = []
-        while self._unasked and (fetch := self._next_fetch(now)) is not None:
+        turns = deque(self._waiting.values())
+        while turns and self._outstanding < self.window:
+            source = turns.popleft()
+            if (fetch := self._next_fetch(source, now)) is not None:
+                messages.append(fetch)
+                if source.unasked:
+                    turns.append(source)
+        while self._stalled and (fetch := self._next_retry(now)) is not None:
             messages.append(fetch)
         return messages
 
-    def _ask_again(self, download: Download) -> None:
-        self._outstanding -= download.outstanding
+    def _stall(self, download: Download) -> None:
+        self._withdraw(download)
         download.restart()
         download.stalls += 1
-        self._halve_window()
-        del self._active[download.request_id]
-        self._unasked[download.request_id] = download
+        self._shrink(download)
+        self._stalled[download.request_id] = download
 
-    def _next_fetch(self, now: float) -> Fetch | None:
-        request_id, download = next(iter(self._unasked.items()))
-        piece = max(MIN_CHUNK_BYTES, self.window // 2)
-        length = min(piece, download.total - download.asked, MAX_FETCH_BYTES)
-        if self._outstanding + length > self.window:
+    def _next_retry(self, now: float) -> Fetch | None:
+        request_id, download = next(iter(self._stalled.items()))
+        length = min(MIN_CHUNK_BYTES, download.total - download.asked)
+        if self.outstanding + length > self._max_window:
             return None
+        del self._stalled[request_id]
+        return self._ask(download, length, MIN_CHUNK_BYTES, now)
+
+    def _next_fetch(self, source: _Source, now: float) -> Fetch | None:
+        download = next(iter(source.unasked.values()))
+        piece = max(MIN_CHUNK_BYTES, min(self.window, source.window) // 2)
+        length = min(piece, download.total - download.asked, MAX_FETCH_BYTES)
+        if source.outstanding + length > source.window or self._outstanding + length > self.window:
+            return None
+        if self.outstanding + length > self._max_window:
+            return None
+        if download.asked + length == download.total:
+            self._unqueue(download)
+        return self._ask(download, length, min(piece, MAX_CHUNK_BYTES), now)
+
+    def _ask(self, download: Download, length: int, chunk_bytes: int, now: float) -> Fetch:
         fetch = Fetch(
-            request_id=request_id,
+            request_id=download.request_id,
             payload_id=download.payload_id,
             offset=download.asked,
             length=length,
-            chunk_bytes=min(piece, MAX_CHUNK_BYTES),
+            chunk_bytes=chunk_bytes,
             token=self.token,
         )
         if not download.outstanding:
             download.active_at = now
-            self._active[request_id] = download
+            self._active[download.request_id] = download
         download.asked += length
-        download.asks.append(_Ask(download.asked, length, now))
-        self._outstanding += length
-        if download.asked == download.total:
-            del self._unasked[request_id]
+        self._count(download, length)
+        outstanding = self._source_of(download).outstanding
+        download.asks.append(_Ask(download.asked, now, self._outstanding, outstanding))
         return fetch
-
-    def restart(self) -> None:
-        """Ask again for everything that is missing, on a new connection."""
-        self.window = min(INITIAL_WINDOW_BYTES, self._max_window)
-        self.token = b""
-        self._outstanding = 0
-        self._active.clear()
-        self._unasked = OrderedDict(self._by_id)
-        for download in self._by_id.values():
-            download.restart()
-            download.stalls = 0
 
     def _stalls_at(self, download: Download) -> float:
         """Return when an active download is asked for again if no chunk of it arrives."""
-        return download.active_at + self._interval * self._liveness * (1 << min(download.stalls, 4))
+        silence = self._interval * self._liveness
+        # The sender may have much to send to others: then asking again only makes that more.
+        usual = min(_PATIENCE * self._source_of(download).answer_seconds, _MAX_STALL_FACTOR * silence)
+        return download.active_at + max(silence * min(1 << download.stalls, _MAX_STALL_FACTOR), usual)
 
     def deadline(self) -> float:
         """Return when `fetches` is due although no chunk arrives; infinite if nothing was asked for."""

@@ -190,3 +190,23 @@ def test_a_broker_with_bad_files_only_does_not_start(keys):
     break_a_file(keys / "clients")
     with pytest.raises(KeyFileError, match=r"no key file in .* can be used: .*broken\.key"):
         Access(read_key_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+
+
+def test_a_key_can_be_bound_to_the_name_of_its_worker(start_broker, keys, enter):
+    folders = keys / "clients", keys / "workers"
+    broker = start_broker(access=Access(read_key_pair(keys / "broker.key_secret"), *folders, bind_names=True))
+    worker = enter(broker.backend_endpoint, "workers/gpu0.key_secret")
+    for name in ("gpu1", "gpu01", "raw"):
+        ready_as(worker, name)
+        error, _ = worker.receive("error")
+        assert error["code"] == "unauthorized"
+        assert "'gpu0'" in error["message"]
+    ready_as(worker, "gpu0-1")
+    assert worker.receive("heartbeat")[0]["session"] > 0
+
+
+def ready_as(worker, name):
+    """Ask for registration under a name."""
+    fields = {"host": "here", "gpu_id": 0, "device": "cpu", "backend": "none", "models": ["m"]}
+    header = {"worker_id": os.urandom(16), "name": name, "capacity": 1, "max_batch_size": 1, **fields}
+    worker.send({"type": "ready", **header})

@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.broker import BrokerCore
@@ -16,7 +17,9 @@ from imagegen_broker.core.events import (
 from imagegen_broker.core.records import Settings, State
 from imagegen_protocol.messages import (
     Ack,
+    Chunk,
     Error,
+    Fetch,
     Goodbye,
     Progress,
     Ready,
@@ -29,6 +32,7 @@ from imagegen_protocol.messages import (
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
+from tests.simulation.receiving import Receiving
 from tests.simulation.witness import INTERVAL, LIVENESS
 
 if TYPE_CHECKING:
@@ -59,6 +63,14 @@ class Told:
         """None: all models."""
 
 
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A FETCH, and the bytes of it that were not sent yet."""
+
+    fetch: Fetch
+    left: int
+
+
 class BrokerPeer(Peer):
     """One run of a broker."""
 
@@ -78,6 +90,9 @@ class BrokerPeer(Peer):
             max_bytes=plan.max_bytes,
             max_bytes_per_client=plan.max_bytes_per_client,
             max_unacknowledged_per_client=plan.max_unacknowledged_per_client,
+            fetch_window_bytes=plan.fetch_window_bytes,
+            max_transfer_bytes=plan.max_transfer_bytes,
+            secret=world.dice.randbytes(16),
             step_timeout=plan.step_timeout,
             max_recent_ids=plan.tombstones,
             default_model="m",
@@ -93,12 +108,19 @@ class BrokerPeer(Peer):
         """For the fair share: when each client had its last turn, by model and priority; local times."""
         self.held_at: dict[bytes, float] = {}
         """When each client was last held out of the dispatch; local times."""
+        self.requeues: dict[bytes, dict[str, int]] = {}
+        """The core's counts of why each request came back, when it was given to a worker last."""
+        self.queued_at: dict[bytes, float] = {}
+        """When the payload of a request was complete, if it was fetched; local times."""
         self.answered: set[bytes] = set()
         """Ids whose answer from a worker was taken, and that were not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
         self.given_at: dict[bytes, float] = {}
         """The last attempt of each request that it gave out, and its local time."""
         self.acknowledged: set[bytes] = set()
+        self.receiving = Receiving(self)
+        self.asked: dict[bytes, list[Asked]] = defaultdict(list)
+        """The FETCHes of each client that are not answered."""
         self._settles = 0
         self._lost = (0, 0)
         self.settle()
@@ -123,7 +145,13 @@ class BrokerPeer(Peer):
                 self.acknowledged.update(i for i in message.request_ids if i in requests)
             elif isinstance(message, Goodbye):
                 self.clients.pop(line.id, None)
+            elif isinstance(message, Fetch):
+                self.asked[line.id].append(Asked(message, message.length))
+            elif isinstance(message, Chunk):
+                self.receiving.on_chunk(line.id, message, frames)
             self.core.handle(ReceivedFromClient(line.id, message, frames), now)
+            if isinstance(message, Chunk):
+                self._note_queued(message.request_id)
         else:
             # The core passes a worker's header on unread, so it need not be bytes here.
             self.core.handle(ReceivedFromWorker(dialer.id, message, message, frames), now)
@@ -132,6 +160,11 @@ class BrokerPeer(Peer):
                 if request is not None and request.state is State.DELIVERED:
                     self.answered.add(request.id)
             self._note_worker(dialer, message)
+
+    def _note_queued(self, request_id: bytes) -> None:
+        request = self.core.table.requests.get(request_id)
+        if request is not None and request.state is State.QUEUED:
+            self.queued_at.setdefault(request_id, self.local())
 
     def _note_worker(self, worker: Peer, message: Any) -> None:
         told = self.workers.get(worker.id)
@@ -183,14 +216,13 @@ class BrokerPeer(Peer):
     def settle(self) -> None:
         """Let the core settle; judge and send what it returns."""
         world, core = self.world, self.core
+        self.receiving.keep_only(core.table.requests)
         actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
         counters = core.table.counters
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
             self._note_burials()
-        if core.scheduler.queue.paused_clients:
-            held = (client_id for client_id in core.clients.by_id if core.scheduler.queue.is_paused(client_id))
-            self.held_at.update(dict.fromkeys(held, self.local()))
+        self._note_paused()
         invariants.after_settle(world, self)
         for action in actions:
             if isinstance(action.message, Work):
@@ -218,16 +250,28 @@ class BrokerPeer(Peer):
                 if world.recording:
                     world.tell_message(f"NOT TAKEN {self.name} -> {self.peer_name(action)}", message)
                 core.handle(SendFailed(action), self.local())
+        self._note_paused()
         self._settles += 1
         if self._settles % CHECK_EVERY == 0:
             invariants.now_and_then(world, self)
         self.arm(core.next_deadline())
+
+    def _note_paused(self) -> None:
+        queue = self.core.scheduler.queue
+        if queue.paused_clients:
+            paused = (client_id for client_id in self.core.clients.by_id if queue.is_paused(client_id))
+            self.held_at.update(dict.fromkeys(paused, self.local()))
 
     def peer_name(self, action: Any) -> str:
         """Return to whom an action goes."""
         return (action.client_id if isinstance(action, SendToClient) else action.worker_id).decode()
 
     def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
+        line = self.lines.get(peer_id)
+        if line is not None and line.dialer.is_client:
+            invariants.on_message_to_client(self, peer_id, message, payload)
+            if isinstance(message, Fetch):
+                self.receiving.on_fetch(peer_id, message)
         return self.world.network.send_down(self, peer_id, message, payload)
 
     def _note_burials(self) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from imagegen_client.core import ClientCore
 from imagegen_client.events import (
     Answer,
@@ -16,10 +18,12 @@ from imagegen_client.events import (
     Tick,
 )
 from imagegen_protocol import GenerationRequest, encode_request
-from imagegen_protocol.messages import Ack, Submit
+from imagegen_protocol.limits import MAX_FETCH_BYTES, MIN_CHUNK_BYTES
+from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
+from tests.simulation.receiving import Receiving
 from tests.simulation.witness import Ask
 
 if TYPE_CHECKING:
@@ -43,31 +47,49 @@ class ClientPeer(Peer):
         self.slow_until = 0.0
         self.mute_until = 0.0
         """Until then it acknowledges nothing."""
+        self.greedy_until = 0.0
+        """Until then it sends each FETCH several times, for as much as one FETCH may ask for."""
         self.asks: list[Ask] = []
+        self.receiving = Receiving(self)
+        self._downloads: Any = None
+        """The core's table of downloads; a new one has asked for nothing."""
 
     # ---- the application --------------------------------------------------------------------------------
 
-    def ask(self, prompt: str, model: str | None, priority: int, timeout: float | None, progress: bool) -> Ask:
-        """Submit a request."""
+    def ask(
+        self,
+        prompt: str,
+        model: str | None,
+        priority: int,
+        timeout: float | None,
+        progress: bool,
+        image_bytes: int,
+        input_bytes: int,
+    ) -> Ask:
+        """Submit a request for images of a size; `input_bytes` is the size of its input image, 0 for none."""
         world = self.world
         key = world.dice.randbytes(16)
         seed = world.dice.randrange(1_000_000)
-        ask = Ask(key, seed, prompt, self, self.local(), timeout, model)
+        inputs = (world.dice.randbytes(input_bytes),) if input_bytes else ()
+        images = 1 + seed % 3
+        ask = Ask(key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs)
         world.witness.asks[key] = world.witness.open[key] = ask
         self.asks.append(ask)
         if world.recording:
             what = f"{prompt!r}, seed {seed}, timeout {timeout}, priority {priority}"
             world.tell(f"{self.name} asks for {what}: {key.hex()}", key)
-        body = encode_request(GenerationRequest(prompt=prompt, seed=seed))
+        body = encode_request(
+            GenerationRequest(prompt=prompt, seed=seed, num_images=images, inputs=["image"] if inputs else None)
+        )
         submit = Submit(
             request_id=key,
             model=model,
             priority=priority,
             timeout_seconds=timeout,
             progress=progress,
-            images=1 + seed % 3,  # what dispatch counts; one is made
+            images=images,
         )
-        self._do(self.core.handle(SubmitRequested(submit, [body]), self.local()))
+        self._do(self.core.handle(SubmitRequested(submit, [body, *inputs]), self.local()))
         return ask
 
     def cancel(self, ask: Ask) -> None:
@@ -116,10 +138,15 @@ class ClientPeer(Peer):
     def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
         if line is not self.line:
             return  # the socket that it came on is closed
-        line.outstanding -= 1
+        self.world.network.read(line, message, frames)
         if self.world.recording:
             self.world.tell_message(f"{line.name} -> {self.name}", message)
-        self._do(self.core.handle(Received(message, frames), self.local()))
+        actions = self.core.handle(Received(message, frames), self.local())
+        if isinstance(message, Chunk) and self.core._payloads._downloads is self._downloads:
+            self.receiving.on_chunk(line, message, frames)
+        elif isinstance(message, Result):
+            self.receiving.on_header(message.request_id, message.payload_id)
+        self._do(actions)
 
     def tick(self) -> None:
         self._do(self.core.handle(Tick(), self.local()))
@@ -128,6 +155,9 @@ class ClientPeer(Peer):
         return self.core.next_deadline()
 
     def _do(self, actions: list[Any]) -> None:
+        if self.core._payloads._downloads is not self._downloads:
+            self._downloads = self.core._payloads._downloads
+            self.receiving.restart(self.line)
         for action in [*actions, *self.core.handle(Tick(), self.local())]:
             match action:
                 case Send(Ack()) if self.mute_until > self.world.now:
@@ -136,16 +166,28 @@ class ClientPeer(Peer):
                     if isinstance(message, Submit):
                         self._learn(message.request_id)
                     assert self.line is not None
+                    if isinstance(message, Fetch):
+                        self.receiving.on_fetch(self.line, message)
+                        if self.greedy_until > self.world.now:
+                            self._ask_for_too_much(message)
                     self.world.network.send_up(self.line, message, payload)
                 case Complete(key, outcome):
+                    self.receiving.forget(key, self.world.witness.key_of)
                     images = tuple(outcome.payload) if isinstance(outcome, Answer) else None
                     invariants.on_finish(self.world, self, key, outcome if images is None else images)
                 case Connect(endpoint):
                     if self.line is not None:
+                        invariants.on_reconnect(self.world, self, self.line)
                         self.world.network.hang_up(self.line)
                     self.world.tell(f"{self.name} dials {endpoint}")
                     self.line = self.world.network.dial(self, endpoint)
         self.arm(self.core.next_deadline())
+
+    def _ask_for_too_much(self, fetch: Fetch) -> None:
+        assert self.line is not None
+        more = msgspec.structs.replace(fetch, length=MAX_FETCH_BYTES, chunk_bytes=MIN_CHUNK_BYTES)
+        for _ in range(3):
+            self.world.network.send_up(self.line, more, ())
 
     def _learn(self, request_id: bytes) -> None:
         """Write down to which request an id on the wire belongs: a retry after `overloaded` gets a new one."""

@@ -195,6 +195,18 @@ def mute_client(world: "World", fault: Fault) -> bool:
     return True
 
 
+def greedy_client(world: "World", fault: Fault) -> bool:
+    """A client asks for far more bytes than it may, and reads slowly."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} asks for too much for {fault.seconds:.3f} s")
+    client.slow_until = max(client.slow_until, world.now + fault.seconds)
+    client.greedy_until = max(client.greedy_until, world.now + fault.seconds)
+    client.trouble = max(client.trouble, client.slow_until + 1.0)
+    return True
+
+
 # ---- upgrades ----------------------------------------------------------------------------------------------
 
 
@@ -233,6 +245,7 @@ FAULTS: dict[str, Callable[["World", Fault], bool]] = {
         hang_device,
         slow_client,
         mute_client,
+        greedy_client,
         drain_worker,
         drain_all_workers,
     )

@@ -14,6 +14,9 @@ from typing import Any
 
 WORKERS = "imagegen_broker.core.worker_sessions:WorkerSessions."
 CLIENTS = "imagegen_broker.core.client_sessions:ClientSessions."
+ADMISSION = "imagegen_broker.core.admission:Admission."
+RECONCILIATION = "imagegen_broker.core.reconciliation:Reconciliation."
+LIMITS = "imagegen_broker.core.unacknowledged_limits:UnacknowledgedLimits."
 TABLE = "imagegen_broker.core.request_table:RequestTable."
 OUTBOX = "imagegen_broker.core.outbox:Outbox."
 BROKER = "imagegen_broker.core.broker:BrokerCore."
@@ -25,6 +28,11 @@ GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
 HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
+ANSWERS = "imagegen_client.payloads:Payloads."
+TRANSFERS = "imagegen_broker.core.transfers:Transfers."
+DOWNLOAD = "imagegen_protocol.transfers:Download."
+DOWNLOADS = "imagegen_protocol.transfers:Downloads."
+SOURCE = "imagegen_protocol.transfers:_Source."
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +106,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the echoed beat is not looked at",
-        WORKERS + "_reconcile",
+        RECONCILIATION + "reconcile",
         "assignment.beat >= trusted_beat",
         "False",
         ("given_where_held", "within_capacity"),
     ),
     Mutation(
         "what a worker lists is not attached",
-        WORKERS + "_claim",
+        RECONCILIATION + "_claim",
         "self._table.attach(request, worker)",
         "pass",
         ("given_where_held", "made_once"),
@@ -119,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a new broker refuses models that it does not know yet",
-        CLIENTS + "_is_unknown",
+        ADMISSION + "is_unknown",
         "now >= self._dispatching_from and",
         "",
         ("reasoned_errors",),
@@ -147,14 +155,14 @@ MUTATIONS = (
     ),
     Mutation(
         "deaths are not counted",
-        WORKERS + "_requeue_after_failure",
+        RECONCILIATION + "requeue_after_failure",
         "is_death = request.id in worker.running",
         "is_death = False",
         ("one_answer", "reasoned_errors"),
     ),
     Mutation(
         "a hung device is not noticed",
-        WORKERS + "_check_step_age",
+        RECONCILIATION + "_check_step_age",
         "was_stuck, worker.stuck = worker.stuck, is_stuck",
         "was_stuck = True",
         ("work_moves_on", "fit_workers"),
@@ -182,21 +190,21 @@ MUTATIONS = (
     ),
     Mutation(
         "nothing is refused",
-        CLIENTS + "_overload",
+        ADMISSION + "_overload",
         "if len(table.requests) >= settings.max_requests:",
         "if False:",
         ("bounded_tables",),
     ),
     Mutation(
         "a client that acknowledges nothing is not held out",
-        TABLE + "_pause_or_resume",
+        LIMITS + "pause_or_resume",
         "self._scheduler.queue.pause(client.id)",
         "pass",
         ("within_maximum", "books_agree"),
     ),
     Mutation(
         "a client that acknowledges again stays held out",
-        TABLE + "_pause_or_resume",
+        LIMITS + "pause_or_resume",
         "self._scheduler.queue.resume(client.id)",
         "pass",
         ("books_agree", "one_answer"),
@@ -259,8 +267,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a client's bytes are not bounded",
-        CLIENTS + "_overload",
-        "client.held_bytes + size > settings.max_bytes_per_client",
+        ADMISSION + "_overload",
+        "held.held_bytes + size > settings.max_bytes_per_client",
         "False",
         ("bounded_tables",),
     ),
@@ -273,7 +281,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what a stuck worker lists is attached",
-        WORKERS + "_reconcile",
+        RECONCILIATION + "reconcile",
         "usable=request_id in worker.finished or not worker.stuck",
         "usable=True",
         ("work_moves_on",),
@@ -287,14 +295,14 @@ MUTATIONS = (
     ),
     Mutation(
         "results are not acknowledged",
-        CLIENT + "_receive_result",
-        "self._acks.append(message.request_id)",
+        CLIENT + "_end_acknowledged",
+        "self._receipts.acknowledge(entry.id)",
         "pass",
         ("no_answer_grows_old", "empty_tables"),
     ),
     Mutation(
         "duplicates are delivered twice",
-        CLIENT + "_receive_result",
+        CLIENT + "_receive_answer",
         "return []",
         "return [ev.Complete(message.request_id, ev.Answer(message, payload))]",
         ("one_answer",),
@@ -305,5 +313,117 @@ MUTATIONS = (
         "return before is not None and before != self._session",
         "return False",
         ("one_answer",),
+    ),
+    Mutation(
+        "a receiver ignores its window",
+        DOWNLOADS + "_next_fetch",
+        "source.outstanding + length > source.window or self._outstanding + length > self.window",
+        "False",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a receiver ignores the window of the broker",
+        DOWNLOADS + "configure",
+        "max(MIN_CHUNK_BYTES, max_window)",
+        "1 << 30",
+        ("asked_within_window",),
+    ),
+    Mutation(
+        "a broker ignores which bytes are not confirmed",
+        TRANSFERS + "on_client_fetch",
+        "self.window - client.asked_bytes - client.window.size",
+        "self.window - client.asked_bytes",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a broker relays as much as a client asks for",
+        TRANSFERS + "on_client_fetch",
+        "min(fetch.length, room, relay.total - fetch.offset)",
+        "min(fetch.length, relay.total - fetch.offset)",
+        ("bounded_output",),
+    ),
+    Mutation(
+        "a broker relays chunks that the client has not asked for",
+        TRANSFERS + "on_worker_chunk",
+        "not is_expected or not 0 < size <= min(relay.end - relay.position, MAX_CHUNK_BYTES)",
+        "False",
+        ("only_what_was_asked",),
+    ),
+    Mutation(
+        "an answer is fetched from its beginning on each connection",
+        ANSWERS + "begin",
+        "download is None or download.payload_id != header.payload_id",
+        "True",
+        ("resumes_where_it_stopped",),
+    ),
+    Mutation(
+        "what has arrived is dropped with the connection",
+        DOWNLOAD + "restart",
+        "self.asked = len(self._data)",
+        "self._data, self.asked = bytearray(), 0",
+        ("resumes_where_it_stopped",),
+    ),
+    Mutation(
+        "chunks are accepted in any order",
+        DOWNLOAD + "accept",
+        "offset != len(self._data) or ",
+        "",
+        ("right_image", "exact_inputs", "reasoned_errors"),
+    ),
+    Mutation(
+        "an answer is acknowledged before its payload is complete",
+        CLIENT + "_receive_answer",
+        "self._pending.mark_accepted(entry.id)",
+        "self._receipts.acknowledge(entry.id)",
+        ("one_answer", "empty_tables"),
+    ),
+    Mutation(
+        "a request is dispatched before its input images are complete",
+        RECORDS + "Request.is_complete",
+        "bool(self.payload)",
+        "True",
+        ("exact_inputs", "reasoned_errors"),
+    ),
+    Mutation(
+        "only whole messages of a worker are signs of life",
+        WORKERS + "handle",
+        "worker.last_received = now",
+        "worker.last_received = worker.last_received if isinstance(message, Chunk) else now",
+        ("only_the_dead_are_buried",),
+    ),
+    Mutation(
+        "only whole messages of the broker are signs of life",
+        CLIENT + "_receive",
+        "resend_all = self._link.record_message(now)",
+        "resend_all = not isinstance(message, messages.Chunk) and self._link.record_message(now)",
+        ("healthy_links_hold",),
+    ),
+    Mutation(
+        "a slow worker is asked for as much as the fastest",
+        SOURCE + "__init__",
+        "self.window = INITIAL_WINDOW_BYTES",
+        "self.window = DEFAULT_FETCH_WINDOW_BYTES",
+        ("only_the_dead_are_buried", "healthy_links_hold"),
+    ),
+    Mutation(
+        "a slow worker sends as much inline as its client permits",
+        WORKER + "_send_answer",
+        "min(held.inline_bytes, DEFAULT_INLINE_BYTES)",
+        "held.inline_bytes",
+        ("only_the_dead_are_buried", "healthy_links_hold"),
+    ),
+    Mutation(
+        "stalled payloads hold the window",
+        DOWNLOADS + "_count",
+        "if download.stalls:",
+        "if False:",
+        ("no_answer_grows_old", "one_answer"),
+    ),
+    Mutation(
+        "a payload that waits behind others is asked for again",
+        DOWNLOADS + "_stalls_at",
+        "_PATIENCE * self._source_of(download).answer_seconds",
+        "0.0",
+        ("made_once", "healthy_links_hold"),
     ),
 )

@@ -1,14 +1,23 @@
 """Connections as ZeroMQ has them: ordered, remade by the dialling side, refused where nobody is.
 
+A line transfers its messages one after the other, at the speed of its link: a small message waits until the large
+ones before it are through.
+
 What libzmq does, and this imitates: a DEALER keeps what it sends while it is not connected; a ROUTER tells of a
 peer that is gone or reads too slowly (`not_sent`); a connection that breaks loses what is on its way to the
 dialling side, and what is on its way to the broker may still come, after messages of the next connection: order
 holds within one connection only.
-Nothing is delivered twice by the network; what comes twice was sent twice by a core, over two connections.
+ZeroMQ delivers nothing twice within a connection. A plan may have `duplicates` all the same: they stand for peers
+that send a message again.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
+
+from imagegen_protocol.messages import Chunk
+from tests.simulation import invariants
+from tests.simulation.speed import Speed, payload_bytes, wire_bytes
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
@@ -27,9 +36,12 @@ class Line:
 
     __slots__ = (
         "broker",
+        "busy_until",
+        "chunk_bytes",
         "closed",
         "dialer",
         "dropped_until",
+        "ended_at",
         "generation",
         "id",
         "kept",
@@ -37,11 +49,17 @@ class Line:
         "name",
         "outstanding",
         "shift",
+        "speed",
         "stalled_until",
         "waiting",
     )
 
-    def __init__(self, dialer: "Peer", name: str, number: int) -> None:
+    def __init__(self, dialer: "Peer", name: str, number: int, speed: Speed) -> None:
+        self.speed = speed
+        self.busy_until = [0.0, 0.0]
+        """When the last message that was sent in each direction is through."""
+        self.chunk_bytes = 0
+        """Bytes of CHUNKs that the broker has sent and the dialling process has not read."""
         self.dialer = dialer
         self.name = name
         self.id = f"{dialer.name}/{number}".encode() if dialer.is_client else dialer.id
@@ -57,6 +75,8 @@ class Line:
         self.waiting: list[tuple[Any, Sequence[Any]]] = []
         self.outstanding = 0
         self.closed = False
+        self.ended_at = inf
+        """When the host of the dialling process was lost; it sends nothing more."""
 
 
 class Network:
@@ -65,6 +85,8 @@ class Network:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.loss = 0.0
+        self.duplicates = world.plan.duplicates
+        """Share of the messages that arrive twice."""
         self.lines: dict[tuple[str, str], Line] = {}
         """By the names of the dialling process and of the broker."""
         self._dials = 0
@@ -74,7 +96,7 @@ class Network:
     def dial(self, dialer: "Peer", name: str) -> Line:
         """Open a new line, in place of the one that there may have been."""
         self._dials += 1
-        line = Line(dialer, name, self._dials)
+        line = Line(dialer, name, self._dials, self.world.plan.speed_of(dialer))
         self.lines[dialer.name, name] = line
         self.world.after(self.world.dice.uniform(0.001, 0.05), self.connect, line)
         return line
@@ -125,11 +147,14 @@ class Network:
         line.generation += 1
         line.broker = None
         line.last = [0.0, 0.0]
-        line.outstanding = 0
+        line.busy_until = [0.0, 0.0]
+        line.outstanding = line.chunk_bytes = 0
 
     def hang_up(self, line: Line, *, silently: bool = False) -> None:
         """The dialling side is gone; `silently`: the broker is not told."""
         line.closed = True
+        if silently:
+            line.ended_at = self.world.now
         broker = line.broker
         if broker is not None and not silently and broker.lines.get(line.id) is line:
             del broker.lines[line.id]
@@ -166,23 +191,47 @@ class Network:
             self.in_trouble(line, now)
             self._lost(line, direction, message)
             return
-        when = max(now, line.stalled_until[direction]) + 0.0005 + 0.0195 * world.dice.random()
-        last = line.last
-        if when < last[direction]:
-            when = last[direction]
-        last[direction] = when
+        begun = max(now, line.stalled_until[direction], line.busy_until[direction])
+        when = max(self._transferred(line, direction, begun, message, frames), line.last[direction])
+        line.last[direction] = when
+        if direction == DOWN and isinstance(message, Chunk):
+            line.chunk_bytes += payload_bytes(frames)
+            invariants.on_chunk_sent(world, line)
+        self._arrive_at(when, line, direction, begun, message, frames)
+        if self.duplicates and world.dice.random() < self.duplicates:
+            self._arrive_at(when + 0.1 * world.dice.random(), line, direction, begun, message, frames)
+
+    def _transferred(self, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]) -> float:
+        """Occupy the line with a message from a time on; return when it arrives."""
+        speed = line.speed
+        rate = speed.up if direction == UP else speed.down
+        line.busy_until[direction] = ended = begun + wire_bytes(message, frames) / rate
+        return ended + speed.latency + 0.0005 + 0.0195 * self.world.dice.random()
+
+    def _arrive_at(
+        self, when: float, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]
+    ) -> None:
         if direction == UP:
-            world.at(when, self._arrive_up, line, line.generation, line.broker, message, frames)
+            self.world.at(when, self._arrive_up, line, line.generation, begun, line.broker, message, frames)
         else:
             line.outstanding += 1
-            world.at(when, self._arrive_down, line, line.generation, message, frames)
+            self.world.at(when, self._arrive_down, line, line.generation, message, frames)
 
     def _arrive_up(
-        self, line: Line, generation: int, broker: "BrokerPeer", message: Any, frames: Sequence[Any]
+        self,
+        line: Line,
+        generation: int,
+        begun: float,
+        broker: "BrokerPeer",
+        message: Any,
+        frames: Sequence[Any],
     ) -> None:
+        if begun > line.ended_at:
+            self._lost(line, UP, message)
+            return
         if generation not in (line.generation, LATE):
             if generation == line.kept:
-                self.world.after(line.shift, self._arrive_up, line, LATE, broker, message, frames)
+                self.world.after(line.shift, self._arrive_up, line, LATE, begun, broker, message, frames)
                 return
             self._lost(line, UP, message)
             return
@@ -196,6 +245,12 @@ class Network:
             self._lost(line, DOWN, message)
             return
         line.dialer.hear(line, message, frames)
+
+    def read(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        """Record that the dialling process has read a message."""
+        line.outstanding -= 1
+        if isinstance(message, Chunk):
+            line.chunk_bytes = max(0, line.chunk_bytes - payload_bytes(frames))
 
     def _lost(self, line: Line, direction: int, message: Any) -> None:
         if direction == DOWN:

@@ -3,6 +3,12 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from tests.simulation.speed import FAST, Speed
+
+if TYPE_CHECKING:
+    from tests.simulation.peers import Peer
 
 CALM = 22.0
 """Seconds after which nothing bad is done any more."""
@@ -61,7 +67,36 @@ class Plan:
     failing_share: float = 0.0
     poison: int = 0
     burst: int = 4
+    client_speed: Speed = FAST
+    """The links of the first `slow_clients` clients; all others are fast."""
+    worker_speed: Speed = FAST
+    """The links of the first `slow_workers` workers."""
+    slow_clients: int = 0
+    slow_workers: int = 0
+    duplicates: float = 0.0
+    """Share of the messages that arrive twice."""
+    answer_bytes: tuple[int, ...] = (30,)
+    """Sizes of images, of which each request draws one."""
+    input_bytes: tuple[int, ...] = (30,)
+    """Sizes of input images."""
+    input_share: float = 0.0
+    """Share of the requests that have an input image."""
+    fetch_window_bytes: int = 128 * 1024
+    max_transfer_bytes: int = 1 << 20
+    held_seconds: float = 20.0
+    """Age at which a worker drops an answer whose acknowledgement was lost with a broker."""
     faults: tuple[Fault, ...] = ()
+
+    def speed_of(self, dialer: "Peer") -> Speed:
+        """Return the speed of the links of a process."""
+        if dialer.is_client:
+            return self.client_speed if dialer.index < self.slow_clients else FAST
+        return self.worker_speed if dialer.index < self.slow_workers else FAST
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the plan has no fault: links may be slow, but lose nothing."""
+        return not self.faults and not self.poison and not self.duplicates
 
     def __str__(self) -> str:
         shape = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "faults")
@@ -102,6 +137,7 @@ FREEZES = {
 }
 READERS = {"slow_client": (2.0, 8.0)}
 MUTE = {"mute_client": (8.0, 20.0)}
+GREEDY = {"greedy_client": (3.0, 12.0)}
 ROLLING = {"drain_worker": (0.1, 0.2), "drain_all_workers": (0.1, 0.2)}
 
 
@@ -186,6 +222,56 @@ def mute(dice: random.Random) -> dict[str, object]:
     }
 
 
+SLOWEST = 9_500
+"""Bytes per second of the slowest links: an answer that is sent inline takes an interval less than the liveness
+time."""
+
+
+def links(dice: random.Random, seconds: float) -> dict[str, object]:
+    """Draw slow links of some clients or workers; the largest images take `seconds` on the slowest of them."""
+    rates = [SLOWEST * dice.choice([1.0, 1.0, 1.5, 3.0, 6.0]) for _ in range(4)]
+    latency = dice.choice([0.0, 0.05, 0.2])
+    clients, workers = dice.choice([(1, 0), (2, 0), (8, 0), (0, 1), (0, 8), (1, 1), (8, 8)])
+    largest = int(seconds * min(rates))
+    sizes = (30, 3_000, 12_000, largest // 4, largest)
+    return {
+        "client_speed": Speed(up=rates[0], down=rates[1], latency=latency),
+        "worker_speed": Speed(up=rates[2], down=rates[3], latency=latency),
+        "slow_clients": clients,
+        "slow_workers": workers,
+        "answer_bytes": sizes,
+        "input_bytes": sizes[1:],
+        "input_share": dice.choice([0.0, 0.2, 0.4]),
+        "fetch_window_bytes": dice.choice([65_536, 131_072, 1 << 20]),
+        "held_seconds": 150.0,
+    }
+
+
+def slow(dice: random.Random) -> dict[str, object]:
+    """Links that need up to 10 s for an image; nothing is wrong with them."""
+    return {
+        **links(dice, 10.0),
+        "clients": dice.randint(2, 4),
+        "requests": dice.choice([12, 24]),
+        "burst": dice.choice([1, 2, 4]),
+        "progress_share": 0.3,
+        "cancel_share": dice.choice([0.0, 0.2]),
+    }
+
+
+def interrupted(dice: random.Random) -> dict[str, object]:
+    """Transfers over slow links are interrupted: processes die, links are cut or lose messages."""
+    return {
+        **links(dice, dice.choice([2.0, 5.0])),
+        "clients": dice.randint(2, 4),
+        "requests": dice.choice([20, 40]),
+        "burst": dice.choice([1, 2, 4]),
+        "duplicates": dice.choice([0.0, 0.0, 0.05]),
+        "timeout_share": dice.choice([0.0, 0.2]),
+        "faults": some(dice, {**CRASHES, **NETWORK, **FREEZES, **GREEDY}, dice.randint(1, 6)),
+    }
+
+
 def poison(dice: random.Random) -> dict[str, object]:
     """Some requests kill whoever makes them; others fail or do not fit."""
     return {
@@ -198,7 +284,7 @@ def poison(dice: random.Random) -> dict[str, object]:
 
 def everything(dice: random.Random) -> dict[str, object]:
     """All of it at once."""
-    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **ROLLING}
+    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **GREEDY, **ROLLING}
     return {
         "brokers": dice.randint(1, 3),
         "workers": dice.randint(2, 5),
@@ -215,6 +301,15 @@ def everything(dice: random.Random) -> dict[str, object]:
         "held_count": dice.choice([8, 1024]),
         "max_requests": dice.choice([40, 10_000]),
         "retry_overloaded": True,
+        "held_seconds": 60.0,
+        "answer_bytes": (30, 30, 30_000, 100_000),
+        "input_bytes": (30, 50_000),
+        "input_share": dice.choice([0.0, 0.1]),
+        "client_speed": Speed(up=100_000, down=100_000, latency=0.05),
+        "worker_speed": Speed(up=200_000, down=200_000),
+        "slow_clients": dice.choice([0, 1]),
+        "slow_workers": dice.choice([0, 1]),
+        "duplicates": dice.choice([0.0, 0.0, 0.02]),
     }
 
 
@@ -227,6 +322,8 @@ THEMES: dict[str, tuple[int, Draw]] = {
     "overload": (3, overload),
     "mute": (2, mute),
     "poison": (2, poison),
+    "slow": (3, slow),
+    "interrupted": (3, interrupted),
     "everything": (4, everything),
 }
 
@@ -248,7 +345,12 @@ def draw(seed: int) -> Plan:
         "batch_seconds": dice.uniform(0.05, 0.4),
         "image_seconds": dice.uniform(0.01, 0.1),
         "burst": dice.choice([1, 4, 12, 40]),
+        "answer_bytes": dice.choice([(30,), (30,), (30, 30, 30, 20_000, 60_000)]),
+        "input_bytes": (30, 30_000),
+        "input_share": dice.choice([0.0, 0.0, 0.1]),
     }
     shape.update(THEMES[theme][1](dice))
+    if "max_bytes" in shape:
+        shape["input_share"] = 0.0  # the broker holds a few small requests only
     shape["swaps"] = bool(shape["two_models"]) and dice.random() < 0.5
     return Plan(seed=seed, theme=theme, **shape)  # type: ignore[arg-type]

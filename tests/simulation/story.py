@@ -31,7 +31,7 @@ class Story:
         elif getattr(message, "request_id", None) is not None:
             extra = "".join(
                 f" {field}={value}"
-                for field in ("attempt", "code", "message", "timeout_seconds")
+                for field in ("attempt", "code", "message", "timeout_seconds", "offset", "length")
                 if (value := getattr(message, field, None)) is not None
             )
             self.add(now, f"{text} {name} {message.request_id.hex()[:8]}{extra}", [message.request_id])

@@ -36,6 +36,11 @@ class Ask:
     at: float
     timeout: float | None
     model: str | None
+    images: int
+    image_bytes: int
+    """Size of each image of the answer."""
+    inputs: tuple[bytes, ...] = ()
+    """Its input images."""
     cancelled: bool = False
     ends: list[Any] = field(default_factory=list)
     makers: list[Any] = field(default_factory=list)
@@ -44,6 +49,8 @@ class Ask:
     """The worker processes that began it."""
     first_begun: float = 0.0
     """On the world's clock."""
+    made: list[tuple[bytes, ...]] = field(default_factory=list)
+    """The images that were made for it, one tuple for each time."""
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from math import inf
 
+from imagegen_broker.core.admission import Admission
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.counters import Rate
 from imagegen_broker.core.events import (
@@ -49,8 +50,9 @@ class BrokerCore:
         self.table = RequestTable(settings, self.scheduler, self.positions, self.outbox, rate)
         self.transfers = Transfers(self.table, self.outbox)
         statistics = StatisticsCache(lambda at: to_msgpack(self.statistics(at)))
+        self.admission = Admission(self.table, self.scheduler, self.dispatching_from)
         self.clients = ClientSessions(
-            self.table, self.scheduler, self.outbox, self.transfers, statistics, self.dispatching_from
+            self.table, self.scheduler, self.outbox, self.transfers, statistics, self.admission
         )
         self.workers = WorkerSessions(self.table, self.scheduler, self.outbox, self.transfers)
         self._next_tick = now + settings.interval
@@ -63,7 +65,7 @@ class BrokerCore:
         """Handle an event. Only `Flush` returns actions: those that have gathered since the last one."""
         match event:
             case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
-                self.clients.handle(event.client_id, event.message, event.payload, now)
+                self.clients.handle(event.client_id, event.message, event.payload, now, event.key)
             case ReceivedFromWorker():
                 self.workers.handle(event.worker_id, event.message, event.header, event.payload, now)
             case Flush():
@@ -146,7 +148,7 @@ class BrokerCore:
         self.table.answer_rate.tick(now)
         self.workers.tick(now, expire=expire)
         self.clients.tick(now, expire=expire)
-        self.clients.reject_unknown_models(now)
+        self.admission.reject_unknown_models(now)
         self.clients.resend_unacknowledged(now)
         self.transfers.tick(self.clients.by_id, now)
 

@@ -3,20 +3,18 @@
 import logging
 from itertools import islice
 
+from imagegen_broker.core.admission import Admission
 from imagegen_broker.core.events import Payload, SendToClient
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import Client, Request, State
+from imagegen_broker.core.records import Client, Principal, Request, State
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.core.statistics_cache import StatisticsCache
 from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import (
     CancelledError,
-    InvalidRequestError,
-    ModelNotFoundError,
     OverloadedError,
 )
-from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
 from imagegen_protocol.messages import (
     Ack,
     BrokerHeartbeat,
@@ -33,14 +31,8 @@ from imagegen_protocol.messages import (
     Submit,
 )
 
-_MIN_RETRY_SECONDS = 0.5
-_MAX_RETRY_SECONDS = 60.0
-_UNMEASURED_RETRY_SECONDS = 5.0
-"""Advice to clients while no request has been answered yet."""
 _MISSED_PER_INTERVAL = 8
 """Missed answers sent again to a client in each interval, in addition to one for each that it acknowledges."""
-_MAX_LISTED_MODELS = 64
-"""Models that an error lists; the size of its header is limited."""
 
 
 class ClientSessions:
@@ -53,26 +45,30 @@ class ClientSessions:
         outbox: Outbox,
         transfers: Transfers,
         statistics: StatisticsCache,
-        dispatching_from: float,
+        admission: Admission,
     ) -> None:
-        """`dispatching_from` is the time from which the broker knows the workers and their models."""
         self._table = table
         self._scheduler = scheduler
         self._outbox = outbox
         self._transfers = transfers
         self._statistics = statistics
+        self._admission = admission
         self._settings = table.settings
         self.by_id: dict[bytes, Client] = {}
         """The clients by routing id."""
-        self._dispatching_from = dispatching_from
+        self._principals: dict[bytes, Principal] = {}
+        """By public key; only those of connected clients."""
         self._sessions = 0
         self._registered: list[Client] = []
-        """Clients registered since the last flush: their first message is not sent yet."""
+        """Clients registered or unblocked since the last flush: the message that tries their connection is not
+        sent yet."""
         self._contacted: list[Client] = []
-        """Clients whose first message the last flush has sent."""
+        """Clients whose connections the last flush has tried."""
 
-    def handle(self, client_id: bytes, message: ClientMessage, payload: Payload, now: float) -> None:
-        """Handle a message of a client."""
+    def handle(
+        self, client_id: bytes, message: ClientMessage, payload: Payload, now: float, key: bytes = b""
+    ) -> None:
+        """Handle a message of a client; `key` is its public key, if keys are used."""
         client = self.by_id.get(client_id)
         if client is None:
             if isinstance(message, Goodbye):
@@ -80,7 +76,7 @@ class ClientSessions:
             if len(self.by_id) >= self._settings.max_clients and not self._is_known(message):
                 self._reject_client(client_id, message)
                 return
-            client = self._register(client_id, now)
+            client = self._register(client_id, key, now)
         client.last_received = now
         if (client.blocked or client.missed) and now >= client.retry_at:
             client.retry_at = now + self._settings.interval
@@ -102,7 +98,7 @@ class ClientSessions:
                 client.window.confirm(message.token)
                 if message.receive_maximum != client.receive_maximum:
                     client.receive_maximum = message.receive_maximum
-                    self._table.pause_or_resume(client)
+                    self._table.limits.pause_or_resume(client)
             case StatsQuery(request_id=query_id):
                 self._outbox.add(self._statistics.answer(client.id, query_id, now))
             case Cancel(request_id=request_id):
@@ -145,16 +141,20 @@ class ClientSessions:
                 self._table.log("request abandoned", request, request.worker)
             self._table.remove(request, acknowledged=False)
         del self.by_id[client.id]
+        client.principal.clients -= 1
+        if not client.principal.clients:
+            self._principals.pop(client.key, None)
         self._scheduler.queue.resume(client.id)
         self._table.fetching.pop(client.id, None)
         self._outbox.discard_client(client.id)
 
     def begin_flush(self) -> None:
-        """Dispatch requests of the clients to which the last flush has sent their first message."""
+        """Dispatch requests of the clients whose connections have accepted what the last flush has sent."""
         for client in self._contacted:
-            if self.by_id.get(client.id) is client:
+            if self.by_id.get(client.id) is client and not client.blocked:
                 client.is_reachable = True
-                self._table.pause_or_resume(client)
+                self._table.limits.pause_or_resume(client)
+                self._table.attach_held(client)
         self._contacted, self._registered = self._registered, []
 
     @property
@@ -167,23 +167,26 @@ class ClientSessions:
         client = self.by_id.get(client_id)
         if client is None:
             return
-        client.blocked = True
-        self._table.pause_or_resume(client)
+        client.blocked, client.is_reachable = True, False
+        self._table.limits.pause_or_resume(client)
         if isinstance(message, Chunk | Progress):
             client.window.remove(message.token)
         request = None if answered_id is None else client.requests.get(answered_id)
         if request is not None and request.state is State.DELIVERED:
             client.missed[request.id] = None
 
-    def _register(self, client_id: bytes, now: float) -> Client:
+    def _register(self, client_id: bytes, key: bytes, now: float) -> Client:
         self._sessions += 1
-        client = Client(id=client_id, session=self._sessions, last_received=now)
+        client = Client(id=client_id, session=self._sessions, last_received=now, key=key)
+        if key:
+            client.principal = self._principals.setdefault(key, client.principal)
+        client.principal.clients += 1
         client.downloads.configure(
             self._settings.interval, self._settings.liveness, self._settings.fetch_window_bytes
         )
         self.by_id[client_id] = client
         self._registered.append(client)
-        self._table.pause_or_resume(client)
+        self._table.limits.pause_or_resume(client)
         self._send_heartbeat(client)
         return client
 
@@ -204,7 +207,7 @@ class ClientSessions:
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
             fetch_window_bytes=self._transfers.window,
-            receive_maximum=self._table.maximum_of(client),
+            receive_maximum=self._table.limits.maximum_of(client),
         )
         self._outbox.add(SendToClient(client.id, heartbeat))
 
@@ -217,7 +220,7 @@ class ClientSessions:
             return
         if self._table.recent_ids.get(message.request_id):
             return  # acknowledged recently, by this session or an earlier one: this copy was delayed
-        if (rejection := self._rejection(client, message, payload, now)) is not None:
+        if (rejection := self._admission.rejection(client, message, payload, now)) is not None:
             self._table.counters.rejected[rejection.code] += 1
             self._log_rejection(client, message.request_id, rejection.code)
             self._outbox.add(SendToClient(client.id, rejection))
@@ -282,7 +285,8 @@ class ClientSessions:
         """Send some missed answers again, since a message of the client shows that its connection may work."""
         if client.blocked:
             client.blocked = False
-            self._table.pause_or_resume(client)
+            self._registered.append(client)
+            self._send_heartbeat(client)
         for request_id in list(islice(client.missed, count)):
             del client.missed[request_id]
             self._resend_answer(client.requests[request_id], now)
@@ -300,90 +304,8 @@ class ClientSessions:
             return
         self._table.count_resend(request, now)
 
-    # ---- rejections -----------------------------------------------------------------------------
-
-    def _rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
-        """Return the ERROR with which a new request is rejected, or None if it is accepted."""
-        text = _payload_problem(message, payload)
-        if text is not None:
-            return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
-        if message.model is not None and self._is_unknown(message.model, now):
-            text = self._unknown_model(message.model)
-            return Error(request_id=message.request_id, code=ModelNotFoundError.code, message=text)
-        if (text := self._overload(client, sum(message.frame_bytes) or sum(map(len, payload)))) is not None:
-            return Error(
-                request_id=message.request_id,
-                code=OverloadedError.code,
-                message=text,
-                retry_after_seconds=self._retry_seconds(),
-            )
-        return None
-
-    def _is_unknown(self, model: str, now: float) -> bool:
-        """Return whether no worker has served a model since the broker started."""
-        pool = self._scheduler.pool
-        return now >= self._dispatching_from and len(pool) > 0 and not pool.has_served(model)
-
-    def _unknown_model(self, model: str) -> str:
-        models = self._scheduler.pool.models()
-        served = ", ".join(models[:_MAX_LISTED_MODELS])
-        if len(models) > _MAX_LISTED_MODELS:
-            served += f" and {len(models) - _MAX_LISTED_MODELS} more"
-        return f"no worker serves the model {model!r}; served are: {served}"
-
-    def reject_unknown_models(self, now: float) -> None:
-        """Fail queued requests whose model no worker has served with `model_not_found`.
-
-        They were accepted before the broker could know."""
-        queue = self._scheduler.queue
-        for model in queue.models():
-            if model is None or not self._is_unknown(model, now):
-                continue
-            text = self._unknown_model(model)
-            for request in list(queue.in_order(model)):
-                answer = Error(request_id=request.id, code=ModelNotFoundError.code, message=text)
-                self._table.fail(request, answer, now)
-
-    def _overload(self, client: Client, size: int) -> str | None:
-        """Return which maximum one more request of `size` bytes would exceed, or None."""
-        settings, table = self._settings, self._table
-        if len(table.requests) >= settings.max_requests:
-            return f"the broker holds {len(table.requests)} requests, which is the maximum"
-        if table.bytes + size > settings.max_bytes:
-            return f"the broker holds {table.bytes} bytes of requests, at most {settings.max_bytes} are allowed"
-        if len(client.requests) >= settings.max_requests_per_client:
-            return f"this client has {len(client.requests)} requests here, which is the maximum for one client"
-        if client.held_bytes + size > settings.max_bytes_per_client:
-            allowed = f"at most {settings.max_bytes_per_client} are allowed"
-            return f"this client has {client.held_bytes} bytes of requests here, {allowed}"
-        return None
-
-    def _retry_seconds(self) -> float:
-        rate = self._table.answer_rate.per_second
-        if rate <= 0:
-            return _UNMEASURED_RETRY_SECONDS
-        # One request fits after one answer; a tenth of the backlog leaves room for the other clients that retry.
-        wait = max(1.0, len(self._table.requests) / 10) / rate
-        return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
-
     def _log_rejection(self, client: Client | None, request_id: bytes | None, code: str) -> None:
         if self._settings.log_requests and request_id is not None:
             session = {} if client is None else {"client": client.session}
             fields = {"request_id": request_id.hex(), "outcome": code, **session}
             self._outbox.log(logging.INFO, "request rejected", **fields)
-
-
-def _payload_problem(message: Submit, payload: Payload) -> str | None:
-    """Return what is wrong with the payload of a SUBMIT, or with the sizes of one that is fetched; else None."""
-    sizes = message.frame_bytes or list(map(len, payload))
-    if not sizes:
-        return "a submit needs a body, inline or described by frame_bytes"
-    if message.frame_bytes and payload:
-        return f"the payload has frame_bytes and {len(payload)} inline frames; it is either fetched or inline"
-    if sizes[0] > MAX_BODY_BYTES:
-        return f"the body is {sizes[0]} bytes long, at most {MAX_BODY_BYTES} are allowed"
-    if sum(sizes) > MAX_PAYLOAD_BYTES or sum(sizes) == 0:
-        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
-    if payload and sum(sizes) > MAX_INLINE_BYTES:
-        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
-    return None

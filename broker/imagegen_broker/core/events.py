@@ -60,11 +60,12 @@ Action = Send | LogEvent | StateChange
 
 
 class ReceivedFromClient(msgspec.Struct, frozen=True):
-    """A client has sent a message; `client_id` is its routing id."""
+    """A client has sent a message; `client_id` is its routing id, `key` its public key, if keys are used."""
 
     client_id: bytes
     message: ClientMessage
     payload: Payload = ()
+    key: bytes = b""
 
 
 class ReceivedFromWorker(msgspec.Struct, frozen=True):

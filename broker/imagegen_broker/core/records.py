@@ -191,6 +191,18 @@ class Request:
         self.id = self.submit.request_id
         self.size = sum(self.submit.frame_bytes) or sum(map(len, self.payload))
 
+    def start_relay(self, relay: Relay) -> None:
+        """Let the client fetch the payload of the answer; a transfer of the same payload goes on."""
+        if self.relay is None or self.relay.payload_id != relay.payload_id:
+            self.end_relay()
+            self.relay = relay
+
+    def end_relay(self) -> None:
+        """Forget what the client has asked for and has not been sent."""
+        if self.relay is not None:
+            self.client.asked_bytes -= self.relay.end - self.relay.position
+            self.relay.end = self.relay.position
+
     @property
     def is_complete(self) -> bool:
         """Whether the payload has arrived."""
@@ -216,6 +228,15 @@ class Request:
         return bool(self.deaths) and len(self.deaths) >= max_attempts - 1
 
 
+@dataclass(slots=True)
+class Principal:
+    """All clients with the same key, whose limits they share; a client without a key is one of its own."""
+
+    clients: int = 0
+    requests: int = 0
+    held_bytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """The session of one client, known by its routing id."""
@@ -223,6 +244,9 @@ class Client:
     id: bytes
     session: int
     last_received: float
+    key: bytes = b""
+    """Its public key; empty without keys."""
+    principal: Principal = field(default_factory=Principal)
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
     unacknowledged: int = 0
@@ -234,7 +258,8 @@ class Client:
     retry_at: float = 0.0
     """Time from which missed answers may be sent again."""
     is_reachable: bool = False
-    """Whether its connection has accepted a message; nothing is dispatched for it before."""
+    """Whether its connection has accepted a message since it was new or blocked; nothing is dispatched for it
+    before."""
     receive_maximum: int | None = None
     """Maximum of its unacknowledged requests that the client asks for."""
     window: SendWindow = field(default_factory=SendWindow)
@@ -248,12 +273,16 @@ class Client:
         request.client = self
         self.requests[request.id] = request
         self.held_bytes += request.size
+        self.principal.requests += 1
+        self.principal.held_bytes += request.size
 
     def remove(self, request: Request) -> None:
         """Remove a request that the client owns."""
         del self.requests[request.id]
         self.missed.pop(request.id, None)
         self.held_bytes -= request.size
+        self.principal.requests -= 1
+        self.principal.held_bytes -= request.size
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from imagegen_broker.core.counters import Counters, Rate
+from imagegen_broker.core.counters import OTHER, OUTCOMES, Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.events import LogEvent, Payload, SendToClient, StateChange
 from imagegen_broker.core.holder_index import HolderIndex
@@ -14,13 +14,13 @@ from imagegen_broker.core.records import (
     TRANSITIONS,
     Assignment,
     Client,
-    Relay,
     Request,
     Settings,
     State,
     Worker,
 )
 from imagegen_broker.core.requeue_limits import exceeded
+from imagegen_broker.core.unacknowledged_limits import UnacknowledgedLimits
 from imagegen_broker.scheduling.queue_positions import QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import GenerationFailedError
@@ -60,10 +60,7 @@ class RequestTable:
         self.holders = HolderIndex()
         self.recent_ids: OrderedDict[bytes, bytes] = OrderedDict()
         """Recently finished ids, each with the client that acknowledged it, or b"" if none did."""
-        self.max_unacknowledged = settings.max_unacknowledged_per_client
-        """Maximum of one client's requests that are DISPATCHED or DELIVERED; see `capacity_changed`."""
-        self._busy_clients: dict[bytes, Client] = {}
-        """Clients with at least as many as the setting allows; few, because each has that many requests."""
+        self.limits = UnacknowledgedLimits(settings, scheduler)
 
     # ---- entering and leaving the table ---------------------------------------------------------
 
@@ -74,7 +71,8 @@ class RequestTable:
         self.bytes += request.size
         self.recent_ids.pop(request.id, None)
         self.counters.accepted += 1
-        if (holder := self.holders.orphan_of(request)) is not None:
+        holder = self.holders.orphan_of(request) if request.client.is_reachable else None
+        if holder is not None:
             self.attach(request, holder)
         else:
             self._enqueue(request)
@@ -104,8 +102,8 @@ class RequestTable:
         if is_queued:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
-            self._count_unacknowledged(request.client, -1)
-        self.end_relay(request)
+            self.limits.count(request.client, -1)
+        request.end_relay()
         request.client.downloads.remove(request.id)
         request.previous_client = request.client
         request.client.remove(request)
@@ -113,7 +111,7 @@ class RequestTable:
         if is_queued:
             self._scheduler.queue.push(request, requeued=request.requeued)
         elif is_unacknowledged:
-            self._count_unacknowledged(client, 1)
+            self.limits.count(client, 1)
         elif request.state is State.RECEIVING:
             self._fetch_payload(request)
 
@@ -144,6 +142,7 @@ class RequestTable:
             self._scheduler.queue.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
+            request.requeued = requeued
             self._fetch_payload(request)
 
     def _fetch_payload(self, request: Request) -> None:
@@ -158,7 +157,7 @@ class RequestTable:
         request.payload, request.download = frames, None
         request.model = request.model or self.default_model
         if request.state is State.RECEIVING:
-            self._enqueue(request)
+            self._enqueue(request, requeued=request.requeued)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
         """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
@@ -177,8 +176,21 @@ class RequestTable:
         self.log("request requeued", request, request.worker, reason=reason)
         is_answered = request.state is State.DELIVERED
         self._enqueue(request, requeued=not is_answered, first=is_answered)
-        if (holder := self.holders.copy_of(request)) is not None:
-            self.attach(request, holder)  # another broker dispatched a copy of it
+        self._attach_copy(request)
+
+    def attach_held(self, client: Client) -> None:
+        """Attach the waiting requests of a client, which is reachable now, to workers that hold them."""
+        for request in list(client.requests.values()):
+            if request.state in (State.QUEUED, State.RECEIVING):
+                self._attach_copy(request)
+
+    def _attach_copy(self, request: Request) -> None:
+        """Attach a waiting request to a worker that has a copy of it, which another broker dispatched.
+
+        A client that is not reachable may have left: another broker delivers the answer then.
+        """
+        if request.client.is_reachable and (holder := self.holders.copy_of(request)) is not None:
+            self.attach(request, holder)
 
     def _give_up(self, request: Request, text: str, now: float) -> None:
         """End a request that was requeued too often."""
@@ -222,26 +234,6 @@ class RequestTable:
         self._answered(request, worker, outcome, now)
         self.hold_answer(request, worker)
 
-    def start_relay(self, request: Request, relay: Relay) -> None:
-        """Let the client fetch the payload of the answer; a transfer of the same payload goes on."""
-        if request.relay is None or request.relay.payload_id != relay.payload_id:
-            self.end_relay(request)
-            request.relay = relay
-
-    def end_relay(self, request: Request) -> None:
-        """Forget what the client has asked for and has not been sent."""
-        if (relay := request.relay) is not None:
-            request.client.asked_bytes -= relay.end - relay.position
-            relay.end = relay.position
-
-    def ask_relay(self, request: Request, relay: Relay, length: int, now: float) -> None:
-        """Record that the client asks for a part of the answer, so the header need not be repeated soon."""
-        relay.end += length
-        request.client.asked_bytes += length
-        del self.unacknowledged[request.resends][request.id]
-        request.answered_at, request.resends = now, 0
-        self.unacknowledged[0][request.id] = request
-
     def hold_answer(self, request: Request, worker: Worker) -> None:
         """Record which worker holds the answer of a DELIVERED request."""
         request.worker = worker
@@ -272,11 +264,14 @@ class RequestTable:
 
     def count_resend(self, request: Request, now: float) -> None:
         """Record that an answer was sent, or asked for, again."""
-        self.unacknowledged[request.resends].pop(request.id)
-        request.resends = min(request.resends + 1, _MAX_RESENDS)
-        request.answered_at = now
-        self.unacknowledged[request.resends][request.id] = request
+        self.set_resends(request, min(request.resends + 1, _MAX_RESENDS), now)
         self.counters.resent += 1
+
+    def set_resends(self, request: Request, resends: int, now: float) -> None:
+        """Set from when, and for how long, a DELIVERED request waits until its answer is sent again."""
+        self.unacknowledged[request.resends].pop(request.id)
+        request.answered_at, request.resends = now, resends
+        self.unacknowledged[resends][request.id] = request
 
     def _answered(self, request: Request, worker: Worker | None, outcome: str, now: float) -> None:
         if self.settings.log_requests:
@@ -288,7 +283,7 @@ class RequestTable:
                 queue_seconds=(request.dispatched_at or now) - request.arrived_at,
                 total_seconds=now - request.arrived_at,
             )
-        self.counters.answered[outcome] += 1
+        self.counters.answered[outcome if outcome in OUTCOMES else OTHER] += 1
         self.counters.duration.observe(now - request.arrived_at)
         self.answer_rate.add()
         self._transition(request, State.DELIVERED)
@@ -319,43 +314,13 @@ class RequestTable:
             request.client.missed.pop(request.id, None)
             if worker is not None:
                 del worker.answers[request.id]
-            self.end_relay(request)
+            request.end_relay()
             request.answer = request.relay = None
         request.worker = None
         request.state = state
         change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
         if change_of_count:
-            self._count_unacknowledged(request.client, change_of_count)
-
-    # ---- the maximum of unacknowledged requests -------------------------------------------------
-
-    def capacity_changed(self) -> None:
-        """Set the maximum to at least twice the capacity of all workers, so that one client can fill the fleet."""
-        least = self.settings.max_unacknowledged_per_client
-        self.max_unacknowledged = max(least, 2 * self._scheduler.pool.capacity)
-        for client in self._busy_clients.values():
-            self.pause_or_resume(client)
-
-    def _count_unacknowledged(self, client: Client, change: int) -> None:
-        client.unacknowledged += change
-        if client.unacknowledged >= self.settings.max_unacknowledged_per_client:
-            self._busy_clients[client.id] = client
-        else:
-            self._busy_clients.pop(client.id, None)
-        self.pause_or_resume(client)
-
-    def maximum_of(self, client: Client) -> int:
-        """Return the maximum of a client's requests that are DISPATCHED or DELIVERED."""
-        own = client.receive_maximum
-        return self.max_unacknowledged if own is None else min(own, self.max_unacknowledged)
-
-    def pause_or_resume(self, client: Client) -> None:
-        """Dispatch requests of a client only below its maximum, and while its connection accepts messages."""
-        is_reachable = client.is_reachable and not client.blocked
-        if not is_reachable or client.unacknowledged >= self.maximum_of(client):
-            self._scheduler.queue.pause(client.id)
-        else:
-            self._scheduler.queue.resume(client.id)
+            self.limits.count(request.client, change_of_count)
 
     def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Log an event of a request, if such events are logged."""

@@ -73,6 +73,8 @@ def view(core: "BrokerCore", now: float) -> View:
         ),
         queued_requests=queued,
         held_bytes=core.table.bytes,
+        transfer_bytes=sum(client.asked_bytes + client.window.size for client in core.clients.by_id.values())
+        + sum(worker.window.size for worker in core.workers.by_id.values()),
         limits=Limits(requests=settings.max_requests, bytes=settings.max_bytes),
         answers_per_second=round(core.table.answer_rate.per_second, 3),
         totals=_totals(core.table.counters),
@@ -92,6 +94,8 @@ def _totals(counters: Counters) -> Totals:
         workers_lost=counters.workers_lost,
         workers_stuck=counters.workers_stuck,
         clients_lost=counters.clients_lost,
+        received_bytes=counters.received_bytes,
+        relayed_bytes=counters.relayed_bytes,
         malformed=counters.malformed,
         dropped=counters.dropped,
         answered=dict(counters.answered),

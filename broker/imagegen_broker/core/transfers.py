@@ -54,14 +54,16 @@ class Transfers:
         if fetch.offset != relay.end:
             if fetch.offset > relay.end > relay.position:
                 return  # it continues a FETCH that exceeded the window
-            self._table.end_relay(request)  # it asks again, so what it asked for before does not count
+            request.end_relay()  # it asks again, so what it asked for before does not count
             relay.position = relay.end = fetch.offset
             relay.repeats += 1
         room = self.window - client.asked_bytes - client.window.size
         length = min(fetch.length, room, relay.total - fetch.offset)
         if length <= 0:
             return
-        self._table.ask_relay(request, relay, length, now)
+        relay.end += length
+        client.asked_bytes += length
+        self._table.set_resends(request, 0, now)
         if relay.repeats > _MAX_REPEATED_FETCHES:
             self._lose_answer(request, request.worker, now)
             return
@@ -84,6 +86,7 @@ class Transfers:
         if not is_expected or not 0 < size <= min(relay.end - relay.position, MAX_CHUNK_BYTES):
             return
         client = request.client
+        self._table.counters.relayed_bytes += size
         relay.position += size
         relay.repeats = 0
         client.asked_bytes -= size
@@ -118,6 +121,7 @@ class Transfers:
         """Store a chunk of a request's payload; queue the request if that is complete."""
         if len(payload) != 1 or len(payload[0]) > MAX_CHUNK_BYTES:
             return
+        self._table.counters.received_bytes += len(payload[0])
         self._table.fetching[client.id] = client
         download = client.downloads.on_chunk(chunk, memoryview(payload[0]), now)
         request = client.requests.get(chunk.request_id)
@@ -140,9 +144,11 @@ class Transfers:
         """Ask clients for what is missing of their requests' payloads."""
         clients, self._table.fetching = self._table.fetching, {}
         for client in clients.values():
-            if not client.blocked:
+            if client.is_reachable:
                 for fetch in client.downloads.fetches(now):
                     self._outbox.add(SendToClient(client.id, fetch))
+            elif not client.blocked:
+                self._table.fetching[client.id] = client
 
     def tick(self, clients: dict[bytes, Client], now: float) -> None:
         """Once an interval: ask again for what is missing, and end requests whose client sends nothing."""

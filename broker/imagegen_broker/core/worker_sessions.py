@@ -5,7 +5,8 @@ import logging
 from imagegen_broker.core.capabilities import FleetCapabilities
 from imagegen_broker.core.events import Payload, SendToWorker
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import Relay, Request, State, Worker
+from imagegen_broker.core.reconciliation import Reconciliation
+from imagegen_broker.core.records import Relay, State, Worker
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.scheduling.scheduler import Scheduler
@@ -13,7 +14,6 @@ from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.errors import (
     RETURNED,
     GenerationFailedError,
-    PoisonRequestError,
     ProtocolError,
     WorkerNameTakenError,
 )
@@ -31,11 +31,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerHeartbeat,
     WorkerMessage,
-    WorkerReport,
 )
-
-_MAX_RESENDS = 10
-"""RESENDs for a finished request that a worker may leave unanswered."""
 
 
 class WorkerSessions:
@@ -44,6 +40,7 @@ class WorkerSessions:
     def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox, transfers: Transfers) -> None:
         self._table = table
         self._transfers = transfers
+        self._requests = Reconciliation(table, scheduler, outbox)
         self._scheduler = scheduler
         self._outbox = outbox
         self._settings = table.settings
@@ -78,7 +75,7 @@ class WorkerSessions:
                 worker.draining = message.state == "draining"
                 worker.step_age = message.step_age_seconds
                 trusted_beat = message.beat if message.session == worker.session else -1
-                self._reconcile(worker, message, trusted_beat, now)
+                self._requests.reconcile(worker, message, trusted_beat, now)
             case Progress():
                 self._progress(worker, message, header, payload)
             case Result():
@@ -98,7 +95,7 @@ class WorkerSessions:
             return
         if (assignment := worker.assigned.get(problem.request_id)) is not None:
             text = f"worker {worker.name!r} sent an answer that breaks the protocol: {problem.message}"
-            self._fail(assignment.request, GenerationFailedError.code, text, now)
+            self._requests.fail(assignment.request, GenerationFailedError.code, text, now)
 
     def send_failed(self, worker_id: bytes, message: Message) -> None:
         """Dispatch nothing to a worker until its next heartbeat; requeue the request whose WORK was not sent."""
@@ -138,7 +135,7 @@ class WorkerSessions:
             worker.capabilities = {**worker.capabilities, **decode_capabilities(memoryview(payload[0]))}
             self.capabilities.changed()
         worker.last_received = now
-        self._reconcile(worker, message, -1, now)
+        self._requests.reconcile(worker, message, -1, now)
         self._send_heartbeat(worker)
 
     def _register(self, worker_id: bytes, ready: Ready, now: float) -> Worker:
@@ -146,7 +143,7 @@ class WorkerSessions:
         worker = Worker(id=worker_id, ready=ready, session=self._sessions, last_received=now)
         self.by_id[worker_id] = self._by_process[ready.worker_id] = self._by_name[ready.name] = worker
         self._scheduler.add_worker(worker)
-        self._table.capacity_changed()
+        self._table.limits.capacity_changed()
         self._table.counters.workers_registered += 1
         self._outbox.log(
             logging.INFO,
@@ -181,12 +178,12 @@ class WorkerSessions:
         self._table.counters.workers_lost += 1
         self._remove_session(worker)
         self._log_departure(logging.WARNING, "worker lost", worker, now)
-        self._requeue_after_failure(worker, "worker_lost", "died", now)
+        self._requests.requeue_after_failure(worker, "worker_lost", "died", now)
         self._outbox.discard_worker(worker.id)
 
     def _remove_session(self, worker: Worker) -> None:
         self._scheduler.remove_worker(worker)
-        self._table.capacity_changed()
+        self._table.limits.capacity_changed()
         del self.by_id[worker.id], self._by_process[worker.ready.worker_id], self._by_name[worker.name]
         self.capabilities.changed()
         self._table.holders.update(worker, frozenset())
@@ -197,23 +194,6 @@ class WorkerSessions:
         silent = now - worker.last_received
         requests = len(worker.assigned)
         self._outbox.log(level, text, worker=worker.name, silent_seconds=silent, requests=requests)
-
-    def _requeue_after_failure(self, worker: Worker, reason: str, failure: str, now: float) -> None:
-        """Requeue a worker's requests. Those that were running count its failure as a death, up to a maximum."""
-        for assignment in list(worker.assigned.values()):
-            request = assignment.request
-            is_death = request.id in worker.running
-            if is_death:
-                request.deaths.append(f"attempt {request.attempt} on {worker.name!r}, which {failure}")
-            if len(request.deaths) >= self._settings.max_attempts:
-                text = f"{len(request.deaths)} workers failed while running it: {'; '.join(request.deaths)}"
-                self._fail(request, PoisonRequestError.code, text, now)
-            else:
-                self._table.requeue(request, reason, now, is_death=is_death)
-
-    def _fail(self, request: Request, code: str, text: str, now: float) -> None:
-        answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
-        self._table.fail(request, answer, now)
 
     # ---- heartbeats -----------------------------------------------------------------------------
 
@@ -230,77 +210,6 @@ class WorkerSessions:
     def _send_heartbeat(self, worker: Worker) -> None:
         worker.beat += 1
         self._outbox.add(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
-
-    def _reconcile(self, worker: Worker, listed: WorkerReport, trusted_beat: int, now: float) -> None:
-        """Compare the requests that a worker holds with those that the broker assigned to it.
-
-        A request that was sent before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
-        """
-        worker.stats = listed.stats
-        worker.seconds_per_image = listed.seconds_per_image
-        worker.warm = frozenset(listed.warm)
-        worker.set_running(frozenset(listed.running), now)
-        worker.finished = frozenset(listed.finished)
-        active = worker.running.union(listed.queued)
-        self._table.holders.update(worker, active | worker.finished)
-        self._check_step_age(worker, now)
-        worker.foreign = {request_id for request_id in active if request_id not in worker.assigned}
-        for request_id, assignment in list(worker.assigned.items()):
-            if request_id in active or assignment.beat >= trusted_beat:
-                continue
-            if request_id in worker.finished and assignment.resends < _MAX_RESENDS:
-                assignment.resends += 1
-                assignment.beat = worker.beat  # ask once per round trip, not once per heartbeat
-                self._outbox.resend(worker.id, request_id)
-            elif request_id in worker.finished:
-                self._outbox.release(worker.id, request_id)
-                self._table.requeue(assignment.request, "answer_lost", now)
-            else:
-                self._table.requeue(assignment.request, "lost", now)
-        for request_id, assignment in list(worker.answers.items()):
-            if request_id not in worker.finished and assignment.beat < trusted_beat:
-                self._table.lose_answer(assignment.request)
-        for request_id in (*listed.running, *listed.queued, *listed.finished):
-            if request_id not in worker.assigned:
-                self._claim(worker, request_id, usable=request_id in worker.finished or not worker.stuck)
-        self._scheduler.worker_changed(worker)
-
-    def _check_step_age(self, worker: Worker, now: float) -> None:
-        """Requeue the requests of a worker whose device hangs, although its heartbeats continue."""
-        limit = self._settings.step_timeout
-        is_stuck = bool(limit) and worker.step_age is not None and worker.step_age > (limit or 0)
-        was_stuck, worker.stuck = worker.stuck, is_stuck
-        if is_stuck and not was_stuck:
-            self._table.counters.workers_stuck += 1
-            self._outbox.log(
-                logging.WARNING,
-                "worker hung",
-                worker=worker.name,
-                step_age_seconds=worker.step_age,
-                requests=len(worker.assigned),
-            )
-            self._requeue_after_failure(worker, "worker_stuck", "hung", now)
-
-    def _claim(self, worker: Worker, request_id: bytes, *, usable: bool) -> None:
-        """Decide about a listed id that is not assigned to the worker, or whose answer was delivered.
-
-        `usable`: the worker has the answer, or is expected to produce it.
-        """
-        request = self._table.requests.get(request_id)
-        worker.orphans.discard(request_id)
-        if request is None:
-            acknowledged_by = self._table.recent_ids.get(request_id)
-            if acknowledged_by is not None:
-                self._outbox.release(worker.id, request_id)
-            if usable and not acknowledged_by:  # its client may still submit it to this broker
-                worker.orphans.add(request_id)
-        elif request.state in (State.QUEUED, State.RECEIVING):
-            if usable and worker.serves(request.model):
-                self._table.attach(request, worker)
-        elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
-            self._table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
-        elif request.worker is not worker:
-            self._outbox.release(worker.id, request_id)
 
     # ---- answers --------------------------------------------------------------------------------
 
@@ -353,7 +262,7 @@ class WorkerSessions:
         elif request.state is not State.DELIVERED:
             table.deliver(request, worker, outcome, now)
         if relay is not None:
-            table.start_relay(request, relay)
+            request.start_relay(relay)
         table.send_answer(request, header, payload)
 
     def _returned(self, worker: Worker, request_id: bytes, now: float) -> None:

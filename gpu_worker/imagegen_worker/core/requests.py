@@ -15,6 +15,7 @@ from imagegen_protocol import (
 )
 from imagegen_protocol.errors import RETURNED, DeadlineExceededError, GenerationFailedError
 from imagegen_protocol.limits import (
+    DEFAULT_INLINE_BYTES,
     ID_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
@@ -313,7 +314,9 @@ class RequestHandler:
         """Send an answer of the present attempt, with its images if they are small enough."""
         if answer.attempt != held.attempt:
             held.answer = answer = msgspec.structs.replace(answer, attempt=held.attempt)
-        if isinstance(answer, Result) and sum(sizes := sizes_of(held.images)) > held.inline_bytes:
+        # The client's limit follows the speed of its link; that of this worker may be slower.
+        limit = min(held.inline_bytes, DEFAULT_INLINE_BYTES)
+        if isinstance(answer, Result) and sum(sizes := sizes_of(held.images)) > limit:
             answer = msgspec.structs.replace(answer, payload_id=held.payload_id, frame_bytes=sizes)
             self._brokers.send(session, answer)
         else:

@@ -3,11 +3,23 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from imagegen_protocol.conformance import broker_requests, broker_sessions, broker_transfers, broker_workers
+from imagegen_protocol.conformance import (
+    broker_requests,
+    broker_sessions,
+    broker_transfers,
+    broker_workers,
+    client_checks,
+    worker_checks,
+)
 from imagegen_protocol.conformance.broker_bench import BrokerBench
-from imagegen_protocol.conformance.report import Check, Outcome, outcome, table
+from imagegen_protocol.conformance.client_bench import ClientBench
+from imagegen_protocol.conformance.report import Check, Checks, Outcome, outcome, table
+from imagegen_protocol.conformance.worker_bench import WorkerBench
 
+T = TypeVar("T")
+B = TypeVar("B", ClientBench, WorkerBench)
 _PATIENCE_SECONDS = 15.0
 
 
@@ -25,9 +37,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Check whether an implementation follows docs/protocol.md, over real sockets.",
     )
     roles = parser.add_subparsers(title="role of the implementation", required=True)
-    broker = _role(roles, "broker", _run_broker, "try a broker: connect clients and workers to it")
+    text = "connect clients and workers to an idle broker"
+    broker = _role(roles, "broker", _run_broker, text)
     broker.add_argument("frontend", help="address for clients, such as tcp://127.0.0.1:5555")
     broker.add_argument("backend", help="address for workers, such as tcp://127.0.0.1:5556")
+    text = "bind an address and wait for a client, which has to send requests until the command ends"
+    client = _role(roles, "client", _run_client, text)
+    client.add_argument("address", help="address to bind, such as tcp://127.0.0.1:5555")
+    text = "bind an address and wait for a worker, which is drained at the end"
+    worker = _role(roles, "worker", _run_worker, text)
+    worker.add_argument("address", help="address to bind, such as tcp://127.0.0.1:5556")
     return parser
 
 
@@ -51,18 +70,58 @@ def _role(
 
 
 def _run_broker(options: argparse.Namespace) -> list[Outcome]:
+    """Run the checks of a broker, each with peers of its own; only the first if no broker answers."""
     modules = (broker_sessions, broker_requests, broker_transfers, broker_workers)
-    return [
-        _run_on_new_bench(check, options)
-        for module in modules
-        for check in module.CHECKS.all
-        if not options.only or check.requirement in options.only
-    ]
+    checks = [check for module in modules for check in module.CHECKS.all if _is_selected(check, options)]
+    answers = Check("R-4.1", "the broker answers on both ports", _answers)
+    first = _run_on_new_bench(answers, options)
+    if first.result == "fail":
+        return [first]
+    return [_run_on_new_bench(check, options) for check in checks]
+
+
+def _answers(bench: BrokerBench) -> str:
+    bench.connected_client()
+    bench.registered_worker()
+    return "both ports"
+
+
+def _run_client(options: argparse.Namespace) -> list[Outcome]:
+    return _run_on_one_bench(
+        "client", ClientBench(options.address, options.timeout), client_checks.CHECKS, options
+    )
+
+
+def _run_worker(options: argparse.Namespace) -> list[Outcome]:
+    return _run_on_one_bench(
+        "worker", WorkerBench(options.address, options.timeout), worker_checks.CHECKS, options
+    )
+
+
+def _run_on_one_bench(role: str, bench: B, checks: Checks[B], options: argparse.Namespace) -> list[Outcome]:
+    """Run the checks of an implementation that connects to the tool."""
+    outcomes = []
+    try:
+        _log(f"waiting for a {role} at {bench.broker.endpoint}")
+        for check in checks.all:
+            if _is_selected(check, options):
+                _log(f"{check.requirement}: {check.title}")
+                outcomes.append(outcome(check, bench))
+                bench.settle()
+            if outcomes and not bench.broker.peers:
+                break  # nothing connects
+    finally:
+        bench.close()
+    return outcomes
+
+
+def _is_selected(check: Check[T], options: argparse.Namespace) -> bool:
+    return not options.only or check.requirement in options.only
 
 
 def _run_on_new_bench(check: Check[BrokerBench], options: argparse.Namespace) -> Outcome:
     """Run a check with peers of its own."""
-    _show(check.requirement, check.title)
+    _log(f"{check.requirement}: {check.title}")
     bench = BrokerBench(options.frontend, options.backend, options.timeout)
     try:
         return outcome(check, bench)
@@ -70,8 +129,9 @@ def _run_on_new_bench(check: Check[BrokerBench], options: argparse.Namespace) ->
         bench.close()
 
 
-def _show(requirement: str, title: str) -> None:
-    sys.stderr.write(f"{requirement}: {title}\n")
+def _log(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

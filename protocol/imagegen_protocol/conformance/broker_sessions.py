@@ -151,7 +151,7 @@ def unreadable_headers(bench: BrokerBench) -> str:
     """Send unreadable headers on both ports."""
     client, worker = bench.connected_client(), bench.registered_worker()
     request_id = new_id()
-    cases = [
+    cases: list[tuple[dict[str, Any], bytes | None]] = [
         ({"type": "dance", "request_id": request_id}, request_id),
         ({"type": "submit", "request_id": request_id, "priority": 101}, request_id),
         ({"type": "submit", "request_id": request_id, "priority": 1.5}, request_id),

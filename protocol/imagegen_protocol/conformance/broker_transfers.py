@@ -197,7 +197,7 @@ def resumed_download(bench: BrokerBench) -> str:
     answer.client.disconnect()
     answer.client = bench.connected_client()
     answer.client.send(Submit(request_id=answer.request_id, model=bench.model), BODY)
-    bench.until(lambda: answer.client.take(Result) or _resent(answer), "expected RESULT on the second connection")
+    bench.until(answer.arrived_again, "expected RESULT on the second connection")
     answer.ask(2 * _CHUNK, 2 * _CHUNK)
     size = answer.serve(answer.relayed())
     answer.client.ack(answer.request_id)

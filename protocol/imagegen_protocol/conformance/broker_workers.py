@@ -136,13 +136,7 @@ def poison(bench: BrokerBench) -> str:
         worker.is_alive = False
         replacement = bench.registered_worker()
         seconds = bench.patience + worker.silence + 2 * worker.interval
-        bench.until(
-            lambda new=replacement: any(
-                getattr(each.message, "request_id", None) == request_id for each in [*new.inbox, *client.inbox]
-            ),
-            "expected WORK or ERROR",
-            seconds,
-        )
+        bench.until_any([replacement, client], "expected WORK or ERROR", seconds)
         if client.take(Error, has(code=PoisonRequestError.code)):
             client.ack(request_id)
             expect(alone, "the last attempt had not `alone`")

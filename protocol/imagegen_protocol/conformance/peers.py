@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -126,6 +126,10 @@ class Loop:
                 raise Violation(f"{what}: nothing within {wait:.1f} s")
             self.step()
         return value
+
+    def until_any(self, ports: Sequence[Port], what: str, seconds: float) -> None:
+        """Wait until one of the ports has a message that no check has taken."""
+        self.until(lambda: any(port.inbox for port in ports), what, seconds)
 
     def receive(
         self,

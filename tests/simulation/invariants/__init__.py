@@ -1,22 +1,31 @@
 """What must hold in every fleet, whatever is done to it: a file for each invariant, gathered by its moment."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from imagegen_protocol.messages import Chunk, Result
 from tests.simulation.invariants.acknowledged_is_over import acknowledged_is_over
+from tests.simulation.invariants.asked_within_window import asked_within_window
 from tests.simulation.invariants.attempts_grow import attempts_grow
 from tests.simulation.invariants.books_agree import books_agree
+from tests.simulation.invariants.bounded_input import bounded_input
+from tests.simulation.invariants.bounded_output import bounded_output, small_inline
 from tests.simulation.invariants.bounded_tables import bounded_tables
 from tests.simulation.invariants.empty_tables import empty_tables, leftovers
+from tests.simulation.invariants.exact_inputs import exact_inputs
 from tests.simulation.invariants.fair_share import fair_share
 from tests.simulation.invariants.fit_workers import fit_workers
 from tests.simulation.invariants.given_where_held import given_where_held
+from tests.simulation.invariants.healthy_links_hold import healthy_links_hold, nothing_requeued
 from tests.simulation.invariants.made_once import made_once
 from tests.simulation.invariants.no_answer_grows_old import no_answer_grows_old
 from tests.simulation.invariants.no_idle_room import no_idle_room
 from tests.simulation.invariants.one_answer import one_answer, unanswered
 from tests.simulation.invariants.only_the_dead_are_buried import only_the_dead_are_buried
+from tests.simulation.invariants.only_what_was_asked import only_what_was_asked
 from tests.simulation.invariants.reasoned_errors import reasoned_errors
 from tests.simulation.invariants.refused_when_full import refused_when_full
+from tests.simulation.invariants.resumes_where_it_stopped import resumes_where_it_stopped
 from tests.simulation.invariants.returned_go_first import returned_go_first
 from tests.simulation.invariants.right_image import right_image
 from tests.simulation.invariants.runs_alone import runs_alone
@@ -30,6 +39,8 @@ from tests.simulation.invariants.work_moves_on import work_moves_on
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
     from tests.simulation.clients import ClientPeer
+    from tests.simulation.network import Line
+    from tests.simulation.peers import Peer
     from tests.simulation.workers import WorkerPeer
     from tests.simulation.world import World
 
@@ -104,14 +115,49 @@ def on_begun(world: "World", worker: "WorkerPeer", held: Any) -> None:
         ask.begun.append(worker)
 
 
-def on_made(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
-    """A worker has made an image."""
+def on_made(world: "World", worker: "WorkerPeer", request_id: bytes, images: tuple[bytes, ...]) -> None:
+    """A worker has made the images of a request."""
+    if (ask := world.witness.ask_of(request_id)) is not None:
+        ask.made.append(images)
     made_once(world, worker, request_id)
 
 
-def on_too_old(world: "World", worker: "WorkerPeer", request_id: bytes, age: float) -> None:
-    """A worker has dropped an answer because of its age, in seconds."""
-    no_answer_grows_old(world, worker, request_id, age)
+def on_inputs(world: "World", worker: "WorkerPeer", request_id: bytes, inputs: Sequence[Any]) -> None:
+    """A worker has the input images of a request."""
+    exact_inputs(world, worker, request_id, inputs)
+
+
+def on_too_old(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
+    """A worker has dropped an answer because of its age."""
+    no_answer_grows_old(world, worker, request_id, world.plan.held_seconds)
+
+
+def on_fetch(peer: "Peer", fetch: Any, received: int) -> None:
+    """A process is about to send a FETCH for a payload of which it has received some bytes."""
+    resumes_where_it_stopped(peer, fetch, received)
+
+
+def on_asked(peer: "Peer", fetch: Any, outstanding: int) -> None:
+    """A process has sent a FETCH; with it, so many bytes are outstanding on the connection."""
+    asked_within_window(peer, fetch, outstanding)
+
+
+def on_message_to_client(broker: "BrokerPeer", client_id: bytes, message: Any, frames: Any) -> None:
+    """A broker is about to send a message to a client."""
+    if isinstance(message, Chunk):
+        only_what_was_asked(broker, client_id, message, frames)
+    elif isinstance(message, Result):
+        small_inline(broker.world, message, frames)
+
+
+def on_chunk_sent(world: "World", line: "Line") -> None:
+    """A broker has sent a CHUNK."""
+    bounded_output(world, line)
+
+
+def on_reconnect(world: "World", peer: "Peer", line: "Line") -> None:
+    """A process gives up a connection and opens another one."""
+    healthy_links_hold(world, peer, line)
 
 
 def at_the_worker(world: "World", worker: "WorkerPeer") -> None:
@@ -128,6 +174,7 @@ def now_and_then(world: "World", broker: "BrokerPeer") -> None:
     """A sample in time: what is too dear to be judged always."""
     books_agree(broker)
     bounded_tables(world, broker)
+    bounded_input(broker)
 
 
 def at_rest(world: "World") -> bool:
@@ -140,6 +187,7 @@ def at_the_end(world: "World") -> None:
     unanswered(world)
     empty_tables(world)
     true_depth(world)
+    nothing_requeued(world)
     for broker in world.brokers:
         if broker is not None:
             now_and_then(world, broker)

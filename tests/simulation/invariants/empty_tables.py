@@ -32,6 +32,12 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
             yield worker.name, "finished", held.finished
             yield worker.name, "job numbers", held._ids
             yield worker.name, "finished bytes", held.finished_bytes
+            receiver = worker.core._requests._receiver
+            yield worker.name, "payloads on their way", receiver._receiving
+            yield worker.name, "payloads that wait for room", receiver._waiting
+            yield worker.name, "reserved bytes", receiver.reserved_bytes
+            for session in worker.core._brokers._sessions:
+                yield worker.name, f"downloads from broker {session.index}", len(session.downloads)
     for broker in world.brokers:
         if broker is None:
             continue
@@ -43,6 +49,7 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         yield broker.name, "holders", len(core.table.holders)
         yield broker.name, "busy clients", list(core.table._busy_clients)
         yield broker.name, "bytes", core.table.bytes
+        yield broker.name, "receiving requests", core.table.receiving
         yield broker.name, "outbox", not core.outbox.is_empty
         for resends, waiting in enumerate(core.table.unacknowledged):
             yield broker.name, f"unacknowledged {resends}", list(waiting)
@@ -52,9 +59,13 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         for client in core.clients.by_id.values():
             yield broker.name, "requests of a client", list(client.requests)
             yield broker.name, "missed by a client", list(client.missed)
+            yield broker.name, "bytes that a client asked for", client.asked_bytes
+            yield broker.name, "downloads from a client", len(client.downloads)
     for client in world.clients:
         core = client.core
         yield client.name, "unfinished", core.unfinished
         yield client.name, "ids", list(core._pending.by_id)
         yield client.name, "timers", len(core._pending.timers)
-        yield client.name, "acknowledgements", core._acks
+        yield client.name, "acknowledgements", core._receipts._ids
+        yield client.name, "downloads", len(core._payloads._downloads)
+        yield client.name, "bytes asked for", core._payloads._downloads.outstanding

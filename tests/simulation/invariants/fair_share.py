@@ -1,6 +1,6 @@
 """Between clients of equal priority, none has two turns while another one waits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.records import State
 from imagegen_protocol.messages import Work
@@ -14,9 +14,14 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
     """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
     core = broker.core
     request = core.table.requests[work.request_id]
-    if work.attempt > 1 and work.request_id not in broker.answered:
+    reasons = _reasons(broker, request)
+    if work.attempt > 1 and "answer_lost" not in reasons:
         return
     turns = broker.turns[request.model, request.priority]
+    if work.attempt > 1 and reasons != {"answer_lost"}:
+        if not request.requeued:  # it came back for several reasons, the last of which only the core knows
+            turns[request.client.id] = broker.local()
+        return
     last = turns.get(request.client.id)
     if last is not None:
         for other in core.clients.by_id.values():
@@ -30,10 +35,17 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
                     and waiting.attempt == 0
                     and waiting.previous_client is None  # else its place is that of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
-                    and waiting.arrived_at < last
+                    and broker.queued_at.get(waiting.id, waiting.arrived_at) < last
                 ):
                     text = (
                         f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"
                     )
                     raise Violation("fair_share", text, waiting.id)
     turns[request.client.id] = broker.local()
+
+
+def _reasons(broker: "BrokerPeer", request: Any) -> set[str]:
+    """Return why a request has come back since it was given to a worker last."""
+    before = broker.requeues.get(request.id, {})
+    broker.requeues[request.id] = dict(request.requeues)
+    return {reason for reason, count in request.requeues.items() if count > before.get(reason, 0)}

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.limits import MIN_CHUNK_BYTES
 from tests.simulation.witness import SILENCE, Ask, Violation
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "out_of_memory":
             return ask.prompt == "big"
         case "generation_failed":
-            # A worker that holds few answers drops those that a mute client does not acknowledge.
-            came_back = "answer_lost" in error.message and ask.client.mute_until > 0 and plan.held_count < 100
+            # A worker that holds few answers drops those that a client does not acknowledge, or still fetches.
+            is_held = ask.client.mute_until > 0 or ask.images * ask.image_bytes > MIN_CHUNK_BYTES
+            came_back = "answer_lost" in error.message and is_held and plan.held_count < 100
             return ask.prompt == "bad" or came_back
         case "overloaded":
             return (

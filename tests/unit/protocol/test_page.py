@@ -9,6 +9,14 @@ import pytest
 
 from imagegen_protocol import errors, messages
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.conformance import (
+    broker_requests,
+    broker_sessions,
+    broker_transfers,
+    broker_workers,
+    client_checks,
+    worker_checks,
+)
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import GenerationRequest
 from tools.message_docs import message_table
@@ -93,3 +101,15 @@ def test_requirements_are_numbered_in_order_and_references_lead_to_them():
     sections = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
     assert set(re.findall(r"§(\d+)", text)) <= sections
     assert {section for section, _ in numbers} <= sections
+
+
+@pytest.mark.parametrize(
+    "module",
+    [broker_requests, broker_sessions, broker_transfers, broker_workers, client_checks, worker_checks],
+    ids=lambda module: module.__name__.rpartition(".")[2],
+)
+def test_each_check_of_the_conformance_tool_names_a_requirement(module):
+    text = PAGE.read_text()
+    for check in module.CHECKS.all:
+        for requirement in [check.requirement, *re.findall(r"R-\d+\.\d+", check.title)]:
+            assert re.search(rf"^(\*\*|\| ){re.escape(requirement)}\b", text, re.MULTILINE), requirement

@@ -19,6 +19,7 @@ from imagegen_protocol.limits import (
 from imagegen_protocol.messages import Chunk, Fetch
 from imagegen_protocol.transfers import (
     INITIAL_WINDOW_BYTES,
+    MAX_SOURCES,
     MIN_WINDOW_BYTES,
     Download,
     Downloads,
@@ -198,12 +199,78 @@ def test_a_stalled_payload_is_asked_for_again_at_doubling_distances():
     for _ in range(8):
         times.append(receiver.deadline())
         assert receiver.fetches(times[-1] - 0.01) == []
-        assert [message.offset for message in receiver.fetches(times[-1])] == [0, 4096]
+        retry = receiver.fetches(times[-1])
+        assert [(message.offset, message.length) for message in retry] == [(0, MIN_CHUNK_BYTES)]
     assert [later - earlier for earlier, later in pairwise([0.0, *times])] == [3, 6, 12, 24, 48, 48, 48, 48]
     assert receiver.window == MIN_WINDOW_BYTES
-    assert receiver.outstanding == MIN_WINDOW_BYTES
+    assert receiver.outstanding == MIN_CHUNK_BYTES
     receiver.on_chunk(chunk(0), bytes(4096), times[-1])
+    assert [message.offset for message in receiver.fetches(times[-1])] == [4096, 8192]
     assert receiver.deadline() == times[-1] + 3, "a chunk resets the distance"
+
+
+def test_stalled_payloads_delay_no_other():
+    receiver = Downloads()
+    for number in range(10):
+        receiver.add(Download(bytes([number]) * 16, P, [100_000], "dead"))
+    now = 0.0
+    for _ in range(12):
+        receiver.fetches(now)
+        now = receiver.deadline()
+    receiver.fetches(now)
+    receiver.add(Download(ID, P, [100_000], "alive"))
+    assert [(message.request_id, message.offset) for message in receiver.fetches(now)] == [(ID, 0), (ID, 4096)]
+    receiver.configure(1.0, 3, MIN_WINDOW_BYTES)
+    for _ in range(40):
+        assert receiver.outstanding <= MIN_WINDOW_BYTES + 10 * MIN_CHUNK_BYTES
+        now = receiver.deadline()
+        receiver.fetches(now)
+
+
+def test_a_late_chunk_of_a_stalled_payload_ends_the_stall():
+    receiver = Downloads()
+    receiver.add(Download(ID, P, [100_000]))
+    receiver.fetches(0.0)
+    receiver.fetches(3.0)
+    receiver.on_chunk(chunk(0), bytes(8192), 4.0)
+    assert [message.offset for message in receiver.fetches(4.0)] == [8192, 12288]
+    assert receiver.outstanding == MIN_WINDOW_BYTES
+
+
+def test_a_slow_sender_is_asked_for_small_chunks_although_another_one_is_fast():
+    receiver = Downloads()
+    receiver.add(Download(OTHER_ID, P, [4 << 20], "fast"))
+    now = 0.0
+    while receiver.window < DEFAULT_FETCH_WINDOW_BYTES:
+        for message in receiver.fetches(now):
+            for start in range(message.offset, message.offset + message.length, message.chunk_bytes):
+                size = min(message.chunk_bytes, message.offset + message.length - start)
+                receiver.on_chunk(chunk(start, OTHER_ID), bytes(size), now + 0.01)
+        now += 0.01
+    receiver.add(Download(ID, Q, [4 << 20], "slow"))
+    asked = [message for message in receiver.fetches(now) if message.request_id == ID]
+    assert sum(message.length for message in asked) == INITIAL_WINDOW_BYTES
+    assert max(message.chunk_bytes for message in asked) <= INITIAL_WINDOW_BYTES // 2
+
+
+def test_a_payload_behind_long_answers_is_no_stall():
+    receiver = Downloads()
+    receiver.add(Download(ID, P, [100_000]))
+    receiver.fetches(0.0)
+    for number in range(1, 5):
+        receiver.on_chunk(chunk(8192 * (number - 1)), bytes(8192), 2.5 * number)
+        receiver.fetches(2.5 * number)
+    assert receiver.deadline() == 10.0 + 2 * 2.5, "twice the time that the last answers took"
+
+
+def test_the_windows_of_many_senders_are_forgotten():
+    receiver = Downloads()
+    for number in range(MAX_SOURCES + 10):
+        receiver.add(Download(number.to_bytes(16), P, [10], str(number)))
+        receiver.fetches(0.0)
+        receiver.on_chunk(chunk(0, number.to_bytes(16)), bytes(10), 0.0)
+    assert len(receiver) == receiver.outstanding == 0
+    assert len(receiver._sources) <= MAX_SOURCES
 
 
 def test_chunks_that_arrive_slowly_are_no_stall():
@@ -337,8 +404,8 @@ def test_a_stall_does_not_exceed_the_announced_maximum():
 def test_one_fetch_asks_for_a_limited_number_of_bytes():
     receiver = Downloads()
     receiver.configure(1.0, 3, 1 << 30)
-    receiver.window = 1 << 30
     receiver.add(Download(ID, P, [60 << 20]))
+    receiver.window = receiver._sources[""].window = 1 << 30
     assert [message.length for message in receiver.fetches(0.0)] == [MAX_FETCH_BYTES] * 3 + [12 << 20]
 
 

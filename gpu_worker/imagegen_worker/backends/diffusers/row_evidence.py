@@ -25,6 +25,7 @@ import torch
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers.digests import row_digest
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import Layout, RowArgument, row_arguments
 from imagegen_worker.backends.diffusers.outputs import map_tensors, split
 
@@ -164,7 +165,8 @@ class ObservedForward:
         own, other, moved = found
         rows = [self.rows[index]] * 2
         try:
-            output = self.forward(self.layout.join([own, other], rows))
+            with translated_errors():
+                output = self.forward(self.layout.join([own, other], rows))
         except (DeviceLostError, DeviceMemoryError):
             raise
         except Exception:  # noqa: BLE001 - models check their arguments in different ways

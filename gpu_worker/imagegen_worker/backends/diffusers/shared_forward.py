@@ -14,6 +14,7 @@ import torch
 from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import (
     Description,
     Layout,
@@ -23,6 +24,7 @@ from imagegen_worker.backends.diffusers.layouts import (
     row_arguments,
 )
 from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, ObservedForward, RowEvidence
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.calls import NotShareableError
 
 MAX_KINDS = 4096
@@ -156,8 +158,10 @@ class SharedForwards:
     def _compared(self, group: ForwardGroup, *comparison: Any, padded: bool) -> bool:
         """Compare as `_compare` does; return False if that runs out of memory."""
         try:
-            self._compare(group, *comparison, padded=padded)
-        except DeviceMemoryError:
+            with translated_errors():
+                self._compare(group, *comparison, padded=padded)
+        except DeviceMemoryError as error:
+            release_frames(error)
             return False
         return True
 

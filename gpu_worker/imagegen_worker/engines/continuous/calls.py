@@ -44,6 +44,12 @@ class Stage(Protocol):
         `DeviceLostError`, `NotShareableError`, or whatever the model raises.
         """
 
+    def run_in_tiles(self, call: "Call") -> Any:
+        """Run one call of which not even one row fits into memory, in parts of a row; return its output.
+
+        Raises as `run` does: `DeviceMemoryError` if the stage has no parts, or if these don't fit either.
+        """
+
     def free_memory(self) -> None:
         """Release cached memory of the device."""
 
@@ -66,6 +72,8 @@ class Call:
     reason: str = ""
     payload: Any = None
     """Data of the stage."""
+    ready: Callable[[], bool] | None = None
+    """Whether the call may run now, while calls of other tasks wait too; None: always."""
 
 
 class Task(greenlet):  # type: ignore[misc]

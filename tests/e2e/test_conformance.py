@@ -1,0 +1,190 @@
+"""`python -m imagegen_protocol.conformance` accepts our own programs, and finds faults that are put into them."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from imagegen_broker.core.client_sessions import ClientSessions
+from imagegen_broker.core.records import SendWindow, Settings
+from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.server import Server
+from imagegen_client import Client, ImagegenError
+from imagegen_client.receipts import Receipts
+from imagegen_protocol.conformance.__main__ import main
+from imagegen_protocol.conformance.images import png
+from tests.e2e.conftest import BROKER, SIMULATED
+from tests.raw import Peers, ready
+
+TOOL = (sys.executable, "-m", "imagegen_protocol.conformance")
+
+
+class Tool:
+    """The tool as a process that waits for a client or worker."""
+
+    def __init__(self, role, *options):
+        command = [*TOOL, role, "tcp://127.0.0.1:*", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.endpoint = self._process.stderr.readline().split()[-1]
+
+    def finish(self):
+        """Wait for the end; return the exit status and the table."""
+        table, log = self._process.communicate(timeout=400)
+        return self._process.returncode, table or log
+
+    def stop(self):
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def start_tool():
+    """Start the tool; it is ended with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments):
+            tool = Tool(*arguments)
+            stack.callback(tool.stop)
+            return tool
+
+        yield start
+
+
+def results(table):
+    """Return the result of each requirement; `fail` if one of its checks has failed."""
+    found = {}
+    for requirement, result in re.findall(r"^(R-[\d.]+) +(pass|fail|not tested) ", table, re.MULTILINE):
+        found[requirement] = "fail" if "fail" in (result, found.get(requirement)) else result
+    return found
+
+
+@contextlib.contextmanager
+def requests(endpoint):
+    """A client that sends requests of each kind, whatever their answers."""
+    stop = threading.Event()
+    with Client(endpoint) as client:
+
+        def plain():
+            client.submit("a red circle", timeout_seconds=300, preview=True).result()
+
+        def with_image():
+            client.submit("a red circle", image=png(200)).result()
+
+        def cancelled():
+            job = client.submit("a red circle")
+            stop.wait(1.0)
+            job.cancel()
+            job.result()
+
+        def repeat(function):
+            while not stop.is_set():
+                with contextlib.suppress(ImagegenError):
+                    function()
+                stop.wait(0.01)
+
+        functions = (plain, with_image, cancelled, lambda: client.stats(timeout=30))
+        threads = [threading.Thread(target=repeat, args=(each,)) for each in functions]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            client.close()
+            for thread in threads:
+                thread.join()
+
+
+@contextlib.contextmanager
+def running_broker():
+    """A broker in a thread of this process."""
+    settings = Settings(epoch=b"e" * 16, interval=0.2, liveness=10)
+    server = Server(settings, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def test_our_broker_follows_the_protocol(fleet):
+    fleet.start_broker(*BROKER)
+    place = fleet.brokers["broker"]
+    done = subprocess.run(
+        [*TOOL, "broker", place.frontend, place.backend], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert len(results(done.stdout)) > 35
+
+
+def test_our_client_follows_the_protocol(start_tool):
+    tool = start_tool("client")
+    with requests(tool.endpoint):
+        status, table = tool.finish()
+    assert status == 0, table
+    assert "not tested" not in results(table).values(), table
+
+
+def test_our_worker_follows_the_protocol(fleet, start_tool):
+    tool = start_tool("worker")
+    fleet.spawn("worker", ["imagegen-worker", "--broker", tool.endpoint, "--name", "w", "--gpu", "0", *SIMULATED])
+    status, table = tool.finish()
+    assert status == 0, table
+    assert "not tested" not in results(table).values(), table
+
+
+def ignore(*_, **__):
+    """Do nothing."""
+
+
+def begin_again(table, request):
+    """Forget what has arrived of a payload."""
+    request.download = None
+    fetch_payload(table, request)
+
+
+fetch_payload = RequestTable._fetch_payload
+
+
+@pytest.mark.parametrize(
+    ("requirement", "place", "name", "fault"),
+    [
+        ("R-2.4", RequestTable, "_fetch_payload", begin_again),
+        ("R-2.7", SendWindow, "add", ignore),
+        ("R-4.6", ClientSessions, "_submitted_again", ignore),
+    ],
+)
+def test_a_fault_of_a_broker_is_found(monkeypatch, capsys, requirement, place, name, fault):
+    monkeypatch.setattr(place, name, fault)
+    with running_broker() as broker:
+        endpoints = [broker.frontend_endpoint, broker.backend_endpoint]
+        assert main(["broker", *endpoints, "--only", requirement, "--timeout", "5"]) == 1
+    assert results(capsys.readouterr().out)[requirement] == "fail"
+
+
+def test_a_fault_of_a_client_is_found(monkeypatch, start_tool):
+    monkeypatch.setattr(Receipts, "acks", lambda receipts: [])
+    tool = start_tool("client", "--only", "R-4.7", "--timeout", "5")
+    with requests(tool.endpoint):
+        status, table = tool.finish()
+    assert (status, results(table)) == (1, {"R-4.7": "fail"})
+
+
+def test_a_fault_of_a_worker_is_found(start_tool):
+    """A worker that registers, and does nothing with its requests."""
+    tool = start_tool("worker", "--only", "R-5.11", "--timeout", "5")
+    with contextlib.closing(Peers()) as peers:
+        ready(peers(tool.endpoint))
+        status, table = tool.finish()
+    assert (status, results(table)) == (1, {"R-5.11": "fail"})
+
+
+def test_the_tool_ends_if_no_broker_answers(capsys):
+    assert main(["broker", "tcp://127.0.0.1:9", "tcp://127.0.0.1:9", "--timeout", "0.5"]) == 1
+    assert results(capsys.readouterr().out) == {"R-4.1": "fail"}

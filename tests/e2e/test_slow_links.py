@@ -1,0 +1,263 @@
+"""Answers and input images that need many heartbeat intervals on slow links, and links that break meanwhile.
+
+The links are those of a TCP proxy. Each transfer takes several times the liveness time. A fast client beside it is
+served all the while; its latencies are printed and not judged.
+"""
+
+import io
+import random
+import statistics
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from imagegen_client import Client, ImagegenError
+from tests.e2e.conftest import SIMULATED
+from tests.tcp_proxy import TcpProxy
+
+HEARTBEATS = ("--heartbeat-interval", "0.2", "--liveness", "10")
+RATE = 60_000
+"""Bytes per second of the slow links."""
+SIDE = 400
+"""Pixels; an image of noise has 480 kB, which take 8 s: four times the liveness time."""
+IMAGE_BYTES = 3 * SIDE * SIDE
+FULL_RATE = 125_000
+"""1 Mbit/s, on which `FULL_SIDE` takes 32 s."""
+FULL_SIDE = 1155
+PATIENCE = 120.0
+OVERHEAD = 1.15
+"""Share of bytes on the wire to bytes of images, with the other messages."""
+RESENT_BYTES = 64 * 1024
+"""Bytes that were on the way when a connection broke."""
+
+
+def noise(seed, side=SIDE):
+    """Return the image that the noise worker makes of a seed."""
+    return Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+class FastClient:
+    """A client on a fast link that generates small images, one after the other, until it is told to stop."""
+
+    def __init__(self, endpoint, model="fast"):
+        self.seconds = []
+        self.errors = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(endpoint, model))
+        self._thread.start()
+
+    def _run(self, endpoint, model):
+        try:
+            with Client(endpoint) as client:
+                while not self._stop.is_set():
+                    begun = time.monotonic()
+                    client.generate("fast", model=model, seed=1, num_inference_steps=1, width=64, height=64)
+                    self.seconds.append(time.monotonic() - begun)
+        except ImagegenError as error:
+            self.errors.append(error)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+        assert not self.errors
+        assert len(self.seconds) > 20
+        found = sorted(self.seconds)
+        p99 = found[int(0.99 * (len(found) - 1))]
+        print(f"fast client: {len(found)} requests, median {statistics.median(found):.4f} s, p99 {p99:.4f} s")
+
+
+def start(fleet, *, worker_link=None):
+    """Start a broker, a worker for the model "noise" and one for "fast"; return what the tests need."""
+    place = fleet.start_broker(*HEARTBEATS)
+    proxy = TcpProxy(place.backend, **worker_link) if worker_link else None
+    start_noise_worker(fleet, proxy.endpoint if proxy else place.backend)
+    fleet.start_worker("fast", "--model", "fast", *SIMULATED)
+    return SimpleNamespace(place=place, worker_proxy=proxy)
+
+
+def start_noise_worker(fleet, backend):
+    command = ["python", "-m", "tests.e2e.noise_worker", "--broker", backend, "--name", "noise"]
+    fleet.spawn("noise", [*command, "--model", "noise", *SIMULATED])
+
+
+def wait_until(holds, what):
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def generate(client, seed, side=SIDE, **options):
+    return client.submit(
+        "noise", model="noise", seed=seed, num_inference_steps=2, width=side, height=side, **options
+    )
+
+
+def check_healthy(client, dispatched=1):
+    """Nothing was counted as dead, lost or requeued."""
+    totals = client.stats(PATIENCE)["totals"]
+    assert totals["clients_lost"] == totals["workers_lost"] == 0
+    assert totals["requeued"] == {}
+    return totals
+
+
+@pytest.fixture
+def quiet(fleet):
+    """A fleet without slow links between broker and workers."""
+    there = start(fleet)
+    with Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 2)
+    return there
+
+
+@pytest.fixture(params=["short", "30 seconds"])
+def size(request):
+    full = request.param != "short"
+    return SimpleNamespace(side=FULL_SIDE if full else SIDE, rate=FULL_RATE if full else RATE)
+
+
+# ---- links that are slow and nothing else ------------------------------------------------------------------
+
+
+def test_a_large_answer_arrives_over_a_slow_link_of_its_client(fleet, quiet, size):
+    fast = FastClient(fleet.frontend)
+    with TcpProxy(fleet.frontend, down=size.rate, latency=0.02) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7, size.side)
+        assert job.result(PATIENCE).image.tobytes() == noise(7, size.side).tobytes()
+        assert proxy.accepted == 1
+        assert proxy.passed["down"] < OVERHEAD * 3 * size.side**2
+        check_healthy(client)
+    fast.stop()
+
+
+def test_a_large_input_image_arrives_over_a_slow_link_of_its_client(fleet, quiet, size):
+    fast = FastClient(fleet.frontend)
+    with TcpProxy(fleet.frontend, up=size.rate, latency=0.02) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7, 64, image=png(noise(1, size.side)))
+        assert job.result(PATIENCE).image.tobytes() == noise(7, 64).tobytes()
+        assert proxy.accepted == 1
+        assert proxy.passed["up"] < OVERHEAD * 3 * size.side**2
+        check_healthy(client)
+    fast.stop()
+
+
+@pytest.mark.parametrize("way", ["answer", "input"])
+def test_a_slow_link_of_a_worker_transfers_large_images(fleet, way):
+    limit = {"up": RATE} if way == "answer" else {"down": RATE}
+    there = start(fleet, worker_link={**limit, "latency": 0.02})
+    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 2)
+        fast = FastClient(fleet.frontend)
+        if way == "answer":
+            assert generate(client, 7).result(PATIENCE).image.tobytes() == noise(7).tobytes()
+        else:
+            job = generate(client, 7, 64, image=png(noise(1)))
+            assert job.result(PATIENCE).image.tobytes() == noise(7, 64).tobytes()
+        assert proxy.accepted == 1
+        assert proxy.passed["up" if way == "answer" else "down"] < OVERHEAD * IMAGE_BYTES
+        check_healthy(client)
+        fast.stop()
+
+
+def test_small_requests_of_a_client_pass_its_own_large_answer(fleet, quiet):
+    with TcpProxy(fleet.frontend, down=RATE) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7)
+        wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 8, "the transfer has not begun")
+        client.generate("fast", model="fast", seed=1, num_inference_steps=1, width=64, height=64)
+        assert not job.done()
+        assert job.result(PATIENCE).image.tobytes() == noise(7).tobytes()
+
+
+# ---- links that break in the middle of a transfer ----------------------------------------------------------
+
+
+def break_by_broker_restart(fleet, proxy):
+    fleet.kill("broker")
+    fleet.start_broker(*HEARTBEATS)
+
+
+def break_by_reset(fleet, proxy):
+    proxy.reset_after(down=1_000, up=10_000)
+    wait_until(lambda: proxy.accepted > 1, "nothing was reset")
+
+
+def break_by_silence(fleet, proxy):
+    proxy.half_open_all()
+
+
+def break_by_refusals(fleet, proxy):
+    proxy.refuses = True
+    proxy.reset_all()
+    wait_until(lambda: proxy.accepted > 3, "nobody connects again")
+    proxy.refuses = False
+
+
+BREAKS = [break_by_broker_restart, break_by_reset, break_by_silence, break_by_refusals]
+
+
+@pytest.mark.parametrize("break_", BREAKS, ids=lambda break_: break_.__name__)
+def test_an_answer_resumes_where_the_link_of_its_client_broke(fleet, quiet, break_):
+    with TcpProxy(fleet.frontend, down=2 * RATE) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7)
+        wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 2, "the transfer has not begun")
+        break_(fleet, proxy)
+        assert job.result(PATIENCE).image.tobytes() == noise(7).tobytes()
+        assert proxy.accepted > 1
+        assert proxy.passed["down"] < OVERHEAD * IMAGE_BYTES + RESENT_BYTES
+        print(f"{break_.__name__}: {proxy.passed['down']} bytes for {IMAGE_BYTES}")
+
+
+@pytest.mark.parametrize("break_", BREAKS, ids=lambda break_: break_.__name__)
+def test_an_answer_resumes_where_the_link_of_its_worker_broke(fleet, break_):
+    there = start(fleet, worker_link={"up": 2 * RATE})
+    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 2)
+        job = generate(client, 7)
+        wait_until(lambda: proxy.passed["up"] > IMAGE_BYTES // 2, "the transfer has not begun")
+        break_(fleet, proxy)
+        result = job.result(PATIENCE)
+        assert result.image.tobytes() == noise(7).tobytes()
+        assert proxy.passed["up"] < OVERHEAD * IMAGE_BYTES + RESENT_BYTES
+        print(f"{break_.__name__}: {proxy.passed['up']} bytes for {IMAGE_BYTES}, attempt {result.attempt}")
+
+
+@pytest.mark.parametrize("break_", BREAKS[1:], ids=lambda break_: break_.__name__)
+def test_an_input_image_resumes_where_the_link_of_its_client_broke(fleet, quiet, break_):
+    with TcpProxy(fleet.frontend, up=2 * RATE) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7, 64, image=png(noise(1)))
+        wait_until(lambda: proxy.passed["up"] > IMAGE_BYTES // 2, "the transfer has not begun")
+        break_(fleet, proxy)
+        assert job.result(PATIENCE).image.tobytes() == noise(7, 64).tobytes()
+        assert proxy.passed["up"] < OVERHEAD * IMAGE_BYTES + RESENT_BYTES
+        print(f"{break_.__name__}: {proxy.passed['up']} bytes for {IMAGE_BYTES}")
+
+
+def test_an_input_image_is_sent_again_to_a_restarted_broker(fleet, quiet):
+    with TcpProxy(fleet.frontend, up=2 * RATE) as proxy, Client(proxy.endpoint) as client:
+        job = generate(client, 7, 64, image=png(noise(1)))
+        wait_until(lambda: proxy.passed["up"] > IMAGE_BYTES // 2, "the transfer has not begun")
+        break_by_broker_restart(fleet, proxy)
+        assert job.result(PATIENCE).image.tobytes() == noise(7, 64).tobytes()
+        assert proxy.passed["up"] > 1.4 * IMAGE_BYTES
+
+
+@pytest.mark.parametrize("break_", BREAKS, ids=lambda break_: break_.__name__)
+def test_an_input_image_resumes_where_the_link_of_its_worker_broke(fleet, break_):
+    there = start(fleet, worker_link={"down": 2 * RATE})
+    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+        fleet.wait_for_workers(client, 2)
+        job = generate(client, 7, 64, image=png(noise(1)))
+        wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 2, "the transfer has not begun")
+        break_(fleet, proxy)
+        assert job.result(PATIENCE).image.tobytes() == noise(7, 64).tobytes()
+        assert proxy.passed["down"] < OVERHEAD * IMAGE_BYTES + RESENT_BYTES
+        print(f"{break_.__name__}: {proxy.passed['down']} bytes for {IMAGE_BYTES}")

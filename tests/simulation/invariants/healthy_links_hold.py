@@ -1,0 +1,30 @@
+"""A link that is slow, but loses nothing, never leads to a new connection or to a second attempt."""
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.witness import SILENCE, Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Line
+    from tests.simulation.peers import Peer
+    from tests.simulation.world import World
+
+
+def healthy_links_hold(world: "World", peer: "Peer", line: "Line") -> None:
+    """Judge that a process opens a new connection in place of one to a broker that lives."""
+    since = world.now - SILENCE
+    broker = world.broker_named(line.name)
+    if broker is None or broker.started >= since or broker.trouble >= since or peer.trouble >= since:
+        return
+    if world.witness.link_troubled(peer.name, line.name, since):
+        return
+    raise Violation("healthy_links_hold", f"{peer.name} gives up its connection to {broker.name}, which is well")
+
+
+def nothing_requeued(world: "World") -> None:
+    """Judge a whole fleet without faults."""
+    if not world.plan.is_healthy:
+        return
+    for broker in world.brokers:
+        if broker is not None and (requeued := broker.core.table.counters.requeued):
+            raise Violation("healthy_links_hold", f"{broker.name} has requeued {dict(requeued)} without a fault")
