@@ -42,10 +42,9 @@ NAMED = [
 """Those that anyone would think of; the others are read off the types."""
 BODY = wrong_values(GenerationRequest)
 HEADER = wrong_values(Submit, "v", "request_id")
+NOT_OPTIONS = ("images", "inputs", "image", "mask_image", "traceparent", "inline_bytes", "frame_bytes")
 CLIENTS = [
-    wrong
-    for wrong in (*NAMED, *BODY, *HEADER)
-    if wrong.value is not None and wrong.field not in ("images", "inputs", "image", "mask_image", "traceparent")
+    wrong for wrong in (*NAMED, *BODY, *HEADER) if wrong.value is not None and wrong.field not in NOT_OPTIONS
 ]
 """In the client None means the default, an image is read and checked by `input_images`, and a provider traces."""
 
