@@ -8,7 +8,7 @@ import torch
 from imagegen_worker.backends.diffusers.layouts import PLAIN_TYPES, is_tensor_list
 from imagegen_worker.engines.continuous.calls import NotShareableError
 
-_TOLERANCE = 0.01
+_TOLERANCE = 0.001
 """Largest difference of two outputs in float32 or float64, over the largest value, that counts as rounding."""
 _HALF_PRECISION_TOLERANCE = 0.1
 """The same for 16 bits and fewer."""
