@@ -59,7 +59,7 @@ class RequestHandler:
             held.attempt, held.deadline = work.attempt, deadline
             held.progress, held.preview = work.progress or work.preview, work.preview
             held.inline_bytes, held.source = work.inline_bytes, session.epoch
-            self.on_resend(session, held)
+            self.on_resend(session, held, now)
             if held.download is not None:
                 self._receive(held, work, frames, now)
             return
@@ -127,12 +127,13 @@ class RequestHandler:
         self._receiver.release(held)
         self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
 
-    def on_resend(self, session: BrokerSession, held: HeldRequest) -> None:
+    def on_resend(self, session: BrokerSession, held: HeldRequest, now: float) -> None:
         """Send the answer to this broker from now on, and at once if there is one.
 
         A request whose payload only another broker is known to have is returned: it can't start.
         """
         if held.download is not None and held.source != session.epoch:
+            self._receiver.keep(held, now)
             self._give_back(session, held, "its payload has not arrived")
             return
         self._receiver.move(held, session)
