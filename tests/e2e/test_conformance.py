@@ -1,65 +1,25 @@
 """`python -m imagegen_protocol.conformance` accepts our own programs, and finds faults that are put into them."""
 
 import contextlib
-import re
 import subprocess
-import sys
 import threading
 
+import msgpack
 import pytest
 
+from imagegen_broker import server
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.records import SendWindow, Settings
 from imagegen_broker.core.request_table import RequestTable
-from imagegen_broker.server import Server
 from imagegen_client import Client, ImagegenError
 from imagegen_client.receipts import Receipts
+from imagegen_protocol import decode_from_client
 from imagegen_protocol.conformance.__main__ import main
 from imagegen_protocol.conformance.images import png
+from imagegen_protocol.limits import VERSION
+from tests.e2e.conformance import TOOL, results
 from tests.e2e.conftest import BROKER, SIMULATED
 from tests.raw import Peers, ready
-
-TOOL = (sys.executable, "-m", "imagegen_protocol.conformance")
-
-
-class Tool:
-    """The tool as a process that waits for a client or worker."""
-
-    def __init__(self, role, *options):
-        command = [*TOOL, role, "tcp://127.0.0.1:*", *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.endpoint = self._process.stderr.readline().split()[-1]
-
-    def finish(self):
-        """Wait for the end; return the exit status and the table."""
-        table, log = self._process.communicate(timeout=400)
-        return self._process.returncode, table or log
-
-    def stop(self):
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.fixture
-def start_tool():
-    """Start the tool; it is ended with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments):
-            tool = Tool(*arguments)
-            stack.callback(tool.stop)
-            return tool
-
-        yield start
-
-
-def results(table):
-    """Return the result of each requirement; `fail` if one of its checks has failed."""
-    found = {}
-    for requirement, result in re.findall(r"^(R-[\d.]+) +(pass|fail|not tested) ", table, re.MULTILINE):
-        found[requirement] = "fail" if "fail" in (result, found.get(requirement)) else result
-    return found
 
 
 @contextlib.contextmanager
@@ -103,13 +63,13 @@ def requests(endpoint):
 def running_broker():
     """A broker in a thread of this process."""
     settings = Settings(epoch=b"e" * 16, interval=0.2, liveness=10)
-    server = Server(settings, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-    thread = threading.Thread(target=server.run)
+    broker = server.Server(settings, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
+    thread = threading.Thread(target=broker.run)
     thread.start()
     try:
-        yield server
+        yield broker
     finally:
-        server.stop()
+        broker.stop()
         thread.join()
 
 
@@ -152,12 +112,18 @@ def begin_again(table, request):
 fetch_payload = RequestTable._fetch_payload
 
 
+def accept_any_version(header):
+    """Decode a header as if it had the right version."""
+    return decode_from_client(msgpack.packb({**msgpack.unpackb(header), "v": VERSION}))
+
+
 @pytest.mark.parametrize(
     ("requirement", "place", "name", "fault"),
     [
         ("R-2.4", RequestTable, "_fetch_payload", begin_again),
         ("R-2.7", SendWindow, "add", ignore),
         ("R-4.6", ClientSessions, "_submitted_again", ignore),
+        ("R-9.2", server, "decode_from_client", accept_any_version),
     ],
 )
 def test_a_fault_of_a_broker_is_found(monkeypatch, capsys, requirement, place, name, fault):

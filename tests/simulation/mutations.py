@@ -149,7 +149,7 @@ MUTATIONS = (
     Mutation(
         "the requests of a dead worker are dropped",
         WORKERS + "remove_dead_worker",
-        'self._requeue_after_failure(worker, "worker_lost", "died", now)',
+        'self._requests.requeue_after_failure(worker, "worker_lost", "died", now)',
         "worker.assigned.clear()",
         ("books_agree", "one_answer"),
     ),

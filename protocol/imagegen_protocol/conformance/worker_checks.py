@@ -61,7 +61,7 @@ def heartbeats(bench: WorkerBench) -> str:
     bench.registered()
     bench.wait(5 * INTERVAL)
     found = [each for each in bench.broker.messages if isinstance(each.message, WorkerHeartbeat)][-4:]
-    expect(len(found) >= 3, f"{len(found)} heartbeats in {5 * INTERVAL:g} s")
+    expect(len(found) >= 2, f"{len(found)} heartbeats in {5 * INTERVAL:g} s")
     longest = max(later.at - earlier.at for earlier, later in pairwise(found))
     expect(longest < SILENCE, f"{longest:.2f} s between two heartbeats")
     last = found[-1].message

@@ -47,7 +47,7 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         yield broker.name, "queue levels", core.scheduler.queue._models
         yield broker.name, "followed requests", core.positions.followed
         yield broker.name, "holders", len(core.table.holders)
-        yield broker.name, "busy clients", list(core.table._busy_clients)
+        yield broker.name, "busy clients", list(core.table.limits._busy_clients)
         yield broker.name, "bytes", core.table.bytes
         yield broker.name, "receiving requests", core.table.receiving
         yield broker.name, "outbox", not core.outbox.is_empty

@@ -61,9 +61,12 @@ class Adapters:
                 self._load(name, keep=names)
             self._slots.move_to_end(name)
 
-    def activate(self, loras: LoraScales) -> None:
-        """Use exactly these LoRAs from the next forward on. Raises as `load` does."""
-        if loras == self._active:
+    def activate(self, loras: LoraScales, *, fresh: bool = False) -> None:
+        """Use exactly these LoRAs from the next forward on. Raises as `load` does.
+
+        `fresh`: a pipeline call may have changed scales since the last activation.
+        """
+        if loras == self._active and not fresh:
             return
         self.load(loras)
         slots = [self._slots[name] for name, _ in loras]

@@ -160,7 +160,12 @@ class BatchedModule:
         call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
 
     def _adapters(self, task: Task) -> Any:
-        return task.adapters if self._adapted else None
+        """Return the adapters that change the outputs of a task's calls, with their scales."""
+        if not self._adapted:
+            return None
+        if self._cache is None or task.encoder_scale == 1 or not isinstance(task.adapters, tuple):
+            return task.adapters
+        return tuple((name, scale * task.encoder_scale) for name, scale in task.adapters)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, in the order of the signature. Raises `NotShareableError`."""
@@ -199,7 +204,7 @@ class BatchedModule:
 
     def _run_alone(self, call: Call, max_rows: int) -> Any:
         if self._cache is not None and call.key is not None and call.rows > 1 and call.task.images > 1:
-            adapters = call.task.adapters
+            adapters = self._adapters(call.task)
             return self._cache.run_rows(self._forwards, _group([call]), adapters, max_rows, self._run_model)
         if call.key is None or (self.fixed_rows is None and call.rows <= max_rows):
             output = self._run_model(call.args, call.kwargs)
@@ -223,7 +228,7 @@ class BatchedModule:
     def _activate_adapters(self, task: Task) -> None:
         """Put the adapters of a task into effect; calls that share a forward have equal ones."""
         if self._activate is not None:
-            self._activate(task.adapters or ())
+            self._activate(self._adapters(task) or ())
 
     def _run_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the model. Raises `DeviceMemoryError`, `DeviceLostError`, or whatever the model raises."""

@@ -49,6 +49,8 @@ class _Saved:
     def restore(self) -> None:
         """Give the module's attribute this value."""
         if self.items is not None and isinstance(self.value, dict):
+            if self.name == "_modules" and any(map(_is_adapter, self.value.values())):
+                return  # adapters were loaded meanwhile, which replaces layers
             self.value.clear()
             self.value.update({key: _restored(item) for key, item in self.items.items()})
         elif self.items is not None and isinstance(self.value, list):

@@ -135,7 +135,7 @@ class DiffusersBackend:
 
     def _call_once(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
         if loaded.adapters is not None:
-            loaded.adapters.activate(rows[0].request.loras)
+            loaded.adapters.activate(rows[0].request.loras, fresh=True)
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         with restored_after_errors(models):

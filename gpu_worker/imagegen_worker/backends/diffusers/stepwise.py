@@ -98,10 +98,7 @@ class StepwiseDiffusers:
         # Two rows for an image: guidance doubles them.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
         adapters = self._loaded.adapters
-        options: dict[str, Any] = {"fixed_rows": rows}
-        if adapters is not None:
-            options |= {"activate": adapters.activate, "adapters_revision": lambda: adapters.revision}
-        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, **options)
+        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, adapters=adapters)
         for pipeline in self._loaded.task_pipelines.pipelines():
             self._pipeline_batcher.add(pipeline)
         self._sharing = CallSharing(self._loaded, self._run_call)

@@ -94,6 +94,8 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.encoder_scale = 1.0
+        """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()
         """Indexes of its images that were cancelled: stages may leave out their rows."""
         self.result: Any = None
