@@ -35,7 +35,7 @@ from imagegen_worker.core.state import WorkerState
 
 MAX_PREVIEW_INTERVAL_SECONDS = 1.0
 """Maximum time in which the previews for one broker have at most `MAX_PREVIEW_BYTES`; a shorter heartbeat interval
-counts instead. On a slow link more previews would delay all other messages."""
+counts instead."""
 
 
 class RequestHandler:
@@ -186,7 +186,7 @@ class RequestHandler:
         elif isinstance(event, ev.Stepped):
             for number in event.numbers:
                 if (held := self._held.by_number(number)) is not None:
-                    self._progress(held, event.step, event.steps)
+                    self._progress(held, event.step, event.steps, now)
         elif (held := self._held.by_number(event.number)) is not None:
             self._on_single_job_event(held, event, now)
 
@@ -200,7 +200,7 @@ class RequestHandler:
             case ev.Previewed():
                 if held.preview and len(event.image) <= MAX_PREVIEW_BYTES and now >= held.next_preview_at:
                     held.next_preview_at = now + self._preview_pause(held, len(event.image))
-                    self._progress(held, *held.step, (event.image,))
+                    self._progress(held, *held.step, now, (event.image,))
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
@@ -211,7 +211,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
-                self._progress(held, 0, held.request.num_inference_steps)
+                self._progress(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 
     def _finished(self, held: HeldRequest, event: ev.Finished, now: float) -> None:
@@ -346,10 +346,13 @@ class RequestHandler:
         interval = min(self._brokers[held.broker].interval, MAX_PREVIEW_INTERVAL_SECONDS)
         return interval * max(sharing, 1) * size / MAX_PREVIEW_BYTES
 
-    def _progress(self, held: HeldRequest, step: int, steps: int, frames: tuple[Buffer, ...] = ()) -> None:
+    def _progress(
+        self, held: HeldRequest, step: int, steps: int, now: float, frames: tuple[Buffer, ...] = ()
+    ) -> None:
+        """Send progress, unless it would delay other messages on a slow link."""
         held.step = (step, steps)
         session = self._brokers[held.broker]
-        if held.progress and session.registered:
+        if held.progress and session.registered and not session.is_congested(now):
             progress = Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps)
             self._brokers.send(session, progress, frames)
 
