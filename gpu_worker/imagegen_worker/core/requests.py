@@ -21,21 +21,17 @@ from imagegen_protocol.limits import (
     MAX_FRAME_BYTES,
     MAX_IDS_PER_MESSAGE,
     MAX_INPUTS,
-    MAX_PREVIEW_BYTES,
 )
-from imagegen_protocol.messages import Chunk, Error, Fetch, Progress, Result, Work
-from imagegen_protocol.transfers import Buffer, chunks, sizes_of
+from imagegen_protocol.messages import Chunk, Error, Fetch, Result, Work
+from imagegen_protocol.transfers import chunks, sizes_of
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.broker_session import BrokerSession, BrokerSessions, truncate_message
 from imagegen_worker.core.exclusive_gate import ExclusiveGate
 from imagegen_worker.core.held_requests import HeldRequest
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.core.payload_receiver import MAX_ASKS, PayloadReceiver
+from imagegen_worker.core.progress_sender import ProgressSender
 from imagegen_worker.core.state import WorkerState
-
-MAX_PREVIEW_INTERVAL_SECONDS = 1.0
-"""Maximum time in which the previews for one broker have at most `MAX_PREVIEW_BYTES`; a shorter heartbeat interval
-counts instead."""
 
 
 class RequestHandler:
@@ -46,6 +42,7 @@ class RequestHandler:
         self._held = state.held
         self._brokers = brokers
         self._last_number = 0
+        self._progress = ProgressSender(state.held, brokers)
         self._receiver = PayloadReceiver(brokers, state.limits.input_bytes)
         self.gate = ExclusiveGate()
 
@@ -186,7 +183,7 @@ class RequestHandler:
         elif isinstance(event, ev.Stepped):
             for number in event.numbers:
                 if (held := self._held.by_number(number)) is not None:
-                    self._progress(held, event.step, event.steps, now)
+                    self._progress.send(held, event.step, event.steps, now)
         elif (held := self._held.by_number(event.number)) is not None:
             self._on_single_job_event(held, event, now)
 
@@ -198,9 +195,7 @@ class RequestHandler:
                 if held.request is None:
                     self._submit(held, event.request)
             case ev.Previewed():
-                if held.preview and len(event.image) <= MAX_PREVIEW_BYTES and now >= held.next_preview_at:
-                    held.next_preview_at = now + self._preview_pause(held, len(event.image))
-                    self._progress(held, *held.step, now, (event.image,))
+                self._progress.send_preview(held, event.image, now)
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
@@ -211,7 +206,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
-                self._progress(held, 0, held.request.num_inference_steps, now)
+                self._progress.send(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 
     def _finished(self, held: HeldRequest, event: ev.Finished, now: float) -> None:
@@ -231,18 +226,7 @@ class RequestHandler:
             batch_size=event.batch_size,
             seconds=event.generation_seconds,
         )
-        result = Result(
-            request_id=held.id,
-            attempt=held.attempt,
-            worker=self._state.identity.name,
-            model=held.request.model,
-            images=list(event.infos),
-            batch_size=event.batch_size,
-            queue_seconds=event.queue_seconds,
-            generation_seconds=event.generation_seconds,
-            encode_seconds=event.encode_seconds,
-            parameters=held.request.parameters(),
-        )
+        result = make_result(held, held.request, event, self._state.identity.name)
         unique = self._state.identity.worker_id + held.number.to_bytes(8)
         held.payload_id = hashlib.blake2b(unique, digest_size=ID_BYTES).digest()
         self._answer(held, result, event.images, now)
@@ -337,25 +321,6 @@ class RequestHandler:
         error = Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt)
         self._brokers.send(session, error)
 
-    def _preview_pause(self, held: HeldRequest, size: int) -> float:
-        """Return the seconds until the next preview of a request that sends one of `size` bytes.
-
-        The requests of a broker that have previews share the permitted bytes.
-        """
-        sharing = sum(other.preview and other.broker == held.broker for other in self._held.running.values())
-        interval = min(self._brokers[held.broker].interval, MAX_PREVIEW_INTERVAL_SECONDS)
-        return interval * max(sharing, 1) * size / MAX_PREVIEW_BYTES
-
-    def _progress(
-        self, held: HeldRequest, step: int, steps: int, now: float, frames: tuple[Buffer, ...] = ()
-    ) -> None:
-        """Send progress, unless it would delay other messages on a slow link."""
-        held.step = (step, steps)
-        session = self._brokers[held.broker]
-        if held.progress and session.registered and not session.is_congested(now):
-            progress = Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps)
-            self._brokers.send(session, progress, frames)
-
     def _cancel(self, held: HeldRequest) -> None:
         self._receiver.release(held)
         if not self.gate.discard(held.number):
@@ -364,6 +329,22 @@ class RequestHandler:
     def _log_dropped(self, answers: list[HeldRequest], reason: str) -> None:
         for held in answers:
             self._state.log(logging.WARNING, "answer dropped", reason=reason, request_id=held.id.hex())
+
+
+def make_result(held: HeldRequest, request: ResolvedRequest, event: ev.Finished, worker: str) -> Result:
+    """Return the answer to a request that succeeded on the worker of this name."""
+    return Result(
+        request_id=held.id,
+        attempt=held.attempt,
+        worker=worker,
+        model=request.model,
+        images=list(event.infos),
+        batch_size=event.batch_size,
+        queue_seconds=event.queue_seconds,
+        generation_seconds=event.generation_seconds,
+        encode_seconds=event.encode_seconds,
+        parameters=request.parameters(),
+    )
 
 
 def check_sizes(frame_bytes: Sequence[int]) -> None:
