@@ -73,7 +73,7 @@ class BatchedModule:
         self._replaced_own = method in vars(module)
         self._names = _argument_names(module, self._forward)
         self._dimensions = BatchDimensions()
-        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows)
+        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows, name=type(module).__name__)
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
         setattr(module, method, wrapped)

@@ -1,5 +1,6 @@
 """Outputs of forwards: split into the parts of the calls, merged from parts, and compared."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,24 @@ def _is_close_tensor(shared: torch.Tensor, alone: torch.Tensor) -> bool:
     tolerance = _TOLERANCE if shared.dtype in (torch.float32, torch.float64) else _HALF_PRECISION_TOLERANCE
     shared, alone = shared.float().nan_to_num(), alone.float().nan_to_num()
     return bool((shared - alone).abs().max() <= tolerance * alone.abs().max().clamp(min=1e-6))
+
+
+def distance(shared: Any, alone: Any) -> float:
+    """Return the largest difference of two outputs, over the largest value; inf if they have other shapes."""
+    if isinstance(shared, torch.Tensor):
+        if not isinstance(alone, torch.Tensor) or shared.shape != alone.shape:
+            return math.inf
+        if not alone.numel():
+            return 0.0
+        ours, theirs = shared.double().nan_to_num(), alone.double().nan_to_num()
+        return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
+    if isinstance(shared, Mapping):
+        return max((distance(shared[key], alone[key]) for key in shared if key != _DROPPED), default=0.0)
+    if isinstance(shared, list | tuple):
+        if len(shared) != len(alone):
+            return math.inf
+        return max(map(distance, shared, alone), default=0.0)
+    return 0.0 if shared == alone else math.inf
 
 
 def nbytes(value: Any) -> int:
