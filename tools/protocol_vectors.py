@@ -236,6 +236,7 @@ def _wrong_values() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "a token of 17 bytes", CLIENT, {"type": "heartbeat", "token": b"\0" * 17}
     yield "nil where it is not allowed", CLIENT, {**_SUBMIT, "priority": None}
     yield "a float in place of an int", CLIENT, {**_SUBMIT, "priority": 1.5}
+    yield "a whole float in place of an int", CLIENT, {**_SUBMIT, "priority": 1.0}
     yield "a str in place of an int", CLIENT, {**_SUBMIT, "priority": "1"}
     yield "a bool in place of an int", CLIENT, {**_SUBMIT, "priority": True}
     yield "an int in place of a bool", CLIENT, {**_SUBMIT, "progress": 1}

@@ -22,9 +22,10 @@ def check_answer(entry: Pending, answer: Result | Stats, payload: Payload) -> An
 
 
 def _find_problem(entry: Pending, answer: Result | Stats, payload: Payload) -> str:
-    frames = 1
+    frames, expected = 1, "the statistics in one frame"
     if isinstance(answer, Result):
         frames, most = len(answer.images), getattr(entry.message, "images", 1)
+        expected = f"one frame per image, {frames} in total"
         if not 1 <= frames <= most:
             return f"expected 1 to {most} images, got {frames}"
         for info in answer.images:
@@ -33,6 +34,6 @@ def _find_problem(entry: Pending, answer: Result | Stats, payload: Payload) -> s
     if answer.frame_bytes and (payload or answer.payload_id is None):
         return "expected a payload_id and no frames beside frame_bytes"
     sizes = answer.frame_bytes or [len(frame) for frame in payload]
-    if len(sizes) != frames or not all(sizes):
-        return f"expected {frames} frames that are not empty, got frames of {format_value(sizes)} bytes"
-    return ""
+    if len(sizes) != frames:
+        return f"expected {expected}, got {len(sizes)} frames"
+    return "" if all(sizes) else f"expected {expected}, got an empty frame"

@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from imagegen_gateway.errors import ApiError
 from imagegen_gateway.keys import ApiKey
@@ -14,6 +13,9 @@ from imagegen_gateway.services import Services
 from imagegen_protocol.endpoints import is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="An API key (`imagegen-gateway keys add`).")
+
+ADMITTED = "admission"
+"""Entry of an ASGI scope's state: the `Admission` of a request with a body."""
 
 
 def get_services(request: Request) -> Services:
@@ -28,13 +30,23 @@ async def get_api_key(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> ApiKey:
     """Return the API key of a request. Raises `ApiError` 401 and 403."""
+    if (admission := request.scope["state"].get(ADMITTED)) is not None:
+        admitted: ApiKey = admission.api_key
+        return admitted
+    return await _authenticate(request, services, credentials)
+
+
+async def authenticate(request: Request, services: Services) -> ApiKey:
+    """Return the API key of a request that has no route yet. Raises `ApiError` 401 and 403."""
+    return await _authenticate(request, services, await _bearer(request))
+
+
+async def _authenticate(
+    request: Request, services: Services, credentials: HTTPAuthorizationCredentials | None
+) -> ApiKey:
     if not services.settings.keys_required:
         _check_local(request, services)
         return await services.api_keys.anonymous(time.time())
-    return await _authenticate(services, credentials)
-
-
-async def _authenticate(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
     challenge = {"WWW-Authenticate": "Bearer"}
     if credentials is None:
         message = "the request has no API key; send the header Authorization: Bearer KEY"
@@ -44,24 +56,6 @@ async def _authenticate(services: Services, credentials: HTTPAuthorizationCreden
         services.metrics.refusals.labels(reason="key").inc()
         raise ApiError(401, "invalid_api_key", "this API key is unknown or revoked", headers=challenge)
     return api_key
-
-
-class AuthenticationMiddleware:
-    """Middleware that rejects unknown keys before the body is read; routes check the key after that."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reject a POST request with an unknown key; pass other connections on."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            request = Request(scope)
-            try:
-                await _authenticate(get_services(request), await _bearer(request))
-            except ApiError as error:
-                await error.response()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 def _check_local(request: Request, services: Services) -> None:

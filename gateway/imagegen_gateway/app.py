@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from imagegen_gateway import errors, page
-from imagegen_gateway.access import AuthenticationMiddleware
+from imagegen_gateway.admission import AdmissionMiddleware
 from imagegen_gateway.body_limit import BodyLimit
 from imagegen_gateway.config import Settings
 from imagegen_gateway.connection_limits import ConnectionLimiter
@@ -41,10 +41,9 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
     errors.install(app)
     for router in (images.router, jobs.router, models.router, files.router, operations.router):
         app.include_router(router)
-    page.install(app)
+    page.install(app, settings.worker_networks)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if settings.keys_required:
-        app.add_middleware(AuthenticationMiddleware)
+    app.add_middleware(AdmissionMiddleware, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
-from imagegen_gateway.config import Settings, check_bind, check_networks, check_origin, check_tls
+from imagegen_gateway.config import WORKER_NETWORKS, Settings, check_bind, check_networks, check_origin, check_tls
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
 from imagegen_protocol.keys import KeyFileError, read_curve_keys
 
@@ -95,10 +96,29 @@ class _Gateway(SettingsCommand, click.Group):
 )
 @click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Maximum number of unfinished jobs.")
 @click.option(
+    "--max-jobs-per-key",
+    type=click.IntRange(1),
+    default=1000,
+    help="Maximum number of unfinished jobs of an API key.",
+)
+@click.option(
+    "--max-job-bytes-per-key",
+    type=click.IntRange(1),
+    default=2 * 1024**3,
+    help="Maximum size of the input images of an API key's unfinished jobs, on disk.",
+)
+@click.option(
     "--webhook-allow",
     multiple=True,
     metavar="NETWORK",
     help="Network that webhooks may reach in addition to public addresses, such as 10.0.0.0/8; repeatable.",
+)
+@click.option(
+    "--worker-network",
+    multiple=True,
+    metavar="NETWORK",
+    default=WORKER_NETWORKS,
+    help="Network in which the page reads the metrics of workers, at the addresses that they state; repeatable.",
 )
 @click.option(
     "--webhook-attempts", type=click.IntRange(1, 100), default=8, help="Maximum number of attempts per webhook."
@@ -168,6 +188,7 @@ def _settings(
     public_url: str | None,
     cors_origin: tuple[str, ...],
     webhook_allow: tuple[str, ...],
+    worker_network: tuple[str, ...],
     **settings: Any,
 ) -> Settings:
     """Return the validated settings; `settings` has those that are used unchanged. Raises `ConfigError`."""
@@ -182,7 +203,8 @@ def _settings(
         keys_required=auth == "keys",
         public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
         cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
-        webhook_networks=check_networks(webhook_allow),
+        webhook_networks=check_networks("--webhook-allow", webhook_allow),
+        worker_networks=check_networks("--worker-network", worker_network),
         **settings,
     )
 
@@ -202,11 +224,15 @@ def _check_installed() -> None:
 
 def _serve(context: click.Context, settings: Settings) -> int:
     """Serve until a signal; return the exit code."""
-    from imagegen_gateway.database import DatabaseError, check_database
+    from imagegen_gateway.database import STATE_FILES, DatabaseError, check_database
     from imagegen_gateway.image_store import ImageStore, default_url
-    from imagegen_gateway.server import bind, lock_state_folder, serve
+    from imagegen_gateway.server import bind, serve
+    from imagegen_gateway.state_folder import lock_state_folder, make_private
 
+    # Images are private too, and the temporary files of all libraries.
+    os.umask(0o077)
     try:
+        make_private(settings.state_folder, *STATE_FILES)
         ImageStore.open_folder(settings.results_url or default_url(settings.state_folder))
         with lock_state_folder(settings.state_folder), bind(settings.host, settings.port) as listener:
             # Checked here for a one-line error; in the lifespan it would be a traceback.

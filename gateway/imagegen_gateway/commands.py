@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from imagegen_common.addresses import ConfigError
 from imagegen_gateway.core.limits import Limits
 from imagegen_protocol.limits import MAX_NAME_LENGTH, MAX_SIDE_PIXELS, MAX_STEPS
 
@@ -31,16 +32,18 @@ class _Size(click.ParamType[Any]):
 
 def _with_keys(folder: Path, work: Callable[[Any], Awaitable[T]]) -> T:
     """Run `work` with the key store of a state folder. Raises `click.ClickException`."""
-    from imagegen_gateway.database import DatabaseError, open_database
+    from imagegen_gateway.database import STATE_FILES, DatabaseError, open_database
     from imagegen_gateway.keys import ApiKeyError, ApiKeyStore
+    from imagegen_gateway.state_folder import make_private
 
     async def run() -> T:
         async with open_database(folder) as database:
             return await work(ApiKeyStore(database))
 
     try:
+        make_private(folder, *STATE_FILES)
         return asyncio.run(run())
-    except (ApiKeyError, DatabaseError) as error:
+    except (ApiKeyError, ConfigError, DatabaseError) as error:
         raise click.ClickException(str(error)) from error
 
 

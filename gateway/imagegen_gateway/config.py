@@ -10,6 +10,17 @@ from imagegen_common.addresses import ConfigError
 from imagegen_gateway.core.addresses import Network
 from imagegen_protocol.endpoints import is_loopback
 
+WORKER_NETWORKS = (
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "::1/128",
+    "fc00::/7",
+)
+"""Default of `--worker-network`: loopback and private networks, without link-local services of cloud providers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -30,8 +41,11 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
     max_jobs: int = 10_000
+    max_jobs_per_key: int = 1000
+    max_job_bytes_per_key: int = 2 * 1024**3
     max_connections: int = 1000
     webhook_networks: tuple[Network, ...] = ()
+    worker_networks: tuple[Network, ...] = ()
     webhook_attempts: int = 8
     webhook_retry: float = 5.0
     drain_timeout: float = 30.0
@@ -61,12 +75,12 @@ def check_origin(name: str, url: str, *, path: bool = False) -> str:
     return url.rstrip("/")
 
 
-def check_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Return the networks that webhooks may reach in addition to public addresses. Raises `ConfigError`."""
+def check_networks(option: str, texts: Sequence[str]) -> tuple[Network, ...]:
+    """Return the networks of an option. Raises `ConfigError`."""
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:
-        raise ConfigError(f"--webhook-allow: {error}; expected a network such as 10.0.0.0/8") from error
+        raise ConfigError(f"{option}: {error}; expected a network such as 10.0.0.0/8") from error
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Limits on the number of connections and on the time and size of request headers."""
+"""Limits on the number of connections, on request headers, and on the time to read a response."""
 
 import asyncio
 import resource
@@ -8,6 +8,7 @@ import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from imagegen_gateway.core.write_progress import WriteProgress
 from imagegen_gateway.errors import ApiError
 
 HEADER_SECONDS = 15.0
@@ -20,19 +21,29 @@ _OTHER_FILES = 256
 _PROBES = ("/healthz", "/metrics")
 
 
-class HeaderTimeoutProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol, which closes connections that do not send their headers in time."""
+class TimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol, which closes connections of clients that send or read too slowly."""
 
-    max_connections = 1024
     _timeout: asyncio.TimerHandle | None = None
+    on_open: Callable[[], object] = staticmethod(lambda: None)
+    """Called when `connections` has this one."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection; abort it beyond `max_connections` + `RESERVE`."""
+        """Begin with a connection, after its TLS handshake."""
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections + RESERVE:
-            transport.abort()
-            return
+        self.on_open()
+        self._writing = WriteProgress()
         self._update_timeout()
+
+    def resume_writing(self) -> None:
+        """Continue with a response after the client has read most of what was sent."""
+        self._writing.note_drained()
+        super().resume_writing()
+
+    def abort_if_stalled(self, now: float) -> None:
+        """Abort the connection if the client does not read its response; `now` in monotonic seconds."""
+        if self._writing.is_stalled(self.transport.get_write_buffer_size(), now):
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Process received bytes."""
@@ -88,10 +99,14 @@ class ConnectionLimiter:
         await error.response()(scope, receive, send)
 
 
-def raise_file_limit(connections: int) -> None:
-    """Raise the soft limit on open files for this number of connections, as far as the hard limit permits."""
+def raise_file_limit(connections: int) -> int:
+    """Raise the limit on open files for this number of connections; return the number that it permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + RESERVE + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        soft = limit
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return max(1, min(connections, soft - RESERVE - _OTHER_FILES))

@@ -7,9 +7,13 @@ from typing import Any
 
 import aiosqlite
 
+from imagegen_gateway.state_folder import create_private
+
 VERSION = 1
 """Version of the schema."""
 FILE = "gateway.sqlite"
+STATE_FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", "lock", "results")
+"""Files and folders that the gateway creates in its state folder."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -46,6 +50,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, created);
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON jobs (created) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS jobs_expiring ON jobs (expires) WHERE expires IS NOT NULL;
 CREATE INDEX IF NOT EXISTS webhooks_due ON jobs (webhook_next) WHERE webhook_next IS NOT NULL;
+CREATE INDEX IF NOT EXISTS webhooks_by_owner ON jobs (owner, webhook_next) WHERE webhook_next IS NOT NULL;
 CREATE TABLE IF NOT EXISTS files (
     name TEXT PRIMARY KEY,
     media_type TEXT NOT NULL,
@@ -93,6 +98,7 @@ async def open_database(folder: Path) -> AsyncIterator[Database]:
     """Open the database in a folder; create both if they do not exist. Raises `DatabaseError`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private(folder / FILE)  # SQLite gives its other files the mode of this one
         # Autocommit: tasks share the connection, so no task may leave a transaction open.
         async with aiosqlite.connect(folder / FILE, isolation_level=None, timeout=30) as connection:
             connection.row_factory = aiosqlite.Row

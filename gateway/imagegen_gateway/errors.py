@@ -2,6 +2,7 @@
 
 import logging
 import math
+import reprlib
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -42,12 +43,25 @@ class ErrorBody(BaseModel):
     error: ErrorObject
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 STORAGE_FAILED = "storage_failed"
 _TYPES = {403: "permission_error", 429: "rate_limit_error", 401: "authentication_error"}
 
 
-class ApiError(Exception):
-    """An error response. `retry_after` is in seconds; `final` marks errors for which a retry is useless."""
+MAX_WAIT_SECONDS = 300.0
+"""Maximum delay until a retry, whatever the fleet states."""
+MAX_MESSAGE = 2000
+"""Maximum number of characters of an error message; longer ones, such as of a worker, are shortened."""
+MAX_PARAM = 128
+"""Maximum number of characters of a field's name in an error."""
+
+
+class ApiError(HTTPException):
+    """An error response. `retry_after` is in seconds; `final` marks errors for which a retry is useless.
+
+    An `HTTPException`, as FastAPI turns other exceptions during the reading of a body into status 400.
+    """
 
     def __init__(
         self,
@@ -60,17 +74,20 @@ class ApiError(Exception):
         final: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.param = param
-        self.headers = dict(headers or {})
+        fields = dict(headers or {})
         if retry_after is not None:
-            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+            fields["Retry-After"] = str(math.ceil(bounded_wait(retry_after)))
         if final:
             # OpenAI's clients retry after any other 5xx response.
-            self.headers["x-should-retry"] = "false"
+            fields["x-should-retry"] = "false"
+        self.status = status
+        self.code = code
+        self.message = _shorten(message, MAX_MESSAGE)
+        self.param = None if param is None else _shorten(param, MAX_PARAM)
+        super().__init__(status, self.message, fields)
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> dict[str, Any]:
         """Return the body as a JSON object."""
@@ -80,6 +97,11 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """Return the response."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+def bounded_wait(seconds: float) -> float:
+    """Return a delay within 1 and `MAX_WAIT_SECONDS`, also for one that is not finite."""
+    return max(1.0, min(seconds, MAX_WAIT_SECONDS)) if math.isfinite(seconds) else MAX_WAIT_SECONDS
 
 
 _STATUS: dict[str, tuple[int, float | None, bool]] = {
@@ -138,13 +160,18 @@ def from_validation_error(error: RequestValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(422, "unknown_field", f"{param}: unknown field; see /openapi.json", param=param)
     rule = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f", got {_shorten(first.get('input'))}"
+    value = "" if first["type"] == "value_error" else f", got {_show(first.get('input'))}"
     return ApiError(422, "invalid_value", f"{param or 'body'}: {rule[0].lower()}{rule[1:]}{value}", param=param)
 
 
-def _shorten(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _show(value: Any) -> str:
+    """Return the start of a value as text; the work is bounded for any value."""
+    text = f"{len(value)} bytes" if isinstance(value, bytes) else _REPR.repr(value)
+    return _shorten(text.encode("ascii", "backslashreplace").decode(), 60)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 _HTTP_CODES = {

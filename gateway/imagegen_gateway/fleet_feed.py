@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
@@ -15,6 +16,7 @@ from imagegen_client.fleet import BrokerStatus, FleetSnapshot, images_per_second
 from imagegen_client.fleet_watch import RATE_SECONDS, TREND_LENGTH
 from imagegen_gateway import sse
 from imagegen_gateway.client_pool import ClientPool
+from imagegen_gateway.core.addresses import Network
 from imagegen_gateway.gpu_metrics import GpuMetricsReader
 from imagegen_protocol import ImagegenError
 
@@ -53,11 +55,12 @@ _GPU_FIELDS = (
 class FleetFeed:
     """Polls the broker once a second while there are followers, and sends the same event to all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, networks: Sequence[Network] = ()) -> None:
+        """Create a feed; `networks` are those in which it may read the metrics of workers."""
         self._history: deque[FleetSnapshot] = deque()
         self._trends: dict[str, deque[float]] = {}
         self._statistics: Statistics | None = None
-        self._gpu_metrics = GpuMetricsReader()
+        self._gpu_metrics = GpuMetricsReader(networks)
         self._last_answer = time.monotonic()
         self._event = ""
         self._changed: asyncio.Future[None] | None = None

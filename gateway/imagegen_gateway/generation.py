@@ -12,11 +12,14 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from imagegen_client import AsyncJob, GenerationResult
 from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
+from imagegen_gateway.admission import get_admission
 from imagegen_gateway.core.limits import find_violation, with_defaults
 from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.errors import ApiError, storage_failed
 from imagegen_gateway.image_store import MEDIA_TYPES
 from imagegen_gateway.keys import ApiKey
+from imagegen_gateway.paced_response import PacedResponse
+from imagegen_gateway.results import check_result
 from imagegen_gateway.schemas import responses, streaming
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody, GenerationParameters, options
 from imagegen_gateway.services import Services
@@ -47,7 +50,6 @@ async def generate_response(
         message = "response_format: expected b64_json with stream, got 'url'"
         raise ApiError(422, "invalid_value", message, param="response_format")
     with ExitStack() as stack:
-        stack.enter_context(services.admitted(api_key))
         await services.clients.require_workers()
         client = stack.enter_context(services.clients.client(api_key.id))
         count = body.partial_images or 0
@@ -55,32 +57,47 @@ async def generate_response(
         job = client.submit(body.prompt, progress=bool(body.stream), preview=bool(count), **{**given, **inputs})
         stack.callback(job.cancel)
         if body.stream:
-            events = _events(job, kind, PartialImageSelector(count))
+            events = _events(job, given, kind, PartialImageSelector(count))
             return await sse.open_stream(request, events, stack.pop_all().close)
         try:
-            result = await sse.unless_disconnected(request, job.result())
+            result = check_result(await sse.unless_disconnected(request, job.result()), given)
         except sse.ClientDisconnectedError:
             return Response(status_code=499)
-        return await _json_response(services, request, result, body.response_format == "url")
+        return await _json_response(services, api_key, request, result, body.response_format == "url")
 
 
 async def _json_response(
-    services: Services, request: Request, result: GenerationResult, as_urls: bool
+    services: Services, api_key: ApiKey, request: Request, result: GenerationResult, as_urls: bool
 ) -> Response:
-    images = []
-    for index, data in enumerate(result.encoded):
-        seed, format_ = result.seeds[index], result.formats[index]
-        if as_urls:
-            name = f"{services.images.new_token()}.{format_}"
-            expires = time.time() + services.settings.results_kept
-            try:
-                await services.images.publish(name, MEDIA_TYPES[format_], data, expires)
-            except Exception as error:
-                raise storage_failed("store this image (b64_json needs no storage)", error) from error
-            url = f"{base_url(request, services)}/v1/files/{name}"
-            images.append(responses.Image(url=url, seed=seed))
-        else:
-            images.append(responses.Image(b64_json=_base64(data), seed=seed))
+    urls = await _publish(services, request, result) if as_urls else None
+    content = await services.threads.run(api_key.id, _json_body, result, urls)
+    get_admission(request).memory.hold(len(content))
+    return PacedResponse(content, {"x-request-id": result.request_id, "content-type": "application/json"})
+
+
+async def _publish(services: Services, request: Request, result: GenerationResult) -> list[str]:
+    """Store the images of a result; return their URLs. Raises `ApiError` 503."""
+    urls = []
+    for data, format_ in zip(result.encoded, result.formats, strict=True):
+        name = f"{services.images.new_token()}.{format_}"
+        expires = time.time() + services.settings.results_kept
+        try:
+            await services.images.publish(name, MEDIA_TYPES[format_], data, expires)
+        except Exception as error:
+            raise storage_failed("store this image (b64_json needs no storage)", error) from error
+        urls.append(f"{base_url(request, services)}/v1/files/{name}")
+    return urls
+
+
+def _json_body(result: GenerationResult, urls: list[str] | None) -> bytes:
+    """Return the body of a response: the images by URL, or in base64 without `urls`."""
+    if urls is None:
+        texts = [_base64(data) for data in result.encoded]
+        images = [
+            responses.Image(b64_json=text, seed=seed) for text, seed in zip(texts, result.seeds, strict=True)
+        ]
+    else:
+        images = [responses.Image(url=url, seed=seed) for url, seed in zip(urls, result.seeds, strict=True)]
     content = responses.Images(
         created=int(time.time()),
         data=images,
@@ -88,11 +105,12 @@ async def _json_response(
         size=_size(result, 0),
         model=result.model,
     )
-    headers = {"x-request-id": result.request_id}
-    return Response(content.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+    return content.model_dump_json(exclude_none=True).encode()
 
 
-async def _events(job: AsyncJob, kind: str, selector: PartialImageSelector) -> sse.Events:
+async def _events(
+    job: AsyncJob, given: Mapping[str, Any], kind: str, selector: PartialImageSelector
+) -> sse.Events:
     """Yield a comment when a worker begins the request, then partial images, then the images.
 
     Raises the `ImagegenError` that the request ends in. Workers check a request before they begin it.
@@ -117,7 +135,7 @@ async def _events(job: AsyncJob, kind: str, selector: PartialImageSelector) -> s
                     partial_image_index=index,
                 ),
             )
-    result = await job.result()
+    result = check_result(await job.result(), given)
     name = f"{kind}.completed"
     for index, data in enumerate(result.encoded):
         yield sse.event(

@@ -1,19 +1,28 @@
 """GPU memory and temperature, read from the Prometheus metrics of the workers."""
 
 import asyncio
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import httpcore2
 from prometheus_client.parser import text_string_to_metric_families
 
 from imagegen_client import GpuStatistics
+from imagegen_gateway.core.addresses import Network, is_within
+from imagegen_gateway.restricted_backend import RestrictedBackend
+from imagegen_protocol.endpoints import parse_address
 
 INTERVAL_SECONDS = 5.0
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 1024**2
 _PREFIX = "imagegen_worker_gpu_"
 _NAMES = ("memory_used_bytes", "memory_total_bytes", "temperature_celsius")
+_STARTS = tuple(_PREFIX + name for name in _NAMES)
+MAX_LINES = 200
+"""Maximum number of lines that are parsed: three for each GPU of a host."""
+MAX_CONCURRENT = 16
+"""Maximum number of workers that are read at the same time."""
 
 GpuMetrics = Mapping[str, float]
 
@@ -21,7 +30,9 @@ GpuMetrics = Mapping[str, float]
 class GpuMetricsReader:
     """The latest GPU metrics of each worker; empty for workers that can't be reached or serve no metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, networks: Sequence[Network] = ()) -> None:
+        """Create a reader. `networks`: those that it may connect to, whatever address a worker states."""
+        self._networks = networks
         self._requested: float | None = None
         self._metrics: dict[str, GpuMetrics] = {}
         self._task: asyncio.Task[None] | None = None
@@ -48,30 +59,46 @@ class GpuMetricsReader:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _read(self, addresses: Mapping[str, str]) -> None:
-        async with httpcore2.AsyncConnectionPool(max_connections=16) as pool:
-            found = await asyncio.gather(*(_read_worker(pool, *item) for item in addresses.items()))
+        slots = asyncio.Semaphore(MAX_CONCURRENT)
+        found = await asyncio.gather(*(self._read_worker(slots, *item) for item in addresses.items()))
         self._metrics = dict(zip(addresses, found, strict=True))
 
+    async def _read_worker(self, slots: asyncio.Semaphore, worker: str, address: str) -> GpuMetrics:
+        """Return the metrics of a worker; empty if it can't be reached or is not in an allowed network."""
+        async with slots:
+            backend = RestrictedBackend(lambda found: is_within(found, self._networks))
+            try:
+                return parse(await _fetch(backend, address), worker)
+            except (OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError):
+                return {}
+            finally:
+                await backend.settle()
 
-async def _read_worker(pool: httpcore2.AsyncConnectionPool, worker: str, address: str) -> GpuMetrics:
+
+async def _fetch(backend: RestrictedBackend, address: str) -> str:
+    """Return the metrics at an address as text. Raises `ValueError` if they are longer than `MAX_BYTES`."""
+    host, port = parse_address(address)
+    # From its parts, as a worker must not choose the path.
+    url = httpcore2.URL(scheme=b"http", host=host.encode("ascii"), port=port, target=b"/metrics")
     text = bytearray()
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS), pool.stream("GET", f"http://{address}/metrics") as response:
-            async for part in response.aiter_stream():
-                text += part
-                if len(text) > MAX_BYTES:
-                    return {}
-        return parse(text.decode(), worker)
-    except (TimeoutError, OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError):
-        return {}
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        httpcore2.AsyncConnectionPool(network_backend=backend) as pool,
+        pool.stream("GET", url) as response,
+    ):
+        async for part in response.aiter_stream():
+            text += part
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"expected at most {MAX_BYTES} bytes")
+    return text.decode()
 
 
 def parse(text: str, worker: str) -> GpuMetrics:
     """Return the GPU metrics of a worker from Prometheus text. Raises `ValueError` for malformed text."""
     # Parsing all metrics would block the event loop for too long.
-    lines = [line for line in text.splitlines() if line.startswith(_PREFIX)]
+    lines = [line for line in text.splitlines() if line.startswith(_STARTS)][:MAX_LINES]
     samples = [
         sample for family in text_string_to_metric_families("\n".join(lines) + "\n") for sample in family.samples
     ]
     found = {s.name.removeprefix(_PREFIX): s.value for s in samples if s.labels.get("worker") == worker}
-    return {name: found[name] for name in _NAMES if name in found}
+    return {name: found[name] for name in _NAMES if math.isfinite(found.get(name, math.nan))}

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from imagegen_common.addresses import ConfigError
 from imagegen_gateway.database import Database
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+PART_BYTES = 256 * 1024
+"""Size of the parts in which a file is read for a client; each part is one request to a bucket."""
 
 
 class ImageStore:
@@ -59,17 +63,23 @@ class ImageStore:
             (name, media_type, expires),
         )
 
-    async def fetch(self, name: str, now: float) -> tuple[bytes, str] | None:
-        """Return the content and media type of a published file; None if it does not exist or has expired."""
+    async def find(self, name: str, now: float) -> tuple[str, int] | None:
+        """Return the media type and size of a published file; None if it does not exist or has expired."""
         row = await self._database.fetch_one(
             "SELECT media_type FROM files WHERE name = ? AND expires > ?", (name, now)
         )
         if row is None:
             return None
         try:
-            return await self.read(name), row["media_type"]
+            return row["media_type"], await asyncio.to_thread(self._fs.size, self._path(name))
         except FileNotFoundError:
             return None
+
+    async def read_parts(self, name: str, size: int) -> AsyncGenerator[bytes, None]:
+        """Yield the content of a file of this size in parts, each read when the one before has been taken."""
+        for start in range(0, size, PART_BYTES):
+            end = min(start + PART_BYTES, size)
+            yield await asyncio.to_thread(self._fs.cat_file, self._path(name), start, end)
 
     async def delete_expired(self, now: float) -> int:
         """Delete up to 1000 expired files; return their number."""

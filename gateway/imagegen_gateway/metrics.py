@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 CLIENT_CLOSED_REQUEST = 499
 """Status recorded if the client disconnects before the response, as in nginx."""
-REFUSALS = ("key", "limit", "in_flight", "rate", "streams")
+REFUSALS = ("key", "limit", "in_flight", "rate", "bytes", "jobs", "streams")
 JOB_OUTCOMES = ("succeeded", "failed", "cancelled")
 WEBHOOK_OUTCOMES = ("delivered", "failed")
 

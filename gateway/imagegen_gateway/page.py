@@ -1,5 +1,6 @@
 """The web page at `/`: its static files and the event stream of the fleet's state."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen_gateway import sse
 from imagegen_gateway.access import ApiKeyDep, ServicesDep
+from imagegen_gateway.core.addresses import Network
 from imagegen_gateway.fleet_feed import FleetFeed
 
 STATIC = Path(__file__).with_name("static")
@@ -75,8 +77,8 @@ class _PageHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, worker_networks: Sequence[Network]) -> None:
     """Add the page, its static files and its event stream to an application."""
-    app.state.feed = FleetFeed()
+    app.state.feed = FleetFeed(worker_networks)
     app.include_router(router)
     app.mount("/static", _PageHeaders(StaticFiles(directory=STATIC)), name="static")

@@ -1,25 +1,33 @@
-"""The HTTP server: uvicorn with systemd notifications, and a lock on the state folder."""
+"""The HTTP server: uvicorn with systemd notifications."""
 
 import asyncio
-import fcntl
+import logging
 import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
 
-from imagegen_common.addresses import ConfigError, NotBoundError
+from imagegen_common.addresses import NotBoundError
+from imagegen_common.logs import log
 from imagegen_common.notify import SystemdNotifier
+from imagegen_gateway.acceptor import Acceptor
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
-from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, HeaderTimeoutProtocol, raise_file_limit
+from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, RESERVE, TimeoutProtocol, raise_file_limit
+from imagegen_gateway.log_limits import limit_log_lines
 
+_log = logging.getLogger("imagegen.gateway")
+
+BACKLOG = 256
+"""Maximum number of connections that wait to be accepted."""
+TICKS_PER_CHECK = 20
+"""Number of ticks (2 s) between two checks for clients that do not read their responses."""
 SHUTDOWN_GRACE_SECONDS = 5
 """Time after `drain_timeout` in which cancelled requests can send their error responses."""
 
@@ -28,29 +36,55 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
+        listener: socket.socket,
+        max_connections: int,
         stopping: asyncio.Event,
         on_start: Callable[[], object],
         notifier: SystemdNotifier,
     ) -> None:
         super().__init__(config)
+        self._listener = listener
+        self._max_connections = max_connections
         self._stopping = stopping
         self._on_start = on_start
         self._notifier = notifier
+        self._acceptor: Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # Without sockets of its own, uvicorn opens the services only.
+        await super().startup([])
         if self.started:
+            self._acceptor = Acceptor(
+                self._listener,
+                self._make_protocol,
+                tls=self.config.ssl,
+                connections=self.server_state.connections,
+                max_connections=self._max_connections + RESERVE,
+            )
             self._on_start()
             self._notifier.ready("serving")
 
+    def _make_protocol(self, on_open: Callable[[], object]) -> asyncio.Protocol:
+        protocol = TimeoutProtocol(self.config, self.server_state, self.lifespan.state)
+        protocol.on_open = on_open
+        return protocol
+
     async def on_tick(self, counter: int) -> bool:
         # uvicorn calls this in the serving event loop, so a blocked loop stops the watchdog notifications.
-        self._notifier.tick(time.monotonic(), self._status)
+        now = time.monotonic()
+        self._notifier.tick(now, self._status)
+        if counter % TICKS_PER_CHECK == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, TimeoutProtocol):
+                    connection.abort_if_stalled(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._notifier.stopping("stopping")
-        await super().shutdown(sockets)
+        if self._acceptor is not None:
+            await self._acceptor.close()
+        self._listener.close()
+        await super().shutdown([])
 
     def _status(self) -> str:
         open_ = len(self.server_state.connections)
@@ -66,29 +100,10 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises `NotBoundError`."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         words = f"--http: can't bind {host}:{port}: {error.strerror or error}"
         raise NotBoundError(words, error.errno) from error
-
-
-@contextmanager
-def lock_state_folder(folder: Path) -> Iterator[None]:
-    """Lock the state folder during the block, so that one gateway runs its jobs. Raises `ConfigError`."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError(f"--state-folder: can't use {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConfigError(f"--state-folder: another gateway uses {folder}") from error
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
@@ -97,11 +112,20 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
     `on_start` is called when the server accepts requests.
     """
     stopping = asyncio.Event()
-    raise_file_limit(settings.max_connections)
+    max_connections = raise_file_limit(settings.max_connections)
+    if max_connections < settings.max_connections:
+        log(
+            _log,
+            logging.WARNING,
+            "maximum number of connections lowered to the limit on open files",
+            max_connections=max_connections,
+        )
+        settings = replace(settings, max_connections=max_connections)
+    limit_log_lines()
     app = make_app(settings, stopping)
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (HeaderTimeoutProtocol,), {"max_connections": settings.max_connections}),
+        http=TimeoutProtocol,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         access_log=False,
@@ -113,11 +137,11 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
         ssl_keyfile=settings.tls_key,
     )
     notifier = SystemdNotifier(os.environ)
-    server = _Server(config, stopping, on_start, notifier)
+    server = _Server(config, listener, max_connections, stopping, on_start, notifier)
     app.state.connections = server.server_state.connections
     # uvicorn raises the signal again after its shutdown; ignored, so that the process exits with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.run([listener])
+    server.run()
     notifier.close()
     return server.started

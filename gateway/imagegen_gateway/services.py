@@ -3,28 +3,44 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from imagegen_common.logs import log
 from imagegen_gateway.client_pool import ClientPool, InFlightCounter
 from imagegen_gateway.config import Settings
+from imagegen_gateway.core.byte_budget import ByteBudget
+from imagegen_gateway.core.job_limits import InputQueue, JobQuota
 from imagegen_gateway.core.limits import TokenBucket
 from imagegen_gateway.database import Database, open_database
 from imagegen_gateway.errors import ApiError
 from imagegen_gateway.image_store import ImageStore, default_url
+from imagegen_gateway.jobs.inputs import JobInputs
 from imagegen_gateway.jobs.runner import JobRunner
 from imagegen_gateway.jobs.store import JobStore
 from imagegen_gateway.jobs.view import to_response
 from imagegen_gateway.keys import ApiKey, ApiKeyStore
 from imagegen_gateway.metrics import Metrics
+from imagegen_gateway.request_threads import KeySlots, RequestThreads
 from imagegen_gateway.webhooks import WebhookSender
 
 CLEANUP_SECONDS = 30.0
 """Interval at which expired data is deleted and idle connections are closed."""
 MAX_STREAMS = 100
 """Maximum number of open event streams of one key."""
+LISTS_PER_KEY = 2
+"""Maximum number of requests of one key that read lists of jobs at the same time; further ones wait."""
+BODIES_PER_KEY = 4
+"""Maximum size of the bodies of one key's requests in flight, in bodies of the maximum length."""
+BODIES = 12
+"""Maximum size of the bodies of all requests in flight, in bodies of the maximum length."""
+MIN_BYTES_PER_KEY = 32 * 1024**2
+"""Minimum of both, as long responses count too."""
+INPUTS_PER_KEY = 2
+"""Maximum size of the input images of one key's running jobs, in bodies of the maximum length."""
+INPUTS = 8
+"""Maximum size of the input images of all running jobs, in bodies of the maximum length."""
 
 _log = logging.getLogger("imagegen.gateway")
 
@@ -41,7 +57,13 @@ class Services:
     job_store: JobStore
     clients: ClientPool
     in_flight: InFlightCounter
+    body_bytes: ByteBudget
+    """Memory of the bodies and long responses of requests in flight."""
+    lists: KeySlots = field(default_factory=lambda: KeySlots(LISTS_PER_KEY))
+    """Slots for requests that read many jobs."""
+    threads: RequestThreads
     streams: InFlightCounter = field(default_factory=InFlightCounter)
+    job_quota: JobQuota
     jobs: JobRunner
     webhooks: WebhookSender
     stopping: asyncio.Event
@@ -49,20 +71,14 @@ class Services:
     started: float = field(default_factory=time.time)
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
-    @contextmanager
-    def admitted(self, api_key: ApiKey) -> Iterator[None]:
-        """Admit a request and count it as in flight during the block. Raises `ApiError` 429."""
-        self.admit(api_key)
-        self.in_flight.begin(api_key.id)
-        try:
-            yield
-        finally:
-            self.in_flight.end(api_key.id)
+    def admit(self, api_key: ApiKey, *, repeated: bool = False) -> None:
+        """Raise `ApiError` 429 if the key has reached its rate or its number of requests in flight.
 
-    def admit(self, api_key: ApiKey) -> None:
-        """Raise `ApiError` 429 if the key has reached its rate or its number of requests in flight."""
+        `repeated`: the request repeats one that created a job, and is not counted besides this job.
+        """
         limits = api_key.limits
-        if limits.max_in_flight is not None and self.in_flight[api_key.id] >= limits.max_in_flight:
+        full = limits.max_in_flight is not None and self.in_flight[api_key.id] >= limits.max_in_flight
+        if full and not repeated:
             self.metrics.refusals.labels(reason="in_flight").inc()
             message = f"this key has its maximum of {limits.max_in_flight} requests and jobs in flight"
             raise ApiError(429, "too_many_in_flight", message, retry_after=1)
@@ -105,6 +121,15 @@ class Services:
         await self.clients.close()
 
 
+def job_quota(settings: Settings) -> JobQuota:
+    """Return the quota of jobs. Without keys, all users share one key, so only the total number is limited."""
+    return JobQuota(
+        max_jobs=settings.max_jobs,
+        max_jobs_per_key=settings.max_jobs_per_key if settings.keys_required else settings.max_jobs,
+        max_bytes_per_key=settings.max_job_bytes_per_key,
+    )
+
+
 @asynccontextmanager
 async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Services]:
     """Open all services and resume unfinished jobs. Raises `DatabaseError` and `ConfigError`."""
@@ -125,8 +150,13 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             retry_seconds=settings.webhook_retry,
         )
         stack.push_async_callback(webhooks.close)
-        jobs = JobRunner(job_store, images, clients, in_flight, metrics, webhooks.wake)
+        longest = settings.max_body_bytes
+        quota = job_quota(settings)
+        inputs = JobInputs(images, InputQueue(per_key=INPUTS_PER_KEY * longest, total=INPUTS * longest))
+        jobs = JobRunner(job_store, images, inputs, clients, quota, in_flight, metrics, webhooks.wake)
         stack.push_async_callback(jobs.close)
+        threads = RequestThreads()
+        stack.callback(threads.close)
         services = Services(
             settings=settings,
             metrics=metrics,
@@ -136,6 +166,11 @@ async def open_services(settings: Settings, stopping: asyncio.Event) -> AsyncIte
             job_store=job_store,
             clients=clients,
             in_flight=in_flight,
+            body_bytes=ByteBudget(
+                max(BODIES_PER_KEY * longest, MIN_BYTES_PER_KEY), max(BODIES * longest, MIN_BYTES_PER_KEY)
+            ),
+            threads=threads,
+            job_quota=quota,
             jobs=jobs,
             webhooks=webhooks,
             stopping=stopping,

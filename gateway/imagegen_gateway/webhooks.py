@@ -1,13 +1,14 @@
 """Webhooks for ended jobs: signed, retried until they are accepted, sent only to allowed addresses."""
 
 import asyncio
-import ipaddress
 import json
 import logging
 import random
-import socket
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpcore2
@@ -18,6 +19,7 @@ from imagegen_gateway.core.signing import retry_delay, signature_headers
 from imagegen_gateway.jobs.store import Job, JobStore
 from imagegen_gateway.keys import ApiKeyStore
 from imagegen_gateway.metrics import Metrics
+from imagegen_gateway.restricted_backend import RestrictedBackend
 
 _log = logging.getLogger("imagegen.gateway.webhooks")
 
@@ -25,43 +27,14 @@ TIMEOUT_SECONDS = 10.0
 """Timeout of one attempt, and of each of its phases."""
 MAX_CONCURRENT = 32
 """Maximum number of concurrent attempts."""
+SLOTS_PER_KEY = 4
+"""Maximum number of concurrent attempts of one key. An attempt also lasts until its name lookup has ended."""
+RETRY_SECONDS = 5.0
+"""Pause after a failure of the database; later ones are twice as long."""
+MAX_RETRY_SECONDS = 300.0
+"""Maximum pause after failures of the database."""
 GONE = 410
 """Status with which a receiver declines further attempts."""
-
-
-class RestrictedBackend(httpcore2.AsyncNetworkBackend):
-    """A network backend that resolves a host and connects only to its allowed addresses."""
-
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self._networks = networks
-        self._inner = httpcore2.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Resolve the host and connect. Raises `httpcore2.ConnectError` if no address is allowed."""
-        try:
-            loop = asyncio.get_running_loop()
-            entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore2.ConnectError(f"{host} can't be resolved: {error}") from error
-        addresses = [ipaddress.ip_address(entry[4][0]) for entry in entries]
-        allowed = [address for address in addresses if is_allowed(address, self._networks)]
-        if not allowed:
-            found = ", ".join(dict.fromkeys(map(str, addresses)))
-            raise httpcore2.ConnectError(f"no address of {host} is allowed ({found}); see --webhook-allow")
-        return await self._inner.connect_tcp(
-            str(allowed[0]), port, timeout=timeout, local_address=local_address, socket_options=socket_options
-        )
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep for some seconds."""
-        await self._inner.sleep(seconds)
 
 
 class WebhookSender:
@@ -88,9 +61,8 @@ class WebhookSender:
         self._payload = payload
         self._max_attempts = attempts
         self._retry_seconds = retry_seconds
-        self._pool = httpcore2.AsyncConnectionPool(
-            network_backend=RestrictedBackend(networks), max_connections=MAX_CONCURRENT
-        )
+        self._networks = networks
+        self._slots: Counter[str] = Counter()
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._loop = asyncio.create_task(self._run(), name="webhooks")
@@ -105,42 +77,72 @@ class WebhookSender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._pool.aclose()
 
     async def _run(self) -> None:
         while True:
             self._changed.clear()
-            now = time.time()
-            for job in await self._store.due_webhooks(now, 2 * MAX_CONCURRENT):
-                if job.id not in self._sending and len(self._sending) < MAX_CONCURRENT:
-                    self._sending[job.id] = asyncio.create_task(self._attempt(job), name=f"webhook of {job.id}")
-            next_ = await self._store.next_webhook(now)
             try:
-                async with asyncio.timeout(None if next_ is None else max(0.0, next_ - time.time())):
+                wait = await self._start_due(time.time())
+            except Exception as error:  # noqa: BLE001 - the database may work again later
+                self._metrics.storage_failures.inc()
+                log(_log, logging.ERROR, "due webhooks could not be read", error=str(error))
+                wait = RETRY_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
+
+    async def _start_due(self, now: float) -> float | None:
+        """Start the due webhooks for which there are slots; return the seconds until the next one is due."""
+        for job in await self._store.due_webhooks(now, 2 * SLOTS_PER_KEY):
+            if len(self._sending) >= MAX_CONCURRENT:
+                break
+            if job.id not in self._sending and self._slots[job.owner] < SLOTS_PER_KEY:
+                self._slots[job.owner] += 1
+                self._sending[job.id] = asyncio.create_task(self._attempt(job), name=f"webhook of {job.id}")
+        next_ = await self._store.next_webhook(now)
+        return None if next_ is None else max(0.0, next_ - time.time())
 
     async def _attempt(self, job: Job) -> None:
         """Make one attempt and schedule the next one if it fails."""
+        backend = RestrictedBackend(lambda address: is_allowed(address, self._networks))
         try:
-            outcome = await self._send(job)
+            outcome = await self._send(job, backend)
             attempts = job.webhook_attempts + 1
             done = outcome == "delivered" or attempts >= self._max_attempts
             # Random, so that webhooks that fail together are not all retried together.
             wait = retry_delay(attempts, self._retry_seconds) * random.uniform(0.75, 1.25)
-            await self._store.set_webhook(job.id, attempts, None if done else time.time() + wait)
             self._metrics.webhooks.labels(outcome=outcome).inc()
             if outcome == "failed" and done:
                 log(_log, logging.WARNING, "webhook abandoned", job=job.id, attempts=attempts)
+            await self._schedule(job, attempts, None if done else time.time() + wait)
+            await backend.settle()
+        except sqlite3.Error as error:  # still due, so the next attempt follows the pause
+            log(_log, logging.ERROR, "webhook could not be read", job=job.id, error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
         except Exception:  # noqa: BLE001 - an error in one attempt must not stop the others
             _log.exception("webhook raised an unexpected error")
-            await self._store.set_webhook(job.id, job.webhook_attempts + 1, None)
+            await self._schedule(job, job.webhook_attempts + 1, None)
         finally:
             del self._sending[job.id]
+            self._slots[job.owner] -= 1
+            if not self._slots[job.owner]:
+                del self._slots[job.owner]
             self._changed.set()
 
-    async def _send(self, job: Job) -> str:
+    async def _schedule(self, job: Job, attempts: int, next_: float | None) -> None:
+        """Store when the next attempt is due, as soon as the database works; until then, none is made."""
+        wait = RETRY_SECONDS
+        while True:
+            try:
+                await self._store.set_webhook(job.id, attempts, next_)
+                return
+            except sqlite3.Error as error:
+                self._metrics.storage_failures.inc()
+                log(_log, logging.ERROR, "webhook could not be stored", job=job.id, error=str(error))
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, MAX_RETRY_SECONDS)
+
+    async def _send(self, job: Job, backend: RestrictedBackend) -> str:
         """Send a webhook and return the outcome, one of `WEBHOOK_OUTCOMES`."""
         owner = await self._keys.by_id(job.owner)
         assert owner is not None, "keys are never deleted"
@@ -157,7 +159,8 @@ class WebhookSender:
         try:
             async with (
                 asyncio.timeout(TIMEOUT_SECONDS),
-                self._pool.stream(
+                httpcore2.AsyncConnectionPool(network_backend=backend) as pool,
+                pool.stream(
                     "POST",
                     job.webhook_url,
                     headers=headers,

@@ -1,5 +1,6 @@
 """Real processes: the CLIs as they are installed, on free ports, with their logs kept beside the test."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from imagegen_client import Client
 from imagegen_worker.devices.mkl import VARIABLE
+from tests.e2e.conformance import Tool
 from tools.fleet import Fleet
 
 SIMULATED = ("--backend", "simulated", "--simulated-batch-seconds", "0.05", "--simulated-image-seconds", "0.02")
@@ -65,3 +67,16 @@ def command(*arguments, check=True, **options):
 def bench(fleet, *arguments):
     """Run `imagegen bench --json` and return what it says."""
     return json.loads(command("imagegen", "bench", "--json", "--broker", fleet.frontend, *arguments).stdout)
+
+
+@pytest.fixture
+def start_tool():
+    """Start the tool; it is ended with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments):
+            tool = Tool(*arguments)
+            stack.callback(tool.stop)
+            return tool
+
+        yield start

@@ -7,8 +7,8 @@ import msgpack
 import pytest
 from PIL import UnidentifiedImageError
 
-from imagegen_client import Client, InvalidRequestError, ModelNotFoundError, ProtocolError, RequestError
-from imagegen_protocol.limits import MAX_COUNT
+from imagegen_client import Client, GenerationFailedError, InvalidRequestError, ModelNotFoundError, RequestError
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_COUNT
 from imagegen_protocol.messages import Submit
 from imagegen_protocol.request import GenerationRequest
 from tests.e2e.conftest import PATIENT
@@ -42,10 +42,12 @@ NAMED = [
 """Those that anyone would think of; the others are read off the types."""
 BODY = wrong_values(GenerationRequest)
 HEADER = wrong_values(Submit, "v", "request_id")
+NOT_OPTIONS = ("traceparent", "inline_bytes", "frame_bytes")
+"""Keys of SUBMIT that the client sets by itself."""
 CLIENTS = [
     wrong
     for wrong in (*NAMED, *BODY, *HEADER)
-    if wrong.value is not None and wrong.field not in ("images", "inputs", "image", "mask_image", "traceparent")
+    if wrong.value is not None and wrong.field not in ("images", "inputs", "image", "mask_image", *NOT_OPTIONS)
 ]
 """In the client None means the default, an image is read and checked by `input_images`, and a provider traces."""
 
@@ -88,13 +90,25 @@ def raw(fleet, client, dial):
 
 
 def asked(raw, header, *frames):
-    """Send a SUBMIT of any kind and return the error that is its answer."""
-    request_id = os.urandom(16)
-    raw.send({"type": "submit", "request_id": request_id, **header}, *frames)
+    """Send a SUBMIT of any kind and return the error that is its answer; the broker fetches a long body."""
+    request_id, payload = os.urandom(16), b"".join(frames)
+    submit = {"type": "submit", "request_id": request_id, **header}
+    if len(payload) > DEFAULT_INLINE_BYTES:
+        submit, frames = {"frame_bytes": [len(frame) for frame in frames], **submit}, ()
+    raw.send(submit, *frames)
     while True:
-        error, _ = raw.receive("error")
-        if error["request_id"] in (request_id, None):
-            return error
+        message, _ = raw.receive()
+        if message["type"] == "fetch":
+            send_chunks(raw, message, payload)
+        elif message["type"] == "error" and message["request_id"] in (request_id, None):
+            return message
+
+
+def send_chunks(raw, fetch, payload):
+    end = fetch["offset"] + fetch["length"]
+    for offset in range(fetch["offset"], end, fetch["chunk_bytes"]):
+        about = {"request_id": fetch["request_id"], "payload_id": fetch["payload_id"], "offset": offset}
+        raw.send({"type": "chunk", **about}, payload[offset : min(offset + fetch["chunk_bytes"], end)])
 
 
 def shows(message, wrong):
@@ -175,7 +189,7 @@ LIST = b"\x91"
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "not msgpack"),
+        (b"", "the payload is 0 bytes long"),
         (b"\xc1", "not msgpack"),
         (os.urandom(1000), ""),
         (msgpack.packb(GOOD)[:-1], "not msgpack"),
@@ -212,7 +226,7 @@ def test_a_body_that_is_none_is_refused(raw, model, body, says):
 @pytest.mark.parametrize(
     ("frames", "code", "says"),
     [
-        ([], "invalid_request", "needs a body frame"),
+        ([], "invalid_request", "a submit needs a body"),
         ([msgpack.packb(GOOD), b"image"], "invalid_request", "image"),
         ([msgpack.packb(GOOD), *[b""] * 64], "invalid_request", "image"),
         ([msgpack.packb(GOOD), *[b""] * 65], "protocol_error", "66 frames"),
@@ -229,7 +243,7 @@ def test_a_wrong_number_of_frames_is_refused(raw, model, frames, code, says):
 def test_a_frame_beyond_all_bounds_costs_its_sender_the_connection(raw):
     raw.send({"type": "submit", "request_id": os.urandom(16)}, bytes(64 * 1024 * 1024 + 1))
     raw.send({"type": "submit", "request_id": os.urandom(16)})
-    assert "needs a body frame" in raw.receive("error")[0]["message"]
+    assert "a submit needs a body" in raw.receive("error")[0]["message"]
 
 
 # ---- a worker that answers nonsense -------------------------------------------------------------------------
@@ -259,12 +273,19 @@ def test_a_result_without_its_images_is_an_error(liar, ask_liar):
     job, request_id = ask_liar()
     info = [{"format": "png", "width": 1, "height": 1, "seed": 7}]
     result(liar, request_id, images=info)
-    with pytest.raises(ProtocolError, match="expected one frame per image, got 1 images and 0 frames"):
+    with pytest.raises(GenerationFailedError, match="expected one frame for each of 1 images, got 0"):
         job.result(60)
     assert liar.receive("release")[0]["request_ids"] == [request_id]
 
 
-@pytest.mark.parametrize("frame", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
+def test_an_empty_image_is_an_error(liar, ask_liar):
+    job, request_id = ask_liar()
+    result(liar, request_id, b"")
+    with pytest.raises(GenerationFailedError, match="the payload is 0 bytes long"):
+        job.result(60)
+
+
+@pytest.mark.parametrize("frame", [b"no picture", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
 def test_an_image_that_is_none_is_an_error_where_it_is_looked_at(liar, ask_liar, frame):
     job, request_id = ask_liar()
     result(liar, request_id, frame)

@@ -189,8 +189,7 @@ class RequestTable:
 
         A client that is not reachable may have left: another broker delivers the answer then.
         """
-        holder = self.holders.copy_of(request) if request.client.is_reachable else None
-        if holder is not None:
+        if request.client.is_reachable and (holder := self.holders.copy_of(request)) is not None:
             self.attach(request, holder)
 
     def _give_up(self, request: Request, text: str, now: float) -> None:

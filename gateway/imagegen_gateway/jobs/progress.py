@@ -5,6 +5,7 @@ import base64
 from typing import Any
 
 from imagegen_client import Progress
+from imagegen_gateway.results import finite
 
 
 class JobProgress:
@@ -40,7 +41,7 @@ class JobProgress:
         if self.latest is None or self.finished:
             return {}
         if self.latest.state != "running":
-            return {"place": self.latest.place, "seconds_to_start": self.latest.seconds_to_start}
+            return {"place": self.latest.place, "seconds_to_start": finite(self.latest.seconds_to_start)}
         return {"step": self.latest.step, "steps": self.latest.steps}
 
     def _wake(self) -> None:

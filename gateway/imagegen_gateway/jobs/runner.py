@@ -19,11 +19,14 @@ from imagegen_client import (
 )
 from imagegen_common.logs import log
 from imagegen_gateway.client_pool import ClientPool, InFlightCounter
-from imagegen_gateway.errors import from_imagegen_error
+from imagegen_gateway.core.job_limits import JobQuota
+from imagegen_gateway.errors import bounded_wait, from_imagegen_error
 from imagegen_gateway.image_store import MEDIA_TYPES, ImageStore
+from imagegen_gateway.jobs.inputs import JobInputs
 from imagegen_gateway.jobs.progress import JobProgress
 from imagegen_gateway.jobs.store import Job, JobStore
 from imagegen_gateway.metrics import Metrics
+from imagegen_gateway.results import check_result
 
 _log = logging.getLogger("imagegen.gateway.jobs")
 
@@ -40,7 +43,9 @@ class JobRunner:
         self,
         store: JobStore,
         images: ImageStore,
+        inputs: JobInputs,
         clients: ClientPool,
+        quota: JobQuota,
         in_flight: InFlightCounter,
         metrics: Metrics,
         on_end: Callable[[], object],
@@ -48,7 +53,9 @@ class JobRunner:
         """Create a runner without jobs. `on_end` is called after each end of a job: its webhook may be due."""
         self._store = store
         self._images = images
+        self._inputs = inputs
         self._clients = clients
+        self._quota = quota
         self._in_flight = in_flight
         self._metrics = metrics
         self._on_end = on_end
@@ -69,11 +76,12 @@ class JobRunner:
         """Start all unfinished jobs of an earlier gateway process; return their number."""
         jobs = await self._store.unfinished()
         for job in jobs:
+            self._quota.add(job.owner, job.input_bytes)
             self.start(job)
         return len(jobs)
 
     def start(self, job: Job) -> None:
-        """Start the task of a stored job."""
+        """Start the task of a stored job that the quota counts; it is counted until its end."""
         self._progress[job.id] = JobProgress()
         self._in_flight.begin(job.owner)
         self._tasks[job.id] = asyncio.create_task(self._run(job), name=job.id)
@@ -105,6 +113,7 @@ class JobRunner:
             pass  # the gateway shuts down; the next process resumes the job
         finally:
             self._in_flight.end(job.owner)
+            self._quota.remove(job.owner, job.input_bytes)
             self._progress.pop(job.id).finish()
             del self._tasks[job.id]
 
@@ -129,15 +138,17 @@ class JobRunner:
         return True
 
     async def _generate(self, job: Job) -> None:
-        try:
-            inputs = {name: await self._images.read(job.input_file(name)) for name in job.inputs}
-        except FileNotFoundError as error:
-            raise ImagegenError("the job's input image no longer exists") from error
+        async with self._inputs.read(job) as inputs:
+            result = await self._result(job, inputs)
+        await self._store_images(job, result)
+
+    async def _result(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
+        """Return the checked result of a job, submitted again after temporary errors. Raises `ImagegenError`."""
         while True:
             try:
-                result = await self._request(job, inputs)
+                return check_result(await self._request(job, inputs), job.options)
             except (OverloadedError, UnauthorizedError) as error:
-                wait = error.retry_after_seconds or RETRY_SECONDS
+                wait = bounded_wait(error.retry_after_seconds or RETRY_SECONDS)
                 log(_log, logging.WARNING, "job delayed", job=job.id, seconds=wait, reason=error.code)
                 await asyncio.sleep(wait)
             except (ImagegenError, sqlite3.Error):
@@ -145,9 +156,6 @@ class JobRunner:
             except Exception as error:  # a retry would fail in the same way
                 _log.exception("job raised an unexpected error")
                 raise ImagegenError("internal error of the gateway; see its log") from error
-            else:
-                await self._store_images(job, result)
-                return
 
     async def _request(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
         """Submit a job's request and return the result, reporting progress. Raises `ImagegenError`."""
@@ -191,5 +199,4 @@ class JobRunner:
             self._metrics.jobs_ended.labels(outcome=state).inc()
             log(_log, logging.INFO, "job ended", job=job.id, outcome=state)
             self._on_end()
-            for name in job.inputs:
-                await self._images.remove(job.input_file(name))
+            await self._inputs.remove(job)

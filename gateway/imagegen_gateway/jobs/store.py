@@ -10,6 +10,9 @@ import aiosqlite
 
 from imagegen_gateway.database import Database, Row
 
+_UNKNOWN_BYTES = 16 * 1024**2
+"""Assumed size of an input image whose size is not stored."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -23,6 +26,8 @@ class Job:
     """Keyword arguments as in the client's `RequestOptions`; the seed is set, input images are not included."""
     inputs: tuple[str, ...]
     """Names of the input images: `image`, `mask_image`."""
+    input_bytes: int
+    """Total size of the input images."""
     token: str
     """Random part of the names of the job's files."""
     base_url: str
@@ -54,7 +59,7 @@ class JobStore:
         owner: str,
         prompt: str,
         options: Mapping[str, Any],
-        inputs: Sequence[str],
+        inputs: Mapping[str, int],
         token: str,
         base_url: str,
         fingerprint: str,
@@ -62,9 +67,13 @@ class JobStore:
         webhook_url: str | None,
         now: float,
     ) -> Job | None:
-        """Store a job and return it; None if the owner has used the `idempotency_key` before."""
+        """Store a job and return it; None if the owner has used the `idempotency_key` before.
+
+        `inputs` has the sizes of the input images by name.
+        """
         id_ = "job_" + secrets.token_hex(16)
-        request = json.dumps({"options": dict(options), "inputs": list(inputs)})
+        size = sum(inputs.values())
+        request = json.dumps({"options": dict(options), "inputs": list(inputs), "input_bytes": size})
         try:
             await self._database.execute(
                 "INSERT INTO jobs (id, owner, state, prompt, options, token, base_url, created, fingerprint,"
@@ -132,9 +141,12 @@ class JobStore:
     # ---- webhooks ----------------------------------------------------------------------------------------
 
     async def due_webhooks(self, now: float, limit: int) -> list[Job]:
-        """Return up to `limit` jobs whose webhooks are due, the longest due first."""
+        """Return up to `limit` jobs of each owner whose webhooks are due, the longest due first."""
         rows = await self._database.fetch_all(
-            "SELECT * FROM jobs WHERE webhook_next <= ? ORDER BY webhook_next LIMIT ?", (now, limit)
+            "SELECT jobs.* FROM keys CROSS JOIN jobs WHERE jobs.rowid IN"
+            " (SELECT rowid FROM jobs AS due WHERE due.owner = keys.id AND due.webhook_next <= ?"
+            " ORDER BY due.webhook_next LIMIT ?) ORDER BY jobs.webhook_next",
+            (now, limit),
         )
         return [_job(row) for row in rows]
 
@@ -163,6 +175,8 @@ def _job(row: Row) -> Job:
         prompt=row["prompt"],
         options=request["options"],
         inputs=tuple(request["inputs"]),
+        # Absent in jobs of earlier versions.
+        input_bytes=request.get("input_bytes", len(request["inputs"]) * _UNKNOWN_BYTES),
         token=row["token"],
         base_url=row["base_url"],
         created=row["created"],

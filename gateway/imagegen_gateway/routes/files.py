@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Response
 
 from imagegen_gateway.access import ServicesDep
 from imagegen_gateway.errors import error_responses, not_found, storage_failed
+from imagegen_gateway.paced_response import PacedResponse
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -25,12 +26,16 @@ async def fetch(
 ) -> Response:
     """Fetch an image by its name. The name is a secret, so no key is required."""
     try:
-        found = await services.images.fetch(name, time.time())
+        found = await services.images.find(name, time.time())
     except Exception as error:
         raise storage_failed("fetch this image", error) from error
     if found is None:
         raise not_found("file", name)
-    data, media_type = found
-    # nosniff: browsers must not interpret an image as HTML.
-    headers = {"Cache-Control": "private, immutable", "X-Content-Type-Options": "nosniff"}
-    return Response(data, media_type=media_type, headers=headers)
+    media_type, size = found
+    headers = {
+        "Cache-Control": "private, immutable",
+        "Content-Type": media_type,
+        # Browsers must not interpret an image as HTML.
+        "X-Content-Type-Options": "nosniff",
+    }
+    return PacedResponse(services.images.read_parts(name, size), headers, size)

@@ -1,12 +1,12 @@
 """`/v1/images`: OpenAI's images API."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 
 from imagegen_gateway import sse
 from imagegen_gateway.access import ApiKeyDep, ServicesDep
+from imagegen_gateway.bodies import BodyRoute
 from imagegen_gateway.errors import ApiError, error_responses
 from imagegen_gateway.generation import generate_response
 from imagegen_gateway.input_images import read_input
@@ -14,7 +14,7 @@ from imagegen_gateway.schemas.requests import EditBody, GenerateBody
 from imagegen_gateway.schemas.responses import Images
 from imagegen_protocol.parameters import IMAGE_PARAMETERS
 
-router = APIRouter(prefix="/v1/images", tags=["images"])
+router = APIRouter(prefix="/v1/images", tags=["images"], route_class=BodyRoute)
 
 _RESPONSES = {
     200: {
@@ -55,7 +55,9 @@ async def edit(
         sets_size = name == "image" and body.size in (None, "auto")
         field = IMAGE_PARAMETERS[name].http_name
         data = await file.read()
-        inputs[name] = await asyncio.to_thread(read_input, name, field, data, api_key.limits, sets_size=sets_size)
+        inputs[name] = await services.threads.run(
+            api_key.id, read_input, name, field, data, api_key.limits, sets_size=sets_size
+        )
     return await generate_response(services, api_key, request, body, inputs, "image_edit")
 
 

@@ -3,13 +3,18 @@
 import asyncio
 import hashlib
 import json
+import sqlite3
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from imagegen_gateway import sse
 from imagegen_gateway.access import ApiKeyDep, ServicesDep, base_url
+from imagegen_gateway.admission import HeldResponse
+from imagegen_gateway.bodies import BodyRoute
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.errors import ApiError, error_responses, not_found, storage_failed
 from imagegen_gateway.generation import allowed_options
@@ -25,7 +30,7 @@ from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
 from imagegen_protocol.request import make_request
 from imagegen_protocol.seeds import random_seed
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=BodyRoute)
 
 JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{32}$")]
 IdempotencyKey = Annotated[
@@ -56,39 +61,40 @@ async def create(
     idempotency_key: IdempotencyKey = None,
 ) -> responses.Job:
     """Create a job. It is stored before the response, and ends even if the gateway restarts meanwhile."""
-    # Without absent fields, so that versions with other parameters compute the same fingerprint.
-    text = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    fingerprint = await services.threads.run(api_key.id, _fingerprint, body)
     job = await _find_existing(services, api_key, idempotency_key, fingerprint)
-    if job is None:
-        services.admit(api_key)
-        if services.jobs.unfinished >= services.settings.max_jobs:
-            message = f"the gateway has its maximum of {services.settings.max_jobs} unfinished jobs; retry later"
-            raise ApiError(503, "too_many_jobs", message, retry_after=30)
-        job = await _store(body, services, api_key, base_url(request, services), fingerprint, idempotency_key)
+    if job is not None:
+        response.status_code = 200
+    else:
+        job = await _add(body, services, api_key, base_url(request, services), fingerprint, idempotency_key)
         if job is None:  # a concurrent request has used the same idempotency key
             job = await _find_existing(services, api_key, idempotency_key, fingerprint)
             assert job is not None, "the idempotency key is in the database"
             response.status_code = 200
-        else:
-            services.jobs.start(job)
-    else:
-        response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return to_response(job, services.jobs.progress(job.id))
 
 
-@router.get("", responses=error_responses(401, 403, 404, 422), summary="List jobs")
+@router.get(
+    "", response_model=responses.Jobs, responses=error_responses(401, 403, 404, 422, 429, 503), summary="List jobs"
+)
 async def list_jobs(
     services: ServicesDep,
     api_key: ApiKeyDep,
     page: Annotated[PageQuery, Query()],
-) -> responses.Jobs:
+) -> Response:
     """List the jobs of the key, newest first."""
     before = None if page.after is None else await _get_own(services, api_key, page.after)
-    jobs = await services.job_store.newest(api_key.id, page.limit + 1, before)
-    data = [to_response(job, services.jobs.progress(job.id)) for job in jobs[: page.limit]]
-    return responses.Jobs(data=data, has_more=len(jobs) > page.limit)
+    async with services.lists[api_key.id]:
+        jobs = await services.job_store.newest(api_key.id, page.limit + 1, before)
+        shown = [(job, services.jobs.progress(job.id)) for job in jobs[: page.limit]]
+        content = await services.threads.run(api_key.id, _list_body, shown, len(jobs) > page.limit)
+        return HeldResponse(services, api_key, content)
+
+
+def _list_body(jobs: Sequence[tuple[Job, JobProgress | None]], has_more: bool) -> bytes:
+    data = [to_response(job, progress) for job, progress in jobs]
+    return responses.Jobs(data=data, has_more=has_more).model_dump_json().encode()
 
 
 @router.get("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Get a job")
@@ -159,10 +165,16 @@ async def _find_existing(services: Services, api_key: ApiKey, key: str | None, f
     return job
 
 
-async def _store(
+def _fingerprint(body: JobBody) -> str:
+    # Without absent fields, so that versions with other parameters compute the same fingerprint.
+    text = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def _add(
     body: JobBody, services: Services, api_key: ApiKey, url: str, fingerprint: str, idempotency_key: str | None
 ) -> Job | None:
-    """Validate and store a job; return None if a concurrent request has used its `idempotency_key`."""
+    """Validate, store and start a job; return None if a concurrent request has used its `idempotency_key`."""
     given = allowed_options(services, api_key, body)
     given.setdefault("seed", random_seed())
     if body.webhook_url is not None:
@@ -170,30 +182,76 @@ async def _store(
             check_webhook_url(body.webhook_url, services.settings.webhook_networks)
         except ValueError as error:
             raise ApiError(422, "invalid_value", f"webhook_url: {error}", param="webhook_url") from error
-    inputs = await asyncio.to_thread(_inputs, body, api_key)
+    inputs = await services.threads.run(api_key.id, _inputs, body, api_key)
     _check(body.prompt, given, list(inputs))
+    job = None
+    size = sum(map(len, inputs.values()))
+    _check_quota(services, api_key, size)
+    # Nothing was awaited since the check, so concurrent requests can't exceed the quota.
+    services.job_quota.add(api_key.id, size)
+    try:
+        job = await _store(
+            services,
+            inputs,
+            owner=api_key.id,
+            prompt=body.prompt,
+            options=given,
+            base_url=url,
+            fingerprint=fingerprint,
+            idempotency_key=idempotency_key,
+            webhook_url=body.webhook_url,
+        )
+    finally:
+        if job is None:
+            services.job_quota.remove(api_key.id, size)
+    if job is not None:
+        services.jobs.start(job)
+    return job
+
+
+def _check_quota(services: Services, api_key: ApiKey, size: int) -> None:
+    """Raise `ApiError` 429 or 503 if the key or the gateway has too many unfinished jobs."""
+    quota = services.job_quota
+    match quota.find_excess(api_key.id, size):
+        case "jobs":
+            message = f"the gateway has its maximum of {quota.max_jobs} unfinished jobs; retry later"
+            raise ApiError(503, "too_many_jobs", message, retry_after=30)
+        case "key_jobs":
+            services.metrics.refusals.labels(reason="jobs").inc()
+            message = f"this key has its maximum of {quota.max_jobs_per_key} unfinished jobs"
+            raise ApiError(429, "too_many_jobs", message, retry_after=30)
+        case "key_bytes":
+            services.metrics.refusals.labels(reason="jobs").inc()
+            message = (
+                f"the unfinished jobs of this key have their maximum of {quota.max_bytes_per_key} image bytes"
+            )
+            raise ApiError(429, "too_many_jobs", message, retry_after=30)
+
+
+async def _store(services: Services, inputs: Mapping[str, bytes], **job: Any) -> Job | None:
+    """Store a job and its input images; return None if its `idempotency_key` is in use. Raises `ApiError` 503."""
     token = services.images.new_token()
     try:
         for name, data in inputs.items():
             await services.images.write(f"{token}-{name}", data)
     except Exception as error:
+        await _remove(services, token, inputs)
         raise storage_failed("store the images of this job", error) from error
-    job = await services.job_store.add(
-        owner=api_key.id,
-        prompt=body.prompt,
-        options=given,
-        inputs=list(inputs),
-        token=token,
-        base_url=url,
-        fingerprint=fingerprint,
-        idempotency_key=idempotency_key,
-        webhook_url=body.webhook_url,
-        now=time.time(),
-    )
-    if job is None:
-        for name in inputs:
+    sizes = {name: len(data) for name, data in inputs.items()}
+    try:
+        stored = await services.job_store.add(inputs=sizes, token=token, now=time.time(), **job)
+    except sqlite3.Error:
+        await _remove(services, token, inputs)
+        raise
+    if stored is None:
+        await _remove(services, token, inputs)
+    return stored
+
+
+async def _remove(services: Services, token: str, inputs: Iterable[str]) -> None:
+    for name in inputs:
+        with suppress(Exception):  # the storage may fail; a file without a job is never read
             await services.images.remove(f"{token}-{name}")
-    return job
 
 
 def _inputs(body: JobBody, api_key: ApiKey) -> dict[str, bytes]:

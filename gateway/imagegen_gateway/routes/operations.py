@@ -6,6 +6,7 @@ from prometheus_client.exposition import choose_encoder
 
 from imagegen_client import ImagegenError
 from imagegen_gateway.access import ApiKeyDep, ServicesDep
+from imagegen_gateway.admission import HeldResponse
 from imagegen_gateway.errors import error_responses
 from imagegen_protocol.statistics import to_json
 
@@ -20,13 +21,13 @@ router = APIRouter(tags=["operations"])
             "content": {"application/json": {"schema": {"type": "object"}}},
             "description": "The statistics; `docs/stats.schema.json` is their schema.",
         },
-        **error_responses(401, 403, 503),
+        **error_responses(401, 403, 429, 503),
     },
     summary="The broker's statistics",
 )
 async def stats(services: ServicesDep, api_key: ApiKeyDep) -> Response:
     """Return the content of the broker's `/stats`, at most half a second old."""
-    return Response(to_json(await services.clients.stats()), media_type="application/json")
+    return HeldResponse(services, api_key, to_json(await services.clients.stats()))
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="The gateway's metrics")

@@ -1,12 +1,12 @@
 """Pydantic fields of the HTTP API, derived from the declaration of the request parameters."""
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from imagegen_gateway.core.json_bounds import parse_json
 from imagegen_protocol.declaration import Parameter, Parameters
 
 Fields = dict[str, Any]
@@ -141,7 +141,7 @@ def _parse(parameter: Parameter) -> Callable[[Any], Any]:
             [value] = value
         if isinstance(value, str):
             try:
-                return json.loads(value)
+                return parse_json(value.encode())
             except ValueError as error:
                 raise ValueError(f"expected JSON such as {example}: {error}") from error
         return value

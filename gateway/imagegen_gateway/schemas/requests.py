@@ -11,6 +11,7 @@ from imagegen_protocol.parameters import PARAMETERS
 
 SIZE = r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$"
 _IGNORED = "Accepted for compatibility; ignored."
+_MAX_IGNORED = 512
 
 if TYPE_CHECKING:
 
@@ -46,8 +47,8 @@ class GenerationParameters(_Parameters):
         None, description=f"{_IGNORED} Use `num_inference_steps`."
     )
     style: Literal["vivid", "natural"] | None = Field(None, description=_IGNORED)
-    user: str | None = Field(None, description=_IGNORED)
-    safety_identifier: str | None = Field(None, description=_IGNORED)
+    user: str | None = Field(None, max_length=_MAX_IGNORED, description=_IGNORED)
+    safety_identifier: str | None = Field(None, max_length=_MAX_IGNORED, description=_IGNORED)
 
 
 class ResponseOptions(BaseModel):
@@ -91,7 +92,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(20, ge=1, le=100, description="Maximum number of jobs.")
-    after: str | None = Field(None, description="Id of the last job of the previous page.")
+    after: str | None = Field(None, max_length=64, description="Id of the last job of the previous page.")
 
 
 _SIZE_PARTS = re.compile(r"(\d+)x(\d+)")

@@ -8,6 +8,8 @@ from imagegen_protocol.transfers import Download
 from imagegen_worker.core.broker_session import BrokerSession, BrokerSessions
 from imagegen_worker.core.held_requests import HeldRequest
 
+KEEP_SECONDS = 60.0
+"""Time for which a part of a payload is kept after its request was returned: the request may be sent again."""
 MAX_ASKS = 5
 """Unanswered FETCHes for the same bytes, after which a request is returned to its broker."""
 
@@ -27,11 +29,13 @@ class PayloadReceiver:
         """Those of their downloads that wait for room, in order of arrival."""
         self._reserved: dict[int, int] = {}
         """Bytes of each payload that is fetched or decoded, by job number."""
+        self._kept: dict[bytes, tuple[Download, float]] = {}
+        """Parts of payloads of returned requests, and the times until which they are kept, in their order."""
 
     @property
     def reserved_bytes(self) -> int:
-        """Sum of the sizes of all payloads that are fetched or decoded."""
-        return sum(self._reserved.values())
+        """Sum of the sizes of all payloads that are fetched, decoded or kept."""
+        return sum(self._reserved.values()) + sum(kept.received for kept, _ in self._kept.values())
 
     def without_receiving(self, numbers: Collection[int]) -> Collection[int]:
         """Return the job numbers without those of requests whose payload has not arrived completely."""
@@ -40,8 +44,10 @@ class PayloadReceiver:
         return set(numbers).difference(held.number for held in self._receiving.values())
 
     def receive(self, held: HeldRequest, frame_bytes: Sequence[int]) -> None:
-        """Fetch the payload of a request as soon as there is room."""
-        held.download = Download(held.id, held.id, frame_bytes)
+        """Fetch the payload of a request, or what is missing of it, as soon as there is room."""
+        kept, _ = self._kept.pop(held.id, (None, 0.0))
+        is_part = kept is not None and kept.total == sum(frame_bytes)
+        held.download = kept if kept is not None and is_part else Download(held.id, held.id, frame_bytes)
         self._receiving[held.id] = held
         self._waiting[held.id] = held.download
 
@@ -76,8 +82,20 @@ class PayloadReceiver:
             held.download = None
         self._reserved.pop(held.number, None)
 
+    def keep(self, held: HeldRequest, now: float) -> None:
+        """Keep what has arrived of a payload, as far as there is room, because its request is returned."""
+        if held.download is not None and held.download.received and held.number in self._reserved:
+            self._kept[held.id] = (held.download, now + KEEP_SECONDS)
+
+    def _drop_kept(self, now: float) -> None:
+        for request_id, (_, until) in list(self._kept.items()):
+            if now < until and self.reserved_bytes <= self._limit:
+                return
+            del self._kept[request_id]
+
     def fetches(self, now: float) -> Iterator[tuple[HeldRequest, Fetch, BrokerSession]]:
         """Yield the FETCHes that are due, each with its request and the session of its broker."""
+        self._drop_kept(now)
         self._start_waiting()
         for session in self._brokers.registered():
             if len(session.downloads):
@@ -88,6 +106,8 @@ class PayloadReceiver:
     def _start_waiting(self) -> None:
         for request_id, download in list(self._waiting.items()):
             held = self._receiving[request_id]
+            while self._kept and self.reserved_bytes + download.total > self._limit:
+                del self._kept[next(iter(self._kept))]
             if self._reserved and self.reserved_bytes + download.total > self._limit:
                 return
             del self._waiting[request_id]
@@ -96,6 +116,7 @@ class PayloadReceiver:
 
     def deadlines(self) -> Iterator[float]:
         """Yield the times at which `fetches` has something to do."""
+        yield from (until for _, until in list(self._kept.values())[:1])
         for session in self._brokers.registered():
             if isfinite(at := session.downloads.deadline()):
                 yield at

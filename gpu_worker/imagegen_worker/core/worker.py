@@ -125,7 +125,7 @@ class WorkerCore:
             case Resend():
                 for request_id in event.message.request_ids:
                     if (held := self.held.get(request_id)) is not None:
-                        self._requests.on_resend(session, held)
+                        self._requests.on_resend(session, held, now)
             case Fetch():
                 self._requests.on_fetch(session, event.message, now)
             case Chunk():

@@ -34,7 +34,7 @@ class FakeBroker(Port):
         self.messages: list[Received] = []
         """All messages of the latest connection."""
         self.is_silent = False
-        """Whether it sends no heartbeats."""
+        """Whether it sends nothing."""
         self.beat = 0
         self.tokens: set[bytes] = set()
         """Tokens that were sent on the latest connection."""
@@ -49,7 +49,7 @@ class FakeBroker(Port):
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
         """Send a message on the latest connection; a map may break the protocol."""
-        if self.peer:
+        if self.peer and not self.is_silent:
             self.socket.send_multipart([self.peer, pack(message), *frames])
 
     def heartbeat(self, **keys: Any) -> None:
@@ -77,7 +77,7 @@ class FakeBroker(Port):
 
     def tick(self, now: float) -> None:
         """Send a heartbeat if one is due."""
-        if not self.is_silent and self.peer and now >= self._due:
+        if now >= self._due:
             self._due = now + INTERVAL / 2
             self.heartbeat()
 

@@ -30,6 +30,8 @@ class WorkerBench(Loop):
     def registered(self) -> Ready:
         """Wait until the worker is registered; return its READY."""
         self.broker.registers = True
+        if self.broker.ready is not None and not self.broker.session:
+            self.broker.register()
         self.until(lambda: self.broker.session and self.broker.report is not None, "expected READY and HEARTBEAT")
         assert self.broker.ready is not None
         return self.broker.ready
@@ -155,6 +157,14 @@ class WorkerBroker(FakeBroker):
         """Forget the registration of an earlier connection."""
         self.session = 0
         self.beat = 0
+        self.ready = None
+
+    def register(self) -> None:
+        """Answer READY."""
+        if not self.session:
+            self.sessions += 1
+            self.session = self.sessions
+        self.heartbeat()
 
     def heartbeat(self, **keys: Any) -> None:
         """Send a HEARTBEAT of the worker's session."""
@@ -173,10 +183,7 @@ class WorkerBroker(FakeBroker):
         if isinstance(message, Ready):
             self.ready, self.last_report = message, received
             if self.registers:
-                if not self.session:
-                    self.sessions += 1
-                    self.session = self.sessions
-                self.heartbeat()
+                self.register()
             return False
         if isinstance(message, WorkerHeartbeat):
             self.last_report = received

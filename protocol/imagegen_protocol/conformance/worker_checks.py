@@ -61,7 +61,7 @@ def heartbeats(bench: WorkerBench) -> str:
     bench.registered()
     bench.wait(5 * INTERVAL)
     found = [each for each in bench.broker.messages if isinstance(each.message, WorkerHeartbeat)][-4:]
-    expect(len(found) >= 3, f"{len(found)} heartbeats in {5 * INTERVAL:g} s")
+    expect(len(found) >= 2, f"{len(found)} heartbeats in {5 * INTERVAL:g} s")
     longest = max(later.at - earlier.at for earlier, later in pairwise(found))
     expect(longest < SILENCE, f"{longest:.2f} s between two heartbeats")
     last = found[-1].message
@@ -222,7 +222,10 @@ def invalid_bodies(bench: WorkerBench) -> str:
         bench.release(request_id)
     request_id = bench.work(b"\xc1")
     bench.error(request_id, InvalidRequestError.code)
-    return f"{len(bodies) + 1} ERRORs"
+    request_id = new_id()
+    bench.broker.send({"type": "work", "request_id": request_id})
+    bench.error(request_id, InvalidRequestError.code)
+    return f"{len(bodies) + 2} ERRORs"
 
 
 @CHECKS("R-4.17", "an unknown model is answered with model_not_found")
@@ -307,7 +310,7 @@ def silent_broker(bench: WorkerBench) -> str:
 def drain(bench: WorkerBench) -> str:
     """Drain a worker that is full; it has to be the last check."""
     ready = bench.registered()
-    ids = [bench.work() for _ in range(min(ready.capacity, 8))]
+    ids = [bench.work() for _ in range(min(ready.capacity, 64))]
     bench.report(lambda report: set(ids) <= held(report), "expected a report that lists all requests")
     bench.broker.send(Drain())
     late = bench.work()

@@ -1,9 +1,12 @@
 """Full disks, corrupt and locked databases: clear errors, and no lost jobs."""
 
+import os
 import resource
 import sqlite3
 import time
 from contextlib import closing, contextmanager
+
+import pytest
 
 from tests.e2e.conftest import command
 
@@ -91,3 +94,44 @@ def test_metrics_do_not_contain_prompts_or_paths(gateway):
     text = gateway.http.get("/metrics").text
     assert "imagegen_gateway_jobs_ended_total" in text
     assert "secret" not in text
+
+
+def modes(folder):
+    """Return the modes of a folder and all files in it, by name."""
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.fixture
+def permissive():
+    """A umask that lets other users read new files, as in a shell."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("permissive")
+def test_only_the_owner_can_read_the_state_folder(start_gateway):
+    gateway = start_gateway()
+    assert gateway.wait(gateway.job(prompt="x")["id"])["state"] == "succeeded"
+    found = modes(gateway.folder)
+    assert {"gateway.sqlite", "gateway.sqlite-wal", "lock", "results"} <= found.keys()
+    folders = {gateway.folder.name, "results"}
+    assert found == {name: "0o700" if name in folders else "0o600" for name in found}
+
+
+@pytest.mark.usefixtures("permissive")
+def test_the_commands_for_keys_create_a_private_folder(tmp_path):
+    folder = tmp_path / "state"
+    command("imagegen-gateway", "--state-folder", str(folder), "keys", "add", "alice")
+    assert modes(folder) == {"state": "0o700", "gateway.sqlite": "0o600"}
+
+
+def test_a_state_folder_that_others_can_read_is_corrected_at_the_start(fleet, start_gateway):
+    gateway = start_gateway()
+    gateway.kill()
+    for path in (gateway.folder, *gateway.folder.iterdir()):
+        path.chmod(0o755)
+    gateway.start()
+    assert {mode[-2:] for mode in modes(gateway.folder).values()} == {"00"}
+    log = (fleet._log_folder / f"{gateway.name}.log").read_text()
+    assert f"permissions of other users removed path={gateway.folder}/gateway.sqlite mode=755" in log

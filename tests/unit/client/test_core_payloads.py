@@ -116,6 +116,21 @@ def test_an_answer_whose_chunks_are_lost_is_asked_for_again(harness):
     assert isinstance(harness.outcomes[rid(1)], Answer)
 
 
+def test_a_stall_is_noticed_between_two_heartbeats(harness):
+    harness.heartbeat(interval=10.0)
+    harness.advance(10.0)
+    harness.submit(1)
+    harness.announce(rid(1), IMAGE)
+    harness.advance(3.0)
+    arrive(harness, rid(1), 0, IMAGE[:1000])
+    for _ in range(3):
+        harness.advance(9.0)
+        harness.accepted()
+    harness.take_fetches()
+    harness.advance(3.1)
+    assert harness.take_fetches()[0].offset == 1000
+
+
 def test_chunks_count_as_signs_of_life():
     harness = connected(FIRST, SECOND)
     harness.submit(1)

@@ -70,6 +70,7 @@ def test_a_refused_client_without_requests_is_silent():
     harness.sent.clear()
     assert harness.core.next_deadline() is None
     harness.advance(1000.0)
+    assert harness.core.handle(Tick(), harness.now) == []
     assert (harness.connections, harness.sent) == ([FIRST], [])
     harness.submit(1)
     assert harness.connections == [FIRST, FIRST]
@@ -89,6 +90,7 @@ def test_requests_soon_after_a_refusal_wait_for_the_next_connection():
 def test_what_is_left_on_a_refused_connection_is_ignored():
     harness = connected()
     harness.error(None, "unauthorized")
+    harness.submit(1)
     harness.sent.clear()
     for event in (
         Disconnected(),
@@ -96,9 +98,10 @@ def test_what_is_left_on_a_refused_connection_is_ignored():
         Received(BrokerHeartbeat(epoch=b"e" * 16, session=1, interval_seconds=1.0, liveness=3)),
     ):
         assert harness.core.handle(event, harness.now) == []
-    harness.result(rid(99))
-    harness.receive_invalid(rid(99))
+    harness.result(rid(1))
+    harness.receive_invalid(rid(1))
     assert harness.sent == []
+    assert harness.outcomes.keys() == {rid(99)}
 
 
 # ---- a broker that is full ---------------------------------------------------------------------------------

@@ -55,7 +55,14 @@ def test_networks_of_the_operator_are_allowed():
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.org/hook?a=1", "http://93.184.216.34:8080", "http://[2606:4700::1111]/"]
+    "url",
+    [
+        "https://example.org/hook?a=1",
+        "https://xn--bcher-kva.example./%C3%A4",
+        "http://my_host",
+        "http://93.184.216.34:8080",
+        "http://[2606:4700::1111]/",
+    ],
 )
 def test_valid_urls_are_accepted(url):
     assert check_webhook_url(url, ()) == url
@@ -71,6 +78,15 @@ def test_valid_urls_are_accepted(url):
         ("http://example.org/a b", "expected an http or https URL"),
         ("http://user:secret@example.org/", "expected a URL without a user and a password"),
         ("http://127.0.0.1/", "expected a public address, got 127.0.0.1"),
+        (
+            "http://b\u00fccher.example/",
+            "expected a URL in ASCII: percent-encode its path, and write its host as xn--",
+        ),
+        ("http://example.org/b\u00fccher", "expected a URL in ASCII"),
+        ("http://a..b/", "expected a host name or an IP address, got 'a..b'"),
+        ("http://" + 64 * "a" + ".example/", "expected a host name or an IP address"),
+        ("http://" + 64 * "aaa." + "a/", "expected a host name or an IP address"),
+        ("http://a,b/", "expected a host name or an IP address, got 'a,b'"),
         ("http://[fe80::1%25eth0]/", "expected a public address, got fe80::1%25eth0"),
     ],
 )

@@ -1,13 +1,15 @@
 """GPU metrics of workers."""
 
 import asyncio
+import ipaddress
 from contextlib import asynccontextmanager
 
 import pytest
 
-from imagegen_gateway.gpu_metrics import MAX_BYTES, GpuMetricsReader, parse
+from imagegen_gateway.gpu_metrics import MAX_BYTES, MAX_LINES, GpuMetricsReader, parse
 from tests.statistics import gpu_statistics
 
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 METRICS = """\
 # HELP imagegen_worker_gpu_memory_used_bytes Memory in use.
 # TYPE imagegen_worker_gpu_memory_used_bytes gauge
@@ -54,7 +56,7 @@ async def refresh(reader, rows):
 
 def test_workers_are_queried_at_most_once_per_interval():
     async def run():
-        reader = GpuMetricsReader()
+        reader = GpuMetricsReader(LOOPBACK)
         async with serving(METRICS.encode()) as (address, requests):
             rows = [gpu_statistics(worker="gpu0", http=address), gpu_statistics(worker="quiet", http=None)]
             await refresh(reader, rows)
@@ -72,7 +74,7 @@ def test_workers_are_queried_at_most_once_per_interval():
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"imagegen_worker_gpu_x{", b"#" * (MAX_BYTES + 1)])
 def test_a_worker_with_malformed_metrics_has_none(body):
     async def run():
-        reader = GpuMetricsReader()
+        reader = GpuMetricsReader(LOOPBACK)
         async with serving(body) as (address, _):
             await refresh(reader, [gpu_statistics(worker="gpu0", http=address)])
         return reader.get("gpu0")
@@ -82,10 +84,42 @@ def test_a_worker_with_malformed_metrics_has_none(body):
 
 def test_an_unreachable_worker_has_no_metrics():
     async def run():
-        reader = GpuMetricsReader()
+        reader = GpuMetricsReader(LOOPBACK)
         async with serving(b"") as (address, _):
             pass
         await refresh(reader, [gpu_statistics(worker="gpu0", http=address)])
         return reader.get("gpu0")
 
     assert asyncio.run(run()) == {}
+
+
+@pytest.mark.parametrize("networks", [(), (ipaddress.ip_network("10.0.0.0/8"),)])
+def test_a_worker_outside_the_networks_is_not_connected_to(networks):
+    async def run():
+        reader = GpuMetricsReader(networks)
+        async with serving(METRICS.encode()) as (address, requests):
+            for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
+                stated = f"{host}:{address.rpartition(':')[2]}"
+                await reader._read({"gpu0": stated})
+        return reader.get("gpu0"), requests
+
+    assert asyncio.run(run()) == ({}, [])
+
+
+def test_a_worker_can_not_choose_the_path():
+    async def run():
+        reader = GpuMetricsReader(LOOPBACK)
+        async with serving(METRICS.encode()) as (address, requests):
+            port = address.rpartition(":")[2]
+            for host in ("localhost/shutdown", "127.0.0.1/?", "127.0.0.1#", "user@127.0.0.1", "127.0.0.1\r\nX"):
+                await reader._read({"gpu0": f"{host}:{port}"})
+        return reader.get("gpu0"), requests
+
+    assert asyncio.run(run()) == ({}, [])
+
+
+def test_very_many_and_non_finite_metrics_are_not_taken():
+    line = 'imagegen_worker_gpu_temperature_celsius{worker="gpu0"}'
+    assert parse(f"{line} NaN\n", "gpu0") == {}
+    other = 'imagegen_worker_gpu_memory_used_bytes{worker="other"} 1\n'
+    assert parse(MAX_LINES * other + f"{line} 1\n", "gpu0") == {}

@@ -7,8 +7,16 @@ from typing import get_args
 import msgspec
 import pytest
 
-from imagegen_protocol import errors, messages
+from imagegen_protocol import errors, limits, messages, transfers
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.conformance import (
+    broker_requests,
+    broker_sessions,
+    broker_transfers,
+    broker_workers,
+    client_checks,
+    worker_checks,
+)
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import GenerationRequest
 from tools.message_docs import message_table
@@ -72,6 +80,24 @@ def test_the_capabilities_have_a_row_for_each_field():
     assert set(ModelCapabilities.__struct_fields__) <= set(re.findall(r"`([a-z_]+)`", text))
 
 
+@pytest.mark.parametrize(
+    ("requirement", "values"),
+    [
+        ("R-1.1", [limits.MAX_HEADER_BYTES, limits.MAX_FRAMES, limits.MAX_CHUNK_BYTES]),
+        ("R-1.5", [limits.MAX_IDS_PER_MESSAGE]),
+        ("R-2.1", [limits.MAX_PAYLOAD_FRAMES, limits.MAX_FRAME_BYTES, limits.MAX_PAYLOAD_BYTES]),
+        ("R-2.1", [limits.MAX_BODY_BYTES, limits.MAX_INLINE_BYTES, limits.DEFAULT_INLINE_BYTES]),
+        ("R-2.6", [transfers.INITIAL_WINDOW_BYTES, transfers.MIN_WINDOW_BYTES]),
+        ("R-4.14", [limits.MAX_PREVIEW_SIDE_PIXELS, limits.MAX_PREVIEW_BYTES]),
+        ("R-5.9", [limits.MAX_CHOICES]),
+    ],
+)
+def test_the_text_of_a_requirement_has_the_limits_of_the_code(requirement, values):
+    text = PAGE.read_text().split(f"**{requirement} ")[1].split("\n**R-")[0]
+    for value in values:
+        assert re.search(rf"(?<![\d,]){value:,}(?![\d,]\d)", text), value
+
+
 def test_the_body_has_a_row_for_each_field_and_no_other():
     text = PAGE.read_text().split("<!-- parameters: wire -->")[1].split("<!-- end -->")[0]
     assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(GenerationRequest.__struct_fields__)
@@ -93,3 +119,15 @@ def test_requirements_are_numbered_in_order_and_references_lead_to_them():
     sections = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
     assert set(re.findall(r"§(\d+)", text)) <= sections
     assert {section for section, _ in numbers} <= sections
+
+
+@pytest.mark.parametrize(
+    "module",
+    [broker_requests, broker_sessions, broker_transfers, broker_workers, client_checks, worker_checks],
+    ids=lambda module: module.__name__.rpartition(".")[2],
+)
+def test_each_check_of_the_conformance_tool_names_a_requirement(module):
+    text = PAGE.read_text()
+    for check in module.CHECKS.all:
+        for requirement in [check.requirement, *re.findall(r"R-\d+\.\d+", check.title)]:
+            assert re.search(rf"^(\*\*|\| ){re.escape(requirement)}\b", text, re.MULTILINE), requirement

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from imagegen_protocol import ProtocolError, encode
-from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FETCH_BYTES, MIN_CHUNK_BYTES
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FETCH_BYTES, MAX_HEADER_BYTES, MIN_CHUNK_BYTES
 from imagegen_protocol.messages import Chunk, Error, Fetch, Ready, Result, Work, WorkerHeartbeat
 from imagegen_protocol.transfers import INITIAL_WINDOW_BYTES
 from imagegen_worker.core import events as ev
-from imagegen_worker.core.payload_receiver import MAX_ASKS
+from imagegen_worker.core.payload_receiver import KEEP_SECONDS, MAX_ASKS
 from tests.unit.worker.bench import MODEL, Bench, rid
 
 IMAGE = {"inputs": ["image"]}
@@ -257,6 +257,9 @@ def test_resend_of_the_broker_that_has_the_payload_lets_the_transfer_go_on():
 def test_resend_of_a_broker_without_the_payload_returns_the_request(restarted):
     bench = Bench(brokers=2)
     fetched(bench, 1)
+    bench.serve(1)
+    arrived = bench.core.held.get(rid(1)).download.received
+    bench.fetches.clear()
     if restarted:
         bench.beat(session=9, epoch=b"n" * 16)
         bench.beat(session=9, epoch=b"n" * 16)
@@ -265,9 +268,34 @@ def test_resend_of_a_broker_without_the_payload_returns_the_request(restarted):
     bench.resend(1, broker=broker)
     assert [error.code for error in bench.messages(Error, broker)] == ["returned"]
     assert bench.states() == ([], [], [])
+    bench.sent.clear()
     fetched(bench, 1, broker=broker)
+    assert bench.messages(Fetch, broker)[0].offset == arrived > 0, "what has arrived is kept"
     bench.serve()
-    assert len(bench.decoding) == 1
+    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+
+
+@pytest.mark.parametrize("way", ["time", "room", "size"])
+def test_parts_of_a_returned_request_are_kept_for_a_limited_time_and_within_the_limit(way):
+    bench = Bench(brokers=2, input_bytes=len(PICTURE) + 5000)
+    fetched(bench, 1)
+    bench.serve(1)
+    bench.resend(1, broker=1)
+    receiver = bench.core._requests._receiver
+    assert receiver.reserved_bytes > 5000
+    bench.fetches.clear()
+    match way:
+        case "time":
+            bench.beats(KEEP_SECONDS)
+            assert receiver.reserved_bytes == 0
+        case "room":
+            fetched(bench, 2)
+            assert receiver.reserved_bytes == len(PICTURE) + len(bench.payloads[0, rid(2)][0])
+            bench.release(2)
+            bench.fetches.clear()
+    bench.sent.clear()
+    fetched(bench, 1, PICTURE + b"x" if way == "size" else PICTURE)
+    assert bench.messages(Fetch)[0].offset == 0
 
 
 @pytest.mark.parametrize(
@@ -503,7 +531,7 @@ def test_further_parts_of_the_capabilities_follow_the_registration():
     further = [frames for _, message, frames in bench.sent if isinstance(message, Ready)]
     assert len(further) >= 2
     assert first not in further
-    assert all(len(encode(message)) <= 65_536 for _, message, _ in bench.sent)
+    assert all(len(encode(message)) <= MAX_HEADER_BYTES for _, message, _ in bench.sent)
     bench.sent.clear()
     bench.beats(3.0)
     assert bench.messages(Ready) == []

@@ -2,18 +2,25 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
+from imagegen_worker.backends.diffusers.batch_dimensions import BatchDimensions
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import count_rows, describe
 from imagegen_worker.backends.diffusers.module_state import StateMonitor
 from imagegen_worker.backends.diffusers.prompt_cache import PromptCache
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, ForwardGroup, SharedForwards
+from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
+from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
 from imagegen_worker.engines.continuous.calls import (
     Call,
@@ -23,12 +30,15 @@ from imagegen_worker.engines.continuous.calls import (
     wait_for_forward,
 )
 
+_log = logging.getLogger(__name__)
+
 
 class BatchedModule:
     """Implements `Stage` for one method of a module, which it replaces.
 
     `shares` False: no two calls share a forward. `adapted`: adapters change the output, so that only calls with
-    equal ones share; `activate` puts those of a task into effect before each forward.
+    equal ones share; `activate` puts those of a task into effect before each forward. `tiles`: the module can work
+    in tiles.
     """
 
     def __init__(
@@ -43,6 +53,8 @@ class BatchedModule:
         cache: "BoundedCache[bytes, Any] | None" = None,
         adapted: bool = True,
         activate: Callable[[Any], None] | None = None,
+        tiles: bool = False,
+        guard: ModuleGuard | None = None,
     ) -> None:
         self.name = name
         self.is_denoiser = is_denoiser
@@ -53,11 +65,15 @@ class BatchedModule:
         self._cache = None if cache is None else PromptCache(cache, id(self))
         self._adapted = adapted
         self._activate = activate
+        self._tiles = tiles
+        self._guard = guard or ModuleGuard(lambda: 0)
+        self._guard.add(module)
         self._state = StateMonitor(module) if is_denoiser else None
         self._forward: Callable[..., Any] = getattr(module, method)
         self._replaced_own = method in vars(module)
         self._names = _argument_names(module, self._forward)
-        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows)
+        self._dimensions = BatchDimensions()
+        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows, name=type(module).__name__)
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
         setattr(module, method, wrapped)
@@ -69,12 +85,15 @@ class BatchedModule:
         else:
             delattr(self._module, self._method)
         # Forwards whose time is not known yet refer to their stage, which must not keep the weights.
-        del self._module, self._forward, self._state, self._activate
+        del self._module, self._forward, self._state, self._activate, self._guard
 
     @property
     def exclusive(self) -> bool:
-        """Whether one task has the module to itself: until a forward is seen to change no state of the module."""
-        return self._state is not None and not self._state.stateless
+        """Whether one task has the module to itself.
+
+        Until a forward is seen to change no state of the module, and if calls change it between forwards.
+        """
+        return self._guard.serial or (self._state is not None and not self._state.stateless)
 
     def free_memory(self) -> None:
         """Release the device memory that torch has cached."""
@@ -89,10 +108,12 @@ class BatchedModule:
             if task is not None:
                 self._activate_adapters(task)
             return self._run_forward(args, kwargs)
+        self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
+        self._observe_dimensions(call)
         if self._cache is not None:
             self.describe(call)
-            if call.payload is not None and (output := self._cache.get(call.payload[1])) is not None:
+            if call.payload is not None and (output := self._cache.copy(call.payload[1])) is not None:
                 return output
         wait: Callable[[Call], Any] = wait_for_forward
         if task.unwanted and self._cache is None:
@@ -132,7 +153,7 @@ class BatchedModule:
         call.described = True
         try:
             arguments = self._by_name(call.args, call.kwargs)
-            description = describe(arguments, equal_lengths=self.fixed_rows is not None)
+            description = describe(arguments, self._dimensions, equal_lengths=self.fixed_rows is not None)
         except NotShareableError as error:
             call.reason = error.reason if self._shares else ""
             return
@@ -142,8 +163,18 @@ class BatchedModule:
             call.key = self._forwards.kind(adapters, description, arguments)
         call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
 
+    def _observe_dimensions(self, call: Call) -> None:
+        if self._shares and not self._dimensions.settled:
+            with suppress(NotShareableError):
+                self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
+
     def _adapters(self, task: Task) -> Any:
-        return task.adapters if self._adapted else None
+        """Return the adapters that change the outputs of a task's calls, with their scales."""
+        if not self._adapted:
+            return None
+        if self._cache is None or task.encoder_scale == 1 or not isinstance(task.adapters, tuple):
+            return task.adapters
+        return tuple((name, scale * task.encoder_scale) for name, scale in task.adapters)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name, in the order of the signature. Raises `NotShareableError`."""
@@ -158,14 +189,31 @@ class BatchedModule:
     def run(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
         """See `Stage.run`. A call alone runs with its own arguments, unless rows are fixed."""
         first = calls[0]
-        self._activate_adapters(first.task)
-        if len(calls) == 1:
-            return [self._run_alone(first, max_rows)]
-        return self._run_shared(calls, max_rows) if self._cache is None else self._run_distinct(calls, max_rows)
+        with translated_errors():  # joining and comparing take memory too
+            self._activate_adapters(first.task)
+            if len(calls) == 1:
+                return [self._run_alone(first, max_rows)]
+            if self._cache is None:
+                return self._run_shared(calls, max_rows)
+            return self._run_distinct(calls, max_rows)
+
+    def run_in_tiles(self, call: Call) -> Any:
+        """See `Stage.run_in_tiles`."""
+        for side in tile_sides(self._module) if self._tiles else ():
+            try:
+                with tiled(self._module, side), translated_errors():
+                    output = self._run_alone(call, 1)
+            except DeviceMemoryError as error:
+                release_frames(error)
+            else:
+                _log.warning("memory was short, %s ran in tiles side=%s", self.name, side)
+                return output
+            self.free_memory()
+        raise DeviceMemoryError("out of memory")
 
     def _run_alone(self, call: Call, max_rows: int) -> Any:
         if self._cache is not None and call.key is not None and call.rows > 1 and call.task.images > 1:
-            adapters = call.task.adapters
+            adapters = self._adapters(call.task)
             return self._cache.run_rows(self._forwards, _group([call]), adapters, max_rows, self._run_model)
         if call.key is None or (self.fixed_rows is None and call.rows <= max_rows):
             output = self._run_model(call.args, call.kwargs)
@@ -189,7 +237,7 @@ class BatchedModule:
     def _activate_adapters(self, task: Task) -> None:
         """Put the adapters of a task into effect; calls that share a forward have equal ones."""
         if self._activate is not None:
-            self._activate(task.adapters or ())
+            self._activate(self._adapters(task) or ())
 
     def _run_model(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the model. Raises `DeviceMemoryError`, `DeviceLostError`, or whatever the model raises."""
@@ -197,10 +245,13 @@ class BatchedModule:
             return self._run_forward(args, kwargs)
 
     def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self._state is None or self._state.judged:
-            return self._forward(*args, **kwargs)
-        with self._state.forward():
-            return self._forward(*args, **kwargs)
+        try:
+            if self._state is None or self._state.judged:
+                return self._forward(*args, **kwargs)
+            with self._state.forward():
+                return self._forward(*args, **kwargs)
+        finally:
+            self._guard.forward_ended(self._module)
 
 
 def _group(calls: Sequence[Call]) -> ForwardGroup:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagegen_worker.backends import Row
+from imagegen_worker.backends import DeviceMemoryError, Row
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.model import ResolvedRequest, Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Generate = Callable[[Sequence[Row]], list[Image] | None]
-    """Generates the images of rows by one pipeline call; returns None if the call fails."""
+    """Generates the images of rows by one pipeline call; returns None if the call fails.
+
+    Raises `DeviceMemoryError` and `DeviceLostError`.
+    """
 
 TRIAL_STEPS = 2
 """Denoising steps of a trial image."""
@@ -67,11 +72,25 @@ class CallSharing:
         """Find out whether one call generates the images of `count` rows that a call for each generates.
 
         `scheduler` is None for the model's own. Return the rows and the first two of their images, each generated
-        alone; None if these rows can't share a call.
+        alone; None if these rows can't share a call. Fewer rows are tried if memory is short.
         """
         name = scheduler or next(iter(self._loaded.model.schedulers), None)
-        trial = partial(self._loaded.trial, task=task, scheduler=name)
         self._tried[task, name] = None
+        while count >= 2:
+            try:
+                return self._try_rows(task, count, steps, name)
+            except DeviceMemoryError as error:
+                release_frames(error)
+            free_device_memory()
+            _log.warning("a trial call ran out of memory task=%s images=%d", task, count)
+            count //= 2
+        return None
+
+    def _try_rows(
+        self, task: Task, count: int, steps: int, name: str | None
+    ) -> "tuple[Sequence[Row], Sequence[Image]] | None":
+        """Do what `try_task` does with this number of rows. Raises `DeviceMemoryError`."""
+        trial = partial(self._loaded.trial, task=task, scheduler=name)
         rows, *more = self._rows_of_unlike_lengths(trial, task, count, steps)
         alone, furthest = self._compare(rows)
         furthest = max([furthest, *(self._compare(others)[1] for others in more)])

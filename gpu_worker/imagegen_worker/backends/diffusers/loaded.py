@@ -1,6 +1,5 @@
 """A loaded pipeline with its capabilities, adapters, task pipelines and previews."""
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from imagegen_common.logs import log
 from imagegen_protocol import GenerationRequest
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loading import (
     choose_device,
     describe,
@@ -104,6 +104,4 @@ class LoadedPipeline:
         """Free the memory of the device."""
         self.task_pipelines.close()
         self.pipeline = self.adapters = self._latent_preview = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_device_memory()

@@ -14,6 +14,7 @@ import torch
 from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import (
     Description,
     Layout,
@@ -23,7 +24,8 @@ from imagegen_worker.backends.diffusers.layouts import (
     row_arguments,
 )
 from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, ObservedForward, RowEvidence
-from imagegen_worker.engines.continuous.calls import NotShareableError
+from imagegen_worker.backends.tracebacks import release_frames
+from imagegen_worker.engines.continuous.calls import UNEQUAL, NotShareableError
 
 MAX_KINDS = 4096
 """Maximum number of remembered kinds of calls of a model; the oldest are forgotten, and compared again."""
@@ -91,10 +93,14 @@ class ForwardGroup:
 
 
 class SharedForwards:
-    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none."""
+    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none.
 
-    def __init__(self, forward: Forward, *, fixed_rows: int | None = None) -> None:
+    `name`: the model's name in error messages.
+    """
+
+    def __init__(self, forward: Forward, *, fixed_rows: int | None = None, name: str = "") -> None:
         self._forward = forward
+        self._name = name
         self._fixed_rows = fixed_rows
         self._kinds: dict[Hashable, CallKind] = {}
         self._evidence = RowEvidence()
@@ -156,8 +162,10 @@ class SharedForwards:
     def _compared(self, group: ForwardGroup, *comparison: Any, padded: bool) -> bool:
         """Compare as `_compare` does; return False if that runs out of memory."""
         try:
-            self._compare(group, *comparison, padded=padded)
-        except DeviceMemoryError:
+            with translated_errors():
+                self._compare(group, *comparison, padded=padded)
+        except DeviceMemoryError as error:
+            release_frames(error)
             return False
         return True
 
@@ -181,8 +189,21 @@ class SharedForwards:
         known = {} if padded else dict(enumerate(alone))
         seen = self._observe(group, unproven, joined, parts, known) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
-            raise NotShareableError("unequal", "the rows of a shared forward depend on each other")
+            raise NotShareableError(UNEQUAL, self._mismatch(group, parts, alone))
         self._evidence.record(seen)
+
+    def _mismatch(self, group: ForwardGroup, parts: Sequence[Any], alone: Sequence[Any]) -> str:
+        """Return a description of outputs that differ: the model, the shapes of its arguments, and how much."""
+        size = max(outputs.distance(part, one) for part, one in zip(parts, alone, strict=True))
+        shapes = [
+            f"{name}={tuple(value.shape)}"
+            for name, value in group.arguments[0].items()
+            if isinstance(value, torch.Tensor)
+        ]
+        return (
+            f"the rows of a shared forward depend on each other model={self._name} calls={len(group.rows)}"
+            f" difference={size:.2g} {' '.join(shapes)}"
+        )
 
     def _run_joined(self, kind: CallKind, joined: Any, max_rows: int) -> Any:
         """Run joined arguments in forwards of at most `max_rows` rows; return the joined output."""

@@ -19,6 +19,7 @@ from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
@@ -97,8 +98,7 @@ class StepwiseDiffusers:
         # Two rows for an image: guidance doubles them.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
         adapters = self._loaded.adapters
-        activate = None if adapters is None else adapters.activate
-        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, activate=activate)
+        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, adapters=adapters)
         for pipeline in self._loaded.task_pipelines.pipelines():
             self._pipeline_batcher.add(pipeline)
         self._sharing = CallSharing(self._loaded, self._run_call)
@@ -179,15 +179,13 @@ class StepwiseDiffusers:
 
         This only collects evidence: a pipeline that rejects these values serves others. Raises `DeviceLostError`.
         """
-        short_of_memory = False
         try:
             self._generate_different()
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - pipelines reject values in different ways
             _log.warning("images with different arguments failed: %s: %s", type(error).__name__, error)
-            short_of_memory = isinstance(error, DeviceMemoryError)
-        if short_of_memory:  # outside of the handler: the frames of the error hold tensors
+            release_frames(error)
             free_device_memory()
 
     def _generate_different(self) -> None:
@@ -213,20 +211,28 @@ class StepwiseDiffusers:
         if tried is None:
             return None
         rows, alone = tried
-        without_first = self._run_call(rows, unwanted={0})
+        try:
+            without_first = self._run_call(rows, unwanted={0})
+        except DeviceMemoryError as error:
+            release_frames(error)
+            return False
         return without_first is not None and alike([alone[0], *without_first[1:]], alone)
 
     def _run_call(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
-        """Generate the images of these rows by one call; return None if it fails. Raises `DeviceLostError`."""
+        """Generate the images of these rows by one call; return None if it fails.
+
+        Raises `DeviceMemoryError` and `DeviceLostError`.
+        """
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
         task = scheduler.start(partial(self.generate, rows, ignore_steps), images=len(rows))
         task.unwanted.update(unwanted)
         while scheduler.step():
             continue
-        if isinstance(task.error, DeviceLostError):
+        if isinstance(task.error, DeviceLostError | DeviceMemoryError):
             raise task.error
         if task.error is not None:
             _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
+            release_frames(task.error)
             return None
         images: list[Image] = task.result
         return images
@@ -234,12 +240,25 @@ class StepwiseDiffusers:
     def _run_apart(self, rows: Sequence[Row]) -> list[calls.Task]:
         """Generate these images at the same time, each by a call of its own; return the tasks.
 
-        Raises `StartError` and `DeviceLostError`.
+        Fewer are generated if memory is short. Raises `StartError`, `DeviceMemoryError` if not even one fits, and
+        `DeviceLostError`.
         """
         tasks = self._run_tasks(rows)
+        short_of_memory = False
         for task in tasks:
-            if task.error is not None:
+            if task.error is None:
+                continue
+            if not isinstance(task.error, DeviceMemoryError):
+                release_frames(task.error)
                 raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+            if len(rows) == 1:
+                raise task.error
+            short_of_memory = True
+        if short_of_memory:
+            del tasks, task
+            free_device_memory()
+            _log.warning("the first images ran out of memory together images=%d", len(rows))
+            return self._run_apart(rows[: len(rows) // 2])
         return tasks
 
     def _run_tasks(self, rows: Sequence[Row]) -> list[calls.Task]:

@@ -10,10 +10,12 @@ import diffusers
 import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-from imagegen_worker.backends import DeviceLostError, Row
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Row
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
 from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels, has_unusual_channels
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.model import ResolvedRequest, Task
 
@@ -59,7 +61,7 @@ class TaskPipelines:
     def check_task(self, row: Row) -> None:
         """Generate an image, and remove its task if that fails: some pipelines check models only when called.
 
-        Raises `DeviceLostError`.
+        A lack of memory proves nothing about the task. Raises `DeviceLostError`.
         """
         task = row.request.task
         try:
@@ -68,8 +70,13 @@ class TaskPipelines:
                 self.pipeline(row.request)(**self.arguments([row]), generator=generator)
         except DeviceLostError:
             raise
+        except DeviceMemoryError as error:
+            release_frames(error)
+            free_device_memory()
+            _log.warning("memory was too short to check the model for %s", task)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the model lacks this task
             _log.warning("the model can't be used for %s: %s: %s", task, type(error).__name__, error)
+            release_frames(error)
             del self._by_task[task]
 
     def update_models(self, pipeline: Pipeline) -> None:

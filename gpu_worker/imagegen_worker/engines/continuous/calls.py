@@ -6,6 +6,11 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
+UNEQUAL = "unequal"
+"""Reason of calls whose kind gave other outputs in a shared forward than alone, when it was compared."""
+MISMATCH = "mismatch"
+"""Reason of the calls of that comparison: one or more for each."""
+
 
 class NotShareableError(Exception):
     """These calls can't share a forward; `reason` is one or two words, for logs and metrics."""
@@ -44,6 +49,12 @@ class Stage(Protocol):
         `DeviceLostError`, `NotShareableError`, or whatever the model raises.
         """
 
+    def run_in_tiles(self, call: "Call") -> Any:
+        """Run one call of which not even one row fits into memory, in parts of a row; return its output.
+
+        Raises as `run` does: `DeviceMemoryError` if the stage has no parts, or if these don't fit either.
+        """
+
     def free_memory(self) -> None:
         """Release cached memory of the device."""
 
@@ -66,6 +77,8 @@ class Call:
     reason: str = ""
     payload: Any = None
     """Data of the stage."""
+    ready: Callable[[], bool] | None = None
+    """Whether the call may run now, while calls of other tasks wait too; None: always."""
 
 
 class Task(greenlet):  # type: ignore[misc]
@@ -86,6 +99,8 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.encoder_scale = 1.0
+        """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()
         """Indexes of its images that were cancelled: stages may leave out their rows."""
         self.result: Any = None

@@ -62,6 +62,32 @@ class MemoryLimits:
             limit.rows += max(limit.rows // 4, 1)
 
 
+class SlotLimit:
+    """The number of images that may run at a time: `maximum`, or fewer after one ran out of memory.
+
+    Forwards have limits of their own (`MemoryLimits`); this one is for what a call does between its forwards.
+    After `retry_after` completed images, one more is tried.
+    """
+
+    def __init__(self, maximum: int, *, retry_after: int = 64) -> None:
+        self._maximum = maximum
+        self._retry_after = retry_after
+        self._completed = 0
+        self.slots = maximum
+
+    def too_many(self, others: int) -> None:
+        """Record that an image did not fit beside `others` running images, at least one."""
+        self.slots = min(self.slots, others)
+        self._completed = 0
+
+    def completed(self, images: int) -> None:
+        """Record completed images."""
+        self._completed += images
+        if self._completed >= self._retry_after:
+            self._completed = 0
+            self.slots = min(self.slots + 1, self._maximum)
+
+
 @dataclass(slots=True)
 class _Costs:
     seconds: dict[int, deque[float]] = field(default_factory=dict)
