@@ -8,7 +8,8 @@ VERSION = 2
 ID_BYTES = 16
 """Length of a request id, a worker id or an epoch."""
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 128 * 1024
+"""Maximum size of a header: READY with three lists of ids and two of the names of models is about this long."""
 MAX_BODY_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Maximum size of an image."""

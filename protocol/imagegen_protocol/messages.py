@@ -304,6 +304,8 @@ class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     """Maximum number of bytes that the peer may have asked for and not received."""
     receive_maximum: ReceiveMaximum | None = None
     """Maximum number of the client's requests that are at workers or unacknowledged; None for workers."""
+    number: Count | None = None
+    """`number` of the worker's last heartbeat that has arrived; None for clients."""
 
 
 class Stats(Message, tag="stats", frozen=True, kw_only=True):
@@ -403,6 +405,8 @@ class WorkerHeartbeat(WorkerReport, tag="heartbeat", frozen=True, kw_only=True):
     """Seconds since the last denoising step; None when idle."""
     token: Token = b""
     """Token of the last chunk received on this connection."""
+    number: Count = 0
+    """Sequence number within the session, from 1; 0 if the worker does not measure its link."""
 
 
 WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye | Fetch | Chunk

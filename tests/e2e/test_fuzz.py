@@ -92,7 +92,7 @@ def is_empty(stats):
     """Whether nothing is left in a broker but its two workers and the client that asks."""
     idle = all(gpu["current_queue_depth"] == gpu["unacknowledged"] == 0 for gpu in stats["per_gpu_stats"])
     left = (stats["clients"], stats["num_gpus"], *astuple(stats.requests), stats["held_bytes"])
-    return idle and left == (1, 2, 0, 0, 0, 0)
+    return idle and left == (1, 2, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("side", ["client", "worker"])

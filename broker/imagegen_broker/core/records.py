@@ -305,6 +305,8 @@ class Worker:
     last_received: float
     beat: int = 0
     """Number of the last heartbeat sent to it."""
+    heartbeat_number: int = 0
+    """Number of its last heartbeat that has arrived."""
     draining: bool = False
     reachable: bool = True
     stuck: bool = False

@@ -72,6 +72,7 @@ class WorkerSessions:
             case WorkerHeartbeat():
                 worker.window.confirm(message.token)
                 worker.reachable = True  # only a heartbeat contains the current list of held requests
+                worker.heartbeat_number = message.number
                 worker.draining = message.state == "draining"
                 worker.step_age = message.step_age_seconds
                 trusted_beat = message.beat if message.session == worker.session else -1
@@ -197,7 +198,7 @@ class WorkerSessions:
 
     # ---- heartbeats -----------------------------------------------------------------------------
 
-    def _heartbeat(self, session: int, beat: int) -> BrokerHeartbeat:
+    def _heartbeat(self, session: int, beat: int, number: int | None = None) -> BrokerHeartbeat:
         return BrokerHeartbeat(
             epoch=self._settings.epoch,
             session=session,
@@ -205,11 +206,13 @@ class WorkerSessions:
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
             fetch_window_bytes=self._settings.fetch_window_bytes,
+            number=number,
         )
 
     def _send_heartbeat(self, worker: Worker) -> None:
         worker.beat += 1
-        self._outbox.add(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
+        heartbeat = self._heartbeat(worker.session, worker.beat, worker.heartbeat_number)
+        self._outbox.add(SendToWorker(worker.id, heartbeat))
 
     # ---- answers --------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
+import msgspec
+
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.errors import UnauthorizedError, WorkerNameTakenError
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
@@ -15,6 +17,9 @@ from imagegen_worker.core.state import WorkerState
 
 COALESCE_SECONDS = 0.02
 """Delay of a heartbeat that is not urgent, so that several changes share it."""
+CONGESTED_INTERVALS = 1.5
+"""Intervals without confirmation of a heartbeat after which the link to the broker counts as congested. On a good
+link the next heartbeat of the broker confirms it."""
 MAX_ERROR_MESSAGE_LENGTH = 2000
 """Longer messages are truncated, so that an ERROR fits into its header frame."""
 
@@ -42,6 +47,10 @@ class BrokerSession:
     """Payloads of requests that are fetched from this broker."""
     ready_sent: bool = False
     """Whether a READY was sent and not answered yet."""
+    heartbeats: int = 0
+    """Number of the last heartbeat sent to the broker."""
+    unconfirmed: tuple[int, float] | None = None
+    """Number and time of a heartbeat that the broker has not confirmed; those after it are not observed."""
     capabilities: bytes = b""
     """The capabilities in the READY that was sent last."""
     unanswered: int = 0
@@ -72,6 +81,8 @@ class BrokerSession:
     def update(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Store the fields that every broker heartbeat carries."""
         self.beat = heartbeat.beat
+        if heartbeat.number is None or (self.unconfirmed and heartbeat.number >= self.unconfirmed[0]):
+            self.unconfirmed = None
         self.last_epoch = heartbeat.epoch
         self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
         self.downloads.configure(self.interval, self.liveness, heartbeat.fetch_window_bytes)
@@ -81,9 +92,14 @@ class BrokerSession:
         """Store the session of a heartbeat that answers READY; fetch what is missing on the new connection."""
         self.session, self.epoch = heartbeat.session, heartbeat.epoch
         self.downloads.restart()
+        self.heartbeats, self.unconfirmed = 0, None
         self.ready_sent = False
         self.unanswered = 0
         self.logged_error = ""
+
+    def is_congested(self, now: float) -> bool:
+        """Return whether messages to the broker wait for a slow link."""
+        return self.unconfirmed is not None and now > self.unconfirmed[1] + CONGESTED_INTERVALS * self.interval
 
     def unregister(self, now: float) -> None:
         """End the session; READY is due now."""
@@ -208,8 +224,11 @@ class BrokerSessions:
             return
         session.report_at = now + session.interval
         if session.registered:
-            token = session.downloads.token
-            self.send(session, state.heartbeat_message(session.session, session.beat, token, now))
+            session.heartbeats += 1
+            session.unconfirmed = session.unconfirmed or (session.heartbeats, now)
+            heartbeat = state.heartbeat_message(session.session, session.beat, now)
+            token, number = session.downloads.token, session.heartbeats
+            self.send(session, msgspec.structs.replace(heartbeat, token=token, number=number))
         else:
             session.ready_sent = True
             session.capabilities = state.models.encode_capabilities()[0]

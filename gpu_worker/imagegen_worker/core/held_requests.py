@@ -26,6 +26,8 @@ class HeldRequest:
     arrived: float
     """When the request arrived, with all of its payload."""
     deadline: float | None
+    announced_images: int | None = None
+    """Number of images that the broker's header states."""
     preview: bool = False
     inline_bytes: int = DEFAULT_INLINE_BYTES
     """Maximum size of the images that are sent with the answer; larger ones are fetched."""

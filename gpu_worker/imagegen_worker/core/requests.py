@@ -1,10 +1,7 @@
 """The life of a request in the worker: parsed, decoded, run by the engine, answered, acknowledged."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-
-import msgspec
 
 from imagegen_protocol import (
     GenerationRequest,
@@ -13,29 +10,23 @@ from imagegen_protocol import (
     check_frames,
     parse_request,
 )
-from imagegen_protocol.errors import RETURNED, DeadlineExceededError, GenerationFailedError
+from imagegen_protocol.errors import DeadlineExceededError, GenerationFailedError
 from imagegen_protocol.limits import (
-    DEFAULT_INLINE_BYTES,
-    ID_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
     MAX_IDS_PER_MESSAGE,
     MAX_INPUTS,
-    MAX_PREVIEW_BYTES,
 )
-from imagegen_protocol.messages import Chunk, Error, Fetch, Progress, Result, Work
-from imagegen_protocol.transfers import Buffer, chunks, sizes_of
+from imagegen_protocol.messages import Chunk, Error, Fetch, Result, Work
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.answer_sender import AnswerSender
 from imagegen_worker.core.broker_session import BrokerSession, BrokerSessions, truncate_message
 from imagegen_worker.core.exclusive_gate import ExclusiveGate
 from imagegen_worker.core.held_requests import HeldRequest
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.core.payload_receiver import MAX_ASKS, PayloadReceiver
+from imagegen_worker.core.progress_sender import ProgressSender
 from imagegen_worker.core.state import WorkerState
-
-MAX_PREVIEW_INTERVAL_SECONDS = 1.0
-"""Maximum time in which the previews for one broker have at most `MAX_PREVIEW_BYTES`; a shorter heartbeat interval
-counts instead. On a slow link more previews would delay all other messages."""
 
 
 class RequestHandler:
@@ -46,7 +37,9 @@ class RequestHandler:
         self._held = state.held
         self._brokers = brokers
         self._last_number = 0
+        self._progress = ProgressSender(state.held, brokers)
         self._receiver = PayloadReceiver(brokers, state.limits.input_bytes)
+        self._answers = AnswerSender(state, brokers)
         self.gate = ExclusiveGate()
 
     # ---- messages from a broker ------------------------------------------------------------------------------
@@ -66,7 +59,7 @@ class RequestHandler:
         unfinished = len(self._held.queued) + len(self._held.running)
         full = unfinished >= MAX_IDS_PER_MESSAGE  # a heartbeat could not list one more
         if self._state.draining or not self._state.models.names or full:
-            self._return(session, work.request_id, work.attempt)
+            self._answers.return_request(session, work.request_id, work.attempt)
             return
         self._last_number += 1
         held = HeldRequest(
@@ -77,6 +70,7 @@ class RequestHandler:
             progress=work.progress or work.preview,
             preview=work.preview,
             inline_bytes=work.inline_bytes,
+            announced_images=work.images,
             source=session.epoch,
             exclusive=work.alone,
             arrived=now,
@@ -108,6 +102,9 @@ class RequestHandler:
         """Send a request to the decoders or the engine; load its model first if its capabilities are unknown."""
         try:
             request = parse_body(frames)
+            if held.announced_images not in (None, request.num_images):
+                announced = f"{held.announced_images} as the request's header states"
+                raise InvalidRequestError(f"num_images: expected {announced}, got {request.num_images}")
             model = self._state.models.get(held.model)
             if model is None:
                 held.unparsed = frames
@@ -139,7 +136,7 @@ class RequestHandler:
         self._receiver.move(held, session)
         held.broker = session.index
         if held.answer is not None:
-            self._send_answer(session, held.answer, held)
+            self._answers.send(session, held.answer, held)
 
     def on_chunk(self, session: BrokerSession, chunk: Chunk, frames: tuple[bytes, ...], now: float) -> None:
         """Store a part of a payload; parse the request if it is the last one."""
@@ -152,8 +149,7 @@ class RequestHandler:
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
             self._held.touch(held, now)
-            for chunk, data in chunks(held.images, fetch):
-                self._brokers.send(session, chunk, (data,))
+            self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:
         """Send the FETCHes that are due; return the requests whose brokers did not answer several."""
@@ -186,7 +182,7 @@ class RequestHandler:
         elif isinstance(event, ev.Stepped):
             for number in event.numbers:
                 if (held := self._held.by_number(number)) is not None:
-                    self._progress(held, event.step, event.steps)
+                    self._progress.send(held, event.step, event.steps, now)
         elif (held := self._held.by_number(event.number)) is not None:
             self._on_single_job_event(held, event, now)
 
@@ -198,9 +194,7 @@ class RequestHandler:
                 if held.request is None:
                     self._submit(held, event.request)
             case ev.Previewed():
-                if held.preview and len(event.image) <= MAX_PREVIEW_BYTES and now >= held.next_preview_at:
-                    held.next_preview_at = now + self._preview_pause(held, len(event.image))
-                    self._progress(held, *held.step, (event.image,))
+                self._progress.send_preview(held, event.image, now)
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
@@ -211,7 +205,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
-                self._progress(held, 0, held.request.num_inference_steps)
+                self._progress.send(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 
     def _finished(self, held: HeldRequest, event: ev.Finished, now: float) -> None:
@@ -231,20 +225,8 @@ class RequestHandler:
             batch_size=event.batch_size,
             seconds=event.generation_seconds,
         )
-        result = Result(
-            request_id=held.id,
-            attempt=held.attempt,
-            worker=self._state.identity.name,
-            model=held.request.model,
-            images=list(event.infos),
-            batch_size=event.batch_size,
-            queue_seconds=event.queue_seconds,
-            generation_seconds=event.generation_seconds,
-            encode_seconds=event.encode_seconds,
-            parameters=held.request.parameters(),
-        )
-        unique = self._state.identity.worker_id + held.number.to_bytes(8)
-        held.payload_id = hashlib.blake2b(unique, digest_size=ID_BYTES).digest()
+        result = make_result(held, held.request, event, self._state.identity.name)
+        held.payload_id = self._answers.new_payload_id(held)
         self._answer(held, result, event.images, now)
 
     def on_model_loaded(self, name: str, now: float) -> None:
@@ -307,51 +289,16 @@ class RequestHandler:
         self._log_dropped(self._held.finish(held, answer, images, now), "too many")
         session = self._brokers[held.broker]
         if session.registered:
-            self._send_answer(session, answer, held)
+            self._answers.send(session, answer, held)
         if was_running and not self._held.running:
             self._brokers.report_soon(now)  # the other brokers still count the request as running
-
-    def _send_answer(self, session: BrokerSession, answer: Result | Error, held: HeldRequest) -> None:
-        """Send an answer of the present attempt, with its images if they are small enough."""
-        if answer.attempt != held.attempt:
-            held.answer = answer = msgspec.structs.replace(answer, attempt=held.attempt)
-        # The client's limit follows the speed of its link; that of this worker may be slower.
-        limit = min(held.inline_bytes, DEFAULT_INLINE_BYTES)
-        if isinstance(answer, Result) and sum(sizes := sizes_of(held.images)) > limit:
-            answer = msgspec.structs.replace(answer, payload_id=held.payload_id, frame_bytes=sizes)
-            self._brokers.send(session, answer)
-        else:
-            self._brokers.send(session, answer, held.images)
 
     def _give_back(self, session: BrokerSession, held: HeldRequest, reason: str = "") -> None:
         """Forget a queued request and return it to a broker."""
         self._cancel(held)
         self._held.remove(held)
         if session.registered:
-            self._return(session, held.id, held.attempt, reason)
-
-    def _return(self, session: BrokerSession, request_id: bytes, attempt: int, reason: str = "") -> None:
-        """Return a request to its broker. If the message is lost, the broker misses the id in the heartbeats."""
-        self._state.counters.outcomes[RETURNED] += 1
-        message = "the worker is draining" if self._state.draining else reason or "the worker cannot accept it now"
-        error = Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt)
-        self._brokers.send(session, error)
-
-    def _preview_pause(self, held: HeldRequest, size: int) -> float:
-        """Return the seconds until the next preview of a request that sends one of `size` bytes.
-
-        The requests of a broker that have previews share the permitted bytes.
-        """
-        sharing = sum(other.preview and other.broker == held.broker for other in self._held.running.values())
-        interval = min(self._brokers[held.broker].interval, MAX_PREVIEW_INTERVAL_SECONDS)
-        return interval * max(sharing, 1) * size / MAX_PREVIEW_BYTES
-
-    def _progress(self, held: HeldRequest, step: int, steps: int, frames: tuple[Buffer, ...] = ()) -> None:
-        held.step = (step, steps)
-        session = self._brokers[held.broker]
-        if held.progress and session.registered:
-            progress = Progress(request_id=held.id, attempt=held.attempt, step=step, steps=steps)
-            self._brokers.send(session, progress, frames)
+            self._answers.return_request(session, held.id, held.attempt, reason)
 
     def _cancel(self, held: HeldRequest) -> None:
         self._receiver.release(held)
@@ -361,6 +308,22 @@ class RequestHandler:
     def _log_dropped(self, answers: list[HeldRequest], reason: str) -> None:
         for held in answers:
             self._state.log(logging.WARNING, "answer dropped", reason=reason, request_id=held.id.hex())
+
+
+def make_result(held: HeldRequest, request: ResolvedRequest, event: ev.Finished, worker: str) -> Result:
+    """Return the answer to a request that succeeded on the worker of this name."""
+    return Result(
+        request_id=held.id,
+        attempt=held.attempt,
+        worker=worker,
+        model=request.model,
+        images=list(event.infos),
+        batch_size=event.batch_size,
+        queue_seconds=event.queue_seconds,
+        generation_seconds=event.generation_seconds,
+        encode_seconds=event.encode_seconds,
+        parameters=request.parameters(),
+    )
 
 
 def check_sizes(frame_bytes: Sequence[int]) -> None:

@@ -93,14 +93,13 @@ class WorkerState:
             warm=list(self.models.loaded),
         )
 
-    def heartbeat_message(self, session: int, beat: int, token: bytes, now: float) -> WorkerHeartbeat:
+    def heartbeat_message(self, session: int, beat: int, now: float) -> WorkerHeartbeat:
         """Return the HEARTBEAT for a broker at which the worker is registered."""
         return WorkerHeartbeat(
             session=session,
             beat=beat,
             state="draining" if self.draining else "ready",
             step_age_seconds=self.watchdog.age(now),
-            token=token,
             queued=list(self.held.queued),
             running=list(self.held.running),
             finished=list(self.held.finished),

@@ -50,7 +50,10 @@ OUTCOMES = (
 )
 """Exported from the start, as 0, so that rates include the first one."""
 _CALL_OUTCOMES = ("done", "failed", "out_of_memory_split", "stopped")
-_FALLBACKS = ("signature", "opaque argument", "no rows", "opaque output", "output", "random", "unequal", "error")
+_FALLBACKS = (
+    *("signature", "opaque argument", "no rows", "unknown batch dimension"),
+    *("opaque output", "output", "random", "mismatch", "unequal", "error"),
+)
 """Reasons of the backend for a forward that is not shared; exported from the start too."""
 _PREFIX = "imagegen_worker_"
 

@@ -214,11 +214,16 @@ class Worker(Peer):
             keys = {"session": self.heartbeat.session, "beat": self.heartbeat.beat, "state": self.state}
             self.send(WorkerHeartbeat(token=self.token, **keys, **self.lists))  # type: ignore[arg-type]
 
+    def on_received(self, received: Received) -> bool:
+        """List the id of WORK as queued before the next heartbeat is sent."""
+        message = received.message
+        if isinstance(message, Work) and not any(message.request_id in ids for ids in self.lists.values()):
+            self.lists["queued"].append(message.request_id)
+        return super().on_received(received)
+
     def work(self, request_id: bytes | None = None, seconds: float | None = None) -> tuple[Work, Received]:
-        """Wait for WORK, and list its id as queued."""
-        found = self.loop.receive(self, Work, lambda each: request_id in (None, each.request_id), seconds=seconds)
-        self.lists["queued"].append(found[0].request_id)
-        return found
+        """Wait for WORK."""
+        return self.loop.receive(self, Work, lambda each: request_id in (None, each.request_id), seconds=seconds)
 
     def answer(self, request_id: bytes, *images: bytes, **keys: Any) -> bytes:
         """Send a RESULT and list the id as finished; return its header. `keys` may break the protocol."""

@@ -222,7 +222,10 @@ def invalid_bodies(bench: WorkerBench) -> str:
         bench.release(request_id)
     request_id = bench.work(b"\xc1")
     bench.error(request_id, InvalidRequestError.code)
-    return f"{len(bodies) + 1} ERRORs"
+    request_id = new_id()
+    bench.broker.send({"type": "work", "request_id": request_id})
+    bench.error(request_id, InvalidRequestError.code)
+    return f"{len(bodies) + 2} ERRORs"
 
 
 @CHECKS("R-4.17", "an unknown model is answered with model_not_found")

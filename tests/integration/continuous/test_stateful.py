@@ -134,3 +134,27 @@ def test_every_change_of_a_module_is_undone(change):
         assert vars(part)[name] is value
         assert name == "_buffers" or value == copied
     assert part.positions.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["hidream", "hunyuan-dit"])
+def test_unusual_batch_dimensions_are_found_by_calls_of_different_row_counts(name, make_batcher, caplog):
+    family = STATEFUL_FAMILIES[name]()
+    calls = list(requests(family))
+    assert family.guidances[3] == 1.0, "the last call has one row, and the others two"
+    expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
+    batcher = make_batcher(family.pipeline)
+    run(batcher, calls[3:])
+    run(batcher, calls[:1])
+    events = []
+    assert same(run(batcher, calls, events=events), expected)
+    assert max(len(event.tasks) for event in events if event.stage.is_denoiser) > 1
+    assert not [record for record in caplog.records if "can't share" in record.getMessage()]
+
+
+def test_calls_of_one_row_count_do_not_share_while_a_batch_dimension_is_ambiguous(make_batcher):
+    family = STATEFUL_FAMILIES["hidream"]()
+    calls = [dict(call, guidance_scale=5.0) for call in requests(family, 2)]  # as many rows as text layers
+    expected = [stock(family.pipeline, call, seed) for seed, call in enumerate(calls)]
+    events = []
+    assert same(run(make_batcher(family.pipeline), calls, events=events), expected)
+    assert {event.fallback for event in events if event.stage.is_denoiser} - {""} == {"unknown batch dimension"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from imagegen_protocol import ProtocolError, encode
-from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FETCH_BYTES, MIN_CHUNK_BYTES
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_FETCH_BYTES, MAX_HEADER_BYTES, MIN_CHUNK_BYTES
 from imagegen_protocol.messages import Chunk, Error, Fetch, Ready, Result, Work, WorkerHeartbeat
 from imagegen_protocol.transfers import INITIAL_WINDOW_BYTES
 from imagegen_worker.core import events as ev
@@ -531,7 +531,7 @@ def test_further_parts_of_the_capabilities_follow_the_registration():
     further = [frames for _, message, frames in bench.sent if isinstance(message, Ready)]
     assert len(further) >= 2
     assert first not in further
-    assert all(len(encode(message)) <= 65_536 for _, message, _ in bench.sent)
+    assert all(len(encode(message)) <= MAX_HEADER_BYTES for _, message, _ in bench.sent)
     bench.sent.clear()
     bench.beats(3.0)
     assert bench.messages(Ready) == []

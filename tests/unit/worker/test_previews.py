@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
-from imagegen_protocol.messages import Progress
+from imagegen_protocol.messages import Progress, WorkerHeartbeat
 from imagegen_worker.backends.simulated import SimulatedBackend
 from imagegen_worker.core import events as ev
 from imagegen_worker.engines.static import StaticEngine
@@ -96,6 +96,51 @@ def test_the_bytes_of_previews_are_bounded_in_time_and_shared_by_the_requests_of
             previewed(bench, number, bytes(MAX_PREVIEW_BYTES // 4))
     assert previews(bench) == {1: 20, 2: 20}, "10 intervals, 4 previews in each, 2 requests"
     assert previews(bench, 1) == {3: 40 if interval >= 1 else 20}
+
+
+def test_progress_is_omitted_while_the_broker_does_not_confirm_heartbeats():
+    bench = Bench()
+    bench.work(1, preview=True)
+    bench.start(1)
+
+    def sends_progress():
+        bench.sent.clear()
+        bench.advance(0.001)
+        bench.step(1, 1)
+        previewed(bench, 1)
+        assert len(progress(bench)) in (0, 2)
+        return bool(progress(bench))
+
+    bench.advance(1.0)
+    first = bench.messages(WorkerHeartbeat)[0]
+    bench.beat(number=0)
+    bench.advance(0.4)
+    assert sends_progress()
+    bench.advance(0.1)
+    assert not sends_progress()
+    bench.advance(0.5)
+    bench.beat(number=first.number - 1)
+    assert not sends_progress(), "an earlier one was confirmed"
+    bench.beat(number=first.number)
+    assert sends_progress()
+    bench.advance(1.0)
+    assert bench.messages(WorkerHeartbeat)[-1].number > first.number
+    bench.advance(1.0)
+    bench.beat(number=first.number)
+    bench.advance(0.6)
+    assert not sends_progress()
+    bench.beat(session=0)
+    bench.beat(session=2, number=0)
+    assert sends_progress(), "the connection is new"
+
+
+def test_progress_is_sent_to_a_broker_that_confirms_nothing():
+    bench = Bench()
+    bench.work(1, progress=True)
+    bench.start(1)
+    bench.beats(5.0)
+    bench.step(1, 1)
+    assert progress(bench)[-1] == (1, ())
 
 
 # ---- the pool ----------------------------------------------------------------------------------------------

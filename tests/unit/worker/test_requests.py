@@ -321,3 +321,19 @@ def test_totals_and_speed_are_told():
     assert beat.seconds_per_image == 0.4
     assert (beat.stats.total_batches, beat.stats.total_batched_requests, beat.stats.total_images) == (1, 2, 3)
     assert beat.stats.busy_seconds == 2.0
+
+
+@pytest.mark.parametrize(("announced", "asked"), [(1, 2), (3, 2)])
+def test_a_header_that_states_another_number_of_images_is_refused(announced, asked):
+    bench = Bench()
+    bench.work(1, body={"num_images": asked}, images=announced)
+    (error,) = bench.messages(Error)
+    assert error.code == "invalid_request"
+    assert error.message == f"num_images: expected {announced} as the request's header states, got {asked}"
+
+
+@pytest.mark.parametrize("announced", [2, None])
+def test_a_header_that_states_the_same_number_or_none_is_accepted(announced):
+    bench = Bench()
+    request_id = bench.work(1, body={"num_images": 2}, images=announced)
+    assert bench.states() == ([request_id], [], [])

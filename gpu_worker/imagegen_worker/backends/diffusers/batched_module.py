@@ -4,12 +4,14 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
+from imagegen_worker.backends.diffusers.batch_dimensions import BatchDimensions
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import count_rows, describe
@@ -70,7 +72,8 @@ class BatchedModule:
         self._forward: Callable[..., Any] = getattr(module, method)
         self._replaced_own = method in vars(module)
         self._names = _argument_names(module, self._forward)
-        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows)
+        self._dimensions = BatchDimensions()
+        self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows, name=type(module).__name__)
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
         setattr(module, method, wrapped)
@@ -107,6 +110,7 @@ class BatchedModule:
             return self._run_forward(args, kwargs)
         self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
+        self._observe_dimensions(call)
         if self._cache is not None:
             self.describe(call)
             if call.payload is not None and (output := self._cache.copy(call.payload[1])) is not None:
@@ -149,7 +153,7 @@ class BatchedModule:
         call.described = True
         try:
             arguments = self._by_name(call.args, call.kwargs)
-            description = describe(arguments, equal_lengths=self.fixed_rows is not None)
+            description = describe(arguments, self._dimensions, equal_lengths=self.fixed_rows is not None)
         except NotShareableError as error:
             call.reason = error.reason if self._shares else ""
             return
@@ -158,6 +162,11 @@ class BatchedModule:
         if self._shares:
             call.key = self._forwards.kind(adapters, description, arguments)
         call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
+
+    def _observe_dimensions(self, call: Call) -> None:
+        if self._shares and not self._dimensions.settled:
+            with suppress(NotShareableError):
+                self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
 
     def _adapters(self, task: Task) -> Any:
         """Return the adapters that change the outputs of a task's calls, with their scales."""

@@ -16,7 +16,7 @@ from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, Forward, ForwardGroup, SharedForwards
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
-from imagegen_worker.engines.continuous.calls import NotShareableError
+from imagegen_worker.engines.continuous.calls import UNEQUAL, NotShareableError
 
 _WHOLE_CALL = "whole call"
 """In `CallKind.compared`: a call that was run row by row was compared with the call as it is."""
@@ -70,7 +70,7 @@ class PromptCache:
         output = outputs.merge(copies, [1] * rows, listed=kind.listed)
         if rows <= max_rows and kind.is_due(_WHOLE_CALL):
             if not outputs.is_close(output, whole(*call.alone[0])):
-                raise NotShareableError("unequal", "the rows of a call depend on each other")
+                raise NotShareableError(UNEQUAL, "the rows of a call depend on each other")
             kind.passed(_WHOLE_CALL)
         return output
 

@@ -63,12 +63,12 @@ class RowEvidence:
         if not self.by_content:
             return ()
         fixed = [argument for argument in row_arguments(layout) if argument in self.by_content]
-        return tuple((argument, row_digest(_get(arguments, argument))) for argument in fixed)
+        return tuple((argument, _digest(arguments, argument)) for argument in fixed)
 
     def unproven(self, arguments: Iterable[RowArgument], calls: Sequence[Mapping[str, Any]]) -> list[RowArgument]:
         """Return the arguments in which these calls differ although the model may not read them row by row."""
         doubtful = [argument for argument in arguments if argument not in self.per_row]
-        return [argument for argument in doubtful if len({row_digest(_get(call, argument)) for call in calls}) > 1]
+        return [argument for argument in doubtful if len({_digest(call, argument) for call in calls}) > 1]
 
     def proves(self, arguments: Iterable[RowArgument]) -> bool:
         """Return whether the model is known to read all of these arguments row by row."""
@@ -184,7 +184,7 @@ class ObservedForward:
         own = self.layout.narrow(self.joined, begin, end)
         if index not in self.alone:
             self.alone[index] = self.forward(own)
-        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin)
+        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin, argument.dim)
         other = _replaced(own, argument.path, value)
         try:
             return own, other, self.forward(other)
@@ -196,7 +196,7 @@ class ObservedForward:
 
 def _unlike_pairs(forward: ObservedForward, argument: RowArgument) -> list[tuple[int, int]]:
     """Return a call unlike the first row with that row, and a call unlike the last row with that one."""
-    contents = [row_digest(_get(call, argument)) for call in forward.calls]
+    contents = [_digest(call, argument) for call in forward.calls]
     last = len(contents) - 1
     order = range(last, -1, -1)
     unlike_first = next(index for index in order if contents[index] != contents[0])
@@ -245,8 +245,11 @@ def _rounding(output: Any) -> float:
     return MAX_ROUNDING * float(sum(squares) ** 0.5)
 
 
-def _repeated(row: Any, rows: int) -> Any:
-    return row * rows if isinstance(row, list) else row.expand(rows, *row.shape[1:])
+def _repeated(row: Any, rows: int, dim: int) -> Any:
+    if isinstance(row, list):
+        return row * rows
+    # Contiguous, as joined arguments are: models take views of them.
+    return row.expand(*row.shape[:dim], rows, *row.shape[dim + 1 :]).contiguous()
 
 
 def _difference(one: Any, other: Any) -> torch.Tensor | None:
@@ -268,6 +271,10 @@ def _float_tensors(output: Any) -> list[torch.Tensor]:
 
     map_tensors(output, keep)
     return found
+
+
+def _digest(arguments: Any, argument: RowArgument) -> bytes:
+    return row_digest(_get(arguments, argument), argument.dim)
 
 
 def _get(arguments: Any, argument: RowArgument) -> Any:

@@ -25,7 +25,7 @@ from imagegen_worker.backends.diffusers.layouts import (
 )
 from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, ObservedForward, RowEvidence
 from imagegen_worker.backends.tracebacks import release_frames
-from imagegen_worker.engines.continuous.calls import NotShareableError
+from imagegen_worker.engines.continuous.calls import UNEQUAL, NotShareableError
 
 MAX_KINDS = 4096
 """Maximum number of remembered kinds of calls of a model; the oldest are forgotten, and compared again."""
@@ -93,10 +93,14 @@ class ForwardGroup:
 
 
 class SharedForwards:
-    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none."""
+    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none.
 
-    def __init__(self, forward: Forward, *, fixed_rows: int | None = None) -> None:
+    `name`: the model's name in error messages.
+    """
+
+    def __init__(self, forward: Forward, *, fixed_rows: int | None = None, name: str = "") -> None:
         self._forward = forward
+        self._name = name
         self._fixed_rows = fixed_rows
         self._kinds: dict[Hashable, CallKind] = {}
         self._evidence = RowEvidence()
@@ -185,8 +189,21 @@ class SharedForwards:
         known = {} if padded else dict(enumerate(alone))
         seen = self._observe(group, unproven, joined, parts, known) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
-            raise NotShareableError("unequal", "the rows of a shared forward depend on each other")
+            raise NotShareableError(UNEQUAL, self._mismatch(group, parts, alone))
         self._evidence.record(seen)
+
+    def _mismatch(self, group: ForwardGroup, parts: Sequence[Any], alone: Sequence[Any]) -> str:
+        """Return a description of outputs that differ: the model, the shapes of its arguments, and how much."""
+        size = max(outputs.distance(part, one) for part, one in zip(parts, alone, strict=True))
+        shapes = [
+            f"{name}={tuple(value.shape)}"
+            for name, value in group.arguments[0].items()
+            if isinstance(value, torch.Tensor)
+        ]
+        return (
+            f"the rows of a shared forward depend on each other model={self._name} calls={len(group.rows)}"
+            f" difference={size:.2g} {' '.join(shapes)}"
+        )
 
     def _run_joined(self, kind: CallKind, joined: Any, max_rows: int) -> Any:
         """Run joined arguments in forwards of at most `max_rows` rows; return the joined output."""

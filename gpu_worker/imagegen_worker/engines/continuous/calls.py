@@ -6,6 +6,11 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
+UNEQUAL = "unequal"
+"""Reason of calls whose kind gave other outputs in a shared forward than alone, when it was compared."""
+MISMATCH = "mismatch"
+"""Reason of the calls of that comparison: one or more for each."""
+
 
 class NotShareableError(Exception):
     """These calls can't share a forward; `reason` is one or two words, for logs and metrics."""

@@ -15,17 +15,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachetools import FIFOCache
-
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
 from imagegen_worker.backends.tracebacks import release_frames
-from imagegen_worker.engines.continuous.calls import Call, NotShareableError, Stage, Task
+from imagegen_worker.engines.continuous.calls import MISMATCH, UNEQUAL, Call, NotShareableError, Stage, Task
 from imagegen_worker.engines.continuous.fairness import FairQueue
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer, WallTimer
+from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
 
-MAX_UNSHAREABLE = 4096
-"""Maximum number of keys remembered as not shareable; the oldest are forgotten, and tried again."""
 MAX_QUEUED_FORWARDS = 2
 """Maximum number of forwards queued on the device before the scheduler waits for the oldest."""
 CLEAR_GAIN = 0.1
@@ -127,7 +124,7 @@ class BatchScheduler:
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
         self._untimed: deque[_UntimedForward] = deque()
-        self._unshareable: FIFOCache[Hashable, str] = FIFOCache(MAX_UNSHAREABLE)
+        self._unshareable = UnshareableKeys()
         self._short_of_memory: set[Stage] = set()
         self._owner: Task | None = None
         self._started = 0
@@ -214,7 +211,7 @@ class BatchScheduler:
             if (call.ready is not None and not call.ready()) or (call.stage.exclusive and not self._own(task)):
                 continue
             _describe(call)
-            if call.key is not None and (reason := self._unshareable.get(call.key)) is not None:
+            if call.key is not None and (reason := self._unshareable.count(call.key)) is not None:
                 call.key, call.reason = None, reason
             of = groups if call.stage.is_denoiser else urgent
             of.setdefault(_account(task, call), _Group(call.key)).calls.append((task, call))
@@ -280,7 +277,7 @@ class BatchScheduler:
         outcomes: list[tuple[Any, BaseException | None]] = []
         for task, call in chosen:
             if not failure.is_memory and (len(chosen) == 1 or key in self._unshareable):
-                call.key, call.reason = None, self._unshareable.get(key, "error")
+                call.key, call.reason = None, MISMATCH if failure.reason == UNEQUAL else failure.reason
             try:
                 outcomes.append((self._measured([(task, call)])[0], None))
             except DeviceLostError:
@@ -367,7 +364,7 @@ class BatchScheduler:
         """Record that calls with this key can't share a forward."""
         if key is None or key in self._unshareable:
             return
-        self._unshareable[key] = failure.reason
+        self._unshareable.add(key, failure.reason)
         _log.warning(
             "calls of %s can't share forwards (%s) and run one by one: %s",
             stage.name,

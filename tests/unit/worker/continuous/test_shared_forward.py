@@ -179,7 +179,7 @@ def text_call(length):
 def test_a_little_padding_proves_nothing_about_much_padding():
     model = Model(averages_without_mask)
     forwards = SharedForwards(model)
-    little, much = ([text_call(length) for length in lengths] for lengths in ((599, 600), (2, 300)))
+    little, much = ([text_call(length) for length in lengths] for lengths in ((5999, 6000), (2, 300)))
     for _ in range(20):  # so little that it is within the tolerance of outputs
         model.rows.clear()
         group = group_of(forwards, little)

@@ -1,0 +1,74 @@
+"""The batch dimensions of a model's arguments, observed in calls with different numbers of rows.
+
+Sizes of one call prove little: with as many layers as rows, embeddings of shape (layers, rows, tokens, channels)
+look like a batch of layers, and a pair of rotary tables looks like a list with one tensor for each of two rows. A
+dimension is the batch dimension only if its size was the number of rows in every call.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Path = tuple[Any, ...]
+"""The keys to an argument."""
+
+_Argument = tuple[Path, int]
+"""An argument and its dimensions; 0 for a list of tensors."""
+_LENGTH = 0
+"""The candidate that stands for the length of a list."""
+
+
+class BatchDimensions:
+    """What is known of one model. `settled`: two row counts were seen, and no argument is left ambiguous."""
+
+    def __init__(self) -> None:
+        self._candidates: dict[_Argument, frozenset[int]] = {}
+        self._row_counts: dict[_Argument, set[int]] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether more calls of the same arguments teach nothing."""
+        return bool(self._candidates) and all(
+            len(self._row_counts[argument]) > 1 and len(candidates) <= 1
+            for argument, candidates in self._candidates.items()
+        )
+
+    def observe(self, arguments: Mapping[str, Any], rows: int) -> None:
+        """Record the sizes of a call's arguments."""
+        for argument, sizes in _sizes(arguments, ()):
+            matching = frozenset(dim for dim, size in enumerate(sizes) if size == rows)
+            if not matching and rows > 1 and 1 in sizes:
+                continue  # one value for all rows
+            known = self._candidates.get(argument)
+            self._candidates[argument] = matching if known is None else known & matching
+            self._row_counts.setdefault(argument, set()).add(rows)
+
+    def of_tensor(self, path: Path, tensor: torch.Tensor, rows: int) -> frozenset[int]:
+        """Return the dimensions of a tensor that may be the batch dimension, with their present sizes `rows`."""
+        present = frozenset(dim for dim, size in enumerate(tensor.shape) if size == rows)
+        return present & self._candidates.get((path, tensor.ndim), present)
+
+    def may_be_list(self, path: Path) -> bool:
+        """Return whether a list of tensors had one for each row in every call."""
+        return _LENGTH in self._candidates.get((path, 0), frozenset({_LENGTH}))
+
+    def is_certain(self, path: Path, ndim: int) -> bool:
+        """Return whether calls of different row counts had this argument."""
+        return len(self._row_counts.get((path, ndim), ())) > 1
+
+
+def _sizes(value: Any, path: Path) -> Iterator[tuple[_Argument, Sequence[int]]]:
+    """Yield the arguments in a value, with the sizes that may be the number of rows."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() > 1:
+            yield (path, value.ndim), tuple(value.shape)
+        return
+    if isinstance(value, list | tuple) and value and all(isinstance(item, torch.Tensor) for item in value):
+        yield (path, 0), (len(value),)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _sizes(item, (*path, key))
+    elif isinstance(value, list | tuple):
+        for at, item in enumerate(value):
+            yield from _sizes(item, (*path, at))
