@@ -119,6 +119,8 @@ class BrokerPeer(Peer):
         """The last attempt of each request that it gave out, and its local time."""
         self.acknowledged: set[bytes] = set()
         self.receiving = Receiving(self)
+        self.arrivals: dict[bytes, float] = {}
+        """When each request arrived whose payload was fetched."""
         self.asked: dict[bytes, list[Asked]] = defaultdict(list)
         """The FETCHes of each client that are not answered."""
         self._settles = 0
@@ -271,8 +273,16 @@ class BrokerPeer(Peer):
         if line is not None and line.dialer.is_client:
             invariants.on_message_to_client(self, peer_id, message, payload)
             if isinstance(message, Fetch):
-                self.receiving.on_fetch(peer_id, message)
+                self._note_fetch(peer_id, message)
         return self.world.network.send_down(self, peer_id, message, payload)
+
+    def _note_fetch(self, client_id: bytes, fetch: Fetch) -> None:
+        request = self.core.table.requests.get(fetch.request_id)
+        arrived = 0.0 if request is None else request.arrived_at
+        if self.arrivals.get(fetch.request_id) != arrived:  # it was dropped and submitted again
+            self.arrivals[fetch.request_id] = arrived
+            self.receiving.forget(fetch.request_id, {})
+        self.receiving.on_fetch(client_id, fetch)
 
     def _note_burials(self) -> None:
         core = self.core

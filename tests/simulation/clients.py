@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from imagegen_client.core import ClientCore
 from imagegen_client.events import (
     Answer,
@@ -18,7 +16,7 @@ from imagegen_client.events import (
     Tick,
 )
 from imagegen_protocol import GenerationRequest, encode_request
-from imagegen_protocol.limits import MAX_FETCH_BYTES, MIN_CHUNK_BYTES
+from imagegen_protocol.limits import MAX_FETCH_BYTES
 from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
 from tests.simulation.network import Line
@@ -31,6 +29,9 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 0.3
 """Between two messages that a slow client reads."""
+
+GREEDY_SECONDS = 0.4
+"""Between two times that a greedy client asks for everything."""
 
 
 class ClientPeer(Peer):
@@ -48,7 +49,7 @@ class ClientPeer(Peer):
         self.mute_until = 0.0
         """Until then it acknowledges nothing."""
         self.greedy_until = 0.0
-        """Until then it sends each FETCH several times, for as much as one FETCH may ask for."""
+        """Until then it asks for all of its payloads again and again."""
         self.asks: list[Ask] = []
         self.receiving = Receiving(self)
         self._downloads: Any = None
@@ -168,8 +169,6 @@ class ClientPeer(Peer):
                     assert self.line is not None
                     if isinstance(message, Fetch):
                         self.receiving.on_fetch(self.line, message)
-                        if self.greedy_until > self.world.now:
-                            self._ask_for_too_much(message)
                     self.world.network.send_up(self.line, message, payload)
                 case Complete(key, outcome):
                     self.receiving.forget(key, self.world.witness.key_of)
@@ -183,11 +182,20 @@ class ClientPeer(Peer):
                     self.line = self.world.network.dial(self, endpoint)
         self.arm(self.core.next_deadline())
 
-    def _ask_for_too_much(self, fetch: Fetch) -> None:
-        assert self.line is not None
-        more = msgspec.structs.replace(fetch, length=MAX_FETCH_BYTES, chunk_bytes=MIN_CHUNK_BYTES)
-        for _ in range(3):
-            self.world.network.send_up(self.line, more, ())
+    def ask_for_too_much(self) -> None:
+        """Send a FETCH for all that is missing of each payload, again and again while it is greedy."""
+        if not self.alive or self.line is None or self.greedy_until <= self.world.now:
+            return
+        for download in self.core._payloads._downloads._by_id.values():
+            fetch = Fetch(
+                request_id=download.request_id,
+                payload_id=download.payload_id,
+                offset=download.received,
+                length=MAX_FETCH_BYTES,
+                token=self.core._payloads.token,
+            )
+            self.world.network.send_up(self.line, fetch, ())
+        self.world.after(GREEDY_SECONDS, self.ask_for_too_much)
 
     def _learn(self, request_id: bytes) -> None:
         """Write down to which request an id on the wire belongs: a retry after `overloaded` gets a new one."""

@@ -28,6 +28,7 @@ GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
 HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
 LINK = "imagegen_client.link:Link."
+RECEIPTS = "imagegen_client.receipts:Receipts."
 ANSWERS = "imagegen_client.payloads:Payloads."
 TRANSFERS = "imagegen_broker.core.transfers:Transfers."
 DOWNLOAD = "imagegen_protocol.transfers:Download."
@@ -295,8 +296,8 @@ MUTATIONS = (
     ),
     Mutation(
         "results are not acknowledged",
-        CLIENT + "_end_acknowledged",
-        "self._receipts.acknowledge(entry.id)",
+        RECEIPTS + "acknowledge",
+        "self._ids.append(request_id)",
         "pass",
         ("no_answer_grows_old", "empty_tables"),
     ),
@@ -316,10 +317,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a receiver ignores its window",
-        DOWNLOADS + "_next_fetch",
-        "source.outstanding + length > source.window or self._outstanding + length > self.window",
-        "False",
-        ("bounded_output",),
+        DOWNLOADS + "_ask",
+        "self._count(download, length)",
+        "pass",
+        ("asked_within_window", "bounded_output", "only_the_dead_are_buried", "empty_tables"),
     ),
     Mutation(
         "a receiver ignores the window of the broker",

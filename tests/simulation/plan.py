@@ -209,8 +209,10 @@ def overload(dice: random.Random) -> dict[str, object]:
 
 
 def mute(dice: random.Random) -> dict[str, object]:
-    """Some clients acknowledge nothing, beside others that do."""
+    """Some clients acknowledge nothing, or ask for too much, beside others that behave well."""
     return {
+        "answer_bytes": dice.choice([(30,), (30, 60_000), (60_000,)]),
+        "fetch_window_bytes": 65_536,
         "clients": dice.randint(2, 4),
         "requests": dice.choice([120, 200]),
         "burst": dice.choice([12, 40]),
@@ -218,7 +220,7 @@ def mute(dice: random.Random) -> dict[str, object]:
         "held_count": dice.choice([3, 8, 1024]),
         "progress_share": 0.2,
         "priority_share": dice.choice([0.0, 0.2]),
-        "faults": some(dice, MUTE, dice.randint(1, 2)),
+        "faults": some(dice, {**MUTE, **GREEDY}, dice.randint(1, 3)),
     }
 
 
@@ -231,9 +233,9 @@ def links(dice: random.Random, seconds: float) -> dict[str, object]:
     """Draw slow links of some clients or workers; the largest images take `seconds` on the slowest of them."""
     rates = [SLOWEST * dice.choice([1.0, 1.0, 1.5, 3.0, 6.0]) for _ in range(4)]
     latency = dice.choice([0.0, 0.05, 0.2])
-    clients, workers = dice.choice([(1, 0), (2, 0), (8, 0), (0, 1), (0, 8), (1, 1), (8, 8)])
+    clients, workers = dice.choice([(1, 0), (2, 0), (8, 0), (0, 1), (0, 1), (0, 8), (1, 1), (8, 8)])
     largest = int(seconds * min(rates))
-    sizes = (30, 3_000, 12_000, largest // 4, largest)
+    sizes = (30, 3_000, 12_000, 45_000, largest // 4, largest)
     return {
         "client_speed": Speed(up=rates[0], down=rates[1], latency=latency),
         "worker_speed": Speed(up=rates[2], down=rates[3], latency=latency),
@@ -251,6 +253,7 @@ def slow(dice: random.Random) -> dict[str, object]:
     """Links that need up to 10 s for an image; nothing is wrong with them."""
     return {
         **links(dice, 10.0),
+        "workers": dice.randint(2, 4),
         "clients": dice.randint(2, 4),
         "requests": dice.choice([12, 24]),
         "burst": dice.choice([1, 2, 4]),

@@ -34,7 +34,9 @@ class Receiving:
         """Record and judge a FETCH that is sent on a connection."""
         part = self._parts.get(fetch.request_id)
         if part is None or part.payload_id != fetch.payload_id:
-            part = self._parts[fetch.request_id] = Part(fetch.payload_id, connection)
+            # A greedy process has asked for it beside its core.
+            received = fetch.offset if part is None else 0
+            part = self._parts[fetch.request_id] = Part(fetch.payload_id, connection, received)
         invariants.on_fetch(self._owner, fetch, part.received)
         if part.asked <= part.received or fetch.offset == part.received:
             part.active_at = self._owner.world.now
