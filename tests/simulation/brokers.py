@@ -149,7 +149,7 @@ class BrokerPeer(Peer):
                 self.clients.pop(line.id, None)
             elif isinstance(message, Fetch):
                 self.asked[line.id].append(Asked(message, message.length))
-            elif isinstance(message, Chunk):
+            elif isinstance(message, Chunk) and self._receives(line.id, message.request_id):
                 self.receiving.on_chunk(line.id, message, frames)
             self.core.handle(ReceivedFromClient(line.id, message, frames), now)
             if isinstance(message, Chunk):
@@ -162,6 +162,11 @@ class BrokerPeer(Peer):
                 if request is not None and request.state is State.DELIVERED:
                     self.answered.add(request.id)
             self._note_worker(dialer, message)
+
+    def _receives(self, client_id: bytes, request_id: bytes) -> bool:
+        """Return whether the payload is fetched still; a worker may hold the request by now."""
+        client = self.core.clients.by_id.get(client_id)
+        return client is not None and client.downloads.get(request_id) is not None
 
     def _note_queued(self, request_id: bytes) -> None:
         request = self.core.table.requests.get(request_id)

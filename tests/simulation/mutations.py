@@ -24,6 +24,7 @@ ORDERED = "imagegen_broker.scheduling.strategies.base:OrderedStrategy."
 QUEUE = "imagegen_broker.scheduling.fair_queue:FairQueue."
 RECORDS = "imagegen_broker.core.records:"
 WORKER = "imagegen_worker.core.requests:RequestHandler."
+ANSWER_SENDER = "imagegen_worker.core.answer_sender:AnswerSender."
 GATE = "imagegen_worker.core.exclusive_gate:ExclusiveGate."
 HELD = "imagegen_worker.core.held_requests:HeldRequests."
 CLIENT = "imagegen_client.core:ClientCore."
@@ -408,7 +409,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a slow worker sends as much inline as its client permits",
-        WORKER + "_send_answer",
+        ANSWER_SENDER + "send",
         "min(held.inline_bytes, DEFAULT_INLINE_BYTES)",
         "held.inline_bytes",
         ("only_the_dead_are_buried", "healthy_links_hold"),

@@ -35,7 +35,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
                     and waiting.attempt == 0
                     and waiting.previous_client is None  # else its place is that of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
-                    and broker.queued_at.get(waiting.id, waiting.arrived_at) < last
+                    and max(broker.queued_at.get(waiting.id, -1.0), waiting.arrived_at) < last
                 ):
                     text = (
                         f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"
