@@ -66,12 +66,15 @@ class Payloads:
 
     def stop(self, entry: Pending) -> None:
         """Stop fetching the answer of an entry and drop what has arrived."""
-        self._downloads.remove(entry.id)
-        entry.download = entry.header = None
+        if entry.download is not None:
+            self._downloads.remove(entry.id)
+            entry.download = entry.header = None
 
     def fetch(self, by_id: dict[bytes, Pending], now: float) -> list[Action]:
         """Ask for what is missing, as far as the window allows."""
         actions: list[Action] = []
+        if not len(self._downloads):  # the common case
+            return actions
         for fetch in self._downloads.fetches(now):
             download = self._downloads.get(fetch.request_id)
             if download is not None and download.stalls and fetch.offset == download.received:

@@ -110,14 +110,13 @@ class PendingTable:
 
     def _submit(self, entry: Pending, message: Submit, left: float) -> Send:
         """Return the SUBMIT of a request that has `left` seconds; the broker fetches a large payload."""
-        sizes = sizes_of(entry.payload)
-        fetched = sum(sizes) > DEFAULT_INLINE_BYTES
+        fetched = sum(map(len, entry.payload)) > DEFAULT_INLINE_BYTES
         message = msgspec.structs.replace(
             message,
             request_id=entry.id,
             timeout_seconds=None if left == inf else left,
             inline_bytes=self._payloads.inline_bytes,
-            frame_bytes=sizes if fetched else [],
+            frame_bytes=sizes_of(entry.payload) if fetched else [],
         )
         return Send(message, () if fetched else entry.payload)
 

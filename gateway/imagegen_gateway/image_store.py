@@ -79,7 +79,7 @@ class ImageStore:
         """Yield the content of a file of this size in parts, each read when the one before has been taken."""
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield await asyncio.to_thread(self._fs.cat_file, self._path(name), start, end)
+            yield await asyncio.to_thread(self._fs.cat_file, self._path(name), start=start, end=end)
 
     async def delete_expired(self, now: float) -> int:
         """Delete up to 1000 expired files; return their number."""

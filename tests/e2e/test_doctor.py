@@ -70,7 +70,7 @@ def test_the_backend_given_as_the_frontend(fleet):
     place = fleet.start_broker(*BROKER)
     status, wrong, _ = doctor("--broker", place.backend, "--connect-timeout", "1", "--only", "fleet")
     assert status == 1
-    assert f"a program listens at {place.backend}" in wrong[0][1]
+    assert f"{place.backend} rejects this client: bad stats message" in wrong[0][1]
     assert "not its backend" in wrong[0][2]
 
 

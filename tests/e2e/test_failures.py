@@ -168,7 +168,8 @@ def test_cancels_and_deadlines_reach_what_waits_and_what_runs(fleet, client):
     slow = ("--backend", "simulated", "--simulated-batch-seconds", "20", "--simulated-image-seconds", "0")
     start_simulated(fleet, client, "a", options=("--max-batch-size", "1", "--capacity", "2", *slow))
     running, waiting_there, waiting_here = (client.submit(f"picture {n}", seed=n) for n in range(3))
-    fleet.wait_until(lambda: held(client) == {"queued": 1, "dispatched": 2, "delivered": 0}, "one of each")
+    one_of_each = {"receiving": 0, "queued": 1, "dispatched": 2, "delivered": 0}
+    fleet.wait_until(lambda: held(client) == one_of_each, "one of each")
     late = client.submit("late", seed=4, timeout_seconds=0.3)
     with pytest.raises(DeadlineExceededError):
         late.result(30)

@@ -83,3 +83,16 @@ def test_a_long_input_of_a_worker_delays_no_other(fleet, start):
     assert proxy.passed["down"] - before > 2 * SILENCE * RATE
     assert small > 1
     check(fleet, client, 1 + small)
+
+
+def test_progress_and_previews_do_not_pile_up_on_a_slow_link(fleet, start):
+    """Four requests with ten steps a second and previews have several times the bytes that the link transfers."""
+    proxy, client = start(*SLOW_STEPS, up=RATE)
+    before = proxy.passed["up"]
+    jobs = [
+        client.submit("p", seed=n, num_inference_steps=150, width=512, height=512, preview=True) for n in range(4)
+    ]
+    results = [job.result(PATIENCE) for job in jobs]
+    assert [result.attempt for result in results] == [1] * 4
+    print(proxy.passed["up"] - before, "bytes")
+    check(fleet, client, 4)

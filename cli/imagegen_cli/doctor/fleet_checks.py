@@ -19,7 +19,9 @@ _MISSED_HEARTBEATS = 2
 _BROKER_SERVER = "imagegen-broker"
 
 _ADMIT = "copy your .key file into the broker's --authorized-clients folder and send the broker a SIGHUP"
-_OTHER_PROGRAM = "check that it is an imagegen-broker, of the same version as this client"
+_OTHER_PROGRAM = (
+    "check that it is the frontend of an imagegen-broker, not its backend, and has this client's version"
+)
 _REMEDIES = {
     KEYS_UNCHECKED: "see the broker's log",
     OTHER_SECURITY: "give --key and --broker-key only if the broker requires keys; check the port (5555 is for"

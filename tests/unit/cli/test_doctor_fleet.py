@@ -127,7 +127,7 @@ def test_a_broker_with_failing_handshakes(suspicion, remedy):
 
 def test_a_broker_of_another_protocol():
     found = check_broker(BrokerFacts(HERE, refusal="version 2", code="unsupported_version"))
-    assert "same version" in found.remedy
+    assert "this client's version" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from imagegen_common.logs import log
 from imagegen_protocol import GenerationRequest
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
+from imagegen_worker.backends.diffusers.determinism import use_deterministic_kernels
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loading import (
     choose_device,
@@ -39,6 +40,8 @@ class LoadedPipeline:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
+        if options.deterministic and self.device.type == "cuda":
+            use_deterministic_kernels()
         if options.deterministic and self.device.type == "cpu" and not torch.backends.mkl.is_available():
             log(_log, logging.WARNING, "--deterministic promises equal bits with MKL only; this torch has no MKL")
         self.pipeline, folder = load_pipeline(place, self.device, options)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -192,7 +193,8 @@ class ModuleGuard:
         self._revision = revision
         self._modules: list[torch.nn.Module] = []
         self._kinds: set[Hashable] = set()
-        self._watches: dict[Task, _Watch] = {}
+        # Weak: a cancelled task that catches every exception ends when it is collected.
+        self._watches: WeakKeyDictionary[Task, _Watch] = WeakKeyDictionary()
         self._known: dict[_Key, _Saved] = {}
         """Attributes that calls were seen to change, with their values outside of calls."""
 
