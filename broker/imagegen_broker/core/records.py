@@ -137,6 +137,8 @@ class Relay:
     """Offset of the next chunk."""
     end: int = 0
     """Offset up to which the client has asked for chunks."""
+    asked_at: float = 0.0
+    """When the client asked last."""
     repeats: int = 0
     """Number of times that the client has asked again since the last chunk."""
 

@@ -54,6 +54,8 @@ class Transfers:
         if fetch.offset != relay.end:
             if fetch.offset > relay.end > relay.position:
                 return  # it continues a FETCH that exceeded the window
+            if relay.end > relay.position and now < relay.asked_at + self._settings.interval:
+                return  # the worker still sends what was asked for before
             request.end_relay()  # it asks again, so what it asked for before does not count
             relay.position = relay.end = fetch.offset
             relay.repeats += 1
@@ -62,6 +64,7 @@ class Transfers:
         if length <= 0:
             return
         relay.end += length
+        relay.asked_at = now
         client.asked_bytes += length
         self._table.set_resends(request, 0, now)
         if relay.repeats > _MAX_REPEATED_FETCHES:

@@ -348,6 +348,9 @@ def test_a_worker_that_answers_no_fetch_loses_the_answer():
     answer(bench, 1, 100 * KIB)
     for _ in range(7):
         fetch(bench, 1, 0, 16 * KIB)
+        fetch(bench, 1, 0, 16 * KIB)  # repeated too soon to be relayed
+        bench.now += bench.core.settings.interval
+        bench.beat("w", finished=[rid(1)])
     assert bench.ids(Release, "w") == [rid(1)]
     assert bench.core.table.counters.requeued["answer_lost"] == 1
 
