@@ -16,7 +16,8 @@ def one_answer(world: "World", client: "ClientPeer", key: bytes, outcome: Any) -
         raise Violation("one_answer", f"{client.name} got an answer to a request that is not its own", key)
     ask.ends.append(outcome)
     if world.recording:
-        world.tell(f"{client.name} has the end of {key.hex()}: {outcome!r}", key)
+        what = f"images of {[*map(len, outcome)]} bytes" if isinstance(outcome, tuple) else repr(outcome)
+        world.tell(f"{client.name} has the end of {key.hex()}: {what}", key)
     if len(ask.ends) > 1:
         raise Violation("one_answer", f"{key.hex()} ended {len(ask.ends)} times: {ask.ends}", key)
     world.witness.open.pop(key, None)
