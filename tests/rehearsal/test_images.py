@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tests.equality import same_bits
+from tests.equality import pixel_difference
 from tests.families import FAMILIES
 from tests.integration.continuous.helpers import TOLERANCE, requests, run, stock
 from tests.integration.models.worker import make_images
@@ -38,6 +38,6 @@ def test_the_worker_generates_the_images_of_the_cpu(name, card, model_folder):
     _, images = make_images(folder, *REQUESTS, dtype="float32", device="cuda")
     assert card.memory.peak > 0
     for image, other in zip(images, expected, strict=True):
-        assert same_bits(image, other)
+        assert pixel_difference(image, other) <= 1
     gc.collect()
     assert card.memory.used == 0

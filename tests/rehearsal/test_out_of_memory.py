@@ -86,7 +86,8 @@ def test_no_activation_is_alive_when_a_forward_is_repeated(sdxl, make_batcher, m
         tasks = run(batcher, calls)
     if part != "unet" or fits > 1:
         same(tasks, expected)
-    assert failed or fits == 4
+    # The first calls of each kind encode their prompts one after the other.
+    assert failed or fits == 4 or part == "text_encoder"
     assert not any(alive)
     assert not any(each() is not None for each in failed)
 

@@ -136,6 +136,7 @@ class RequestHandler:
         self._receiver.move(held, session)
         held.broker = session.index
         if held.answer is not None:
+            self._held.touch(held, now)  # a client still waits for it, perhaps behind other answers
             self._answers.send(session, held.answer, held)
 
     def on_chunk(self, session: BrokerSession, chunk: Chunk, frames: tuple[bytes, ...], now: float) -> None:

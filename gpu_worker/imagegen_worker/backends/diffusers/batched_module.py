@@ -201,8 +201,11 @@ class BatchedModule:
         """See `Stage.run_in_tiles`."""
         for side in tile_sides(self._module) if self._tiles else ():
             try:
-                with tiled(self._module, side), translated_errors():
-                    output = self._run_alone(call, 1)
+                try:
+                    with tiled(self._module, side), translated_errors():
+                        output = self._run_alone(call, 1)
+                finally:
+                    self._guard.forward_ended(self._module)  # that tiles are off again is no change by the call
             except DeviceMemoryError as error:
                 release_frames(error)
             else:
