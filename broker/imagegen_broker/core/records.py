@@ -95,6 +95,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 MIN_FETCH_WINDOW_BYTES = 64 * 1024
+FIRST_CHUNK_BYTES = 8 * 1024
+"""Size of the first chunks of a worker: one takes less than the liveness time on any link."""
 
 
 @dataclass(slots=True)
@@ -139,6 +141,8 @@ class Relay:
     """Offset up to which the client has asked for chunks."""
     asked_at: float = 0.0
     """When the client asked last."""
+    waiting_since: float = 0.0
+    """When the last chunk arrived, or the client asked while no chunk was on the way."""
     repeats: int = 0
     """Number of times that the client has asked again since the last chunk."""
 
@@ -339,6 +343,8 @@ class Worker:
     step_age: float | None = None
     """Seconds since the last denoising step; None when idle."""
     window: SendWindow = field(default_factory=SendWindow)
+    chunk_bytes: int = FIRST_CHUNK_BYTES
+    """Maximum size of the chunks that clients may ask it for; it follows the speed of the worker's link."""
     dispatches: int = 0
     last_used: int = 0
     """Number of the last dispatch to it, counted over all workers."""

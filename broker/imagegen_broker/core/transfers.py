@@ -10,7 +10,7 @@ from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import MIN_FETCH_WINDOW_BYTES, Client, Request, State, Worker
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_protocol.errors import ProtocolError
-from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_PREVIEW_BYTES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_PREVIEW_BYTES, MIN_CHUNK_BYTES
 from imagegen_protocol.messages import Chunk, Error, Fetch, Progress
 from imagegen_protocol.transfers import Buffer, chunks
 
@@ -63,6 +63,8 @@ class Transfers:
         length = min(fetch.length, room, relay.total - fetch.offset)
         if length <= 0:
             return
+        if relay.end == relay.position:
+            relay.waiting_since = now
         relay.end += length
         relay.asked_at = now
         client.asked_bytes += length
@@ -70,7 +72,9 @@ class Transfers:
         if relay.repeats > _MAX_REPEATED_FETCHES:
             self._lose_answer(request, request.worker, now)
             return
-        self._outbox.add(SendToWorker(request.worker.id, replace(fetch, length=length, token=b"")))
+        chunk_bytes = min(fetch.chunk_bytes, request.worker.chunk_bytes)
+        relayed = replace(fetch, length=length, chunk_bytes=chunk_bytes, token=b"")
+        self._outbox.add(SendToWorker(request.worker.id, relayed))
 
     def _lose_answer(self, request: Request, worker: Worker, now: float) -> None:
         """Requeue a request whose worker does not send the answer that it has."""
@@ -78,7 +82,7 @@ class Transfers:
         self._outbox.release(worker.id, request.id)
         self._table.requeue(request, "answer_lost", now)
 
-    def on_worker_chunk(self, worker: Worker, chunk: Chunk, payload: Payload) -> None:
+    def on_worker_chunk(self, worker: Worker, chunk: Chunk, payload: Payload, now: float) -> None:
         """Relay a chunk that the client has asked for; drop any other."""
         request = self._table.requests.get(chunk.request_id)
         relay = None if request is None else request.relay
@@ -92,9 +96,18 @@ class Transfers:
         self._table.counters.relayed_bytes += size
         relay.position += size
         relay.repeats = 0
+        self._adapt_chunks(worker, size, now - relay.waiting_since)
+        relay.waiting_since = now
         client.asked_bytes -= size
         if not client.blocked:
             self._send_chunk_to_client(client, chunk, payload[0])
+
+    def _adapt_chunks(self, worker: Worker, size: int, seconds: float) -> None:
+        """Limit the chunks of a worker, so that none occupies its link for long, whatever clients ask for."""
+        if seconds > self._settings.interval:
+            worker.chunk_bytes = max(MIN_CHUNK_BYTES, worker.chunk_bytes // 2)
+        elif seconds < self._settings.interval / 4 and 2 * size >= worker.chunk_bytes:
+            worker.chunk_bytes = min(MAX_CHUNK_BYTES, 2 * worker.chunk_bytes)
 
     def _send_chunk_to_client(self, client: Client, chunk: Chunk, data: Buffer) -> None:
         token = self._new_token()

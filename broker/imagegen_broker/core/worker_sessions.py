@@ -66,7 +66,7 @@ class WorkerSessions:
         worker.last_received = now
         match message:
             case Chunk():
-                self._transfers.on_worker_chunk(worker, message, payload)
+                self._transfers.on_worker_chunk(worker, message, payload, now)
             case Fetch():
                 self._transfers.on_worker_fetch(worker, message)
             case WorkerHeartbeat():

@@ -472,3 +472,25 @@ def ready_message(number):
         capacity=4,
         max_batch_size=4,
     )
+
+
+def test_the_chunks_of_a_worker_follow_the_speed_of_its_link():
+    bench = fleet()
+    bench.submit(1)
+    answer(bench, 1, 1000 * KIB)
+
+    def asked_chunks():
+        return bench.messages(Fetch, "worker", "w")[-1].chunk_bytes
+
+    offset = 0
+    for expected in (8, 16, 32, 64, 128, 256, 256):
+        fetch(bench, 1, offset, expected * KIB)
+        assert asked_chunks() == expected * KIB
+        chunk(bench, 1, offset, expected * KIB)
+        offset += expected * KIB
+    fetch(bench, 1, offset, 8 * KIB)
+    bench.client("c", ClientHeartbeat())
+    bench.advance(1.1)
+    chunk(bench, 1, offset, 8 * KIB)
+    fetch(bench, 1, offset + 8 * KIB, 8 * KIB)
+    assert asked_chunks() == 128 * KIB
