@@ -265,7 +265,7 @@ MUTATIONS = (
         TABLE + "_transition",
         "self._positions.unfollow(request)",
         "pass",
-        ("books_agree", "true_places"),
+        ("books_agree", "true_places", "cores_do_not_raise"),
     ),
     Mutation(
         "a client's bytes are not bounded",
