@@ -421,11 +421,4 @@ MUTATIONS = (
         "if False:",
         ("no_answer_grows_old", "one_answer"),
     ),
-    Mutation(
-        "a payload that waits behind others is asked for again",
-        DOWNLOADS + "_stalls_at",
-        "_PATIENCE * self._source_of(download).answer_seconds",
-        "0.0",
-        ("made_once", "healthy_links_hold"),
-    ),
 )
