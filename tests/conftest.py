@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 from imagegen_worker.devices.mkl import MODE, VARIABLE
@@ -21,6 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine may take a second over anything.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+@pytest.fixture(autouse=True)
+def umask_restored():
+    """Give each test the umask of a shell: programs that run within a test may set another, for good."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def pytest_addoption(parser):
