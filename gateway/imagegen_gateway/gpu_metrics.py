@@ -31,7 +31,7 @@ class GpuMetricsReader:
     """The latest GPU metrics of each worker; empty for workers that can't be reached or serve no metrics."""
 
     def __init__(self, networks: Sequence[Network] = ()) -> None:
-        """Create a reader. `networks`: those that it may connect to, whatever address a worker states."""
+        """Create a reader that connects only to addresses in `networks`, even if a worker reports another one."""
         self._networks = networks
         self._requested: float | None = None
         self._metrics: dict[str, GpuMetrics] = {}
