@@ -87,7 +87,7 @@ def test_sigterm_drains_them_all(fleet, client, start, before):
 
 def test_a_stop_that_signals_every_process_of_the_service_drains_too(fleet, client, start):
     """As systemd does it, unless told otherwise."""
-    workers = start(*LONG)
+    workers = start(*LONG, "--simulated-batch-seconds", "3")
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(6)]
     fleet.wait_until(lambda: all(per_gpu(client, "running").values()), "three running batches")
     for process in workers.values():

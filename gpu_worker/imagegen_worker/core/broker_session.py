@@ -64,6 +64,11 @@ class BrokerSession:
         return self.session > 0
 
     @property
+    def is_in_use(self) -> bool:
+        """Whether the broker has accepted READY, or can be expected to answer the one that was sent."""
+        return self.registered or (self.ready_sent and self.unanswered < self.liveness)
+
+    @property
     def dead_at(self) -> float:
         """When the broker counts as dead unless a message arrives."""
         return self.received_at + self.liveness * self.interval
@@ -175,11 +180,12 @@ class BrokerSessions:
         self.report(session, now)
 
     def _is_duplicate(self, session: BrokerSession) -> bool:
-        """Return whether this endpoint leads to a broker at which the worker is registered through an earlier one.
+        """Return whether this endpoint leads to a broker with which the worker talks through an earlier one.
 
-        Such a session stays silent: the two would replace each other's registration by turns.
+        Such a session stays silent, also while the earlier one registers again: the two would replace each other's
+        registration by turns.
         """
-        earlier = [other.epoch for other in self._sessions[: session.index] if other.registered]
+        earlier = [other.last_epoch for other in self._sessions[: session.index] if other.is_in_use]
         return session.last_epoch is not None and session.last_epoch in earlier
 
     # ---- time ------------------------------------------------------------------------------------------------

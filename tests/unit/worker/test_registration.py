@@ -242,6 +242,19 @@ def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost()
     assert bench.core.registered == 1
 
 
+def test_a_second_address_is_left_unused_while_the_first_registers_again():
+    bench = Bench(brokers=2, registered=False)
+    bench.beat(broker=0)
+    bench.beat(broker=1, session=2, epoch=EPOCH)
+    bench.sent.clear()
+    bench.beat(broker=0, session=0)  # the second registration replaced the first
+    bench.advance(1.0)
+    assert bench.messages(Ready, broker=0)
+    assert not bench.messages(Ready, broker=1)
+    bench.beat(broker=0, session=3)
+    assert bench.core.registered == 1
+
+
 def test_a_second_address_notices_that_the_first_is_registered_at_its_broker():
     bench = Bench(brokers=2, registered=False)
     bench.beat(broker=1, epoch=EPOCH)
