@@ -68,10 +68,12 @@ class FleetFeed:
         self._polling: asyncio.Task[None] | None = None
 
     async def events(self, clients: ClientPool, stopping: asyncio.Event) -> sse.Events:
-        """Yield an event `fleet` after each poll until the gateway shuts down."""
+        """Yield an event `fleet` now, if there are other followers, and after each poll until the gateway shuts down."""
         stopped = asyncio.ensure_future(stopping.wait())
         self._followers += 1
         try:
+            if self._event and self._polling is not None and not self._polling.done():
+                yield sse.event("fleet", self._event)
             while not stopped.done():
                 if self._polling is None or self._polling.done():
                     self._polling = asyncio.create_task(self._poll(clients), name="fleet feed")
