@@ -146,7 +146,7 @@ class HeldRequests:
         self.finished[held.id] = self.finished.pop(held.id)
 
     def fetch(self, held: HeldRequest, now: float) -> None:
-        """Record that a client fetches an answer: it becomes the newest one, and a draining worker waits for it."""
+        """Record that a client fetches an answer: it becomes the newest one, and extends a drain."""
         self.touch(held, now)
         self.last_activity = now
 
