@@ -14,8 +14,9 @@ SHARED_LINKS = 40
 
 
 def pytest_generate_tests(metafunc):
-    fleets = metafunc.config.getoption("fleets")
-    metafunc.parametrize("first", range(0, fleets, CHUNK))
+    if "first" in metafunc.fixturenames:
+        fleets = metafunc.config.getoption("fleets")
+        metafunc.parametrize("first", range(0, fleets, CHUNK))
 
 
 def test_every_invariant_holds_in_the_fleets_from_seed(first):
