@@ -223,8 +223,9 @@ class BrokerPeer(Peer):
     def settle(self) -> None:
         """Let the core settle; judge and send what it returns."""
         world, core = self.world, self.core
-        self.receiving.keep_only(core.table.requests)
         actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
+        requests = core.table.requests.values()
+        self.receiving.keep_only({request.id for request in requests if request.state is State.RECEIVING})
         counters = core.table.counters
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)

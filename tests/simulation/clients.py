@@ -118,7 +118,7 @@ class ClientPeer(Peer):
     # ---- the shell --------------------------------------------------------------------------------------
 
     def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        if self.slow_until > self.world.now:
+        if self._inbox or self.slow_until > self.world.now:  # in order, also when it has just stopped being slow
             if not self._inbox:
                 self.world.after(READ_SECONDS, self._read_one)
             self._inbox.append((self._take, (line, message, frames)))

@@ -203,6 +203,7 @@ def greedy_client(world: "World", fault: Fault) -> bool:
     world.tell(f"{client.name} asks for too much for {fault.seconds:.3f} s")
     client.slow_until = max(client.slow_until, world.now + fault.seconds)
     client.greedy_until = max(client.greedy_until, world.now + fault.seconds)
+    client.is_greedy = True
     client.ask_for_too_much()
     client.trouble = max(client.trouble, client.slow_until + 1.0)
     return True

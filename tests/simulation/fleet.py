@@ -62,23 +62,23 @@ def run(plan: Plan, *, recording: bool = False) -> World:
     return world
 
 
-def check(seed: int) -> World:
+def check(seed: int, theme: str | None = None) -> World:
     """Run the fleet of a seed. Raises `Violation` with the story of the request concerned."""
     try:
-        return run(draw(seed))
+        return run(draw(seed, theme))
     except Violation as violation:
-        violation.args = (tell(seed),)
+        violation.args = (tell(seed, theme),)
         raise
 
 
-def tell(seed: int) -> str:
+def tell(seed: int, theme: str | None = None) -> str:
     """Run a failing fleet again, and return the story of the request concerned."""
-    plan = draw(seed)
+    plan = draw(seed, theme)
     try:
         run(plan, recording=True)
     except Violation as violation:
         world = violation.world
         lines = world.story.of(violation.key) if world is not None else []
-        again = f"python -m tests.simulation --seed {seed}"
+        again = f"python -m tests.simulation --seed {seed}" + (f" --theme {theme}" if theme else "")
         return "\n".join([str(violation), str(plan), *lines, f"seed {seed}: {violation}", f"again: {again}"])
     return f"seed {seed} did not fail again: something is not deterministic"

@@ -16,6 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol.messages import Chunk
+from imagegen_protocol.transfers import INITIAL_WINDOW_BYTES
 from tests.simulation import invariants
 from tests.simulation.speed import Speed, payload_bytes, wire_bytes
 
@@ -195,8 +196,12 @@ class Network:
         when = max(self._transferred(line, direction, begun, message, frames), line.last[direction])
         line.last[direction] = when
         if direction == DOWN and isinstance(message, Chunk):
-            line.chunk_bytes += payload_bytes(frames)
+            size = payload_bytes(frames)
+            line.chunk_bytes += size
             invariants.on_chunk_sent(world, line)
+            if line.dialer.is_greedy and size > INITIAL_WINDOW_BYTES // 2:
+                # Other messages wait behind a chunk that the core of the client would not have asked for.
+                line.dialer.trouble = max(line.dialer.trouble, when)
         self._arrive_at(when, line, direction, begun, message, frames)
         if self.duplicates and world.dice.random() < self.duplicates:
             self._arrive_at(when + 0.1 * world.dice.random(), line, direction, begun, message, frames)

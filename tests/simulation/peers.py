@@ -13,6 +13,8 @@ class Peer:
     """A process. Its core sees `local()` times; the world's clock is in `world.now`."""
 
     is_client = False
+    is_greedy = False
+    """Whether it has ever asked for more than its core would."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world

@@ -275,6 +275,27 @@ def interrupted(dice: random.Random) -> dict[str, object]:
     }
 
 
+def shared_link(dice: random.Random) -> dict[str, object]:
+    """All clients fetch answers over the slow link of one worker; nothing is wrong with it.
+
+    Even the smallest windows of so many clients add up: the answer to a FETCH takes longer than the liveness time.
+    """
+    return {
+        "brokers": 1,
+        "workers": 1,
+        "clients": dice.randint(8, 12),
+        "requests": 32,
+        "burst": 4,
+        "two_models": False,
+        "worker_speed": Speed(up=SLOWEST, down=SLOWEST),
+        "slow_workers": 1,
+        "answer_bytes": (30_000, 45_000),
+        "input_share": 0.0,
+        "fetch_window_bytes": 65_536,
+        "held_seconds": 600.0,
+    }
+
+
 def poison(dice: random.Random) -> dict[str, object]:
     """Some requests kill whoever makes them; others fail or do not fit."""
     return {
@@ -316,6 +337,8 @@ def everything(dice: random.Random) -> dict[str, object]:
     }
 
 
+RARE = 0
+"""Weight of a theme that only those fleets have that ask for it."""
 THEMES: dict[str, tuple[int, Draw]] = {
     "peace": (2, peace),
     "rolling": (2, rolling),
@@ -326,16 +349,18 @@ THEMES: dict[str, tuple[int, Draw]] = {
     "mute": (2, mute),
     "poison": (2, poison),
     "slow": (3, slow),
+    "shared_link": (RARE, shared_link),
     "interrupted": (3, interrupted),
     "everything": (4, everything),
 }
 
 
-def draw(seed: int) -> Plan:
-    """Return the plan of a seed."""
+def draw(seed: int, theme: str | None = None) -> Plan:
+    """Return the plan of a seed; `theme`: of this theme, whichever the seed would draw."""
     dice = random.Random(seed)
     names = [name for name, (weight, _) in THEMES.items() for _ in range(weight)]
-    theme = dice.choice(names)
+    drawn = dice.choice(names)
+    theme = theme or drawn
     shape: dict[str, object] = {
         "brokers": dice.choice([1, 1, 2]),
         "workers": dice.randint(1, 4),

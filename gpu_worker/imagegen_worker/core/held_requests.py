@@ -47,7 +47,7 @@ class HeldRequest:
     payload_id: bytes = b""
     """Id under which the images of the answer can be fetched."""
     answered_at: float = 0.0
-    """When the answer was made, or its images were last fetched."""
+    """When the answer was made, or a client last asked for it."""
     step: tuple[int, int] = (0, 0)
     """The last reported progress: steps made, and steps in all."""
     next_preview_at: float = 0.0
@@ -83,6 +83,8 @@ class HeldRequests:
         self.running: dict[bytes, HeldRequest] = {}
         self.finished: dict[bytes, HeldRequest] = {}
         self.finished_bytes = 0
+        self.last_activity = -inf
+        """When an answer was last made or fetched; minus infinity before the first."""
 
     def get(self, request_id: bytes) -> HeldRequest | None:
         """Return the request with this id, in any state."""
@@ -127,6 +129,7 @@ class HeldRequests:
         """Store the answer until it is acknowledged; drop and return the oldest answers beyond the limits."""
         self.remove(held)
         held.answer, held.images, held.answered_at = answer, images, now
+        self.last_activity = now
         self.finished[held.id] = held
         self.finished_bytes += held.size
         dropped = []
@@ -142,6 +145,11 @@ class HeldRequests:
         held.answered_at = now
         self.finished[held.id] = self.finished.pop(held.id)
 
+    def fetch(self, held: HeldRequest, now: float) -> None:
+        """Record that a client fetches an answer: it becomes the newest one, and extends a drain."""
+        self.touch(held, now)
+        self.last_activity = now
+
     def remove(self, held: HeldRequest) -> None:
         """Remove a request in any state."""
         self._ids.pop(held.number, None)
@@ -149,11 +157,6 @@ class HeldRequests:
         self.running.pop(held.id, None)
         if self.finished.pop(held.id, None) is not None:
             self.finished_bytes -= held.size
-
-    def last_answered_at(self) -> float:
-        """Return when an answer was last made or fetched; minus infinity without answers."""
-        newest = next(reversed(self.finished.values()), None)
-        return -inf if newest is None else newest.answered_at
 
     def next_expiry(self) -> float | None:
         """Return when the oldest answer expires; None without answers."""

@@ -149,7 +149,7 @@ class RequestHandler:
         """Send parts of the images of an answer, to any broker that asks for them."""
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
-            self._held.touch(held, now)
+            self._held.fetch(held, now)
             self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:

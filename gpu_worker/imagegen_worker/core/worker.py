@@ -191,7 +191,7 @@ class WorkerCore:
 
     def _leaves_at(self, drained_at: float) -> float:
         """Return when a drained worker exits although answers are unacknowledged."""
-        return max(drained_at, self.held.last_answered_at()) + self._state.limits.drain_seconds
+        return max(drained_at, self.held.last_activity) + self._state.limits.drain_seconds
 
     def _exit_hung(self, now: float) -> None:
         """End the process without GOODBYE: brokers count this as a death, and thereby find poisonous requests."""

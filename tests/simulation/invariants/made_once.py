@@ -14,8 +14,9 @@ def made_once(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
 
     If another was made for the request, then since it was first begun (less one silence) one of these must have
     been: an earlier maker died, or dropped the answer because the plan lets it hold very few; a maker slept or
-    hung; a link of a maker or of the client was in trouble; a broker or the client slept. A broker's crash, or a
-    drain, is no excuse.
+    hung; a link of a maker or of the client was in trouble; a broker or the client slept; a broker rejected the
+    request, so that its client gave it another id, although a late copy of the message was accepted, or a broker
+    that was killed had accepted it before. A broker's crash alone, or a drain, is no excuse.
     """
     witness = world.witness
     ask = witness.ask_of(request_id)
@@ -30,7 +31,9 @@ def made_once(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
     slept = any(peer.trouble >= since for peer in (*makers, ask.client, *world.brokers) if peer is not None)
     died = any(not maker.alive for maker in makers)
     evicted = world.plan.held_count < 100 and request_id in witness.evicted
+    has_two_ids = sum(key == ask.key for key in witness.key_of.values()) > 1
+    renamed = has_two_ids and (world.plan.duplicates > 0 or witness.broker_died >= 0)
     names = [*(maker.name for maker in makers), ask.client.name]
-    if not (slept or died or evicted or any(witness.any_link_troubled(name, since) for name in names)):
+    if not (slept or died or evicted or renamed or any(witness.any_link_troubled(name, since) for name in names)):
         text = f"{request_id.hex()} was made by {', '.join(maker.name for maker in makers)}"
         raise Violation("made_once", text, ask.key)

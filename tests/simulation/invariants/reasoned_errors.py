@@ -36,8 +36,10 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "out_of_memory":
             return ask.prompt == "big"
         case "generation_failed":
-            # A worker that holds few answers drops those that a client does not acknowledge, or still fetches.
-            is_held = ask.client.mute_until > 0 or ask.images * ask.image_bytes > MIN_CHUNK_BYTES
+            # A worker that holds few answers drops those that a client does not acknowledge, or still fetches,
+            # or that did not reach the client because its connection was full.
+            is_slow = ask.client.mute_until > 0 or ask.client.slow_until > 0
+            is_held = is_slow or ask.images * ask.image_bytes > MIN_CHUNK_BYTES
             came_back = "answer_lost" in error.message and is_held and plan.held_count < 100
             return ask.prompt == "bad" or came_back
         case "overloaded":

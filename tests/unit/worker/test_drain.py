@@ -1,6 +1,6 @@
 """Leaving: nothing new, the unbegun given back, the rest finished, answers waited for, GOODBYE."""
 
-from imagegen_protocol.messages import Goodbye, WorkerHeartbeat
+from imagegen_protocol.messages import Fetch, Goodbye, WorkerHeartbeat
 from imagegen_worker.core import events as ev
 from tests.unit.worker.bench import Bench, rid
 
@@ -49,6 +49,38 @@ def test_an_answer_that_nobody_releases_is_waited_for_only_so_long():
     assert bench.status is None, "the time counts from the last answer"
     bench.resend(1)
     assert len(bench.answers(1)) == 2, "it can still be asked for"
+    bench.beats(1.0)
+    assert bench.status == 0
+
+
+def test_a_drain_lasts_while_an_answer_is_fetched():
+    bench = Bench(drain=30.0)
+    bench.work(1, inline_bytes=0)
+    bench.start(1)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    bench.finish(1)
+    (header,) = bench.answers(1)
+    for _ in range(4):
+        bench.beats(20.0)
+        bench.receive(Fetch(request_id=rid(1), payload_id=header.payload_id, offset=0, length=1))
+    bench.beats(29.0)
+    assert bench.status is None, "the time counts from the last FETCH"
+    bench.beats(1.0)
+    assert bench.status == 0
+
+
+def test_an_answer_that_is_only_sent_again_does_not_extend_the_drain():
+    bench = Bench(drain=30.0)
+    bench.work(1)
+    bench.work(2)
+    bench.start(1, 2)
+    bench.event(ev.DrainRequested("SIGTERM"))
+    bench.finish(1)
+    bench.finish(2)
+    for _ in range(29):
+        bench.beats(1.0)
+        bench.resend(1)
+    assert bench.status is None
     bench.beats(1.0)
     assert bench.status == 0
 
