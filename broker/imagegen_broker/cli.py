@@ -1,8 +1,8 @@
 """The command `imagegen-broker`."""
 
 import logging
-import math
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
+from imagegen_common.command_line import IntegerRange, NumberRange
 from imagegen_common.descriptors import raise_descriptor_limit
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import SystemdNotifier
@@ -38,17 +39,6 @@ _log = logging.getLogger("imagegen.broker")
 _OTHER_DESCRIPTORS = 2000
 """Descriptors for workers, HTTP and files."""
 _FILE = click.Path(path_type=Path)
-
-
-class _Seconds(click.FloatRange):
-    """A range of finite numbers. `FloatRange` accepts "nan", because every comparison with it is false."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Raises `click.BadParameter` if it is out of range or not finite."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
-        return number
 
 
 @click.command(
@@ -85,73 +75,73 @@ class _Seconds(click.FloatRange):
 @click.option(
     "--default-model", help="Model of requests that name none.  [default: the first that a worker serves]"
 )
-@click.option("--heartbeat-interval", type=_Seconds(0.01, 60), default=1.0, help="Seconds between heartbeats.")
+@click.option("--heartbeat-interval", type=NumberRange(0.01, 60), default=1.0, help="Seconds between heartbeats.")
 @click.option(
     "--liveness",
-    type=click.IntRange(2, 100),
+    type=IntegerRange(2, 100),
     default=3,
     help="Heartbeat intervals without a message after which a peer counts as dead.",
 )
 @click.option(
     "--max-attempts",
-    type=click.IntRange(1, 100),
+    type=IntegerRange(1, 100),
     default=3,
     help="Workers that may die while running a request before it ends in an error.",
 )
 @click.option(
     "--max-requests",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=10_000,
     help="Maximum number of requests held at a time; more are rejected.",
 )
 @click.option(
     "--max-bytes",
-    type=click.IntRange(1024),
+    type=IntegerRange(1024),
     default=1024**3,
     help="Maximum size of all requests held at a time, in bytes.",
 )
 @click.option(
     "--max-requests-per-client",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=5_000,
     help="Maximum number of requests held for one client.",
 )
 @click.option(
     "--max-bytes-per-client",
-    type=click.IntRange(1024),
+    type=IntegerRange(1024),
     default=256 * 1024**2,
     help="Maximum size of the requests held for one client, in bytes.",
 )
 @click.option(
     "--max-unacknowledged-per-client",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=1024,
     help="Maximum number of one client's requests that are at workers, or answered and not acknowledged; the "
     "others wait. If twice the capacity of all workers is more, that is the maximum.",
 )
 @click.option(
     "--fetch-window-bytes",
-    type=click.IntRange(MIN_FETCH_WINDOW_BYTES, MAX_PAYLOAD_BYTES),
+    type=IntegerRange(MIN_FETCH_WINDOW_BYTES, MAX_PAYLOAD_BYTES),
     default=DEFAULT_FETCH_WINDOW_BYTES,
     help="Maximum bytes of images on the way to one client or worker that it has not confirmed.",
 )
 @click.option(
     "--max-transfer-bytes",
-    type=click.IntRange(MIN_FETCH_WINDOW_BYTES),
+    type=IntegerRange(MIN_FETCH_WINDOW_BYTES),
     default=1024**3,
     help="Maximum bytes of images on the way to all clients; each client gets a share of it, but at least 64 KiB.",
 )
 @click.option(
     "--max-memory",
-    type=click.IntRange(0),
+    type=IntegerRange(0),
     default=4 * 1024**3,
     help="Resident memory in bytes beyond which the broker exits, to be restarted; 0: no maximum. A connection "
     "can fill memory before the broker sees its message.",
 )
-@click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Maximum number of clients at a time.")
+@click.option("--max-clients", type=IntegerRange(1), default=20_000, help="Maximum number of clients at a time.")
 @click.option(
     "--step-timeout",
-    type=_Seconds(0),
+    type=NumberRange(0),
     default=300.0,
     help="Seconds without a denoising step after which a worker counts as hung and its requests are requeued; "
     "0: never.",
@@ -226,7 +216,9 @@ def main(**options: Any) -> None:
         endpoints = options["frontend"], options["backend"]
         server = Server(_settings(options), *endpoints, access, notifier, show_workers, traces)
     except zmq.ZMQError as error:
-        raise usage_error(context, NotBoundError(str(error), error.errno)) from error
+        port = re.search(r":(\d+)\b", str(error))
+        not_bound = NotBoundError(str(error), error.errno, int(port[1]) if port else None)
+        raise usage_error(context, not_bound) from error
     except (ConfigError, KeyFileError, TracingError) as error:
         raise usage_error(context, error) from error
     set_up(options["log_level"], options["log_format"], own="imagegen.broker")
@@ -290,7 +282,7 @@ def _serve(
             http = HttpServer(*address, server.snapshot)
         except OSError as error:
             text = f"--http: can't bind {address[0]}:{address[1]}: {error}"
-            raise usage_error(click.get_current_context(), NotBoundError(text, error.errno)) from error
+            raise usage_error(click.get_current_context(), NotBoundError(text, error.errno, address[1])) from error
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
     log(_log, logging.INFO, "broker started", strategy=strategy, frontend=server.frontend_endpoint)

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from imagegen_common.addresses import NotBoundError
+from imagegen_common.command_line import OneLineErrors
 
 EXIT_NOT_BOUND = 71
 """Exit status of a daemon whose address is taken or not there yet (EX_OSERR): a later start may succeed."""
@@ -30,7 +31,7 @@ _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
 """Python types of a value in the file, by the type of the option; the first match counts."""
 
 
-class SettingsCommand(click.Command):
+class SettingsCommand(OneLineErrors):
     """A command whose errors name the origin of a wrong value: a line of the file, or a variable."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -68,7 +68,7 @@ class FleetFeed:
         self._polling: asyncio.Task[None] | None = None
 
     async def events(self, clients: ClientPool, stopping: asyncio.Event) -> sse.Events:
-        """Yield an event `fleet` now, if there are other followers, and after each poll until the gateway shuts down."""
+        """Yield an event `fleet` at once if the state is known, and after each poll until the gateway stops."""
         stopped = asyncio.ensure_future(stopping.wait())
         self._followers += 1
         try:

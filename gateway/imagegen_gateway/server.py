@@ -103,7 +103,7 @@ def bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         words = f"--http: can't bind {host}:{port}: {error.strerror or error}"
-        raise NotBoundError(words, error.errno) from error
+        raise NotBoundError(words, error.errno, port) from error
 
 
 def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:

@@ -13,13 +13,12 @@ from imagegen_cli.commands.options import Connection, broker_options, complete_m
 from imagegen_cli.commands.parameter_options import parameter_options
 from imagegen_cli.terminal import echo
 from imagegen_client.requests import RequestOptions
+from imagegen_common.command_line import IntegerRange
 from imagegen_protocol import InvalidRequestError
 
 
 @click.command("bench")
-@click.option(
-    "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Number of requests."
-)
+@click.option("--burst", type=IntegerRange(1, 100_000), default=50, show_default=True, help="Number of requests.")
 @click.option("--prompt", default="a red circle on a blue background", show_default=True, help="Their prompt.")
 @parameter_options(
     "model",

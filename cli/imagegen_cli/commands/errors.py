@@ -7,7 +7,10 @@ import click
 from imagegen_cli.terminal import echo
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
-HOW_TO_START = "; start one with imagegen-broker, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
+HOW_TO_START = (
+    "; start a fleet on this machine with imagegen up, or set the endpoint of a broker with --broker or "
+    "IMAGEGEN_FRONTEND"
+)
 
 
 class InputError(click.ClickException):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from imagegen_common.command_line import IntegerRange, NumberRange
 from imagegen_protocol.declaration import Parameter
 from imagegen_protocol.parameters import PARAMETERS
 
@@ -31,14 +32,24 @@ def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F]
 
 
 def parameter_option(parameter: Parameter, **changes: Any) -> Callable[[F], F]:
-    """Return the option of a parameter. Raises TypeError for a kind that has no option."""
+    """Return the option of a parameter; `short` in `changes` has further names of it, such as `("-n",)`.
+
+    Raises TypeError for a kind that has no option.
+    """
     attributes: dict[str, Any] = {
         "metavar": parameter.info.metavar,
         "help": _help(parameter),
         **_shape(parameter),
         **changes,
     }
-    return click.option(parameter.option, parameter.name, **attributes)
+    names = [*attributes.pop("short", ()), parameter.option, parameter.name]
+    return click.option(*names, **attributes)
+
+
+def parameter_type(name: str) -> click.ParamType[Any]:
+    """Return the type of a parameter's option."""
+    found: click.ParamType[Any] = _shape(PARAMETERS[name])["type"]
+    return found
 
 
 def _help(parameter: Parameter) -> str:
@@ -63,9 +74,9 @@ def _shape(parameter: Parameter) -> dict[str, Any]:
         return {"type": click.Choice(parameter.choices)}
     match parameter.kind:
         case "integer":
-            return {"type": click.IntRange(lowest, highest, min_open=is_open)}
+            return {"type": IntegerRange(lowest, highest, min_open=is_open)}
         case "number":
-            return {"type": click.FloatRange(lowest, highest, min_open=is_open)}
+            return {"type": NumberRange(lowest, highest, min_open=is_open)}
         case "boolean":
             return {"type": bool}
         case "string":

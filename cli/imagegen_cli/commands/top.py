@@ -19,6 +19,7 @@ from imagegen_cli.commands.options import Connection, broker_options, open_clien
 from imagegen_cli.terminal import echo
 from imagegen_client.fleet import as_json
 from imagegen_client.fleet_watch import FleetWatch
+from imagegen_common.command_line import NumberRange
 from imagegen_protocol import BrokerUnreachableError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _KEY_POLL_SECONDS = 0.1
 @click.command("top")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 3600),
+    type=NumberRange(0.2, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

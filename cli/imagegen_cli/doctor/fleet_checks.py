@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Literal
 
 from imagegen_cli.doctor.findings import Finding, ok, problem, warning
@@ -56,12 +57,14 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True)
 class HttpFacts:
-    """Answer of a broker's `/healthz`; without a `status` there was none, because of `reason`."""
+    """Answer of a broker or gateway; without a `status` there was none, because of `reason`."""
 
     url: str
     status: int | None = None
     server: str = ""
     reason: str = ""
+    text: str = ""
+    """The beginning of the body."""
 
 
 def check_broker(facts: BrokerFacts) -> Finding:
@@ -79,7 +82,7 @@ def check_broker(facts: BrokerFacts) -> Finding:
         return problem(check, f"{endpoint} is unusable: {facts.suspicion}", remedy)
     match facts.connection:
         case "refused":
-            remedy = "start imagegen-broker there, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
+            remedy = "start a fleet with imagegen up, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
             return problem(check, f"nothing listens at {endpoint}", remedy)
         case "unknown host":
             remedy = "correct the name in --broker or IMAGEGEN_FRONTEND, or this machine's name resolution"
@@ -104,6 +107,20 @@ def check_http(facts: HttpFacts) -> Finding:
     if facts.status != 200:
         return problem("http", f"{facts.url} answers with status {facts.status}", "see the broker's log")
     return ok("http", f"{facts.url} answers")
+
+
+def check_gateway(facts: HttpFacts) -> Finding:
+    """Check that a gateway answers and can generate images, by its `/readyz`."""
+    if facts.status is None:
+        remedy = "start imagegen-gateway there, or correct --gateway"
+        return problem("gateway", f"{facts.url} is unreachable: {facts.reason}", remedy)
+    if facts.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        remedy = "start what is missing; imagegen up starts a whole fleet on one machine"
+        return problem("gateway", f"{facts.url} answers, but can't generate images: {facts.text}", remedy)
+    if facts.status != HTTPStatus.OK or facts.text != "ok":
+        message = f"expected imagegen-gateway at {facts.url}, got status {facts.status}"
+        return problem("gateway", message, "correct --gateway: a URL such as http://127.0.0.1:8000")
+    return ok("gateway", f"{facts.url} answers, and has a worker")
 
 
 def check_workers(facts: BrokerFacts) -> Iterator[Finding]:

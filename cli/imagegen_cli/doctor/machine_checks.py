@@ -184,7 +184,7 @@ def check_model(facts: ModelFacts) -> Finding:
         remedy = "pip install '.[worker]', or check on the worker's host"
         return problem("model files", f"{facts.source}: imagegen-worker is unavailable: {facts.output}", remedy)
     if facts.status:
-        error = facts.output.removeprefix("Error: ")
+        error = facts.output.removeprefix("error: ")
         return problem("model files", f"{facts.source}: {error}", "correct --model, or download the files")
     return ok("model files", f"{facts.source}: accepted by imagegen-worker")
 
