@@ -58,11 +58,11 @@ def work(context, count, ratio, status):
     [
         (
             "work --count 0",
-            "error: --count: expected a whole number, at least 1, got '0'; see program work --help",
+            "error: --count: expected a whole number, at least 1, got '0'; see P work --help",
         ),
         (
             "work --count x",
-            "error: --count: expected a whole number, at least 1, got 'x'; see program work --help",
+            "error: --count: expected a whole number, at least 1, got 'x'; see P work --help",
         ),
         ("work --ratio nan", "error: --ratio: expected a number, 0 to 1, got 'nan'; see P work --help"),
         ("work --ratio inf", "error: --ratio: expected a number, 0 to 1, got 'inf'; see P work --help"),
