@@ -1,6 +1,7 @@
 """Log lines on stderr, as text for people (`time level message key=value …`) or as JSON for machines.
 
-A thread writes them: a logging call never waits for the reader of stderr.
+A thread writes them: a logging call never waits for the reader of stderr. Lines contain texts of other peers, so
+control characters are escaped in both formats.
 """
 
 import json
@@ -19,6 +20,8 @@ from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TextIO
+
+from imagegen_protocol.terminal import escape_controls
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -60,14 +63,14 @@ class LineFormatter(logging.Formatter):
         """Return the line; `extra={"fields": {…}}` of the logging call becomes `key=value` pairs."""
         fields: dict[str, object] = getattr(record, "fields", {})
         line = self.line(record.created, record.levelno, record.name, record.getMessage(), fields)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{escape_controls(self.formatException(record.exc_info))}" if record.exc_info else line
 
     def line(self, created: float, level: int, logger: str, text: str, fields: dict[str, Any]) -> str:
         """Return the line of a message without a record; `created` in seconds since 1970."""
         message = " ".join(text.split())  # an error's text may have several lines
         constant = self._constant
         pairs = [f"{key}={_show(value)}" for key, value in fields.items() if key not in constant]
-        return " ".join([_instant(created), _level(level), message, *pairs]) + self._end
+        return _escape(" ".join([_instant(created), _level(level), message, *pairs]) + self._end)
 
 
 class JsonFormatter(logging.Formatter):
@@ -102,7 +105,11 @@ class JsonFormatter(logging.Formatter):
         }
         for key, value in {**fields, **self._constant}.items():
             line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        return _encode({**line, **trace})
+        return _escape(_encode({**line, **trace}))
+
+
+def _escape(line: str) -> str:
+    return line if line.isprintable() else escape_controls(line)  # the check is ten times as fast
 
 
 def _instant(seconds: float) -> str:

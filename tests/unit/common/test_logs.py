@@ -60,6 +60,20 @@ def test_a_traceback_follows_the_line():
     assert rest[-2:] == ["ValueError: boom", "and more"]
 
 
+HOSTILE = "w\x1b]0;title\x07\x1b[2J\x9b31m\u202eabc\x7f\u2028"
+
+
+@pytest.mark.parametrize("formatter", [LineFormatter, JsonFormatter])
+def test_control_characters_of_peers_are_escaped_everywhere_in_a_line(formatter):
+    constant = formatter({"worker": HOSTILE})
+    record = logging.LogRecord("x", logging.ERROR, "", 0, HOSTILE, (), (ValueError, ValueError(HOSTILE), None))
+    record.fields = {"plain": HOSTILE, "quoted": f"a b {HOSTILE}", "list": [HOSTILE], "error": ValueError(HOSTILE)}
+    for line in (constant.format(record), constant.line(0.0, logging.INFO, "x", HOSTILE, record.fields)):
+        text = line.replace("\n", "")
+        assert text.isprintable(), ascii(text)
+        assert line.count("]0;title") - line.count(r"\u001b]0;title\u0007") <= 1, "the list shows its items' repr"
+
+
 def test_an_object():
     assert json.loads(shown(JsonFormatter, "registered", {"session": 3, "interval": 0.123456, "epoch": None})) == {
         "time": "1970-01-01T00:00:00.250Z",
