@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn with systemd notifications."""
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.acceptor import Acceptor
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
-from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, RESERVE, TimeoutProtocol, raise_file_limit
+from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, RESERVE, TimeoutProtocol, permitted_connections
 from imagegen_gateway.log_limits import limit_log_lines
 
 _log = logging.getLogger("imagegen.gateway")
@@ -61,6 +62,9 @@ class _Server(uvicorn.Server):
                 connections=self.server_state.connections,
                 max_connections=self._max_connections + RESERVE,
             )
+            # What exists now exists until the end; the collector need not visit it in each of its pauses.
+            gc.collect()
+            gc.freeze()
             self._on_start()
             self._notifier.ready("serving")
 
@@ -112,7 +116,7 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
     `on_start` is called when the server accepts requests.
     """
     stopping = asyncio.Event()
-    max_connections = raise_file_limit(settings.max_connections)
+    max_connections = permitted_connections(settings.max_connections)
     if max_connections < settings.max_connections:
         log(
             _log,
