@@ -1,13 +1,13 @@
 """Result of a request: the images, their parameters, and timings."""
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagegen_protocol import ProtocolError
-from imagegen_protocol.messages import ParameterValue, Result
+from imagegen_protocol.images import BoundedFile
+from imagegen_protocol.messages import ImageInfo, ParameterValue, Result
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,22 +43,11 @@ class GenerationResult:
     def images(self) -> list["Image.Image"]:
         """The decoded images.
 
-        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and PIL's
-        `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has another format.
+        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's or whose file
+        has too many parts, and PIL's `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has
+        another format.
         """
-        # Imported late: Pillow takes longer to import than everything else together.
-        from PIL import Image
-
-        decoded: list[Image.Image] = []
-        for info, frame in zip(self._header.images, self._frames, strict=True):
-            # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
-            image = Image.open(io.BytesIO(frame), formats=(info.format,))
-            if image.size != (info.width, info.height):
-                announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
-                raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
-            image.load()
-            decoded.append(image)
-        return decoded
+        return [_decode(info, frame) for info, frame in zip(self._header.images, self._frames, strict=True)]
 
     @property
     def image(self) -> "Image.Image":
@@ -162,3 +151,21 @@ class GenerationResult:
             # JPEG supports neither transparency nor palettes.
             jpeg = path.suffix.lower() in _SUFFIXES["jpeg"]
             (image.convert("RGB") if jpeg else image).save(path)
+
+
+def _decode(info: ImageInfo, frame: bytes | memoryview) -> "Image.Image":
+    # Imported late: Pillow takes longer to import than everything else together.
+    from PIL import Image
+
+    try:
+        # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
+        image = Image.open(BoundedFile(frame), formats=(info.format,))
+        size = image.size
+        if size == (info.width, info.height):
+            image.load()
+    except (ValueError, Image.DecompressionBombError) as error:
+        raise ProtocolError(f"the image can't be decoded: {error}") from error
+    if size != (info.width, info.height):
+        announced, received = f"{info.width}x{info.height}", f"{size[0]}x{size[1]}"
+        raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
+    return image
