@@ -316,6 +316,15 @@ class Assignment:
     beat: int
     resends: int = 0
     """Number of RESENDs because the worker lists the request as finished."""
+    reported_beat: int = 0
+    reports: int = 0
+    """Number of PROGRESS messages since the broker's heartbeat `reported_beat`."""
+
+    def count_report(self, beat: int) -> int:
+        """Count a PROGRESS message; return the number of them since the last heartbeat, which has this number."""
+        self.reports = self.reports + 1 if beat == self.reported_beat else 1
+        self.reported_beat = beat
+        return self.reports
 
 
 @dataclass(slots=True, eq=False)

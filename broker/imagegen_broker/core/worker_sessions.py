@@ -35,6 +35,8 @@ from imagegen_protocol.messages import (
     WorkerMessage,
 )
 
+_MAX_REPORTS_PER_SECOND = 200
+"""PROGRESS messages of one request that are forwarded; more would fill the connection of its client."""
 _MAX_LOGGED_MODELS = 8
 """Models in the log line of a registration: a worker may serve 256, with names of 128 characters."""
 
@@ -231,6 +233,8 @@ class WorkerSessions:
     def _progress(self, worker: Worker, message: Progress, header: bytes, payload: Payload) -> None:
         assignment = worker.assigned.get(message.request_id)
         if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
+            return
+        if assignment.count_report(worker.beat) > _MAX_REPORTS_PER_SECOND * max(1.0, self._settings.interval):
             return
         request = assignment.request
         preview = payload if request.submit.preview else ()

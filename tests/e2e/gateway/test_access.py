@@ -233,6 +233,19 @@ def test_pages_of_other_sites_are_rejected_by_a_gateway_without_keys(gateway):
     assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["[", "[::1", "a/b", "a b", "a" * 30_000, "a:123456", "a@b", "\xe9"])
+def test_a_malformed_host_is_rejected_with_and_without_keys(gateway, guarded, host):
+    for server, headers in ((gateway, {}), (guarded, {"Authorization": "Bearer x"})):
+        response = server.http.get("/v1/models", headers={**headers, "Host": host.encode("latin1")})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("origin", ["[", "null", "https://[::1", "x" * 30_000])
+def test_a_malformed_origin_is_rejected(gateway, origin):
+    response = gateway.http.get("/v1/models", headers={"Origin": origin})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "foreign_origin")
+
+
 @needs("openssl")
 def test_https(start_gateway, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
