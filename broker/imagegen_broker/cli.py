@@ -1,7 +1,6 @@
 """The command `imagegen-broker`."""
 
 import logging
-import math
 import os
 import signal
 import time
@@ -27,7 +26,7 @@ from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
 from imagegen_common.descriptors import raise_descriptor_limit
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import SystemdNotifier
-from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
+from imagegen_common.settings import FiniteRange, SettingsCommand, end_check, settings_options, usage_error
 from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
 from imagegen_protocol.endpoints import parse_address
 from imagegen_protocol.keys import KeyFileError
@@ -38,17 +37,6 @@ _log = logging.getLogger("imagegen.broker")
 _OTHER_DESCRIPTORS = 2000
 """Descriptors for workers, HTTP and files."""
 _FILE = click.Path(path_type=Path)
-
-
-class _Seconds(click.FloatRange):
-    """A range of finite numbers. `FloatRange` accepts "nan", because every comparison with it is false."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Raises `click.BadParameter` if it is out of range or not finite."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
-        return number
 
 
 @click.command(
@@ -85,7 +73,7 @@ class _Seconds(click.FloatRange):
 @click.option(
     "--default-model", help="Model of requests that name none.  [default: the first that a worker serves]"
 )
-@click.option("--heartbeat-interval", type=_Seconds(0.01, 60), default=1.0, help="Seconds between heartbeats.")
+@click.option("--heartbeat-interval", type=FiniteRange(0.01, 60), default=1.0, help="Seconds between heartbeats.")
 @click.option(
     "--liveness",
     type=click.IntRange(2, 100),
@@ -151,7 +139,7 @@ class _Seconds(click.FloatRange):
 @click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Maximum number of clients at a time.")
 @click.option(
     "--step-timeout",
-    type=_Seconds(0),
+    type=FiniteRange(0),
     default=300.0,
     help="Seconds without a denoising step after which a worker counts as hung and its requests are requeued; "
     "0: never.",

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 ImageSource = Union["Image.Image", str, os.PathLike[str], bytes, bytearray, memoryview]
 """A PIL image, the path of a file, or the bytes of a file."""
 
+_PROGRAMS = ("EPS", "WMF")
+"""Formats for which Pillow runs another program, such as Ghostscript, on the bytes."""
+
 
 def read_image(name: str, source: ImageSource) -> bytes:
     """Return the bytes to send: PNG, JPEG and WebP unchanged, other formats that Pillow reads converted to PNG.
@@ -48,6 +51,8 @@ def _encode(name: str, data: bytes, given: str) -> bytes:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format in _PROGRAMS:
+                raise InvalidRequestError(f"{name}: expected an image, got {given} in the format {image.format}")
             return _as_png(name, image, given)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequestError(f"{name}: expected an image, got {given}: {error}") from error

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 import tomllib
@@ -28,6 +29,17 @@ _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
     (click.ParamType, (str,), "a string"),
 )
 """Python types of a value in the file, by the type of the option; the first match counts."""
+
+
+class FiniteRange(click.FloatRange):
+    """A range of finite numbers. `FloatRange` accepts "nan", because every comparison with it is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises `click.BadParameter` if it is out of range or not finite."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class SettingsCommand(click.Command):

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from imagegen_common.addresses import ConfigError, errors_of
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
-from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
+from imagegen_common.settings import FiniteRange, SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
 from imagegen_gateway.config import WORKER_NETWORKS, Settings, check_bind, check_networks, check_origin, check_tls
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
@@ -22,17 +21,6 @@ _log = logging.getLogger("imagegen.gateway")
 
 _FILE = click.Path(path_type=Path)
 EXIT_FAILED = 1
-
-
-class _Seconds(click.FloatRange):
-    """A range of finite numbers: click's accepts "nan" and "inf"."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Raises `click.BadParameter`."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
-        return number
 
 
 class _Gateway(SettingsCommand, click.Group):
@@ -74,7 +62,7 @@ class _Gateway(SettingsCommand, click.Group):
     "[default: results, in the state folder]",
 )
 @click.option(
-    "--results-kept", type=_Seconds(1), default=86400.0, help="Seconds until images and ended jobs expire."
+    "--results-kept", type=FiniteRange(1), default=86400.0, help="Seconds until images and ended jobs expire."
 )
 @click.option(
     "--public-url", help="URL of this gateway for clients; prefix of image URLs.  [default: from each request]"
@@ -125,12 +113,12 @@ class _Gateway(SettingsCommand, click.Group):
 )
 @click.option(
     "--webhook-retry",
-    type=_Seconds(0.01),
+    type=FiniteRange(0.01),
     default=5.0,
     help="Seconds before the second attempt of a webhook; further delays are four times as long, up to an hour.",
 )
 @click.option(
-    "--drain-timeout", type=_Seconds(0), default=30.0, help="Seconds for requests to finish after SIGTERM."
+    "--drain-timeout", type=FiniteRange(0), default=30.0, help="Seconds for requests to finish after SIGTERM."
 )
 @click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate chain; enables HTTPS.")
 @click.option("--tls-key", type=_FILE, help="PEM file with the private key of the certificate.")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from imagegen_common.addresses import ConfigError
+from imagegen_common.settings import FiniteRange
 from imagegen_gateway.core.limits import Limits
 from imagegen_protocol.limits import MAX_NAME_LENGTH, MAX_SIDE_PIXELS, MAX_STEPS
 
@@ -57,7 +58,7 @@ def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
 @click.argument("name", callback=_name)
 @click.option(
     "--requests-per-minute",
-    type=click.FloatRange(0, min_open=True, max=1e6),
+    type=FiniteRange(0, min_open=True, max=1e6),
     help="Maximum number of image requests and jobs per minute.  [default: unlimited]",
 )
 @click.option(

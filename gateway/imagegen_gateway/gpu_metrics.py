@@ -22,7 +22,7 @@ _NAMES = ("memory_used_bytes", "memory_total_bytes", "temperature_celsius")
 _STARTS = tuple(_PREFIX + name for name in _NAMES)
 MAX_LINES = 200
 """Maximum number of lines that are parsed: three for each GPU of a host."""
-MAX_LINE = 1000
+MAX_LINE = 500
 """Maximum number of characters of a line that is parsed; the parser needs 7 s for a megabyte of quotes."""
 MAX_CONCURRENT = 16
 """Maximum number of workers that are read at the same time."""

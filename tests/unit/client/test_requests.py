@@ -200,6 +200,12 @@ def test_invalid_images_are_errors(options, words):
     assert words in str(caught.value)
 
 
+def test_no_program_is_run_on_the_bytes_of_an_image(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was run"))
+    with pytest.raises(InvalidRequestError, match=r"image: expected an image, got .* in the format EPS"):
+        made(image=a_file("EPS"))
+
+
 def test_a_file_that_is_too_long_is_not_read(tmp_path):
     path = tmp_path / "long.png"
     with path.open("wb") as file:

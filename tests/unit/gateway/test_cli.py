@@ -35,7 +35,7 @@ def check(tmp_path, monkeypatch):
         (("--tls-key", "no", "--tls-certificate", "no"), "--tls-certificate: the file no does not exist"),
         (("--key", "no.key_secret"), "--key and --broker-key go together"),
         (("--auth", "on"), "'on' is not one of 'off', 'keys'"),
-        (("--results-kept", "nan"), "nan is not a finite number of seconds"),
+        (("--results-kept", "nan"), "nan is not a finite number"),
         (("--max-jobs", "0"), "0 is not in the range x>=1"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -43,6 +43,12 @@ def check(tmp_path, monkeypatch):
 def test_invalid_settings_are_rejected(check, arguments, message):
     result = check(*arguments)
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_a_limit_of_a_key_is_a_finite_number(tmp_path):
+    arguments = ["--state-folder", str(tmp_path), "keys", "add", "alice", "--requests-per-minute", "nan"]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, "nan is not a finite number" in result.stderr) == (2, True)
 
 
 def test_valid_settings_are_accepted_without_creating_files(check, tmp_path):
