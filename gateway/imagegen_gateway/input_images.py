@@ -9,6 +9,10 @@ from imagegen_gateway.errors import ApiError
 from imagegen_protocol.images import BoundedFile
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 
+MAX_DATA_URL_PREFIX = 256
+"""Maximum number of characters before the data of a `data:` URL."""
+_SLICE = 256 * 1024
+"""Characters of base64 that are decoded at once; a multiple of 4."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DECODING = threading.Semaphore(2)
 """Limits concurrent conversions: the largest mask needs a third of a gigabyte."""
@@ -79,9 +83,16 @@ def mask_image(data: bytes) -> bytes:
 
 def decode_base64(field: str, text: str) -> bytes:
     """Return the bytes of base64 text or a base64 `data:` URL. Raises `ApiError`."""
-    _, comma, rest = text.partition(",")
+    start = text.find(",", 0, MAX_DATA_URL_PREFIX) + 1 if text.startswith("data:") else 0
+    data = bytearray()
     try:
-        return binascii.a2b_base64(rest if comma and text.startswith("data:") else text, strict_mode=True)
+        # In slices: the decoder holds the lock of the interpreter until its end.
+        for at in range(start, len(text), _SLICE):
+            part = text[at : at + _SLICE]
+            if "=" in part and at + _SLICE < len(text):
+                raise ValueError("excess data after padding")
+            data += binascii.a2b_base64(part, strict_mode=True)
+        return bytes(data)
     except ValueError as error:  # binascii.Error, or non-ASCII text
         message = f"{field}: expected an image as base64 or a data: URL: {error}"
         raise ApiError(422, "invalid_image", message, param=field) from error

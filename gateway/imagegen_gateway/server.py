@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,8 @@ BACKLOG = 256
 """Maximum number of connections that wait to be accepted."""
 TICKS_PER_CHECK = 20
 """Number of ticks (2 s) between two checks for clients that do not read their responses."""
+SWITCH_SECONDS = 0.001
+"""Time after which a thread passes the lock of the interpreter on."""
 SHUTDOWN_GRACE_SECONDS = 5
 """Time after `drain_timeout` in which cancelled requests can send their error responses."""
 
@@ -126,6 +129,8 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
         )
         settings = replace(settings, max_connections=max_connections)
     limit_log_lines()
+    # The event loop waits so long for each thread that parses a body; the default is 5 ms.
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = make_app(settings, stopping)
     config = uvicorn.Config(
         app,

@@ -317,4 +317,4 @@ class ClientSessions:
         if self._settings.log_requests and request_id is not None:
             session = {} if client is None else {"client": client.session}
             fields = {"request_id": request_id.hex(), "outcome": code, **session}
-            self._outbox.log(logging.INFO, "request rejected", **fields)
+            self._outbox.log(logging.WARNING, "request rejected", **fields)

@@ -104,3 +104,12 @@ def test_base64_and_data_urls_are_decoded_and_other_texts_rejected():
     for wrong in ("a", "data:image/png;base64,!", "https://example.org/a.png", "ä"):
         with pytest.raises(ApiError, match="image: expected an image as base64 or a data: URL"):
             decode_base64("image", wrong)
+
+
+def test_long_base64_is_decoded_as_a_whole():
+    data = bytes(range(256)) * 4096 + b"a"
+    text = base64.b64encode(data).decode()
+    assert decode_base64("image", text) == decode_base64("image", f"data:image/png;base64,{text}") == data
+    for wrong in (f"{'A' * 1000}=={text}", f"{text}AAAA", text[:-1], f"{text[:500_000]}\n{text[500_000:]}"):
+        with pytest.raises(ApiError, match="image: expected an image as base64 or a data: URL"):
+            decode_base64("image", wrong)
