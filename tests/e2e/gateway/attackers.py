@@ -22,8 +22,10 @@ from imagegen_protocol.request import encode_request, make_request
 
 MAX_BODY = 16 * 1024**2
 """The `--max-body-bytes` of the gateway."""
-BURST = 50
-"""Messages that a flood sends at once, every 10 ms."""
+BURST_BYTES = 20_000
+"""Bytes that a flood sends at once, every 10 ms: 2 MB/s each, and up to 8,000 messages a second."""
+_MESSAGE_BYTES = 200
+"""What a message costs besides its bytes."""
 
 
 def png(chunks=0, padding=0):
@@ -156,8 +158,11 @@ class BrokerAttacks(Attacks):
         with self._connect() as dealer:
             for _ in range(100):
                 with suppress(zmq.Again):
-                    for _ in range(BURST):
-                        dealer.send_multipart(make(), zmq.NOBLOCK)
+                    sent = 0
+                    while sent < BURST_BYTES:
+                        message = make()
+                        dealer.send_multipart(message, zmq.NOBLOCK)
+                        sent += _MESSAGE_BYTES + sum(map(len, message))
                 if self.ended.wait(0.01):
                     break
         return "connection"
