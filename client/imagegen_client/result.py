@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagegen_client.pillow import os_errors
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.messages import ParameterValue, Result
 
@@ -43,8 +44,8 @@ class GenerationResult:
     def images(self) -> list["Image.Image"]:
         """The decoded images.
 
-        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and PIL's
-        `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has another format.
+        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and `OSError`,
+        such as PIL's `UnidentifiedImageError`, for one that cannot be decoded or has another format.
         """
         # Imported late: Pillow takes longer to import than everything else together.
         from PIL import Image
@@ -52,11 +53,12 @@ class GenerationResult:
         decoded: list[Image.Image] = []
         for info, frame in zip(self._header.images, self._frames, strict=True):
             # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
-            image = Image.open(io.BytesIO(frame), formats=(info.format,))
-            if image.size != (info.width, info.height):
-                announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
-                raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
-            image.load()
+            with os_errors():
+                image = Image.open(io.BytesIO(frame), formats=(info.format,))
+                if image.size != (info.width, info.height):
+                    announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
+                    raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
+                image.load()
             decoded.append(image)
         return decoded
 

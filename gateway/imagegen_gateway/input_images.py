@@ -4,6 +4,7 @@ import binascii
 import io
 import threading
 
+from imagegen_client.pillow import os_errors
 from imagegen_gateway.core.limits import Limits
 from imagegen_gateway.errors import ApiError
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
@@ -51,9 +52,9 @@ def check_image(field: str, data: bytes, limits: Limits, *, sets_size: bool) -> 
         message = f"{field}: expected a PNG with at most {MAX_CHUNKS} chunks"
         raise ApiError(422, "invalid_image", message, param=field)
     try:
-        with Image.open(_BoundedFile(data), formats=_FORMATS) as image:
+        with os_errors(), Image.open(_BoundedFile(data), formats=_FORMATS) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(
             422,
             "invalid_image",
@@ -91,11 +92,11 @@ def mask_image(data: bytes) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with _DECODING, Image.open(_BoundedFile(data), formats=_FORMATS) as image:
+        with _DECODING, os_errors(), Image.open(_BoundedFile(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
             mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(422, "invalid_image", f"mask: the image can't be decoded: {error}", param="mask") from error
     buffer = io.BytesIO()
     mask.save(buffer, format="PNG")

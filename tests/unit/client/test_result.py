@@ -45,6 +45,13 @@ def test_undecodable_bytes_are_an_os_error():
         _ = a_result(b"not an image").image
 
 
+def test_a_damaged_image_is_an_os_error():
+    at = encoded().index(b"IDAT") - 4
+    damaged = encoded()[:at] + b"\0\0\0\2" + encoded()[at + 4 :]  # the next chunk begins in the middle of the data
+    with pytest.raises(UnidentifiedImageError, match="broken PNG file"):
+        _ = a_result(damaged).image
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a"])
 def test_a_matching_suffix_writes_the_bytes_unchanged(tmp_path, name):
     (path,) = a_result(b"not an image").save(tmp_path / name)
