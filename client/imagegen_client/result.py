@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagegen_client.pillow import os_errors
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.images import BoundedFile
 from imagegen_protocol.messages import ImageInfo, ParameterValue, Result
@@ -43,9 +44,8 @@ class GenerationResult:
     def images(self) -> list["Image.Image"]:
         """The decoded images.
 
-        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's or whose file
-        has too many parts, and PIL's `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has
-        another format.
+        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and `OSError`,
+        such as PIL's `UnidentifiedImageError`, for one that cannot be decoded, of another format or many parts.
         """
         return [_decode(info, frame) for info, frame in zip(self._header.images, self._frames, strict=True)]
 
@@ -157,15 +157,11 @@ def _decode(info: ImageInfo, frame: bytes | memoryview) -> "Image.Image":
     # Imported late: Pillow takes longer to import than everything else together.
     from PIL import Image
 
-    try:
-        # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
+    # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
+    with os_errors():
         image = Image.open(BoundedFile(frame), formats=(info.format,))
-        size = image.size
-        if size == (info.width, info.height):
-            image.load()
-    except (ValueError, Image.DecompressionBombError) as error:
-        raise ProtocolError(f"the image can't be decoded: {error}") from error
-    if size != (info.width, info.height):
-        announced, received = f"{info.width}x{info.height}", f"{size[0]}x{size[1]}"
-        raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
+        if image.size != (info.width, info.height):
+            announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
+            raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
+        image.load()
     return image

@@ -3,7 +3,7 @@
 import re
 import time
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -68,7 +68,7 @@ def _check_local(request: Request, services: Services) -> None:
     """Raise `ApiError` 403 for requests of other sites' pages, which a local browser could send."""
     host = request.headers.get("host", "")
     settings = services.settings
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _split(f"//{host}").hostname or ""
     if not is_loopback(name) and name != urlsplit(settings.public_url or "").hostname:
         message = f"Host: expected this machine or the host of --public-url (keys are off), got {host!r}"
         raise ApiError(403, "foreign_host", message)
@@ -77,6 +77,14 @@ def _check_local(request: Request, services: Services) -> None:
     if origin is None or origin in own or {origin, "*"} & {*settings.cors_origins}:
         return
     raise ApiError(403, "foreign_origin", f"pages of {origin!r} are not allowed; see --cors-origin")
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL from a header; empty parts for one that can't be parsed."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def base_url(request: Request, services: Services) -> str:

@@ -4,6 +4,7 @@ import binascii
 import io
 import threading
 
+from imagegen_client.pillow import os_errors
 from imagegen_gateway.core.limits import Limits
 from imagegen_gateway.errors import ApiError
 from imagegen_protocol.images import BoundedFile
@@ -39,9 +40,9 @@ def check_image(field: str, data: bytes, limits: Limits, *, sets_size: bool) -> 
     except ValueError as error:
         raise ApiError(422, "invalid_image", f"{field}: {error}", param=field) from error
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with os_errors(), Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(
             422,
             "invalid_image",
@@ -70,11 +71,11 @@ def mask_image(data: bytes) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with _DECODING, Image.open(BoundedFile(data), formats=_FORMATS) as image:
+        with _DECODING, os_errors(), Image.open(BoundedFile(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
             mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(422, "invalid_image", f"mask: the image can't be decoded: {error}", param="mask") from error
     buffer = io.BytesIO()
     mask.save(buffer, format="PNG")

@@ -48,13 +48,20 @@ def test_undecodable_bytes_are_an_os_error():
 
 
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
-def test_an_image_of_very_many_parts_is_a_protocol_error(before):
+def test_an_image_of_very_many_parts_is_an_os_error(before):
     """A worker may send anything; Pillow reads each part in Python."""
     info = ImageInfo(format="png", width=8, height=8, seed=1)
     header = Result(request_id=b"\x01" * 16, worker="w", model="m", images=[info])
     assert GenerationResult(header, [with_empty_chunks(100, before)], 1.0).image.size == (8, 8)
-    with pytest.raises(ProtocolError, match="at most 16384 chunks"):
+    with pytest.raises(OSError, match="at most 16384 chunks"):
         _ = GenerationResult(header, [with_empty_chunks(MAX_CHUNKS, before)], 1.0).image
+
+
+def test_a_damaged_image_is_an_os_error():
+    at = encoded().index(b"IDAT") - 4
+    damaged = encoded()[:at] + b"\0\0\0\2" + encoded()[at + 4 :]  # the next chunk begins in the middle of the data
+    with pytest.raises(UnidentifiedImageError, match="broken PNG file"):
+        _ = a_result(damaged).image
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a"])

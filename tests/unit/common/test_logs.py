@@ -30,9 +30,9 @@ def written(capsys):
     return capsys.readouterr().err
 
 
-def raised():
+def raised(text="boom\nand more"):
     try:
-        raise ValueError("boom\nand more")
+        raise ValueError(text)
     except ValueError as error:
         return error
 
@@ -52,6 +52,17 @@ def test_values_that_would_break_the_pairs_are_quoted():
 def test_a_message_of_several_lines_becomes_one():
     line = shown(LineFormatter, "no such file\n  see the manual", level=logging.ERROR)
     assert " error no such file see the manual worker=" in line
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\udc80", "\U000e0041"])
+def test_control_characters_of_other_peers_do_not_reach_the_terminal(character):
+    fields = {"plain": f"a{character}b", "quoted": f"a {character}"}
+    line = shown(LineFormatter, f"it {character} happened", fields)
+    assert line.isprintable()
+    plain, quoted = re.search(r'plain=("[^"]+") quoted=("[^"]+")', line).groups()
+    assert (json.loads(plain), json.loads(quoted)) == tuple(fields.values())
+    lines = shown(LineFormatter, "it raised", error=raised(character)).split("\n")
+    assert all(each.isprintable() for each in lines)
 
 
 def test_a_traceback_follows_the_line():
