@@ -201,11 +201,12 @@ def test_the_number_of_event_streams_of_a_key_is_limited(guarded):
                 break
 
 
-def test_each_key_is_a_client_of_the_broker(guarded, broker_client):
+def test_each_key_is_a_client_of_the_broker(guarded, broker_client, fleet):
     before = broker_client.stats()["clients"]
     for name in ("alice", "bob"):
         assert generate(guarded, guarded.add_key(name))[0] == 200
-    assert broker_client.stats()["clients"] == before + 2 + 1, "one per key, and one for statistics"
+    expected = before + 2 + 1
+    fleet.wait_until(lambda: broker_client.stats()["clients"] == expected, "one client per key and for statistics")
 
 
 def test_a_body_that_is_too_long_is_rejected(start_gateway):
