@@ -226,6 +226,8 @@ class ClientCore:
             return self._refused(error, error.message, now)
         if error.request_id is None:
             return self._warn("error received", f"{error.code}: {error.message}")
+        if not error.is_answer:
+            return []  # such as a progress report of a later version; the answer is still to come
         # Without an acknowledgement the broker would repeat an undecodable answer for ever.
         self._receipts.acknowledge(error.request_id)
         entry = self._pending.by_id.get(error.request_id)

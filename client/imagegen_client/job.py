@@ -10,9 +10,12 @@ from imagegen_client.progress import Progress, make_progress
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, messages
+from imagegen_protocol.limits import MAX_STEPS
 
 MAX_UNREAD = 32
-"""Unread progress events beyond which previews and queue positions are dropped; steps are always kept."""
+"""Unread progress events beyond which previews and queue positions are dropped."""
+MAX_UNREAD_STEPS = 2 * MAX_STEPS
+"""Unread progress events beyond which steps are dropped too: a worker may send any number of them."""
 
 ProgressQueue = queue.SimpleQueue[Progress | None]
 """Progress events, oldest first; None marks the end."""
@@ -126,9 +129,10 @@ class Job:
 
     def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
         """Take a progress message; called by the transport."""
-        full = self._progress is not None and self._progress.qsize() >= MAX_UNREAD
+        unread = 0 if self._progress is None else self._progress.qsize()
+        full = unread >= MAX_UNREAD
         self._latest = event = make_progress(progress, () if full else payload)
-        if not (full and event.state == "queued"):
+        if unread < (MAX_UNREAD if event.state == "queued" else MAX_UNREAD_STEPS):
             self._put(event)
 
     def on_waiting(self, reason: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from imagegen_client.pillow import os_errors
 from imagegen_protocol import ProtocolError, messages
 from imagegen_protocol.images import read_size
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES, MAX_PREVIEW_SIDE_PIXELS
@@ -39,19 +40,20 @@ class Progress:
     def preview_image(self) -> "Image.Image | None":
         """The decoded preview.
 
-        Raises `ProtocolError`, before decoding, for one that is larger than the protocol allows, and PIL's
-        `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded.
+        Raises `ProtocolError`, before decoding, for one that is larger than the protocol allows, and `OSError`,
+        such as PIL's `UnidentifiedImageError`, for one that cannot be decoded.
         """
         if self.preview is None:
             return None
         from PIL import Image
 
         # Opening reads only the size: a small file may be decoded to gigabytes.
-        image = Image.open(io.BytesIO(self.preview), formats=("png", "jpeg"))
-        if max(image.size) > MAX_PREVIEW_SIDE_PIXELS:
-            most, size = MAX_PREVIEW_SIDE_PIXELS, f"{image.width}x{image.height}"
-            raise ProtocolError(f"expected a preview of at most {most}x{most} pixels, got one of {size}")
-        image.load()
+        with os_errors():
+            image = Image.open(io.BytesIO(self.preview), formats=("png", "jpeg"))
+            if max(image.size) > MAX_PREVIEW_SIDE_PIXELS:
+                most, size = MAX_PREVIEW_SIDE_PIXELS, f"{image.width}x{image.height}"
+                raise ProtocolError(f"expected a preview of at most {most}x{most} pixels, got one of {size}")
+            image.load()
         return image
 
 

@@ -20,7 +20,7 @@ from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.handshake import HandshakeMonitor
 from imagegen_protocol.keys import CurveKeys
 from imagegen_protocol.limits import ID_BYTES, MAX_CHUNK_BYTES, MAX_FETCH_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import Chunk, ClientMessage, Goodbye, Progress
+from imagegen_protocol.messages import Chunk, ClientMessage, Error, Goodbye, Progress, Result, Stats
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.terminal import escape_controls
 
@@ -178,9 +178,10 @@ class Transport:
         except ProtocolError as error:
             return ev.InvalidMessage(error)
         if number > MAX_FRAMES:
-            return ev.InvalidMessage(
-                ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {number}")
-            )
+            problem = ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {number}")
+            problem.request_id = getattr(message, "request_id", None)
+            problem.is_answer = isinstance(message, Result | Error | Stats)
+            return ev.InvalidMessage(problem)
         return ev.Received(message, payload)
 
     def _take_queued(self) -> None:

@@ -60,11 +60,13 @@ class LineFormatter(logging.Formatter):
         """Return the line; `extra={"fields": {…}}` of the logging call becomes `key=value` pairs."""
         fields: dict[str, object] = getattr(record, "fields", {})
         line = self.line(record.created, record.levelno, record.name, record.getMessage(), fields)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        return "\n".join([line, *map(_escape, self.formatException(record.exc_info).split("\n"))])
 
     def line(self, created: float, level: int, logger: str, text: str, fields: dict[str, Any]) -> str:
         """Return the line of a message without a record; `created` in seconds since 1970."""
-        message = " ".join(text.split())  # an error's text may have several lines
+        message = _escape(" ".join(text.split()))  # an error's text may have several lines
         constant = self._constant
         pairs = [f"{key}={_show(value)}" for key, value in fields.items() if key not in constant]
         return " ".join([_instant(created), _level(level), message, *pairs]) + self._end
@@ -102,7 +104,7 @@ class JsonFormatter(logging.Formatter):
         }
         for key, value in {**fields, **self._constant}.items():
             line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        return _encode({**line, **trace})
+        return _escape(_encode({**line, **trace}))  # JSON keeps one control character, delete
 
 
 def _instant(seconds: float) -> str:
@@ -124,7 +126,20 @@ def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     text = value if type(value) is str else str(value)
-    return text if text.isalnum() or _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if text.isalnum() or (_PLAIN.fullmatch(text) and text.isprintable()):
+        return text
+    return _escape(json.dumps(text, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    r"""Return the text with control characters, which could change a terminal, as `\u001b`."""
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else _unicode_escape(each) for each in text])
+
+
+def _unicode_escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if character.isascii() else json.dumps(character)[1:-1]
 
 
 class BurstLimiter:

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 THREADS = 4
 """Number of threads."""
-THREADS_PER_KEY = 2
-"""Maximum number of threads that work for one key."""
+THREADS_PER_KEY = 1
+"""Maximum number of threads that work for one key; all share the lock of the interpreter with the event loop."""
 
 
 class KeySlots:

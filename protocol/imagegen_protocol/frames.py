@@ -85,7 +85,7 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
         problem = ProtocolError(_cut(f"bad {kind or 'untyped'} message: {why}"))
     if isinstance(envelope.request_id, bytes) and len(envelope.request_id) == ID_BYTES:
         problem.request_id = envelope.request_id
-    problem.is_answer = envelope.type in ("result", "error")
+    problem.is_answer = envelope.type in ("result", "error", "stats")
     return problem
 
 

@@ -1,5 +1,6 @@
-"""Formats and sizes of images by their first bytes, without decoding them."""
+"""Formats and sizes of images by their first bytes, without decoding them, and files with limits for decoders."""
 
+import io
 import struct
 
 from imagegen_protocol.request import OutputFormat
@@ -8,6 +9,43 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the segments of a JPEG that contain its size."""
+
+MAX_READS = 64 * 1024
+"""Maximum number of reads from a file. Decoders read each PNG chunk and JPEG segment separately, in Python."""
+MAX_CHUNKS = 16 * 1024
+"""Maximum number of chunks of a PNG. Encoders that write chunks of 4 KiB reach it at 64 MiB."""
+
+
+class BoundedFile(io.BytesIO):
+    """An untrusted image file for a decoder.
+
+    It raises `ValueError` if it is a PNG of too many chunks, and at the read beyond `MAX_READS`: a file of a few
+    megabytes in millions of parts would occupy a decoder, and the lock of the interpreter, for seconds.
+    """
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        _check_chunks(data)
+        super().__init__(data)
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read some bytes."""
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ValueError(f"it has more than {MAX_READS} parts")
+        return super().read(size)
+
+
+def _check_chunks(data: bytes | memoryview) -> None:
+    """Raise `ValueError` for a PNG with too many chunks anywhere: a decoder visits all, opening only the first."""
+    if data[: len(_PNG)] != _PNG:
+        return
+    at, chunks = len(_PNG), 0
+    while at < len(data):
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        chunks += 1
+        if chunks > MAX_CHUNKS:
+            raise ValueError(f"expected a PNG with at most {MAX_CHUNKS} chunks")
 
 
 def sniff_format(data: bytes | memoryview) -> OutputFormat | None:

@@ -215,14 +215,14 @@ MUTATIONS = (
     Mutation(
         "a client that acknowledges nothing is not held out",
         LIMITS + "pause_or_resume",
-        "self._scheduler.queue.pause(client.id)",
+        "self._scheduler.queue.pause(client)",
         "pass",
         ("within_maximum", "books_agree"),
     ),
     Mutation(
         "a client that acknowledges again stays held out",
         LIMITS + "pause_or_resume",
-        "self._scheduler.queue.resume(client.id)",
+        "self._scheduler.queue.resume(client)",
         "pass",
         ("books_agree", "one_answer"),
     ),
@@ -238,7 +238,7 @@ MUTATIONS = (
     Mutation(
         "there is no fair share",
         QUEUE + "end_turn",
-        "level.part_of(request).turns.move_to_end(request.client.id)",
+        "level.part_of(request).end_turn(request.client)",
         "pass",
         ("fair_share",),
     ),

@@ -73,7 +73,7 @@ class ClientSessions:
         if client is None:
             if isinstance(message, Goodbye):
                 return
-            if len(self.by_id) >= self._settings.max_clients and not self._is_known(message):
+            if not self._has_place(key, message):
                 self._reject_client(client_id, message)
                 return
             client = self._register(client_id, key, now)
@@ -144,7 +144,7 @@ class ClientSessions:
         client.principal.clients -= 1
         if not client.principal.clients:
             self._principals.pop(client.key, None)
-        self._scheduler.queue.resume(client.id)
+        self._scheduler.queue.resume(client)
         self._table.fetching.pop(client.id, None)
         self._outbox.discard_client(client.id)
 
@@ -190,9 +190,18 @@ class ClientSessions:
         self._send_heartbeat(client)
         return client
 
+    def _has_place(self, key: bytes, message: ClientMessage) -> bool:
+        """Return whether one more client may be registered: a key leaves others as many places as it has.
+
+        A client that has reconnected has a place of its own, because its earlier session may not have ended yet.
+        """
+        maximum = self._settings.max_clients * (2 if self._is_known(message) else 1)
+        principal = self._principals.get(key)
+        return maximum - len(self.by_id) > (0 if principal is None else principal.clients)
+
     def _reject_client(self, client_id: bytes, message: ClientMessage) -> None:
         """Reject a client beyond the maximum without storing anything about it."""
-        text = f"the broker has {len(self.by_id)} clients, which is the maximum"
+        text = f"the broker has {len(self.by_id)} clients, and no place for another one of this key"
         self._table.counters.rejected[OverloadedError.code] += 1
         request_id = message.request_id if isinstance(message, Submit | Cancel) else None
         self._log_rejection(None, request_id, OverloadedError.code)
@@ -308,4 +317,4 @@ class ClientSessions:
         if self._settings.log_requests and request_id is not None:
             session = {} if client is None else {"client": client.session}
             fields = {"request_id": request_id.hex(), "outcome": code, **session}
-            self._outbox.log(logging.INFO, "request rejected", **fields)
+            self._outbox.log(logging.WARNING, "request rejected", **fields)

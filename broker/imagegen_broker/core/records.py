@@ -32,6 +32,7 @@ class Settings:
     max_unacknowledged_per_client: int = 1024
     """The least maximum of one client's requests that are DISPATCHED or DELIVERED; see `RequestTable`."""
     max_clients: int = 20_000
+    max_workers: int = 8192
     fetch_window_bytes: int = DEFAULT_FETCH_WINDOW_BYTES
     """Maximum bytes that one peer may have asked for and not confirmed."""
     max_transfer_bytes: int = 1024 * 1024 * 1024
@@ -95,6 +96,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 MIN_FETCH_WINDOW_BYTES = 64 * 1024
+_MIN_UNCONFIRMED = 4096
+_MIN_AVERAGE_BYTES = 1024
+"""Average size of unconfirmed messages below which their number counts instead; honest peers stay above it."""
 FIRST_CHUNK_BYTES = 8 * 1024
 """Size of the first chunks of a worker: one takes less than the liveness time on any link."""
 
@@ -126,6 +130,14 @@ class SendWindow:
     def remove(self, token: bytes) -> None:
         """Remove a message that could not be sent."""
         self.size -= self._sizes.pop(token, 0)
+
+    def is_crowded(self, maximum: int) -> bool:
+        """Return whether there are too many messages for a window of `maximum` bytes: they are very small."""
+        return len(self._sizes) >= max(_MIN_UNCONFIRMED, maximum // _MIN_AVERAGE_BYTES)
+
+    def room(self, maximum: int) -> int:
+        """Return how many bytes may still be sent in a window of `maximum` bytes."""
+        return 0 if self.is_crowded(maximum) else max(0, maximum - self.size)
 
 
 @dataclass(slots=True)
@@ -274,6 +286,11 @@ class Client:
     downloads: Downloads = field(default_factory=Downloads)
     """The payloads of its RECEIVING requests."""
 
+    @property
+    def owner(self) -> bytes:
+        """Whose turns and limits the client shares: those of its key, or its own without keys."""
+        return self.key or self.id
+
     def add(self, request: Request) -> None:
         """Make the client the owner of a request."""
         request.client = self
@@ -299,6 +316,15 @@ class Assignment:
     beat: int
     resends: int = 0
     """Number of RESENDs because the worker lists the request as finished."""
+    reported_beat: int = 0
+    reports: int = 0
+    """Number of PROGRESS messages since the broker's heartbeat `reported_beat`."""
+
+    def count_report(self, beat: int) -> int:
+        """Count a PROGRESS message; return the number of them since the last heartbeat, which has this number."""
+        self.reports = self.reports + 1 if beat == self.reported_beat else 1
+        self.reported_beat = beat
+        return self.reports
 
 
 @dataclass(slots=True, eq=False)

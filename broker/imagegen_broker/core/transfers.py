@@ -51,6 +51,9 @@ class Transfers:
         relay = None if request is None else request.relay
         if request is None or relay is None or relay.payload_id != fetch.payload_id or request.worker is None:
             return
+        to_end = relay.total - fetch.offset
+        if fetch.length < min(MIN_CHUNK_BYTES, to_end):
+            return  # many small chunks cost more than their bytes
         if fetch.offset != relay.end:
             if fetch.offset > relay.end > relay.position:
                 return  # it continues a FETCH that exceeded the window
@@ -59,9 +62,9 @@ class Transfers:
             request.end_relay()  # it asks again, so what it asked for before does not count
             relay.position = relay.end = fetch.offset
             relay.repeats += 1
-        room = self.window - client.asked_bytes - client.window.size
-        length = min(fetch.length, room, relay.total - fetch.offset)
-        if length <= 0:
+        room = client.window.room(self.window) - client.asked_bytes
+        length = min(fetch.length, room, to_end)
+        if length < min(MIN_CHUNK_BYTES, to_end) or length <= 0:
             return
         if relay.end == relay.position:
             relay.waiting_since = now
@@ -99,7 +102,7 @@ class Transfers:
         self._adapt_chunks(worker, size, now - relay.waiting_since)
         relay.waiting_since = now
         client.asked_bytes -= size
-        if not client.blocked:
+        if not client.blocked and not client.window.is_crowded(self.window):
             self._send_chunk_to_client(client, chunk, payload[0])
 
     def _adapt_chunks(self, worker: Worker, size: int, seconds: float) -> None:
@@ -117,7 +120,7 @@ class Transfers:
     def serve_client(self, client: Client, frames: Payload, fetch: Fetch) -> None:
         """Answer a FETCH for a payload that the broker has."""
         client.window.confirm(fetch.token)
-        room = self.window - client.asked_bytes - client.window.size
+        room = client.window.room(self.window) - client.asked_bytes
         if room > 0:
             for chunk, data in chunks(frames, replace(fetch, length=min(fetch.length, room))):
                 self._send_chunk_to_client(client, chunk, data)
@@ -125,7 +128,7 @@ class Transfers:
     def progress(self, client: Client, message: Progress, header: bytes, payload: Payload) -> SendToClient:
         """Return the PROGRESS to forward; with its preview only if few are on the way."""
         is_preview = len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
-        if not is_preview or client.window.size > _MAX_UNCONFIRMED_PREVIEW_BYTES:
+        if not is_preview or not client.window.room(_MAX_UNCONFIRMED_PREVIEW_BYTES + 1):
             return SendToClient(client.id, header)
         token = self._new_token()
         client.window.add(token, len(payload[0]))
@@ -148,7 +151,7 @@ class Transfers:
         """Send a part of a request's payload to the worker that it was dispatched to."""
         worker.window.confirm(fetch.token)
         assignment = worker.assigned.get(fetch.request_id)
-        room = self._settings.fetch_window_bytes - worker.window.size
+        room = worker.window.room(self._settings.fetch_window_bytes)
         if assignment is None or room <= 0 or not assignment.request.is_complete:
             return
         for chunk, data in chunks(assignment.request.payload, replace(fetch, length=min(fetch.length, room))):

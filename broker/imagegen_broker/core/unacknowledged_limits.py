@@ -38,6 +38,6 @@ class UnacknowledgedLimits:
     def pause_or_resume(self, client: Client) -> None:
         """Dispatch requests of a client only below its maximum, and while its connection accepts messages."""
         if not client.is_reachable or client.unacknowledged >= self.maximum_of(client):
-            self._scheduler.queue.pause(client.id)
+            self._scheduler.queue.pause(client)
         else:
-            self._scheduler.queue.resume(client.id)
+            self._scheduler.queue.resume(client)

@@ -1,6 +1,7 @@
 """`WorkerSessions`: the messages of workers, and their liveness."""
 
 import logging
+from collections.abc import Sequence
 
 from imagegen_broker.core.capabilities import FleetCapabilities
 from imagegen_broker.core.events import Payload, SendToWorker
@@ -14,6 +15,7 @@ from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.errors import (
     RETURNED,
     GenerationFailedError,
+    OverloadedError,
     ProtocolError,
     WorkerNameTakenError,
 )
@@ -32,6 +34,11 @@ from imagegen_protocol.messages import (
     WorkerHeartbeat,
     WorkerMessage,
 )
+
+_MAX_REPORTS_PER_SECOND = 200
+"""PROGRESS messages of one request that are forwarded; more would fill the connection of its client."""
+_MAX_LOGGED_MODELS = 8
+"""Models in the log line of a registration: a worker may serve 256, with names of 128 characters."""
 
 
 class WorkerSessions:
@@ -130,10 +137,17 @@ class WorkerSessions:
             if (other := self._by_name.get(message.name)) is not None:
                 self._reject(worker_id, other)
                 return
+            if len(self.by_id) >= self._settings.max_workers:
+                text = f"the broker has {len(self.by_id)} workers, which is the maximum"
+                self._outbox.log(logging.WARNING, "worker rejected", worker=message.name, reason="too_many")
+                self._outbox.add(SendToWorker(worker_id, Error(code=OverloadedError.code, message=text)))
+                return
             worker = self._register(worker_id, message, now)
         if payload:
             # A registered worker sends READY again when it knows more capabilities.
-            worker.capabilities = {**worker.capabilities, **decode_capabilities(memoryview(payload[0]))}
+            found = decode_capabilities(memoryview(payload[0]))
+            known = {name: each for name, each in found.items() if name in worker.ready.models}
+            worker.capabilities = {**worker.capabilities, **known}
             self.capabilities.changed()
         worker.last_received = now
         self._requests.reconcile(worker, message, -1, now)
@@ -152,7 +166,7 @@ class WorkerSessions:
             worker=ready.name,
             host=ready.host,
             gpu=ready.gpu_id,
-            models=",".join(ready.models),
+            models=_list(ready.models),
             capacity=ready.capacity,
         )
         # Unless the operator has chosen a default, it is the first model that was served and still is.
@@ -220,6 +234,8 @@ class WorkerSessions:
         assignment = worker.assigned.get(message.request_id)
         if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
             return
+        if assignment.count_report(worker.beat) > _MAX_REPORTS_PER_SECOND * max(1.0, self._settings.interval):
+            return
         request = assignment.request
         preview = payload if request.submit.preview else ()
         self._outbox.add(self._transfers.progress(request.client, message, header, preview))
@@ -276,6 +292,11 @@ class WorkerSessions:
             self._table.requeue(assignment.request, "returned", now)
         self._scheduler.worker_changed(worker)
         self._outbox.release(worker.id, request_id)
+
+
+def _list(models: Sequence[str]) -> str:
+    more = f" and {len(models) - _MAX_LOGGED_MODELS} more" if len(models) > _MAX_LOGGED_MODELS else ""
+    return ",".join(models[:_MAX_LOGGED_MODELS]) + more
 
 
 def _payload_problem(message: Result, payload: Payload) -> str | None:

@@ -17,6 +17,7 @@ from imagegen_protocol.conformance.broker_bench import BrokerBench
 from imagegen_protocol.conformance.client_bench import ClientBench
 from imagegen_protocol.conformance.report import Check, Checks, Outcome, outcome, table
 from imagegen_protocol.conformance.worker_bench import WorkerBench
+from imagegen_protocol.terminal import escape_controls
 
 T = TypeVar("T")
 B = TypeVar("B", ClientBench, WorkerBench)
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if a check has failed, 2 for wrong arguments."""
     options = _parser().parse_args(arguments)
     outcomes: list[Outcome] = options.run(options)
-    sys.stdout.write(table(outcomes) + "\n")
+    sys.stdout.write(escape_controls(table(outcomes)) + "\n")
     return int(any(each.result == "fail" for each in outcomes))
 
 

@@ -5,7 +5,7 @@ import os
 from imagegen_protocol.conformance.broker_bench import BODY, IMAGE, INFO, BrokerBench, Client, Worker
 from imagegen_protocol.conformance.peers import has, new_id
 from imagegen_protocol.conformance.report import Checks, NotTested, expect
-from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_INLINE_BYTES, MAX_PREVIEW_BYTES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_INLINE_BYTES, MAX_PREVIEW_BYTES, MIN_CHUNK_BYTES
 from imagegen_protocol.messages import Accepted, Chunk, Fetch, Progress, Resend, Result, Submit
 from imagegen_protocol.transfers import chunks, sizes_of
 
@@ -216,7 +216,7 @@ def unconfirmed_bytes(bench: BrokerBench) -> str:
     answer.client.confirms = False
     tokens: list[bytes] = []
     done = 0
-    while done < window:
+    while window - done >= MIN_CHUNK_BYTES:  # a broker may ignore shorter ones
         length = min(MAX_CHUNK_BYTES, window - done)
         answer.client.send(
             Fetch(request_id=answer.request_id, payload_id=answer.payload_id, offset=done, length=length)

@@ -4,7 +4,7 @@ import pytest
 
 from imagegen_broker.core.events import SendFailed, SendToClient
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
-from imagegen_protocol.messages import Accepted, Progress, Work
+from imagegen_protocol.messages import Accepted, ClientHeartbeat, Progress, Work
 from tests.unit.broker.bench import Bench, rid
 
 
@@ -50,3 +50,12 @@ def test_a_client_whose_connection_takes_nothing_is_sent_no_progress():
     bench = bench_with(preview=True)
     bench.handle(SendFailed(SendToClient(b"c", Accepted(request_ids=[]))))
     assert told(bench, b"picture") == []
+
+
+def test_a_worker_that_reports_without_end_fills_no_connection():
+    bench = bench_with(progress=True)
+    for _ in range(3):
+        assert sum(len(told(bench)) for _ in range(500)) == 200
+        bench.beat("w")
+        bench.client("c", ClientHeartbeat())
+        bench.advance(1.0)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from imagegen_broker.core.events import FLUSH, ReceivedFromClient, SendFailed, SendToClient
+from imagegen_broker.core.events import FLUSH, ReceivedFromClient, ReceivedFromWorker, SendFailed, SendToClient
 from imagegen_broker.core.records import State
+from imagegen_protocol.frames import encode
 from imagegen_protocol.messages import (
     Ack,
     Chunk,
@@ -142,6 +143,17 @@ def test_the_bytes_on_the_way_to_a_worker_are_bounded_until_it_confirms():
     assert bench.core.workers.by_id[b"w"].window.size == 64 * KIB
     assert len(ask(64 * KIB, first[-1].token)) > len(first)
     assert bench.core.workers.by_id[b"w"].window.size == 64 * KIB
+
+
+def test_a_worker_that_asks_for_single_bytes_fills_no_memory():
+    bench = fleet()
+    frames = [b"body", bytes(60 * KIB)]
+    upload(bench, 1, frames)
+    send_chunks(bench, 1, b"".join(frames))
+    for offset in range(5000):
+        message = Fetch(request_id=rid(1), payload_id=rid(1), offset=offset, length=1)
+        bench.core.handle(ReceivedFromWorker(b"w", message, encode(message), ()), bench.now)
+    assert len(bench.core.workers.by_id[b"w"].window._sizes) == 4096
 
 
 def test_a_payload_goes_on_where_it_stopped_when_its_client_has_a_new_connection():
@@ -494,3 +506,27 @@ def test_the_chunks_of_a_worker_follow_the_speed_of_its_link():
     chunk(bench, 1, offset, 8 * KIB)
     fetch(bench, 1, offset + 8 * KIB, 8 * KIB)
     assert asked_chunks() == 128 * KIB
+
+
+def test_a_client_can_not_ask_a_worker_for_single_bytes():
+    bench = fleet()
+    bench.submit(1)
+    answer(bench, 1, size=20 * KIB + 5)
+    for offset in range(3):
+        fetch(bench, 1, offset, 1)
+    fetch(bench, 1, 0, 4 * KIB - 1)
+    assert relayed(bench) == []
+    fetch(bench, 1, 0, 20 * KIB)
+    fetch(bench, 1, 20 * KIB, 4 * KIB)
+    assert relayed(bench) == [(0, 20 * KIB), (20 * KIB, 5)], "the end of a payload may be short"
+
+
+def test_a_worker_that_sends_single_bytes_to_its_accomplice_fills_no_memory():
+    bench = fleet()
+    bench.submit(1)
+    answer(bench, 1, size=60 * KIB)
+    fetch(bench, 1, 0, 60 * KIB)
+    for offset in range(5000):
+        message = Chunk(request_id=rid(1), payload_id=PAYLOAD, offset=offset)
+        bench.core.handle(ReceivedFromWorker(b"w", message, encode(message), [b"x"]), bench.now)
+    assert len(bench.core.clients.by_id[b"c"].window._sizes) == 4096

@@ -210,9 +210,11 @@ class CoreHarness:
     def error(self, request_id: bytes | None, code: str = "generation_failed", after: float | None = None) -> None:
         self.receive(Error(code=code, message="text", request_id=request_id, retry_after_seconds=after))
 
-    def receive_invalid(self, request_id: bytes | None, kind: type[ProtocolError] = ProtocolError) -> None:
+    def receive_invalid(
+        self, request_id: bytes | None, kind: type[ProtocolError] = ProtocolError, *, is_answer: bool = True
+    ) -> None:
         problem = kind("not a message")
-        problem.request_id = request_id
+        problem.request_id, problem.is_answer = request_id, is_answer
         self.handle(InvalidMessage(problem))
 
 

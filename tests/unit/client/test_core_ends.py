@@ -103,6 +103,16 @@ def test_an_undecodable_answer_ends_its_request(harness):
     assert [message.request_ids for message in harness.take()] == [[rid(44)]]
 
 
+def test_an_undecodable_message_that_is_no_answer_ends_nothing(harness):
+    harness.submit(1)
+    harness.take()
+    harness.receive_invalid(rid(1), is_answer=False)
+    assert harness.outcomes == {}
+    assert harness.take() == []
+    harness.result(rid(1))
+    assert rid(1) in harness.outcomes
+
+
 def test_errors_without_a_request_are_logged(harness):
     harness.error(None, "protocol_error")
     harness.receive_invalid(None)

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from imagegen_client.job import MAX_UNREAD, Job
+from imagegen_client.job import MAX_UNREAD, MAX_UNREAD_STEPS, Job
 from imagegen_client.progress import Progress, make_progress
 from imagegen_protocol import ProtocolError, messages
 from imagegen_protocol.images import read_size
@@ -122,3 +122,11 @@ def test_the_size_of_a_cut_off_image_is_unknown_or_right(kind):
     data = encoded(kind)
     sizes = {read_size(memoryview(data)[:length]) for length in range(len(data))}
     assert sizes == {None, (64, 33)}
+
+
+def test_a_worker_that_reports_without_end_fills_no_memory():
+    job = Job(rid(1), 7, transport=None, owner=None, progress=True)
+    for step in range(2 * MAX_UNREAD_STEPS):
+        job.on_progress(messages.Progress(request_id=rid(1), step=step, steps=10), ())
+    assert job.progress_queue().qsize() == MAX_UNREAD_STEPS
+    assert job.latest.step == 2 * MAX_UNREAD_STEPS - 1

@@ -2,9 +2,12 @@
 
 import tomllib
 
+import click
 import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
+
+from imagegen_common.settings import read_settings
 
 DEFAULTS = {"size": 4, "wait_time": 0.5, "paint": "red", "peer": ("a",), "fast": False, "folder": None}
 FILE = """
@@ -115,6 +118,10 @@ def test_what_a_check_prints_is_a_file_of_its_own(toy):
         ("size = {x = 1}", "size must be an integer, got {'x': 1}"),
         ("size = 4\nsize = 5", "toy.toml: not TOML: Cannot overwrite a value (at "),
         ("size = x", "toy.toml: not TOML: Invalid value (at line 1"),
+        ("size = " + "[" * 5000, "toy.toml: not TOML: maximum recursion depth exceeded"),
+        ("size = " + "9" * 5000, "toy.toml: not TOML: Exceeds the limit (4300 digits)"),
+        ("size = 0x" + "f" * 50_000, "toy.toml:1: size: expected integers of 64 bits"),
+        ("peer = [{x = 0x" + "f" * 50_000 + "}]", "toy.toml:1: peer: expected integers of 64 bits"),
         (b"size = 4 # \xff", "toy.toml: not UTF-8: invalid start byte at byte 11"),
     ],
 )
@@ -123,6 +130,14 @@ def test_a_file_that_can_not_be_used(toy, text, words):
     assert result.exit_code == 2
     assert words in result.output.splitlines()[-1]
     assert toy.values is None
+
+
+def test_a_path_with_a_null_character_is_an_error_of_its_setting(tmp_path):
+    command = click.Command("toy", params=[click.Option(["--file"], type=click.Path(exists=True))])
+    path = tmp_path / "toy.toml"
+    path.write_text('file = "a\\u0000"')
+    with pytest.raises(click.UsageError, match=r"toy\.toml:1: file: embedded null byte"):
+        read_settings(path, command, click.Context(command))
 
 
 def test_what_the_environment_hides_is_checked_too(toy):

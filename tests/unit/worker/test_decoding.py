@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
+from imagegen_protocol.images import MAX_CHUNKS
 from imagegen_protocol.request import make_request
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
@@ -19,7 +20,7 @@ from imagegen_worker.core.model import Model
 from imagegen_worker.images.decoding import decode_inputs
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
-from tests.pictures import huge_png, huge_webp
+from tests.pictures import huge_png, huge_webp, with_empty_chunks
 from tests.unit.worker.test_encoding import wait
 
 MODEL = Model(
@@ -233,3 +234,24 @@ def test_an_error_nobody_thought_of_is_an_answer_too(mailbox, monkeypatch):
     pool.close()
     assert (failed.number, failed.code) == (4, "generation_failed")
     assert "MemoryError" in failed.message
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_an_image_of_very_many_chunks_is_rejected_before_it_is_decoded(before):
+    """Pillow reads each chunk in Python: 2.6 million would hold the interpreter's lock for seconds."""
+    request = make_request(prompt="x", seed=1, inputs=["image"])
+    assert decode_inputs(request, MODEL, [with_empty_chunks(100, before)]).image is not None
+    with pytest.raises(
+        InvalidRequestError, match="image: the png image cannot be decoded: expected a PNG with at"
+    ):
+        decode_inputs(request, MODEL, [with_empty_chunks(MAX_CHUNKS, before)])
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xfe\0\2", b"\xff\xd0"])
+def test_a_jpeg_of_very_many_segments_is_rejected(piece):
+    data = encoded(picture(), "JPEG")
+    request = make_request(prompt="x", seed=1, inputs=["image"])
+    with pytest.raises(
+        InvalidRequestError, match="image: the jpeg image cannot be decoded: it has more than 65536"
+    ):
+        decode_inputs(request, MODEL, [data[:20] + 200_000 * piece + data[20:]])
