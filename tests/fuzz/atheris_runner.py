@@ -23,7 +23,9 @@ def fuzz(name: str, seconds: float, findings_folder: Path, corpus: Path) -> None
     with atheris.instrument_imports(include=_INSTRUMENTED):
         from tests.fuzz.findings import Findings
         from tests.fuzz.target import find_target
-    target, findings = find_target(name), Findings(findings_folder)
+
+        target = find_target(name)  # imports the product
+    findings = Findings(findings_folder)
     corpus.mkdir(parents=True, exist_ok=True)
     findings_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as seeds:
