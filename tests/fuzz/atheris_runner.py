@@ -35,6 +35,8 @@ def fuzz(name: str, seconds: float, findings_folder: Path, corpus: Path) -> None
             f"-max_total_time={max(1, round(seconds))}",
             f"-artifact_prefix={findings_folder}/",
             f"-max_len={2000 if target.is_script else 100_000}",
+            # Long inputs from the beginning: a short script does not get far.
+            "-len_control=0",
             # A hang is found by `hang_guard`, whose signal libFuzzer would use otherwise.
             "-timeout=0",
             "-rss_limit_mb=4096",

@@ -27,7 +27,7 @@ _TOKENS = (
 def inputs(target: Target) -> st.SearchStrategy[bytes]:
     """Return a strategy for the inputs of a target."""
     if target.is_script:
-        return st.one_of(st.binary(max_size=60), st.binary(min_size=100, max_size=1500))
+        return st.one_of(st.binary(max_size=60), st.binary(min_size=100, max_size=1500), changed(target.seeds))
     arbitrary = st.binary(max_size=200)
     return st.one_of(arbitrary, changed(target.seeds), changed(target.seeds)) if target.seeds else arbitrary
 

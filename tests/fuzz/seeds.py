@@ -68,6 +68,11 @@ PROMPTS_FILES = (
 )
 
 
+def scripts() -> tuple[bytes, ...]:
+    """Return choices for scripts of a hundred steps."""
+    return tuple(random.Random(number).randbytes(1500) for number in range(8))
+
+
 def headers(name: str) -> tuple[bytes, ...]:
     """Return two headers of each kind: a short and a long one."""
     source = random.Random(name)

@@ -40,7 +40,7 @@ def _targets() -> Iterable[Target]:
     yield Target("json_body", gateway.json_body, seeds.JSON_BODIES)
     yield Target("form_body", gateway.form_body, tuple(b"\0" + each for each in seeds.forms()))
     yield Target("gateway_body", gateway.gateway_body, seeds.gateway_bodies())
-    yield Target("gateway_head", gateway.gateway_head, is_script=True)
+    yield Target("gateway_head", gateway.gateway_head, seeds.scripts(), is_script=True)
     yield Target("worker_metrics", gateway.worker_metrics, seeds.METRICS)
     yield Target("webhook_url", gateway.webhook_url, seeds.URLS)
     yield Target("http_connection", http_servers.http_connection, seeds.HTTP)
@@ -51,9 +51,9 @@ def _targets() -> Iterable[Target]:
     yield Target("log_line", files.log_line, seeds.PROMPTS)
     for strategy in sorted(STRATEGIES):
         name = f"broker_core_{strategy.replace('-', '_')}"
-        yield Target(name, partial(broker_core, strategy), is_script=True)
-    yield Target("worker_core", worker_core, is_script=True)
-    yield Target("client_core", client_core, is_script=True)
+        yield Target(name, partial(broker_core, strategy), seeds.scripts(), is_script=True)
+    yield Target("worker_core", worker_core, seeds.scripts(), is_script=True)
+    yield Target("client_core", client_core, seeds.scripts(), is_script=True)
 
 
 TARGETS: dict[str, Target] = {target.name: target for target in _targets()}
