@@ -6,7 +6,7 @@ from tests.fuzz.hypothesis_runner import check
 from tests.fuzz.target import CORPUS
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES, SCRIPT_EXAMPLES = 600, 500
+EXAMPLES, SCRIPT_EXAMPLES = 400, 100
 """Inputs of each target. All targets together take less than a minute on one core."""
 
 
