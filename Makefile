@@ -16,7 +16,7 @@ PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 GPUS ?=
 
-.PHONY: help demo check test test-ray lint soak chaos bench install uninstall clean
+.PHONY: help demo check test test-ray lint fuzz audit lock soak chaos bench install uninstall clean
 
 help:
 	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
@@ -24,6 +24,9 @@ help:
 	@echo "make test       run all tests: about half an hour on 2 cores"
 	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
 	@echo "make lint       run ruff, mypy and import-linter"
+	@echo "make fuzz       feed hostile bytes to all parsers and cores for MINUTES=60; findings in out/fuzz/"
+	@echo "make audit      compare the pinned packages with known vulnerabilities, and check the licenses of all packages"
+	@echo "make lock       write the lock files of the container images, deploy/docker/locks, for new versions"
 	@echo "make soak       run mixed traffic with restarts for MINUTES=60 and check that memory is flat; report in out/benchmarks/soak/"
 	@echo "make chaos      run simulated fleets, then real processes that are killed and frozen, for CHAOS_MINUTES=10 each"
 	@echo "make bench      run all benchmarks, report in out/benchmarks/report.md; QUICK=1 takes minutes"
@@ -69,6 +72,20 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# SKIP_UNREACHABLE=1: no failure where no service of known vulnerabilities can be reached.
+audit: $(STAMP)
+	@$(BIN)/python -m tools.licenses
+	@$(BIN)/python -m tools.vulnerabilities $(if $(SKIP_UNREACHABLE),--skip-unreachable)
+
+# Reads the hashes of all packages from the index, and downloads none.
+lock: $(STAMP)
+	@$(BIN)/python -m tools.lock
+
+# atheris has wheels for Linux only, and building it needs clang: without it, hypothesis makes the inputs.
+fuzz: $(STAMP)
+	@$(PIP_INSTALL) --only-binary atheris --editable '.[fuzz]' || echo "atheris can't be installed here: fuzzing with hypothesis" >&2
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 soak: $(STAMP)
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

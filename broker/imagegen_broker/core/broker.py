@@ -29,7 +29,7 @@ from imagegen_broker.core.worker_sessions import WorkerSessions
 from imagegen_broker.scheduling.queue_positions import QueuePosition, QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
-from imagegen_protocol.limits import DEFAULT_INLINE_BYTES
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_TIMEOUT_SECONDS
 from imagegen_protocol.messages import Error, Progress, Work
 from imagegen_protocol.statistics import Statistics, to_msgpack
 from imagegen_protocol.transfers import sizes_of
@@ -160,7 +160,7 @@ class BrokerCore:
             request_id=request.id,
             model=request.model,
             attempt=request.attempt,
-            timeout_seconds=None if request.deadline is None else max(request.deadline - now, 1e-3),
+            timeout_seconds=None if request.deadline is None else _seconds_left(request.deadline, now),
             progress=request.progress,
             preview=submit.preview,
             traceparent=submit.traceparent,
@@ -195,3 +195,8 @@ class BrokerCore:
     def is_ready(self, now: float) -> bool:
         """Return whether requests are dispatched: a worker is registered, and this broker is not new any more."""
         return now >= self.dispatching_from and bool(self.workers.by_id)
+
+
+def _seconds_left(deadline: float, now: float) -> float:
+    """Return the `timeout_seconds` of WORK. The difference of two rounded times may exceed the maximum."""
+    return min(max(deadline - now, 1e-3), MAX_TIMEOUT_SECONDS)
