@@ -48,7 +48,7 @@ class HttpServer:
     def __init__(self, host: str, port: int, respond: Respond, program: str) -> None:
         """Bind. Raises OSError if the address can't be bound."""
         fields = {"respond": staticmethod(respond), "is_local": is_local_name(host), "server_version": program}
-        self._server = _Server(host, port, type("Handler", (_Handler,), fields))
+        self._server = _Server(host, port, type("Handler", (Handler,), fields))
         bound_host, self.port = self._server.server_address[:2]
         self.address = f"{bound_host!s}:{self.port}"
         self._thread = threading.Thread(
@@ -106,7 +106,9 @@ class _Server(ThreadingHTTPServer):
             connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD of one connection."""
+
     respond: Respond
     is_local: bool
     timeout = _READ_SECONDS
@@ -114,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Send the response for a path."""
         if self.is_local and not is_local_name(self.headers.get("Host", "localhost")):
             response = text_response(421, "this address is served as localhost or 127.0.0.1 only\n")
         else:
@@ -128,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
+        """Log at debug level instead of writing to stderr."""
         _log.debug("%s %s", self.address_string(), format % args)
 
 

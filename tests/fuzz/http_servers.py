@@ -2,12 +2,14 @@
 
 import io
 import logging
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 
 from imagegen_broker import http as broker_http
 from imagegen_broker.server import Snapshot
+from imagegen_common import http_server
 from imagegen_worker.telemetry import http as worker_http
 from tests.unit.broker.bench import Bench
 
@@ -31,29 +33,26 @@ class _Connection:
         """Do nothing: all bytes are there."""
 
 
-class _BrokerHandler(broker_http._Handler):
-    is_local = True
-
-    @staticmethod
-    def get_snapshot(_: float) -> Snapshot:
-        """Return a view of a broker with a worker."""
-        bench = Bench().past_grace()
-        bench.ready("w")
-        return Snapshot.of(bench.core, bench.now)
+def _snapshot(_: float) -> Snapshot:
+    """Return a view of a broker with a worker."""
+    bench = Bench().past_grace()
+    bench.ready("w")
+    return Snapshot.of(bench.core, bench.now)
 
 
-class _WorkerHandler(worker_http._Handler):
-    registry = CollectorRegistry()
-
-    @staticmethod
-    def not_ready_reason() -> str:
-        """Return a reason."""
-        return "test"
+def _handlers() -> Iterator[type[http_server.Handler]]:
+    """Yield the handlers of the servers, which listen nowhere."""
+    broker = broker_http.HttpServer.__new__(broker_http.HttpServer)
+    broker._get_snapshot = _snapshot
+    worker = worker_http.HttpServer.__new__(worker_http.HttpServer)
+    worker._registry, worker._not_ready_reason = CollectorRegistry(), lambda: "test"
+    for server in (broker, worker):
+        yield type("Handler", (http_server.Handler,), {"respond": staticmethod(server._respond), "is_local": True})
 
 
 def http_connection(data: bytes) -> None:
     """Serve a connection with these bytes."""
-    for handler in (_BrokerHandler, _WorkerHandler):
+    for handler in _handlers():
         connection = _Connection(data)
         logging.disable(logging.CRITICAL)
         try:
