@@ -38,8 +38,19 @@ class _Envelope(msgspec.Struct):
 _envelope = msgspec.msgpack.Decoder(_Envelope)
 
 
-def _decoder(decoder: msgspec.msgpack.Decoder[T]) -> Callable[[bytes], T]:
-    """Return a function that decodes headers, and raises `ProtocolError` for each one that is not valid."""
+_from_client = msgspec.msgpack.Decoder(ClientMessage)
+_from_worker = msgspec.msgpack.Decoder(WorkerMessage)
+_FRONTEND = "this is the broker's endpoint for clients; workers connect to its backend, usually port 5556"
+_BACKEND = "this is the broker's endpoint for workers; clients connect to its frontend, usually port 5555"
+
+
+def _decoder(
+    decoder: msgspec.msgpack.Decoder[T], other: msgspec.msgpack.Decoder[Any] | None = None, hint: str = ""
+) -> Callable[[bytes], T]:
+    """Return a function that decodes headers, and raises `ProtocolError` for each one that is not valid.
+
+    `hint` is the error's text if `other` can decode the header.
+    """
     decode = decoder.decode
 
     def decode_header(header: bytes) -> T:
@@ -51,15 +62,16 @@ def _decoder(decoder: msgspec.msgpack.Decoder[T]) -> Callable[[bytes], T]:
                 raise ValueError("v is missing")
             return message
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _diagnose(header, error) from error
+            belongs_there = other is not None and _can_decode(other, header)
+            raise _diagnose(header, error, hint if belongs_there else "") from error
 
     return decode_header
 
 
-decode_from_client: Callable[[bytes], ClientMessage] = _decoder(msgspec.msgpack.Decoder(ClientMessage))
+decode_from_client: Callable[[bytes], ClientMessage] = _decoder(_from_client, _from_worker, _FRONTEND)
 """Decode a header that a client sent. Raises `ProtocolError`."""
 
-decode_from_worker: Callable[[bytes], WorkerMessage] = _decoder(msgspec.msgpack.Decoder(WorkerMessage))
+decode_from_worker: Callable[[bytes], WorkerMessage] = _decoder(_from_worker, _from_client, _BACKEND)
 """Decode a header that a worker sent. Raises `ProtocolError`."""
 
 decode_broker_to_client: Callable[[bytes], BrokerToClient] = _decoder(msgspec.msgpack.Decoder(BrokerToClient))
@@ -69,8 +81,16 @@ decode_broker_to_worker: Callable[[bytes], BrokerToWorker] = _decoder(msgspec.ms
 """Decode a header that a broker sent to a worker. Raises `ProtocolError`."""
 
 
-def _diagnose(header: bytes, error: Exception) -> ProtocolError:
-    """Return the error for a header that can't be decoded."""
+def _can_decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes) -> bool:
+    try:
+        decoder.decode(header)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _diagnose(header: bytes, error: Exception, hint: str) -> ProtocolError:
+    """Return the error for a header that can't be decoded; its text is `hint` if there is one."""
     try:
         envelope = _envelope.decode(header[:MAX_HEADER_BYTES])
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -79,6 +99,8 @@ def _diagnose(header: bytes, error: Exception) -> ProtocolError:
         version = "none" if envelope.v is None else format_value(envelope.v)
         text = f"expected protocol version {VERSION}, the message has {version}"
         problem: ProtocolError = UnsupportedVersionError(_cut(text))
+    elif hint:
+        problem = ProtocolError(hint)
     else:
         kind = envelope.type[:_MAX_SHOWN_TYPE] if isinstance(envelope.type, str) else ""
         why = describe_validation_error(_fields(header), str(error))

@@ -72,6 +72,25 @@ def test_an_invalid_header_is_rejected_with_the_field(fields, words):
     assert words in str(caught.value)
 
 
+READY = {
+    "type": "ready", "worker_id": ID, "name": "w", "host": "h", "gpu_id": 0, "device": "cpu", "backend": "b",
+    "models": ["m"], "capacity": 1, "max_batch_size": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("decode", "fields", "words"),
+    [
+        (decode_from_worker, {"type": "submit", "request_id": ID}, "clients connect to its frontend"),
+        (decode_from_worker, {"type": "heartbeat"}, "clients connect to its frontend"),
+        (decode_from_client, READY, "workers connect to its backend"),
+    ],
+)
+def test_a_message_of_the_other_role_is_rejected_with_the_right_endpoint(decode, fields, words):
+    with pytest.raises(ProtocolError, match=words):
+        decode(header(**fields))
+
+
 def test_the_error_of_an_invalid_submit_has_its_request_id():
     with pytest.raises(ProtocolError) as caught:
         decode_from_client(header(type="submit", request_id=ID, priority="high"))
