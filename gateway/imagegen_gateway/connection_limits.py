@@ -26,17 +26,17 @@ class TimeoutProtocol(H11Protocol):
 
     _timeout: asyncio.TimerHandle | None = None
     on_open: Callable[[], object] = staticmethod(lambda: None)
-    """Called when `connections` has this one."""
+    """Called once `connections` contains this connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with a connection, after its TLS handshake."""
+        """Start serving a connection, after its TLS handshake."""
         super().connection_made(transport)
         self.on_open()
         self._writing = WriteProgress()
         self._update_timeout()
 
     def resume_writing(self) -> None:
-        """Continue with a response after the client has read most of what was sent."""
+        """Continue a response after the client has read most of the sent bytes."""
         self._writing.note_drained()
         super().resume_writing()
 

@@ -1,4 +1,4 @@
-"""The state of the fleet for the web page: polled once for all pages that show it."""
+"""The state of the fleet for the web page: one poll serves all open pages."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ class FleetFeed:
         self._polling: asyncio.Task[None] | None = None
 
     async def events(self, clients: ClientPool, stopping: asyncio.Event) -> sse.Events:
-        """Yield an event `fleet` now, if there are other followers, and after each poll until the gateway shuts down."""
+        """Yield an event `fleet` after each poll, and one at once if there are other followers, until shutdown."""
         stopped = asyncio.ensure_future(stopping.wait())
         self._followers += 1
         try:

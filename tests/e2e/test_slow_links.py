@@ -266,7 +266,7 @@ def test_an_input_image_resumes_where_the_link_of_its_worker_broke(fleet, break_
 
 @pytest.mark.parametrize("slow", ["client", "worker"])
 def test_an_input_image_is_sent_again_after_a_restart_of_the_broker_that_stored_it(fleet, slow):
-    """What the broker had stored is lost with it; a worker that keeps the request also keeps its part of the image."""
+    """A restarted broker has lost its stored chunks. A worker that keeps the request keeps its chunks, too."""
     there = start(fleet, worker_link={"down": 2 * RATE} if slow == "worker" else {})
     proxy = there.worker_proxy or TcpProxy(fleet.frontend, up=2 * RATE)
     way = "down" if slow == "worker" else "up"

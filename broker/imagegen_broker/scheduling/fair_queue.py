@@ -12,7 +12,7 @@ from imagegen_broker.core.records import Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client, in order, and the number of images that they ask for."""
+    """The waiting requests of one client, in order, and the total number of their images."""
 
     __slots__ = ("images", "requests")
 
@@ -62,7 +62,10 @@ class _RoundRobin:
             queues = remaining
 
     def max_position(self, request: Request) -> int:
-        """Return how many requests precede this one if all other client queues are as long as its own."""
+        """Return an upper bound of the number of requests that precede this one, in O(1).
+
+        Before the nth request of a client, each other client gets at most n turns.
+        """
         requests = self.turns[request.client.id].requests
         ahead = request.queue_index - next(iter(requests.values())).queue_index
         return min(ahead + (len(self.turns) - 1) * (ahead + 1), self.ready - 1)
@@ -84,7 +87,7 @@ class _PriorityLevel:
         return self.requeued.ready + self.new.ready
 
     def part_of(self, request: Request) -> _RoundRobin:
-        """Return the part in which a request waits."""
+        """Return the round robin in which a request waits."""
         return self.requeued if request.requeued else self.new
 
     def max_position(self, request: Request) -> int:
@@ -107,7 +110,7 @@ class FairQueue:
         self._ready: dict[str | None, int] = {}
         self._images: dict[str | None, int] = {}
         self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
-        """Where each client has a queue, and the model of that queue."""
+        """Position of each queue of a client (its round robin), with the model of the queue."""
         self._paused: set[bytes] = set()
         """Ids of the paused clients."""
 
@@ -123,7 +126,7 @@ class FairQueue:
         return self._waiting.get(model, 0)
 
     def images(self, model: str | None) -> int:
-        """Return how many images the requests ask for that may be dispatched for the model."""
+        """Return the number of images of the requests that may be dispatched for the model."""
         return self._images.get(model, 0)
 
     def ready_by_model(self) -> dict[str | None, int]:
@@ -202,7 +205,7 @@ class FairQueue:
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
-        """Yield all requests for a model in the order of dispatch if nothing changed; paused clients come last."""
+        """Yield all requests for a model in their current order of dispatch; those of paused clients come last."""
         levels = self._models.get(model, {})
         order = sorted(levels, reverse=True)
         for priority in order:
@@ -225,7 +228,7 @@ class FairQueue:
         return higher + levels[request.priority].max_position(request)
 
     def end_turn(self, request: Request) -> None:
-        """Move the client of a request that `peek` returned behind the other clients."""
+        """End the turn of the client whose request `peek` returned: move it behind the other clients."""
         level = self._models[request.model][request.priority]
         level.part_of(request).turns.move_to_end(request.client.id)
 

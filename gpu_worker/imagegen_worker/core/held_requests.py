@@ -47,9 +47,9 @@ class HeldRequest:
     payload_id: bytes = b""
     """Id under which the images of the answer can be fetched."""
     answered_at: float = 0.0
-    """When the answer was made, or its images were last fetched."""
+    """Time at which the answer was created, or its images were last fetched."""
     step: tuple[int, int] = (0, 0)
-    """The last reported progress: steps made, and steps in all."""
+    """The last reported progress: completed steps and total steps."""
     next_preview_at: float = 0.0
     """When the next preview may be sent."""
 
@@ -151,7 +151,7 @@ class HeldRequests:
             self.finished_bytes -= held.size
 
     def last_answered_at(self) -> float:
-        """Return when an answer was last made or fetched; minus infinity without answers."""
+        """Return the time at which an answer was last created or fetched; minus infinity without answers."""
         newest = next(reversed(self.finished.values()), None)
         return -inf if newest is None else newest.answered_at
 

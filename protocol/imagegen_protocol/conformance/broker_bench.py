@@ -1,4 +1,4 @@
-"""The clients and workers that try a broker."""
+"""The clients and workers that test a broker."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ INFO = {"format": "png", "width": 1, "height": 1, "seed": 7}
 
 
 class Peer(Port):
-    """A DEALER that sends heartbeats and notes what the broker announces."""
+    """A DEALER that sends heartbeats and stores the settings that the broker announces."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Peer(Port):
         return self.interval * (self.heartbeat.liveness if self.heartbeat else DEFAULT_LIVENESS)
 
     def on_received(self, received: Received) -> bool:
-        """Note heartbeats and tokens."""
+        """Store heartbeats and tokens."""
         message = received.message
         if self.confirms and (token := getattr(message, "token", b"")) and not isinstance(message, Fetch):
             self.token = token
@@ -99,7 +99,7 @@ class Peer(Port):
         raise NotImplementedError
 
     def wait_for_heartbeats(self, number: int) -> None:
-        """Wait for further heartbeats of the broker: it has acted on everything that was sent before."""
+        """Wait for further heartbeats of the broker: then it has processed all messages sent before."""
         wanted = len(self.heartbeats) + number
         seconds = self.loop.patience + number * self.interval
         self.loop.until(lambda: len(self.heartbeats) >= wanted, "expected HEARTBEAT", seconds)
@@ -252,14 +252,14 @@ class Worker(Peer):
         self.lists["finished"].append(request_id)
 
     def forget(self, request_id: bytes) -> None:
-        """List an id no more."""
+        """Stop listing an id."""
         for ids in self.lists.values():
             if request_id in ids:
                 ids.remove(request_id)
 
 
 class BrokerBench(Loop):
-    """A broker under test, with peers of one check; each check has a model of its own."""
+    """A broker under test, with the peers of one check. Each check uses a model of its own."""
 
     def __init__(self, frontend: str, backend: str, patience: float) -> None:
         super().__init__(patience)
