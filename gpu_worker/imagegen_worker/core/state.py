@@ -36,7 +36,7 @@ class WorkerLimits:
 
     `input_bytes`: size of the payloads that are received or decoded at the same time; a larger one is received
     alone. `orphan_seconds`: how long queued requests of a silent broker are kept. `drain_seconds`: how long a
-    draining worker without unfinished requests waits for acknowledgements after the last answer or FETCH.
+    draining worker without unfinished requests waits for acknowledgements after the last answer, RESEND or FETCH.
     `step_timeout`: age of the running step from which the device counts as hung and the process exits; None or 0
     disables it.
     """
