@@ -59,7 +59,7 @@ class Job:
     def result(self, timeout: float | None = None) -> GenerationResult:
         """Wait for the result. Raises the request's `ImagegenError`, or `TimeoutError` after `timeout` seconds.
 
-        After a `TimeoutError` the request goes on; `cancel` ends it.
+        After a `TimeoutError` the request continues; `cancel` ends it.
         """
         return self.future.result(timeout)
 

@@ -148,7 +148,7 @@ def resumed_upload(bench: BrokerBench) -> str:
     return f"{len(sent)} FETCHes, then from {fetch.offset:,} on"
 
 
-@CHECKS("R-2.5", "the broker asks again for chunks that do not arrive")
+@CHECKS("R-2.5", "the broker requests chunks again that do not arrive")
 def stalled_upload(bench: BrokerBench) -> str:
     """Ignore the first FETCHes, and send an unexpected chunk."""
     client = bench.connected_client()
@@ -167,7 +167,7 @@ def stalled_upload(bench: BrokerBench) -> str:
         client.send(chunk, bytes(data))
     client.serve(request_id, frames)
     worker.work(request_id)
-    return f"asked again within {client.silence + client.interval:g} s; the unexpected chunk was ignored"
+    return f"requested again within {client.silence + client.interval:g} s; the unexpected chunk was ignored"
 
 
 @CHECKS("R-2.8", "FETCH and CHUNK of an answer are relayed")

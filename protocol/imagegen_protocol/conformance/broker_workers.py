@@ -110,7 +110,7 @@ def recovery(bench: BrokerBench) -> str:
     return "RESEND for both"
 
 
-@CHECKS("R-5.13", "a worker is told to release a request that another one has")
+@CHECKS("R-5.13", "a worker receives RELEASE for a request that another one has")
 def stray_holder(bench: BrokerBench) -> str:
     """List a request that was dispatched to another worker, and answer it."""
     _, _, request_id = bench.dispatched()

@@ -184,7 +184,7 @@ def fetched_work(bench: WorkerBench) -> str:
     expect(answer, "no answer")
     tokens = [fetch.token for fetch in upload.fetches]
     expect(any(tokens), "no FETCH has a token")
-    return f"{upload.total:,} bytes with {len(upload.fetches)} FETCHes; asked again at {missing:,}"
+    return f"{upload.total:,} bytes with {len(upload.fetches)} FETCHes; requested again at {missing:,}"
 
 
 @CHECKS("R-4.13", "PROGRESS is sent for requests that want it")

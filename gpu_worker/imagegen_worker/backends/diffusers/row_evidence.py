@@ -6,8 +6,8 @@ argument is therefore in one of three states:
 - unknown: calls may share a forward as long as their values are equal. The first forward whose calls differ in the
   argument is compared with a forward for each call, and decides;
 - per row: the values of one call had no influence on the rows of another;
-- by content: the values of one call reached the rows of another, or the model rejects them beside others. From
-  then on the content of the argument is part of the key of a call.
+- by content: the values of one call reached the rows of another, or the model rejects them together with others.
+  From then on the content of the argument is part of the key of a call.
 
 An effect at the size of rounding errors proves nothing: the latents of two requests with one prompt and one seed,
 for example, differ by rounding only. The argument then stays unknown, the calls run apart, and later forwards
@@ -33,7 +33,7 @@ MAX_INFLUENCE = 0.25
 """Largest share of the effect of another row's value in an output whose rows count as independent."""
 
 UNCLEAR = nan
-"""The influence where the effect can't be told from rounding."""
+"""The influence if the effect can't be distinguished from rounding."""
 MAX_ROUNDING = 8.0
 """Rounding errors of an output, at most, as a multiple of its norm and the machine epsilon of its type."""
 MAX_UNCLEAR = 8
@@ -92,9 +92,9 @@ class RowEvidence:
     ) -> dict[RowArgument, float | None]:
         """Return for each argument how much of the effect of another call's value is in the shared output.
 
-        0 is none of the effect, 1 all of it; `UNCLEAR`: the effect can't be told from rounding; None: it can't be
-        measured. A call is run again with the first row of the argument, and one with the last row: calls that
-        have other values than these. Costs two forwards for each argument, and two more where calls are padded.
+        0 is none of the effect, 1 all of it; `UNCLEAR`: the effect can't be distinguished from rounding; None: it
+        can't be measured. One call is run again with the first row of the argument, and one with the last row;
+        both have other values than these. Costs two forwards for each argument, and two more if calls are padded.
         """
         pairs = {argument: _unlike_pairs(forward, argument) for argument in arguments}
         seen = {
@@ -145,8 +145,8 @@ class ObservedForward:
     def influence(self, argument: RowArgument, index: int, row: int) -> float | None:
         """Return how much of the effect of another row's value of an argument is in the output of call `index`.
 
-        0 is none, 1 all of it. `UNCLEAR`: the effect can't be told from rounding. None: the model rejects the
-        value beside the others, or its outputs can't be compared.
+        0 is none, 1 all of it. `UNCLEAR`: the effect can't be distinguished from rounding. None: the model rejects
+        the value together with the others, or its outputs can't be compared.
         """
         found = self._moved(argument, index, row)
         if found is None:
