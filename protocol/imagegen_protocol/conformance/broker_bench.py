@@ -61,7 +61,7 @@ class Peer(Port):
         loop.ports.append(self)
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
-        """Send a message; a map may break the protocol."""
+        """Send a message. A map is sent as it is, and may violate the protocol."""
         self.send_header(pack(message), *frames)
 
     def send_header(self, header: bytes, *frames: bytes) -> None:
@@ -116,7 +116,7 @@ class Peer(Port):
 
 
 class Client(Peer):
-    """A client of the broker."""
+    """A simulated client that is connected to the broker under test."""
 
     def __init__(self, loop: Loop, endpoint: str, routing_id: bytes | None = None) -> None:
         super().__init__(loop, endpoint, decode_broker_to_client, routing_id)
@@ -173,7 +173,7 @@ class Client(Peer):
 
 
 class Worker(Peer):
-    """A worker of the broker."""
+    """A simulated worker that is connected to the broker under test."""
 
     def __init__(
         self, loop: Loop, endpoint: str, models: Sequence[str], routing_id: bytes | None = None, **keys: Any
@@ -215,7 +215,7 @@ class Worker(Peer):
             self.send(WorkerHeartbeat(token=self.token, **keys, **self.lists))  # type: ignore[arg-type]
 
     def on_received(self, received: Received) -> bool:
-        """List the id of WORK as queued before the next heartbeat is sent."""
+        """Process a message; after WORK, heartbeats report its id as queued."""
         message = received.message
         if isinstance(message, Work) and not any(message.request_id in ids for ids in self.lists.values()):
             self.lists["queued"].append(message.request_id)
@@ -226,7 +226,10 @@ class Worker(Peer):
         return self.loop.receive(self, Work, lambda each: request_id in (None, each.request_id), seconds=seconds)
 
     def answer(self, request_id: bytes, *images: bytes, **keys: Any) -> bytes:
-        """Send a RESULT and list the id as finished; return its header. `keys` may break the protocol."""
+        """Send a RESULT; return its header. Heartbeats then report the id as finished.
+
+        `keys`: further fields of the header, which may violate the protocol.
+        """
         self.finish(request_id)
         header = pack(
             {
@@ -247,12 +250,12 @@ class Worker(Peer):
         self.send(Error(code=RETURNED, message="the worker drains", request_id=request_id))
 
     def finish(self, request_id: bytes) -> None:
-        """List an id as finished."""
+        """Report an id as finished from the next heartbeat on."""
         self.forget(request_id)
         self.lists["finished"].append(request_id)
 
     def forget(self, request_id: bytes) -> None:
-        """Stop listing an id."""
+        """Omit an id from the next heartbeat on."""
         for ids in self.lists.values():
             if request_id in ids:
                 ids.remove(request_id)

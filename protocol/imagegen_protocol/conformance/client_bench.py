@@ -44,7 +44,7 @@ class Request:
 
 
 class ClientBench(Loop):
-    """A client under test.
+    """The test bench of a client: the client under test and a fake broker.
 
     Requests that no check has claimed are accepted, and answered when a check needs others.
     """

@@ -48,7 +48,7 @@ class FakeBroker(Port):
         return token
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
-        """Send a message on the latest connection; a map may break the protocol."""
+        """Send a message on the latest connection. A map is sent as it is, and may violate the protocol."""
         if self.peer and not self.is_silent:
             self.socket.send_multipart([self.peer, pack(message), *frames])
 

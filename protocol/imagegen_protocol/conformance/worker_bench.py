@@ -19,7 +19,7 @@ M = TypeVar("M")
 
 
 class WorkerBench(Loop):
-    """A worker under test."""
+    """The test bench of a worker: the worker under test and a fake broker."""
 
     def __init__(self, endpoint: str, patience: float) -> None:
         super().__init__(patience)
@@ -54,7 +54,7 @@ class WorkerBench(Loop):
     # ---- requests ----------------------------------------------------------------------------------------
 
     def work(self, *frames: bytes, **keys: Any) -> bytes:
-        """Dispatch a request; return its id. The keys may break the protocol."""
+        """Send WORK; return its request id. Its further fields may violate the protocol."""
         request_id = keys.pop("request_id", None) or new_id()
         self.broker.send({"type": "work", "request_id": request_id, **keys}, *(frames or (BODY,)))
         return request_id

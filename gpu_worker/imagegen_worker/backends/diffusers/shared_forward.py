@@ -181,7 +181,7 @@ class SharedForwards:
         """Compare the outputs of a shared forward with forwards of the calls alone; record what it proves.
 
         `padded`: lengths differ, and the shared forward padded them. Raises `NotShareableError` if outputs differ
-        although no argument is seen to be read across rows.
+        and no argument explains the difference (see `row_evidence`).
         """
         alone = [self._forward(*call) for call in group.alone]
         equal = all(outputs.is_close(part, one) for part, one in zip(parts, alone, strict=True))
