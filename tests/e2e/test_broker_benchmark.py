@@ -9,10 +9,10 @@ from benchmarks.broker import __main__ as benchmark
 
 def test_every_contender_answers_and_is_in_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SIZES", (100_000,))
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         benchmark.main, ["--quick", "--seconds", "0.1", "--out", str(tmp_path)], catch_exceptions=False
     )
-    assert told.exit_code == 0
+    assert result.exit_code == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     through = {"proxy", "bare", "imagegen"}
     for table, names in ((figures["small"], through | {"direct"}), (figures["large"], through)):

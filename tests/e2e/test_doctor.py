@@ -13,14 +13,14 @@ def doctor(*arguments):
     """Return the exit status, the findings that are not ok, and all messages by check."""
     done = command("imagegen", "doctor", "--json", "--connect-timeout", "20", *arguments, check=False)
     assert done.stderr == ""
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     wrong = [
         (each["check"], each["message"], each["remedy"])
-        for each in told["findings"]
+        for each in report["findings"]
         if each["status"] == "problem"
     ]
     messages = {}
-    for each in told["findings"]:
+    for each in report["findings"]:
         messages.setdefault(each["check"], []).append(each["message"])
     return done.returncode, wrong, messages
 

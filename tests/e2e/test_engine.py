@@ -102,6 +102,6 @@ def test_metrics_of_the_engine(fleet, tmp_path):
         assert value["images_total"] == value["first_step_wait_seconds_count"] == 4
         assert 8 <= value["step_seconds_count"] <= 16
         assert value["rows_per_call_sum"] == 4 * 4 * 2
-        fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["total_images"] == 4, "four images told")
+        fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["total_images"] == 4, "four reported images")
         average = client.stats()["per_gpu_stats"][0]["avg_batch_size"]
         assert average == pytest.approx(16 / value["step_seconds_count"], abs=0.001)

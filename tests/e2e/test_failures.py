@@ -44,7 +44,7 @@ def two_brokers(fleet):
 
 def test_requests_of_a_frozen_worker_are_requeued_and_its_late_answers_dropped(fleet, client):
     options = ("--backend", "simulated", "--simulated-batch-seconds", "0.5", "--simulated-image-seconds", "0.05")
-    start_simulated(fleet, client, "frozen", "heir", options=options)
+    start_simulated(fleet, client, "frozen", "other", options=options)
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(20)]
     fleet.wait_until(lambda: per_gpu(client, "running")["frozen"] > 0, "a running batch")
     fleet.processes["frozen"].send_signal(signal.SIGSTOP)
@@ -153,11 +153,11 @@ def test_a_rolling_restart_of_brokers_under_load_causes_no_error(fleet, two_brok
 def test_requests_of_a_dead_client_are_removed_and_stopped(fleet, client):
     start_simulated(fleet, client, "a", options=("--max-batch-size", "2", *SLOW))
     bench = [program("imagegen"), "bench", "--burst", "20", "--broker", fleet.frontend]
-    process = fleet.spawn("doomed", ["imagegen", *bench[1:]])
+    process = fleet.spawn("bench", ["imagegen", *bench[1:]])
     fleet.wait_until(lambda: held(client)["queued"] > 0 and held(client)["dispatched"] > 0, "a backlog")
     process.kill()
     process.wait()
-    fleet.processes.pop("doomed")
+    fleet.processes.pop("bench")
     fleet.wait_until(lambda: not any(held(client).values()), "an empty broker")
     # A batch takes an hour: an idle worker has stopped it.
     fleet.wait_until(lambda: per_gpu(client, "current_queue_depth") == {"a": 0}, "an idle worker")

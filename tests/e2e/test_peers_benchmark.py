@@ -70,10 +70,10 @@ def test_a_failed_peer_is_in_the_report(tmp_path):
     assert table["imagegen"]["burst"] == pytest.approx(2.0 / 1.7)
     assert (table["imagegen"]["lost"], table["imagegen"]["errors"]) == (10, 6)
     assert table["mosec"] == {}
-    about = {"note": "", "version": "1"}
+    fields = {"note": "", "version": "1"}
     peers = {
-        "imagegen": {"title": "imagegen", "failures": {}, **about},
-        "mosec": {"title": "mosec", "failures": {"burst": "not done after 120 s"}, **about},
+        "imagegen": {"title": "imagegen", "failures": {}, **fields},
+        "mosec": {"title": "mosec", "failures": {"burst": "not done after 120 s"}, **fields},
     }
     whole = {"ratios": table, "peers": peers, "machine": "a machine", "commit": "1234"}
     page = tmp_path / "page.md"
@@ -97,9 +97,9 @@ def bench(tmp_path, *options):
 
 
 def test_imagegen_answers_all_requests(tmp_path):
-    told = bench(tmp_path, "--only", "imagegen")
-    own, table = told["told"]["imagegen"], told["ratios"]["imagegen"]
-    assert told["peers"]["imagegen"]["failures"] == {}
+    results = bench(tmp_path, "--only", "imagegen")
+    own, table = results["told"]["imagegen"], results["ratios"]["imagegen"]
+    assert results["peers"]["imagegen"]["failures"] == {}
     assert (own["kill"]["answered"], table["lost"]) == (200, 0)
     assert own["kill"]["begun_again"] >= own["kill"]["ended_again"] >= 0
     assert table["rate_64"] == 1.0
@@ -112,6 +112,6 @@ def test_imagegen_answers_all_requests(tmp_path):
 def test_all_peers_are_installed_and_answer(tmp_path, request):
     if "peers" not in request.config.option.markexpr:
         pytest.skip("pytest -m peers installs and tries the peers")
-    told = bench(tmp_path)
-    assert {name: about["failures"] for name, about in told["peers"].items()} == {name: {} for name in NAMES}
-    assert all(len(row) == len(report.COLUMNS) for row in told["ratios"].values())
+    results = bench(tmp_path)
+    assert {name: fields["failures"] for name, fields in results["peers"].items()} == {name: {} for name in NAMES}
+    assert all(len(row) == len(report.COLUMNS) for row in results["ratios"].values())

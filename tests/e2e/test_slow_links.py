@@ -290,14 +290,14 @@ def test_a_client_that_reads_nothing_costs_bounded_memory_and_delays_no_other(fl
     fleet.start_worker("fast", "--model", "fast", *SIMULATED)
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
-        deaf = dial_and_submit(place.frontend, ANSWERS)
-        headers = [deaf.receive("result")[0] for _ in range(ANSWERS)]
+        stalled = dial_and_submit(place.frontend, ANSWERS)
+        headers = [stalled.receive("result")[0] for _ in range(ANSWERS)]
         assert sum(sum(header["frame_bytes"]) for header in headers) > 1.5 * LARGEST_GROWTH
         before = largest = resident_bytes(fleet)
         fast = FastClient(fleet.frontend)
         for _ in range(30):
             for header in headers:
-                deaf.send(fetch_all(header))
+                stalled.send(fetch_all(header))
             for _ in range(3):
                 client.generate("fast", model="fast", seed=1, num_inference_steps=1, width=64, height=64)
             largest = max(largest, resident_bytes(fleet))
@@ -305,12 +305,12 @@ def test_a_client_that_reads_nothing_costs_bounded_memory_and_delays_no_other(fl
         print(f"the broker grew by {(largest - before) / 2**20:.1f} MiB")
         assert largest - before < LARGEST_GROWTH
         check_healthy(client)
-        deaf.send({"type": "goodbye"})
-        deaf.close()
+        stalled.send({"type": "goodbye"})
+        stalled.close()
 
 
 def dial_and_submit(endpoint, count):
-    deaf = Peer(zmq.Context.instance(), endpoint)
+    stalled = Peer(zmq.Context.instance(), endpoint)
     for number in range(count):
         body = {
             "prompt": "noise",
@@ -320,8 +320,8 @@ def dial_and_submit(endpoint, count):
             "height": FULL_SIDE,
         }
         header = {"type": "submit", "request_id": os.urandom(16), "model": "noise"}
-        deaf.send(header, msgpack.packb(body))
-    return deaf
+        stalled.send(header, msgpack.packb(body))
+    return stalled
 
 
 def fetch_all(header):

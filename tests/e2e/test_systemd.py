@@ -122,9 +122,9 @@ class Burst:
 def wait_for_load(machine, unit):
     """Wait until the broker's statistics show a running request at a worker."""
     pid = int(machine.show(unit)["MainPID"])
-    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/stats').read().decode())"
+    script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/stats').read().decode())"
     while True:
-        stats = json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+        stats = json.loads(machine.run("/opt/python/bin/python3", "-c", script))
         if any(gpu["pid"] == pid and gpu["running"] for gpu in stats["per_gpu_stats"]):
             return
 
@@ -307,12 +307,12 @@ def test_keys_are_credentials_and_a_reload_admits_new_ones(fleet):
 def request_gateway(machine, path, body=None):
     """Send a request to the gateway on the machine; return the parsed response."""
     sent = None if body is None else json.dumps(body).encode()
-    ask = (
+    script = (
         "import urllib.request as r; "
         f"q = r.Request('http://127.0.0.1:8000{path}', {sent!r}, {{'Content-Type': 'application/json'}}); "
         "print(r.urlopen(q).read().decode())"
     )
-    return json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+    return json.loads(machine.run("/opt/python/bin/python3", "-c", script))
 
 
 def test_a_killed_gateway_is_restarted_and_its_jobs_end(fleet):

@@ -40,8 +40,8 @@ def test_a_worker_with_a_broken_model_exits_with_a_clear_error(tmp_path, damage)
 def test_a_second_worker_of_the_same_name_waits_until_the_first_has_left(fleet, client, tmp_path):
     start_simulated(fleet, client, "gpu0")
     endpoint = ("--broker", fleet.brokers["broker"].backend)
-    fleet.spawn("twin", ["imagegen-worker", *endpoint, "--name", "gpu0", "--gpu", "7", *SIMULATED])
-    log = tmp_path / "logs" / "twin.log"
+    fleet.spawn("second", ["imagegen-worker", *endpoint, "--name", "gpu0", "--gpu", "7", *SIMULATED])
+    log = tmp_path / "logs" / "second.log"
     fleet.wait_until(lambda: "worker_name_taken" in log.read_text(), "the rejection in the second worker's log")
     assert "is named 'gpu0'; choose another name with --name" in log.read_text()
 

@@ -189,8 +189,8 @@ def test_a_call_runs_until_all_its_jobs_are_cancelled():
     commands += [(2, ev.Cancel(0)), (3, ev.Cancel(1))]
     made, posted, results = run_calls(commands, stage=stage)
     assert (made, sorted(results)) == ([[0, 1, 2]], [2])
-    told = [event.numbers[0] for event in of(ev.Stepped, posted)]
-    assert (told.count(0), told.count(1), told.count(2)) == (2, 3, 9)
+    numbers = [event.numbers[0] for event in of(ev.Stepped, posted)]
+    assert (numbers.count(0), numbers.count(1), numbers.count(2)) == (2, 3, 9)
     stage = ToyStage()
     run_calls([*commands, (4, ev.Cancel(2))], stage=stage)
     assert sum(rows for _, rows in stage.forwards) == 3 * 4
