@@ -230,7 +230,7 @@ def main(**options: Any) -> None:
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
-    """Return the settings of the core, most of which have the names of options."""
+    """Return the settings of the core, most of which are options of the same name."""
     named = {each.name: options[each.name] for each in fields(Settings) if each.name in options}
     named["log_requests"] = options["log_requests"] and options["log_level"] in ("debug", "info")
     return Settings(

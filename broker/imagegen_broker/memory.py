@@ -1,4 +1,4 @@
-"""Memory of the process: its maximum, and how much of what is freed malloc keeps."""
+"""Memory of the process: a maximum, and the amount of freed memory that malloc keeps."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from imagegen_common.logs import flush, log
 _log = logging.getLogger("imagegen.broker")
 
 MEMORY_STATUS = 75
-"""Exit status of a process that needed too much memory (EX_TEMPFAIL)."""
+"""Exit status of a process that exceeded its memory limit (EX_TEMPFAIL)."""
 _CHECK_SECONDS = 0.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 

@@ -57,7 +57,7 @@ class BrokerCollector(Collector):
         yield _gauge("max_requests", "Maximum number of requests held; more are rejected.", stats.limits.requests)
         yield _gauge("max_held_bytes", "Maximum size of all requests held.", stats.limits.bytes)
         yield _gauge(
-            "transfer_bytes", "Bytes of images that peers asked for or did not confirm.", stats.transfer_bytes
+            "transfer_bytes", "Bytes of images that peers requested or did not confirm.", stats.transfer_bytes
         )
         yield _gauge("clients", "Connected clients.", stats.clients)
         yield _gauge(
@@ -92,7 +92,7 @@ class BrokerCollector(Collector):
         )
         requeues = _known(totals.requeued, REQUEUE_REASONS)
         yield _counter("requeues", "Requests requeued, by reason.", requeues, "reason")
-        yield _counter("resent_answers", "Answers sent or asked for again.", totals.resent)
+        yield _counter("resent_answers", "Answers sent or requested again.", totals.resent)
         yield _counter("received_bytes", "Bytes of input images received in chunks.", totals.received_bytes)
         yield _counter("relayed_bytes", "Bytes of answers relayed in chunks.", totals.relayed_bytes)
         yield _counter("workers_registered", "Registrations of workers.", totals.workers_registered)

@@ -53,7 +53,7 @@ _CLIENT_SEND_QUEUE = 512
 twice the number of requests that the client's `map` keeps in flight."""
 
 _HANDSHAKE_MS = 10_000
-"""Time for a handshake. A connection that does not begin one occupies a descriptor for so long."""
+"""Maximum duration of a handshake: a connection that starts none occupies a file descriptor for this time."""
 
 _MAX_COPIED_BYTES = 4096
 """Smaller frames are copied, which is cheaper than keeping a reference to the frame of the socket."""
@@ -77,7 +77,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, core: BrokerCore, now: float) -> Self:
-        """Copy the state of the core; the loop does no more for a view than this."""
+        """Copy the state of the core. This is the only work that a view costs the loop."""
         counters = core.table.counters
         return cls(
             core.view(now),
@@ -89,7 +89,7 @@ class Snapshot:
 
     @property
     def statistics(self) -> Statistics:
-        """The fields of `/stats`; computed at each access, by the thread that asks."""
+        """The fields of `/stats`; computed at each access, on the calling thread."""
         return self.view.statistics()
 
 
@@ -233,8 +233,8 @@ class Server:
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.setsockopt(zmq.SNDHWM, send_queue)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
-        # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
-        # if the peer has reset the connection meanwhile. The limit counted messages, so it bounded no memory.
+        # No limit on queued messages: when libzmq resumes reading after the limit, it aborts if the next message
+        # is a PING and the peer has reset the connection. A limit on messages would not bound memory anyway.
         socket.setsockopt(zmq.RCVHWM, 0)
         enable_keepalive(socket)
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
@@ -250,7 +250,11 @@ class Server:
     def _read(
         self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames, bytes], None], allowed: AllowList | None
     ) -> None:
-        """Read the available messages frame by frame; `frame.more` is twice as fast as asking the socket."""
+        """Read the available messages, up to `_MAX_MESSAGES_PER_ROUND`, and pass each one to `read`.
+
+        A message whose key is no longer allowed is reported to the core instead. Frames are received one by one,
+        because `frame.more` is twice as fast as reading the socket's option RCVMORE.
+        """
         for _ in range(_MAX_MESSAGES_PER_ROUND):
             try:
                 first = socket.recv(_NOBLOCK, copy=allowed is None)
@@ -295,7 +299,7 @@ class Server:
         self.core.handle(ReceivedFromWorker(peer, message, header, frames[1:]), now)
 
     def _check_name(self, key: bytes, name: str) -> None:
-        """Raise `UnauthorizedError` if a worker's key does not allow its name."""
+        """Raise `UnauthorizedError` if a worker's key does not permit the worker's name."""
         if self._access is not None and not self._access.may_register(key, name):
             own = self._access.lists["workers"].name_of(key)
             raise UnauthorizedError(f"the key {own!r} may only register as {own!r} or '{own}-…', not as {name!r}")

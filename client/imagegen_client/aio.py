@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Call `function` in the loop, from any thread; does nothing if the loop is closed."""
+    """Call `function` in the loop, from any thread; do nothing if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function)
 

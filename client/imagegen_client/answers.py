@@ -32,7 +32,7 @@ def _find_problem(entry: Pending, answer: Result | Stats, payload: Payload) -> s
             if info.format not in _FORMATS:
                 return f"expected images in the format {' or '.join(_FORMATS)}, got {format_value(info.format)}"
     if answer.frame_bytes and (payload or answer.payload_id is None):
-        return "expected a payload_id and no frames beside frame_bytes"
+        return "expected a payload_id and no frames in addition to frame_bytes"
     sizes = answer.frame_bytes or [len(frame) for frame in payload]
     if len(sizes) != frames:
         return f"expected {expected}, got {len(sizes)} frames"

@@ -236,7 +236,7 @@ class ClientCore:
     # ---- connection and time -----------------------------------------------------------------------------
 
     def _refused(self, error: ImagegenError, reason: str, now: float) -> list[ev.Action]:
-        """Connect to the next endpoint; once all have refused this client, wait or end everything."""
+        """Connect to the next endpoint; once all have rejected this client, pause or fail all requests."""
         seconds = None
         if isinstance(error, OverloadedError):
             seconds = max(error.retry_after_seconds or self._link.liveness_timeout, self._link.interval)
@@ -244,7 +244,7 @@ class ClientCore:
         actions = self._warn("refused by the broker", f"{error.code}: {reason}") if is_new else []
         if not self._link.record_refusal(seconds):
             return actions + self._connect_next(now)
-        # Clients that were refused together do not return together: a random key spreads them.
+        # The key is random, so clients that were rejected together reconnect at different times.
         spread = int.from_bytes(next(iter(self._pending.by_key), b"")[:4]) / 2**32
         wait = self._link.take_refusals()
         self._link.pause((wait or self._link.interval) * (1 + spread / 2), now)
@@ -263,7 +263,7 @@ class ClientCore:
         return [ev.Connect(self.endpoint), self._receipts.heartbeat()]
 
     def _tick(self, now: float) -> list[ev.Action]:
-        """Do what is due: acknowledgements, failover, timeouts, resends, transfers, reports, heartbeat."""
+        """Perform all due work: acknowledgements, failover, timeouts, resends, transfers, reports, heartbeat."""
         if self._link.resume_at is not None:
             return self._tick_paused(now)
         actions = self._connect_next(now) if now >= self._link.dead_at else []
@@ -277,7 +277,7 @@ class ClientCore:
         return actions
 
     def _tick_paused(self, now: float) -> list[ev.Action]:
-        """Do what is due while all endpoints refuse this client."""
+        """Perform the due work while all endpoints reject this client."""
         assert self._link.resume_at is not None, "the caller checked it"
         actions = self._act_on_due(now)
         self._receipts.clear()  # brokers repeat answers that are not acknowledged
@@ -306,7 +306,7 @@ class ClientCore:
         return [action for entry in list(self._pending.by_key.values()) for action in self._complete(entry, error)]
 
     def _end_acknowledged(self, entry: Pending, outcome: ev.Answer | ImagegenError) -> list[ev.Action]:
-        """Complete an entry whose answer has arrived or is not wanted: its worker need not keep it."""
+        """Complete an entry and acknowledge its answer, so that the worker can release it."""
         if isinstance(entry.message, messages.Submit):
             self._receipts.acknowledge(entry.id)
         return self._complete(entry, outcome)
@@ -322,7 +322,7 @@ class ClientCore:
 
 
 def _is_refusal(error: ImagegenError, request_id: bytes | None) -> bool:
-    """Return whether the broker does not serve this client at all."""
+    """Return whether an error rejects this client as a whole, not only one request."""
     return request_id is None and isinstance(error, UnsupportedVersionError | UnauthorizedError | OverloadedError)
 
 

@@ -62,7 +62,7 @@ class Job:
     def result(self, timeout: float | None = None) -> GenerationResult:
         """Wait for the result. Raises the request's `ImagegenError`, or `TimeoutError` after `timeout` seconds.
 
-        After a `TimeoutError` the request goes on; `cancel` ends it.
+        After a `TimeoutError` the request continues; `cancel` ends it.
         """
         return self.future.result(timeout)
 
@@ -116,7 +116,7 @@ class Job:
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
     def on_complete(self, outcome: Answer | ImagegenError) -> None:
-        """Take the answer; called by the transport."""
+        """Store the result or error; called by the transport."""
         if isinstance(outcome, Answer):
             assert isinstance(outcome.message, messages.Result), "the core answers requests with results"
             seconds = time.monotonic() - self._started
@@ -128,7 +128,7 @@ class Job:
         self._callback = None
 
     def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
-        """Take a progress message; called by the transport."""
+        """Add a progress event; called by the transport."""
         unread = 0 if self._progress is None else self._progress.qsize()
         full = unread >= MAX_UNREAD
         self._latest = event = make_progress(progress, () if full else payload)
@@ -136,7 +136,7 @@ class Job:
             self._put(event)
 
     def on_waiting(self, reason: str) -> None:
-        """Take a report that no broker serves the client; called by the transport."""
+        """Add an event that no broker serves the client; called by the transport."""
         self._latest = event = Progress(0, 0, state="waiting", reason=reason)
         if self._progress is not None and self._progress.qsize() < MAX_UNREAD:
             self._put(event)

@@ -27,7 +27,7 @@ class Link:
         self.liveness = DEFAULT_LIVENESS
         """Silent intervals after which the broker counts as dead, as announced by the broker."""
         self.fetch_window_bytes = DEFAULT_FETCH_WINDOW_BYTES
-        """Maximum number of bytes asked for and not received, as announced by the broker."""
+        """Maximum number of bytes requested and not received, as announced by the broker."""
         self.next_heartbeat = 0.0
         self.resume_at: float | None = None
         """When to connect again after all endpoints have refused this client; None while there is a connection."""

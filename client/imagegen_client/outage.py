@@ -11,12 +11,12 @@ from imagegen_client.pending_table import PendingTable
 from imagegen_protocol.messages import Submit
 
 FIRST_SECONDS = 5.0
-"""Time without a broker before the first report; the next ones follow at doubling distances."""
+"""Time without a broker before the first report; the interval between reports doubles."""
 MAX_DISTANCE_SECONDS = 600.0
 
 
 class Outage:
-    """Reports, at growing distances, that requests wait for a broker; times are monotonic seconds."""
+    """Reports, at growing intervals, that requests wait for a broker; times are monotonic seconds."""
 
     def __init__(self, link: Link, pending: PendingTable) -> None:
         self.next_at = inf

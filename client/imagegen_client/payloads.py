@@ -1,7 +1,7 @@
 """The payloads of one connection: answers that the client fetches, and requests that the broker fetches.
 
-What has arrived of an answer belongs to its request and outlives the connection. Nothing is asked for before the
-broker has sent the answer's header on the current connection: another broker may not have the answer.
+The received part of an answer is kept after a reconnect. The rest is not requested before the broker has sent the
+answer's header on the new connection: another broker may not have the answer.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Payloads:
     # ---- answers -----------------------------------------------------------------------------------------
 
     def begin(self, entry: Pending, header: Result | Stats) -> list[Action]:
-        """Fetch the payload of an answer; continue if it is the one that has arrived in part."""
+        """Fetch the payload of an answer; a partly received payload with the same id is continued."""
         assert header.payload_id is not None, "the header was checked"
         download = entry.download
         if download is None or download.payload_id != header.payload_id:
@@ -61,17 +61,17 @@ class Payloads:
         return [_log("answer announced", download)]
 
     def receive(self, chunk: Chunk, payload: Payload, now: float) -> Download | None:
-        """Take a chunk; return its download if it is complete now."""
+        """Store a chunk; return its download if the payload is complete now, else None."""
         return self._downloads.on_chunk(chunk, payload[0] if len(payload) == 1 else b"", now)
 
     def stop(self, entry: Pending) -> None:
-        """Stop fetching the answer of an entry and drop what has arrived."""
+        """Stop fetching the answer of an entry, and discard the received part."""
         if entry.download is not None:
             self._downloads.remove(entry.id)
             entry.download = entry.header = None
 
     def fetch(self, by_id: dict[bytes, Pending], now: float) -> list[Action]:
-        """Ask for what is missing, as far as the window allows."""
+        """Request missing bytes, as far as the window allows."""
         actions: list[Action] = []
         if not len(self._downloads):  # the common case
             return actions
@@ -86,13 +86,13 @@ class Payloads:
         return actions
 
     def deadline(self) -> float:
-        """Return when `fetch` is due although nothing arrives; infinite if nothing was asked for."""
+        """Return when `fetch` is due although nothing arrives; infinite if no bytes are outstanding."""
         return self._downloads.deadline()
 
     # ---- requests ----------------------------------------------------------------------------------------
 
     def answer(self, entry: Pending | None, fetch: Fetch) -> list[Action]:
-        """Return the chunks of a request for which the broker asks; none if there is no such request."""
+        """Return the chunks of a request's payload that a FETCH requests; none if the request is unknown."""
         if entry is None or not isinstance(entry.message, Submit) or fetch.payload_id != fetch.request_id:
             return []
         return [Send(chunk, (memoryview(data),)) for chunk, data in chunks(entry.payload, fetch)]

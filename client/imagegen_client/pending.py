@@ -29,4 +29,4 @@ class Pending:
     header: Result | Stats | None = None
     """Header of the answer whose payload is fetched."""
     download: Download | None = None
-    """What has arrived of that payload."""
+    """The partly received payload."""

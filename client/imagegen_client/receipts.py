@@ -1,4 +1,4 @@
-"""What the client has received and not confirmed to the broker: answers, and the last chunk or preview."""
+"""Confirmations to the broker: acknowledgements of answers, and the token of the last chunk or preview."""
 
 from imagegen_client.events import Action, Send
 from imagegen_client.payloads import Payloads
@@ -7,14 +7,14 @@ from imagegen_protocol.messages import Ack, ClientHeartbeat
 
 
 class Receipts:
-    """Collects acknowledgements, and makes the messages that confirm the token of the connection."""
+    """Collects acknowledgements, and creates the messages that carry them and the latest token."""
 
     def __init__(self, payloads: Payloads, receive_maximum: int | None) -> None:
         self._payloads = payloads
         self._receive_maximum = receive_maximum
         self._ids: list[bytes] = []
         self.is_due = False
-        """Whether a preview has arrived whose token no message has confirmed."""
+        """Whether the token of a received preview has not been confirmed yet."""
 
     def acknowledge(self, request_id: bytes) -> None:
         """Acknowledge an answer with the next ACK."""
@@ -41,5 +41,5 @@ class Receipts:
         return Send(ClientHeartbeat(token=self._payloads.token, receive_maximum=self._receive_maximum))
 
     def clear(self) -> None:
-        """Forget what was collected."""
+        """Discard everything that was collected."""
         self._ids, self.is_due = [], False

@@ -193,7 +193,7 @@ class Client:
 
 
 class _StatsQuery:
-    """Response handler of a statistics query."""
+    """Response handler of a statistics query: sets `future` to the statistics or the error."""
 
     def __init__(self) -> None:
         self.future: Future[Statistics] = Future()

@@ -29,7 +29,7 @@ logger = logging.getLogger("imagegen.client")
 MAX_MESSAGES_PER_READ = 1000
 """Messages read in a row before requests and timers are served."""
 MAX_UNSENT_CHUNK_BYTES = MAX_FETCH_BYTES
-"""Maximum size of the chunks that wait in ZeroMQ's buffers; a broker that asks for more gets nothing."""
+"""Maximum size of the chunks that wait in ZeroMQ's buffers; further chunks are dropped."""
 LINGER_MILLISECONDS = 1000
 """Time limit of closing for sending the last acknowledgements and GOODBYE."""
 
@@ -41,13 +41,13 @@ class ResponseHandler(Protocol):
     """Receiver of one request's answer. Called on the I/O thread: must return quickly and must not raise."""
 
     def on_complete(self, outcome: ev.Answer | ImagegenError) -> None:
-        """Take the answer or the error; called once."""
+        """Receive the answer or the error; called once."""
 
     def on_progress(self, progress: Progress, payload: ev.Payload) -> None:
-        """Take a progress message and its preview, if any."""
+        """Receive a progress message and its preview, if any."""
 
     def on_waiting(self, reason: str) -> None:
-        """Take the reason why no broker serves this client at the moment."""
+        """Receive the reason why no broker serves this client at the moment."""
 
 
 class Transport:
@@ -91,7 +91,7 @@ class Transport:
                 self._enqueue(ev.CancelRequested(key), None)
 
     def close(self) -> None:
-        """End unfinished requests in `ClientClosedError`, say GOODBYE, and wait for the thread to end."""
+        """End unfinished requests in `ClientClosedError`, send GOODBYE, and wait for the thread to end."""
         with self._lock:
             if self._closed_error is None:
                 self._closed_error = ClientClosedError("the client is closed")
@@ -156,7 +156,7 @@ class Transport:
             self._perform(self._core.handle(ev.Disconnected(), now))
 
     def _receive(self) -> ev.Received | ev.InvalidMessage | None:
-        """Read one message; return None if there is none. ev.Payload frames are not copied."""
+        """Read one message; return None if there is none. Frames of the payload are not copied."""
         socket = self._socket
         if socket is None:
             return None
@@ -225,7 +225,7 @@ class Transport:
                 self._socket.send(frame, _MORE if left else zmq.NOBLOCK, copy=False)
 
     def _send_chunk(self, chunk: Chunk, data: bytes | memoryview) -> None:
-        """Send a chunk without copying it; it is dropped if too many wait, and the broker asks for it again."""
+        """Send a chunk without copying it; it is dropped if too many wait, and the broker requests it again."""
         assert self._socket is not None, "the core sends only after connecting"
         unsent = self._unsent_chunks
         while unsent and unsent[0][0].done:

@@ -65,7 +65,7 @@ async def _authenticate(
 
 
 def _check_local(request: Request, services: Services) -> None:
-    """Raise `ApiError` 403 for requests of other sites' pages, which a local browser could send."""
+    """Raise `ApiError` 403 for requests that a page of another site could send from a local browser."""
     host = request.headers.get("host", "")
     settings = services.settings
     name = _split(f"//{host}").hostname or ""

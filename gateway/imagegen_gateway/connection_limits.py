@@ -39,10 +39,10 @@ class TimeoutProtocol(H11Protocol):
     _discard_rate = DiscardRate()
     """Shared by all connections."""
     on_open: Callable[[], object] = staticmethod(lambda: None)
-    """Called when `connections` has this one."""
+    """Called once `connections` contains this connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with a connection, after its TLS handshake."""
+        """Start serving a connection, after its TLS handshake."""
         super().connection_made(transport)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
         self.on_open()
@@ -50,7 +50,7 @@ class TimeoutProtocol(H11Protocol):
         self._update_timeout()
 
     def resume_writing(self) -> None:
-        """Continue with a response after the client has read most of what was sent."""
+        """Continue a response after the client has read most of the sent bytes."""
         self._writing.note_drained()
         super().resume_writing()
 

@@ -1,4 +1,4 @@
-"""The state of the fleet for the web page: polled once for all pages that show it."""
+"""The state of the fleet for the web page: one poll serves all open pages."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ class FleetFeed:
         self._running: asyncio.Task[None] | None = None
 
     async def events(self, clients: ClientPool, stopping: asyncio.Event) -> sse.Events:
-        """Yield an event `fleet` at once if the state is known, and after each poll until the gateway stops."""
+        """Yield an event `fleet` after each poll, and one at once if the state is known, until shutdown."""
         self._followers += 1
         try:
             if self._event and self._running is not None and not self._running.done():

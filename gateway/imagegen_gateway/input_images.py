@@ -20,7 +20,7 @@ _DECODING = threading.Semaphore(2)
 
 
 def read_input(name: str, field: str, data: bytes, limits: Limits, *, sets_size: bool) -> bytes:
-    """Return the checked frame of the image parameter `name`. Raises `ApiError`, which names the API's `field`.
+    """Check the image of parameter `name`; return its frame. Raises `ApiError`, which names the API's `field`.
 
     `sets_size`: the generated images have the size of this image.
     """

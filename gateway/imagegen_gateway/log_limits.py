@@ -9,7 +9,7 @@ INTERVAL_SECONDS = 60.0
 _MAX_TEXTS = 1000
 """Maximum number of different texts that are counted."""
 _LOGGERS = ("uvicorn.error", "asyncio", "imagegen.gateway", "python_multipart.multipart")
-"""Those whose lines a client can cause at any rate; the lines of jobs and webhooks have the rate of the jobs."""
+"""Loggers whose lines clients can cause at any rate. Jobs limit the rate of the lines about jobs and webhooks."""
 
 
 class RepetitionFilter(logging.Filter):

@@ -55,7 +55,7 @@ class Connection:
         return NO_CHANGE if reason == reported else news
 
     def on_message(self) -> None:
-        """Note that a message arrived: report the next failed handshake even if its reason is the same."""
+        """Record that a message arrived, so that `check` reports the next failed handshake whatever its reason."""
         self._reported = ""
 
     def reconnect(self, now: float) -> None:

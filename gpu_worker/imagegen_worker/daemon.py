@@ -208,7 +208,7 @@ class Daemon:
             log(_log, logging.WARNING, "handshake failed, retrying", broker=endpoint, error=news.suspicion)
 
     def _notify_systemd(self, now: float) -> None:
-        """Feed systemd's watchdog, unless the device makes no steps: its thread cannot do so while it hangs."""
+        """Feed systemd's watchdog from the main thread, unless the device has stopped making steps."""
         if (line := self._status_line) is not None and now >= self._notifier.due_at:
             self._notifier.tick(now, lambda: line.text(self._core, now), self._core.step_age(now) or 0.0)
 

@@ -23,15 +23,15 @@ MAX_PAYLOAD_BYTES = 1024 * 1024 * 1024
 MAX_INLINE_BYTES = 64 * 1024
 """Maximum size of a payload that is sent inline, in the frames after its header."""
 DEFAULT_INLINE_BYTES = 16 * 1024
-"""Size up to which a payload is sent inline unless its receiver asked for another. At 9 kB/s it takes 1.8 s, less
+"""Size up to which a payload is sent inline unless its receiver set another limit. At 9 kB/s it takes 1.8 s, less
 than the default time without a message after which a peer counts as dead."""
 MIN_CHUNK_BYTES = 4 * 1024
 MAX_CHUNK_BYTES = 256 * 1024
 """Maximum size of the data in one CHUNK. Sockets disconnect a peer that sends a longer frame (`MAXMSGSIZE`)."""
 MAX_FETCH_BYTES = 16 * 1024 * 1024
-"""Maximum number of bytes that one FETCH asks for."""
+"""Maximum number of bytes that one FETCH requests."""
 DEFAULT_FETCH_WINDOW_BYTES = 4 * 1024 * 1024
-"""Default maximum of the bytes that one peer has asked for and not received."""
+"""Default maximum number of bytes that one peer has requested and not received."""
 MAX_TOKEN_BYTES = 16
 """Maximum length of the token with which a peer confirms the last chunk that it has received."""
 

@@ -97,7 +97,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Fetch(Message, tag="fetch", frozen=True, kw_only=True):
-    """The receiver of a payload asks its sender for `length` bytes of it, in chunks."""
+    """A request for `length` bytes of a payload, sent by its receiver and answered with chunks."""
 
     request_id: Id
     """Id of the request that the payload belongs to."""
@@ -143,7 +143,7 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     progress: bool = False
     """Whether the client wants PROGRESS messages."""
     preview: bool = False
-    """Whether it wants previews in them; implies `progress`."""
+    """Whether the client wants previews in PROGRESS messages; implies `progress`."""
     traceparent: Traceparent | None = None
     """Trace and parent span, as in W3C Trace Context."""
     images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
@@ -206,7 +206,7 @@ class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """The progress of a request, from the broker while it is queued, from the worker while it runs.
 
-    Frame: a preview as a small PNG or JPEG, if the client asked for previews; or none.
+    Frame: a preview as a small PNG or JPEG, if the client requested previews; or none.
     """
 
     request_id: Id
@@ -243,7 +243,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Result(Message, tag="result", frozen=True, kw_only=True):
     """The terminal answer of a request that succeeded. Payload: one encoded image in each frame.
 
-    The worker makes it, and the broker forwards its bytes unchanged.
+    The worker creates it, and the broker forwards its bytes unchanged.
     """
 
     request_id: Id
@@ -301,7 +301,7 @@ class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     liveness: Annotated[int, Meta(ge=1, le=MAX_LIVENESS)]
     """Silent intervals after which a peer counts as dead."""
     fetch_window_bytes: Annotated[int, Meta(ge=MIN_CHUNK_BYTES, le=MAX_PAYLOAD_BYTES)] = DEFAULT_FETCH_WINDOW_BYTES
-    """Maximum number of bytes that the peer may have asked for and not received."""
+    """Maximum number of bytes that the peer may have requested and not received."""
     receive_maximum: ReceiveMaximum | None = None
     """Maximum number of the client's requests that are at workers or unacknowledged; None for workers."""
     number: Count | None = None
@@ -429,7 +429,7 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     progress: bool = False
     """Whether the client wants PROGRESS messages."""
     preview: bool = False
-    """Whether it wants previews in them; implies `progress`."""
+    """Whether the client wants previews in PROGRESS messages; implies `progress`."""
     traceparent: Traceparent | None = None
     """Trace and parent span, as in W3C Trace Context."""
     alone: bool = False

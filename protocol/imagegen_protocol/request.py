@@ -58,7 +58,7 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 OutputFormat = Literal["png", "jpeg", "webp"]
 DEFAULT_OUTPUT_FORMAT: OutputFormat = "png"
 DEFAULT_QUALITY = 90
-"""Quality of JPEG and WebP without visible loss; the file has about a fifth of the size of a PNG."""
+"""Quality of JPEG and WebP without visible loss; a file has about a fifth of the size of a PNG."""
 _WITH_IMAGE: tuple[TaskName, ...] = ("image-to-image", "inpainting")
 
 

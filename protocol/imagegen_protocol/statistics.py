@@ -191,7 +191,7 @@ class Statistics(Record, frozen=True, kw_only=True):
     held_bytes: Bytes = 0
     """Size of the requests that the broker holds, input images included."""
     transfer_bytes: Bytes = 0
-    """Bytes of images that peers have asked for or not confirmed."""
+    """Bytes of images that peers have requested or not confirmed."""
     limits: Limits = Limits()
     answers_per_second: Rate = 0.0
     totals: Totals = Totals()

@@ -1,7 +1,7 @@
-"""Payloads that are fetched in chunks: the receiver asks for ranges of bytes, and the sender answers with chunks.
+"""Payloads that are fetched: the receiver requests byte ranges, and the sender answers with chunks.
 
-Only the receiver keeps state, and it decides how much is on the way: a window of bytes that it adapts to the speed
-of the slowest link between it and the sender, so that other messages pass within a fraction of an interval.
+Only the receiver keeps state. It limits the bytes in flight to a window, which it adapts to the speed of the
+slowest link between it and the sender, so that other messages pass within a fraction of an interval.
 `docs/protocol.md` states the rules.
 """
 
@@ -33,7 +33,7 @@ _PATIENCE = 2.0
 liveness time."""
 _MAX_STALL_FACTOR = 16
 _FAST, _SLOW = 0.25, 1.0
-"""Intervals that the answer to a FETCH takes: below the first the window doubles, above the second it halves."""
+"""Time to answer a FETCH, in intervals: below the first value the window doubles, above the second it halves."""
 
 
 # ---- the sender ------------------------------------------------------------------------------------------
@@ -71,13 +71,13 @@ class _Ask(NamedTuple):
     end: int
     sent_at: float
     outstanding: int
-    """Bytes asked for on the connection, these included."""
+    """Outstanding bytes of the connection after this FETCH."""
     source_outstanding: int
-    """Bytes asked for of the same sender, these included."""
+    """Outstanding bytes of the same sender after this FETCH."""
 
 
 class Download:
-    """One payload on its way; it arrives in order, from the first byte to the last."""
+    """One partly received payload. Its bytes are received in order."""
 
     __slots__ = (
         "_data",
@@ -102,12 +102,12 @@ class Download:
         """Size of the payload in bytes."""
         self._data = bytearray()
         self.asked = 0
-        """Offset up to which bytes were asked for."""
+        """Offset up to which bytes were requested."""
         self.asks: deque[_Ask] = deque()
         self.active_at = 0.0
-        """When the last chunk arrived, or the first bytes were asked for."""
+        """Time of the last chunk, or of the first FETCH."""
         self.stalls = 0
-        """Number of times in a row that it was asked for again."""
+        """Number of consecutive repeated FETCHes without a chunk."""
 
     @property
     def received(self) -> int:
@@ -116,7 +116,7 @@ class Download:
 
     @property
     def outstanding(self) -> int:
-        """Number of bytes that were asked for and have not arrived."""
+        """Number of bytes that were requested and have not arrived."""
         return self.asked - len(self._data)
 
     @property
@@ -133,7 +133,7 @@ class Download:
         return True
 
     def restart(self) -> None:
-        """Forget what was asked for and has not arrived."""
+        """Reset the requested offset to the received one, so that missing bytes are requested again."""
         self.asked = len(self._data)
         self.asks.clear()
 
@@ -144,16 +144,16 @@ class Download:
 
 
 class _Source:
-    """A sender of payloads: several may send over one connection, each over a link of its own."""
+    """A sender of payloads. Several workers send through one broker connection, each over a link of its own."""
 
     __slots__ = ("answer_seconds", "outstanding", "unasked", "window")
 
     def __init__(self) -> None:
         self.window = INITIAL_WINDOW_BYTES
         self.outstanding = 0
-        """Bytes asked for, without those of stalled downloads."""
+        """Outstanding bytes, without those of stalled downloads."""
         self.unasked: OrderedDict[bytes, Download] = OrderedDict()
-        """Downloads of which not all bytes were asked for, without stalled ones."""
+        """Downloads with bytes that were not requested yet, without stalled ones."""
         self.answer_seconds = 0.0
         """Seconds that the answer to a FETCH takes."""
 
@@ -161,12 +161,12 @@ class _Source:
 class Downloads:
     """The payloads that one peer receives on one connection, the oldest of each sender first.
 
-    The bytes that were asked for and have not arrived never exceed the window, nor those of one sender the window
+    The outstanding bytes (requested and not received) never exceed the window, nor those of one sender the window
     of the sender: both adapt to the time that the answer to a FETCH takes. Times are monotonic seconds.
 
-    A payload of which no chunk arrives for the liveness time is *stalled*: its sender may be gone. It is asked for
+    A payload of which no chunk arrives for the liveness time is *stalled*: its sender may be gone. It is requested
     again with a small FETCH, which does not count towards the adapted windows, so that it delays no other payload.
-    The time until it is asked for again doubles up to 16 times while nothing arrives, and is longer where answers
+    The time until it is requested again doubles up to 16 times while nothing arrives, and is longer where answers
     take longer.
     """
 
@@ -179,13 +179,13 @@ class Downloads:
         self._waiting: dict[str, _Source] = {}
         """The senders that have `unasked` downloads."""
         self._stalled: OrderedDict[bytes, Download] = OrderedDict()
-        """Stalled downloads that are not asked for at present."""
+        """Stalled downloads without outstanding bytes."""
         self._active: dict[bytes, Download] = {}
         """Downloads with outstanding bytes; few, because the windows are divided into pieces."""
         self._outstanding = 0
-        """Bytes asked for, without those of stalled downloads."""
+        """Outstanding bytes, without those of stalled downloads."""
         self._retried = 0
-        """Bytes asked for of stalled downloads."""
+        """Outstanding bytes of stalled downloads."""
         self._interval = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
         self._liveness = DEFAULT_LIVENESS
         self._max_window = DEFAULT_FETCH_WINDOW_BYTES
@@ -200,7 +200,7 @@ class Downloads:
 
     @property
     def outstanding(self) -> int:
-        """Number of bytes that were asked for and have not arrived."""
+        """Number of bytes that were requested and have not arrived."""
         return self._outstanding + self._retried
 
     def configure(self, interval: float, liveness: int, max_window: int) -> None:
@@ -231,7 +231,7 @@ class Downloads:
         return download
 
     def restart(self) -> None:
-        """Ask again for everything that is missing, on a new connection."""
+        """Request all missing bytes again, on a new connection."""
         self.window = min(INITIAL_WINDOW_BYTES, self._max_window)
         self.token = b""
         self._outstanding = self._retried = 0
@@ -255,14 +255,14 @@ class Downloads:
         return source
 
     def _forget_source(self) -> None:
-        """Forget the window of the oldest sender of which nothing is fetched; it starts anew."""
+        """Remove the oldest sender without downloads; its window is measured again later."""
         used = {download.source for download in self._by_id.values()}
         oldest = next((name for name in self._sources if name not in used), None)
         if oldest is not None:
             del self._sources[oldest]
 
     def _withdraw(self, download: Download) -> None:
-        """Remove a download from the counts and queues of what is asked for."""
+        """Remove a download from the counters and queues."""
         self._unqueue(download)
         self._stalled.pop(download.request_id, None)
         self._active.pop(download.request_id, None)
@@ -389,12 +389,12 @@ class Downloads:
         return fetch
 
     def _stalls_at(self, download: Download) -> float:
-        """Return when an active download is asked for again if no chunk of it arrives."""
+        """Return the time at which an active download counts as stalled if no chunk arrives."""
         silence = self._interval * self._liveness
-        # The sender may have much to send to others: then asking again only makes that more.
+        # The sender may be busy with other receivers; repeated FETCHes would only add to its load.
         usual = min(_PATIENCE * self._source_of(download).answer_seconds, _MAX_STALL_FACTOR * silence)
         return download.active_at + max(silence * min(1 << download.stalls, _MAX_STALL_FACTOR), usual)
 
     def deadline(self) -> float:
-        """Return when `fetches` is due although no chunk arrives; infinite if nothing was asked for."""
+        """Return when `fetches` is due although no chunk arrives; infinite if no bytes are outstanding."""
         return min(map(self._stalls_at, self._active.values()), default=inf)

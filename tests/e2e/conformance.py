@@ -16,7 +16,7 @@ class Tool:
         self.endpoint = self._process.stderr.readline().split()[-1]
 
     def finish(self):
-        """Wait for the end; return the exit status and the table."""
+        """Wait until the process ends; return its exit status and the table."""
         table, log = self._process.communicate(timeout=400)
         return self._process.returncode, table or log
 

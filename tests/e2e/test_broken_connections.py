@@ -1,4 +1,4 @@
-"""A broker survives connections that break in every way that made libzmq abort its process."""
+"""A broker survives all kinds of broken connections that made libzmq abort the process."""
 
 import contextlib
 import os
@@ -19,12 +19,12 @@ from tests.tcp_proxy import TcpProxy
 PAIRS = 8
 FLOODS = 20
 LONGEST_TIMER_SECONDS = 3.0
-"""A timer of libzmq in a broker fires sooner; ZeroMQ's heartbeats had an interval of 2 s."""
+"""Longer than any timer of libzmq in a broker: ZeroMQ's heartbeats had an interval of 2 s."""
 
 
 @pytest.fixture(params=["without keys", "with keys"])
 def keyed(request, fleet, tmp_path):
-    """Start a broker; return the options that a Client needs, and the keys of each port."""
+    """Start a broker; return the options for a Client, and the keys for each port."""
     if request.param == "without keys":
         fleet.start_broker(*PATIENT)
         return {}, {"frontend": None, "backend": None}
@@ -48,7 +48,7 @@ def peers():
 
 
 def survives(fleet, **options):
-    """Ask a broker until all timers of its broken connections have fired."""
+    """Query a broker until all timers of its broken connections have fired."""
     with Client(fleet.frontend, **options) as client:
         end = time.monotonic() + LONGEST_TIMER_SECONDS
         while time.monotonic() < end:
@@ -74,7 +74,7 @@ def test_two_peers_of_one_routing_id_are_reset(fleet, keyed, peers, port):
             for pair in pairs:
                 for peer in pair:
                     peer.send({"type": "heartbeat"})
-            time.sleep(0.02)  # one read of a connection must not take them all
+            time.sleep(0.02)  # more messages than one read of a connection returns
         proxy.reset_all()
         survives(fleet, **options)
 

@@ -1,4 +1,4 @@
-"""`python -m imagegen_protocol.conformance` accepts our own programs, and finds faults that are put into them."""
+"""`python -m imagegen_protocol.conformance` accepts imagegen's programs, and finds faults injected into them."""
 
 import contextlib
 import subprocess
@@ -24,7 +24,7 @@ from tests.raw import Peers, ready
 
 @contextlib.contextmanager
 def requests(endpoint):
-    """A client that sends requests of each kind, whatever their answers."""
+    """A client that sends requests of each kind and ignores their outcomes."""
     stop = threading.Event()
     with Client(endpoint) as client:
 
@@ -103,8 +103,8 @@ def ignore(*_, **__):
     """Do nothing."""
 
 
-def begin_again(table, request):
-    """Forget what has arrived of a payload."""
+def restart_payload(table, request):
+    """Discard the received part of a payload."""
     request.download = None
     fetch_payload(table, request)
 
@@ -120,7 +120,7 @@ def accept_any_version(header):
 @pytest.mark.parametrize(
     ("requirement", "place", "name", "fault"),
     [
-        ("R-2.4", RequestTable, "_fetch_payload", begin_again),
+        ("R-2.4", RequestTable, "_fetch_payload", restart_payload),
         ("R-2.7", SendWindow, "add", ignore),
         ("R-4.6", ClientSessions, "_submitted_again", ignore),
         ("R-9.2", server, "decode_from_client", accept_any_version),
@@ -143,7 +143,7 @@ def test_a_fault_of_a_client_is_found(monkeypatch, start_tool):
 
 
 def test_a_fault_of_a_worker_is_found(start_tool):
-    """A worker that registers, and does nothing with its requests."""
+    """The worker registers and ignores its requests."""
     tool = start_tool("worker", "--only", "R-5.11", "--timeout", "5")
     with contextlib.closing(Peers()) as peers:
         ready(peers(tool.endpoint))

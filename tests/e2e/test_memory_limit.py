@@ -1,4 +1,4 @@
-"""A message whose last frame never arrives: it ends the broker with a clear line, or is refused by its keys."""
+"""A message whose last frame never arrives: the memory limit ends the broker; with keys it is not received."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ PIECE = zmtp.first_part(bytes(256 * 1024))
 
 
 def send_without_end(endpoint, is_alive, most=1200):
-    """Send frames of one message until the peer is gone; return how many."""
+    """Send frames of one message until the peer disconnects; return their number."""
     peer = zmtp.connect(endpoint, b"endless")
     sent = 0
     with contextlib.suppress(OSError), contextlib.closing(peer):
@@ -25,7 +25,7 @@ def send_without_end(endpoint, is_alive, most=1200):
 
 
 @pytest.mark.parametrize("port", ["frontend", "backend"])
-def test_a_message_without_end_ends_the_broker_with_a_clear_last_line(fleet, tmp_path, port):
+def test_an_endless_message_ends_the_broker_with_a_clear_log_line(fleet, tmp_path, port):
     fleet.start_broker(*PATIENT, "--max-memory", str(LIMIT), "--log-format", "json")
     broker = fleet.processes["broker"]
     send_without_end(getattr(fleet.brokers["broker"], port), lambda: broker.poll() is None)
@@ -35,7 +35,7 @@ def test_a_message_without_end_ends_the_broker_with_a_clear_last_line(fleet, tmp
     assert last["resident_bytes"] > LIMIT
 
 
-def test_a_stranger_without_a_key_can_not_even_begin(fleet, tmp_path):
+def test_an_endless_message_is_not_received_from_a_peer_without_a_key(fleet, tmp_path):
     for name, place in (("broker", ""), ("alice", "clients"), ("gpu0", "workers")):
         command("imagegen", "keygen", name, "--out", str(tmp_path / place))
     fleet.start_broker(

@@ -1,7 +1,7 @@
-"""Answers and input images that need many heartbeat intervals on slow links, and links that break meanwhile.
+"""Transfers of images over slow links that take many heartbeat intervals, and links that break meanwhile.
 
-The links are those of a TCP proxy. Each transfer takes several times the liveness time. A fast client beside it is
-served all the while; its latencies are printed and not judged.
+The links are those of a TCP proxy. Each transfer takes several times the liveness time. A second client on a fast
+link is served meanwhile; its latencies are printed and not judged.
 """
 
 import io
@@ -34,18 +34,18 @@ FULL_RATE = 125_000
 FULL_SIDE = 1155
 PATIENCE = 120.0
 OVERHEAD = 1.15
-"""Share of bytes on the wire to bytes of images, with the other messages."""
+"""Ratio of all bytes on the wire to the bytes of images."""
 RESENT_BYTES = 64 * 1024
-"""Bytes that were on the way when a connection broke."""
+"""Maximum number of bytes in transit when a connection broke."""
 
 ANSWERS = 25
 """Answers of 4 MB each."""
 LARGEST_GROWTH = 48 * 2**20
-"""Memory that the broker may need beside the window of 4 MiB: malloc keeps some of what was freed."""
+"""Memory that the broker may need in addition to the window of 4 MiB: malloc keeps some freed memory."""
 
 
 def noise(seed, side=SIDE):
-    """Return the image that the noise worker makes of a seed."""
+    """Return the image that the noise worker generates from a seed."""
     return Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
 
 
@@ -56,7 +56,7 @@ def png(image):
 
 
 class FastClient:
-    """A client on a fast link that generates small images, one after the other, until it is told to stop."""
+    """A client on a fast link that generates small images, one after the other, until `stop`."""
 
     def __init__(self, endpoint, model="fast"):
         self.seconds = []
@@ -86,7 +86,7 @@ class FastClient:
 
 
 def start(fleet, *, worker_link=None):
-    """Start a broker, a worker for the model "noise" and one for "fast"; return what the tests need."""
+    """Start a broker, a worker for the model "noise" and one for "fast"; return the proxy and the clients."""
     place = fleet.start_broker(*HEARTBEATS)
     proxy = TcpProxy(place.backend, **worker_link) if worker_link else None
     start_noise_worker(fleet, proxy.endpoint if proxy else place.backend)
@@ -113,7 +113,7 @@ def generate(client, seed, side=SIDE, **options):
 
 
 def check_healthy(client, dispatched=1):
-    """Nothing was counted as dead, lost or requeued."""
+    """Check that nothing was counted as dead, lost or requeued."""
     totals = client.stats(PATIENCE)["totals"]
     assert totals["clients_lost"] == totals["workers_lost"] == 0
     assert totals["requeued"] == {}
@@ -121,12 +121,12 @@ def check_healthy(client, dispatched=1):
 
 
 @pytest.fixture
-def quiet(fleet):
+def fast_links(fleet):
     """A fleet without slow links between broker and workers."""
-    there = start(fleet)
+    started = start(fleet)
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
-    return there
+    return started
 
 
 @pytest.fixture(params=["short", "30 seconds"])
@@ -135,10 +135,10 @@ def size(request):
     return SimpleNamespace(side=FULL_SIDE if full else SIDE, rate=FULL_RATE if full else RATE)
 
 
-# ---- links that are slow and nothing else ------------------------------------------------------------------
+# ---- slow links without failures ---------------------------------------------------------------------------
 
 
-def test_a_large_answer_arrives_over_a_slow_link_of_its_client(fleet, quiet, size):
+def test_a_large_answer_arrives_over_a_slow_link_of_its_client(fleet, fast_links, size):
     fast = FastClient(fleet.frontend)
     with TcpProxy(fleet.frontend, down=size.rate, latency=0.02) as proxy, Client(proxy.endpoint) as client:
         job = generate(client, 7, size.side)
@@ -149,7 +149,7 @@ def test_a_large_answer_arrives_over_a_slow_link_of_its_client(fleet, quiet, siz
     fast.stop()
 
 
-def test_a_large_input_image_arrives_over_a_slow_link_of_its_client(fleet, quiet, size):
+def test_a_large_input_image_arrives_over_a_slow_link_of_its_client(fleet, fast_links, size):
     fast = FastClient(fleet.frontend)
     with TcpProxy(fleet.frontend, up=size.rate, latency=0.02) as proxy, Client(proxy.endpoint) as client:
         job = generate(client, 7, 64, image=png(noise(1, size.side)))
@@ -163,8 +163,8 @@ def test_a_large_input_image_arrives_over_a_slow_link_of_its_client(fleet, quiet
 @pytest.mark.parametrize("way", ["answer", "input"])
 def test_a_slow_link_of_a_worker_transfers_large_images(fleet, way):
     limit = {"up": RATE} if way == "answer" else {"down": RATE}
-    there = start(fleet, worker_link={**limit, "latency": 0.02})
-    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+    started = start(fleet, worker_link={**limit, "latency": 0.02})
+    with started.worker_proxy as proxy, Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
         fast = FastClient(fleet.frontend)
         if way == "answer":
@@ -178,7 +178,7 @@ def test_a_slow_link_of_a_worker_transfers_large_images(fleet, way):
         fast.stop()
 
 
-def test_small_requests_of_a_client_pass_its_own_large_answer(fleet, quiet):
+def test_small_requests_of_a_client_pass_its_own_large_answer(fleet, fast_links):
     with TcpProxy(fleet.frontend, down=RATE) as proxy, Client(proxy.endpoint) as client:
         job = generate(client, 7)
         wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 8, "the transfer has not begun")
@@ -215,7 +215,7 @@ BREAKS = [break_by_broker_restart, break_by_reset, break_by_silence, break_by_re
 
 
 @pytest.mark.parametrize("break_", BREAKS, ids=lambda break_: break_.__name__)
-def test_an_answer_resumes_where_the_link_of_its_client_broke(fleet, quiet, break_):
+def test_an_answer_resumes_where_the_link_of_its_client_broke(fleet, fast_links, break_):
     with TcpProxy(fleet.frontend, down=2 * RATE) as proxy, Client(proxy.endpoint) as client:
         job = generate(client, 7)
         wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 2, "the transfer has not begun")
@@ -228,8 +228,8 @@ def test_an_answer_resumes_where_the_link_of_its_client_broke(fleet, quiet, brea
 
 @pytest.mark.parametrize("break_", BREAKS, ids=lambda break_: break_.__name__)
 def test_an_answer_resumes_where_the_link_of_its_worker_broke(fleet, break_):
-    there = start(fleet, worker_link={"up": 2 * RATE})
-    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+    started = start(fleet, worker_link={"up": 2 * RATE})
+    with started.worker_proxy as proxy, Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
         job = generate(client, 7)
         wait_until(lambda: proxy.passed["up"] > IMAGE_BYTES // 2, "the transfer has not begun")
@@ -241,7 +241,7 @@ def test_an_answer_resumes_where_the_link_of_its_worker_broke(fleet, break_):
 
 
 @pytest.mark.parametrize("break_", BREAKS[1:], ids=lambda break_: break_.__name__)
-def test_an_input_image_resumes_where_the_link_of_its_client_broke(fleet, quiet, break_):
+def test_an_input_image_resumes_where_the_link_of_its_client_broke(fleet, fast_links, break_):
     with TcpProxy(fleet.frontend, up=2 * RATE) as proxy, Client(proxy.endpoint) as client:
         job = generate(client, 7, 64, image=png(noise(1)))
         wait_until(lambda: proxy.passed["up"] > IMAGE_BYTES // 2, "the transfer has not begun")
@@ -253,8 +253,8 @@ def test_an_input_image_resumes_where_the_link_of_its_client_broke(fleet, quiet,
 
 @pytest.mark.parametrize("break_", BREAKS[1:], ids=lambda break_: break_.__name__)
 def test_an_input_image_resumes_where_the_link_of_its_worker_broke(fleet, break_):
-    there = start(fleet, worker_link={"down": 2 * RATE})
-    with there.worker_proxy as proxy, Client(fleet.frontend) as client:
+    started = start(fleet, worker_link={"down": 2 * RATE})
+    with started.worker_proxy as proxy, Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
         job = generate(client, 7, 64, image=png(noise(1)))
         wait_until(lambda: proxy.passed["down"] > IMAGE_BYTES // 2, "the transfer has not begun")
@@ -266,9 +266,9 @@ def test_an_input_image_resumes_where_the_link_of_its_worker_broke(fleet, break_
 
 @pytest.mark.parametrize("slow", ["client", "worker"])
 def test_an_input_image_is_sent_again_after_a_restart_of_the_broker_that_stored_it(fleet, slow):
-    """What the broker stored is lost with it; a worker that keeps the request keeps its part of the image."""
-    there = start(fleet, worker_link={"down": 2 * RATE} if slow == "worker" else {})
-    proxy = there.worker_proxy or TcpProxy(fleet.frontend, up=2 * RATE)
+    """A restarted broker has lost its stored chunks. A worker that keeps the request keeps its chunks, too."""
+    started = start(fleet, worker_link={"down": 2 * RATE} if slow == "worker" else {})
+    proxy = started.worker_proxy or TcpProxy(fleet.frontend, up=2 * RATE)
     way = "down" if slow == "worker" else "up"
     with proxy, Client(fleet.frontend if slow == "worker" else proxy.endpoint) as client:
         fleet.wait_for_workers(client, 2)
@@ -284,20 +284,20 @@ def test_an_input_image_is_sent_again_after_a_restart_of_the_broker_that_stored_
 # ---- a client that reads nothing ---------------------------------------------------------------------------
 
 
-def test_a_client_that_reads_nothing_costs_bounded_memory_and_delays_nobody(fleet):
+def test_a_client_that_reads_nothing_costs_bounded_memory_and_delays_no_other(fleet):
     place = fleet.start_broker(*PATIENT)
     start_noise_worker(fleet, place.backend)
     fleet.start_worker("fast", "--model", "fast", *SIMULATED)
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 2)
-        deaf = dial_and_submit(place.frontend, ANSWERS)
-        headers = [deaf.receive("result")[0] for _ in range(ANSWERS)]
+        stalled = dial_and_submit(place.frontend, ANSWERS)
+        headers = [stalled.receive("result")[0] for _ in range(ANSWERS)]
         assert sum(sum(header["frame_bytes"]) for header in headers) > 1.5 * LARGEST_GROWTH
         before = largest = resident_bytes(fleet)
         fast = FastClient(fleet.frontend)
         for _ in range(30):
             for header in headers:
-                deaf.send(fetch_all(header))
+                stalled.send(fetch_all(header))
             for _ in range(3):
                 client.generate("fast", model="fast", seed=1, num_inference_steps=1, width=64, height=64)
             largest = max(largest, resident_bytes(fleet))
@@ -305,12 +305,12 @@ def test_a_client_that_reads_nothing_costs_bounded_memory_and_delays_nobody(flee
         print(f"the broker grew by {(largest - before) / 2**20:.1f} MiB")
         assert largest - before < LARGEST_GROWTH
         check_healthy(client)
-        deaf.send({"type": "goodbye"})
-        deaf.close()
+        stalled.send({"type": "goodbye"})
+        stalled.close()
 
 
 def dial_and_submit(endpoint, count):
-    deaf = Peer(zmq.Context.instance(), endpoint)
+    stalled = Peer(zmq.Context.instance(), endpoint)
     for number in range(count):
         body = {
             "prompt": "noise",
@@ -320,8 +320,8 @@ def dial_and_submit(endpoint, count):
             "height": FULL_SIDE,
         }
         header = {"type": "submit", "request_id": os.urandom(16), "model": "noise"}
-        deaf.send(header, msgpack.packb(body))
-    return deaf
+        stalled.send(header, msgpack.packb(body))
+    return stalled
 
 
 def fetch_all(header):

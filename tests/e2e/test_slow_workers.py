@@ -85,7 +85,7 @@ def test_a_long_input_of_a_worker_delays_no_other(fleet, start):
     check(fleet, client, 1 + small)
 
 
-def test_progress_and_previews_do_not_pile_up_on_a_slow_link(fleet, start):
+def test_progress_and_previews_do_not_accumulate_on_a_slow_link(fleet, start):
     """Four requests with ten steps a second and previews have several times the bytes that the link transfers."""
     proxy, client = start(*SLOW_STEPS, up=RATE)
     before = proxy.passed["up"]

@@ -1,4 +1,4 @@
-"""Run simulated fleets: one seed with its whole story, a number of fleets, or for some minutes."""
+"""Run simulated fleets: one seed with its history, a number of fleets, or fleets for some minutes."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from tests.simulation.witness import Violation
 
 
 def main() -> int:
-    """Return the exit status: 1 if an invariant did not hold."""
+    """Run the command; return its exit status, 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="tell the whole story of one seed, or the first seed of many")
     parser.add_argument("--fleets", type=int, help="run so many fleets (default 100)")
@@ -23,7 +23,7 @@ def main() -> int:
 
 
 def one(seed: int, theme: str | None) -> int:
-    """Print the plan and the story of a seed, and how it ended."""
+    """Run the fleet of a seed; print its plan, history and result."""
     plan = draw(seed, theme)
     print(plan)
     failure: Violation | None = None
@@ -39,7 +39,7 @@ def one(seed: int, theme: str | None) -> int:
 
 
 def many(first: int, fleets: int | None, minutes: float | None, theme: str | None) -> int:
-    """Run fleets until their number or the time is up; stop at the first that fails."""
+    """Run fleets up to a number or a time; stop at the first violation."""
     counts = Counts()
     begun = time.monotonic()
     seed = first

@@ -1,4 +1,4 @@
-"""A broker process: the real core, its shell's habits, and what an observer beside it remembers."""
+"""A simulated broker process: the real core, a model of its shell, and records for the invariants."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -39,40 +39,40 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 MESSAGES_A_ROUND = 2
-"""Read from each side before the core settles; a real shell reads more, this makes it matter with small fleets."""
+"""Messages read from each side per round. A real shell reads more; few make rounds matter in small fleets."""
 CHECK_EVERY = 24
-"""Settles between two checks of all the books."""
+"""Rounds between two checks of all tables."""
 
 
 class Told:
-    """What a worker has told a broker, remembered beside the core."""
+    """What a worker has reported to a broker, recorded independently of the core."""
 
     __slots__ = ("active", "draining", "heard", "listed", "name", "step_age", "warm")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.heard = 0.0
-        """On the world's clock."""
+        """In simulated time."""
         self.draining = False
         self.step_age: float | None = None
         self.listed: frozenset[bytes] = frozenset()
-        """Queued or running by its last word, and not answered since."""
+        """Ids queued or running in its last report, and not answered since."""
         self.active: frozenset[bytes] = frozenset()
-        """The same, less what was released since."""
+        """The same ids, without those released since."""
         self.warm: frozenset[str] = frozenset()
-        """None: all models."""
+        """Loaded models; None: all."""
 
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A FETCH, and the bytes of it that were not sent yet."""
+    """A FETCH and its bytes that were not sent yet."""
 
     fetch: Fetch
     left: int
 
 
 class BrokerPeer(Peer):
-    """One run of a broker."""
+    """One run of a broker process."""
 
     def __init__(self, world: "World", index: int) -> None:
         self.run = world.runs(f"broker {index}")
@@ -99,30 +99,30 @@ class BrokerPeer(Peer):
         )
         self.started = world.now
         self.lines: dict[bytes, Line] = {}
-        """Connections by the peer's routing id."""
+        """Connections by routing id of the peer."""
         self.core = BrokerCore(settings, self.local())
         self.workers: dict[bytes, Told] = {}
         self.clients: dict[bytes, tuple[str, float]] = {}
-        """Name, and when it was last heard."""
+        """Name of each client, and the time of its last message."""
         self.turns: dict[tuple[str | None, int], dict[bytes, float]] = defaultdict(dict)
-        """For the fair share: when each client had its last turn, by model and priority; local times."""
+        """Time of each client's last turn, by model and priority, to check fair shares; local times."""
         self.held_at: dict[bytes, float] = {}
-        """When each client was last held out of the dispatch; local times."""
+        """Time at which each client was last paused; local times."""
         self.requeues: dict[bytes, dict[str, int]] = {}
-        """The core's counts of why each request came back, when it was given to a worker last."""
+        """The core's requeue counts of each request at its last dispatch."""
         self.queued_at: dict[bytes, float] = {}
-        """When the payload of a request was complete, if it was fetched; local times."""
+        """Time at which the fetched payload of a request was complete; local times."""
         self.answered: set[bytes] = set()
-        """Ids whose answer from a worker was taken, and that were not dispatched again since."""
+        """Ids that were answered by a worker and not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
         self.given_at: dict[bytes, float] = {}
-        """The last attempt of each request that it gave out, and its local time."""
+        """The last attempt of each dispatched request, and its local time."""
         self.acknowledged: set[bytes] = set()
         self.receiving = Receiving(self)
         self.arrivals: dict[bytes, float] = {}
-        """When each request arrived whose payload was fetched."""
+        """Arrival time of each request whose payload is fetched."""
         self.asked: dict[bytes, list[Asked]] = defaultdict(list)
-        """The FETCHes of each client that are not answered."""
+        """Unanswered FETCHes of each client."""
         self._settles = 0
         self._lost = (0, 0)
         self.settle()
@@ -155,7 +155,7 @@ class BrokerPeer(Peer):
             if isinstance(message, Chunk):
                 self._note_queued(message.request_id)
         else:
-            # The core passes a worker's header on unread, so it need not be bytes here.
+            # The core forwards a worker's header unread, so it need not be encoded here.
             self.core.handle(ReceivedFromWorker(dialer.id, message, message, frames), now)
             if isinstance(message, Result | Error):
                 request = self.core.table.requests.get(message.request_id)
@@ -164,7 +164,7 @@ class BrokerPeer(Peer):
             self._note_worker(dialer, message)
 
     def _receives(self, client_id: bytes, request_id: bytes) -> bool:
-        """Return whether the payload is fetched still; a worker may hold the request by now."""
+        """Return whether the payload is still fetched; the request may be attached to a worker meanwhile."""
         client = self.core.clients.by_id.get(client_id)
         return client is not None and client.downloads.get(request_id) is not None
 
@@ -194,7 +194,7 @@ class BrokerPeer(Peer):
             del self.workers[worker.id]
 
     def wake(self) -> None:
-        """Read what came while it slept, a few messages of each side a round, one of each peer in turn."""
+        """Read the messages that arrived during a freeze: a few of each side per round, peers in turn."""
         sides: tuple[dict[bytes, deque[Any]], ...] = ({}, {})
         while self._inbox:
             _, arguments = self._inbox.popleft()
@@ -212,7 +212,7 @@ class BrokerPeer(Peer):
             self.settle()
         self.settle()
 
-    # ---- settling and sending ---------------------------------------------------------------------------
+    # ---- flushing and sending ---------------------------------------------------------------------------
 
     def tick(self) -> None:
         self.settle()
@@ -221,7 +221,7 @@ class BrokerPeer(Peer):
         return self.core.next_deadline()
 
     def settle(self) -> None:
-        """Let the core settle; judge and send what it returns."""
+        """Flush the core; check and send the returned actions."""
         world, core = self.world, self.core
         actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
         requests = core.table.requests.values()
@@ -249,7 +249,7 @@ class BrokerPeer(Peer):
                 if isinstance(message, Release):
                     if taken:
                         world.witness.releases.update((action.worker_id, i) for i in message.request_ids)
-                    # One that was not taken leaves the worker out of reach until it says again what it has.
+                    # A message that was not sent makes the worker unreachable until its next report.
                     if (told := self.workers.get(action.worker_id)) is not None:
                         told.active = told.active.difference(message.request_ids)
             if isinstance(message, Error) and message.code == "overloaded":
@@ -271,7 +271,7 @@ class BrokerPeer(Peer):
             self.held_at.update(dict.fromkeys(paused, self.local()))
 
     def peer_name(self, action: Any) -> str:
-        """Return to whom an action goes."""
+        """Return the name of the peer that an action is for."""
         return (action.client_id if isinstance(action, SendToClient) else action.worker_id).decode()
 
     def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
@@ -285,7 +285,7 @@ class BrokerPeer(Peer):
     def _note_fetch(self, client_id: bytes, fetch: Fetch) -> None:
         request = self.core.table.requests.get(fetch.request_id)
         arrived = 0.0 if request is None else request.arrived_at
-        if self.arrivals.get(fetch.request_id) != arrived:  # it was dropped and submitted again
+        if self.arrivals.get(fetch.request_id) != arrived:  # the request was dropped and submitted again
             self.arrivals[fetch.request_id] = arrived
             self.receiving.forget(fetch.request_id, {})
         self.receiving.on_fetch(client_id, fetch)
@@ -307,6 +307,6 @@ class BrokerPeer(Peer):
                 del self.clients[client_id]
                 if self.world.recording:
                     self.world.tell(f"{self.name} buries {name}")
-                # A session on a socket that the client has replaced expires.
+                # The session of a replaced socket expires.
                 if any(line.id == client_id for line in self.world.network.lines.values()):
                     invariants.on_burial(self.world, self, name, heard)

@@ -1,4 +1,4 @@
-"""A client process: the real core, and an application that asks, gives up, and leaves."""
+"""A simulated client process: the real core, and an application that submits, cancels and closes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 READ_SECONDS = 0.3
-"""Between two messages that a slow client reads."""
+"""Seconds between two messages that a slow client reads."""
 
 GREEDY_SECONDS = 0.4
-"""Between two times that a greedy client asks for everything."""
+"""Seconds between two FETCHes of a greedy client for everything."""
 
 
 class ClientPeer(Peer):
-    """One run of a client."""
+    """One run of a client process."""
 
     is_client = True
 
@@ -47,13 +47,13 @@ class ClientPeer(Peer):
         self.line: Line | None = None
         self.slow_until = 0.0
         self.mute_until = 0.0
-        """Until then it acknowledges nothing."""
+        """Time until which it acknowledges nothing."""
         self.greedy_until = 0.0
-        """Until then it asks for all of its payloads again and again."""
+        """Time until which it requests all of its payloads repeatedly."""
         self.asks: list[Ask] = []
         self.receiving = Receiving(self)
         self._downloads: Any = None
-        """The core's table of downloads; a new one has asked for nothing."""
+        """The core's table of downloads; a new table has requested nothing."""
 
     # ---- the application --------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class ClientPeer(Peer):
         image_bytes: int,
         input_bytes: int,
     ) -> Ask:
-        """Submit a request for images of a size; `input_bytes` is the size of its input image, 0 for none."""
+        """Submit a request for images of `image_bytes`; `input_bytes`: size of the input image, 0 for none."""
         world = self.world
         key = world.dice.randbytes(16)
         seed = world.dice.randrange(1_000_000)
@@ -94,7 +94,7 @@ class ClientPeer(Peer):
         return ask
 
     def cancel(self, ask: Ask) -> None:
-        """Give a request up."""
+        """Cancel a request."""
         if not ask.ends:
             ask.cancelled = True
             if self.world.recording:
@@ -102,12 +102,12 @@ class ClientPeer(Peer):
             self._do(self.core.handle(CancelRequested(ask.key), self.local()))
 
     def close(self) -> None:
-        """Leave in good manners; what is unfinished ends in `ClientClosedError`."""
+        """Close the client; unfinished requests end in `ClientClosedError`."""
         self._do(self.core.handle(CloseRequested(), self.local()))
         self.die()
 
     def die(self) -> None:
-        """End the process; nobody waits for its answers any more."""
+        """Kill the process; its requests need no answer any more."""
         self.alive = False
         self._inbox.clear()
         for ask in self.asks:
@@ -138,7 +138,7 @@ class ClientPeer(Peer):
 
     def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
         if line is not self.line:
-            return  # the socket that it came on is closed
+            return  # its socket is closed
         self.world.network.read(line, message, frames)
         if self.world.recording:
             self.world.tell_message(f"{line.name} -> {self.name}", message)
@@ -183,7 +183,7 @@ class ClientPeer(Peer):
         self.arm(self.core.next_deadline())
 
     def ask_for_too_much(self) -> None:
-        """Send a FETCH for all that is missing of each payload, again and again while it is greedy."""
+        """Send a FETCH for all missing bytes of each payload, repeatedly while the client is greedy."""
         if not self.alive or self.line is None or self.greedy_until <= self.world.now:
             return
         for download in self.core._payloads._downloads._by_id.values():
@@ -198,7 +198,7 @@ class ClientPeer(Peer):
         self.world.after(GREEDY_SECONDS, self.ask_for_too_much)
 
     def _learn(self, request_id: bytes) -> None:
-        """Write down to which request an id on the wire belongs: a retry after `overloaded` gets a new one."""
+        """Record which request an id on the wire belongs to: a retry after `overloaded` has a new id."""
         key_of = self.world.witness.key_of
         if request_id not in key_of:
             key_of[request_id] = self.core._pending.by_id[request_id].key

@@ -1,4 +1,4 @@
-"""One fleet from its seed to its end; and, if it fails, its story."""
+"""Running of one simulated fleet and, after a violation, its history."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tests.simulation.world import World
 
 @dataclass(slots=True)
 class Counts:
-    """What was tried, over any number of fleets."""
+    """Counts of faults, requests and outcomes over several fleets."""
 
     fleets: int = 0
     requests: int = 0
@@ -63,7 +63,7 @@ def run(plan: Plan, *, recording: bool = False) -> World:
 
 
 def check(seed: int, theme: str | None = None) -> World:
-    """Run the fleet of a seed. Raises `Violation` with the story of the request concerned."""
+    """Run the fleet of a seed. Raises `Violation` with the history of the affected request."""
     try:
         return run(draw(seed, theme))
     except Violation as violation:
@@ -72,7 +72,7 @@ def check(seed: int, theme: str | None = None) -> World:
 
 
 def tell(seed: int, theme: str | None = None) -> str:
-    """Run a failing fleet again, and return the story of the request concerned."""
+    """Run a failing fleet again, and return the history of the affected request."""
     plan = draw(seed, theme)
     try:
         run(plan, recording=True)

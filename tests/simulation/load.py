@@ -1,4 +1,4 @@
-"""What the applications ask for: bursts of requests, some of which are cancelled, hurried, urgent or hopeless."""
+"""The simulated load: bursts of requests, some cancelled, with short timeouts, high priority or poison."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def give_load(world: "World") -> None:
-    """Spread the plan's requests over the clients and the time, in bursts."""
+    """Distribute the plan's requests over clients and time, in bursts."""
     plan, dice = world.plan, world.dice
     left, poison = plan.requests, plan.poison
     while left:

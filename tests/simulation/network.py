@@ -1,14 +1,14 @@
-"""Connections as ZeroMQ has them: ordered, remade by the dialling side, refused where nobody is.
+"""Simulated connections of ZeroMQ: ordered, reopened by the connecting side, refused without a listener.
 
-A line transfers its messages one after the other, at the speed of its link: a small message waits until the large
-ones before it are through.
+A line transfers its messages one after the other, at the speed of its link: a small message waits for the large
+ones before it.
 
-What libzmq does, and this imitates: a DEALER keeps what it sends while it is not connected; a ROUTER tells of a
-peer that is gone or reads too slowly (`not_sent`); a connection that breaks loses what is on its way to the
-dialling side, and what is on its way to the broker may still come, after messages of the next connection: order
-holds within one connection only.
-ZeroMQ delivers nothing twice within a connection. A plan may have `duplicates` all the same: they stand for peers
-that send a message again.
+Like libzmq: a DEALER queues messages while it is not connected. A ROUTER reports a peer that has disconnected or
+reads too slowly (`not_sent`). A connection that breaks loses the messages in transit to the connecting side;
+messages in transit to the broker may still arrive, after messages of the next connection. So the order holds only
+within one connection.
+ZeroMQ delivers no message twice within a connection. A plan may have `duplicates` nevertheless: they stand for
+peers that send a message again.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 UP, DOWN = 0, 1
 """Directions: to the broker, from the broker."""
 HIGH_WATER_MARK = 12
-"""Messages on their way to one client beyond which a broker's socket takes no more for it."""
+"""Messages in transit to one client above which a broker's socket accepts no more for it."""
 LATE = -2
 
 
 class Line:
-    """A dialling process and a broker's name; over time it is several connections, told apart by `generation`."""
+    """The connections of a process to a broker's name, one after the other, numbered by `generation`."""
 
     __slots__ = (
         "broker",
@@ -58,17 +58,17 @@ class Line:
     def __init__(self, dialer: "Peer", name: str, number: int, speed: Speed) -> None:
         self.speed = speed
         self.busy_until = [0.0, 0.0]
-        """When the last message that was sent in each direction is through."""
+        """Time at which the last message sent in each direction is transferred."""
         self.chunk_bytes = 0
-        """Bytes of CHUNKs that the broker has sent and the dialling process has not read."""
+        """Bytes of CHUNKs that the broker has sent and the process has not read."""
         self.dialer = dialer
         self.name = name
         self.id = f"{dialer.name}/{number}".encode() if dialer.is_client else dialer.id
-        """The routing id; a client takes a new one for each socket."""
+        """The routing id; a client uses a new one for each socket."""
         self.broker: BrokerPeer | None = None
         self.generation = 0
         self.kept = -1
-        """The generation before this one, if what it had on its way to the broker still comes."""
+        """The previous generation, if its messages in transit to the broker still arrive."""
         self.shift = 0.0
         self.last = [0.0, 0.0]
         self.stalled_until = [0.0, 0.0]
@@ -77,25 +77,25 @@ class Line:
         self.outstanding = 0
         self.closed = False
         self.ended_at = inf
-        """When the host of the dialling process was lost; it sends nothing more."""
+        """Time at which the host of the process was lost; nothing is sent afterwards."""
 
 
 class Network:
-    """All lines, and the messages on them."""
+    """All lines, and the messages in transit."""
 
     def __init__(self, world: "World") -> None:
         self.world = world
         self.loss = 0.0
         self.duplicates = world.plan.duplicates
-        """Share of the messages that arrive twice."""
+        """Share of the messages that are delivered twice."""
         self.lines: dict[tuple[str, str], Line] = {}
-        """By the names of the dialling process and of the broker."""
+        """Lines by the names of process and broker."""
         self._dials = 0
 
     # ---- connections ------------------------------------------------------------------------------------
 
     def dial(self, dialer: "Peer", name: str) -> Line:
-        """Open a new line, in place of the one that there may have been."""
+        """Open a new line, which replaces an existing one."""
         self._dials += 1
         line = Line(dialer, name, self._dials, self.world.plan.speed_of(dialer))
         self.lines[dialer.name, name] = line
@@ -103,7 +103,7 @@ class Network:
         return line
 
     def connect(self, line: Line) -> None:
-        """Try to connect; where no broker listens, its start will bring another try."""
+        """Try to connect; without a listener, the start of the broker causes another attempt."""
         world = self.world
         broker = world.broker_named(line.name)
         if line.closed or not line.dialer.alive or line.broker is not None or broker is None:
@@ -119,20 +119,20 @@ class Network:
             self._transmit(line, UP, message, frames)
 
     def listen(self, name: str) -> None:
-        """A broker has started: whoever dials it connects within a second."""
+        """Start listening under a name: processes with lines to it connect within a second."""
         for line in self.lines.values():
             if line.name == name and line.broker is None:
                 self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
 
     def unlisten(self, broker: "BrokerPeer") -> None:
-        """A broker has died: its connections break, and what was on its way on them is gone."""
+        """Break all connections of a dead broker; their messages in transit are lost."""
         for line in broker.lines.values():
             if line.broker is broker:
                 self._disconnect(line, keep=False)
         broker.lines.clear()
 
     def reset(self, line: Line, *, keep: bool) -> None:
-        """Break a connection; `keep`: what is on its way to the broker still comes, but late."""
+        """Break a connection; `keep`: messages in transit to the broker still arrive, but late."""
         if line.broker is None or line.closed:
             return
         self.in_trouble(line, self.world.now)
@@ -152,7 +152,7 @@ class Network:
         line.outstanding = line.chunk_bytes = 0
 
     def hang_up(self, line: Line, *, silently: bool = False) -> None:
-        """The dialling side is gone; `silently`: the broker is not told."""
+        """Close the line of a dead process; `silently`: the broker's connection stays open."""
         line.closed = True
         if silently:
             line.ended_at = self.world.now
@@ -163,21 +163,21 @@ class Network:
             del self.lines[line.dialer.name, line.name]
 
     def in_trouble(self, line: Line, until: float) -> None:
-        """Write down that a line was in trouble."""
+        """Record that a line had a fault until a time."""
         trouble, key = self.world.witness.trouble, (line.dialer.name, line.name)
         trouble[key] = max(trouble.get(key, 0.0), until)
 
     # ---- messages ---------------------------------------------------------------------------------------
 
     def send_up(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        """Send to the broker, or keep it until there is a connection."""
+        """Send a message to the broker, or queue it until there is a connection."""
         if line.broker is None:
             line.waiting.append((message, frames))
         else:
             self._transmit(line, UP, message, frames)
 
     def send_down(self, broker: "BrokerPeer", peer_id: bytes, message: Any, frames: Sequence[Any]) -> bool:
-        """Send to a peer of a broker; False if its connection is gone, or full."""
+        """Send a message to a peer of a broker; return False if its connection is closed or full."""
         line = broker.lines.get(peer_id)
         if line is None or (line.dialer.is_client and line.outstanding >= HIGH_WATER_MARK):
             return False
@@ -207,7 +207,7 @@ class Network:
             self._arrive_at(when + 0.1 * world.dice.random(), line, direction, begun, message, frames)
 
     def _transferred(self, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]) -> float:
-        """Occupy the line with a message from a time on; return when it arrives."""
+        """Occupy the line with a message from `begun` on; return the time of arrival."""
         speed = line.speed
         rate = speed.up if direction == UP else speed.down
         line.busy_until[direction] = ended = begun + wire_bytes(message, frames) / rate
@@ -252,7 +252,7 @@ class Network:
         line.dialer.hear(line, message, frames)
 
     def read(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        """Record that the dialling process has read a message."""
+        """Record that the process has read a message."""
         line.outstanding -= 1
         if isinstance(message, Chunk):
             line.chunk_bytes = max(0, line.chunk_bytes - payload_bytes(frames))

@@ -1,4 +1,4 @@
-"""What a fleet looks like and what is done to it: all of it follows from the seed, before anything has run."""
+"""Plans of simulated fleets: size, load and faults, all derived from a seed before the run."""
 
 import random
 from collections.abc import Callable
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from tests.simulation.peers import Peer
 
 CALM = 22.0
-"""Seconds after which nothing bad is done any more."""
+"""Seconds after which no fault is injected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something bad: `kind` names it in `faults.FAULTS`, `who` picks the victim, it lasts `seconds`."""
+    """A fault: `kind` is its name in `faults.FAULTS`, `who` selects the process, `seconds` is the duration."""
 
     kind: str
     at: float
@@ -30,7 +30,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A fleet's shape, its load and its faults. Times in seconds of the world's clock."""
+    """Size, load and faults of a fleet. Times in simulated seconds."""
 
     seed: int
     theme: str
@@ -42,15 +42,15 @@ class Plan:
     two_models: bool = False
     """Worker 0 serves `m` and `n`, the others `m` alone."""
     swaps: bool = False
-    """All workers serve both models, and each has room for one at a time; `load_seconds` to change it."""
+    """All workers serve both models, with memory for one; a swap takes `load_seconds`."""
     load_seconds: float = 0.5
     skew: bool = False
-    """Each process has a clock of its own speed, 0.97 to 1.03."""
+    """Each process has a clock with a speed of 0.97 to 1.03."""
     batch: int = 2
     batch_seconds: float = 0.15
     image_seconds: float = 0.05
     step_timeout: float | None = None
-    """The brokers' limit; the workers' own is twice that, where `hung_exit` says that they have one."""
+    """The step timeout of brokers; that of workers is twice as long, if `hung_exit` is set."""
     hung_exit: bool = False
     max_requests: int = 10_000
     max_requests_per_client: int = 5_000
@@ -74,9 +74,9 @@ class Plan:
     slow_clients: int = 0
     slow_workers: int = 0
     duplicates: float = 0.0
-    """Share of the messages that arrive twice."""
+    """Share of the messages that are delivered twice."""
     answer_bytes: tuple[int, ...] = (30,)
-    """Sizes of images, of which each request draws one."""
+    """Sizes of images, from which each request gets one at random."""
     input_bytes: tuple[int, ...] = (30,)
     """Sizes of input images."""
     input_share: float = 0.0
@@ -84,7 +84,7 @@ class Plan:
     fetch_window_bytes: int = 128 * 1024
     max_transfer_bytes: int = 1 << 20
     held_seconds: float = 20.0
-    """Age at which a worker drops an answer whose acknowledgement was lost with a broker."""
+    """Age at which a worker drops an answer: its acknowledgement may be lost with a broker."""
     faults: tuple[Fault, ...] = ()
 
     def speed_of(self, dialer: "Peer") -> Speed:
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the plan has no fault: links may be slow, but lose nothing."""
+        """Whether the plan has no faults: links may be slow but lose nothing."""
         return not self.faults and not self.poison and not self.duplicates
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ Draw = Callable[[random.Random], dict[str, object]]
 
 
 def some(dice: random.Random, kinds: dict[str, tuple[float, float]], count: int) -> tuple[Fault, ...]:
-    """Draw faults of these kinds; each kind tells the least and the most seconds that it lasts."""
+    """Return random faults of these kinds; `kinds` has the range of seconds of each."""
     drawn = []
     for _ in range(count):
         kind = dice.choice(sorted(kinds))
@@ -142,12 +142,12 @@ ROLLING = {"drain_worker": (0.1, 0.2), "drain_all_workers": (0.1, 0.2)}
 
 
 def peace(dice: random.Random) -> dict[str, object]:
-    """Nothing bad: everything is made once."""
+    """No faults: every image is generated once."""
     return {"progress_share": 0.2, "priority_share": dice.choice([0.0, 0.3])}
 
 
 def rolling(dice: random.Random) -> dict[str, object]:
-    """Brokers and workers are restarted one after the other, as an upgrade does; no request may notice."""
+    """Rolling restart of brokers and workers, as in an upgrade; no request may be affected."""
     brokers = dice.randint(1, 2)
     workers = dice.randint(2, 4)
     steps = [("drain_worker", index) for index in range(workers)]
@@ -165,7 +165,7 @@ def rolling(dice: random.Random) -> dict[str, object]:
 
 
 def crashes(dice: random.Random) -> dict[str, object]:
-    """Processes are killed and started again; cancels and deadlines race it."""
+    """Processes are killed and restarted, concurrently with cancels and deadlines."""
     return {
         "faults": some(dice, CRASHES, dice.randint(1, 7)),
         "cancel_share": dice.choice([0.0, 0.2]),
@@ -174,12 +174,12 @@ def crashes(dice: random.Random) -> dict[str, object]:
 
 
 def network(dice: random.Random) -> dict[str, object]:
-    """Links are cut, lose messages, and are made anew."""
+    """Links are cut, lose messages, and reconnect."""
     return {"faults": some(dice, NETWORK, dice.randint(1, 8)), "cancel_share": dice.choice([0.0, 0.2])}
 
 
 def freezes(dice: random.Random) -> dict[str, object]:
-    """Processes and devices freeze and wake."""
+    """Processes freeze and resume, and devices hang."""
     return {
         "faults": some(dice, FREEZES, dice.randint(1, 6)),
         "step_timeout": dice.choice([None, 2.0, 3.0]),
@@ -188,7 +188,7 @@ def freezes(dice: random.Random) -> dict[str, object]:
 
 
 def overload(dice: random.Random) -> dict[str, object]:
-    """Queues are small, bursts are large, some clients read slowly."""
+    """Small queues, large bursts, and clients that read slowly."""
     small: dict[str, object] = {
         "max_requests": dice.choice([12, 30]),
         "max_requests_per_client": dice.choice([8, 20]),
@@ -209,7 +209,7 @@ def overload(dice: random.Random) -> dict[str, object]:
 
 
 def mute(dice: random.Random) -> dict[str, object]:
-    """Some clients acknowledge nothing, or ask for too much, beside others that behave well."""
+    """Some clients acknowledge nothing or request too much, besides correct ones."""
     return {
         "answer_bytes": dice.choice([(30,), (30, 60_000), (60_000,)]),
         "fetch_window_bytes": 65_536,
@@ -225,12 +225,11 @@ def mute(dice: random.Random) -> dict[str, object]:
 
 
 SLOWEST = 9_500
-"""Bytes per second of the slowest links: an answer that is sent inline takes an interval less than the liveness
-time."""
+"""Bytes per second of the slowest links: an inline answer takes one interval less than the liveness time."""
 
 
 def links(dice: random.Random, seconds: float) -> dict[str, object]:
-    """Draw slow links of some clients or workers; the largest images take `seconds` on the slowest of them."""
+    """Return random slow links for some clients or workers; the largest images take `seconds` on the slowest."""
     rates = [SLOWEST * dice.choice([1.0, 1.0, 1.5, 3.0, 6.0]) for _ in range(4)]
     latency = dice.choice([0.0, 0.05, 0.2])
     clients, workers = dice.choice([(1, 0), (2, 0), (8, 0), (0, 1), (0, 1), (0, 8), (1, 1), (8, 8)])
@@ -250,7 +249,7 @@ def links(dice: random.Random, seconds: float) -> dict[str, object]:
 
 
 def slow(dice: random.Random) -> dict[str, object]:
-    """Links that need up to 10 s for an image; nothing is wrong with them."""
+    """Healthy links that need up to 10 s for an image."""
     return {
         **links(dice, 10.0),
         "workers": dice.randint(2, 4),
@@ -263,7 +262,7 @@ def slow(dice: random.Random) -> dict[str, object]:
 
 
 def interrupted(dice: random.Random) -> dict[str, object]:
-    """Transfers over slow links are interrupted: processes die, links are cut or lose messages."""
+    """Transfers over slow links are interrupted: processes die, and links are cut or lose messages."""
     return {
         **links(dice, dice.choice([2.0, 5.0])),
         "clients": dice.randint(2, 4),
@@ -297,7 +296,7 @@ def shared_link(dice: random.Random) -> dict[str, object]:
 
 
 def poison(dice: random.Random) -> dict[str, object]:
-    """Some requests kill whoever makes them; others fail or do not fit."""
+    """Some requests kill their worker; others fail or do not fit into memory."""
     return {
         "poison": dice.randint(1, 3),
         "failing_share": 0.1,
@@ -307,7 +306,7 @@ def poison(dice: random.Random) -> dict[str, object]:
 
 
 def everything(dice: random.Random) -> dict[str, object]:
-    """All of it at once."""
+    """All kinds of faults together."""
     kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **GREEDY, **ROLLING}
     return {
         "brokers": dice.randint(1, 3),

@@ -1,4 +1,4 @@
-"""What a process has asked for and received of payloads, observed beside its core."""
+"""The payload bytes that a process has requested and received, recorded independently of its core."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from tests.simulation.witness import INTERVAL, LIVENESS, SKEW
 
 @dataclass(slots=True)
 class Part:
-    """The first part of a payload."""
+    """The received part of a payload."""
 
     payload_id: bytes
     connection: Any
     received: int = 0
     asked: int = 0
-    """Offset up to which bytes were asked for on the connection."""
+    """Offset up to which bytes were requested on the connection."""
     active_at: float = 0.0
-    """When something of it arrived, or the first outstanding bytes were asked for."""
+    """Time of the last chunk, or of the FETCH for the first outstanding bytes."""
 
 
 class Receiving:
-    """The payloads that a process receives, by the id of their request."""
+    """The payloads that a process receives, by request id."""
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._parts: dict[bytes, Part] = {}
 
     def on_fetch(self, connection: Any, fetch: Fetch) -> None:
-        """Record and judge a FETCH that is sent on a connection."""
+        """Record and check a FETCH that is sent on a connection."""
         part = self._parts.get(fetch.request_id)
         if part is None or part.payload_id != fetch.payload_id:
-            # A greedy process has asked for it beside its core.
+            # A greedy process sent this FETCH, not its core.
             received = fetch.offset if part is None else 0
             part = self._parts[fetch.request_id] = Part(fetch.payload_id, connection, received)
         invariants.on_fetch(self._owner, fetch, part.received)
@@ -47,19 +47,19 @@ class Receiving:
         """Record a CHUNK that is read from a connection."""
         part = self._parts.get(chunk.request_id)
         if part is None or part.connection != connection:
-            return  # it was asked for on a connection that its process has given up
+            return  # it was requested on a connection that the process has closed
         if (part.payload_id, part.received) == (chunk.payload_id, chunk.offset):
             part.received += payload_bytes(frames)
             part.active_at = self._owner.world.now
 
     def on_header(self, request_id: bytes, payload_id: bytes | None) -> None:
-        """Forget another payload of a request, in whose place there is one now."""
+        """Discard the payload of a request if a header announces another one."""
         part = self._parts.get(request_id)
         if part is not None and part.payload_id != payload_id:
             del self._parts[request_id]
 
     def outstanding(self, connection: Any) -> int:
-        """Return the bytes that were asked for on a connection and have not arrived, and may still arrive."""
+        """Return the number of bytes requested on a connection that may still arrive."""
         since = self._owner.world.now - LIVENESS * INTERVAL / (1 + SKEW)
         return sum(
             max(0, part.asked - part.received)
@@ -68,17 +68,17 @@ class Receiving:
         )
 
     def restart(self, connection: Any) -> None:
-        """Forget what was asked for on a connection, which is closed; what has arrived stays."""
+        """Reset the requested bytes of a closed connection; received parts are kept."""
         for part in self._parts.values():
             if part.connection == connection:
                 part.asked, part.connection = part.received, None
 
     def forget(self, key: bytes, key_of: Mapping[bytes, bytes]) -> None:
-        """Forget the payloads of a request that has ended, under each of its ids."""
+        """Discard the payloads of an ended request, under each of its ids."""
         for request_id in [each for each in self._parts if key_of.get(each, each) == key]:
             del self._parts[request_id]
 
     def keep_only(self, request_ids: Any) -> None:
-        """Forget the payloads of all other requests."""
+        """Discard the payloads of all other requests."""
         for request_id in [each for each in self._parts if each not in request_ids]:
             del self._parts[request_id]

@@ -1,4 +1,4 @@
-"""How fast a simulated link is, and how many bytes a message needs on it."""
+"""Speeds of simulated links, and sizes of messages on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ _ID_LISTS = ("request_ids", "queued", "running", "finished")
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """The speed of a link: bytes per second in each direction, and the seconds that a byte is on the way."""
+    """The speed of a link: bytes per second in each direction, and the latency in seconds."""
 
     up: float = inf
-    """To the broker."""
+    """Bytes per second to the broker."""
     down: float = inf
-    """From the broker."""
+    """Bytes per second from the broker."""
     latency: float = 0.0
 
     @property
     def is_slow(self) -> bool:
-        """Whether the link is limited at all."""
+        """Whether the speed of the link is limited."""
         return self != FAST
 
 

@@ -1,7 +1,7 @@
-"""Thousands of fleets, hundreds of thousands of requests: every invariant holds in every one of them.
+"""All invariants hold in thousands of simulated fleets with hundreds of thousands of requests.
 
-A failing seed prints the story of the request concerned; `python -m tests.simulation --seed N` plays it again.
-`pytest --fleets N` runs another number of fleets.
+A failing seed prints the history of the affected request; `python -m tests.simulation --seed N` repeats it.
+`pytest --fleets N` sets the number of fleets.
 """
 
 from tests.simulation.faults import FAULTS
@@ -9,7 +9,7 @@ from tests.simulation.fleet import Counts, check
 from tests.simulation.plan import RARE, THEMES
 
 CHUNK = 240
-"""Fleets in one test."""
+"""Number of fleets in one test."""
 SHARED_LINKS = 40
 
 

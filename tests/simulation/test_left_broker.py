@@ -1,6 +1,6 @@
-"""A client leaves a restarted broker while its SUBMIT is on the way there: its images are made once.
+"""A client leaves a restarted broker while its SUBMIT is in transit: its images are generated once.
 
-The broker that it left gets the SUBMIT, and the one that it connects to gets it too. Both have workers with room.
+Both the old broker and the new one receive the SUBMIT, and both have workers with room.
 """
 
 from tests.simulation.network import DOWN, UP
@@ -10,11 +10,11 @@ from tests.simulation.world import World
 SEEDS = 200
 RESTART = Fault("kill_broker", 5.0, 0, 0.5)
 JUST_BEFORE = 0.004
-"""Seconds; less than a message needs to the broker and back."""
+"""Seconds, less than the round-trip time to the broker."""
 
 
 def fleet(seed):
-    """Return a fleet whose first client leaves its broker at the moment when it is heard there."""
+    """Return a fleet whose first client leaves its broker when its message arrives there."""
     world = World(
         Plan(
             seed=seed, theme="scripted", brokers=2, workers=2, clients=2, requests=0,
@@ -28,7 +28,7 @@ def fleet(seed):
             client.ask("p", "m", 0, None, False, 30, 0)
 
     def hold_back():
-        """The broker listens again, but the client's socket has not connected yet."""
+        """Delay the client's connection to the restarted broker."""
         leaving.line.stalled_until[:] = [1e9, 1e9]
         dead_at = (leaving.core._link.dead_at - leaving._offset) / leaving._rate
         world.at(dead_at - JUST_BEFORE, connect, leaving.line)
@@ -44,7 +44,7 @@ def fleet(seed):
     return world
 
 
-def test_its_images_are_made_once():
+def test_the_images_are_generated_once():
     left = 0
     for seed in range(SEEDS):
         world = fleet(seed)

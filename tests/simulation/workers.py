@@ -1,4 +1,4 @@
-"""A worker process: the real core, and a device that takes its time, hangs, fails, or dies of a prompt."""
+"""A simulated worker process: the real core, and a device that is slow, hangs, fails or crashes."""
 
 import random
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ MODELS = {
 
 
 def images_of(name: str, request_id: bytes, count: int, size: int) -> tuple[bytes, ...]:
-    """Return what a worker makes for a request; another worker makes other bytes."""
+    """Return the images that a worker generates for a request; other workers generate other bytes."""
     dice = random.Random(f"{name} {request_id.hex()}")
     return tuple(dice.randbytes(max(size, 4)) for _ in range(count))
 
 
 class WorkerPeer(Peer):
-    """One run of a worker."""
+    """One run of a worker process."""
 
     def __init__(self, world: "World", index: int) -> None:
         super().__init__(world, f"worker {index}.{world.runs(f'worker {index}')}")
@@ -79,7 +79,7 @@ class WorkerPeer(Peer):
         self._over: set[int] = set()
         self._busy = False
         self.alone: set[bytes] = set()
-        """Ids that it was given to run alone."""
+        """Ids of the requests that it must run alone."""
         names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
         self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
@@ -92,7 +92,7 @@ class WorkerPeer(Peer):
 
     def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
         if line not in self._links:
-            return  # the socket that it came on is closed
+            return  # its socket is closed
         if self.world.recording:
             self.world.tell_message(f"{line.name} -> {self.name}", message)
         if not isinstance(message, BrokerHeartbeat):
@@ -115,7 +115,7 @@ class WorkerPeer(Peer):
         return self.core.next_deadline()
 
     def drain(self) -> None:
-        """As SIGTERM does."""
+        """Drain the worker, as SIGTERM does."""
         self._feed(ev.DrainRequested("the simulation"))
 
     def _do(self, actions: list[Any]) -> None:
@@ -167,7 +167,7 @@ class WorkerPeer(Peer):
         self._links = {each: number for number, each in enumerate(self.lines)}
 
     def die(self, *, silently: bool) -> None:
-        """End the process; `silently`: with its host, so that no connection is closed."""
+        """Kill the process; `silently`: with its host, so that its connections are not closed."""
         self.alive = False
         self._inbox.clear()
         for line in self.lines:
@@ -176,7 +176,7 @@ class WorkerPeer(Peer):
     # ---- the device -------------------------------------------------------------------------------------
 
     def _device(self, what: Any) -> None:
-        """Do it on the device, once neither the process is frozen nor the device hangs."""
+        """Call `what` on the device when neither the process is frozen nor the device hangs."""
         if not self.alive:
             return
         blocked = max(self.frozen_until, self.hung_until)
@@ -213,7 +213,7 @@ class WorkerPeer(Peer):
         self.world.after(seconds / STEPS, self._device, lambda: self._step(1, seconds / STEPS))
 
     def _load(self, model: str) -> bool:
-        """Have the model on the device, in place of the other one; return whether it was not there."""
+        """Load a model, which replaces the other one; return whether it was not loaded before."""
         if not self._warm or model in self._warm:
             return False
         self._warm = [model]
@@ -263,7 +263,7 @@ class WorkerPeer(Peer):
 
 
 def finished(job: ev.Job, images: tuple[bytes, ...], batch_size: int) -> ev.Finished:
-    """Return the event that a job is done."""
+    """Return the event for a finished job."""
     seeds = job.request.seeds
     return ev.Finished(
         number=job.number,

@@ -20,7 +20,10 @@ class Admission:
     """Checks requests against the broker's limits and its models."""
 
     def __init__(self, table: RequestTable, scheduler: Scheduler, dispatching_from: float) -> None:
-        """`dispatching_from` is the time from which the broker knows the workers and their models."""
+        """Create the checks. Before `dispatching_from`, a new broker does not reject unknown models.
+
+        Until then, workers that serve them may not have registered yet.
+        """
         self._table = table
         self._scheduler = scheduler
         self._settings = table.settings
@@ -44,7 +47,7 @@ class Admission:
         return None
 
     def is_unknown(self, model: str, now: float) -> bool:
-        """Return whether no worker has served a model since the broker started."""
+        """Return whether the model can be rejected: no worker has served it since the broker started."""
         pool = self._scheduler.pool
         return now >= self._dispatching_from and len(pool) > 0 and not pool.has_served(model)
 
@@ -58,7 +61,7 @@ class Admission:
     def reject_unknown_models(self, now: float) -> None:
         """Fail queued requests whose model no worker has served with `model_not_found`.
 
-        They were accepted before the broker could know."""
+        They were accepted before the workers had time to register."""
         queue = self._scheduler.queue
         for model in queue.models():
             if model is None or not self.is_unknown(model, now):
@@ -69,7 +72,7 @@ class Admission:
                 self._table.fail(request, answer, now)
 
     def _overload(self, client: Client, size: int) -> str | None:
-        """Return which maximum one more request of `size` bytes would exceed, or None."""
+        """Return a description of the limit that one more request of `size` bytes would exceed, or None."""
         settings, table = self._settings, self._table
         if len(table.requests) >= settings.max_requests:
             return f"the broker holds {len(table.requests)} requests, which is the maximum"

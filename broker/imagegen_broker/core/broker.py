@@ -42,7 +42,7 @@ class BrokerCore:
         self.settings = settings
         self.started = now
         self.dispatching_from = now + settings.grace
-        """Until then a new broker dispatches nothing, because it does not know yet what the workers hold."""
+        """End of the grace period: nothing is dispatched before workers had time to report their requests."""
         rate = Rate()
         self.outbox = Outbox(settings.join_seconds)
         self.scheduler = Scheduler(settings.strategy)
@@ -62,7 +62,7 @@ class BrokerCore:
     # ---- events ---------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Handle an event. Only `Flush` returns actions: those that have gathered since the last one."""
+        """Handle an event. Only `Flush` returns actions: all that were collected since the previous `Flush`."""
         match event:
             case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
                 self.clients.handle(event.client_id, event.message, event.payload, now, event.key)
@@ -71,7 +71,7 @@ class BrokerCore:
             case Flush():
                 return self._flush(now)
             case Malformed(role, peer_id, problem):
-                # It is no sign of life.
+                # Such a message does not count as a sign of life.
                 if role == "workers":
                     self.workers.malformed(peer_id, problem, now)
                 self._send_problem(role, peer_id, problem)
@@ -131,7 +131,7 @@ class BrokerCore:
         if now >= self.dispatching_from:
             for request, worker in self.scheduler.assignments(now):
                 self._dispatch(request, worker, now)
-        # The requests that still wait have a position now.
+        # After dispatching: the remaining requests have their final queue positions.
         if is_tick:
             self._send_positions(self.positions.tick())
         self._flush_at_once = self.clients.needs_flush
@@ -143,7 +143,7 @@ class BrokerCore:
         """Once an interval: expire dead peers, send heartbeats, and resend unacknowledged answers."""
         # A broker that was suspended may not have read all messages that arrived meanwhile: it expires no peer.
         expire = now - self._next_tick <= self.settings.interval
-        # Counted from now, so that a late loop does not send two heartbeats at once.
+        # The next tick is counted from now, so that a late loop does not send two heartbeats at once.
         self._next_tick = now + self.settings.interval
         self.table.answer_rate.tick(now)
         self.workers.tick(now, expire=expire)
@@ -193,7 +193,7 @@ class BrokerCore:
         return view(self, now)
 
     def is_ready(self, now: float) -> bool:
-        """Return whether requests are dispatched: a worker is registered, and this broker is not new any more."""
+        """Return whether requests are dispatched: a worker is registered and the grace period has ended."""
         return now >= self.dispatching_from and bool(self.workers.by_id)
 
 

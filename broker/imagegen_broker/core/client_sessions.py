@@ -57,7 +57,7 @@ class ClientSessions:
         self.by_id: dict[bytes, Client] = {}
         """The clients by routing id."""
         self._principals: dict[bytes, Principal] = {}
-        """By public key; only those of connected clients."""
+        """Principals of the connected clients, by public key."""
         self._sessions = 0
         self._registered: list[Client] = []
         """Clients registered or unblocked since the last flush: the message that tries their connection is not
@@ -149,7 +149,7 @@ class ClientSessions:
         self._outbox.discard_client(client.id)
 
     def begin_flush(self) -> None:
-        """Dispatch requests of the clients whose connections have accepted what the last flush has sent."""
+        """Resume the clients whose connections accepted the messages of the last flush: they are reachable."""
         for client in self._contacted:
             if self.by_id.get(client.id) is client and not client.blocked:
                 client.is_reachable = True
@@ -244,9 +244,9 @@ class ClientSessions:
         return isinstance(message, Submit) and message.request_id in self._table.requests
 
     def _submitted_again(self, client: Client, request: Request, message: Submit, now: float) -> None:
-        """Confirm a request that was sent again; a later session that knows its id becomes its owner.
+        """Confirm a request that was sent again; if a newer session sent it, that session becomes its owner.
 
-        A client has a new session for each socket, so a copy from an earlier session was delayed on the way.
+        A client opens a new session for each socket, so a copy from an earlier session is a delayed message.
         """
         if client.session < request.client.session:
             return
@@ -281,7 +281,7 @@ class ClientSessions:
     # ---- answers --------------------------------------------------------------------------------
 
     def resend_unacknowledged(self, now: float) -> None:
-        """Send answers again that have not been acknowledged in time; the time doubles with each resend."""
+        """Resend answers whose acknowledgement is overdue; the delay doubles with each resend."""
         for resends, waiting in enumerate(self._table.unacknowledged):
             timeout = 2 * self._settings.interval * 2**resends
             while waiting:
@@ -291,7 +291,7 @@ class ClientSessions:
                 self._resend_answer(request, now)
 
     def _resend_missed(self, client: Client, count: int, now: float) -> None:
-        """Send some missed answers again, since a message of the client shows that its connection may work."""
+        """Resend some missed answers: a message from the client shows that its connection may work again."""
         if client.blocked:
             client.blocked = False
             self._registered.append(client)
@@ -301,7 +301,7 @@ class ClientSessions:
             self._resend_answer(client.requests[request_id], now)
 
     def _resend_answer(self, request: Request, now: float) -> None:
-        """Send the answer of a DELIVERED request again, or ask the worker that holds it to do so."""
+        """Resend the answer of a DELIVERED request, or send RESEND to the worker that holds it."""
         if request.client.blocked:
             request.client.missed[request.id] = None
         elif request.answer is not None:

@@ -1,4 +1,4 @@
-"""`Reconciliation`: what a worker's list of requests, its failure or its silence mean for the requests."""
+"""`Reconciliation`: updates the requests of a worker after its report, its failure or its silence."""
 
 import logging
 
@@ -14,7 +14,7 @@ _MAX_RESENDS = 10
 
 
 class Reconciliation:
-    """Requeues what workers have lost, and attaches what they already hold."""
+    """Requeues requests that workers have lost, and attaches requests that workers already hold."""
 
     def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox) -> None:
         self._table = table
@@ -23,9 +23,11 @@ class Reconciliation:
         self._settings = table.settings
 
     def reconcile(self, worker: Worker, listed: WorkerReport, trusted_beat: int, now: float) -> None:
-        """Compare the requests that a worker holds with those that the broker assigned to it.
+        """Store a worker's report, and compare the requests in it with the requests assigned to the worker.
 
-        A request that was sent before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
+        The report is newer than every WORK sent before broker heartbeat number `trusted_beat`. A request whose
+        WORK was sent before that, and that the report does not list, was lost and is requeued. If the report lists
+        it as finished, its answer was lost, and the worker is asked to resend it.
         """
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
@@ -73,7 +75,7 @@ class Reconciliation:
             self.requeue_after_failure(worker, "worker_stuck", "hung", now)
 
     def _claim(self, worker: Worker, request_id: bytes, *, usable: bool) -> None:
-        """Decide about a listed id that is not assigned to the worker, or whose answer was delivered.
+        """Handle a listed id that is not assigned to the worker: attach its request, or send RELEASE.
 
         `usable`: the worker has the answer, or is expected to produce it.
         """

@@ -53,13 +53,13 @@ class RequestTable:
         self.receiving = 0
         """Number of RECEIVING requests."""
         self.fetching: dict[bytes, Client] = {}
-        """Clients that may be asked for parts of their payloads now."""
+        """Clients that may be sent a FETCH for their payloads now."""
         self.unacknowledged = tuple(OrderedDict[bytes, Request]() for _ in range(_MAX_RESENDS + 1))
-        """DELIVERED requests by number of resends; within one, by the time of the last sending."""
+        """DELIVERED requests by number of resends; within each group, in the order of the last send."""
         self.deadlines = Deadlines()
         self.holders = HolderIndex()
         self.recent_ids: OrderedDict[bytes, bytes] = OrderedDict()
-        """Recently finished ids, each with the client that acknowledged it, or b"" if none did."""
+        """Ids of recently finished requests, each with the client that acknowledged it, or b"" if none did."""
         self.limits = UnacknowledgedLimits(settings, scheduler)
 
     # ---- entering and leaving the table ---------------------------------------------------------
@@ -79,7 +79,7 @@ class RequestTable:
         self.deadlines.add(request, len(self.requests))
 
     def remove(self, request: Request, *, acknowledged: bool) -> None:
-        """Remove a request, and have the worker that has it or its answer release it."""
+        """Remove a request, and send RELEASE to the worker that holds it or its answer."""
         worker, is_answered = request.worker, request.state is State.DELIVERED
         self._transition(request, State.GONE)
         del self.requests[request.id]
@@ -116,14 +116,14 @@ class RequestTable:
             self._fetch_payload(request)
 
     def resubmit(self, request: Request, submit: Submit) -> None:
-        """Take over from a repeated SUBMIT which progress its client wants to receive."""
+        """Update whether the client wants progress and previews, from a repeated SUBMIT."""
         wanted = {"progress": submit.progress, "preview": submit.preview}
         request.submit = msgspec.structs.replace(request.submit, **wanted)
         if request.state is State.QUEUED:
             self._positions.follow(request)
 
     def set_default_model(self, model: str | None) -> None:
-        """Set the model of requests that name none, and of those that wait because no default was known."""
+        """Set the default model, and assign it to waiting requests that name no model."""
         self.default_model = model
         for request in list(self._scheduler.queue.in_order(None)):
             self._scheduler.queue.remove(request)
@@ -146,7 +146,7 @@ class RequestTable:
             self._fetch_payload(request)
 
     def _fetch_payload(self, request: Request) -> None:
-        """Ask the client for the payload, or for what is missing of it."""
+        """Request the payload, or the missing part of it, from the client."""
         if request.download is None:
             request.download = Download(request.id, request.id, request.submit.frame_bytes)
         request.client.downloads.add(request.download)
@@ -160,12 +160,12 @@ class RequestTable:
             self._enqueue(request, requeued=request.requeued)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
-        """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
+        """Requeue a request whose worker or answer was lost; fail it if that has happened too often.
 
-        An unfinished request goes before all requests of its model and priority that were never dispatched. One
-        whose answer was lost goes to the front of its own client's queue only, because that client was late to
-        acknowledge the answer. `is_death`: the caller has added this attempt to `deaths`, so it does not count
-        towards the limits of `requeues`.
+        An unfinished request precedes all requests of its model and priority that were never dispatched. One
+        whose answer was lost only moves to the front of its own client's queue, because that client did not
+        acknowledge the answer in time. `is_death`: the caller has added this attempt to `deaths`, so it does not
+        count towards the limits of `requeues`.
         """
         if not is_death:
             request.requeues[reason] = request.requeues.get(reason, 0) + 1
@@ -179,7 +179,7 @@ class RequestTable:
         self._attach_copy(request)
 
     def attach_held(self, client: Client) -> None:
-        """Attach the waiting requests of a client, which is reachable now, to workers that hold them."""
+        """Attach the waiting requests of a client that became reachable to the workers that hold them."""
         for request in list(client.requests.values()):
             if request.state in (State.QUEUED, State.RECEIVING):
                 self._attach_copy(request)
@@ -187,7 +187,7 @@ class RequestTable:
     def _attach_copy(self, request: Request) -> None:
         """Attach a waiting request to a worker that has a copy of it, which another broker dispatched.
 
-        A client that is not reachable may have left: another broker delivers the answer then.
+        Requests of an unreachable client are not attached: the client may have moved to the other broker.
         """
         if request.client.is_reachable and (holder := self.holders.copy_of(request)) is not None:
             self.attach(request, holder)
@@ -215,7 +215,7 @@ class RequestTable:
         self._assign(request, worker)
 
     def attach(self, request: Request, worker: Worker) -> None:
-        """Move a request to DISPATCHED at a worker that already holds it, and ask for the answer."""
+        """Move a request to DISPATCHED at a worker that already holds it, and request the answer with RESEND."""
         worker.orphans.discard(request.id)
         self._assign(request, worker)
         request.attempt = max(1, request.attempt)
@@ -240,13 +240,13 @@ class RequestTable:
         worker.answers[request.id] = Assignment(request, worker.beat)
 
     def lose_answer(self, request: Request) -> None:
-        """Record that the answer of a DELIVERED request is gone; it is requeued unless the client acknowledges."""
+        """Record that a DELIVERED request's answer was lost; it is requeued unless the client acknowledges."""
         if request.worker is not None:
             del request.worker.answers[request.id]
             request.worker = None
 
     def fail(self, request: Request, answer: Error, now: float) -> None:
-        """Move a request to DELIVERED with an error, and have the worker that has it release it."""
+        """Move a request to DELIVERED with an error, and send RELEASE to the worker that holds it."""
         worker = request.worker
         self._answered(request, worker, answer.code, now)
         request.answer = answer
@@ -263,12 +263,12 @@ class RequestTable:
             self._outbox.answer(SendToClient(client.id, message, payload, request.id))
 
     def count_resend(self, request: Request, now: float) -> None:
-        """Record that an answer was sent, or asked for, again."""
+        """Record that an answer was sent again, or requested again from its worker."""
         self.set_resends(request, min(request.resends + 1, _MAX_RESENDS), now)
         self.counters.resent += 1
 
     def set_resends(self, request: Request, resends: int, now: float) -> None:
-        """Set from when, and for how long, a DELIVERED request waits until its answer is sent again."""
+        """Set the start and the duration of the wait before the answer of a DELIVERED request is resent."""
         self.unacknowledged[request.resends].pop(request.id)
         request.answered_at, request.resends = now, resends
         self.unacknowledged[resends][request.id] = request

@@ -1,7 +1,7 @@
 """Statistics for `/stats`, the STATS message and the metrics.
 
-The loop copies the live state, and the thread that asked computes the statistics from the copy. So the loop's
-cost is O(workers), and does not depend on the number of their models.
+The loop copies the live state, and the requesting thread computes the statistics from the copy. The cost
+for the loop is therefore O(workers), whatever the number of their models.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class View:
     """The state of the broker at one time. Immutable."""
 
     plain: Statistics
-    """The statistics without those that need a pass over the models or the workers."""
+    """The statistics, except those whose computation is O(models) or O(workers)."""
     demand: Demand
 
     def statistics(self) -> Statistics:
@@ -48,7 +48,7 @@ class View:
 
 
 def view(core: "BrokerCore", now: float) -> View:
-    """Copy the state that statistics show."""
+    """Return a copy of the core's state, from which the statistics are computed later on another thread."""
     settings = core.settings
     workers = [_view(worker, now) for worker in core.workers.by_id.values()]
     queued = len(core.scheduler.queue)
@@ -126,7 +126,7 @@ def _state(worker: Worker) -> str:
 
 
 def _view(worker: Worker, now: float) -> WorkerView:
-    """Copy the fields that change; immutable objects are shared."""
+    """Return a copy of a worker's state; immutable objects are shared."""
     return WorkerView(
         worker.ready,
         worker.stats,
@@ -182,7 +182,7 @@ def _row(worker: WorkerView) -> GpuStatistics:
 
 
 def _count(reported: int) -> int:
-    """Return a count that a worker reported, as far as every JSON reader reads it exactly."""
+    """Return a count that a worker reported, limited to the integers that every JSON reader reads exactly."""
     return min(reported, MAX_JSON_INTEGER)
 
 

@@ -15,14 +15,14 @@ from imagegen_protocol.messages import Chunk, Error, Fetch, Progress
 from imagegen_protocol.transfers import Buffer, chunks
 
 _MAX_REPEATED_FETCHES = 5
-"""FETCHes for the same bytes that a peer may leave unanswered."""
+"""Maximum number of FETCHes for the same bytes that a peer may leave unanswered."""
 _MAX_UNCONFIRMED_PREVIEW_BYTES = 64 * 1024
-"""Unconfirmed bytes of a client beyond which it gets no previews."""
+"""Unconfirmed bytes of a client above which no previews are sent to it."""
 _TOKEN_BYTES = 8
 
 
 class Transfers:
-    """Bounds the bytes on the way to each peer: those that it has asked for or not confirmed."""
+    """Limits the bytes in flight to each peer: requested by it, or sent and not confirmed."""
 
     def __init__(self, table: RequestTable, outbox: Outbox) -> None:
         self._table = table
@@ -30,15 +30,15 @@ class Transfers:
         self._settings = table.settings
         self._serial = count()
         self.window = table.settings.fetch_window_bytes
-        """Maximum bytes that one client may have asked for and not confirmed; its share of the total."""
+        """Maximum number of bytes that one client may have requested and not confirmed; its share of the total."""
 
     def share_window(self, clients: int) -> None:
-        """Divide the maximum of all transfers among so many clients."""
+        """Divide the maximum of all transfers among this number of clients."""
         share = self._settings.max_transfer_bytes // max(1, clients)
         self.window = max(MIN_FETCH_WINDOW_BYTES, min(self._settings.fetch_window_bytes, share))
 
     def _new_token(self) -> bytes:
-        """Return a token that no peer can predict, so that only a peer that reads can confirm."""
+        """Return an unpredictable token: a peer can only confirm a message that it has read."""
         serial = next(self._serial).to_bytes(8, "big")
         return hashlib.blake2b(serial, key=self._settings.secret, digest_size=_TOKEN_BYTES).digest()
 
@@ -58,8 +58,8 @@ class Transfers:
             if fetch.offset > relay.end > relay.position:
                 return  # it continues a FETCH that exceeded the window
             if relay.end > relay.position and now < relay.asked_at + self._settings.interval:
-                return  # the worker still sends what was asked for before
-            request.end_relay()  # it asks again, so what it asked for before does not count
+                return  # the worker still sends the chunks requested before
+            request.end_relay()  # it requests the payload again, so bytes requested before do not count
             relay.position = relay.end = fetch.offset
             relay.repeats += 1
         room = client.window.room(self.window) - client.asked_bytes
@@ -80,13 +80,13 @@ class Transfers:
         self._outbox.add(SendToWorker(request.worker.id, relayed))
 
     def _lose_answer(self, request: Request, worker: Worker, now: float) -> None:
-        """Requeue a request whose worker does not send the answer that it has."""
+        """Requeue a request whose worker does not send the chunks of the answer."""
         self._table.lose_answer(request)
         self._outbox.release(worker.id, request.id)
         self._table.requeue(request, "answer_lost", now)
 
     def on_worker_chunk(self, worker: Worker, chunk: Chunk, payload: Payload, now: float) -> None:
-        """Relay a chunk that the client has asked for; drop any other."""
+        """Relay a chunk that the client has requested; drop any other chunk."""
         request = self._table.requests.get(chunk.request_id)
         relay = None if request is None else request.relay
         if request is None or relay is None or request.worker is not worker or len(payload) != 1:
@@ -106,7 +106,7 @@ class Transfers:
             self._send_chunk_to_client(client, chunk, payload[0])
 
     def _adapt_chunks(self, worker: Worker, size: int, seconds: float) -> None:
-        """Limit the chunks of a worker, so that none occupies its link for long, whatever clients ask for."""
+        """Adapt the maximum chunk size of a worker to the speed of its link."""
         if seconds > self._settings.interval:
             worker.chunk_bytes = max(MIN_CHUNK_BYTES, worker.chunk_bytes // 2)
         elif seconds < self._settings.interval / 4 and 2 * size >= worker.chunk_bytes:
@@ -118,7 +118,7 @@ class Transfers:
         self._outbox.add(SendToClient(client.id, replace(chunk, token=token), [data]))
 
     def serve_client(self, client: Client, frames: Payload, fetch: Fetch) -> None:
-        """Answer a FETCH for a payload that the broker has."""
+        """Answer a client's FETCH for a payload that the broker itself holds."""
         client.window.confirm(fetch.token)
         room = client.window.room(self.window) - client.asked_bytes
         if room > 0:
@@ -126,7 +126,7 @@ class Transfers:
                 self._send_chunk_to_client(client, chunk, data)
 
     def progress(self, client: Client, message: Progress, header: bytes, payload: Payload) -> SendToClient:
-        """Return the PROGRESS to forward; with its preview only if few are on the way."""
+        """Return the PROGRESS to forward; without its preview if the client has too many unconfirmed bytes."""
         is_preview = len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
         if not is_preview or not client.window.room(_MAX_UNCONFIRMED_PREVIEW_BYTES + 1):
             return SendToClient(client.id, header)
@@ -137,7 +137,7 @@ class Transfers:
     # ---- input images, from clients to workers ---------------------------------------------------------------
 
     def on_client_chunk(self, client: Client, chunk: Chunk, payload: Payload, now: float) -> None:
-        """Store a chunk of a request's payload; queue the request if that is complete."""
+        """Store a chunk of a request's payload; queue the request once the payload is complete."""
         if len(payload) != 1 or len(payload[0]) > MAX_CHUNK_BYTES:
             return
         self._table.counters.received_bytes += len(payload[0])
@@ -148,7 +148,7 @@ class Transfers:
             self._table.receive_payload(request, download.frames())
 
     def on_worker_fetch(self, worker: Worker, fetch: Fetch) -> None:
-        """Send a part of a request's payload to the worker that it was dispatched to."""
+        """Send the requested chunks of a request's payload to the worker that it was dispatched to."""
         worker.window.confirm(fetch.token)
         assignment = worker.assigned.get(fetch.request_id)
         room = worker.window.room(self._settings.fetch_window_bytes)
@@ -160,7 +160,7 @@ class Transfers:
             self._outbox.add(SendToWorker(worker.id, replace(chunk, token=token), [data]))
 
     def flush(self, now: float) -> None:
-        """Ask clients for what is missing of their requests' payloads."""
+        """Send FETCHes to clients for the missing parts of their requests' payloads."""
         clients, self._table.fetching = self._table.fetching, {}
         for client in clients.values():
             if client.is_reachable:
@@ -170,7 +170,7 @@ class Transfers:
                 self._table.fetching[client.id] = client
 
     def tick(self, clients: dict[bytes, Client], now: float) -> None:
-        """Once an interval: ask again for what is missing, and end requests whose client sends nothing."""
+        """Once an interval: repeat overdue FETCHes, and fail requests whose client sends no chunks."""
         self.share_window(len(clients))
         for client in clients.values():
             if not len(client.downloads):

@@ -1,11 +1,15 @@
-"""`UnacknowledgedLimits`: how many requests of one client may be at workers, or answered and not acknowledged."""
+"""`UnacknowledgedLimits`: a maximum number of requests of one client that are at workers or unacknowledged."""
 
 from imagegen_broker.core.records import Client, Settings
 from imagegen_broker.scheduling.scheduler import Scheduler
 
 
 class UnacknowledgedLimits:
-    """Pauses the clients whose requests must not be dispatched now."""
+    """Limits the number of requests of one client that are at workers, or answered and not acknowledged.
+
+    While a client is at its maximum of DISPATCHED and DELIVERED requests, or its connection does not accept
+    messages, the client is paused in the scheduler's queue: none of its requests is dispatched.
+    """
 
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         self._settings = settings
@@ -13,7 +17,7 @@ class UnacknowledgedLimits:
         self.maximum = settings.max_unacknowledged_per_client
         """Maximum of one client's requests that are DISPATCHED or DELIVERED; see `capacity_changed`."""
         self._busy_clients: dict[bytes, Client] = {}
-        """Clients with at least as many as the setting allows; few, because each has that many requests."""
+        """Clients at or above the setting, the lower bound of `maximum`: a change of it can affect only these."""
 
     def capacity_changed(self) -> None:
         """Set the maximum to at least twice the capacity of all workers, so that one client can fill the fleet."""
@@ -36,7 +40,7 @@ class UnacknowledgedLimits:
         return self.maximum if own is None else min(own, self.maximum)
 
     def pause_or_resume(self, client: Client) -> None:
-        """Dispatch requests of a client only below its maximum, and while its connection accepts messages."""
+        """Pause a client that is at its maximum or whose connection is blocked; resume any other."""
         if not client.is_reachable or client.unacknowledged >= self.maximum_of(client):
             self._scheduler.queue.pause(client)
         else:

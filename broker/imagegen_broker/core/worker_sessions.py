@@ -97,7 +97,7 @@ class WorkerSessions:
                 self.remove(worker, now)
 
     def malformed(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
-        """End the request whose answer cannot be decoded; the worker would only send the same answer again."""
+        """Fail the request of an answer that cannot be decoded: the worker would send the same bytes again."""
         worker = self.by_id.get(worker_id)
         if worker is None or problem.request_id is None or not problem.is_answer:
             return
@@ -189,7 +189,7 @@ class WorkerSessions:
         self._outbox.discard_worker(worker.id)
 
     def remove_dead_worker(self, worker: Worker, now: float) -> None:
-        """Remove a worker that has died, and requeue its requests, or end those that too many died on."""
+        """Remove a dead worker, and requeue its requests or fail those on which too many workers died."""
         self._table.counters.workers_lost += 1
         self._remove_session(worker)
         self._log_departure(logging.WARNING, "worker lost", worker, now)

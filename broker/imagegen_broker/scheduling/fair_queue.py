@@ -15,7 +15,7 @@ from imagegen_broker.core.records import Client, Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client, in order, and the number of images that they ask for."""
+    """The waiting requests of one client, in order, and the total number of their images."""
 
     __slots__ = ("images", "requests")
 
@@ -96,7 +96,10 @@ class _RoundRobin:
         return queue
 
     def max_position(self, request: Request) -> int:
-        """Return how many requests precede this one if all other clients and owners have as many."""
+        """Return an upper bound of the number of requests that precede this one, in O(1).
+
+        Before the nth request of a client, each other client, and each other owner, gets at most n turns.
+        """
         queues = self.turns[request.client.owner]
         requests = queues[request.client.id].requests
         ahead = request.queue_index - next(iter(requests.values())).queue_index
@@ -131,7 +134,7 @@ class _PriorityLevel:
         return self.requeued.ready + self.new.ready
 
     def part_of(self, request: Request) -> _RoundRobin:
-        """Return the part in which a request waits."""
+        """Return the round robin in which a request waits."""
         return self.requeued if request.requeued else self.new
 
     def max_position(self, request: Request) -> int:
@@ -154,7 +157,7 @@ class FairQueue:
         self._ready: dict[str | None, int] = {}
         self._images: dict[str | None, int] = {}
         self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
-        """Where each client has a queue, and the model of that queue."""
+        """Position of each queue of a client (its round robin), with the model of the queue."""
         self._paused: set[bytes] = set()
         """Ids of the paused clients."""
 
@@ -170,7 +173,7 @@ class FairQueue:
         return self._waiting.get(model, 0)
 
     def images(self, model: str | None) -> int:
-        """Return how many images the requests ask for that may be dispatched for the model."""
+        """Return the number of images of the requests that may be dispatched for the model."""
         return self._images.get(model, 0)
 
     def ready_by_model(self) -> dict[str | None, int]:
@@ -251,7 +254,7 @@ class FairQueue:
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
-        """Yield all requests for a model in the order of dispatch if nothing changed; paused clients come last."""
+        """Yield all requests for a model in their current order of dispatch; those of paused clients come last."""
         levels = self._models.get(model, {})
         order = sorted(levels, reverse=True)
         for priority in order:
@@ -274,7 +277,7 @@ class FairQueue:
         return higher + levels[request.priority].max_position(request)
 
     def end_turn(self, request: Request) -> None:
-        """Move the client of a request that `peek` returned, and its owner, behind the others."""
+        """End the turn of the client of the request that `peek` returned, and of its owner; both move behind."""
         level = self._models[request.model][request.priority]
         level.part_of(request).end_turn(request.client)
 

@@ -30,7 +30,7 @@ _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def format_of(name: str | None) -> str | None:
-    """Return the output format that the suffix of a file name stands for; None if workers do not have it."""
+    """Return the output format for the suffix of a file name; None if workers do not support it."""
     return None if name is None else _FORMATS.get(Path(name).suffix.lower())
 
 

@@ -17,7 +17,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F], F]:
-    """Return a decorator that adds the options of parameters, in this request; no names: all but the prompt.
+    """Return a decorator that adds the options of the named parameters; without names, all but the prompt.
 
     Each option passes its value under the parameter's name; None is the default. `changes`: arguments of
     `click.option` by the name of a parameter, instead of the derived ones.
@@ -105,7 +105,7 @@ def _read_scaled_names(
 
 
 def _read_map(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
-    """Read values such as `clip_skip=2`; what follows the equals sign is JSON."""
+    """Read values such as `clip_skip=2`; the part after the equals sign is JSON."""
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -33,7 +33,7 @@ class RequestState:
 
     prompt: str
     since: float
-    """When it was submitted, or when a worker started it."""
+    """Time at which it was submitted or, if it is running, started."""
     progress: Progress | None = None
 
     @property
@@ -119,7 +119,7 @@ def state_text(progress: Progress | None) -> str:
 
 
 def is_queued(progress: Progress) -> bool:
-    """Return whether the request waits, at the broker or for one."""
+    """Return whether the request is queued at a broker, or waits for a broker."""
     return progress.state != "running"
 
 

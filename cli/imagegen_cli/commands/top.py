@@ -141,7 +141,7 @@ def _show(seconds: float, quit_pressed: Callable[[float], bool], live: "Live") -
 
 @contextmanager
 def _quit_keys() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits at most so many seconds for the key q and returns whether it was pressed."""
+    """Yield a function that waits up to the given seconds for the key q, and returns whether it was pressed."""
     if not sys.stdin.isatty():
         yield lambda seconds: Event().wait(seconds)
         return

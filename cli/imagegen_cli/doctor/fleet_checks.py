@@ -16,7 +16,7 @@ ConnectionResult = Literal["refused", "unknown host", "unreachable", "open"]
 """Result of a plain connection to a broker that does not answer."""
 
 _MISSED_HEARTBEATS = 2
-"""Tolerated: one may be late on a busy machine."""
+"""Missed heartbeats that are tolerated: one may be late on a busy machine."""
 _BROKER_SERVER = "imagegen-broker"
 
 _ADMIT = "copy your .key file into the broker's --authorized-clients folder and send the broker a SIGHUP"

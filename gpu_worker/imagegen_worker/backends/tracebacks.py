@@ -1,4 +1,4 @@
-"""Release of what exceptions keep alive: the variables of the functions that they passed through."""
+"""Release of the frames that an exception keeps alive, and of their local variables."""
 
 import traceback
 

@@ -14,14 +14,14 @@ from imagegen_worker.core.state import WorkerState
 
 
 class AnswerSender:
-    """Sends what ends a request at this worker."""
+    """Sends the messages that end a request at this worker: RESULT, ERROR and their chunks."""
 
     def __init__(self, state: WorkerState, brokers: BrokerSessions) -> None:
         self._state = state
         self._brokers = brokers
 
     def new_payload_id(self, held: HeldRequest) -> bytes:
-        """Return an id for the images of a request that no other answer has, of this or of another worker."""
+        """Return a payload id that no other answer to the request has, from this or another worker."""
         unique = self._state.identity.worker_id + held.number.to_bytes(8)
         return hashlib.blake2b(unique, digest_size=ID_BYTES).digest()
 
@@ -38,12 +38,12 @@ class AnswerSender:
             self._brokers.send(session, answer, held.images)
 
     def send_chunks(self, session: BrokerSession, held: HeldRequest, fetch: Fetch) -> None:
-        """Send the part of an answer's images that a FETCH asks for."""
+        """Send the part of an answer's images that a FETCH requests."""
         for chunk, data in chunks(held.images, fetch):
             self._brokers.send(session, chunk, (data,))
 
     def return_request(self, session: BrokerSession, request_id: bytes, attempt: int, reason: str = "") -> None:
-        """Return a request to its broker. If the message is lost, the broker misses the id in the heartbeats."""
+        """Return a request to its broker. If the message is lost, the broker detects that from the heartbeats."""
         self._state.counters.outcomes[RETURNED] += 1
         message = "the worker is draining" if self._state.draining else reason or "the worker cannot accept it now"
         error = Error(code=RETURNED, message=message, request_id=request_id, attempt=attempt)

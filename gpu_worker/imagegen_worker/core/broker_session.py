@@ -56,7 +56,7 @@ class BrokerSession:
     unanswered: int = 0
     """Intervals since the first unanswered READY."""
     logged_error: str = ""
-    """The last ERROR that was logged; a repetition is not."""
+    """The last ERROR that was logged; repetitions are not logged."""
 
     @property
     def registered(self) -> bool:
@@ -136,7 +136,7 @@ class BrokerSessions:
     # ---- messages from a broker ------------------------------------------------------------------------------
 
     def on_heartbeat(self, session: BrokerSession, heartbeat: BrokerHeartbeat, now: float) -> None:
-        """Register, or notice that the broker does not know this worker any more."""
+        """Register with the broker, or end the session if the broker no longer knows this worker."""
         session.update(heartbeat, now)
         if self._is_duplicate(session):
             if session.registered or session.ready_sent:
@@ -180,10 +180,10 @@ class BrokerSessions:
         self.report(session, now)
 
     def _is_duplicate(self, session: BrokerSession) -> bool:
-        """Return whether this endpoint leads to a broker with which the worker talks through an earlier one.
+        """Return whether this endpoint leads to a broker that an earlier endpoint already reaches.
 
-        Such a session stays silent, also while the earlier one registers again: the two would replace each other's
-        registration by turns.
+        Such a session sends nothing, even while the earlier one registers again: the two would keep replacing each
+        other's registration.
         """
         earlier = [other.last_epoch for other in self._sessions[: session.index] if other.is_in_use]
         return session.last_epoch is not None and session.last_epoch in earlier
@@ -246,7 +246,7 @@ class BrokerSessions:
             self.report(session, now)
 
     def report_now(self, now: float) -> None:
-        """Report at once to every broker that has registered this worker."""
+        """Send a HEARTBEAT now to every broker that has registered this worker."""
         for session in self.registered():
             self.report(session, now)
 
@@ -257,12 +257,12 @@ class BrokerSessions:
                 self.send(session, self._state.ready_message(), (part,))
 
     def report_soon(self, now: float) -> None:
-        """Report within `COALESCE_SECONDS` to every broker that has registered this worker."""
+        """Send a HEARTBEAT within `COALESCE_SECONDS` to every broker that has registered this worker."""
         for session in self.registered():
             session.report_at = min(session.report_at, now + COALESCE_SECONDS)
 
     def send_goodbye(self) -> None:
-        """Tell every broker that has registered this worker that it exits."""
+        """Send GOODBYE to every broker that has registered this worker."""
         for session in self.registered():
             self.send(session, Goodbye())
 

@@ -41,7 +41,7 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed: do what has become due."""
+    """Time has passed; deadlines may have been reached."""
 
 
 # ---- events of the engine --------------------------------------------------------------------------------------

@@ -47,9 +47,9 @@ class HeldRequest:
     payload_id: bytes = b""
     """Id under which the images of the answer can be fetched."""
     answered_at: float = 0.0
-    """When the answer was made, or a client last asked for it."""
+    """Time at which the answer was created, or last requested by a client."""
     step: tuple[int, int] = (0, 0)
-    """The last reported progress: steps made, and steps in all."""
+    """The last reported progress: completed steps and total steps."""
     next_preview_at: float = 0.0
     """When the next preview may be sent."""
 

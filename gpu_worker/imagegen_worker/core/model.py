@@ -1,4 +1,4 @@
-"""What a model accepts, and requests with its defaults filled in."""
+"""Models with their capabilities, and requests with a model's defaults filled in."""
 
 import json
 import math
@@ -95,7 +95,7 @@ class ResolvedRequest:
         return {name: value for name, value in named.items() if value is not None}
 
     def parameters(self) -> dict[str, ParameterValue]:
-        """Return what RESULT reports; without the prompts, which could outgrow a header frame."""
+        """Return the parameters for RESULT, without prompts, which could exceed the size of a header."""
         found: dict[str, ParameterValue] = {"task": self.task}
         for name, parameter in BODY_PARAMETERS.items():
             if parameter.info.in_result:

@@ -44,7 +44,7 @@ class PayloadReceiver:
         return set(numbers).difference(held.number for held in self._receiving.values())
 
     def receive(self, held: HeldRequest, frame_bytes: Sequence[int]) -> None:
-        """Fetch the payload of a request, or what is missing of it, as soon as there is room."""
+        """Fetch the payload of a request, or the missing part of it, as soon as there is room."""
         kept, _ = self._kept.pop(held.id, (None, 0.0))
         is_part = kept is not None and kept.total == sum(frame_bytes)
         held.download = kept if kept is not None and is_part else Download(held.id, held.id, frame_bytes)
@@ -65,7 +65,7 @@ class PayloadReceiver:
         return held, tuple(map(bytes, download.frames()))
 
     def move(self, held: HeldRequest, session: BrokerSession) -> None:
-        """Fetch the rest of a payload from the broker that asks for the answer; after a silence, at once."""
+        """Fetch the rest of a payload from the broker that now requests the answer; restart a stalled fetch."""
         if held.download is None or held.id in self._waiting:
             return
         if held.broker != session.index or held.download.stalls:
@@ -83,7 +83,7 @@ class PayloadReceiver:
         self._reserved.pop(held.number, None)
 
     def keep(self, held: HeldRequest, now: float) -> None:
-        """Keep what has arrived of a payload, as far as there is room, because its request is returned."""
+        """Keep the received part of the payload of a returned request, if there is room."""
         if held.download is not None and held.download.received and held.number in self._reserved:
             self._kept[held.id] = (held.download, now + KEEP_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Progress of running requests, with previews, as far as the links to the brokers are fast enough."""
+"""Sending of progress and previews of running requests, limited by the speed of the links to the brokers."""
 
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
 from imagegen_protocol.messages import Progress
@@ -35,7 +35,7 @@ class ProgressSender:
         self._send(held, (image,), now)
 
     def _send(self, held: HeldRequest, frames: tuple[bytes, ...], now: float) -> None:
-        """Send progress, unless it would delay other messages on a slow link."""
+        """Send progress, unless the link to the broker is congested."""
         session = self._brokers[held.broker]
         if held.progress and session.registered and not session.is_congested(now):
             step, steps = held.step

@@ -85,7 +85,7 @@ class RequestHandler:
         self._receive(held, work, frames, now)
 
     def _receive(self, held: HeldRequest, work: Work, frames: tuple[bytes, ...], now: float) -> None:
-        """Parse a request whose payload is inline; else fetch the payload, or continue to."""
+        """Parse a request whose payload is inline; else fetch its payload, or the rest of it."""
         if not work.frame_bytes:
             self._receiver.release(held)
             held.arrived = now
@@ -125,9 +125,9 @@ class RequestHandler:
         self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
 
     def on_resend(self, session: BrokerSession, held: HeldRequest, now: float) -> None:
-        """Send the answer to this broker from now on, and at once if there is one.
+        """Send the answer to this broker when it exists, or at once if it exists already.
 
-        A request whose payload only another broker is known to have is returned: it can't start.
+        If the request still lacks its payload and only another broker has that, the request is returned.
         """
         if held.download is not None and held.source != session.epoch:
             self._receiver.keep(held, now)
@@ -146,14 +146,14 @@ class RequestHandler:
             self._parse(*complete, now)
 
     def on_fetch(self, session: BrokerSession, fetch: Fetch, now: float) -> None:
-        """Send parts of the images of an answer, to any broker that asks for them."""
+        """Send the requested chunks of an answer's images, to any broker that sends FETCH."""
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
             self._held.fetch(held, now)
             self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:
-        """Send the FETCHes that are due; return the requests whose brokers did not answer several."""
+        """Send the FETCHes that are due; return requests whose broker left several unanswered."""
         for held, fetch, session in self._receiver.fetches(now):
             if held.download is not None and held.download.stalls >= MAX_ASKS:
                 self._give_back(session, held, "its payload did not arrive")
@@ -171,7 +171,7 @@ class RequestHandler:
             self._held.remove(held)
 
     def admit_jobs(self) -> None:
-        """Send the jobs that may run now to the engine; payloads on their way do not delay an exclusive one."""
+        """Send the jobs that may run now to the engine. Payloads in transfer do not delay an exclusive job."""
         self._state.actions += self.gate.admit(self._receiver.without_receiving(self._held.numbers))
 
     # ---- events of the decoders and the engine ---------------------------------------------------------------
@@ -251,7 +251,7 @@ class RequestHandler:
             self._give_back(self._brokers[held.broker], held)
 
     def check_deadlines(self, now: float) -> None:
-        """Fail requests whose time is over, drop orphaned ones and expired answers."""
+        """Fail requests after their deadline; drop orphaned requests and expired answers."""
         for held in [held for held in self._held.unfinished() if held.deadline and now >= held.deadline]:
             self._cancel(held)
             message = "the request's timeout_seconds ended at the worker"
@@ -328,7 +328,7 @@ def make_result(held: HeldRequest, request: ResolvedRequest, event: ev.Finished,
 
 
 def check_sizes(frame_bytes: Sequence[int]) -> None:
-    """Raise `InvalidRequestError` for a payload that no request has; call it before the payload is fetched."""
+    """Raise `InvalidRequestError` for frame sizes that no valid request has; call it before fetching."""
     body, *inputs = frame_bytes
     if not 0 < body <= MAX_BODY_BYTES:
         raise InvalidRequestError(f"expected a body of 1 to {MAX_BODY_BYTES} bytes, got {body}")

@@ -68,7 +68,7 @@ class WorkerState:
         self.actions.append(LogEvent(level, text, fields, broker))
 
     def ready_message(self) -> Ready:
-        """Return the READY that asks for registration."""
+        """Return the READY message that registers this worker."""
         identity = self.identity
         return Ready(
             worker_id=identity.worker_id,

@@ -194,7 +194,7 @@ class WorkerCore:
         return max(drained_at, self.held.last_activity) + self._state.limits.drain_seconds
 
     def _exit_hung(self, now: float) -> None:
-        """End the process without GOODBYE: brokers count this as a death, and thereby find poisonous requests."""
+        """End the process without GOODBYE, so that brokers count a death and detect poison requests."""
         if self._exited:
             return
         self._exited = True

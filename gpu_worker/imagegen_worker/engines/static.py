@@ -250,7 +250,7 @@ class StaticEngine:
     def _retry_alone(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
     ) -> None:
-        """Retry each job of a call that raised alone, so that only the one that causes the error fails."""
+        """Retry each job of a failed call in a call of its own, so that only the faulty job fails."""
         mailbox.post(CallFailed(len(rows), seconds, split=False))
         if len(members) == 1:
             self._fail(mailbox, members[0], *error_answer(error))

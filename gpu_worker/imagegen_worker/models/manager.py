@@ -152,7 +152,7 @@ class ModelManager(Generic[B]):
             self._close(name)
 
     def _measure_new(self, mailbox: Mailbox) -> list[str]:
-        """Request the new models from the cache; return those that failed."""
+        """Measure the newly requested models and request them from the cache; return those that failed."""
         failed = []
         new, self._new = self._new, []
         for name in new:

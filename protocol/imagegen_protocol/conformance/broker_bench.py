@@ -1,4 +1,4 @@
-"""The clients and workers that try a broker."""
+"""The clients and workers that test a broker."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ INFO = {"format": "png", "width": 1, "height": 1, "seed": 7}
 
 
 class Peer(Port):
-    """A DEALER that sends heartbeats and notes what the broker announces."""
+    """A DEALER that sends heartbeats and stores the settings that the broker announces."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Peer(Port):
         loop.ports.append(self)
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
-        """Send a message; a map may break the protocol."""
+        """Send a message. A map is sent as it is, and may violate the protocol."""
         self.send_header(pack(message), *frames)
 
     def send_header(self, header: bytes, *frames: bytes) -> None:
@@ -79,7 +79,7 @@ class Peer(Port):
         return self.interval * (self.heartbeat.liveness if self.heartbeat else DEFAULT_LIVENESS)
 
     def on_received(self, received: Received) -> bool:
-        """Note heartbeats and tokens."""
+        """Store heartbeats and tokens."""
         message = received.message
         if self.confirms and (token := getattr(message, "token", b"")) and not isinstance(message, Fetch):
             self.token = token
@@ -99,7 +99,7 @@ class Peer(Port):
         raise NotImplementedError
 
     def wait_for_heartbeats(self, number: int) -> None:
-        """Wait for further heartbeats of the broker: it has acted on everything that was sent before."""
+        """Wait for further heartbeats of the broker: then it has processed all messages sent before."""
         wanted = len(self.heartbeats) + number
         seconds = self.loop.patience + number * self.interval
         self.loop.until(lambda: len(self.heartbeats) >= wanted, "expected HEARTBEAT", seconds)
@@ -116,7 +116,7 @@ class Peer(Port):
 
 
 class Client(Peer):
-    """A client of the broker."""
+    """A simulated client that is connected to the broker under test."""
 
     def __init__(self, loop: Loop, endpoint: str, routing_id: bytes | None = None) -> None:
         super().__init__(loop, endpoint, decode_broker_to_client, routing_id)
@@ -173,7 +173,7 @@ class Client(Peer):
 
 
 class Worker(Peer):
-    """A worker of the broker."""
+    """A simulated worker that is connected to the broker under test."""
 
     def __init__(
         self, loop: Loop, endpoint: str, models: Sequence[str], routing_id: bytes | None = None, **keys: Any
@@ -215,7 +215,7 @@ class Worker(Peer):
             self.send(WorkerHeartbeat(token=self.token, **keys, **self.lists))  # type: ignore[arg-type]
 
     def on_received(self, received: Received) -> bool:
-        """List the id of WORK as queued before the next heartbeat is sent."""
+        """Process a message; after WORK, heartbeats report its id as queued."""
         message = received.message
         if isinstance(message, Work) and not any(message.request_id in ids for ids in self.lists.values()):
             self.lists["queued"].append(message.request_id)
@@ -226,7 +226,10 @@ class Worker(Peer):
         return self.loop.receive(self, Work, lambda each: request_id in (None, each.request_id), seconds=seconds)
 
     def answer(self, request_id: bytes, *images: bytes, **keys: Any) -> bytes:
-        """Send a RESULT and list the id as finished; return its header. `keys` may break the protocol."""
+        """Send a RESULT; return its header. Heartbeats then report the id as finished.
+
+        `keys`: further fields of the header, which may violate the protocol.
+        """
         self.finish(request_id)
         header = pack(
             {
@@ -247,19 +250,19 @@ class Worker(Peer):
         self.send(Error(code=RETURNED, message="the worker drains", request_id=request_id))
 
     def finish(self, request_id: bytes) -> None:
-        """List an id as finished."""
+        """Report an id as finished from the next heartbeat on."""
         self.forget(request_id)
         self.lists["finished"].append(request_id)
 
     def forget(self, request_id: bytes) -> None:
-        """List an id no more."""
+        """Omit an id from the next heartbeat on."""
         for ids in self.lists.values():
             if request_id in ids:
                 ids.remove(request_id)
 
 
 class BrokerBench(Loop):
-    """A broker under test, with peers of one check; each check has a model of its own."""
+    """A broker under test, with the peers of one check. Each check uses a model of its own."""
 
     def __init__(self, frontend: str, backend: str, patience: float) -> None:
         super().__init__(patience)

@@ -121,7 +121,7 @@ def takeover(bench: BrokerBench) -> str:
 def receive_maximum(bench: BrokerBench) -> str:
     """Ask for a maximum of one, and send two requests."""
     worker, client = bench.registered_worker(), bench.connected_client()
-    client.is_alive = False  # its own heartbeats would take the maximum back
+    client.is_alive = False  # its own heartbeats would reset the maximum
     client.send(ClientHeartbeat(receive_maximum=1))
     first, second = client.submit(bench.model), client.submit(bench.model)
     worker.work(first)
@@ -189,7 +189,7 @@ def progress(bench: BrokerBench) -> str:
 
 @CHECKS("R-4.15", "traceparent and priority pass, and higher priority goes first")
 def priorities(bench: BrokerBench) -> str:
-    """Let two requests wait for a place at the worker."""
+    """Queue two requests of different priorities while the worker is full."""
     client, worker = bench.connected_client(), bench.registered_worker(capacity=1)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     first = client.submit(bench.model, traceparent=trace)

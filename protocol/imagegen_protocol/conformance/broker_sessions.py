@@ -111,7 +111,7 @@ def heartbeats(bench: BrokerBench) -> str:
 
 @CHECKS("R-4.2", "a silent client counts as dead")
 def silent_client(bench: BrokerBench) -> str:
-    """Be silent, and see that the session ends."""
+    """Send nothing, and check that the session ends."""
     client = bench.connected_client()
     assert client.heartbeat is not None
     before = client.heartbeat.session
@@ -142,7 +142,7 @@ def abandoned(bench: BrokerBench) -> str:
 
 @CHECKS("R-4.5", "another run of the broker has another epoch")
 def epochs(bench: BrokerBench) -> str:
-    """Needs a restart of the broker."""
+    """Not tested: this needs a restart of the broker."""
     raise NotTested("needs a restart of the broker")
 
 

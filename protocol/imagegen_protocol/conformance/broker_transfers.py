@@ -52,7 +52,7 @@ class _Answer:
         )
 
     def arrived_again(self) -> bool:
-        """Send RESULT again if the broker asks for it; return whether it has arrived."""
+        """Send RESULT again if the broker sends RESEND; return whether the client has received it."""
         if self.worker.take(Resend):
             self.offer()
         return self.client.take(Result) is not None
@@ -108,9 +108,9 @@ def _download(worker: Worker, request_id: bytes, total: int) -> bytes:
     return data
 
 
-@CHECKS("R-2.6", "the broker asks for no more than its window")
+@CHECKS("R-2.6", "the broker requests no more than its window")
 def window_of_broker(bench: BrokerBench) -> str:
-    """Leave FETCHes unanswered and add up what the broker asks for."""
+    """Leave FETCHes unanswered, and add up the bytes that the broker requests."""
     client = bench.connected_client()
     bench.registered_worker()
     sizes = [_submit_fetched(client, bench.model, 3_000_000)[0] for _ in range(4)]
@@ -122,7 +122,7 @@ def window_of_broker(bench: BrokerBench) -> str:
         asked += received.message.length
         expect(received.message.chunk_bytes <= MAX_CHUNK_BYTES, "chunk_bytes is too large")
     window = client.heartbeat.fetch_window_bytes
-    expect(0 < asked <= window, f"{asked:,} bytes asked for, the window has {window:,}")
+    expect(0 < asked <= window, f"{asked:,} bytes requested, the window has {window:,}")
     return f"{asked:,} bytes for {len(sizes)} payloads; the window has {window:,}"
 
 
@@ -133,7 +133,7 @@ def resumed_upload(bench: BrokerBench) -> str:
     worker = bench.registered_worker()
     request_id, frames = _submit_fetched(client, bench.model)
     sent = client.serve(request_id, frames, until=_CHUNK)
-    # What the broker asks for in response shows that it has read the chunks.
+    # The next FETCH of the broker shows that it has read the chunks.
     bench.receive(client, Fetch, lambda each: each.offset >= _CHUNK)
     client.disconnect()
     second = bench.connected_client()
@@ -148,7 +148,7 @@ def resumed_upload(bench: BrokerBench) -> str:
     return f"{len(sent)} FETCHes, then from {fetch.offset:,} on"
 
 
-@CHECKS("R-2.5", "the broker asks again for chunks that do not arrive")
+@CHECKS("R-2.5", "the broker requests chunks again that do not arrive")
 def stalled_upload(bench: BrokerBench) -> str:
     """Ignore the first FETCHes, and send an unexpected chunk."""
     client = bench.connected_client()
@@ -167,12 +167,12 @@ def stalled_upload(bench: BrokerBench) -> str:
         client.send(chunk, bytes(data))
     client.serve(request_id, frames)
     worker.work(request_id)
-    return f"asked again within {client.silence + client.interval:g} s; the unexpected chunk was ignored"
+    return f"requested again within {client.silence + client.interval:g} s; the unexpected chunk was ignored"
 
 
 @CHECKS("R-2.8", "FETCH and CHUNK of an answer are relayed")
 def relayed_answer(bench: BrokerBench) -> str:
-    """Fetch an answer in pieces, with a chunk that nobody has asked for."""
+    """Fetch an answer in pieces, and send a chunk that was not requested."""
     answer = _Answer(bench)
     stray = Chunk(request_id=answer.request_id, payload_id=answer.payload_id, offset=0)
     answer.worker.send(stray, b"unasked")
@@ -180,11 +180,11 @@ def relayed_answer(bench: BrokerBench) -> str:
     while done < total:
         answer.ask(done, 2 * _CHUNK, answer.client.token)
         fetch = answer.relayed()
-        expect(fetch.offset == done, f"FETCH at {fetch.offset}, the client has asked for {done}")
-        expect(fetch.chunk_bytes <= _CHUNK, f"chunk_bytes {fetch.chunk_bytes}, the client has asked for {_CHUNK}")
+        expect(fetch.offset == done, f"FETCH at {fetch.offset}, the client has requested {done}")
+        expect(fetch.chunk_bytes <= _CHUNK, f"chunk_bytes {fetch.chunk_bytes}, the client has requested {_CHUNK}")
         done += answer.serve(fetch)
     answer.client.ack(answer.request_id)
-    expect(answer.client.take(Chunk) is None, "a CHUNK was relayed that the client has not asked for")
+    expect(answer.client.take(Chunk) is None, "a CHUNK was relayed that the client has not requested")
     return f"{total:,} bytes"
 
 

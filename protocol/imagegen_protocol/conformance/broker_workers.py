@@ -23,7 +23,7 @@ def registration(bench: BrokerBench) -> str:
 
 @CHECKS("R-5.2", "a READY with the same worker_id replaces the connection")
 def replaced_connection(bench: BrokerBench) -> str:
-    """Register again on another connection, with a request that runs."""
+    """Register again on another connection while a request runs."""
     client, worker, request_id = bench.dispatched()
     worker.is_alive = False
     second = bench.worker(worker_id=worker.ready.worker_id, name=worker.ready.name)
@@ -37,7 +37,7 @@ def replaced_connection(bench: BrokerBench) -> str:
 
 @CHECKS("R-5.4", "a silent worker counts as dead, and its requests go to others")
 def silent_worker(bench: BrokerBench) -> str:
-    """Be silent with a request that runs."""
+    """Send nothing while a request runs."""
     _, worker, request_id = bench.dispatched()
     worker.is_alive = False
     second = bench.registered_worker()
@@ -72,7 +72,7 @@ def capacity(bench: BrokerBench) -> str:
 
 @CHECKS("R-5.10", "a request that the worker does not list is dispatched again")
 def lost_work(bench: BrokerBench) -> str:
-    """Do not list a request, as if WORK was lost."""
+    """Omit a request from the report, as if WORK was lost."""
     _, worker, request_id = bench.dispatched()
     worker.forget(request_id)
     work, _ = worker.work(request_id)
@@ -80,7 +80,7 @@ def lost_work(bench: BrokerBench) -> str:
     return "WORK with attempt 2"
 
 
-@CHECKS("R-5.10", "an answer that was lost is asked for")
+@CHECKS("R-5.10", "a lost answer is requested again")
 def lost_answer(bench: BrokerBench) -> str:
     """List a request as finished, as if RESULT was lost."""
     client, worker, request_id = bench.dispatched()
@@ -110,9 +110,9 @@ def recovery(bench: BrokerBench) -> str:
     return "RESEND for both"
 
 
-@CHECKS("R-5.13", "a worker is told to release a request that another one has")
+@CHECKS("R-5.13", "a worker receives RELEASE for a request that another one has")
 def stray_holder(bench: BrokerBench) -> str:
-    """List a request that is at another worker, and answer it."""
+    """List a request that was dispatched to another worker, and answer it."""
     _, _, request_id = bench.dispatched()
     other = bench.worker()
     other.register(queued=[request_id])
@@ -124,7 +124,7 @@ def stray_holder(bench: BrokerBench) -> str:
 
 @CHECKS("R-5.14", "a request that kills workers ends with poison_request")
 def poison(bench: BrokerBench) -> str:
-    """Let workers die while they run a request."""
+    """Stop several workers without GOODBYE, each while it runs the same request."""
     client, worker, request_id = bench.dispatched()
     if 3 * worker.silence > 60:
         raise NotTested(f"three deaths take {3 * worker.silence:g} s")

@@ -1,4 +1,4 @@
-"""The broker that a client under test sends its requests to."""
+"""The fake broker of a client under test."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ class Request:
 
 
 class ClientBench(Loop):
-    """A client under test.
+    """The test bench of a client: the client under test and a fake broker.
 
     Requests that no check has claimed are accepted, and answered when a check needs others.
     """
@@ -64,7 +64,7 @@ class ClientBench(Loop):
     def next(
         self, where: Callable[[Request], bool] = lambda request: True, *, what: str = "no SUBMIT arrived"
     ) -> Request:
-        """Claim a request that meets a condition; others are answered. Raises `NotTested` without one."""
+        """Claim the next request that meets a condition; answer the others. Raises `NotTested` if none arrives."""
 
         def claim() -> Request | None:
             for request in list(self.requests.values()):
@@ -83,7 +83,7 @@ class ClientBench(Loop):
             raise
 
     def fresh(self) -> Request:
-        """Claim a request that was not accepted yet."""
+        """Claim the next new request without sending ACCEPTED; all earlier requests are answered first."""
         for request in list(self.requests.values()):
             self.finish(request)
         self.accepts = False
@@ -135,7 +135,7 @@ class ClientBench(Loop):
         return [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def settle(self) -> None:
-        """Answer what a check has left, and forget what has arrived."""
+        """Answer the requests that a check left unfinished, and discard received messages."""
         self.broker.is_silent = False
         self.accepts = self.answers_cancels = True
         for request in list(self.claimed.values()):
@@ -144,7 +144,7 @@ class ClientBench(Loop):
 
 
 class _ClientBroker(FakeBroker):
-    """Notes SUBMITs and answers what no check is about."""
+    """Stores SUBMITs, and answers messages that no check examines."""
 
     def __init__(self, bench: ClientBench, endpoint: str) -> None:
         super().__init__(bench, endpoint, decode_from_client, "the client")
@@ -157,7 +157,7 @@ class _ClientBroker(FakeBroker):
         self.heartbeat()
 
     def on_received(self, received: Received) -> bool:
-        """Note a message; return whether a check may be interested."""
+        """Store a message; return whether a check may examine it."""
         if not super().on_received(received):
             return False
         message = received.message

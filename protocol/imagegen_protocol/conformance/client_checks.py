@@ -58,7 +58,7 @@ def first_message(bench: ClientBench) -> str:
 
 @CHECKS("R-1.7", "the routing id has 16 bytes")
 def routing_id(bench: ClientBench) -> str:
-    """Look at the routing id; a ROUTER makes up one of 5 bytes for a peer without an own one."""
+    """Examine the routing id; a ROUTER generates one of 5 bytes for a peer that sets none."""
     expect(len(bench.broker.peer) == 16, f"a routing id of {len(bench.broker.peer)} bytes")
     return bench.broker.peer.hex()
 
@@ -156,7 +156,7 @@ def acknowledgement(bench: ClientBench) -> str:
 
 @CHECKS("R-4.8", "an ERROR without request_id changes nothing")
 def error_without_id(bench: ClientBench) -> str:
-    """Send one, and see that the client continues."""
+    """Send an ERROR without a request id, and check that the client continues."""
     request = bench.next()
     bench.broker.send(Error(code=ProtocolError.code, message="a test"))
     bench.wait(2 * INTERVAL)
@@ -218,7 +218,7 @@ def wrong_frames(bench: ClientBench) -> str:
 
 @CHECKS("R-2.8", "a large answer is fetched, and acknowledged when it is complete")
 def fetched_answer(bench: ClientBench) -> str:
-    """Let the client fetch an answer within its window (R-2.6), and look at its tokens (R-2.7)."""
+    """Let the client fetch an answer within its window (R-2.6), and check its tokens (R-2.7)."""
     request = bench.next()
     upload = bench.offer(request)
     upload.serve(upload.total - 1_000)
@@ -232,7 +232,7 @@ def fetched_answer(bench: ClientBench) -> str:
     return f"{upload.total:,} bytes with {len(upload.fetches)} FETCHes of at most {largest:,}"
 
 
-@CHECKS("R-2.5", "missing chunks are asked for again, and unexpected ones ignored")
+@CHECKS("R-2.5", "missing chunks are requested again, and unexpected ones ignored")
 def stalled_answer(bench: ClientBench) -> str:
     """Leave FETCHes unanswered after the first chunks."""
     request = bench.next()
@@ -256,7 +256,7 @@ def stalled_answer(bench: ClientBench) -> str:
 
 @CHECKS("R-1.8", "the client opens a new connection when the broker is silent, and resumes (R-2.4)")
 def silent_broker(bench: ClientBench) -> str:
-    """Be silent in the middle of an answer; then offer the same payload, and another one."""
+    """Stop sending in the middle of an answer; then offer the same payload, and a different one."""
     request = bench.next()
     upload = bench.offer(request)
     upload.serve(20_000)
@@ -289,7 +289,7 @@ def silent_broker(bench: ClientBench) -> str:
 
 @CHECKS("R-4.8", "a client that the broker refuses comes back later")
 def refused(bench: ClientBench) -> str:
-    """Refuse the client once, as a broker with too many clients does."""
+    """Reject the client once, like a broker at its maximum of clients."""
     request = bench.next()
     number, start = bench.broker.connection_count(), time.monotonic()
     bench.broker.send(Error(code=OverloadedError.code, message="a test", retry_after_seconds=2.0))
@@ -307,7 +307,7 @@ def refused(bench: ClientBench) -> str:
     return f"after {waited:.2f} s; the request ended with its RESULT"
 
 
-@CHECKS("R-2.2", "a payload of SUBMIT is sent as it is asked for")
+@CHECKS("R-2.2", "a payload of SUBMIT is sent in the requested chunks")
 def fetched_submit(bench: ClientBench) -> str:
     """Fetch a payload twice, in different pieces, and from an offset."""
     request = bench.next(lambda each: each.is_fetched, what="no SUBMIT with more than 16,384 bytes arrived")

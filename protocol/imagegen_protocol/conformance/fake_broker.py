@@ -48,7 +48,7 @@ class FakeBroker(Port):
         return token
 
     def send(self, message: Message | Mapping[str, Any], *frames: bytes) -> None:
-        """Send a message on the latest connection; a map may break the protocol."""
+        """Send a message on the latest connection. A map is sent as it is, and may violate the protocol."""
         if self.peer and not self.is_silent:
             self.socket.send_multipart([self.peer, pack(message), *frames])
 
@@ -60,7 +60,7 @@ class FakeBroker(Port):
         self.send(BrokerHeartbeat(**{**fixed, **keys}))
 
     def on_received(self, received: Received) -> bool:
-        """Note a new connection."""
+        """Store a new connection."""
         if received.peer != self.peer:
             if received.peer in self.peers:
                 return False  # a late message of an earlier connection
@@ -73,7 +73,7 @@ class FakeBroker(Port):
         return True
 
     def connected(self) -> None:
-        """Act on a new connection."""
+        """Handle a new connection; overridden by subclasses."""
 
     def tick(self, now: float) -> None:
         """Send a heartbeat if one is due."""
@@ -82,7 +82,7 @@ class FakeBroker(Port):
             self.heartbeat()
 
     def connection_count(self) -> int:
-        """Return how many connections there were."""
+        """Return the number of connections so far."""
         return len(self.peers)
 
 
@@ -111,12 +111,12 @@ class Upload:
             expect(fetch.token in self._broker.tokens, "FETCH has a token that was not sent on this connection")
             self._confirmed = max(self._confirmed, self._tokens.get(fetch.token, 0))
         ahead = fetch.offset + fetch.length - self._confirmed
-        expect(ahead <= WINDOW, f"{ahead:,} bytes are asked for and not confirmed, the window has {WINDOW:,}")
+        expect(ahead <= WINDOW, f"{ahead:,} bytes are requested and not confirmed, the window has {WINDOW:,}")
         self.fetches.append(fetch)
         return fetch
 
     def serve(self, until: int | None = None) -> None:
-        """Answer FETCHes until so many bytes are sent; else all."""
+        """Answer FETCHes until this number of bytes is sent, by default the whole payload."""
         limit = self.total if until is None else until
         while self.sent < limit:
             self.answer(self.next_fetch(), limit)
@@ -155,7 +155,7 @@ def download(
     length: int = 20_000,
     chunk_bytes: int = 4096,
 ) -> bytes:
-    """Fetch a payload from the implementation, from an offset on; check its CHUNKs, and return the bytes."""
+    """Fetch a payload from the tested implementation, from byte `start`; check its CHUNKs; return the bytes."""
     data = b""
     while start + len(data) < total:
         offset = start + len(data)
@@ -175,6 +175,6 @@ def download(
             expect(chunk.offset == position, f"a CHUNK at {chunk.offset}, expected the one at {position}")
             expect(chunk.payload_id == payload_id, "a CHUNK of another payload")
             limit = min(chunk_bytes, MAX_CHUNK_BYTES, end - position)
-            expect(0 < len(part) <= limit, f"a CHUNK of {len(part)} bytes, at most {limit} were asked for")
+            expect(0 < len(part) <= limit, f"a CHUNK of {len(part)} bytes, at most {limit} were requested")
             data += part
     return data

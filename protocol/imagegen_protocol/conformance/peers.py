@@ -54,7 +54,7 @@ def new_id() -> bytes:
 
 
 class Port:
-    """A socket, and the messages that have arrived on it and that no check has taken."""
+    """A socket, and its received messages that no check has taken yet."""
 
     def __init__(self, socket: "zmq.Socket[bytes]", decode: Callable[[bytes], Message], name: str) -> None:
         self.socket = socket
@@ -80,7 +80,7 @@ class Port:
                 self.inbox.append(received)
 
     def on_received(self, received: Received) -> bool:
-        """Note what a message says; return False if no check is interested in it."""
+        """Process a received message; return False if no check examines it."""
         return True
 
     def tick(self, now: float) -> None:
@@ -108,7 +108,7 @@ class Loop:
         self.ports: list[Port] = []
 
     def step(self) -> None:
-        """Wait for a moment, read all sockets and send the heartbeats that are due."""
+        """Poll and read all sockets once, and send the heartbeats that are due."""
         poller = zmq.Poller()
         for port in self.ports:
             poller.register(port.socket, zmq.POLLIN)
@@ -118,7 +118,7 @@ class Loop:
             port.tick(time.monotonic())
 
     def until(self, condition: Callable[[], T | None], what: str, seconds: float | None = None) -> T:
-        """Return the first value of a condition that is neither None nor false. Raises `Violation` without one."""
+        """Run the loop until a condition returns a true value; return it. Raises `Violation` after `patience`."""
         wait = self.patience if seconds is None else seconds
         end = time.monotonic() + wait
         while not (value := condition()):
@@ -147,7 +147,7 @@ class Loop:
         return received.message, received
 
     def wait(self, seconds: float) -> None:
-        """Go on for some time, to see what the implementation does by itself."""
+        """Run the loop for some time, to observe the implementation without a stimulus."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.step()

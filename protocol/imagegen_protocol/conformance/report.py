@@ -61,7 +61,7 @@ def outcome(check: Check[Bench], bench: Bench) -> Outcome:
 
 
 def expect(holds: object, seen: str) -> None:
-    """Raise `Violation` unless a condition holds; `seen` states what was seen instead."""
+    """Raise `Violation` unless a condition holds; `seen` describes what was observed instead."""
     if not holds:
         raise Violation(seen)
 

@@ -19,7 +19,7 @@ M = TypeVar("M")
 
 
 class WorkerBench(Loop):
-    """A worker under test."""
+    """The test bench of a worker: the worker under test and a fake broker."""
 
     def __init__(self, endpoint: str, patience: float) -> None:
         super().__init__(patience)
@@ -54,7 +54,7 @@ class WorkerBench(Loop):
     # ---- requests ----------------------------------------------------------------------------------------
 
     def work(self, *frames: bytes, **keys: Any) -> bytes:
-        """Dispatch a request; return its id. The keys may break the protocol."""
+        """Send WORK; return its request id. Its further fields may violate the protocol."""
         request_id = keys.pop("request_id", None) or new_id()
         self.broker.send({"type": "work", "request_id": request_id, **keys}, *(frames or (BODY,)))
         return request_id
@@ -115,14 +115,14 @@ class WorkerBench(Loop):
         return error
 
     def release(self, *request_ids: bytes) -> None:
-        """Send RELEASE and wait until the ids are listed no more."""
+        """Send RELEASE and wait until the worker no longer lists the ids."""
         self.broker.send(Release(request_ids=list(request_ids)))
         self.report(
             lambda report: not held(report).intersection(request_ids), "expected a report without released ids"
         )
 
     def settle(self) -> None:
-        """Release what a check has left, and forget what has arrived."""
+        """Release the requests that a check left unfinished, and discard received messages."""
         self.broker.is_silent = False
         self.broker.registers = True
         if self.broker.report is not None and (ids := held(self.broker.report)):
@@ -136,7 +136,7 @@ def held(report: WorkerReport) -> set[bytes]:
 
 
 class WorkerBroker(FakeBroker):
-    """Registers the worker, and notes its reports."""
+    """Registers the worker, and stores its reports."""
 
     def __init__(self, loop: Loop, endpoint: str) -> None:
         super().__init__(loop, endpoint, decode_from_worker, "the worker")
@@ -154,7 +154,7 @@ class WorkerBroker(FakeBroker):
         return message if isinstance(message, WorkerReport) else None
 
     def connected(self) -> None:
-        """Forget the registration of an earlier connection."""
+        """Discard the registration of an earlier connection."""
         self.session = 0
         self.beat = 0
         self.ready = None
@@ -176,7 +176,7 @@ class WorkerBroker(FakeBroker):
             super().tick(now)
 
     def on_received(self, received: Received) -> bool:
-        """Note READY and HEARTBEAT; return whether a check may be interested."""
+        """Process READY and HEARTBEAT; return whether a check may examine the message."""
         if not super().on_received(received):
             return False
         message = received.message

@@ -50,14 +50,14 @@ def registration(bench: WorkerBench) -> str:
 
 @CHECKS("R-1.7", "the routing id has 16 bytes")
 def routing_id(bench: WorkerBench) -> str:
-    """Look at the routing id; a ROUTER makes up one of 5 bytes for a peer without an own one."""
+    """Examine the routing id; a ROUTER generates one of 5 bytes for a peer that sets none."""
     expect(len(bench.broker.peer) == 16, f"a routing id of {len(bench.broker.peer)} bytes")
     return bench.broker.peer.hex()
 
 
 @CHECKS("R-5.5", "the worker sends a HEARTBEAT in each interval")
 def heartbeats(bench: WorkerBench) -> str:
-    """Measure the time between two heartbeats, and look at the session and the beat (R-5.6)."""
+    """Measure the time between two heartbeats, and check the session and the beat (R-5.6)."""
     bench.registered()
     bench.wait(5 * INTERVAL)
     found = [each for each in bench.broker.messages if isinstance(each.message, WorkerHeartbeat)][-4:]
@@ -90,7 +90,7 @@ def unknown_session(bench: WorkerBench) -> str:
 
 @CHECKS("R-5.11", "WORK is answered with RESULT, which is kept until RELEASE")
 def one_request(bench: WorkerBench) -> str:
-    """Let the worker generate an image; look at the lists of ids (R-5.5) and at RELEASE (R-5.12)."""
+    """Let the worker generate an image; check its lists of ids (R-5.5) and RELEASE (R-5.12)."""
     bench.registered()
     request_id = bench.work(inline_bytes=MAX_INLINE_BYTES, attempt=3)
     bench.report(lambda report: request_id in held(report), "expected a report that lists the request")
@@ -136,7 +136,7 @@ def inline(bench: WorkerBench) -> str:
 
 @CHECKS("R-2.2", "FETCH is answered with the bytes of its range")
 def ranges(bench: WorkerBench) -> str:
-    """Fetch parts again, beyond the end, of an unknown payload, and after RELEASE (R-2.3)."""
+    """Fetch parts twice, beyond the end, of an unknown payload, and after RELEASE (R-2.3)."""
     bench.registered()
     request_id = bench.work(inline_bytes=0)
     result, images = bench.result(request_id)
@@ -184,12 +184,12 @@ def fetched_work(bench: WorkerBench) -> str:
     expect(answer, "no answer")
     tokens = [fetch.token for fetch in upload.fetches]
     expect(any(tokens), "no FETCH has a token")
-    return f"{upload.total:,} bytes with {len(upload.fetches)} FETCHes; asked again at {missing:,}"
+    return f"{upload.total:,} bytes with {len(upload.fetches)} FETCHes; requested again at {missing:,}"
 
 
 @CHECKS("R-4.13", "PROGRESS is sent for requests that want it")
 def progress(bench: WorkerBench) -> str:
-    """Ask for progress, and do not."""
+    """Send a request with `progress` and one without."""
     bench.registered()
     wanted, other = bench.work(progress=True), bench.work()
     bench.result(wanted)
@@ -286,7 +286,7 @@ def release(bench: WorkerBench) -> str:
 
 @CHECKS("R-5.4", "a silent broker leads to a new connection, and nothing is lost")
 def silent_broker(bench: WorkerBench) -> str:
-    """Be silent with an answer at the worker."""
+    """Send nothing while the worker holds an unacknowledged answer."""
     bench.registered()
     request_id = bench.work()
     _, images = bench.result(request_id)
@@ -308,7 +308,7 @@ def silent_broker(bench: WorkerBench) -> str:
 
 @CHECKS("R-5.17", "DRAIN returns queued requests, finishes running ones, and ends with GOODBYE")
 def drain(bench: WorkerBench) -> str:
-    """Drain a worker that is full; it has to be the last check."""
+    """Drain a full worker. This must be the last check, because the worker exits."""
     ready = bench.registered()
     ids = [bench.work() for _ in range(min(ready.capacity, 64))]
     bench.report(lambda report: set(ids) <= held(report), "expected a report that lists all requests")

@@ -1,4 +1,4 @@
-"""No process asks for more bytes on one connection than the broker announced."""
+"""No process requests more bytes on one connection than the announced window."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def asked_within_window(peer: "Peer", fetch: Fetch, outstanding: int) -> None:
-    """Judge the bytes that were asked for and have not arrived."""
+    """Check the number of requested bytes that have not arrived."""
     window = peer.world.plan.fetch_window_bytes
     if outstanding > window:
         text = f"{peer.name} has asked for {outstanding} bytes, the window is {window}"

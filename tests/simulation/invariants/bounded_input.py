@@ -1,4 +1,4 @@
-"""A broker holds no more bytes of requests than its settings allow, counting what has arrived in part."""
+"""A broker holds no more bytes of requests than its settings allow, partly received payloads included."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def bounded_input(broker: "BrokerPeer") -> None:
-    """Judge the payloads that a broker really has."""
+    """Check the payloads that a broker really holds."""
     held = sum(payload_bytes(request.payload) for request in broker.core.table.requests.values())
     most = broker.core.settings.max_bytes
     if held > most:

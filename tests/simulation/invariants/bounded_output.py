@@ -1,4 +1,4 @@
-"""The bytes on the way to one client are bounded, whatever it asks for and however slowly it reads."""
+"""The bytes in transit to one client are bounded, whatever it requests and however slowly it reads."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 RETRIED_BYTES = 4 * MIN_CHUNK_BYTES
-"""What a client asks for again while the first copy is still on the way."""
+"""Bytes that a client may request again while the first copy is still in transit."""
 
 
 def bounded_output(world: "World", line: "Line") -> None:
-    """Judge the CHUNKs that a client has not read."""
+    """Check the bytes of CHUNKs that a client has not read."""
     window = _most(world, line)
     if line.dialer.is_client and line.chunk_bytes > window:
         text = f"{line.chunk_bytes} bytes of chunks are on the way to {line.dialer.name}, the window is {window}"
@@ -24,7 +24,7 @@ def bounded_output(world: "World", line: "Line") -> None:
 
 
 def _most(world: "World", line: "Line") -> float:
-    """Return the maximum: on a slow link that is well, other messages wait for two intervals at most."""
+    """Return the maximum: on a slow healthy link, other messages wait for at most two intervals."""
     window, since = world.plan.fetch_window_bytes, world.now - SILENCE
     if line.dialer.trouble >= since or world.witness.link_troubled(line.dialer.name, line.name, since):
         return window
@@ -32,7 +32,7 @@ def _most(world: "World", line: "Line") -> float:
 
 
 def small_inline(world: "World", result: Any, frames: Any) -> None:
-    """Judge a RESULT: what is not fetched is small."""
+    """Check that the inline payload of a RESULT is small."""
     if (size := payload_bytes(frames)) > MAX_INLINE_BYTES:
         text = f"a RESULT has {size} bytes inline, at most {MAX_INLINE_BYTES} are allowed"
         raise Violation("bounded_output", text, world.witness.key_of.get(result.request_id))

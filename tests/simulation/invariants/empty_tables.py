@@ -1,4 +1,4 @@
-"""Once all is quiet, every table of every core is empty: nothing leaks."""
+"""When a fleet is idle, every table of every core is empty: nothing leaks."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def leftovers(world: "World") -> Iterator[str]:
-    """Yield what is left in any table; recent ids and lazily dropped heap entries need only be bounded."""
+    """Yield the remaining entries of all tables; recent ids and stale heap entries need only be bounded."""
     for owner, name, table in _tables(world):
         if table:
             yield f"{owner}: {name} holds {table!r}"
 
 
 def empty_tables(world: "World") -> None:
-    """Judge all cores."""
+    """Check all cores."""
     left = next(leftovers(world), None)
     if left is not None:
         raise Violation("empty_tables", left)

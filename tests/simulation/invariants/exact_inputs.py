@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def exact_inputs(world: "World", worker: "WorkerPeer", request_id: bytes, inputs: Sequence[Any]) -> None:
-    """Judge the frames that a worker decodes."""
+    """Compare the frames that a worker decodes with those that the client sent."""
     ask = world.witness.ask_of(request_id)
     if ask is not None and tuple(map(bytes, inputs)) != ask.inputs:
         sizes, sent = [len(each) for each in inputs], [len(each) for each in ask.inputs]

@@ -1,4 +1,4 @@
-"""Between clients of equal priority, none has two turns while another one waits."""
+"""No client has two turns while another client with requests of equal priority waits."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fair_share(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
+    """Check a WORK. Requests that were requeued unfinished use no turn; those whose answer was lost use one."""
     core = broker.core
     request = core.table.requests[work.request_id]
     reasons = _reasons(broker, request)
@@ -19,7 +19,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
         return
     turns = broker.turns[request.model, request.priority]
     if work.attempt > 1 and reasons != {"answer_lost"}:
-        if not request.requeued:  # it came back for several reasons, the last of which only the core knows
+        if not request.requeued:  # it was requeued for several reasons, and only the core knows the last one
             turns[request.client.id] = broker.local()
         return
     last = turns.get(request.client.id)
@@ -28,12 +28,12 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
             if other is request.client or turns.get(other.id, -1.0) >= last:
                 continue
             if broker.held_at.get(other.id, -1.0) >= last:
-                continue  # it lost its turn, as it did not acknowledge in time
+                continue  # the client lost its turn, because it did not acknowledge in time
             for waiting in other.requests.values():
                 if (
                     waiting.state is State.QUEUED
                     and waiting.attempt == 0
-                    and waiting.previous_client is None  # else its place is that of a new session
+                    and waiting.previous_client is None  # otherwise it has the position of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
                     and max(broker.queued_at.get(waiting.id, -1.0), waiting.arrived_at) < last
                 ):
@@ -45,7 +45,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
 
 
 def _reasons(broker: "BrokerPeer", request: Any) -> set[str]:
-    """Return why a request has come back since it was given to a worker last."""
+    """Return the reasons of the requeues of a request since its last dispatch."""
     before = broker.requeues.get(request.id, {})
     broker.requeues[request.id] = dict(request.requeues)
     return {reason for reason, count in request.requeues.items() if count > before.get(reason, 0)}

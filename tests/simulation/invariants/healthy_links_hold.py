@@ -1,4 +1,4 @@
-"""A link that is slow, but loses nothing, never leads to a new connection or to a second attempt."""
+"""A slow link that loses nothing never causes a new connection or a second attempt."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def healthy_links_hold(world: "World", peer: "Peer", line: "Line") -> None:
-    """Judge that a process opens a new connection in place of one to a broker that lives."""
+    """Check that a process does not replace a healthy connection to a live broker."""
     since = world.now - SILENCE
     broker = world.broker_named(line.name)
     if broker is None or broker.started >= since or broker.trouble >= since or peer.trouble >= since:
@@ -22,7 +22,7 @@ def healthy_links_hold(world: "World", peer: "Peer", line: "Line") -> None:
 
 
 def nothing_requeued(world: "World") -> None:
-    """Judge a whole fleet without faults."""
+    """Check that a fleet without faults has requeued nothing."""
     if not world.plan.is_healthy:
         return
     for broker in world.brokers:

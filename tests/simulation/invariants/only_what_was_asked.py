@@ -1,4 +1,4 @@
-"""A broker sends a client no bytes that the client has not asked for on that connection."""
+"""A broker sends a client no bytes that the client has not requested on that connection."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def only_what_was_asked(broker: "BrokerPeer", client_id: bytes, chunk: Any, frames: Any) -> None:
-    """Judge a CHUNK to a client by its FETCHes that are not answered."""
+    """Compare a CHUNK with the client's unanswered FETCHes."""
     size = payload_bytes(frames)
     for ask in broker.asked.get(client_id, ()):
         start, end = ask.fetch.offset, ask.fetch.offset + ask.fetch.length

@@ -1,4 +1,4 @@
-"""No process asks again for bytes that it has received."""
+"""No process requests bytes again that it has received."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def resumes_where_it_stopped(peer: "Peer", fetch: Fetch, received: int) -> None:
-    """Judge the offset of a FETCH."""
+    """Check the offset of a FETCH."""
     if fetch.offset < received:
         text = f"{peer.name} asks for {fetch.request_id.hex()} from byte {fetch.offset}, it has {received}"
         raise Violation("resumes_where_it_stopped", text, peer.world.witness.key_of.get(fetch.request_id))

@@ -1,4 +1,4 @@
-"""A result has exactly the bytes of the images that one worker made for the request."""
+"""A result has exactly the bytes of the images that one worker generated for the request."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tests.simulation.witness import Ask, Violation
 
 
 def right_image(ask: Ask, images: tuple[Any, ...]) -> None:
-    """Judge the frames of a result."""
+    """Check the frames of a result."""
     if tuple(map(bytes, images)) not in ask.made:
         sizes = [len(image) for image in images]
         made = [[len(image) for image in each] for each in ask.made]

@@ -1,4 +1,4 @@
-"""What a dead or hung worker had is elsewhere within 3 intervals of its death being certain.
+"""Requests of a dead or hung worker are elsewhere within 3 intervals after its failure is certain.
 
 Messages that a worker sent before it was killed may arrive afterwards, on a slow link seconds later: the broker
 cannot find it dead before it has been silent for the liveness time since the last of them.
@@ -18,7 +18,7 @@ MOVE_INTERVALS = 3
 
 
 def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
-    """Look again when the time is over: certain is a death after the silence, a hang after the step timeout."""
+    """Check again later: a death is certain after the liveness time, a hang after the step timeout."""
     limit = world.plan.step_timeout
     if hung and (not limit or not worker._batch):
         return

@@ -1,4 +1,4 @@
-"""A worker core on a bench: fake brokers, a fake engine, fake time, and the books checked after each step."""
+"""Test harness of the worker core: fake brokers, engine and clock; checks the core's tables after each event."""
 
 import logging
 from collections import deque
@@ -45,12 +45,12 @@ IDENTITY = WorkerIdentity(
 
 
 def rid(number: int) -> bytes:
-    """A request id."""
+    """Return the request id with this number."""
     return number.to_bytes(16, "big")
 
 
 def resolved(**fields: Any) -> ResolvedRequest:
-    """A request with nothing left open."""
+    """Return a request with all defaults filled in."""
     given = {
         "model": "m",
         "prompt": "p",
@@ -65,7 +65,7 @@ def resolved(**fields: Any) -> ResolvedRequest:
 
 
 class Bench:
-    """Drives a core through time, warm and registered with every broker unless told otherwise."""
+    """A core with a simulated clock; by default with a loaded model and registered with every broker."""
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class Bench:
         self.fetches: deque[tuple[int, Fetch]] = deque()
         """FETCHes of the worker that no broker has answered."""
         self.jobs: dict[int, ev.Job] = {}
-        """Given to the engine, neither cancelled nor ended."""
+        """Jobs that were sent to the engine and have neither ended nor been cancelled."""
         self.all_jobs: list[ev.Job] = []
         self.alone: set[int] = set()
-        """Job numbers of what is to run alone."""
+        """Numbers of the jobs that must run alone."""
         self.decoding: dict[int, ev.Decode] = {}
-        """Given to the decoders, neither cancelled nor answered."""
+        """Jobs that were sent to the decoders and have neither been decoded nor cancelled."""
         self.cancelled: list[int] = []
         self.loads: list[str] = []
         self.log: list[ev.LogEvent] = []
@@ -134,12 +134,12 @@ class Bench:
                 case ev.LogEvent():
                     self.log.append(action)
                 case ev.Exit(status):
-                    assert self.status is None, "it ends once"
+                    assert self.status is None, "the process exits only once"
                     self.status = status
         self.check()
 
     def check(self) -> None:
-        """Each request is in exactly one state, and the tables agree."""
+        """Check that each request is in exactly one state, and that all tables agree."""
         held = self.core.held
         states = [set(held.queued), set(held.running), set(held.finished)]
         assert sum(map(len, states)) == len(set().union(*states))
@@ -147,25 +147,29 @@ class Bench:
         unfinished = {one.number: one.id for one in held.unfinished()}
         assert all(held.by_number(number).id == request_id for number, request_id in unfinished.items())
         receiving = {one.number for one in held.unfinished() if one.download is not None}
-        assert receiving <= {one.number for one in held.queued.values()}, "what is not complete does not run"
+        assert receiving <= {one.number for one in held.queued.values()}, (
+            "a request whose payload is incomplete does not run"
+        )
         read = {one.number for one in held.unfinished() if one.unparsed is None} - receiving
         waiting = set(self.core._requests.gate._waiting)
         with_others = {*self.jobs, *self.decoding, *waiting}
-        assert read == with_others, "what is read and unfinished is with the engine, the decoders, or waits"
+        assert read == with_others, (
+            "a parsed, unfinished request is at the engine, at the decoders, or waits for the gate"
+        )
         assert not waiting & set(self.jobs)
         assert not set(self.decoding) & {*self.jobs, *waiting}
-        assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "what is to run alone does"
+        assert len(self.jobs) == 1 or not self.alone & set(self.jobs), "an exclusive job runs alone"
         assert all(one.answer is not None for one in held.finished.values())
         assert self.core._state.actions == []
         self.check_transfers()
 
     def check_transfers(self) -> None:
-        """Each payload on its way is fetched from one broker or waits, and the limits hold."""
+        """Check that each payload is fetched from one broker or waits, and that no limit is exceeded."""
         receiver, limit = self.core._requests._receiver, self.core._state.limits.input_bytes
         receiving = {one.id: one for one in self.core.held.queued.values() if one.download is not None}
         assert receiver._receiving == receiving
         numbers = {one.number for one in self.core.held.queued.values()}
-        assert receiver._reserved.keys() <= numbers, "no bytes are reserved for what is gone"
+        assert receiver._reserved.keys() <= numbers, "no bytes are reserved for removed requests"
         assert receiver.reserved_bytes <= limit or (len(receiver._reserved) == 1 and not receiver._kept)
         for broker in range(self.brokers):
             downloads = self.core._brokers[broker].downloads
@@ -180,13 +184,13 @@ class Bench:
         self.do(self.core.handle(event, self.now))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass as the shell would: ticking at each deadline on the way."""
+        """Advance the clock, with a `Tick` at each deadline as the daemon would send it."""
         end = self.now + seconds
         while (deadline := self.core.next_deadline()) is not None and deadline <= end:
             self.now = max(self.now, deadline)
             self.do(self.core.handle(ev.Tick(), self.now))
             after = self.core.next_deadline()
-            assert after is None or after > self.now, "what was due is done"
+            assert after is None or after > self.now, "a tick does all due work"
         self.now = end
         self.do(self.core.handle(ev.Tick(), self.now))
 
@@ -196,14 +200,14 @@ class Bench:
         self.event(ev.Received(broker, message, frames))
 
     def beat(self, broker: int = 0, session: int = 1, epoch: bytes | None = None, **fields: Any) -> None:
-        """Let a broker send a heartbeat; each broker leads to a broker of its own unless an epoch is given."""
+        """Send a heartbeat from a broker; each broker has an epoch of its own unless `epoch` is given."""
         epoch = epoch or (EPOCH if broker == 0 else bytes([broker]) * 16)
         self._beats[broker] += 1
         fields = {"beat": self._beats[broker], "interval_seconds": 1.0, "liveness": 3, **fields}
         self.receive(BrokerHeartbeat(epoch=epoch, session=session, **fields), broker=broker)
 
     def beats(self, seconds: float, broker: int = 0) -> None:
-        """Let time pass while a broker lives."""
+        """Advance the clock while a broker sends heartbeats."""
         for _ in range(round(seconds)):
             self.advance(1.0)
             self.beat(broker)
@@ -217,7 +221,7 @@ class Bench:
         fetched: bool = False,
         **fields: Any,
     ) -> bytes:
-        """Let a broker send WORK, with its payload inline, or `fetched`: see `serve`."""
+        """Send WORK from a broker, with the payload inline or, if `fetched`, announced; see `serve`."""
         request = GenerationRequest(**{"prompt": "p", "seed": number, **(body or {})})
         known = self.core.held.get(rid(number))
         payload = (encode_request(request), *images)
@@ -231,7 +235,7 @@ class Bench:
         return rid(number)
 
     def serve(self, count: int = 1_000_000, token: bytes = b"t" * 16) -> None:
-        """Let the brokers answer the oldest FETCHes, at most `count`; those without the payload send nothing."""
+        """Answer the oldest FETCHes, at most `count`; brokers without the payload send nothing."""
         while self.fetches and count:
             broker, fetch = self.fetches.popleft()
             count -= 1
@@ -253,13 +257,13 @@ class Bench:
     # ---- the decoders and the engine ----------------------------------------------------------------------
 
     def decoded_job(self, job: int) -> None:
-        """Images are ready, of a request that was not given up meanwhile or of one that was."""
+        """Report that a job's input images are decoded, even if the job was cancelled meanwhile."""
         wanted = self.decoding.pop(job, None)
         request = resolved() if wanted is None else wanted.model.resolve(wanted.request, (64, 64))
         self.event(ev.Decoded(job, request))
 
     def number(self, number: int) -> int:
-        """The job number of an unfinished request."""
+        """Return the job number of an unfinished request."""
         held = self.core.held.get(rid(number))
         assert held is not None
         return held.number
@@ -297,13 +301,13 @@ class Bench:
         self.decoding.pop(job, None)
         self.event(ev.Failed(job, code, message))
 
-    # ---- what was sent ------------------------------------------------------------------------------------
+    # ---- sent messages ------------------------------------------------------------------------------------
 
     def messages(self, kind: Any, broker: int = 0) -> list[Any]:
         return [message for to, message, _ in self.sent if to == broker and isinstance(message, kind)]
 
     def answers(self, number: int, broker: int = 0) -> list[Any]:
-        """Results and errors for an id."""
+        """Return the results and errors that were sent for a request."""
         return [
             message
             for to, message, _ in self.sent
@@ -313,7 +317,7 @@ class Bench:
         ]
 
     def warnings(self) -> list[str]:
-        """What an operator is told."""
+        """Return the texts of the logged warnings and errors."""
         return [line.text for line in self.log if line.level >= logging.WARNING]
 
     def states(self) -> tuple[list[bytes], list[bytes], list[bytes]]:

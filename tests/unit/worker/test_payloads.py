@@ -1,4 +1,4 @@
-"""Payloads that are fetched in chunks: of requests from brokers, of answers by brokers."""
+"""Payloads that are fetched in chunks: those of requests by the worker, those of answers by brokers."""
 
 from dataclasses import replace
 
@@ -13,13 +13,13 @@ from imagegen_worker.core.payload_receiver import KEEP_SECONDS, MAX_ASKS
 from tests.unit.worker.bench import MODEL, Bench, rid
 
 IMAGE = {"inputs": ["image"]}
-PICTURE = bytes(range(256)) * 400
+INPUT_IMAGE = bytes(range(256)) * 400
 """An input image of 102,400 bytes."""
 
 
-def fetched(bench, number, picture=PICTURE, **fields):
-    """Let a broker send WORK whose payload is fetched."""
-    return bench.work(number, picture, body=IMAGE, fetched=True, **fields)
+def fetched(bench, number, image=INPUT_IMAGE, **fields):
+    """Send WORK whose payload is fetched, from a broker."""
+    return bench.work(number, image, body=IMAGE, fetched=True, **fields)
 
 
 def fetch(number, payload_id, offset=0, length=MAX_FETCH_BYTES, **fields):
@@ -27,7 +27,7 @@ def fetch(number, payload_id, offset=0, length=MAX_FETCH_BYTES, **fields):
 
 
 def answered(bench, number, *images, inline_bytes=1000, **fields):
-    """Let a request be answered with these images; return the message."""
+    """Run a request that is answered with these images; return the answer."""
     bench.work(number, inline_bytes=inline_bytes, **fields)
     bench.start(number)
     bench.finish(number, *images)
@@ -35,7 +35,7 @@ def answered(bench, number, *images, inline_bytes=1000, **fields):
 
 
 def received(bench, broker=0):
-    """The chunks that were sent to a broker, joined at their offsets."""
+    """Return the concatenated chunks that were sent to a broker; check their offsets."""
     data = b""
     for to, message, frames in bench.sent:
         if to == broker and isinstance(message, Chunk):
@@ -57,7 +57,7 @@ def test_a_request_is_queued_and_not_started_until_its_payload_has_arrived():
     assert (bench.decoding, bench.jobs) == ({}, {})
     bench.serve()
     (decode,) = bench.decoding.values()
-    assert decode.frames == (PICTURE,)
+    assert decode.frames == (INPUT_IMAGE,)
     assert decode.request.inputs == ["image"]
     bench.decoded_job(decode.number)
     assert bench.jobs[decode.number].arrived == bench.now, "batches wait from the arrival of the whole request"
@@ -71,7 +71,7 @@ def test_a_body_alone_can_be_fetched():
     assert job.request.prompt == "p" * 9000
 
 
-def test_no_more_bytes_are_asked_for_than_the_window():
+def test_no_more_bytes_are_requested_than_the_window():
     bench = Bench()
     for number in range(5):
         fetched(bench, number)
@@ -117,20 +117,20 @@ def test_a_transfer_continues_at_the_first_missing_byte_on_a_new_connection():
     fetched(bench, 1)
     bench.serve(1)
     arrived = bench.core.held.get(rid(1)).download.received
-    assert 0 < arrived < len(PICTURE)
+    assert 0 < arrived < len(INPUT_IMAGE)
     bench.advance(4.0)
     assert bench.reconnects == [0]
     bench.fetches.clear()  # lost with the connection
     bench.sent.clear()
     bench.beat(session=0)
-    assert bench.messages(Fetch) == [], "nothing is asked of a broker that does not know this worker"
+    assert bench.messages(Fetch) == [], "no FETCH is sent to a broker that does not know this worker"
     bench.beat(session=2)
     assert bench.messages(Fetch)[0].offset == arrived
     bench.serve()
-    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(INPUT_IMAGE,)]
 
 
-def test_a_lost_chunk_is_asked_for_again_after_the_liveness_time():
+def test_a_lost_chunk_is_requested_again_after_the_liveness_time():
     bench = Bench()
     fetched(bench, 1)
     bench.serve(1)
@@ -148,7 +148,7 @@ def test_a_request_whose_broker_does_not_answer_is_returned():
     fetched(bench, 1)
     bench.payloads.clear()
     bench.beats(3.0 * (1 + 2 + 4 + 8 + 16) - 1)
-    assert bench.answers(1) == bench.messages(Fetch), "it asks again"
+    assert bench.answers(1) == bench.messages(Fetch), "the FETCH is repeated"
     assert len({fetch.length for fetch in bench.messages(Fetch)}) > 1
     bench.sent.clear()
     bench.beats(1.0)
@@ -159,7 +159,7 @@ def test_a_request_whose_broker_does_not_answer_is_returned():
     assert MAX_ASKS == 5
 
 
-def test_unanswered_fetches_count_anew_on_a_new_connection():
+def test_the_count_of_unanswered_fetches_restarts_on_a_new_connection():
     bench = Bench()
     fetched(bench, 1)
     payloads, bench.payloads = bench.payloads, {}
@@ -181,7 +181,7 @@ def test_unanswered_fetches_count_anew_on_a_new_connection():
 def test_a_request_that_ends_while_its_payload_arrives_frees_it(way, waits):
     bench = Bench(input_bytes=1)
     if waits:
-        fetched(bench, 2)  # it takes all the room
+        fetched(bench, 2)  # it uses the whole limit
     fetched(bench, 1, timeout_seconds=2.0 if way == "deadline" else None)
     bench.serve(1)
     match way:
@@ -215,19 +215,19 @@ def test_work_of_another_broker_continues_the_transfer_there():
     fetched(bench, 1, broker=1)
     assert bench.messages(Fetch, 1)[0].offset == arrived
     bench.serve()
-    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(INPUT_IMAGE,)]
 
 
-def test_work_with_another_payload_starts_anew():
+def test_work_with_another_payload_restarts_the_transfer():
     bench = Bench()
     fetched(bench, 1)
     bench.serve(1)
     bench.fetches.clear()
     bench.sent.clear()
-    fetched(bench, 1, b"longer" + PICTURE)
+    fetched(bench, 1, b"longer" + INPUT_IMAGE)
     assert bench.messages(Fetch)[0].offset == 0
     bench.serve()
-    assert [decode.frames for decode in bench.decoding.values()] == [(b"longer" + PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(b"longer" + INPUT_IMAGE,)]
 
 
 def test_work_with_an_inline_payload_ends_the_transfer():
@@ -240,7 +240,7 @@ def test_work_with_an_inline_payload_ends_the_transfer():
     assert len(bench.decoding) == 1
 
 
-def test_resend_of_the_broker_that_has_the_payload_lets_the_transfer_go_on():
+def test_resend_of_the_broker_that_has_the_payload_continues_the_transfer():
     bench = Bench()
     fetched(bench, 1)
     bench.fetches.clear()
@@ -248,7 +248,7 @@ def test_resend_of_the_broker_that_has_the_payload_lets_the_transfer_go_on():
     assert bench.core.held.get(rid(1)).download.stalls == 1
     bench.sent.clear()
     bench.resend(1)
-    assert bench.messages(Fetch)[0].offset == 0, "the broker is back: it is asked at once"
+    assert bench.messages(Fetch)[0].offset == 0, "the broker is alive again: FETCH is sent at once"
     bench.serve()
     assert len(bench.decoding) == 1
 
@@ -270,14 +270,14 @@ def test_resend_of_a_broker_without_the_payload_returns_the_request(restarted):
     assert bench.states() == ([], [], [])
     bench.sent.clear()
     fetched(bench, 1, broker=broker)
-    assert bench.messages(Fetch, broker)[0].offset == arrived > 0, "what has arrived is kept"
+    assert bench.messages(Fetch, broker)[0].offset == arrived > 0, "the received part is kept"
     bench.serve()
-    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(INPUT_IMAGE,)]
 
 
 @pytest.mark.parametrize("way", ["time", "room", "size"])
 def test_parts_of_a_returned_request_are_kept_for_a_limited_time_and_within_the_limit(way):
-    bench = Bench(brokers=2, input_bytes=len(PICTURE) + 5000)
+    bench = Bench(brokers=2, input_bytes=len(INPUT_IMAGE) + 5000)
     fetched(bench, 1)
     bench.serve(1)
     bench.resend(1, broker=1)
@@ -290,11 +290,11 @@ def test_parts_of_a_returned_request_are_kept_for_a_limited_time_and_within_the_
             assert receiver.reserved_bytes == 0
         case "room":
             fetched(bench, 2)
-            assert receiver.reserved_bytes == len(PICTURE) + len(bench.payloads[0, rid(2)][0])
+            assert receiver.reserved_bytes == len(INPUT_IMAGE) + len(bench.payloads[0, rid(2)][0])
             bench.release(2)
             bench.fetches.clear()
     bench.sent.clear()
-    fetched(bench, 1, PICTURE + b"x" if way == "size" else PICTURE)
+    fetched(bench, 1, INPUT_IMAGE + b"x" if way == "size" else INPUT_IMAGE)
     assert bench.messages(Fetch)[0].offset == 0
 
 
@@ -322,7 +322,7 @@ def test_empty_images_are_fetched_and_rejected_by_the_decoder():
 
 
 def test_a_payload_beyond_the_limit_waits_until_another_is_decoded():
-    bench = Bench(input_bytes=2 * len(PICTURE) + 500)
+    bench = Bench(input_bytes=2 * len(INPUT_IMAGE) + 500)
     for number in (1, 2, 3):
         fetched(bench, number)
     bench.serve()
@@ -364,11 +364,11 @@ def test_a_payload_is_kept_while_its_model_is_loaded():
     bench.event(ev.EngineReady((MODEL,), "cpu", None, served=("m", "other")))
     bench.beat()
     fetched(bench, 1, model="other")
-    assert bench.loads == [], "the payload comes first"
+    assert bench.loads == [], "the payload is fetched first"
     bench.serve()
     assert bench.loads == ["other"]
     bench.event(ev.ModelLoaded(other, ("other",)))
-    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(INPUT_IMAGE,)]
 
 
 def test_an_exclusive_request_does_not_wait_for_payloads_of_others():
@@ -378,13 +378,13 @@ def test_an_exclusive_request_does_not_wait_for_payloads_of_others():
     assert [job.number for job in bench.jobs.values()] == [2]
     bench.serve()
     bench.decoded_job(1)
-    assert list(bench.jobs) == [2], "but the others wait for it"
+    assert list(bench.jobs) == [2], "the others wait for the exclusive request"
     bench.start(2)
     bench.finish(2)
     assert list(bench.jobs) == [1]
 
 
-def test_chunks_that_were_not_asked_for_change_nothing():
+def test_chunks_that_were_not_requested_have_no_effect():
     bench = Bench(brokers=2)
     fetched(bench, 1)
     for request_id, payload_id, offset, frames in [
@@ -393,7 +393,7 @@ def test_chunks_that_were_not_asked_for_change_nothing():
         (rid(1), rid(1), 1, (b"x",)),
         (rid(1), rid(1), 0, ()),
         (rid(1), rid(1), 0, (b"x", b"y")),
-        (rid(1), rid(1), 0, (bytes(len(PICTURE) + 1000),)),
+        (rid(1), rid(1), 0, (bytes(len(INPUT_IMAGE) + 1000),)),
     ]:
         for broker in (0, 1):
             chunk = Chunk(request_id=request_id, payload_id=payload_id, offset=offset)
@@ -401,7 +401,7 @@ def test_chunks_that_were_not_asked_for_change_nothing():
     bench.receive(Chunk(request_id=rid(1), payload_id=rid(1), offset=0), b"x", broker=1)
     assert bench.core.held.get(rid(1)).download.received == 0
     bench.serve()
-    assert [decode.frames for decode in bench.decoding.values()] == [(PICTURE,)]
+    assert [decode.frames for decode in bench.decoding.values()] == [(INPUT_IMAGE,)]
 
 
 # ---- payloads of answers ---------------------------------------------------------------------------------------
@@ -428,19 +428,19 @@ def test_large_images_are_announced_and_fetched():
 
 def test_an_answer_is_fetched_by_any_broker():
     bench = Bench(brokers=2)
-    result = answered(bench, 1, PICTURE)
+    result = answered(bench, 1, INPUT_IMAGE)
     bench.receive(fetch(1, result.payload_id, chunk_bytes=MIN_CHUNK_BYTES), broker=1)
-    assert received(bench, 1) == PICTURE
+    assert received(bench, 1) == INPUT_IMAGE
     assert received(bench, 0) == b""
 
 
-def test_a_second_work_decides_anew_what_is_sent_inline():
+def test_a_second_work_sets_what_is_sent_inline():
     bench = Bench()
-    first = answered(bench, 1, PICTURE[:5000])
+    first = answered(bench, 1, INPUT_IMAGE[:5000])
     bench.work(1, inline_bytes=5000, attempt=2)
     inline = bench.sent[-1]
     assert (inline[1].payload_id, inline[1].frame_bytes, inline[1].attempt) == (None, [], 2)
-    assert inline[2] == (PICTURE[:5000],)
+    assert inline[2] == (INPUT_IMAGE[:5000],)
     bench.work(1, inline_bytes=0, attempt=3)
     again = bench.answers(1)[-1]
     assert (again.payload_id, again.frame_bytes, again.attempt) == (first.payload_id, [5000], 3)
@@ -448,7 +448,7 @@ def test_a_second_work_decides_anew_what_is_sent_inline():
 
 def test_unknown_payloads_are_not_sent():
     bench = Bench()
-    result = answered(bench, 1, PICTURE)
+    result = answered(bench, 1, INPUT_IMAGE)
     bench.work(2)
     bench.work(3)
     bench.fail(3)
@@ -461,7 +461,7 @@ def test_unknown_payloads_are_not_sent():
         (4, rid(4)),
     ]:
         bench.receive(fetch(number, payload_id))
-    bench.receive(fetch(1, result.payload_id, len(PICTURE)))
+    bench.receive(fetch(1, result.payload_id, len(INPUT_IMAGE)))
     bench.release(1)
     bench.receive(fetch(1, result.payload_id))
     assert bench.sent == []
@@ -469,10 +469,10 @@ def test_unknown_payloads_are_not_sent():
 
 def test_another_answer_to_the_same_request_has_another_payload_id():
     bench = Bench()
-    first = answered(bench, 1, PICTURE)
-    other = answered(bench, 2, PICTURE)
+    first = answered(bench, 1, INPUT_IMAGE)
+    other = answered(bench, 2, INPUT_IMAGE)
     bench.release(1)
-    second = answered(bench, 1, PICTURE)
+    second = answered(bench, 1, INPUT_IMAGE)
     assert len({first.payload_id, other.payload_id, second.payload_id}) == 3
 
 
@@ -488,16 +488,16 @@ def test_chunks_are_views_and_their_number_is_bounded():
 
 def test_an_answer_that_is_fetched_is_not_the_first_to_be_dropped():
     bench = Bench(count=2, seconds=100.0)
-    first = answered(bench, 1, PICTURE)
-    answered(bench, 2, PICTURE)
+    first = answered(bench, 1, INPUT_IMAGE)
+    answered(bench, 2, INPUT_IMAGE)
     bench.receive(fetch(1, first.payload_id, 0, 10))
-    answered(bench, 3, PICTURE)
+    answered(bench, 3, INPUT_IMAGE)
     assert bench.states()[2] == [rid(1), rid(3)]
 
 
 def test_an_answer_that_is_fetched_does_not_expire():
     bench = Bench(seconds=10.0)
-    result = answered(bench, 1, PICTURE)
+    result = answered(bench, 1, INPUT_IMAGE)
     for _ in range(5):
         bench.beats(9.0)
         bench.receive(fetch(1, result.payload_id, 0, 10))
@@ -508,7 +508,7 @@ def test_an_answer_that_is_fetched_does_not_expire():
 
 def test_a_draining_worker_stays_while_its_answer_is_fetched():
     bench = Bench(drain=5.0)
-    result = answered(bench, 1, PICTURE)
+    result = answered(bench, 1, INPUT_IMAGE)
     bench.event(ev.DrainRequested("SIGTERM"))
     for _ in range(5):
         bench.beats(4.0)

@@ -16,11 +16,11 @@ Path = tuple[Any, ...]
 _Argument = tuple[Path, int]
 """An argument and its dimensions; 0 for a list of tensors."""
 _LENGTH = 0
-"""The candidate that stands for the length of a list."""
+"""Stands for the length of a list among the candidate dimensions."""
 
 
 class BatchDimensions:
-    """What is known of one model. `settled`: two row counts were seen, and no argument is left ambiguous."""
+    """The batch dimensions of one model's arguments, as far as its calls have shown them."""
 
     def __init__(self) -> None:
         self._candidates: dict[_Argument, frozenset[int]] = {}
@@ -28,7 +28,7 @@ class BatchDimensions:
 
     @property
     def settled(self) -> bool:
-        """Whether more calls of the same arguments teach nothing."""
+        """Whether calls with two row counts were observed and no argument is ambiguous."""
         return bool(self._candidates) and all(
             len(self._row_counts[argument]) > 1 and len(candidates) <= 1
             for argument, candidates in self._candidates.items()
@@ -45,16 +45,16 @@ class BatchDimensions:
             self._row_counts.setdefault(argument, set()).add(rows)
 
     def of_tensor(self, path: Path, tensor: torch.Tensor, rows: int) -> frozenset[int]:
-        """Return the dimensions of a tensor that may be the batch dimension, with their present sizes `rows`."""
+        """Return the dimensions of a tensor that may be its batch dimension and have the size `rows` now."""
         present = frozenset(dim for dim, size in enumerate(tensor.shape) if size == rows)
         return present & self._candidates.get((path, tensor.ndim), present)
 
     def may_be_list(self, path: Path) -> bool:
-        """Return whether a list of tensors had one for each row in every call."""
+        """Return whether a list of tensors had one tensor for each row in every observed call."""
         return _LENGTH in self._candidates.get((path, 0), frozenset({_LENGTH}))
 
     def is_certain(self, path: Path, ndim: int) -> bool:
-        """Return whether calls of different row counts had this argument."""
+        """Return whether this argument was observed in calls with different row counts."""
         return len(self._row_counts.get((path, ndim), ())) > 1
 
 

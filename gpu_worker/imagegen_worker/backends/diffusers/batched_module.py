@@ -89,9 +89,10 @@ class BatchedModule:
 
     @property
     def exclusive(self) -> bool:
-        """Whether one task has the module to itself.
+        """Whether only one task at a time may use the module.
 
-        Until a forward is seen to change no state of the module, and if calls change it between forwards.
+        True until a forward was observed to change no state of the module, and while calls change the module
+        between forwards.
         """
         return self._guard.serial or (self._state is not None and not self._state.stateless)
 
@@ -123,11 +124,11 @@ class BatchedModule:
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-        ):  # belongs to the thread too, and other tasks run without
+        ):  # this mode belongs to the thread, too, and other tasks do not use it
             return wait(call)
 
     def _call_without_unwanted(self, call: Call) -> Any:
-        """Leave out the rows of cancelled images; in the output, the rows of another image stand for them.
+        """Run a call without the rows of cancelled images; the output repeats the rows of another image for them.
 
         Row r is of image r modulo the number of images: guidance repeats all images, one after the other.
         """
@@ -205,7 +206,7 @@ class BatchedModule:
                     with tiled(self._module, side), translated_errors():
                         output = self._run_alone(call, 1)
                 finally:
-                    self._guard.forward_ended(self._module)  # that tiles are off again is no change by the call
+                    self._guard.forward_ended(self._module)  # disabling tiles is no change by the call
             except DeviceMemoryError as error:
                 release_frames(error)
             else:

@@ -33,7 +33,7 @@ _UNSEEN = 0.02
 """Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
 SHORT_TEXT = "a"
 LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
-"""Longer than the text encoders of most models accept: their tokenizers truncate it to the maximum length."""
+"""A text longer than the maximum of most models' text encoders: their tokenizers truncate it."""
 _GUIDANCE = 4.0
 """Guidance scale with which negative prompts are tried: pipelines ignore them at 1 and below."""
 
@@ -57,9 +57,9 @@ class CallSharing:
         return (request.task, request.scheduler) in self._tried
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """Return what requests that share a pipeline call have in common; None: the request shares with none.
+        """Return the key that requests have in common if they can share a pipeline call; None: they can't.
 
-        Where padding to the longest prompt of a call changes images, only requests with equal texts share one.
+        If padding to the longest prompt of a call changes images, only requests with equal texts share a call.
         """
         any_prompts = self._tried.get((request.task, request.scheduler))
         if any_prompts is None:
@@ -69,7 +69,7 @@ class CallSharing:
     def try_task(
         self, task: Task, *, count: int = 2, steps: int = TRIAL_STEPS, scheduler: str | None = None
     ) -> "tuple[Sequence[Row], Sequence[Image]] | None":
-        """Find out whether one call generates the images of `count` rows that a call for each generates.
+        """Test whether one call for `count` rows generates the same images as a call for each row.
 
         `scheduler` is None for the model's own. Return the rows and the first two of their images, each generated
         alone; None if these rows can't share a call. Fewer rows are tried if memory is short.
@@ -128,7 +128,7 @@ class CallSharing:
     def _rows_of_unlike_lengths(
         self, trial: Callable[..., Row], task: Task, count: int, steps: int
     ) -> list[list[Row]]:
-        """Return the rows of one or two calls: their texts have very different lengths."""
+        """Return rows for one or two calls whose texts have very different lengths."""
         model = self._loaded.model
         texts = (SHORT_TEXT, LONG_TEXT)
         plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
@@ -148,7 +148,7 @@ class CallSharing:
 
 
 def alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
-    """Return whether the images of one call equal, but for rounding, those generated alone (two, of two seeds)."""
+    """Return whether the images of one call equal, except for rounding, the two that were generated alone."""
     if together is None or len(together) < len(alone):
         return False
     apart = _distance(*alone)
@@ -156,7 +156,7 @@ def alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
 
 
 def _furthest(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> float:
-    """Return the largest distance of images generated alone from those of a batched call; inf if it failed."""
+    """Return the largest distance between images generated alone and in a batched call; inf if that failed."""
     if together is None or len(together) < len(alone):
         return math.inf
     return max(_distance(*pair) for pair in zip(together, alone, strict=False))

@@ -6,7 +6,7 @@ import torch
 
 
 def free_device_memory() -> None:
-    """Release the device memory that torch has cached, and that of tensors which only garbage refers to."""
+    """Run the garbage collector, then release the device memory that torch has cached."""
     gc.collect()  # first: only memory without tensors can be released
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

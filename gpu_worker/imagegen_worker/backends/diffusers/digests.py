@@ -1,4 +1,4 @@
-"""Digests of tensor contents, so that arguments of calls can be compared; each tensor is read once a version."""
+"""Digests of tensor contents, to compare the arguments of calls. Each version of a tensor is read once."""
 
 import hashlib
 from typing import Any

@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = (
     "_status_alloc_failed",
     "cufft_alloc_failed",
     "device_allocation_failed",
-    # Their handles are created at first use, which fails so without memory.
+    # These are raised if memory is short when a library's handle is created, at its first use.
     "cublas_status_not_initialized",
     "cudnn_status_not_initialized",
     "unable to find an engine to execute this computation",  # cuDNN without memory for a workspace
@@ -24,13 +24,13 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "not enough memory",
 )
-"""Lower-case texts of errors of missing memory for which torch has no exception type."""
+"""Lower-case texts of out-of-memory errors for which torch has no exception type."""
 
 
 def translated_errors() -> "_TranslatedErrors":
     """Raise `DeviceMemoryError` and `DeviceLostError` in place of torch's errors about the device.
 
-    The new error keeps nothing alive that the original one did.
+    The new error has no references to the frames and tensors of the original one.
     """
     return _TranslatedErrors()
 

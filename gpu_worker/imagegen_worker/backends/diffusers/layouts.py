@@ -76,7 +76,7 @@ class _PlainValue(_FirstOfAll):
 
 @dataclass(frozen=True, slots=True)
 class _UnusedGenerator(_FirstOfAll):
-    """A random generator: models accept one and rarely draw from it; the forward checks that it does not."""
+    """A random generator. Models rarely use the one that they accept; the forward checks that it is unused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def describe(
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What holds for all arguments of a call. `first`: the name of the one that shows the number of rows."""
+    """Properties of a whole call. `first`: the name of the argument that determines the number of rows."""
 
     rows: int
     listed: bool
@@ -245,7 +245,7 @@ def _first_batched(arguments: Mapping[str, Any]) -> str:
 
 
 def _count_rows(value: Any) -> tuple[int, bool] | None:
-    """Return the rows of an argument and whether they are a list; None if it does not show."""
+    """Return the number of rows of an argument and whether they are a list; None if it can't be determined."""
     if isinstance(value, torch.Tensor):
         return (value.shape[0], False) if value.ndim >= 2 else None
     if isinstance(value, Mapping):
@@ -258,7 +258,7 @@ def _count_rows(value: Any) -> tuple[int, bool] | None:
 
 
 def _masked_arguments(arguments: Mapping[str, Any], rows: int) -> set[str]:
-    """Return the names of text masks, and of the texts that they are for; their length may differ."""
+    """Return the names of text masks and of the texts that they mask; their lengths may differ between calls."""
     found: set[str] = set()
     for name, mask in arguments.items():
         if not (name.endswith("mask") and isinstance(mask, torch.Tensor) and mask.ndim == 2):
@@ -318,7 +318,7 @@ def _tensor_layout(value: torch.Tensor, call: _Context, masked: bool, path: Path
 
 
 def _ambiguous(path: Path) -> NotShareableError:
-    """Return the error for an argument whose batch dimension no call of another number of rows has shown yet."""
+    """Return the error for an argument whose batch dimension is ambiguous in all calls so far."""
     return NotShareableError("unknown batch dimension", f"of the argument {_show(path)}")
 
 
@@ -335,7 +335,7 @@ def _tensor_list_layout(tensors: Sequence[torch.Tensor], equal_lengths: bool) ->
 
 
 def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
-    """Return whether this is a list with one tensor for each row, and not one of tensors with all rows each."""
+    """Return whether this is a list with one tensor for each row, not a list of tensors with all rows."""
     return (
         isinstance(value, list | tuple)
         and len(value) == rows
@@ -345,7 +345,7 @@ def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
 
 
 def free_lengths(layout: Layout, value: Any) -> Iterator[tuple[int, ...]]:
-    """Yield for each argument whose length may differ between calls its length, or those of its list of rows."""
+    """Yield the length of each argument whose length may differ between calls, or the lengths of its list."""
     match layout:
         case _Container():
             for key, item in zip(layout.keys, layout.items, strict=True):

@@ -79,7 +79,7 @@ class LoadedPipeline:
         ]
 
     def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None, **fields: Any) -> Row:
-        """Return a row for warm-up and trials. `steps`, `task` None: the model's default steps and first task.
+        """Return a row for warm-up and trials; by default with the model's default steps and first task.
 
         `fields` override fields of the request.
         """

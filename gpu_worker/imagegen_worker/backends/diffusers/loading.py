@@ -55,7 +55,7 @@ def device_name(device: torch.device) -> str:
 def load_pipeline(place: ModelLocation, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
     """Load a pipeline and put it on its device; return it with the folder of its configuration.
 
-    The hub is asked only for a model or a configuration that its cache does not have. Raises `StartError` if the
+    Only files that are missing from the local cache are downloaded from the hub. Raises `StartError` if the
     pipeline can't be used, `DeviceMemoryError` and `DeviceLostError`.
     """
     if options.cpu_offload and device.type == "cpu":
@@ -93,7 +93,7 @@ def weigh_model(place: ModelLocation, name: str, options: LoadOptions) -> int:
 
 
 def memory_for_models(options: LoadOptions) -> int:
-    """Return the default of `--model-memory` in bytes: the rest is for running requests."""
+    """Return the default of `--model-memory` in bytes; the rest of the memory is for running requests."""
     device = choose_device(options.device)
     if device.type == "cpu" or options.cpu_offload:
         return half_of_memory()
@@ -136,7 +136,7 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
 
 
 def describe(pipeline: Pipeline, name: str, folder: Path, pipelines: TaskPipelines) -> Model:
-    """Return the capabilities of a pipeline and its defaults: those of the file, else the pipeline's own.
+    """Return the capabilities of a pipeline, with the defaults of the file or else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
     """

@@ -90,14 +90,14 @@ class PipelineBatcher:
                     self._wrap(f"{name}.encode", module, "encode", shares=False, **plain)
 
     def _activate_adapters(self, wanted: Any) -> None:
-        """Activate adapters; their scales are set again if a pipeline call may have changed them."""
+        """Activate adapters, and restore their scales if a pipeline call may have changed them."""
         assert self._adapters is not None
         self._adapters.activate(wanted, fresh=self._scales_changed)
         self._scales_changed = self._scaled_calls > 0
 
     @contextmanager
     def _scaled(self, task: Task | None, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Run a call in the `with` block, which may scale its adapters.
+        """Enter a block in which a call runs that may scale its adapters.
 
         Pipelines multiply the scales in the shared text encoders and divide them afterwards, while other calls
         use these too. The scale is therefore part of the task, and is set before each forward.
@@ -130,14 +130,14 @@ class PipelineBatcher:
     @staticmethod
     @contextmanager
     def session() -> Iterator[None]:
-        """Hold `no_grad` open. It belongs to the thread: the end of one task would enable gradients for all."""
+        """Disable gradients for all tasks: torch's setting belongs to the thread, not to a task."""
         with torch.no_grad():
             yield
 
     def generate(
         self, arguments: Mapping[str, Any], seed: int, on_step: OnStep | None = None, **options: Any
     ) -> Any:
-        """Return the one image of a call; see `generate_all`."""
+        """Call the pipeline for one seed; return its image. See `generate_all`."""
         return self.generate_all(arguments, (seed,), on_step, **options)[0]
 
     def generate_all(
@@ -195,7 +195,7 @@ def _adapter_scale(arguments: Mapping[str, Any]) -> float:
 
 
 def _kind(pipeline: Any, arguments: Mapping[str, Any]) -> Hashable:
-    """Return the kind of a call: which arguments it has, and which of them turn something on or off.
+    """Return the kind of a call: the names of its arguments, and which plain ones are None, zero or false.
 
     Calls of one kind change the same attributes of models, if any.
     """

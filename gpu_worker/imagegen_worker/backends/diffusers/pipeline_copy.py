@@ -35,7 +35,7 @@ _SHARED = (
     types.ModuleType,
     type,
 )
-"""Types of attributes that all calls share: those without state, and those too large to copy."""
+"""Types of attributes that all calls share, because they have no state or are too large to copy."""
 
 
 def private_copy(pipeline: Any) -> Any:
@@ -83,7 +83,7 @@ def _copy_part(part: Any, copies: dict[int, Any]) -> Any:
 
 
 def _shared_parts(part: Any, depth: int = 3) -> list[Any]:
-    """Return what a deep copy of an attribute must not copy: the models and other shared objects in it."""
+    """Return the models and other shared objects in an attribute, which a deep copy must not copy."""
     if isinstance(part, _SHARED):
         return [part]
     if depth == 0:

@@ -91,7 +91,7 @@ class PromptCache:
 
 
 def _copied(output: Any) -> Any:
-    """Return a copy of an output; None if it can't be copied or memory is short."""
+    """Return a copy of a text encoder's output on its device; None for an unknown type or if memory is short."""
     try:
         with translated_errors():
             return outputs.map_tensors(output, torch.clone)

@@ -34,7 +34,7 @@ FIRST_RECHECK = 256
 MAX_RECHECK = 16_384
 """Maximum number of shared forwards of a kind between two comparisons."""
 _ALONE = "alone"
-"""The case of a forward of one call, padded to a fixed number of rows: it proves nothing about several calls."""
+"""The case of one call padded to a fixed number of rows, which proves nothing about several calls."""
 
 Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 """Runs the model with these positional and keyword arguments."""
@@ -42,7 +42,7 @@ Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 
 @dataclass(slots=True, eq=False)
 class CallKind:
-    """The key of calls that can share a forward. They have the same object, so that comparing keys is cheap."""
+    """The key of calls that can share a forward. These calls have the same object, so comparing keys is cheap."""
 
     listed: bool
     layout: Layout
@@ -60,7 +60,7 @@ class CallKind:
         return case not in self.compared or self.until_recheck <= 0
 
     def postpone(self) -> None:
-        """Put off the next comparison."""
+        """Postpone the next comparison."""
         self.until_recheck = self.recheck_interval
 
     def passed(self, case: Hashable) -> None:
@@ -140,7 +140,7 @@ class SharedForwards:
         if not kind.is_due(case) and not unproven:
             return parts
         if not self._compared(group, joined, parts, unproven, padded=padding is not None):
-            if not unproven and case in kind.compared:  # it is only compared again
+            if not unproven and case in kind.compared:  # a repeated comparison
                 kind.postpone()
                 return parts
             del joined, parts
@@ -181,7 +181,7 @@ class SharedForwards:
         """Compare the outputs of a shared forward with forwards of the calls alone; record what it proves.
 
         `padded`: lengths differ, and the shared forward padded them. Raises `NotShareableError` if outputs differ
-        although no argument is seen to be read across rows.
+        and no argument explains the difference (see `row_evidence`).
         """
         alone = [self._forward(*call) for call in group.alone]
         equal = all(outputs.is_close(part, one) for part, one in zip(parts, alone, strict=True))
@@ -246,7 +246,7 @@ class SharedForwards:
 
 
 def _padding(group: ForwardGroup) -> int | None:
-    """Return the binary logarithm, rounded down, of the longest by the shortest length; None if lengths are equal.
+    """Return floor(log2(longest / shortest length)); None if the lengths are equal.
 
     Only lengths that differ between calls count. A little padding proves nothing about much padding.
     """
@@ -266,7 +266,7 @@ def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:
 
 @contextmanager
 def _unused(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Check that a forward draws from none of these; restore them and raise `NotShareableError` if it does."""
+    """Check that a forward does not use these generators; else restore them and raise `NotShareableError`."""
     states = [generator.get_state() for generator in generators]
     yield
     for generator, state in zip(generators, states, strict=True):

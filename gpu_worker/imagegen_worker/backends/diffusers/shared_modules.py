@@ -48,7 +48,7 @@ class _Saved:
         )
 
     def restore(self) -> None:
-        """Give the module's attribute this value."""
+        """Restore this value of the module's attribute."""
         if self.items is not None and isinstance(self.value, dict):
             if self.name == "_modules" and any(map(_is_adapter, self.value.values())):
                 return  # adapters were loaded meanwhile, which replaces layers
@@ -114,7 +114,7 @@ def _buffer(tensor: torch.Tensor | None) -> Any:
 
 
 def _is_adapter(module: Any) -> bool:
-    """Return whether peft made this module. The layers of adapters change with the adapters of each forward."""
+    """Return whether this is a layer of peft, which changes with the adapters of each forward."""
     return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
 
 
@@ -146,7 +146,7 @@ def _changes(before: Mapping[_Key, _Saved], now: Mapping[_Key, _Saved]) -> dict[
 
 
 def _undo(changed: Mapping[_Key, _Saved | None], now: Mapping[_Key, _Saved | None]) -> None:
-    """Give attributes their values before, or remove those that are new."""
+    """Restore the previous values of attributes; remove attributes that are new."""
     for key, saved in changed.items():
         if saved is not None:
             saved.restore()
@@ -220,15 +220,15 @@ class ModuleGuard:
             self._end(task)
 
     def _is_known(self, kind: Hashable) -> bool:
-        """Return whether a call of this kind was watched up to its first denoising step, or can't be any more."""
+        """Return whether a call of this kind was watched up to its first step, or `MAX_KINDS` is reached."""
         return kind in self._kinds or len(self._kinds) >= MAX_KINDS
 
     def _may_start(self, kind: Hashable) -> bool:
-        """Return whether a call may start: no other of an unknown kind is before its first denoising step."""
+        """Return whether a call may start: no other call of an unknown kind has yet to reach its first step."""
         return self._is_known(kind) or all(watch.passed for watch in self._watches.values())
 
     def before_forward(self, task: Task, *, is_denoiser: bool) -> None:
-        """Look for changes by a task, which is about to call a model, if its call is watched."""
+        """Check for changes to the models before a forward of a task whose call is watched."""
         watch = self._watches.get(task)
         if watch is None:
             return
@@ -238,14 +238,14 @@ class ModuleGuard:
             self._kinds.add(watch.kind)
 
     def forward_ended(self, module: torch.nn.Module) -> None:
-        """Record that a forward of a model ended: its own changes are none of the call's."""
+        """Record that a forward ended: changes made within it do not count as changes by the call."""
         if self._watches:
             state = _snapshot([module])
             for watch in self._watches.values():
                 watch.state.update(state)
 
     def _look(self, watch: _Watch, task: Task) -> None:
-        """Look for changes since the last forward; if there are any, let the task continue when it is alone."""
+        """Check for changes since the last forward; if there are any, the task waits until no other call runs."""
         now = _snapshot(self._modules)
         if watch.revision != self._revision():  # adapters were loaded meanwhile
             watch.revision = self._revision()
@@ -285,7 +285,7 @@ class ModuleGuard:
 
 
 class _Access:
-    """Implements `Stage`: a call of it waits until its task may run a pipeline."""
+    """Implements `Stage` without a model: a call waits until its task may run the pipeline."""
 
     name = "access to the models"
     is_denoiser = False

@@ -146,7 +146,7 @@ class StepwiseDiffusers:
         return self._pipeline_batcher
 
     def _row_counts(self) -> list[int]:
-        """Return how many images to run together before READY: all powers of two where each is compiled."""
+        """Return the row counts to warm up before READY: the maximum, and powers of two if compiled."""
         if self._max_batch_size == 1:
             return []
         if not self._options.compile:
@@ -177,7 +177,8 @@ class StepwiseDiffusers:
     def _try_different_arguments(self) -> None:
         """Generate two images together that differ in every argument that may differ within a forward.
 
-        This only collects evidence: a pipeline that rejects these values serves others. Raises `DeviceLostError`.
+        This only collects evidence: a pipeline that rejects these values may still work with others.
+        Raises `DeviceLostError`.
         """
         try:
             self._generate_different()
@@ -238,7 +239,7 @@ class StepwiseDiffusers:
         return images
 
     def _run_apart(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Generate these images at the same time, each by a call of its own; return the tasks.
+        """Generate these images concurrently, each in a call of its own; return the tasks.
 
         Fewer are generated if memory is short. Raises `StartError`, `DeviceMemoryError` if not even one fits, and
         `DeviceLostError`.
@@ -262,7 +263,7 @@ class StepwiseDiffusers:
         return tasks
 
     def _run_tasks(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Generate these images at the same time; return the ended tasks. Raises `DeviceLostError`."""
+        """Generate these images concurrently; return the ended tasks. Raises `DeviceLostError`."""
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
         tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():

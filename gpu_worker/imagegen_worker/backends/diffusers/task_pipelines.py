@@ -39,7 +39,7 @@ class TaskPipeline:
 
 
 class TaskPipelines:
-    """The pipelines for the tasks of a model, made of the one that was loaded."""
+    """The pipelines for the tasks of a model, created from the one that was loaded."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._by_task = {
@@ -59,7 +59,7 @@ class TaskPipelines:
         return tuple(self._schedulers)
 
     def check_task(self, row: Row) -> None:
-        """Generate an image, and remove its task if that fails: some pipelines check models only when called.
+        """Generate an image for a task, and remove the task if that fails: some pipelines check models only then.
 
         A lack of memory proves nothing about the task. Raises `DeviceLostError`.
         """
@@ -99,7 +99,7 @@ class TaskPipelines:
         self._rescheduled.clear()
 
     def takes(self, request: ResolvedRequest, parameter: str) -> bool:
-        """Return whether the pipeline call for a request has a parameter."""
+        """Return whether the pipeline of a request's task accepts a parameter."""
         return parameter in self._by_task[request.task].signature.names
 
     def pipeline(self, request: ResolvedRequest) -> Pipeline:

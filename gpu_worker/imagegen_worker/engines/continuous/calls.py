@@ -7,9 +7,9 @@ from typing import Any, Protocol
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
 UNEQUAL = "unequal"
-"""Reason of calls whose kind gave other outputs in a shared forward than alone, when it was compared."""
+"""Reason for calls of a kind that was compared: outputs of a shared forward and of forwards alone differed."""
 MISMATCH = "mismatch"
-"""Reason of the calls of that comparison: one or more for each."""
+"""Reason for the calls that took part in that comparison."""
 
 
 class NotShareableError(Exception):
@@ -33,7 +33,7 @@ class Stage(Protocol):
 
     @property
     def exclusive(self) -> bool:
-        """Whether it may keep state between calls: one task has it to itself until the task ends."""
+        """Whether it may keep state between calls; then only one task uses it until that task ends."""
 
     @property
     def fixed_rows(self) -> int | None:
@@ -112,7 +112,7 @@ class Task(greenlet):  # type: ignore[misc]
 
     @property
     def wanted(self) -> int:
-        """Number of its images that were not cancelled."""
+        """Number of the task's images that were not cancelled."""
         return self.images - len(self.unwanted)
 
     def run(self) -> None:
@@ -126,7 +126,7 @@ class Task(greenlet):  # type: ignore[misc]
 
 
 def current_task() -> Task | None:
-    """Return the running task; None outside of any."""
+    """Return the task whose greenlet is running; None outside of all tasks."""
     current = getcurrent()
     return current if isinstance(current, Task) else None
 

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class StepwiseBackend(Protocol):
-    """A loaded model whose calls call forwards by a `BatchScheduler`."""
+    """A loaded model whose pipeline calls run their forwards through a `BatchScheduler`."""
 
     @property
     def timer(self) -> Timer:
@@ -52,13 +52,13 @@ class StepwiseBackend(Protocol):
         """Return a context that is open as long as the engine runs, on the device thread."""
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """Return what requests that call a pipeline call have in common; None: each image needs its own call.
+        """Return the key that requests have in common if they can share a pipeline call; None: they can't.
 
         `generate` takes rows with equal keys together, and generates the same images as of each row alone.
         """
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
-        """Return whether forwards leave out the rows of `unwanted` images of tasks for such requests."""
+        """Return whether forwards for such requests leave out the rows of cancelled images (`unwanted`)."""
 
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Generate one image for each row; the requests of several rows have the same `call_key`.
@@ -284,7 +284,7 @@ class ContinuousEngine:
             self._mailbox.post(Idle())
 
     def _completed(self, call: _BatchedCall, task: Task) -> None:
-        """Store the images of a call; finish the jobs of which these were the last."""
+        """Store the images of a call; finish the jobs that are complete now."""
         self._reports.add_images(task)
         self._slot_limit.completed(len(call.images))
         self._memory_hint.record(call.images[0][0].job.request)
@@ -340,7 +340,7 @@ class ContinuousEngine:
         release_frames(error)
 
     def _may_repeat(self, call: _BatchedCall, error: Exception) -> bool:
-        """Return whether the image of a call may fit later: when fewer run, or now that memory was released."""
+        """Return whether the image of a call may be tried again: fewer images will run, or memory was released."""
         if not isinstance(error, DeviceMemoryError):
             return False
         active = call.images[0][0]

@@ -39,7 +39,7 @@ class MemoryLimits:
         return None if limit is None else limit.rows
 
     def too_many(self, key: Hashable, rows: int) -> None:
-        """Record that `rows` rows did not fit: the limit becomes half, or the rows known to fit if more."""
+        """Record that `rows` rows did not fit: halve the limit, but not below a number that is known to fit."""
         limit = self._limits.get(key)
         if limit is None:
             limit = self._limits[key] = _Limit(rows, self._retry_after)
@@ -147,7 +147,7 @@ class RowCosts:
         if saturation_point is None:
             costs.retry_after = 0
             return True
-        if costs.retry_after == 0:  # it was found just now
+        if costs.retry_after == 0:  # the smaller size was found best just now
             costs.retry_after = costs.until_try = min(FIRST_TRY, self._probe_every)
         costs.until_try -= 1
         if costs.until_try > 0:

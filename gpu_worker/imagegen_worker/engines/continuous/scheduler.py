@@ -67,12 +67,12 @@ SchedulerEvent = ForwardDone | ForwardSplit
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What is known of an error without the error itself, whose frames refer to tensors on the device."""
+    """Facts about an error, stored instead of the error itself, whose frames refer to tensors on the device."""
 
     reason: str
     text: str
     is_memory: bool
-    """Whether memory was short, which proves nothing about the calls."""
+    """Whether memory was short, which says nothing about whether the calls can share."""
     is_definite: bool
     """Whether the stage found that the calls can't share."""
 
@@ -147,7 +147,7 @@ class BatchScheduler:
             if self._waiting.pop(task, None) is None:
                 return
             self._resume(task, task.throw, error or StoppedError())
-        # It catches every exception and calls again. Without references it is collected, which ends it.
+        # The task catches every exception and calls again. Dropping all references ends it by garbage collection.
         self._waiting.pop(task, None)
         task.error = error or StoppedError()
         self._end(task)
@@ -226,7 +226,7 @@ class BatchScheduler:
         return group.calls[:count], limit
 
     def _own(self, task: Task) -> bool:
-        """Return whether the task has, or now gets, the exclusive stages to itself."""
+        """Return whether the task owns the exclusive stages; it acquires them if no other task does."""
         if self._owner is None:
             self._owner = task
         return self._owner is task
@@ -251,7 +251,7 @@ class BatchScheduler:
         best = self._costs.choose(group.key, fitting)
         if best > sizes[0]:
             return sizes.index(best) + 1, None
-        # Parts of a call end together, so that no image is ready earlier: they must be clearly faster.
+        # No image of a call is ready before the others, so running in parts must be clearly faster.
         part = self._costs.choose(group.key, [*_parts(*group.calls[0]), best], gain=-CLEAR_GAIN)
         return 1, None if part == best else part
 
@@ -410,5 +410,5 @@ def _describe(call: Call) -> None:
 
 
 def _account(task: Task, call: Call) -> Hashable:
-    """Return the group that is charged with the time of a call: its key, or its task if it can't share."""
+    """Return the group to charge for the time of a call: its key, or its task if it can't share."""
     return call.key if call.key is not None else (None, task.number)

@@ -23,7 +23,7 @@ class _Entry:
 class UnshareableKeys:
     """Keys of calls that can't share a forward, and why.
 
-    One failure may have a passing cause, so each key expires after a number of calls.
+    A failure may be temporary, so each key expires after a number of calls.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A kind of calls that could not share is tried again, at growing distances."""
+"""Kinds of calls that could not share a forward are tried again, at growing intervals."""
 
 from imagegen_worker.engines.continuous.unshareable import FIRST_CALLS, MAX_CALLS, UnshareableKeys
 
