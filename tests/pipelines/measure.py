@@ -18,8 +18,8 @@ from imagegen_protocol import GenerationRequest
 from imagegen_worker.backends import Row, StartError, ignore_steps
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.implied_arguments import implied_arguments
+from imagegen_worker.backends.diffusers.sharing_report import MostRows
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.engines.continuous.limits import RowCosts
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 
 STEPS = 4
@@ -52,14 +52,6 @@ class Measured:
     """Images per forward if all that wait shared each forward."""
     one_call: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
-
-
-class AllTogether(RowCosts):
-    """Runs together whatever can: the times of tiny models would decide otherwise."""
-
-    def choose(self, key, sizes, *, gain=None):
-        """Return the largest size."""
-        return max(sizes)
 
 
 def measure(tiny: Tiny) -> Measured:
@@ -146,7 +138,7 @@ def _run(backend, rows):
         observe=lambda event: forwards.append(event),
         timer=backend.timer,
         memory_limits=backend.memory_limits,
-        costs=AllTogether(),
+        costs=MostRows(),
     )
     with backend.session():
         tasks = [scheduler.start(partial(_generate, backend, row)) for row in rows]

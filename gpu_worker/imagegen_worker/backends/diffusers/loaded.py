@@ -58,7 +58,8 @@ class LoadedPipeline:
         self.task_pipelines.update_models(self.pipeline)
         for task in list(self.model.tasks)[1:]:
             self.task_pipelines.check_task(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=self._fixed_sizes())
+        sizes = () if options.compile else self._fixed_sizes()  # another size would take a compilation
+        self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
         self._latent_preview = fit_latent_preview(self.pipeline)
 
     def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:

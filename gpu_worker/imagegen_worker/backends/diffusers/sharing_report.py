@@ -1,16 +1,25 @@
 """Why requests of a model do not share forwards, found by a trial: for the log at the start and for statistics."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from imagegen_worker.backends import Row
 from imagegen_worker.engines.continuous.calls import Task
+from imagegen_worker.engines.continuous.limits import RowCosts
 from imagegen_worker.engines.continuous.scheduler import ForwardDone, SchedulerEvent
 
 _SHARED = 0.8
 """Share of the possible images per forward from which on requests count as sharing."""
+
+
+class MostRows(RowCosts):
+    """Runs as many rows together as possible, even where fewer were measured to be as fast."""
+
+    def choose(self, key: Hashable, sizes: Sequence[int], *, gain: float | None = None) -> int:
+        """Return the largest size."""
+        return sizes[-1]
 
 
 @dataclass(slots=True)
@@ -35,9 +44,10 @@ class DenoiserForwards:
     @property
     def are_shared(self) -> bool:
         """Whether requests shared most forwards that they could share; true without a denoiser."""
-        needed = max(self._images.values(), default=0)
-        possible = self._images.total() / max(needed, 1)
-        shared = self._images.total() / max(self._forwards, 1)
+        if not self._forwards:
+            return True
+        possible = self._images.total() / max(self._images.values())
+        shared = self._images.total() / self._forwards
         return shared >= 1 + _SHARED * (possible - 1)
 
     def reason(self) -> str:

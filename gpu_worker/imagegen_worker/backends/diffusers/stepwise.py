@@ -21,7 +21,7 @@ from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
-from imagegen_worker.backends.diffusers.sharing_report import DenoiserForwards, why_unshared
+from imagegen_worker.backends.diffusers.sharing_report import DenoiserForwards, MostRows, why_unshared
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
@@ -295,10 +295,9 @@ class StepwiseDiffusers:
 
         With `observe`, which gets every forward, calls share forwards even if that is not faster.
         """
-        if observe is None:
-            scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
-        else:
-            scheduler = BatchScheduler(observe=observe, timer=self.timer, memory_limits=self.memory_limits)
+        costs = self.costs if observe is None else MostRows()
+        watch = observe or (lambda event: None)
+        scheduler = BatchScheduler(observe=watch, timer=self.timer, memory_limits=self.memory_limits, costs=costs)
         tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():
             continue

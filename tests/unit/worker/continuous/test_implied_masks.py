@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 
 from imagegen_worker.backends.diffusers.batched_module import BatchedModule  # noqa: E402
 from imagegen_worker.backends.diffusers.implied_masks import ImpliedMasks, pads, unneeded  # noqa: E402
+from imagegen_worker.backends.diffusers.sharing_report import MostRows  # noqa: E402
 from imagegen_worker.engines.continuous.cache import BoundedCache  # noqa: E402
-from imagegen_worker.engines.continuous.limits import RowCosts  # noqa: E402
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler  # noqa: E402
 
 TEXT = "encoder_hidden_states"
@@ -33,18 +33,11 @@ class Denoiser(torch.nn.Module):
         return hidden_states + (text * kept).sum(dim=1) / kept.sum(dim=1)
 
 
-class AllTogether(RowCosts):
-    """Runs together whatever can, however long it takes."""
-
-    def choose(self, key, sizes, *, gain=None):
-        return max(sizes)
-
-
 def run(model, lengths, steps=6):
     """Run one task for each text length for some steps; return the stage and the images of each forward."""
     module = BatchedModule("transformer", model, "forward", is_denoiser=True)
     shared = []
-    scheduler = BatchScheduler(observe=lambda event: shared.append(event.images), costs=AllTogether())
+    scheduler = BatchScheduler(observe=lambda event: shared.append(event.images), costs=MostRows())
 
     def call(seed, length):
         generator = torch.Generator().manual_seed(seed)
