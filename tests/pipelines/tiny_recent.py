@@ -316,7 +316,9 @@ def prx():
     encoder = T5GemmaEncoder(config.encoder).eval()
     tokenizer = families.qwen_tokenizer()
     tokenizer.model_max_length = 64
-    config.hidden_size = 32
+    for name, value in config.encoder.to_dict().items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
     encoder.config = config  # repositories have the configuration of encoder and decoder
     return diffusers.PRXPipeline(
         transformer=transformer,

@@ -21,6 +21,7 @@ from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.backends.diffusers.pipeline_classes import describe_error
 from imagegen_worker.backends.diffusers.sharing_report import DenoiserForwards, MostRows, why_unshared
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
@@ -277,7 +278,7 @@ class StepwiseDiffusers:
                 continue
             if not isinstance(task.error, DeviceMemoryError):
                 release_frames(task.error)
-                raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+                raise StartError(f"the first images failed: {describe_error(task.error)}")
             if len(rows) == 1:
                 raise task.error
             short_of_memory = True

@@ -17,7 +17,7 @@ from imagegen_worker.backends.diffusers.pipeline_classes import install_hint, mi
 from imagegen_worker.models.sources import INDEX_FILE, PICKLE_SUFFIXES, WEIGHTS_SUFFIX
 
 _LIBRARIES = ("diffusers", "transformers")
-_MODULAR_INDEX_FILE = "modular_model_index.json"
+MODULAR_INDEX_FILE = "modular_model_index.json"
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-0*(?P<shards>\d+))?"
     + re.escape(WEIGHTS_SUFFIX),
@@ -45,7 +45,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises `StartError` if it names no pipeline of diffusers, or one that can't serve requests.
     """
     path = folder / INDEX_FILE
-    if not path.exists() and (folder / _MODULAR_INDEX_FILE).exists():
+    if not path.exists() and (folder / MODULAR_INDEX_FILE).exists():
         raise StartError(f"{folder}: {MODULAR}")
     try:
         index = json.loads(path.read_text())
