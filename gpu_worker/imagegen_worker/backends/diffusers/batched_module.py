@@ -118,7 +118,7 @@ class BatchedModule:
             return self._run_forward(args, kwargs)
         self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
-        self._observe_dimensions(call)
+        before = self._observe_dimensions(call)
         if self._cache is not None and count_hooks(self._module) != self._hooks:
             # A hook of this call reads outputs inside the model: it must see this forward, and no other rows.
             call.described, call.reason = True, "hooks"
@@ -126,8 +126,17 @@ class BatchedModule:
             self.describe(call)
             if call.payload is not None and (output := self._cache.copy(call.payload[1])) is not None:
                 return output
+        try:
+            return self._wait(call)
+        except Exception:
+            if before is not None:  # a call that fails proves nothing about its arguments
+                self._dimensions = before
+            raise
+
+    def _wait(self, call: Call) -> Any:
+        """Return the output of the forward that runs the call."""
         wait: Callable[[Call], Any] = wait_for_forward
-        if task.unwanted and self._cache is None:
+        if call.task.unwanted and self._cache is None:
             wait = self._call_without_unwanted
         if not torch.is_inference_mode_enabled():
             return wait(call)
@@ -176,10 +185,14 @@ class BatchedModule:
             call.key = self._forwards.kind(adapters, description, arguments)
         call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
 
-    def _observe_dimensions(self, call: Call) -> None:
-        if self._shares and not self._dimensions.settled:
-            with suppress(NotShareableError):
-                self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
+    def _observe_dimensions(self, call: Call) -> BatchDimensions | None:
+        """Record the dimensions of a call; return what was known before, or None if nothing was recorded."""
+        if not self._shares or self._dimensions.settled:
+            return None
+        before = self._dimensions.copy()
+        with suppress(NotShareableError):
+            self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
+        return before
 
     def _adapters(self, task: Task) -> Any:
         """Return the adapters that change the outputs of a task's calls, with their scales."""

@@ -139,3 +139,34 @@ def test_a_hook_sees_the_forward_of_its_own_call(count):
                 assert task.result, "the hook ran"
                 assert all(len(output) == 1 for output in task.result), "no rows of others"
     module.remove()
+
+
+class Strict(torch.nn.Module):
+    """Takes one timestep for each row; some pipelines pass too few for several prompts."""
+
+    def forward(self, hidden_states, timestep):
+        return hidden_states * timestep.reshape(-1, 1)
+
+
+def test_a_call_that_fails_proves_nothing_about_its_arguments():
+    model, shared = Strict(), []
+    module = BatchedModule("transformer", model, "forward", is_denoiser=True)
+    scheduler = BatchScheduler(observe=lambda event: shared.append(event.images), costs=MostRows())
+
+    def call(rows, timesteps):
+        for step in range(4):
+            output = model.forward(torch.ones(rows, 4), torch.arange(float(timesteps)) + step)
+        return output
+
+    with torch.no_grad():
+        for rows, timesteps in ((2, 2), (8, 2)):
+            failing = scheduler.start(partial(call, rows, timesteps))
+            while scheduler.step():
+                continue
+        assert isinstance(failing.error, RuntimeError)
+        tasks = [scheduler.start(partial(call, 2, 2)) for _ in range(2)]
+        while scheduler.step():
+            continue
+    module.remove()
+    assert [task.error for task in tasks] == [None, None]
+    assert shared[-1] == 2
