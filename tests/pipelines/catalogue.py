@@ -32,7 +32,7 @@ TINY = {
     "StableDiffusionXLPAGPipeline": _of(stateful_families.sdxl_pag),
     "SanaPipeline": Tiny(tiny_recent.sana, side=512),
     "SanaPAGPipeline": Tiny(lambda: tiny_recent.sana("SanaPAGPipeline"), side=512),
-    "HiDreamImagePipeline": Tiny(tiny_recent.hidream),
+    "HiDreamImagePipeline": Tiny(tiny_recent.hidream, side=1024),
     "HunyuanDiTPipeline": _of(stateful_families.hunyuan_dit),
     "PixArtSigmaPipeline": Tiny(tiny_recent.pixart, side=256),
     "FluxKontextPipeline": Tiny(tiny_edit.kontext),

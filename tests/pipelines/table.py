@@ -1,6 +1,7 @@
 """The table in docs/models.md: one row for each pipeline class of diffusers that generates images."""
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,14 +79,17 @@ def write(lines):
     known = {line.pipeline: line for line in read()} | {line.pipeline: line for line in lines}
     rows = [known.get(name) or unmeasured(name) for name in registry.image_pipelines()]
     others = ", ".join(f"`{name.removesuffix('Pipeline')}`" for name in registry.other_pipelines())
-    text = (
-        f"{BEGIN}\n{HEAD}" + "".join(f"{row.markdown()}\n" for row in rows) + f"\nOther pipelines of diffusers "
-        f"{diffusers.__version__} generate no images, and are refused with a message that names what they "
-        f"generate: {others}.\n{END}"
+    rest = textwrap.fill(
+        f"Other pipelines of diffusers {diffusers.__version__} generate no images, and are refused with a message that "
+        f"names what they generate: {others}.",
+        width=120,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    text = f"{BEGIN}\n{HEAD}" + "".join(f"{row.markdown()}\n" for row in rows) + f"\n{rest}\n{END}"
     page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(before + text + rest.partition(END)[2])
+    before, _, after = page.partition(BEGIN)
+    PAGE.write_text(before + text + after.partition(END)[2])
 
 
 def read():

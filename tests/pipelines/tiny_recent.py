@@ -348,6 +348,7 @@ def pixart(kind="PixArtSigmaPipeline"):
 def hidream():
     """HiDream, with text encoders that take 128 tokens."""
     pipeline = stateful_families.hidream().pipeline
+    pipeline.default_sample_size = 128  # it is not stored in the folder
     for name in ("text_encoder", "text_encoder_2"):
         config = getattr(pipeline, name).config
         config.max_position_embeddings = 128
