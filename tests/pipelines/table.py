@@ -80,8 +80,8 @@ def write(lines):
     rows = [known.get(name) or unmeasured(name) for name in registry.image_pipelines()]
     others = ", ".join(f"`{name.removesuffix('Pipeline')}`" for name in registry.other_pipelines())
     rest = textwrap.fill(
-        f"Other pipelines of diffusers {diffusers.__version__} generate no images, and are refused with a message that "
-        f"names what they generate: {others}.",
+        f"Other pipelines of diffusers {diffusers.__version__} generate no images, and are refused with a message "
+        f"that names what they generate: {others}.",
         width=120,
         break_long_words=False,
         break_on_hyphens=False,
