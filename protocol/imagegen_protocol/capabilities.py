@@ -16,6 +16,7 @@ from imagegen_protocol.limits import (
     MAX_MODELS,
     MAX_NAME_LENGTH,
     MAX_PARAMETERS,
+    MAX_REASON_LENGTH,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
@@ -63,7 +64,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS), Merge.FIRST]
     """Default number of denoising steps."""
     guidance_scale: Annotated[Scale | None, Merge.FIRST_SET] = None
-    """Default guidance scale; None if the model accepts none."""
+    """Default guidance scale; None if the model accepts none, or chooses it: then `parameters` has it."""
     size_multiple: Annotated[Side, Merge.LOWEST] = 1
     """Divisor of every accepted width and height."""
     max_side: Annotated[Side, Merge.HIGHEST] = MAX_SIDE_PIXELS
@@ -78,6 +79,8 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the LoRAs that the worker had when it loaded the model; None if the model accepts none."""
     parameters: Annotated[dict[Name, AcceptedParameter], Meta(max_length=MAX_PARAMETERS), Merge.EACH] = {}
     """Other accepted parameters by name."""
+    unshared: Annotated[Annotated[str, Meta(max_length=MAX_REASON_LENGTH)] | None, Merge.FIRST_SET] = None
+    """Why requests do not share all forwards of a batch; None if they do, or if it is unknown."""
 
 
 CapabilitiesByModel = dict[Name, ModelCapabilities]
@@ -100,7 +103,7 @@ def accepted_parameter(model: ModelCapabilities, parameter: Parameter) -> Accept
         case "num_inference_steps":
             return AcceptedParameter(default=model.num_inference_steps)
         case "guidance_scale":
-            return _with_default(model.guidance_scale)
+            return _with_default(model.guidance_scale) or model.parameters.get("guidance_scale")
         case "strength":
             defaults = (model.tasks.get(task) for task in parameter.info.tasks)
             return _with_default(next((each for each in defaults if each is not None), None))

@@ -53,6 +53,9 @@ MAX_PARAMETERS = 128
 MAX_CAPABILITIES_BYTES = 16 * 1024
 """Maximum size of the capabilities in one READY; a worker with many models sends several."""
 
+MAX_REASON_LENGTH = 256
+"""Maximum characters of the reason why requests of a model do not share forwards."""
+
 MAX_NAME_LENGTH = 128
 MAX_CODE_LENGTH = 64
 MAX_ERROR_MESSAGE_LENGTH = 12_000

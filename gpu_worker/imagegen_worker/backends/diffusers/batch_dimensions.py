@@ -26,6 +26,13 @@ class BatchDimensions:
         self._candidates: dict[_Argument, frozenset[int]] = {}
         self._row_counts: dict[_Argument, set[int]] = {}
 
+    def copy(self) -> "BatchDimensions":
+        """Return a copy, which later observations don't change."""
+        copied = BatchDimensions()
+        copied._candidates = dict(self._candidates)
+        copied._row_counts = {argument: set(counts) for argument, counts in self._row_counts.items()}
+        return copied
+
     @property
     def settled(self) -> bool:
         """Whether calls with two row counts were observed and no argument is ambiguous."""

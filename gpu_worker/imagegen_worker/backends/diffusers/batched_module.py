@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from imagegen_worker.backends import DeviceMemoryError
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.batch_dimensions import BatchDimensions
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.implied_masks import ImpliedMasks, pads
 from imagegen_worker.backends.diffusers.layouts import count_rows, describe
 from imagegen_worker.backends.diffusers.module_state import StateMonitor
 from imagegen_worker.backends.diffusers.prompt_cache import PromptCache
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, ForwardGroup, SharedForwards
-from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
+from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard, count_hooks
 from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
@@ -68,11 +69,13 @@ class BatchedModule:
         self._tiles = tiles
         self._guard = guard or ModuleGuard(lambda: 0)
         self._guard.add(module)
+        self._hooks = 0 if cache is None else count_hooks(module)
         self._state = StateMonitor(module) if is_denoiser else None
         self._forward: Callable[..., Any] = getattr(module, method)
         self._replaced_own = method in vars(module)
         self._names = _argument_names(module, self._forward)
         self._dimensions = BatchDimensions()
+        self._masks = ImpliedMasks() if is_denoiser and fixed_rows is None else None
         self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows, name=type(module).__name__)
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
@@ -96,6 +99,11 @@ class BatchedModule:
         """
         return self._guard.serial or (self._state is not None and not self._state.stateless)
 
+    @property
+    def differing_arguments(self) -> frozenset[str]:
+        """Names of the arguments in which the two latest calls of other kinds differed."""
+        return self._forwards.differing
+
     def free_memory(self) -> None:
         """Release the device memory that torch has cached."""
         free_device_memory()
@@ -111,13 +119,25 @@ class BatchedModule:
             return self._run_forward(args, kwargs)
         self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
-        self._observe_dimensions(call)
-        if self._cache is not None:
+        before = self._observe_dimensions(call)
+        if self._cache is not None and count_hooks(self._module) != self._hooks:
+            # A hook of this call reads outputs inside the model: it must see this forward, and no other rows.
+            call.described, call.reason = True, "hooks"
+        elif self._cache is not None:
             self.describe(call)
             if call.payload is not None and (output := self._cache.copy(call.payload[1])) is not None:
                 return output
+        try:
+            return self._wait(call)
+        except Exception:
+            if before is not None:  # a call that fails proves nothing about its arguments
+                self._dimensions = before
+            raise
+
+    def _wait(self, call: Call) -> Any:
+        """Return the output of the forward that runs the call."""
         wait: Callable[[Call], Any] = wait_for_forward
-        if task.unwanted and self._cache is None:
+        if call.task.unwanted and self._cache is None:
             wait = self._call_without_unwanted
         if not torch.is_inference_mode_enabled():
             return wait(call)
@@ -154,6 +174,8 @@ class BatchedModule:
         call.described = True
         try:
             arguments = self._by_name(call.args, call.kwargs)
+            if self._masks is not None:
+                arguments = self._masks.add(arguments)
             description = describe(arguments, self._dimensions, equal_lengths=self.fixed_rows is not None)
         except NotShareableError as error:
             call.reason = error.reason if self._shares else ""
@@ -164,10 +186,14 @@ class BatchedModule:
             call.key = self._forwards.kind(adapters, description, arguments)
         call.payload = (arguments, b"" if self._cache is None else self._cache.key(adapters, arguments))
 
-    def _observe_dimensions(self, call: Call) -> None:
-        if self._shares and not self._dimensions.settled:
-            with suppress(NotShareableError):
-                self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
+    def _observe_dimensions(self, call: Call) -> BatchDimensions | None:
+        """Record the dimensions of a call; return what was known before, or None if nothing was recorded."""
+        if not self._shares or self._dimensions.settled:
+            return None
+        before = self._dimensions.copy()
+        with suppress(NotShareableError):
+            self._dimensions.observe(self._by_name(call.args, call.kwargs), call.rows)
+        return before
 
     def _adapters(self, task: Task) -> Any:
         """Return the adapters that change the outputs of a task's calls, with their scales."""
@@ -236,7 +262,15 @@ class BatchedModule:
         return [outputs.map_tensors(by_key[call.payload[1]], torch.clone) for call in calls]
 
     def _run_shared(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
-        return self._forwards.run(_group(calls), max_rows)
+        group = _group(calls)
+        try:
+            return self._forwards.run(group, max_rows)
+        except (DeviceMemoryError, DeviceLostError):
+            raise
+        except Exception:
+            if self._masks is not None and pads(group.arguments):
+                self._masks.reject()  # the model may take no mask of this kind
+            raise
 
     def _activate_adapters(self, task: Task) -> None:
         """Put the adapters of a task into effect; calls that share a forward have equal ones."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagegen_worker.backends import DeviceMemoryError, Row
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
-from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.model import ResolvedRequest, Task
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     Raises `DeviceMemoryError` and `DeviceLostError`.
     """
 
-TRIAL_STEPS = 2
-"""Denoising steps of a trial image."""
 _LIKE = 0.25
 """Largest distance of images of a batched call from those of calls alone, over the distance of two seeds."""
 _ROUNDING = 4.0

@@ -206,6 +206,14 @@ def row_arguments(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[RowArg
             yield RowArgument(path, 0)
 
 
+def differing_names(one: Layout, other: Layout) -> frozenset[str]:
+    """Return the names of the arguments that only one of two calls has, or that have other layouts."""
+    if not (isinstance(one, _Container) and isinstance(other, _Container)):
+        return frozenset()
+    by_name = [dict(zip(layout.keys, layout.items, strict=True)) for layout in (one, other)]
+    return frozenset(name for name in {*one.keys, *other.keys} if by_name[0].get(name) != by_name[1].get(name))
+
+
 def count_rows(arguments: Iterable[Any]) -> int:
     """Return the rows of a call; 1 if no argument has a batch dimension."""
     return next((counted[0] for value in arguments if (counted := _count_rows(value)) is not None), 1)

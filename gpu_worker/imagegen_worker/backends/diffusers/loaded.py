@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _SHORT = 4
 """Denoising steps of the image that checks a kind of task."""
+TRIAL_STEPS = 2
+"""Denoising steps of a trial image."""
 
 
 class LoadedPipeline:
@@ -56,8 +58,28 @@ class LoadedPipeline:
         self.task_pipelines.update_models(self.pipeline)
         for task in list(self.model.tasks)[1:]:
             self.task_pipelines.check_task(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.task_pipelines.capabilities)
+        sizes = () if options.compile else self._fixed_sizes()  # another size would take a compilation
+        self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
         self._latent_preview = fit_latent_preview(self.pipeline)
+
+    def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Return the only sizes of a pipeline that ignores the requested one; empty if it does not.
+
+        A pipeline may scale every size to the area of its training images, or to the nearest of a list.
+        """
+        model = self.model
+        if next(iter(model.tasks)) == "inpainting":
+            return ()
+        width = max(model.width // 2 // model.size_multiple, 1) * model.size_multiple
+        row = self.trial(TRIAL_STEPS, width=width)
+        if row.request.image is not None:
+            row = replace(row, request=replace(row.request, image=Image.new("RGB", (width, model.height), "grey")))
+        if width == model.width or self.task_pipelines.generated_size(row) in (None, (width, model.height)):
+            return ()
+        listed = getattr(self.pipeline, "resolutions", None) or ()
+        sizes = {(model.width, model.height), *((int(side[0]), int(side[1])) for side in listed)}
+        log(_log, logging.WARNING, "the pipeline ignores other sizes", sizes=" ".join(map(_show, sorted(sizes))))
+        return tuple(sorted(sizes))
 
     @property
     def device_name(self) -> str:
@@ -108,3 +130,7 @@ class LoadedPipeline:
         self.task_pipelines.close()
         self.pipeline = self.adapters = self._latent_preview = None
         free_device_memory()
+
+
+def _show(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

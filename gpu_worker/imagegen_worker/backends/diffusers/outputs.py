@@ -17,6 +17,14 @@ _DROPPED = "past_key_values"
 """Field of decoders used as text encoders: a large cache for next tokens, which pipelines do not use."""
 
 
+def images_of(output: Any) -> list[Any]:
+    """Return the images of a pipeline call, whose output is a tuple or has the field `images` or `image`."""
+    if isinstance(output, tuple):
+        return list(output[0])
+    images = getattr(output, "images", None)
+    return list(output.image if images is None else images)
+
+
 def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """Return a copy of an output with `change` applied to every tensor.
 

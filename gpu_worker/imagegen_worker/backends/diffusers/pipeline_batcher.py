@@ -19,6 +19,7 @@ from imagegen_worker.backends.diffusers.batched_module import BatchedModule
 from imagegen_worker.backends.diffusers.cuda_timer import CudaTimer
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.outputs import images_of
 from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
 from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
 from imagegen_worker.backends.diffusers.step_callbacks import MakePreviews, report_steps
@@ -176,7 +177,7 @@ class PipelineBatcher:
         finally:
             # A wrapped `step` refers to its scheduler: without this, the cycle lives until garbage collection.
             vars(getattr(private, "scheduler", private)).pop("step", None)
-        return list(output[0] if isinstance(output, tuple) else output.images)
+        return images_of(output)
 
 
 def _for_latents_of(images: int, previews: MakePreviews) -> MakePreviews:

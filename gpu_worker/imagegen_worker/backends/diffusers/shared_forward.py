@@ -15,11 +15,13 @@ from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.implied_masks import unneeded
 from imagegen_worker.backends.diffusers.layouts import (
     Description,
     Layout,
     RowArgument,
     count_rows,
+    differing_names,
     free_lengths,
     row_arguments,
 )
@@ -104,6 +106,9 @@ class SharedForwards:
         self._fixed_rows = fixed_rows
         self._kinds: dict[Hashable, CallKind] = {}
         self._evidence = RowEvidence()
+        self._latest: CallKind | None = None
+        self.differing: frozenset[str] = frozenset()
+        """Names of the arguments in which the two latest calls of other kinds differed."""
 
     def kind(self, adapters: Hashable, description: Description, arguments: Mapping[str, Any]) -> CallKind:
         """Return the key of calls with these adapters and this description."""
@@ -117,6 +122,10 @@ class SharedForwards:
             kind = self._kinds[identity] = CallKind(description.listed, layout, free)
             if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
+        if self._latest is not None and self._latest is not kind:
+            by_content = {str(argument.path[0]) for argument in self._evidence.by_content}
+            self.differing = differing_names(self._latest.layout, layout) or frozenset(by_content)
+        self._latest = kind
         return kind
 
     def run(self, group: ForwardGroup, max_rows: int) -> list[Any]:
@@ -134,7 +143,10 @@ class SharedForwards:
         if not whole and not alone and case not in kind.compared:
             return self._run_each(group, max_rows)
         joined = kind.layout.join(group.arguments, group.rows)
-        parts = outputs.split(self._run_joined(kind, joined, max_rows), group.rows, listed=kind.listed)
+        left_out = dict.fromkeys(unneeded(group.arguments))
+        output = self._run_joined(kind, joined, max_rows, left_out)
+        parts = outputs.split(output, group.rows, listed=kind.listed)
+        del output
         if not whole or (alone and self._fixed_rows is None):
             return parts
         if not kind.is_due(case) and not unproven:
@@ -205,8 +217,11 @@ class SharedForwards:
             f" difference={size:.2g} {' '.join(shapes)}"
         )
 
-    def _run_joined(self, kind: CallKind, joined: Any, max_rows: int) -> Any:
-        """Run joined arguments in forwards of at most `max_rows` rows; return the joined output."""
+    def _run_joined(self, kind: CallKind, joined: Any, max_rows: int, left_out: Mapping[str, Any]) -> Any:
+        """Run joined arguments in forwards of at most `max_rows` rows; return the joined output.
+
+        `left_out`: arguments that the model gets in place of joined ones.
+        """
         total = count_rows(joined.values())
         layout, listed = kind.layout, kind.listed
         parts, sizes = [], []
@@ -218,7 +233,7 @@ class SharedForwards:
                 first = layout.narrow(part, 0, 1)
                 part = layout.join([part] + [first] * padding, [end - begin] + [1] * padding)
             with _unused(_generators(part)):
-                output = self._forward((), part)
+                output = self._forward((), {**part, **left_out})
             if padding:
                 output = outputs.split(output, [end - begin, padding], listed=listed)[0]
             parts.append(output)

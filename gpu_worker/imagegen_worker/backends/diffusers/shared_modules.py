@@ -113,6 +113,11 @@ def _buffer(tensor: torch.Tensor | None) -> Any:
     return _Buffer(tensor, version, tensor.clone() if tensor.nbytes <= _MAX_COPIED_BYTES else None)
 
 
+def count_hooks(module: torch.nn.Module) -> int:
+    """Return the number of hooks on the forwards of a module and its submodules."""
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
 def _is_adapter(module: Any) -> bool:
     """Return whether this is a layer of peft, which changes with the adapters of each forward."""
     return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)

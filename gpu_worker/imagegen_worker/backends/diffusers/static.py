@@ -14,6 +14,7 @@ from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
+from imagegen_worker.backends.diffusers.outputs import images_of
 from imagegen_worker.backends.diffusers.shared_modules import restored_after_errors
 from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
 from imagegen_worker.backends.tracebacks import release_frames
@@ -139,7 +140,7 @@ class DiffusersBackend:
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         with restored_after_errors(models):
-            images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
+            images: list[Image] = images_of(pipeline(**self._arguments(loaded, rows, on_step)))
         return images
 
     def close(self) -> None:

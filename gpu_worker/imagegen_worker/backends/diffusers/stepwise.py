@@ -1,11 +1,13 @@
 """A pipeline whose calls share forwards: the backend of continuous batching."""
 
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from imagegen_common.logs import log
 from imagegen_worker.backends import (
     DeviceLostError,
     DeviceMemoryError,
@@ -14,18 +16,20 @@ from imagegen_worker.backends import (
     StartError,
     ignore_steps,
 )
-from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, TRIAL_STEPS, CallSharing, alike
+from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, CallSharing, alike
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
-from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.backends.diffusers.pipeline_classes import describe_error
+from imagegen_worker.backends.diffusers.sharing_report import DenoiserForwards, MostRows, why_unshared
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.engines.continuous import calls
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
-from imagegen_worker.engines.continuous.scheduler import BatchScheduler
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
 from imagegen_worker.models.sources import ModelLocation
 
@@ -172,6 +176,7 @@ class StepwiseDiffusers:
                 for count in counts[:-1] if shared else counts:
                     self._run_apart(rows[:count])
                 self._try_different_arguments()
+        self._report_sharing()
         self._can_drop_rows = True in drops and False not in drops
 
     def _try_different_arguments(self) -> None:
@@ -188,6 +193,29 @@ class StepwiseDiffusers:
             _log.warning("images with different arguments failed: %s: %s", type(error).__name__, error)
             release_frames(error)
             free_device_memory()
+
+    def _report_sharing(self) -> None:
+        """Find out why requests do not share forwards; log it, and put it into the description of the model.
+
+        Raises `DeviceLostError`.
+        """
+        assert self._loaded is not None
+        trial = partial(self._loaded.trial, TRIAL_STEPS)
+        unlike = [trial(prompt=SHORT_TEXT), trial(seed=1, prompt=LONG_TEXT)]
+        alike = [trial(prompt=SHORT_TEXT), trial(seed=1, prompt=SHORT_TEXT)]
+        reason = why_unshared(self._count_forwards, unlike, alike)
+        self._loaded.model = replace(self._loaded.model, unshared=reason)
+        if reason:
+            name = self._source[1]
+            log(_log, logging.WARNING, "the model does not share all forwards", model=name, reason=reason)
+
+    def _count_forwards(self, rows: Sequence[Row]) -> DenoiserForwards:
+        """Return the denoiser's forwards of images that are generated at the same time."""
+        forwards = DenoiserForwards()
+        for task in self._run_tasks(rows, observe=forwards.observe):
+            if task.error is not None:
+                release_frames(task.error)
+        return forwards
 
     def _generate_different(self) -> None:
         """Generate the two images. Raises whatever the pipeline raises."""
@@ -251,7 +279,7 @@ class StepwiseDiffusers:
                 continue
             if not isinstance(task.error, DeviceMemoryError):
                 release_frames(task.error)
-                raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+                raise StartError(f"the first images failed: {describe_error(task.error)}")
             if len(rows) == 1:
                 raise task.error
             short_of_memory = True
@@ -262,9 +290,16 @@ class StepwiseDiffusers:
             return self._run_apart(rows[: len(rows) // 2])
         return tasks
 
-    def _run_tasks(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Generate these images concurrently; return the ended tasks. Raises `DeviceLostError`."""
-        scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
+    def _run_tasks(
+        self, rows: Sequence[Row], observe: Callable[[SchedulerEvent], None] | None = None
+    ) -> list[calls.Task]:
+        """Generate these images concurrently; return the ended tasks. Raises `DeviceLostError`.
+
+        With `observe`, which gets every forward, calls share forwards even if that is not faster.
+        """
+        costs = self.costs if observe is None else MostRows()
+        watch = observe or (lambda event: None)
+        scheduler = BatchScheduler(observe=watch, timer=self.timer, memory_limits=self.memory_limits, costs=costs)
         tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():
             continue
