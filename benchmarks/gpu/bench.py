@@ -60,10 +60,13 @@ def device_ready(small: bool) -> Iterator[None]:
     """Set up the device for a stage, on the thread of the `with` block.
 
     Convolutions compute float32 in full precision: with TF32, images of the card and of the CPU differ by more
-    than rounding. The models of real size use bfloat16, which this does not change.
+    than rounding. The models of real size use bfloat16, which this does not change. Raises `RuntimeError` if torch
+    sees no CUDA device.
     """
     torch.backends.cudnn.allow_tf32 = False
     if not small:
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch sees no CUDA device; --small uses the pretended card")
         torch.cuda.set_device(0)
         yield
         return

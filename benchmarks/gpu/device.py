@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 
 GIB = 2**30
+_ROOT = Path(__file__).parent.parent.parent
 _SYNCHRONISED = "called a synchronizing CUDA operation"
 """Beginning of torch's warning about an operation for which the host waits."""
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -93,7 +94,8 @@ def counted_synchronisations() -> Iterator[Counter[str]]:
 
     def show(message: Warning | str, category: object, filename: str, line: int, *_: object) -> None:
         if str(message).startswith(_SYNCHRONISED):
-            counts[f"{filename.rpartition('site-packages/')[2]}:{line}"] += 1
+            place = filename.rpartition("site-packages/")[2].removeprefix(f"{_ROOT}/")
+            counts[f"{place}:{line}"] += 1
 
     def synchronize(event: torch.cuda.Event) -> None:
         counts["Event.synchronize"] += 1

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from benchmarks.gpu.equality import pixel_difference
 from benchmarks.gpu.models import GpuModel, model
 from benchmarks.gpu.serving import alone, serving, together
 from imagegen_worker.backends import Row
+from imagegen_worker.core.model import Model
+from imagegen_worker.engines.continuous import ContinuousEngine
 
 LOAD = 1.3
 """Arrivals per second, over the images per second of the stock pipeline one by one."""
@@ -41,19 +44,19 @@ def mixed(bench: Bench, name: str) -> None:
         few = traffic.burst(field.model, 4, seed=99, mix=described.mix)
         run(field.contenders["one by one"], few)
         rate = len(few) / run(field.contenders["one by one"], few).seconds
-        count = _count(bench, len(field.contenders) / rate)
+        count = _count(bench, len(field.contenders) / rate, described.rows)
         asked = traffic.poisson(field.model, count, LOAD * rate, mix=described.mix)
         _serve_all(bench, described, field, f"Poisson at {LOAD} of one by one", asked)
-        if not bench.small and bench.remaining() > 1.3 * len(field.contenders) * count / rate:
+        if not bench.small and bench.remaining() > 1.3 * len(field.contenders) * (count + described.rows) / rate:
             asked = traffic.burst(field.model, count, seed=1, mix=described.mix)
             _serve_all(bench, described, field, "burst", asked)
 
 
-def _count(bench: Bench, seconds_each: float) -> int:
-    """Return how many requests to send, each of which takes so many seconds of the stage."""
+def _count(bench: Bench, seconds_each: float, warm_up: int) -> int:
+    """Return how many requests to send after `warm_up` others; each takes so many seconds of the stage."""
     if bench.small:
         return 4
-    return max(min(int(_SHARE * bench.remaining() / seconds_each), _MOST), _LEAST)
+    return max(min(int(_SHARE * bench.remaining() / seconds_each) - warm_up, _MOST), _LEAST)
 
 
 def _serve_all(bench: Bench, described: GpuModel, field: Field, kind: str, asked: Sequence[Arrival]) -> None:
@@ -114,9 +117,7 @@ def _images(bench: Bench, described: GpuModel, pipeline: Any) -> None:
     bench.check("prompts matter more than batching", prompts > batches, f"{prompts:.2g} and {batches:.2g}")
 
 
-def _model_of(described: GpuModel) -> Any:
-    from imagegen_worker.core.model import Model
-
+def _model_of(described: GpuModel) -> Model:
     return Model(
         name=described.name,
         num_inference_steps=described.steps,
@@ -191,8 +192,6 @@ def _loop(field: Field, asked: Sequence[Arrival], rows: int) -> list[Any]:
 
 def _engine(field: Field, asked: Sequence[Arrival], rows: int, watch: Watch) -> Outcome:
     """Serve the requests by an engine that has served as many before."""
-    from imagegen_worker.engines.continuous import ContinuousEngine
-
     return run(
         lambda encoder: ContinuousEngine(field.stepwise, encoder, max_batch_size=rows),
         asked,
@@ -256,8 +255,6 @@ def _synchronisations(bench: Bench, described: GpuModel, field: Field) -> None:
 
 
 def _waits(described: GpuModel, field: Field, more_steps: int) -> Any:
-    from dataclasses import replace
-
     asked = [
         Arrival(0.0, replace(each.request, num_inference_steps=each.request.num_inference_steps + more_steps))
         for each in traffic.burst(field.model, described.rows, seed=3, mix=described.mix)
