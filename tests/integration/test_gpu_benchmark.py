@@ -92,10 +92,8 @@ def test_a_stage_that_overruns_raises_or_dies_stops_no_other(tmp_path):
     assert "| the one that raises | **raised**: RuntimeError: planted \\| error |" in text
     assert "| the one that fails | **failed**: bad: 3 of 4 |" in text
     assert "| 1 of 2 |" in text
-    assert "| number | process | share |" in text.replace(
-        "| number | share | process |", "| number | process | share |"
-    )
-    assert "| 1 | 0.5 |" in text or "| 1 | – | 0.5 |" in text
+    assert "| number | process | share |" in text
+    assert "| 1 | – | 0.5 |" in text
 
 
 def test_no_stage_starts_when_the_time_is_used_up(tmp_path):
