@@ -15,13 +15,13 @@ import contextlib
 import gc
 import time
 import traceback
+import warnings
 import weakref
 from collections import Counter
 from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 TOTAL_MEMORY = 24 << 30
@@ -153,6 +153,8 @@ class Card:
 
     def reset(self):
         self.memory = CardMemory()
+        self.warns = False
+        """Whether a synchronisation warns, as torch does in its `set_sync_debug_mode`."""
         self.stream = self.default_stream = Stream()
         self.synchronisations = Counter()
 
@@ -162,7 +164,16 @@ class Card:
             if frame.filename != __file__ and "/torch/" not in frame.filename:
                 place = f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno} {frame.line}"
                 self.synchronisations[f"{name} @ {place}"] += 1
+                if self.warns:
+                    text = "called a synchronizing CUDA operation"
+                    warnings.warn_explicit(text, UserWarning, frame.filename, frame.lineno or 0)
                 return
+
+    def set_sync_debug_mode(self, mode):
+        self.warns = mode not in (0, "default")
+
+    def limit_memory(self, fraction, device=None):
+        self.memory.limit = int(fraction * TOTAL_MEMORY)
 
     @contextlib.contextmanager
     def use_stream(self, stream):
@@ -204,6 +215,33 @@ def _plain(value):
     return value.as_subclass(torch.Tensor) if isinstance(value, CardTensor) else value
 
 
+def _tensors(value):
+    """Yield the tensors in nested tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _map(function, value):
+    """Return a copy of nested tuples, lists and dicts with `function` applied to their leaves.
+
+    torch's own `tree_map` takes several times as long, and runs twice for each operation.
+    """
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_map(function, each) for each in value])
+    if kind is dict:
+        return {key: _map(function, each) for key, each in value.items()}
+    if isinstance(value, tuple) and kind is not torch.Size:
+        mapped = [_map(function, each) for each in value]
+        return kind(*mapped) if hasattr(kind, "_fields") else kind(mapped)
+    return function(value)
+
+
 def _is_cuda(value):
     return (isinstance(value, torch.device) and value.type == "cuda") or (
         isinstance(value, str) and value.split(":")[0] == "cuda"
@@ -227,7 +265,7 @@ def _run(func, args, kwargs):
         return CardTensor(_plain(args[0]).clone())
     if name == "pin_memory":
         return args[0]
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+    tensors = [*_tensors(args), *_tensors(kwargs)]
     on_card = any(isinstance(each, CardTensor) for each in tensors)
     device = _requested_device(name, args, kwargs)
     if on_card:
@@ -239,12 +277,12 @@ def _run(func, args, kwargs):
             CARD.count(name)
             CARD.stream.finish()
     with torch._C.DisableTorchFunctionSubclass():
-        output = func(*tree_map(_on_cpu, args), **{key: tree_map(_on_cpu, value) for key, value in kwargs.items()})
+        output = func(*_map(_on_cpu, args), **_map(_on_cpu, kwargs))
     if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], CardTensor):
         return args[0]
     if not (device.type == "cuda" if device is not None else on_card):
         return output
-    return tree_map(lambda each: CardTensor(each) if isinstance(each, torch.Tensor) else each, output)
+    return _map(lambda each: CardTensor(each) if isinstance(each, torch.Tensor) else each, output)
 
 
 def _attribute(func, args):
@@ -254,7 +292,7 @@ def _attribute(func, args):
     if on_card and name in ("device", "is_cuda", "is_cpu"):
         return {"device": CUDA, "is_cuda": True, "is_cpu": False}[name]
     with torch._C.DisableTorchFunctionSubclass():
-        value = func(*tree_map(_plain, args))
+        value = func(*_map(_plain, args))
     return CardTensor(value) if isinstance(value, torch.Tensor) and on_card else value
 
 
@@ -321,6 +359,8 @@ def _functions():
         "memory_reserved": lambda device=None: memory.used,
         "memory_allocated": lambda device=None: memory.used,
         "max_memory_allocated": lambda device=None: memory.peak,
+        "set_per_process_memory_fraction": CARD.limit_memory,
+        "set_sync_debug_mode": CARD.set_sync_debug_mode,
     }
 
 

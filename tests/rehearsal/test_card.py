@@ -53,3 +53,15 @@ def test_a_copy_to_the_host_without_waiting_has_wrong_values_until_the_event(car
     assert (copied != 7).all()
     event.synchronize()
     assert (copied == 7).all()
+
+
+def test_the_limit_of_the_allocator_and_warnings_of_synchronisations(card):
+    torch.cuda.set_per_process_memory_fraction(1024 / torch.cuda.get_device_properties(0).total_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.zeros(512, device="cuda")
+    tensor = torch.zeros(2, device="cuda")
+    torch.cuda.set_sync_debug_mode("warn")
+    with pytest.warns(UserWarning, match="called a synchronizing CUDA operation"):
+        tensor.cpu()
+    torch.cuda.set_sync_debug_mode("default")
+    tensor.cpu()
