@@ -157,16 +157,14 @@ def command(
       imagegen generate --prompts prompts.txt --out images --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
-    if size is not None:
-        _set_size(options, size)
+    _set_size(options, size)
     options["output_format"] = _output_format(options["output_format"], pattern, out)
     given = _read(prompts, files, options, seed)
     several = len(given) > 1
     if several and preview is not None:
         raise click.UsageError(f"--preview: expected one prompt, got {len(given)}")
     output, requests = _select(given, out, pattern, existing or Existing.REFUSE, several)
-    if not quiet:
-        _report_skipped(len(given) - len(requests), len(given))
+    _report_skipped(0 if quiet else len(given) - len(requests), len(given))
     view = _progress_view(len(requests), shown=not quiet and sys.stderr.isatty())
     writer = ResultWriter(output, view, quiet=quiet, as_json=as_json)
     broker: Connection = {
@@ -178,15 +176,17 @@ def command(
         open_client(broker, retry_overloaded=several, tracer_provider=provider) as client,
         view,
     ):
-        follows = type(view) is not ProgressView
         save = None if preview is None else lambda event: _save_preview(event, preview)
-        for outcome in run_requests(client, requests, view, jobs=jobs, progress=follows, on_preview=save):
+        follow = type(view) is not ProgressView
+        for outcome in run_requests(client, requests, view, jobs=jobs, progress=follow, on_preview=save):
             writer.write(outcome)
     if writer.failed:
         click.get_current_context().exit(1)
 
 
-def _set_size(options: dict[str, Any], size: tuple[int, int]) -> None:
+def _set_size(options: dict[str, Any], size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
     given = [f"--{name}" for name in ("width", "height") if options[name] is not None]
     if given:
         raise click.UsageError(f"--size sets the width and the height; leave out {' and '.join(given)}")
