@@ -1,7 +1,7 @@
 """Encoding and decoding of header frames. Decoding raises `ProtocolError` and no other exception."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -38,18 +38,21 @@ class _Envelope(msgspec.Struct):
 _envelope = msgspec.msgpack.Decoder(_Envelope)
 
 
-_from_client = msgspec.msgpack.Decoder(ClientMessage)
-_from_worker = msgspec.msgpack.Decoder(WorkerMessage)
 _FRONTEND = "this is the broker's endpoint for clients; workers connect to its backend, usually port 5556"
 _BACKEND = "this is the broker's endpoint for workers; clients connect to its frontend, usually port 5555"
 
 
+def _types(messages: Any) -> frozenset[str]:
+    """Return the values of `type` in a union of messages."""
+    return frozenset(str(message.__struct_config__.tag) for message in get_args(messages))
+
+
 def _decoder(
-    decoder: msgspec.msgpack.Decoder[T], other: msgspec.msgpack.Decoder[Any] | None = None, hint: str = ""
+    decoder: msgspec.msgpack.Decoder[T], other_types: frozenset[str] = frozenset(), hint: str = ""
 ) -> Callable[[bytes], T]:
     """Return a function that decodes headers, and raises `ProtocolError` for each one that is not valid.
 
-    `hint` is the error's text if `other` can decode the header.
+    `hint` is the error's text for messages of `other_types`.
     """
     decode = decoder.decode
 
@@ -62,16 +65,19 @@ def _decoder(
                 raise ValueError("v is missing")
             return message
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            belongs_there = other is not None and _can_decode(other, header)
-            raise _diagnose(header, error, hint if belongs_there else "") from error
+            raise _diagnose(header, error, other_types, hint) from error
 
     return decode_header
 
 
-decode_from_client: Callable[[bytes], ClientMessage] = _decoder(_from_client, _from_worker, _FRONTEND)
+decode_from_client: Callable[[bytes], ClientMessage] = _decoder(
+    msgspec.msgpack.Decoder(ClientMessage), _types(WorkerMessage) - _types(ClientMessage), _FRONTEND
+)
 """Decode a header that a client sent. Raises `ProtocolError`."""
 
-decode_from_worker: Callable[[bytes], WorkerMessage] = _decoder(_from_worker, _from_client, _BACKEND)
+decode_from_worker: Callable[[bytes], WorkerMessage] = _decoder(
+    msgspec.msgpack.Decoder(WorkerMessage), _types(ClientMessage) - _types(WorkerMessage), _BACKEND
+)
 """Decode a header that a worker sent. Raises `ProtocolError`."""
 
 decode_broker_to_client: Callable[[bytes], BrokerToClient] = _decoder(msgspec.msgpack.Decoder(BrokerToClient))
@@ -81,16 +87,8 @@ decode_broker_to_worker: Callable[[bytes], BrokerToWorker] = _decoder(msgspec.ms
 """Decode a header that a broker sent to a worker. Raises `ProtocolError`."""
 
 
-def _can_decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes) -> bool:
-    try:
-        decoder.decode(header)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _diagnose(header: bytes, error: Exception, hint: str) -> ProtocolError:
-    """Return the error for a header that can't be decoded; its text is `hint` if there is one."""
+def _diagnose(header: bytes, error: Exception, other_types: Collection[str], hint: str) -> ProtocolError:
+    """Return the error for a header that can't be decoded; its text is `hint` for messages of `other_types`."""
     try:
         envelope = _envelope.decode(header[:MAX_HEADER_BYTES])
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -99,7 +97,7 @@ def _diagnose(header: bytes, error: Exception, hint: str) -> ProtocolError:
         version = "none" if envelope.v is None else format_value(envelope.v)
         text = f"expected protocol version {VERSION}, the message has {version}"
         problem: ProtocolError = UnsupportedVersionError(_cut(text))
-    elif hint:
+    elif isinstance(envelope.type, str) and envelope.type in other_types:
         problem = ProtocolError(hint)
     else:
         kind = envelope.type[:_MAX_SHOWN_TYPE] if isinstance(envelope.type, str) else ""

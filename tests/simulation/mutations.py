@@ -364,7 +364,7 @@ MUTATIONS = (
     Mutation(
         "a broker ignores which bytes are not confirmed",
         TRANSFERS + "on_client_fetch",
-        "self.window - client.asked_bytes - client.window.size",
+        "client.window.room(self.window) - client.asked_bytes",
         "self.window - client.asked_bytes",
         ("bounded_output",),
         first_seed=9,
@@ -372,8 +372,8 @@ MUTATIONS = (
     Mutation(
         "a broker relays as much as a client asks for",
         TRANSFERS + "on_client_fetch",
-        "min(fetch.length, room, relay.total - fetch.offset)",
-        "min(fetch.length, relay.total - fetch.offset)",
+        "min(fetch.length, room, to_end)",
+        "min(fetch.length, to_end)",
         ("bounded_output",),
         first_seed=9,
     ),

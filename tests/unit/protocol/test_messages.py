@@ -82,7 +82,7 @@ READY = {
     ("decode", "fields", "words"),
     [
         (decode_from_worker, {"type": "submit", "request_id": ID}, "clients connect to its frontend"),
-        (decode_from_worker, {"type": "heartbeat"}, "clients connect to its frontend"),
+        (decode_from_worker, {"type": "stats"}, "clients connect to its frontend"),
         (decode_from_client, READY, "workers connect to its backend"),
     ],
 )
