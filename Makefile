@@ -21,7 +21,7 @@ GPUS ?=
 help:
 	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
 	@echo "make check      run lint, unit and property tests and a short simulation: at most 3 minutes on 2 cores"
-	@echo "make test       run all tests: about half an hour on 2 cores"
+	@echo "make test       run all tests: about 25 minutes on 2 cores"
 	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
 	@echo "make lint       run ruff, mypy and import-linter"
 	@echo "make fuzz       feed hostile bytes to all parsers and cores for MINUTES=60; findings in out/fuzz/"

@@ -55,7 +55,7 @@ def test_requests_of_a_frozen_worker_are_requeued_and_its_late_answers_dropped(f
     # Its late answers are released: it holds no request, and serves new ones.
     fleet.wait_until(lambda: not any(per_gpu(client, "current_queue_depth").values()), "empty workers")
     assert client.generate("after the thaw", seed=1).seed == 1
-    assert client.stats()["totals"]["answered"]["result"] == 21
+    fleet.wait_until(lambda: client.stats()["totals"]["answered"]["result"] == 21, "21 counted results")
 
 
 def test_a_worker_whose_device_hangs_logs_it_and_exits(fleet, tmp_path):

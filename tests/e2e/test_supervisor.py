@@ -81,8 +81,9 @@ def test_sigterm_to_the_supervisor_drains_all_workers(fleet, client, start, befo
         fleet.processes["leaving"].send_signal(number)
     assert fleet.terminate("leaving") == 0
     assert [job.result(60).seed for job in jobs] == list(range(60))
+    staying = ["staying-0", "staying-1", "staying-2"]
+    fleet.wait_until(lambda: sorted(per_gpu(client, "state")) == staying, "statistics after the drain")
     assert client.stats()["totals"]["workers_lost"] == 0
-    assert sorted(per_gpu(client, "state")) == ["staying-0", "staying-1", "staying-2"]
 
 
 def test_sigterm_to_every_process_of_the_service_drains_too(fleet, client, start):
