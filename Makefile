@@ -16,17 +16,22 @@ PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 GPUS ?=
 
-.PHONY: help demo check test test-ray lint soak chaos bench install uninstall clean
+.PHONY: help demo check test test-ray lint fuzz audit lock soak chaos bench gpu gpu-wheels install uninstall clean
 
 help:
 	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
 	@echo "make check      run lint, unit and property tests and a short simulation: at most 3 minutes on 2 cores"
-	@echo "make test       run all tests: at most 20 minutes on 2 cores"
+	@echo "make test       run all tests: about 25 minutes on 2 cores"
 	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
 	@echo "make lint       run ruff, mypy and import-linter"
+	@echo "make fuzz       feed hostile bytes to all parsers and cores for MINUTES=60; findings in out/fuzz/"
+	@echo "make audit      compare the pinned packages with known vulnerabilities, and check the licenses of all packages"
+	@echo "make lock       write the lock files of the container images, deploy/docker/locks, for new versions"
 	@echo "make soak       run mixed traffic with restarts for MINUTES=60 and check that memory is flat; report in out/benchmarks/soak/"
 	@echo "make chaos      run simulated fleets, then real processes that are killed and frozen, for CHAOS_MINUTES=10 each"
 	@echo "make bench      run all benchmarks, report in out/benchmarks/report.md; QUICK=1 takes minutes"
+	@echo "make gpu        check and measure this machine's GPU: at most 8 minutes; report in out/benchmarks/gpu/; SMALL=1 needs no GPU"
+	@echo "make gpu-wheels download the wheels with which make gpu runs on a machine without network into out/gpu-wheels/"
 	@echo "make install    as root: create the environment PREFIX=/opt/imagegen and systemd units for ROLES=broker,worker (GPUS=0,1)"
 	@echo "make uninstall  as root: stop the units and remove them"
 	@echo "make clean      remove the virtual environments and generated files"
@@ -70,6 +75,20 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# SKIP_UNREACHABLE=1: no failure where no service of known vulnerabilities can be reached.
+audit: $(STAMP)
+	@$(BIN)/python -m tools.licenses
+	@$(BIN)/python -m tools.vulnerabilities $(if $(SKIP_UNREACHABLE),--skip-unreachable)
+
+# Reads the hashes of all packages from the index, and downloads none.
+lock: $(STAMP)
+	@$(BIN)/python -m tools.lock
+
+# atheris has wheels for Linux only, and building it needs clang: without it, hypothesis makes the inputs.
+fuzz: $(STAMP)
+	@$(PIP_INSTALL) --only-binary atheris --editable '.[fuzz]' || echo "atheris can't be installed here: fuzzing with hypothesis" >&2
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
 soak: $(STAMP)
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
@@ -80,6 +99,20 @@ chaos: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
+# A machine without network has the wheels of `make gpu-wheels`, and torch in its $(PYTHON).
+WHEELS := $(wildcard out/gpu-wheels/*.whl)
+GPU_STAMP := .venv-gpu/.installed
+
+$(GPU_STAMP): $(WHEELS) tools/gpu_environment.py
+	@$(PYTHON) tools/gpu_environment.py
+	@touch $@
+
+gpu: $(if $(WHEELS),$(GPU_STAMP),$(STAMP))
+	@$(if $(WHEELS),.venv-gpu/bin,$(BIN))/python -m benchmarks.gpu $(if $(SMALL),--small) $(if $(INTO),--into $(INTO))
+
+gpu-wheels:
+	@$(PYTHON) tools/gpu_wheels.py
+
 install:
 	umask 022 && $(PYTHON) -m venv $(PREFIX)
 	umask 022 && $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[cli,$(ROLES)]'
@@ -89,4 +122,4 @@ uninstall:
 	$(PYTHON) systemd/install.py uninstall
 
 clean:
-	rm -rf $(VENV) .venv-ray out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-gpu .venv-ray out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

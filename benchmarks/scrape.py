@@ -21,6 +21,7 @@ from imagegen_broker.core.events import FLUSH, ReceivedFromClient, ReceivedFromW
 from imagegen_broker.core.records import Settings
 from imagegen_broker.metrics import BrokerCollector
 from imagegen_broker.server import Snapshot
+from imagegen_common.command_line import IntegerRange, NumberRange
 from imagegen_protocol.frames import decode_broker_to_worker, encode
 from imagegen_protocol.messages import Ack, BrokerHeartbeat, Ready, Result, Submit, Work, WorkerHeartbeat
 from tools.fleet import Fleet
@@ -137,11 +138,11 @@ def scraping(url: str, a_second: float) -> Iterator[Callable[[], int]]:
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(2), default=200, show_default=True)
-@click.option("--models", type=click.IntRange(1), default=1, show_default=True, help="Of each worker.")
-@click.option("--waiting", type=click.IntRange(0), default=5000, show_default=True, help="Requests that wait.")
-@click.option("--requests", type=click.IntRange(10), default=2000, show_default=True, help="Sent for each figure.")
-@click.option("--scrapes", type=click.FloatRange(min=0.1), default=10, show_default=True, help="A second.")
+@click.option("--workers", type=IntegerRange(2), default=200, show_default=True)
+@click.option("--models", type=IntegerRange(1), default=1, show_default=True, help="Of each worker.")
+@click.option("--waiting", type=IntegerRange(0), default=5000, show_default=True, help="Requests that wait.")
+@click.option("--requests", type=IntegerRange(10), default=2000, show_default=True, help="Sent for each figure.")
+@click.option("--scrapes", type=NumberRange(min=0.1), default=10, show_default=True, help="A second.")
 def main(workers: int, models: int, waiting: int, requests: int, scrapes: float) -> None:
     """Measure what scraping the broker costs."""
     in_loop, rendering = cost_of_a_scrape(workers, waiting, models)

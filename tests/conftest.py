@@ -6,6 +6,7 @@ import signal
 import pytest
 from hypothesis import settings
 
+from imagegen_common import logs
 from imagegen_worker.devices.mkl import MODE, VARIABLE
 from tests import programs
 
@@ -42,3 +43,9 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     if line := programs.summary([report.longrepr[2] for report in skipped]):
         terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def new_burst_limiter(monkeypatch):
+    """Give each test the whole number of warnings in a second."""
+    monkeypatch.setattr(logs, "_limiter", logs.BurstLimiter())

@@ -314,7 +314,7 @@ def z_image() -> Family:
         n_kv_heads=2,
         cap_feat_dim=32,
         axes_dims=[4, 6, 6],
-        axes_lens=[256, 32, 32],
+        axes_lens=[1024, 32, 32],  # prompts of up to 512 tokens, and the image
     ).eval()
     pipeline = diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),

@@ -26,3 +26,13 @@ def huge_webp(width, height):
     data[24:27] = (width - 1).to_bytes(3, "little")
     data[27:30] = (height - 1).to_bytes(3, "little")
     return bytes(data)
+
+
+def with_empty_chunks(number, before=b"IEND"):
+    """Return a PNG of 8x8 pixels with many empty chunks, before one of its own chunks."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    at = data.index(before) - 4
+    empty = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
+    return data[:at] + number * empty + data[at:]

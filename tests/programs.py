@@ -11,6 +11,9 @@ ROOT = Path(__file__).parents[1]
 NPM_FOLDER = ROOT / "tests/unit/deploy/crds"
 NPM_PACKAGES = "npm packages"
 """Types and schemas of Grafana, KEDA and Prometheus's operator."""
+NODE_EXAMPLE = ROOT / "examples/node"
+NODE_PACKAGES = "npm packages of the example"
+"""ZeroMQ and msgpack for Node."""
 RAY_PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".venv-ray/bin/python")
 
 DEBIAN_PACKAGES = {
@@ -34,6 +37,7 @@ DEBIAN_PACKAGES = {
 OTHER_COMMANDS = {
     "docker-compose": ".ci/compose",
     NPM_PACKAGES: f"npm install --prefix {NPM_FOLDER.relative_to(ROOT)}",
+    NODE_PACKAGES: f"npm install --prefix {NODE_EXAMPLE.relative_to(ROOT)}",
     "Ray": "make test-ray",
 }
 """Installation command of everything that Debian 12 does not package, or only in too old a version."""
@@ -44,6 +48,8 @@ def installed(program: str) -> bool:
     """Return whether the tests can use a program of the tables above."""
     if program == NPM_PACKAGES:
         return (NPM_FOLDER / "node_modules/@grafana/schema").is_dir()
+    if program == NODE_PACKAGES:
+        return (NODE_EXAMPLE / "node_modules/zeromq").is_dir()
     if program == "Ray":
         return RAY_PYTHON.exists()
     return shutil.which(program) is not None
@@ -73,7 +79,7 @@ def install_command(programs: list[str]) -> str:
     """Return one shell command that installs the programs. Raises `KeyError` for a program of neither table."""
     others = [OTHER_COMMANDS[program] for program in programs if program not in DEBIAN_PACKAGES]
     packages = {DEBIAN_PACKAGES[program] for program in programs if program in DEBIAN_PACKAGES}
-    if NPM_PACKAGES in programs and not installed("node"):
+    if {NPM_PACKAGES, NODE_PACKAGES}.intersection(programs) and not installed("node"):
         packages.add(DEBIAN_PACKAGES["node"])
     apt = [f"sudo apt-get install {' '.join(sorted(packages))}"] if packages else []
     return " && ".join(apt + others)

@@ -5,6 +5,8 @@ import os
 import msgpack
 import zmq
 
+from imagegen_protocol.limits import VERSION
+
 PATIENCE_MS = 60_000
 
 
@@ -30,7 +32,7 @@ class Peer:
         self.socket.close(0)
 
     def send(self, header, *frames):
-        self.socket.send_multipart([msgpack.packb({"v": 1, **header}), *frames])
+        self.socket.send_multipart([msgpack.packb({"v": VERSION, **header}), *frames])
 
     def receive(self, kind=None):
         """Return the next message (of a kind, others skipped) as its header and its further frames."""
@@ -38,7 +40,7 @@ class Peer:
             assert self.socket.poll(PATIENCE_MS), f"no {kind or 'message'} came"
             header, *frames = self.socket.recv_multipart()
             message = msgpack.unpackb(header)
-            assert message["v"] == 1
+            assert message["v"] == VERSION
             if kind is None or message["type"] == kind:
                 return message, frames
 

@@ -10,12 +10,15 @@ def connect(endpoint, routing_id):
     """Connect to a ROUTER as a DEALER of this routing id; return the socket after the handshake."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     peer = socket.create_connection((host, int(port)), 60)
-    peer.sendall(
-        _GREETING + command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", routing_id))
-    )
-    _read(peer, len(_GREETING))
-    _, size = _read(peer, 2)
-    _read(peer, size)
+    try:
+        properties = _property(b"Socket-Type", b"DEALER") + _property(b"Identity", routing_id)
+        peer.sendall(_GREETING + command(b"READY", properties))
+        _read(peer, len(_GREETING))
+        _, size = _read(peer, 2)
+        _read(peer, size)
+    except BaseException:
+        peer.close()
+        raise
     return peer
 
 
@@ -33,6 +36,11 @@ def ping(lifetime=0):
 def message(frame):
     """Return a message of one short frame."""
     return b"\x00" + bytes([len(frame)]) + frame
+
+
+def first_part(frame):
+    """Return a long frame of a message that has further frames."""
+    return b"\x03" + struct.pack(">Q", len(frame)) + frame
 
 
 def reset(peer):

@@ -10,11 +10,12 @@ from msgspec import inspect
 
 from imagegen_protocol import messages
 
-_NUMBERS = {2**40: "2⁴⁰", 2**63 - 1: "2⁶³−1", 1e9: "10⁹", 1e6: "10⁶", 1e-6: "10⁻⁶"}
+_NUMBERS = {2**40: "2⁴⁰", 2**63 - 1: "2⁶³−1", 1e-6: "0.000001"}
 _NAME = get_args(messages.Name)[1].pattern
 _PATTERNS = {
     get_args(messages.Address)[1].pattern: "HOST:PORT, ≤ 300 characters",
-    get_args(messages.Traceparent)[1].pattern: "55 characters",
+    get_args(messages.Code)[1].pattern: "1 … 64 characters of a–z, 0–9 and _, a letter first",
+    get_args(messages.Traceparent)[1].pattern: "55 characters, see *Traces*",
 }
 
 
@@ -22,17 +23,17 @@ def message_table(name: str) -> list[list[str]]:
     """Return the keys that a struct of `messages.py` declares itself, header row first."""
     info = inspect.type_info(getattr(messages, name))
     assert isinstance(info, inspect.StructType)
-    descriptions = _descriptions()[name]
+    texts = descriptions()[name]
     rows = [["key", "type", "range", "default", "description"]]
     for field in info.fields:
-        if field.name in descriptions:
-            text = descriptions[field.name].replace("None", "nil")
+        if field.name in texts:
+            text = texts[field.name].replace("None", "nil")
             rows.append([f"`{field.name}`", *_type_and_range(field.type), _default(field), text])
     return rows
 
 
 @cache
-def _descriptions() -> dict[str, dict[str, str]]:
+def descriptions() -> dict[str, dict[str, str]]:
     """Return the docstring of each field, by the names of struct and field."""
     tree = ast.parse(Path(messages.__file__).read_text())
     return {
@@ -58,27 +59,32 @@ def _type_and_range(type_: inspect.Type) -> tuple[str, str]:
             low = f"{_number(type_.ge)} …" if type_.ge is not None else f"{_number(type_.gt)} < … ≤"
             return name, f"{low} {_number(type_.le)}"
         case inspect.BoolType():
-            return "bool", ""
-        case inspect.BytesType():
-            return "id", ""
-        case inspect.StrType(pattern=pattern) if pattern == _NAME:
-            return "name", ""
-        case inspect.StrType(pattern=pattern):
-            return "str", _PATTERNS.get(pattern or "", "")
+            return "bool", "true, false"
+        case inspect.BytesType(min_length=least, max_length=most):
+            return ("id", f"{most} bytes") if least == most else ("bin", f"0 … {most} bytes")
+        case inspect.StrType(pattern=pattern, max_length=most) if pattern == _NAME:
+            return "name", f"1 … {most} characters"
+        case inspect.StrType(pattern=pattern, max_length=most):
+            return "str", _PATTERNS[pattern] if pattern else f"≤ {most:,} characters" if most else "any"
         case inspect.LiteralType(values=values):
             return "str", ", ".join(f"`{value}`" for value in values)
         case inspect.StructType():
             return "map", "keys below"
         case inspect.ListType(item_type=item, min_length=least, max_length=most):
             name, range_ = _type_and_range(item)
-            return f"list of {name}s", f"{least or 0} … {most:,} items" if most else range_
+            items = f"{least or 0} … {most:,} items" if most else ""
+            each = f"each {range_}" if isinstance(item, inspect.IntType) else range_
+            each = "" if name in ("id", "name") else each
+            return f"list of {name}s", ", ".join(filter(None, (items, each)))
         case inspect.DictType():
-            return "map", "keys of §5"
+            return "map", "keys of §6, and `task`"
     raise TypeError(f"no name for the type {type_}")
 
 
 def _number(value: Any) -> str:
-    return _NUMBERS.get(value) or f"{value:,g}".replace("-", "−")
+    """Return a number without an exponent, such as 1,073,741,824."""
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,f}".rstrip("0").rstrip(".")
+    return _NUMBERS.get(value) or text.replace("-", "−")
 
 
 def _default(field: inspect.Field) -> str:
@@ -90,4 +96,6 @@ def _default(field: inspect.Field) -> str:
         return f"{field.default_factory()}"
     if field.default is None or isinstance(field.default, bool):
         return {None: "nil", True: "true", False: "false"}[field.default]
-    return f"`{field.default}`" if isinstance(field.default, str) else f"{field.default:g}"
+    if isinstance(field.default, bytes):
+        return "empty"
+    return f"`{field.default}`" if isinstance(field.default, str) else _number(field.default)

@@ -21,7 +21,8 @@ from imagegen_worker.images.encoding import EncodePool, RawResult
 from imagegen_worker.mailbox import EngineDied, Mailbox
 
 WAITS = (0.05, 0.5, 5.0)
-"""Seconds for which static batching waits for company."""
+"""Seconds for which static batching waits for further requests."""
+ON_CPU = LoadOptions(device="cpu", threads=1)
 
 Serve = Callable[[EncodePool], Engine]
 
@@ -46,8 +47,11 @@ class Schedule(Mailbox):
     a service that has run for a while. Its requests have negative numbers.
     """
 
-    def __init__(self, arrivals: Sequence[Arrival], warm_up: Sequence[Arrival]) -> None:
+    def __init__(
+        self, arrivals: Sequence[Arrival], warm_up: Sequence[Arrival], warmed_up: Callable[[], object] = int
+    ) -> None:
         super().__init__()
+        self._warmed_up = warmed_up
         self._arrivals = list(reversed(arrivals))
         self._warm_up = list(warm_up)
         self._number = 0
@@ -63,6 +67,7 @@ class Schedule(Mailbox):
             if timeout is not None:
                 time.sleep(max(timeout, 0))
                 return None
+            self._warmed_up()
             self.begun = time.monotonic()
         if not self._arrivals:
             if timeout is None:
@@ -115,13 +120,19 @@ class Finish(EncodePool):
 
 
 def run(
-    serve: Serve, arrivals: Sequence[Arrival], warm_up: Sequence[Arrival] = (), *, encode: bool = False
+    serve: Serve,
+    arrivals: Sequence[Arrival],
+    warm_up: Sequence[Arrival] = (),
+    *,
+    encode: bool = False,
+    warmed_up: Callable[[], object] = int,
 ) -> Outcome:
     """Serve these requests from the first to the last. Raises RuntimeError if one fails.
 
-    `encode`: make PNGs of the images, on threads beside, as a worker does.
+    `encode`: make PNGs of the images on other threads, as a worker does. `warmed_up` is called just before the
+    first request arrives.
     """
-    schedule = Schedule(arrivals, warm_up)
+    schedule = Schedule(arrivals, warm_up, warmed_up)
     finish = Finish(arrivals, schedule, encode)
     try:
         serve(finish).run(schedule)
@@ -169,9 +180,14 @@ class Field:
 
 
 @contextmanager
-def contenders(folder: Path, *, max_batch_size: int = 8, waits: Sequence[float] = WAITS) -> Iterator[Field]:
+def contenders(
+    folder: Path,
+    *,
+    options: LoadOptions = ON_CPU,
+    max_batch_size: int = 8,
+    waits: Sequence[float] = WAITS,
+) -> Iterator[Field]:
     """Load a model's folder and warm up both ways of running it."""
-    options = LoadOptions(device="cpu", threads=1)
     stock = DiffusersBackend(folder, folder.name, options, max_batch_size=max_batch_size)
     stepwise = StepwiseDiffusers(folder, folder.name, options, max_batch_size=max_batch_size)
     model = stock.warm_up().models[0]

@@ -17,6 +17,7 @@ from benchmarks.broker.point import Point
 from benchmarks.broker.profile import profile
 from benchmarks.broker.rig import Tally
 from benchmarks.latency import Latencies
+from imagegen_common.command_line import IntegerRange, NumberRange
 
 OUTSTANDING = (1, 64, 1000)
 SHARES = (0.3, 0.6, 0.9)
@@ -92,8 +93,8 @@ def as_json(tables: Mapping[str, Mapping[str, Mapping[str, Point]]]) -> str:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tenths of seconds for each figure: to see that it works.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each figure.")
+@click.option("--rounds", type=IntegerRange(1), default=5, show_default=True)
+@click.option("--seconds", type=NumberRange(0.1), default=3.0, show_default=True, help="For each figure.")
 @click.option("--profile", "profiled", is_flag=True, help="Say where the broker's time goes, in a run of its own.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/benchmarks/broker"), show_default=True)
 def main(quick: bool, rounds: int, seconds: float, profiled: bool, out: Path) -> None:

@@ -6,6 +6,7 @@ Headers are made once and get each request's id written into them: as little of 
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,12 +14,19 @@ from typing import Any, Protocol
 import zmq
 
 from imagegen_protocol.frames import decode_broker_to_client, decode_broker_to_worker, encode
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
+from imagegen_protocol.limits import (
+    DEFAULT_FETCH_WINDOW_BYTES,
+    DEFAULT_INLINE_BYTES,
+    MAX_FETCH_BYTES,
+    MAX_IDS_PER_MESSAGE,
+)
 from imagegen_protocol.messages import (
     Ack,
     BrokerHeartbeat,
+    Chunk,
     ClientHeartbeat,
     Error,
+    Fetch,
     ImageInfo,
     Ready,
     Release,
@@ -28,6 +36,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerHeartbeat,
 )
+from imagegen_protocol.transfers import chunks
 
 ID_BYTES = 16
 _BLANK = bytes(range(ID_BYTES))
@@ -105,13 +114,19 @@ class Plain:
 
 
 class Imagegen:
-    """The whole protocol: heartbeats, acknowledgements joined as the real client joins them, releases."""
+    """The whole protocol: heartbeats, fetched images, joined acknowledgements, releases."""
 
     def __init__(self, image: bytes) -> None:
         self._image = image
         self._copy = len(image) < 2**15
         self._submit = encode(Submit(request_id=_BLANK)).split(_BLANK)
         self._workers: dict[Socket, _NoopWorker] = {}
+        self._unasked: deque[bytes] = deque()
+        """Ids of the answers whose image is not asked for yet."""
+        self._left: dict[bytes, int] = {}
+        """Bytes that are missing of each image that was asked for."""
+        self._on_the_way = 0
+        self._token = b""
 
     def submit(self, socket: Socket, request_id: bytes) -> None:
         """See `Dialect`."""
@@ -122,15 +137,43 @@ class Imagegen:
         ended = []
         while (frames := frames_of(socket, self._copy)) is not None:
             header = frames[0] if self._copy else frames[0].bytes
-            if len(frames) > 1:
+            if self._copy and len(frames) > 1:
                 at = header.index(b"request_id") + len(b"request_id") + 2  # behind the key, a tag and a length
                 ended.append(header[at : at + ID_BYTES])
-            elif isinstance(message := decode_broker_to_client(header), Error):
-                raise RuntimeError(f"the broker says {message.code}: {message.message}")
+                continue
+            match decode_broker_to_client(header):
+                case Chunk() as chunk:
+                    if self._has_all(chunk, len(frames[1])):
+                        ended.append(chunk.request_id)
+                case Result(request_id=request_id):
+                    self._unasked.append(request_id)
+                case Error() as error:
+                    raise RuntimeError(f"the broker says {error.code}: {error.message}")
+        self._fetch(socket)
         for start in range(0, len(ended), MAX_IDS_PER_MESSAGE):
-            socket.send(encode(Ack(request_ids=ended[start : start + MAX_IDS_PER_MESSAGE])))
+            ids = ended[start : start + MAX_IDS_PER_MESSAGE]
+            socket.send(encode(Ack(request_ids=ids, token=self._token)))
         for request_id in ended:
             answered(request_id)
+
+    def _has_all(self, chunk: Chunk, size: int) -> bool:
+        self._token = chunk.token
+        self._on_the_way -= size
+        self._left[chunk.request_id] -= size
+        if self._left[chunk.request_id]:
+            return False
+        del self._left[chunk.request_id]
+        return True
+
+    def _fetch(self, socket: Socket) -> None:
+        """Ask for as many images as the window allows."""
+        size = len(self._image)
+        while self._unasked and self._on_the_way + size <= DEFAULT_FETCH_WINDOW_BYTES <= MAX_FETCH_BYTES:
+            request_id = self._unasked.popleft()
+            self._left[request_id] = size
+            self._on_the_way += size
+            fetch = Fetch(request_id=request_id, payload_id=request_id, offset=0, length=size, token=self._token)
+            socket.send(encode(fetch))
 
     def greet(self, worker: Socket, number: int) -> None:
         """See `Dialect`."""
@@ -142,7 +185,7 @@ class Imagegen:
 
     def tick(self, client: Socket, workers: list[Socket]) -> None:
         """See `Dialect`."""
-        client.send(encode(ClientHeartbeat()))
+        client.send(encode(ClientHeartbeat(token=self._token)))
         for worker in self._workers.values():
             worker.beat()
 
@@ -151,12 +194,19 @@ class _NoopWorker:
     def __init__(self, socket: Socket, number: int, image: bytes) -> None:
         self._socket = socket
         self._image = image
-        self._copy = len(image) < 2**15
         self._held: dict[bytes, None] = {}
         self._session = 0
         self._seen_beat = 0
         info = ImageInfo(format="png", width=512, height=512, seed=1)
-        answer = Result(request_id=_BLANK, worker=f"worker-{number}", model="noop", images=[info])
+        self._is_inline = len(image) <= DEFAULT_INLINE_BYTES
+        answer = Result(
+            request_id=_BLANK,
+            worker=f"worker-{number}",
+            model="noop",
+            images=[info],
+            payload_id=None if self._is_inline else _BLANK,
+            frame_bytes=[] if self._is_inline else [len(image)],
+        )
         self._answer = encode(answer).split(_BLANK)
         ready = Ready(
             worker_id=os.urandom(ID_BYTES),
@@ -166,7 +216,7 @@ class _NoopWorker:
             device="none",
             backend="noop",
             models=["noop"],
-            capacity=10_000,
+            capacity=1024,
             max_batch_size=8,
         )
         socket.send(encode(ready))
@@ -177,6 +227,9 @@ class _NoopWorker:
                 case Work(request_id=request_id):
                     self._held[request_id] = None
                     self._send(request_id)
+                case Fetch() as fetch:
+                    for chunk, data in chunks([self._image], fetch):
+                        self._socket.send_multipart((encode(chunk), data), copy=False)
                 case Resend(request_ids=ids):
                     for request_id in ids:
                         self._send(request_id)
@@ -187,7 +240,11 @@ class _NoopWorker:
                     self._session, self._seen_beat = heard.session, heard.beat
 
     def _send(self, request_id: bytes) -> None:
-        self._socket.send_multipart((request_id.join(self._answer), self._image), copy=self._copy)
+        header = request_id.join(self._answer)
+        if self._is_inline:
+            self._socket.send_multipart((header, self._image))
+        else:
+            self._socket.send(header)
 
     def beat(self) -> None:
         if self._session:

@@ -22,7 +22,7 @@ from imagegen_protocol.messages import (
 
 MODEL = "nothing"
 SIDE = 64
-CAPACITY = 4096
+CAPACITY = 1024
 
 
 def picture() -> bytes:

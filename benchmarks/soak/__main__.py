@@ -16,6 +16,7 @@ from benchmarks.about import about
 from benchmarks.soak import plot, samples, verdict
 from benchmarks.soak.counts import Counts
 from benchmarks.soak.stage import Stage, schedule
+from imagegen_common.command_line import NumberRange
 from tools.fleet import Fleet
 
 SCRAPE_EVERY = 5.0
@@ -105,11 +106,11 @@ def report(stage: Stage, counts: Counts, found: Sequence[verdict.Line], seconds:
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(min=0.05), default=60.0, show_default=True)
-@click.option("--rate", type=click.FloatRange(min=0.1), default=6.0, show_default=True, help="Requests a second.")
-@click.option("--sample-every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds.")
-@click.option("--restart-every", type=click.FloatRange(min=1), default=75.0, show_default=True, help="Seconds.")
-@click.option("--visit-every", type=click.FloatRange(min=1), default=20.0, show_default=True, help="Seconds.")
+@click.option("--minutes", type=NumberRange(min=0.05), default=60.0, show_default=True)
+@click.option("--rate", type=NumberRange(min=0.1), default=6.0, show_default=True, help="Requests a second.")
+@click.option("--sample-every", type=NumberRange(min=0.1), default=5.0, show_default=True, help="Seconds.")
+@click.option("--restart-every", type=NumberRange(min=1), default=75.0, show_default=True, help="Seconds.")
+@click.option("--visit-every", type=NumberRange(min=1), default=20.0, show_default=True, help="Seconds.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the traffic.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/benchmarks/soak"), show_default=True)
 def main(

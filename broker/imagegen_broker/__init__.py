@@ -1,1 +1,1 @@
-"""The broker: takes requests from clients, keeps one bounded queue, and binds each late to a worker."""
+"""The broker: queues requests of clients, up to a maximum, and dispatches each one when a worker has room."""

@@ -18,7 +18,7 @@ class AllowList:
     """The allowed keys of one role; checked at each handshake by libzmq, and at each message by the loop."""
 
     def __init__(self, role: Role, folder: Path) -> None:
-        """Raises `KeyFileError` if the folder can't be read, or has key files and none of them can be used."""
+        """Read the folder. Raises `KeyFileError` if it can't be read or all of its key files are invalid."""
         self.role = role
         self._folder = folder
         allowed = read_allowed_keys(folder)
@@ -34,8 +34,12 @@ class AllowList:
         """Return whether a key (Z85) is on the list."""
         return key in self._names
 
+    def name_of(self, key: bytes) -> str:
+        """Return the name of the key file that contains a key (Z85)."""
+        return self._names.get(key, "")
+
     def reload(self) -> None:
-        """Read the folder again. A key that cannot be read any more is revoked."""
+        """Read the folder again. A key whose file was removed or became invalid is revoked."""
         try:
             allowed = read_allowed_keys(self._folder)
         except KeyFileError as error:
@@ -71,9 +75,10 @@ class AllowList:
 class Access:
     """The broker's key pair and both allow-lists."""
 
-    def __init__(self, keys: KeyPair, clients: Path, workers: Path) -> None:
-        """Raises `KeyFileError` if a list can't be read."""
+    def __init__(self, keys: KeyPair, clients: Path, workers: Path, *, bind_names: bool = False) -> None:
+        """Read both allow-lists; `bind_names`: see `may_register`. Raises `KeyFileError` as `AllowList` does."""
         self._keys = keys
+        self._bind_names = bind_names
         self.lists: dict[Role, AllowList] = {
             "clients": AllowList("clients", clients),
             "workers": AllowList("workers", workers),
@@ -93,6 +98,14 @@ class Access:
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, role.encode())
+
+    def may_register(self, key: bytes, name: str) -> bool:
+        """Return whether a worker with this key (Z85) may register under this name.
+
+        With `bind_names`, the key in `gpu0.key` may only register as `gpu0` or as a name beginning with `gpu0-`.
+        """
+        bound = self.lists["workers"].name_of(key)
+        return not self._bind_names or name == bound or name.startswith(f"{bound}-")
 
     def reload(self) -> None:
         """Read both lists again."""

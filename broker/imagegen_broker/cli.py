@@ -1,8 +1,8 @@
 """The command `imagegen-broker`."""
 
 import logging
-import math
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -17,35 +17,28 @@ import zmq
 
 from imagegen_broker.access import Access
 from imagegen_broker.config import check_endpoint, make_access
-from imagegen_broker.core.records import Settings
-from imagegen_broker.memory import keep_freed_memory
+from imagegen_broker.core.records import MIN_FETCH_WINDOW_BYTES, Settings
+from imagegen_broker.memory import keep_freed_memory, limit_memory
 from imagegen_broker.prometheus_targets import TargetsFile, check_targets_path
 from imagegen_broker.scheduling.strategies import STRATEGIES
 from imagegen_broker.server import Server
 from imagegen_broker.tracing import Traces
 from imagegen_common.addresses import ConfigError, NotBoundError, errors_of
+from imagegen_common.command_line import IntegerRange, NumberRange
+from imagegen_common.descriptors import raise_descriptor_limit
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.notify import SystemdNotifier
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
 from imagegen_protocol.endpoints import parse_address
 from imagegen_protocol.keys import KeyFileError
-from imagegen_protocol.limits import ID_BYTES
+from imagegen_protocol.limits import DEFAULT_FETCH_WINDOW_BYTES, ID_BYTES, MAX_PAYLOAD_BYTES
 
 _log = logging.getLogger("imagegen.broker")
 
+_OTHER_DESCRIPTORS = 2000
+"""Descriptors for workers, HTTP and files."""
 _FILE = click.Path(path_type=Path)
-
-
-class _Seconds(click.FloatRange):
-    """A range of finite numbers. `FloatRange` accepts "nan", because every comparison with it is false."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Raises `click.BadParameter` if it is out of range or not finite."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
-        return number
 
 
 @click.command(
@@ -82,54 +75,73 @@ class _Seconds(click.FloatRange):
 @click.option(
     "--default-model", help="Model of requests that name none.  [default: the first that a worker serves]"
 )
-@click.option("--heartbeat-interval", type=_Seconds(0.01, 60), default=1.0, help="Seconds between heartbeats.")
+@click.option("--heartbeat-interval", type=NumberRange(0.01, 60), default=1.0, help="Seconds between heartbeats.")
 @click.option(
     "--liveness",
-    type=click.IntRange(2, 100),
+    type=IntegerRange(2, 100),
     default=3,
     help="Heartbeat intervals without a message after which a peer counts as dead.",
 )
 @click.option(
     "--max-attempts",
-    type=click.IntRange(1, 100),
+    type=IntegerRange(1, 100),
     default=3,
     help="Workers that may die while running a request before it ends in an error.",
 )
 @click.option(
     "--max-requests",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=10_000,
     help="Maximum number of requests held at a time; more are rejected.",
 )
 @click.option(
     "--max-bytes",
-    type=click.IntRange(1024),
+    type=IntegerRange(1024),
     default=1024**3,
     help="Maximum size of all requests held at a time, in bytes.",
 )
 @click.option(
     "--max-requests-per-client",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=5_000,
     help="Maximum number of requests held for one client.",
 )
 @click.option(
     "--max-bytes-per-client",
-    type=click.IntRange(1024),
+    type=IntegerRange(1024),
     default=256 * 1024**2,
     help="Maximum size of the requests held for one client, in bytes.",
 )
 @click.option(
     "--max-unacknowledged-per-client",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=1024,
     help="Maximum number of one client's requests that are at workers, or answered and not acknowledged; the "
     "others wait. If twice the capacity of all workers is more, that is the maximum.",
 )
-@click.option("--max-clients", type=click.IntRange(1), default=20_000, help="Maximum number of clients at a time.")
+@click.option(
+    "--fetch-window-bytes",
+    type=IntegerRange(MIN_FETCH_WINDOW_BYTES, MAX_PAYLOAD_BYTES),
+    default=DEFAULT_FETCH_WINDOW_BYTES,
+    help="Maximum bytes of images on the way to one client or worker that it has not confirmed.",
+)
+@click.option(
+    "--max-transfer-bytes",
+    type=IntegerRange(MIN_FETCH_WINDOW_BYTES),
+    default=1024**3,
+    help="Maximum bytes of images on the way to all clients; each client gets a share of it, but at least 64 KiB.",
+)
+@click.option(
+    "--max-memory",
+    type=IntegerRange(0),
+    default=4 * 1024**3,
+    help="Resident memory in bytes beyond which the broker exits, to be restarted; 0: no maximum. A connection "
+    "can fill memory before the broker sees its message.",
+)
+@click.option("--max-clients", type=IntegerRange(1), default=20_000, help="Maximum number of clients at a time.")
 @click.option(
     "--step-timeout",
-    type=_Seconds(0),
+    type=NumberRange(0),
     default=300.0,
     help="Seconds without a denoising step after which a worker counts as hung and its requests are requeued; "
     "0: never.",
@@ -137,6 +149,11 @@ class _Seconds(click.FloatRange):
 @click.option("--key", type=_FILE, help="The broker's .key_secret file (imagegen keygen); enables encryption.")
 @click.option("--authorized-clients", type=_FILE, help="Folder with the .key files of clients that may connect.")
 @click.option("--authorized-workers", type=_FILE, help="Folder with the .key files of workers that may connect.")
+@click.option(
+    "--bind-worker-names/--no-bind-worker-names",
+    default=False,
+    help="Let the worker with the key NAME.key register only as NAME, or as NAME- and something more.",
+)
 @click.option(
     "--insecure/--no-insecure",
     default=False,
@@ -182,6 +199,7 @@ def main(**options: Any) -> None:
       1   any other failure; see the log
       2   a setting is invalid
       71  an address can't be bound: it is in use, or does not exist yet
+      75  the process needed more than --max-memory
     """
     context = click.get_current_context()
     targets_path, otlp_endpoint = options["prometheus_targets"], options["otlp_endpoint"]
@@ -189,6 +207,8 @@ def main(**options: Any) -> None:
         access, http_address = _check(options)
         end_check(context)
         keep_freed_memory()
+        # Connections are counted only after their handshake.
+        raise_descriptor_limit(2 * options["max_clients"] + _OTHER_DESCRIPTORS)
         notifier = SystemdNotifier(os.environ)
         targets = None if targets_path is None else TargetsFile(targets_path)
         show_workers = None if targets is None else targets.show
@@ -196,11 +216,13 @@ def main(**options: Any) -> None:
         endpoints = options["frontend"], options["backend"]
         server = Server(_settings(options), *endpoints, access, notifier, show_workers, traces)
     except zmq.ZMQError as error:
-        raise usage_error(context, NotBoundError(str(error), error.errno)) from error
+        port = re.search(r":(\d+)\b", str(error))
+        not_bound = NotBoundError(str(error), error.errno, int(port[1]) if port else None)
+        raise usage_error(context, not_bound) from error
     except (ConfigError, KeyFileError, TracingError) as error:
         raise usage_error(context, error) from error
     set_up(options["log_level"], options["log_format"], own="imagegen.broker")
-    _serve(server, http_address, options["strategy"], notifier)
+    _serve(server, http_address, options["strategy"], notifier, options["max_memory"])
     if targets is not None:
         targets.close()
     if traces is not None:
@@ -208,11 +230,12 @@ def main(**options: Any) -> None:
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
-    """Return the settings of the core, most of which have the names of options."""
+    """Return the settings of the core, most of which are options of the same name."""
     named = {each.name: options[each.name] for each in fields(Settings) if each.name in options}
     named["log_requests"] = options["log_requests"] and options["log_level"] in ("debug", "info")
     return Settings(
         epoch=os.urandom(ID_BYTES),
+        secret=os.urandom(32),
         interval=options["heartbeat_interval"],
         version=version("imagegen-fleet"),
         traces=options["otlp_endpoint"] is not None,
@@ -222,7 +245,8 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 def _check(options: Mapping[str, Any]) -> tuple[Access | None, tuple[str, int] | None]:
     """Return the access control and the address of HTTP. Raises `ConfigError` or `KeyFileError`."""
-    access = make_access(options["key"], options["authorized_clients"], options["authorized_workers"])
+    folders = options["authorized_clients"], options["authorized_workers"]
+    access = make_access(options["key"], *folders, bind_names=options["bind_worker_names"])
     for name in ("frontend", "backend"):
         check_endpoint(f"--{name}", options[name], open_to_all=options["insecure"] or access is not None)
     with errors_of("--http"):
@@ -243,7 +267,9 @@ def _check_http() -> None:
         raise ConfigError(f"{error}; install imagegen-fleet[broker], or use --http off") from error
 
 
-def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier) -> None:
+def _serve(
+    server: Server, address: tuple[str, int] | None, strategy: str, notifier: SystemdNotifier, max_memory: int
+) -> None:
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -256,13 +282,14 @@ def _serve(server: Server, address: tuple[str, int] | None, strategy: str, notif
             http = HttpServer(*address, server.snapshot)
         except OSError as error:
             text = f"--http: can't bind {address[0]}:{address[1]}: {error}"
-            raise usage_error(click.get_current_context(), NotBoundError(text, error.errno)) from error
+            raise usage_error(click.get_current_context(), NotBoundError(text, error.errno, address[1])) from error
     web = f"http://{http.address}" if http else "off"
     click.echo(f"frontend={server.frontend_endpoint} backend={server.backend_endpoint} http={web}")
     log(_log, logging.INFO, "broker started", strategy=strategy, frontend=server.frontend_endpoint)
     notifier.ready("serving")
     started = time.monotonic()
-    server.run()
+    with limit_memory(max_memory):
+        server.run()
     notifier.close()
     signal.set_wakeup_fd(-1)
     if http is not None:

@@ -8,18 +8,22 @@ from imagegen_protocol.endpoints import parse_bind_endpoint
 from imagegen_protocol.keys import read_key_pair
 
 
-def make_access(key: Path | None, clients: Path | None, workers: Path | None) -> Access | None:
+def make_access(
+    key: Path | None, clients: Path | None, workers: Path | None, *, bind_names: bool = False
+) -> Access | None:
     """Return the access control that three options configure; None if none of them is set.
 
     Raises `ConfigError` if only some are set, and `KeyFileError` if a file can't be used.
     """
     if key is None and clients is None and workers is None:
+        if bind_names:
+            raise ConfigError("--bind-worker-names needs keys: --key, --authorized-clients, --authorized-workers")
         return None
     if key is None or clients is None or workers is None:
         raise ConfigError(
             "--key, --authorized-clients and --authorized-workers must be set together: encryption needs all three"
         )
-    return Access(read_key_pair(key), clients, workers)
+    return Access(read_key_pair(key), clients, workers, bind_names=bind_names)
 
 
 def check_endpoint(name: str, endpoint: str, *, open_to_all: bool) -> str:

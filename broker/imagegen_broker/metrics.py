@@ -9,32 +9,12 @@ from msgspec.structs import asdict
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from imagegen_broker.core.counters import BUCKETS, Histogram
+from imagegen_broker.core.counters import BUCKETS, OTHER, OUTCOMES, Histogram
 from imagegen_broker.server import Snapshot
 from imagegen_common.logs import dropped_lines
-from imagegen_protocol.errors import (
-    CancelledError,
-    DeadlineExceededError,
-    GenerationFailedError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    OutOfMemoryError,
-    OverloadedError,
-    PoisonRequestError,
-)
+from imagegen_protocol.errors import InvalidRequestError, ModelNotFoundError, OverloadedError
 from imagegen_protocol.statistics import GpuStatistics, ModelStatistics, Statistics, Totals
 
-OUTCOMES = (
-    "result",
-    InvalidRequestError.code,
-    ModelNotFoundError.code,
-    DeadlineExceededError.code,
-    CancelledError.code,
-    PoisonRequestError.code,
-    OutOfMemoryError.code,
-    GenerationFailedError.code,
-)
-"""Exported from the start, as 0, so that the first occurrence shows in a rate, like the two below."""
 REJECTIONS = (InvalidRequestError.code, ModelNotFoundError.code, OverloadedError.code)
 REQUEUE_REASONS = (
     "worker_lost",
@@ -46,8 +26,6 @@ REQUEUE_REASONS = (
     "unreachable",
     "answer_lost",
 )
-OTHER = "other"
-"""Label for codes that this version does not know."""
 _STATES = ("ready", "draining", "unreachable", "stuck")
 _PREFIX = "imagegen_broker_"
 
@@ -78,6 +56,9 @@ class BrokerCollector(Collector):
         yield _gauge("held_bytes", "Size of all requests held.", stats.held_bytes)
         yield _gauge("max_requests", "Maximum number of requests held; more are rejected.", stats.limits.requests)
         yield _gauge("max_held_bytes", "Maximum size of all requests held.", stats.limits.bytes)
+        yield _gauge(
+            "transfer_bytes", "Bytes of images that peers requested or did not confirm.", stats.transfer_bytes
+        )
         yield _gauge("clients", "Connected clients.", stats.clients)
         yield _gauge(
             "held_clients",
@@ -111,7 +92,9 @@ class BrokerCollector(Collector):
         )
         requeues = _known(totals.requeued, REQUEUE_REASONS)
         yield _counter("requeues", "Requests requeued, by reason.", requeues, "reason")
-        yield _counter("resent_answers", "Answers sent or asked for again.", totals.resent)
+        yield _counter("resent_answers", "Answers sent or requested again.", totals.resent)
+        yield _counter("received_bytes", "Bytes of input images received in chunks.", totals.received_bytes)
+        yield _counter("relayed_bytes", "Bytes of answers relayed in chunks.", totals.relayed_bytes)
         yield _counter("workers_registered", "Registrations of workers.", totals.workers_registered)
         yield _counter("workers_lost", "Workers removed because they were silent.", totals.workers_lost)
         yield _counter("workers_stuck", "Workers whose device hung.", totals.workers_stuck)

@@ -6,8 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 from imagegen_common.addresses import ConfigError
 from imagegen_common.files import replacing
@@ -53,29 +52,34 @@ class TargetsFile:
         self._path = path
         self._retry_seconds = retry_seconds
         self._here = socket.gethostname()
-        self._queue: SimpleQueue[Sequence[Ready] | None] = SimpleQueue()
+        self._workers: Sequence[Ready] | None = None
+        """The latest; a list of its own for each call of `show`."""
+        self._changed = Event()
+        self._closing = False
         self._thread = Thread(target=self._run, name="targets", daemon=True)
         self._thread.start()
 
     def show(self, workers: Sequence[Ready]) -> None:
         """Write these workers to the file soon. Never blocks."""
-        self._queue.put(workers)
+        self._workers = workers
+        self._changed.set()
 
     def close(self) -> None:
         """Write the latest workers, if that succeeds soon, and stop the thread."""
-        self._queue.put(None)
+        self._closing = True
+        self._changed.set()
         self._thread.join(_CLOSING_SECONDS)
 
     def _run(self) -> None:
-        unwritten: Sequence[Ready] | None = None
-        while True:
-            try:
-                latest = self._queue.get(timeout=None if unwritten is None else self._retry_seconds)
-            except Empty:
-                latest = unwritten
-            if latest is None:
+        written: Sequence[Ready] | None = None
+        while not self._closing or written is not self._workers:
+            self._changed.wait(None if written is self._workers else self._retry_seconds)
+            self._changed.clear()
+            closing, latest = self._closing, self._workers
+            if latest is not None and latest is not written and self._write(target_groups(latest, self._here)):
+                written = latest
+            if closing:
                 return
-            unwritten = None if self._write(target_groups(latest, self._here)) else latest
 
     def _write(self, groups: list[dict[str, object]]) -> bool:
         try:

@@ -37,10 +37,10 @@ from imagegen_broker.core.snapshot import View, status
 from imagegen_broker.tracing import Traces
 from imagegen_common.logs import log_all
 from imagegen_common.notify import SystemdNotifier
-from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.errors import ProtocolError, UnauthorizedError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import Ready
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES
+from imagegen_protocol.messages import Error, Message, Ready, Result
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.statistics import Statistics
 
@@ -51,6 +51,9 @@ _MAX_MESSAGES_PER_ROUND = 256
 _CLIENT_SEND_QUEUE = 512
 """Messages that may wait for one slow client. Beyond it the broker drops them and sends answers again later. It is
 twice the number of requests that the client's `map` keeps in flight."""
+
+_HANDSHAKE_MS = 10_000
+"""Maximum duration of a handshake: a connection that starts none occupies a file descriptor for this time."""
 
 _MAX_COPIED_BYTES = 4096
 """Smaller frames are copied, which is cheaper than keeping a reference to the frame of the socket."""
@@ -74,7 +77,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, core: BrokerCore, now: float) -> Self:
-        """Copy the state of the core; the loop does no more for a view than this."""
+        """Copy the state of the core. This is the only work that a view costs the loop."""
         counters = core.table.counters
         return cls(
             core.view(now),
@@ -86,7 +89,7 @@ class Snapshot:
 
     @property
     def statistics(self) -> Statistics:
-        """The fields of `/stats`; computed at each access, by the thread that asks."""
+        """The fields of `/stats`; computed at each access, on the calling thread."""
         return self.view.statistics()
 
 
@@ -227,10 +230,11 @@ class Server:
         # timers of libzmq abort the process on it. Peers take a new routing id for each socket instead.
         socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.setsockopt(zmq.SNDHWM, send_queue)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        # No limit: libzmq aborts on a PING that it finds behind the message at which the limit had stopped it,
-        # if the peer has reset the connection meanwhile. The limit counted messages, so it bounded no memory.
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
+        # No limit on queued messages: when libzmq resumes reading after the limit, it aborts if the next message
+        # is a PING and the peer has reset the connection. A limit on messages would not bound memory anyway.
         socket.setsockopt(zmq.RCVHWM, 0)
         enable_keepalive(socket)
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
@@ -244,9 +248,13 @@ class Server:
         return socket
 
     def _read(
-        self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames], None], allowed: AllowList | None
+        self, socket: "zmq.Socket[bytes]", read: Callable[[bytes, Frames, bytes], None], allowed: AllowList | None
     ) -> None:
-        """Read the available messages frame by frame; `frame.more` is twice as fast as asking the socket."""
+        """Read the available messages, up to `_MAX_MESSAGES_PER_ROUND`, and pass each one to `read`.
+
+        A message whose key is no longer allowed is reported to the core instead. Frames are received one by one,
+        because `frame.more` is twice as fast as reading the socket's option RCVMORE.
+        """
         for _ in range(_MAX_MESSAGES_PER_ROUND):
             try:
                 first = socket.recv(_NOBLOCK, copy=allowed is None)
@@ -260,30 +268,41 @@ class Server:
                 more = frame.more
                 if len(frames) <= MAX_FRAMES:
                     frames.append(frame.bytes if len(frame) <= _MAX_COPIED_BYTES else frame)
-            if allowed is not None and isinstance(first, zmq.Frame) and not allowed.allows(_key_of(first)):
+            key = b"" if isinstance(first, bytes) else _key_of(first)
+            if allowed is not None and not allowed.allows(key):
                 # libzmq checks the key at the handshake only; a revoked key would keep its connection.
                 self.core.handle(KeyRevoked(allowed.role, peer), time.monotonic())
                 continue
-            read(peer, frames)
+            read(peer, frames, key)
 
-    def _read_from_client(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_client(self, peer: bytes, frames: Frames, key: bytes) -> None:
         now = time.monotonic()
         try:
             message = decode_from_client(_header(frames))
+            _check_frames(frames, message)
         except ProtocolError as problem:
             self.core.handle(Malformed("clients", peer, problem), now)
             return
-        self.core.handle(ReceivedFromClient(peer, message, frames[1:]), now)
+        self.core.handle(ReceivedFromClient(peer, message, frames[1:], key), now)
 
-    def _read_from_worker(self, peer: bytes, frames: Frames) -> None:
+    def _read_from_worker(self, peer: bytes, frames: Frames, key: bytes) -> None:
         now = time.monotonic()
         try:
             header = _header(frames)
             message = decode_from_worker(header)
+            _check_frames(frames, message)
+            if isinstance(message, Ready):
+                self._check_name(key, message.name)
         except ProtocolError as problem:
             self.core.handle(Malformed("workers", peer, problem), now)
             return
         self.core.handle(ReceivedFromWorker(peer, message, header, frames[1:]), now)
+
+    def _check_name(self, key: bytes, name: str) -> None:
+        """Raise `UnauthorizedError` if a worker's key does not permit the worker's name."""
+        if self._access is not None and not self._access.may_register(key, name):
+            own = self._access.lists["workers"].name_of(key)
+            raise UnauthorizedError(f"the key {own!r} may only register as {own!r} or '{own}-…', not as {name!r}")
 
     def _perform(self, actions: Sequence[Action]) -> None:
         lines: list[LogEvent] = []
@@ -335,10 +354,17 @@ class Server:
 def _header(frames: Frames) -> bytes:
     if not frames:
         raise ProtocolError("a message needs a header frame")
-    if len(frames) > MAX_FRAMES:
-        raise ProtocolError(f"a message may have at most {MAX_FRAMES} frames")
     header = frames[0]
     return header if isinstance(header, bytes) else header.bytes
+
+
+def _check_frames(frames: Frames, message: Message) -> None:
+    """Raise `ProtocolError`, with the id of the request, if a message has too many frames."""
+    if len(frames) > MAX_FRAMES:
+        error = ProtocolError(f"a message may have at most {MAX_FRAMES} frames")
+        error.request_id = getattr(message, "request_id", None)
+        error.is_answer = isinstance(message, Result | Error)
+        raise error
 
 
 def _key_of(frame: zmq.Frame) -> bytes:

@@ -34,5 +34,5 @@ class Traces:
         return len(self._since)
 
     def close(self) -> None:
-        """Send the spans that have not been sent yet."""
+        """Send the remaining spans."""
         self._tracer.close()

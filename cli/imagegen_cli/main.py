@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 from imagegen_cli.commands.errors import describe
+from imagegen_cli.terminal import echo
+from imagegen_common.command_line import OneLineErrors, SuggestingGroup
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
 COMMANDS = {
@@ -26,7 +28,7 @@ EXIT_NO_BROKER = 3
 EXIT_INTERRUPTED = 130
 
 
-class Commands(click.Group):
+class Commands(OneLineErrors, SuggestingGroup):
     """A group that imports its commands when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,7 +52,7 @@ class Commands(click.Group):
             status, line = EXIT_FAILED, describe(error)
         except KeyboardInterrupt:
             status, line = EXIT_INTERRUPTED, "error: interrupted; unfinished requests were cancelled"
-        click.echo(line, err=True)
+        echo(line, err=True)
         ctx.exit(status)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Call `function` in the loop, from any thread; does nothing if the loop is closed."""
+    """Call `function` in the loop, from any thread; do nothing if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function)
 
@@ -140,6 +140,7 @@ class AsyncClient:
         *,
         connect_timeout: float | None = None,
         retry_overloaded: bool = False,
+        receive_maximum: int | None = None,
         key: str | Path | None = None,
         broker_key: str | Path | None = None,
         tracer_provider: "TracerProvider | None" = None,
@@ -148,6 +149,7 @@ class AsyncClient:
             broker,
             connect_timeout=connect_timeout,
             retry_overloaded=retry_overloaded,
+            receive_maximum=receive_maximum,
             key=key,
             broker_key=broker_key,
             tracer_provider=tracer_provider,

@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from math import inf
 
 from imagegen_client import events as ev
+from imagegen_client.answers import check_answer
 from imagegen_client.link import Link
-from imagegen_client.pending import Pending, PendingTable
+from imagegen_client.outage import Outage
+from imagegen_client.payloads import Payloads
+from imagegen_client.pending import Pending
+from imagegen_client.pending_table import PendingTable
+from imagegen_client.receipts import Receipts
 from imagegen_protocol import (
     CancelledError,
     ClientClosedError,
@@ -24,7 +29,6 @@ from imagegen_protocol import (
     error_from_wire,
     messages,
 )
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
 
 
 class ClientCore:
@@ -32,7 +36,8 @@ class ClientCore:
 
     All times are seconds of one monotonic clock. `connect_timeout`: seconds after which a request ends in
     `BrokerUnreachableError` if no broker has ever answered; None waits. `retry_overloaded`: retry after
-    `overloaded` errors, after the delay that the broker requests.
+    `overloaded` errors, after the delay that the broker requests. `receive_maximum`: maximum number of
+    unacknowledged answers that the broker should send; None for the broker's maximum.
     """
 
     def __init__(
@@ -41,11 +46,15 @@ class ClientCore:
         *,
         connect_timeout: float | None = None,
         retry_overloaded: bool = False,
+        receive_maximum: int | None = None,
     ) -> None:
         self._link = Link(endpoints)
-        self._pending = PendingTable(self._link, inf if connect_timeout is None else connect_timeout)
+        self._payloads = Payloads(self._link)
+        timeout = inf if connect_timeout is None else connect_timeout
+        self._pending = PendingTable(self._link, self._payloads, timeout)
+        self._receipts = Receipts(self._payloads, receive_maximum)
+        self._outage = Outage(self._link, self._pending)
         self._retry_overloaded = retry_overloaded
-        self._acks: list[bytes] = []
         self._closed = False
 
     @property
@@ -68,32 +77,40 @@ class ClientCore:
                 timeout = inf if submit.timeout_seconds is None else submit.timeout_seconds
                 return self._add(Pending(event.key, submit, payload, now, timeout, event.key), now)
             case ev.StatsRequested(key, timeout):
-                return self._add(Pending(key, messages.StatsQuery(), (), now, timeout, key), now)
+                return self._add(Pending(key, messages.StatsQuery(request_id=key), (), now, timeout, key), now)
             case ev.CancelRequested(key):
                 return self._cancel(key, now)
             case ev.CloseRequested():
                 return self._close()
             case _ if self._closed or not self._link.is_started:
                 return []
-            case ev.Received(message, payload):
-                return self._receive(message, payload, now)
             case ev.Tick():
                 return self._tick(now)
+            case _ if self._link.resume_at is not None:
+                return []  # left over from a connection to a broker that has refused this client
+            case ev.Received(message, payload):
+                return self._receive(message, payload, now)
             case ev.InvalidMessage(error):
-                return self._receive_invalid(error)
+                return self._receive_invalid(error, now)
             case ev.HandshakeRejected(reason):
-                return self._handshake_rejected(reason, now)
+                return self._refused(UnauthorizedError(f"{self.endpoint}: {reason}"), reason, now)
             case ev.HandshakeFailed(reason):
                 return self._warn("handshake failed", reason) if self._link.record_failure(reason) else []
             case ev.Disconnected():
                 return self._connect() if self._link.reconnect(now) else []
 
     def next_deadline(self) -> float | None:
-        """Return when the next `Tick` is due; None before the first request and after closing."""
+        """Return when the next `Tick` is due; None if only the application or the broker can cause one."""
         if self._closed or not self._link.is_started:
             return None
         first = self._pending.timers.first()
-        return min(self._link.next_heartbeat, self._link.dead_at, inf if first is None else first)
+        times = [inf if first is None else first, self._outage.next_at]
+        if self._link.resume_at is None:
+            times += [self._link.next_heartbeat, self._link.dead_at, self._payloads.deadline()]
+        elif self._pending.by_key:
+            times.append(self._link.resume_at)
+        earliest = min(times)
+        return None if earliest == inf else earliest
 
     # ---- requested by the application --------------------------------------------------------------------
 
@@ -102,7 +119,7 @@ class ClientCore:
             raise ClientClosedError("the client is closed")
         self._pending.add(entry)
         actions = [] if self._link.is_started else self._connect_next(now)
-        return actions + self._pending.transmit(entry, now)
+        return actions + self._outage.report_new(entry) + self._pending.transmit(entry, now)
 
     def _cancel(self, key: bytes, now: float) -> list[ev.Action]:
         entry = self._pending.by_key.get(key)
@@ -110,6 +127,8 @@ class ClientCore:
             return []
         if not entry.ever_sent or entry.retry_at is not None:
             return self._complete(entry, CancelledError("cancelled before it was sent to a broker"))
+        if entry.download is not None:
+            return self._end_acknowledged(entry, CancelledError("cancelled before all of the answer had arrived"))
         entry.cancel_deadline = now + self._link.liveness_timeout
         return self._pending.transmit(entry, now)
 
@@ -118,90 +137,120 @@ class ClientCore:
             return []
         actions = self._complete_all(ClientClosedError("the client was closed before the answer arrived"))
         if self._link.is_established:
-            actions += [*self._acknowledge(), ev.Send(messages.Goodbye())]
+            actions += [*self._receipts.acks(), ev.Send(messages.Goodbye())]
         self._closed = True
         return actions
 
     # ---- received from the broker ------------------------------------------------------------------------
 
     def _receive(self, message: messages.BrokerToClient, payload: ev.Payload, now: float) -> list[ev.Action]:
+        if isinstance(message, messages.Error) and _is_refusal(error := _error_of(message), message.request_id):
+            return self._refused(error, error.message, now)
         resend_all = self._link.record_message(now)
+        if resend_all:
+            self._payloads.restart(new_connection=False)
         actions: list[ev.Action] = []
         match message:
+            case messages.Chunk():
+                actions += self._receive_chunk(message, payload, now)
+            case messages.Fetch():
+                actions += self._payloads.answer(self._pending.by_id.get(message.request_id), message)
             case messages.Accepted(request_ids=ids):
                 for request_id in ids:
                     self._pending.mark_accepted(request_id)
-            case messages.Progress(request_id=request_id):
-                if (entry := self._pending.mark_accepted(request_id)) is not None:
+            case messages.Progress():
+                self._receipts.receive_token(message.token)
+                if (entry := self._pending.mark_accepted(message.request_id)) is not None:
                     actions.append(ev.ReportProgress(entry.key, message, payload))
-            case messages.Result():
-                actions += self._receive_result(message, payload)
+            case messages.Result() | messages.Stats():
+                actions += self._receive_answer(message, payload)
             case messages.Error():
                 actions += self._receive_error(message, now)
-            case messages.Stats():
-                actions += self._receive_stats(message, payload)
             case messages.BrokerHeartbeat():
-                interval = self._link.interval
-                resend_all |= self._link.apply_heartbeat(message, now)
-                if self._link.interval != interval:
-                    for entry in self._pending.by_key.values():
-                        self._pending.schedule(entry)
+                resend_all |= self._receive_heartbeat(message, now)
         if resend_all:
             actions += self._pending.transmit_all(now)
         return actions
 
-    def _receive_result(self, message: messages.Result, payload: ev.Payload) -> list[ev.Action]:
-        self._acks.append(message.request_id)
-        entry = self._pending.by_id.get(message.request_id)
-        if entry is None:
-            return []
-        if not payload or len(payload) != len(message.images):
-            problem = f"expected one frame per image, got {len(message.images)} images and {len(payload)} frames"
-            return self._complete(entry, ProtocolError(problem))
-        return self._complete(entry, ev.Answer(message, payload))
+    def _receive_heartbeat(self, message: messages.BrokerHeartbeat, now: float) -> bool:
+        """Apply the broker's settings; return whether it has restarted or opened a new session."""
+        interval = self._link.interval
+        is_new = self._link.apply_heartbeat(message, now)
+        if is_new:
+            self._payloads.restart(new_connection=True)
+        else:
+            self._payloads.configure()
+        if self._link.interval != interval:
+            for entry in self._pending.by_key.values():
+                self._pending.schedule(entry)
+        return is_new
 
-    def _receive_stats(self, message: messages.Stats, payload: ev.Payload) -> list[ev.Action]:
-        outcome: ev.Answer | ImagegenError = ev.Answer(message, payload)
-        if len(payload) != 1:
-            outcome = ProtocolError(f"expected the statistics in one frame, got {len(payload)} frames")
-        queries = [each for each in self._pending.by_key.values() if isinstance(each.message, messages.StatsQuery)]
-        return [action for entry in queries for action in self._complete(entry, outcome)]
+    def _receive_answer(self, message: messages.Result | messages.Stats, payload: ev.Payload) -> list[ev.Action]:
+        entry = self._pending.by_id.get(message.request_id)
+        is_result = isinstance(message, messages.Result)
+        if entry is None or isinstance(entry.message, messages.Submit) != is_result:
+            if is_result:
+                self._receipts.acknowledge(message.request_id)
+            return []
+        outcome = check_answer(entry, message, payload)
+        if outcome is not None:
+            return self._end_acknowledged(entry, outcome)
+        self._pending.mark_accepted(entry.id)
+        return self._payloads.begin(entry, message)
+
+    def _receive_chunk(self, message: messages.Chunk, payload: ev.Payload, now: float) -> list[ev.Action]:
+        download = self._payloads.receive(message, payload, now)
+        if download is None:
+            return []
+        entry = self._pending.by_id[message.request_id]
+        assert entry.header is not None, "a download begins with the header of the answer"
+        return self._end_acknowledged(entry, ev.Answer(entry.header, download.frames()))
 
     def _receive_error(self, message: messages.Error, now: float) -> list[ev.Action]:
-        error = error_from_wire(message.code, message.message, message.retry_after_seconds)
+        error = _error_of(message)
         if message.request_id is None:
-            return self._connection_error(error)
-        self._acks.append(message.request_id)
+            return self._warn("error received", f"{error.code}: {error.message}")
+        self._receipts.acknowledge(message.request_id)
         entry = self._pending.by_id.get(message.request_id)
         if entry is None:
             return []
-        if isinstance(error, OverloadedError) and self._retry_overloaded and entry.cancel_deadline is None:
+        retries = self._retry_overloaded and entry.cancel_deadline is None
+        if isinstance(error, OverloadedError) and retries and isinstance(entry.message, messages.Submit):
             delay = error.retry_after_seconds or self._link.interval
             if self._pending.retry_later(entry, delay, now):
                 return []
         return self._complete(entry, error)
 
-    def _receive_invalid(self, error: ProtocolError) -> list[ev.Action]:
-        # Without an acknowledgement the broker would repeat an undecodable answer for ever.
+    def _receive_invalid(self, error: ProtocolError, now: float) -> list[ev.Action]:
+        if _is_refusal(error, error.request_id):
+            return self._refused(error, error.message, now)
         if error.request_id is None:
-            return self._connection_error(error)
-        self._acks.append(error.request_id)
+            return self._warn("error received", f"{error.code}: {error.message}")
+        if not error.is_answer:
+            return []  # such as a progress report of a later version; the answer is still to come
+        # Without an acknowledgement the broker would repeat an undecodable answer for ever.
+        self._receipts.acknowledge(error.request_id)
         entry = self._pending.by_id.get(error.request_id)
         return [] if entry is None else self._complete(entry, error)
 
-    def _connection_error(self, error: ImagegenError) -> list[ev.Action]:
-        """Handle an error that names no request."""
-        if isinstance(error, UnsupportedVersionError | UnauthorizedError):
-            return self._complete_all(error)
-        return self._warn("error received", f"{error.code}: {error.message}")
-
     # ---- connection and time -----------------------------------------------------------------------------
 
-    def _handshake_rejected(self, reason: str, now: float) -> list[ev.Action]:
-        """Connect to the next endpoint; once all have rejected this client, end everything."""
-        if not self._link.record_rejection():
-            return self._connect_next(now)
-        return self._complete_all(UnauthorizedError(f"{self.endpoint}: {reason}"))
+    def _refused(self, error: ImagegenError, reason: str, now: float) -> list[ev.Action]:
+        """Connect to the next endpoint; once all have rejected this client, pause or fail all requests."""
+        seconds = None
+        if isinstance(error, OverloadedError):
+            seconds = max(error.retry_after_seconds or self._link.liveness_timeout, self._link.interval)
+        is_new = self._link.record_failure(reason)
+        actions = self._warn("refused by the broker", f"{error.code}: {reason}") if is_new else []
+        if not self._link.record_refusal(seconds):
+            return actions + self._connect_next(now)
+        # The key is random, so clients that were rejected together reconnect at different times.
+        spread = int.from_bytes(next(iter(self._pending.by_key), b"")[:4]) / 2**32
+        wait = self._link.take_refusals()
+        self._link.pause((wait or self._link.interval) * (1 + spread / 2), now)
+        self._payloads.restart(new_connection=True)
+        self._pending.mark_unsent()
+        return self._complete_all(error) if wait is None else actions
 
     def _connect_next(self, now: float) -> list[ev.Action]:
         self._link.connect_next(now)
@@ -209,24 +258,40 @@ class ClientCore:
 
     def _connect(self) -> list[ev.Action]:
         """Open a connection. The broker answers the heartbeat, and then everything unfinished is sent."""
+        self._payloads.restart(new_connection=True)
         self._pending.mark_unsent()
-        return [ev.Connect(self.endpoint), ev.Send(messages.ClientHeartbeat())]
+        return [ev.Connect(self.endpoint), self._receipts.heartbeat()]
 
     def _tick(self, now: float) -> list[ev.Action]:
-        """Send collected acknowledgements, and do what is due: failover, timeouts, resends, heartbeat."""
-        actions = self._acknowledge()
-        if now >= self._link.dead_at:
-            actions += self._connect_next(now)
-        for entry in self._pending.pop_due(now):
-            actions += self._act(entry, now)
-        if now >= self._link.next_heartbeat:
+        """Perform all due work: acknowledgements, failover, timeouts, resends, transfers, reports, heartbeat."""
+        if self._link.resume_at is not None:
+            return self._tick_paused(now)
+        actions = self._connect_next(now) if now >= self._link.dead_at else []
+        actions += self._act_on_due(now) + self._receipts.acks()
+        if self._link.is_established:
+            actions += self._payloads.fetch(self._pending.by_id, now)
+        actions += self._outage.report(now)
+        if now >= self._link.next_heartbeat or self._receipts.is_due:
             self._link.next_heartbeat = now + self._link.interval
-            actions.append(ev.Send(messages.ClientHeartbeat()))
+            actions.append(self._receipts.heartbeat())
         return actions
+
+    def _tick_paused(self, now: float) -> list[ev.Action]:
+        """Perform the due work while all endpoints reject this client."""
+        assert self._link.resume_at is not None, "the caller checked it"
+        actions = self._act_on_due(now)
+        self._receipts.clear()  # brokers repeat answers that are not acknowledged
+        if self._pending.by_key and now >= self._link.resume_at:
+            actions += self._connect_next(now)
+        return actions + self._outage.report(now)
+
+    def _act_on_due(self, now: float) -> list[ev.Action]:
+        return [action for entry in self._pending.pop_due(now) for action in self._act(entry, now)]
 
     def _act(self, entry: Pending, now: float) -> list[ev.Action]:
         if now >= self._pending.end_at(entry):
-            return self._complete(entry, self._pending.end_error(entry))
+            end = self._complete if entry.download is None else self._end_acknowledged
+            return end(entry, self._pending.end_error(entry))
         if entry.retry_at is not None and now >= entry.retry_at:
             entry.retry_at = None
             return self._pending.transmit(entry, now)
@@ -237,27 +302,38 @@ class ClientCore:
 
     # ---- actions -----------------------------------------------------------------------------------------
 
-    def _acknowledge(self) -> list[ev.Action]:
-        if not self._acks:
-            return []
-        ids, self._acks = list(dict.fromkeys(self._acks)), []
-        step = MAX_IDS_PER_MESSAGE
-        return [ev.Send(messages.Ack(request_ids=ids[start : start + step])) for start in range(0, len(ids), step)]
-
     def _complete_all(self, error: ImagegenError) -> list[ev.Action]:
         return [action for entry in list(self._pending.by_key.values()) for action in self._complete(entry, error)]
+
+    def _end_acknowledged(self, entry: Pending, outcome: ev.Answer | ImagegenError) -> list[ev.Action]:
+        """Complete an entry and acknowledge its answer, so that the worker can release it."""
+        if isinstance(entry.message, messages.Submit):
+            self._receipts.acknowledge(entry.id)
+        return self._complete(entry, outcome)
 
     def _complete(self, entry: Pending, outcome: ev.Answer | ImagegenError) -> list[ev.Action]:
         self._pending.remove(entry)
         complete = ev.Complete(entry.key, outcome)
-        if isinstance(entry.message, messages.StatsQuery):
-            return [complete]
-        fields = {"request_id": entry.id.hex()}
-        if isinstance(outcome, ImagegenError):
-            fields["outcome"] = outcome.code
-        elif isinstance(outcome.message, messages.Result):
-            fields |= {"outcome": "result", "worker": outcome.message.worker}
-        return [ev.LogEvent(logging.DEBUG, "request ended", fields), complete]
+        is_query = isinstance(entry.message, messages.StatsQuery)
+        return [complete] if is_query else [_end_event(entry, outcome), complete]
 
     def _warn(self, text: str, reason: str) -> list[ev.Action]:
         return [ev.LogEvent(logging.WARNING, text, {"broker": self.endpoint, "reason": reason})]
+
+
+def _is_refusal(error: ImagegenError, request_id: bytes | None) -> bool:
+    """Return whether an error rejects this client as a whole, not only one request."""
+    return request_id is None and isinstance(error, UnsupportedVersionError | UnauthorizedError | OverloadedError)
+
+
+def _error_of(message: messages.Error) -> ImagegenError:
+    return error_from_wire(message.code, message.message, message.retry_after_seconds)
+
+
+def _end_event(entry: Pending, outcome: ev.Answer | ImagegenError) -> ev.LogEvent:
+    fields = {"request_id": entry.id.hex()}
+    if isinstance(outcome, ImagegenError):
+        fields["outcome"] = outcome.code
+    elif isinstance(outcome.message, messages.Result):
+        fields |= {"outcome": "result", "worker": outcome.message.worker}
+    return ev.LogEvent(logging.DEBUG, "request ended", fields)

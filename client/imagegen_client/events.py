@@ -39,7 +39,7 @@ class StatsRequested:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """The application cancels a request; the request is still to be completed."""
+    """The application cancels a request; `Complete` still follows."""
 
     key: bytes
 
@@ -85,7 +85,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The shell has passed on everything it could read, or `next_deadline()` has come."""
+    """The shell has delivered all available messages, or the time of `next_deadline()` was reached."""
 
 
 ApplicationEvent = SubmitRequested | StatsRequested | CancelRequested | CloseRequested
@@ -104,7 +104,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a message on the current connection; losing it is allowed."""
+    """Send a message on the current connection; it may be lost."""
 
     message: ClientMessage
     payload: Payload = ()
@@ -136,6 +136,14 @@ class ReportProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportWaiting:
+    """The request `key` waits because no broker serves this client."""
+
+    key: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogEvent:
     """A log line; `level` as in `logging`."""
 
@@ -144,4 +152,4 @@ class LogEvent:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-Action = Connect | Send | Complete | ReportProgress | LogEvent
+Action = Connect | Send | Complete | ReportProgress | ReportWaiting | LogEvent

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from msgspec import to_builtins
@@ -25,11 +26,12 @@ class BrokerStatus:
 
     @property
     def wait_seconds(self) -> float | None:
-        """Estimated wait of a new request; None if the broker has not answered requests lately."""
+        """Estimated wait of a new request; None if the broker has answered hardly any request lately."""
         if self.statistics is None or not self.statistics.queued_requests:
             return 0.0
         rate = self.statistics.answers_per_second
-        return self.statistics.queued_requests / rate if rate > 0 else None
+        wait = self.statistics.queued_requests / rate if rate > 0 else inf
+        return None if wait == inf else wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from imagegen_client.pillow import os_errors
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.error_texts import format_value
 from imagegen_protocol.images import sniff_format
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_SIDE_PIXELS
+from imagegen_protocol.terminal import escape_controls
 
 if TYPE_CHECKING:
     from PIL import Image
 
 ImageSource = Union["Image.Image", str, os.PathLike[str], bytes, bytearray, memoryview]
 """A PIL image, the path of a file, or the bytes of a file."""
+
+_PROGRAMS = ("EPS", "WMF")
+"""Formats for which Pillow runs another program, such as Ghostscript, on the bytes."""
 
 
 def read_image(name: str, source: ImageSource) -> bytes:
@@ -28,8 +33,9 @@ def read_image(name: str, source: ImageSource) -> bytes:
             # Checked before reading: a file that is too long is not loaded.
             _check_length(name, path.stat().st_size, str(path))
             data = path.read_bytes()
-        except OSError as error:
-            raise InvalidRequestError(f"{name}: {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: the path has a character that no path can have
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidRequestError(f"{name}: {escape_controls(str(path))}: {reason}") from error
         return _encode(name, data, str(path))
     if isinstance(source, bytes | bytearray | memoryview):
         return _encode(name, bytes(source), f"{len(source)} bytes")
@@ -47,9 +53,11 @@ def _encode(name: str, data: bytes, given: str) -> bytes:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with os_errors(), Image.open(io.BytesIO(data)) as image:
+            if image.format in _PROGRAMS:
+                raise InvalidRequestError(f"{name}: expected an image, got {given} in the format {image.format}")
             return _as_png(name, image, given)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise InvalidRequestError(f"{name}: expected an image, got {given}: {error}") from error
 
 

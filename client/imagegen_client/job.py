@@ -10,9 +10,12 @@ from imagegen_client.progress import Progress, make_progress
 from imagegen_client.result import GenerationResult
 from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, messages
+from imagegen_protocol.limits import MAX_STEPS
 
 MAX_UNREAD = 32
-"""Unread progress events beyond which previews and queue positions are dropped; steps are always kept."""
+"""Unread progress events beyond which previews and queue positions are dropped."""
+MAX_UNREAD_STEPS = 2 * MAX_STEPS
+"""Unread progress events beyond which steps are dropped too: a worker may send any number of them."""
 
 ProgressQueue = queue.SimpleQueue[Progress | None]
 """Progress events, oldest first; None marks the end."""
@@ -59,7 +62,7 @@ class Job:
     def result(self, timeout: float | None = None) -> GenerationResult:
         """Wait for the result. Raises the request's `ImagegenError`, or `TimeoutError` after `timeout` seconds.
 
-        After a `TimeoutError` the request goes on; `cancel` ends it.
+        After a `TimeoutError` the request continues; `cancel` ends it.
         """
         return self.future.result(timeout)
 
@@ -113,7 +116,7 @@ class Job:
     # ---- the I/O thread ----------------------------------------------------------------------------------
 
     def on_complete(self, outcome: Answer | ImagegenError) -> None:
-        """Take the answer; called by the transport."""
+        """Store the result or error; called by the transport."""
         if isinstance(outcome, Answer):
             assert isinstance(outcome.message, messages.Result), "the core answers requests with results"
             seconds = time.monotonic() - self._started
@@ -125,10 +128,17 @@ class Job:
         self._callback = None
 
     def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
-        """Take a progress message; called by the transport."""
-        full = self._progress is not None and self._progress.qsize() >= MAX_UNREAD
+        """Add a progress event; called by the transport."""
+        unread = 0 if self._progress is None else self._progress.qsize()
+        full = unread >= MAX_UNREAD
         self._latest = event = make_progress(progress, () if full else payload)
-        if not (full and event.state == "queued"):
+        if unread < (MAX_UNREAD if event.state == "queued" else MAX_UNREAD_STEPS):
+            self._put(event)
+
+    def on_waiting(self, reason: str) -> None:
+        """Add an event that no broker serves the client; called by the transport."""
+        self._latest = event = Progress(0, 0, state="waiting", reason=reason)
+        if self._progress is not None and self._progress.qsize() < MAX_UNREAD:
             self._put(event)
 
     def _put(self, event: Progress | None) -> None:

@@ -10,7 +10,7 @@ from imagegen_protocol.statistics import GpuStatistics, Statistics
 def served(statistics: Statistics) -> list[dict[str, Any]]:
     """Return the models of a broker, the default first, as `model`, `default`, `workers` and `takes`.
 
-    `takes` is what a model accepts, as the protocol's traits have it; None until a worker has reported it.
+    `takes` has the capabilities of the model; None until a worker has reported them.
     """
     default = statistics.default_model
     # The default may have no worker for now; requests wait for one.

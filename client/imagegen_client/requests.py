@@ -16,7 +16,7 @@ from imagegen_protocol.request import make_request
 
 
 class RequestOptions(TypedDict, total=False):
-    """The parameters of a request, its prompt aside; absent or None: the model's own default.
+    """The parameters of a request, except the prompt; absent or None: the model's own default.
 
     Written out for type checkers; a test compares it with the declaration in `imagegen_protocol.parameters`.
     """

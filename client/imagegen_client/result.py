@@ -1,13 +1,14 @@
 """Result of a request: the images, their parameters, and timings."""
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagegen_client.pillow import os_errors
 from imagegen_protocol import ProtocolError
-from imagegen_protocol.messages import ParameterValue, Result
+from imagegen_protocol.images import BoundedFile
+from imagegen_protocol.messages import ImageInfo, ParameterValue, Result
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,22 +44,10 @@ class GenerationResult:
     def images(self) -> list["Image.Image"]:
         """The decoded images.
 
-        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and PIL's
-        `UnidentifiedImageError` (an `OSError`) for one that cannot be decoded or has another format.
+        Raises `ProtocolError`, before decoding, for an image whose size differs from the header's, and `OSError`,
+        such as PIL's `UnidentifiedImageError`, for one that cannot be decoded, of another format or many parts.
         """
-        # Imported late: Pillow takes longer to import than everything else together.
-        from PIL import Image
-
-        decoded: list[Image.Image] = []
-        for info, frame in zip(self._header.images, self._frames, strict=True):
-            # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
-            image = Image.open(io.BytesIO(frame), formats=(info.format,))
-            if image.size != (info.width, info.height):
-                announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
-                raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
-            image.load()
-            decoded.append(image)
-        return decoded
+        return [_decode(info, frame) for info, frame in zip(self._header.images, self._frames, strict=True)]
 
     @property
     def image(self) -> "Image.Image":
@@ -162,3 +151,17 @@ class GenerationResult:
             # JPEG supports neither transparency nor palettes.
             jpeg = path.suffix.lower() in _SUFFIXES["jpeg"]
             (image.convert("RGB") if jpeg else image).save(path)
+
+
+def _decode(info: ImageInfo, frame: bytes | memoryview) -> "Image.Image":
+    # Imported late: Pillow takes longer to import than everything else together.
+    from PIL import Image
+
+    # Opening reads only the size: an image announced as small must not be decoded to gigabytes.
+    with os_errors():
+        image = Image.open(BoundedFile(frame), formats=(info.format,))
+        if image.size != (info.width, info.height):
+            announced, received = f"{info.width}x{info.height}", f"{image.width}x{image.height}"
+            raise ProtocolError(f"expected an image of {announced} pixels, got one of {received}")
+        image.load()
+    return image

@@ -21,7 +21,7 @@ from imagegen_client.transport import Transport
 from imagegen_protocol import ImagegenError, ProtocolError, messages
 from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import read_curve_keys
-from imagegen_protocol.limits import ID_BYTES
+from imagegen_protocol.limits import ID_BYTES, MAX_COUNT
 from imagegen_protocol.seeds import random_seed
 from imagegen_protocol.statistics import Statistics, from_msgpack
 
@@ -37,14 +37,15 @@ class Client:
     """Client of a fleet; thread-safe. Use it as a context manager, or call `close`.
 
     `broker`: one endpoint (`tcp://host:port` or `ipc://path`) or several. With several, the client fails over to
-    the next when a broker is dead, and resends its unfinished requests. It connects at the first request.
-    `connect_timeout`: seconds after which requests end in `BrokerUnreachableError` if no broker has ever
+    the next when a broker is dead or refuses it, and resends its unfinished requests. It connects at the first
+    request. `connect_timeout`: seconds after which requests end in `BrokerUnreachableError` if no broker has ever
     answered; None waits. `retry_overloaded`: wait and retry when a broker's queue is full, instead of raising
-    `OverloadedError`. `key`, `broker_key`: for brokers that require keys, the paths of this client's `.key_secret`
-    file and of the broker's `.key` file (`imagegen keygen`). `tracer_provider`: an OpenTelemetry tracer provider;
-    each request becomes a span, the parent of the broker's and the worker's spans.
+    `OverloadedError`. `receive_maximum`: maximum number of answers that the broker sends before this client has
+    acknowledged them; None: the broker's maximum. `key`, `broker_key`: for brokers that require keys, the paths of
+    this client's `.key_secret` file and of the broker's `.key` file (`imagegen keygen`). `tracer_provider`: an
+    OpenTelemetry tracer provider; each request becomes a span, the parent of the broker's and the worker's spans.
 
-    Raises `ValueError` for an invalid endpoint or key file.
+    Raises `ValueError` for an invalid endpoint, key file or maximum.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Client:
         *,
         connect_timeout: float | None = None,
         retry_overloaded: bool = False,
+        receive_maximum: int | None = None,
         key: str | Path | None = None,
         broker_key: str | Path | None = None,
         tracer_provider: "TracerProvider | None" = None,
@@ -60,7 +62,14 @@ class Client:
         endpoints = [broker] if isinstance(broker, str) else list(broker)
         for endpoint in endpoints:
             parse_endpoint(endpoint)
-        core = ClientCore(endpoints, connect_timeout=connect_timeout, retry_overloaded=retry_overloaded)
+        if receive_maximum is not None and not 1 <= receive_maximum <= MAX_COUNT:
+            raise ValueError(f"receive_maximum: expected an integer from 1 to {MAX_COUNT}, got {receive_maximum}")
+        core = ClientCore(
+            endpoints,
+            connect_timeout=connect_timeout,
+            retry_overloaded=retry_overloaded,
+            receive_maximum=receive_maximum,
+        )
         self._transport = Transport(core, read_curve_keys(key, broker_key))
         self._tracer = None if tracer_provider is None else RequestTracer(tracer_provider)
         # Closes a client that is garbage-collected, or still open when the program ends.
@@ -184,7 +193,7 @@ class Client:
 
 
 class _StatsQuery:
-    """Response handler of a statistics query."""
+    """Response handler of a statistics query: sets `future` to the statistics or the error."""
 
     def __init__(self) -> None:
         self.future: Future[Statistics] = Future()
@@ -201,3 +210,6 @@ class _StatsQuery:
 
     def on_progress(self, progress: messages.Progress, payload: Payload) -> None:
         raise AssertionError("a statistics query has no progress")
+
+    def on_waiting(self, reason: str) -> None:
+        raise AssertionError("the core reports requests only")

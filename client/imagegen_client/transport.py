@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
@@ -18,14 +19,17 @@ from imagegen_protocol import ClientClosedError, ImagegenError, ProtocolError
 from imagegen_protocol.frames import decode_broker_to_client, encode
 from imagegen_protocol.handshake import HandshakeMonitor
 from imagegen_protocol.keys import CurveKeys
-from imagegen_protocol.limits import ID_BYTES, MAX_FRAME_BYTES, MAX_FRAMES
-from imagegen_protocol.messages import ClientMessage, Goodbye, Progress
+from imagegen_protocol.limits import ID_BYTES, MAX_CHUNK_BYTES, MAX_FETCH_BYTES, MAX_FRAMES
+from imagegen_protocol.messages import Chunk, ClientMessage, Error, Goodbye, Progress, Result, Stats
 from imagegen_protocol.sockets import enable_keepalive
+from imagegen_protocol.terminal import escape_controls
 
 logger = logging.getLogger("imagegen.client")
 
 MAX_MESSAGES_PER_READ = 1000
 """Messages read in a row before requests and timers are served."""
+MAX_UNSENT_CHUNK_BYTES = MAX_FETCH_BYTES
+"""Maximum size of the chunks that wait in ZeroMQ's buffers; further chunks are dropped."""
 LINGER_MILLISECONDS = 1000
 """Time limit of closing for sending the last acknowledgements and GOODBYE."""
 
@@ -37,10 +41,13 @@ class ResponseHandler(Protocol):
     """Receiver of one request's answer. Called on the I/O thread: must return quickly and must not raise."""
 
     def on_complete(self, outcome: ev.Answer | ImagegenError) -> None:
-        """Take the answer or the error; called once."""
+        """Receive the answer or the error; called once."""
 
     def on_progress(self, progress: Progress, payload: ev.Payload) -> None:
-        """Take a progress message and its preview, if any."""
+        """Receive a progress message and its preview, if any."""
+
+    def on_waiting(self, reason: str) -> None:
+        """Receive the reason why no broker serves this client at the moment."""
 
 
 class Transport:
@@ -60,6 +67,9 @@ class Transport:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._handshakes: HandshakeMonitor | None = None
+        self._unsent_chunks: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._unsent_bytes = 0
+        """Size of the chunks that wait in ZeroMQ's buffers."""
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name="imagegen-client", daemon=True)
@@ -81,7 +91,7 @@ class Transport:
                 self._enqueue(ev.CancelRequested(key), None)
 
     def close(self) -> None:
-        """End unfinished requests in `ClientClosedError`, say GOODBYE, and wait for the thread to end."""
+        """End unfinished requests in `ClientClosedError`, send GOODBYE, and wait for the thread to end."""
         with self._lock:
             if self._closed_error is None:
                 self._closed_error = ClientClosedError("the client is closed")
@@ -146,7 +156,7 @@ class Transport:
             self._perform(self._core.handle(ev.Disconnected(), now))
 
     def _receive(self) -> ev.Received | ev.InvalidMessage | None:
-        """Read one message; return None if there is none. ev.Payload frames are not copied."""
+        """Read one message; return None if there is none. Frames of the payload are not copied."""
         socket = self._socket
         if socket is None:
             return None
@@ -156,18 +166,22 @@ class Transport:
             return None
         header = frame.bytes
         payload: list[memoryview] = []
+        number = 1
         # `frame.more` is much cheaper than the socket option RCVMORE.
         while frame.more:
             frame = socket.recv(zmq.NOBLOCK, copy=False)
-            payload.append(frame.buffer)
+            number += 1
+            if number <= MAX_FRAMES:
+                payload.append(frame.buffer)
         try:
             message = decode_broker_to_client(header)
         except ProtocolError as error:
             return ev.InvalidMessage(error)
-        if len(payload) >= MAX_FRAMES:
-            return ev.InvalidMessage(
-                ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {len(payload) + 1}")
-            )
+        if number > MAX_FRAMES:
+            problem = ProtocolError(f"expected a message of at most {MAX_FRAMES} frames, got {number}")
+            problem.request_id = getattr(message, "request_id", None)
+            problem.is_answer = isinstance(message, Result | Error | Stats)
+            return ev.InvalidMessage(problem)
         return ev.Received(message, payload)
 
     def _take_queued(self) -> None:
@@ -184,6 +198,8 @@ class Transport:
     def _perform(self, actions: Iterable[ev.Action]) -> None:
         for action in actions:
             match action:
+                case ev.Send(Chunk() as chunk, (data,)):
+                    self._send_chunk(chunk, data)
                 case ev.Send(message, payload):
                     self._send(message, payload)
                 case ev.LogEvent(level, text, fields):
@@ -193,6 +209,8 @@ class Transport:
                     self._handlers.pop(key).on_complete(outcome)
                 case ev.ReportProgress(key, progress, payload):
                     self._handlers[key].on_progress(progress, payload)
+                case ev.ReportWaiting(key, reason):
+                    self._handlers[key].on_waiting(reason)
                 case ev.Connect(endpoint):
                     self._connect(endpoint)
 
@@ -206,6 +224,22 @@ class Transport:
             for left, frame in enumerate(payload, 1 - len(payload)):
                 self._socket.send(frame, _MORE if left else zmq.NOBLOCK, copy=False)
 
+    def _send_chunk(self, chunk: Chunk, data: bytes | memoryview) -> None:
+        """Send a chunk without copying it; it is dropped if too many wait, and the broker requests it again."""
+        assert self._socket is not None, "the core sends only after connecting"
+        unsent = self._unsent_chunks
+        while unsent and unsent[0][0].done:
+            self._unsent_bytes -= unsent.popleft()[1]
+        if self._unsent_bytes + len(data) > MAX_UNSENT_CHUNK_BYTES:
+            return
+        frame = zmq.Frame(data, track=True, copy=False)
+        assert frame.tracker is not None, "the frame is tracked"
+        with suppress(zmq.Again):
+            self._socket.send(encode(chunk), _MORE)
+            self._socket.send(frame, zmq.NOBLOCK, copy=False)
+            unsent.append((frame.tracker, len(data)))
+            self._unsent_bytes += len(data)
+
     def _connect(self, endpoint: str) -> None:
         self._disconnect()
         socket = self._context.socket(zmq.DEALER)
@@ -215,7 +249,7 @@ class Transport:
         socket.linger = 0
         # Unlimited: the application limits its unfinished requests; a full buffer would need retries here.
         socket.sndhwm = 0
-        socket.maxmsgsize = MAX_FRAME_BYTES
+        socket.maxmsgsize = MAX_CHUNK_BYTES
         socket.reconnect_ivl_max = 1000
         socket.ipv6 = "[" in endpoint
         enable_keepalive(socket)
@@ -227,6 +261,8 @@ class Transport:
         self._poller.register(self._handshakes.monitor, zmq.POLLIN)
 
     def _disconnect(self) -> None:
+        self._unsent_chunks.clear()
+        self._unsent_bytes = 0
         if self._handshakes is not None:
             self._poller.unregister(self._handshakes.monitor)
             self._handshakes.close()
@@ -258,4 +294,5 @@ class Transport:
 
 
 def _format_fields(fields: Mapping[str, str]) -> str:
-    return "".join(f' {key}="{value}"' if " " in value else f" {key}={value}" for key, value in fields.items())
+    pairs = ((key, escape_controls(value)) for key, value in fields.items())
+    return "".join(f' {key}="{value}"' if " " in value else f" {key}={value}" for key, value in pairs)

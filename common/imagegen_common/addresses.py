@@ -12,10 +12,19 @@ class ConfigError(ValueError):
 class NotBoundError(ConfigError):
     """An address can't be bound. `may_pass`: another process holds it, or the network is not up yet."""
 
-    def __init__(self, message: str, number: int | None) -> None:
-        """`number`: the system's `errno`."""
+    def __init__(self, message: str, number: int | None, port: int | None = None) -> None:
+        """`number`: the system's `errno`; `port`: TCP port whose listener is named if it is in use."""
+        if number == errno.EADDRINUSE and port is not None:
+            message += _listener_words(port)
         super().__init__(message)
         self.may_pass = number in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+
+
+def _listener_words(port: int) -> str:
+    from imagegen_common.listeners import listener  # psutil is needed for this error only
+
+    name, pid = listener(port) or ("", None)
+    return "" if pid is None else f"; {name} (process {pid}) listens there"
 
 
 @contextmanager

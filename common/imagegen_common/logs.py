@@ -32,6 +32,10 @@ REPORT_SECONDS = 5.0
 EXIT_SECONDS = 2.0
 """Maximum time that the end of the process waits for stderr to take the remaining lines."""
 
+BURST_LINES = 20
+"""Maximum number of warnings or errors with the same text in a second."""
+_MAX_TEXTS = 1000
+
 _PLAIN = re.compile(r"[^\s\"=]+")
 _log = logging.getLogger("imagegen")
 _encode = json.JSONEncoder(default=str).encode  # `json.dumps` would create an encoder for each line
@@ -56,11 +60,13 @@ class LineFormatter(logging.Formatter):
         """Return the line; `extra={"fields": {…}}` of the logging call becomes `key=value` pairs."""
         fields: dict[str, object] = getattr(record, "fields", {})
         line = self.line(record.created, record.levelno, record.name, record.getMessage(), fields)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        return "\n".join([line, *map(_escape, self.formatException(record.exc_info).split("\n"))])
 
     def line(self, created: float, level: int, logger: str, text: str, fields: dict[str, Any]) -> str:
         """Return the line of a message without a record; `created` in seconds since 1970."""
-        message = " ".join(text.split())  # an error's text may have several lines
+        message = _escape(" ".join(text.split()))  # an error's text may have several lines
         constant = self._constant
         pairs = [f"{key}={_show(value)}" for key, value in fields.items() if key not in constant]
         return " ".join([_instant(created), _level(level), message, *pairs]) + self._end
@@ -98,7 +104,7 @@ class JsonFormatter(logging.Formatter):
         }
         for key, value in {**fields, **self._constant}.items():
             line[key] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        return _encode({**line, **trace})
+        return _escape(_encode({**line, **trace}))  # JSON keeps one control character, delete
 
 
 def _instant(seconds: float) -> str:
@@ -120,16 +126,61 @@ def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     text = value if type(value) is str else str(value)
-    return text if text.isalnum() or _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if text.isalnum() or (_PLAIN.fullmatch(text) and text.isprintable()):
+        return text
+    return _escape(json.dumps(text, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    r"""Return the text with control characters, which could change a terminal, as `\u001b`."""
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else _unicode_escape(each) for each in text])
+
+
+def _unicode_escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if character.isascii() else json.dumps(character)[1:-1]
+
+
+class BurstLimiter:
+    """Limits the warnings and errors of one text in a second: peers that fail in a loop cause them."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, tuple[int, int]] = {}
+        """The present second of each text, and the number of its lines in it."""
+
+    def limit(self, lines: Sequence[Line], now: float) -> list[Line]:
+        """Return the lines to write; the first one of a later second states how many were left out."""
+        kept: list[Line] = []
+        for level, text, fields in lines:
+            if level < logging.WARNING:
+                kept.append((level, text, fields))
+                continue
+            second, count = self._seconds.get(text, (0, 0))
+            if second != int(now):
+                left_out = {"left_out": count - BURST_LINES} if count > BURST_LINES else {}
+                kept.append((level, text, {**fields, **left_out}))
+                second, count = int(now), 0
+            elif count < BURST_LINES:
+                kept.append((level, text, fields))
+            if len(self._seconds) >= _MAX_TEXTS and text not in self._seconds:
+                self._seconds.clear()
+            self._seconds[text] = second, count + 1
+        return kept
+
+
+_limiter = BurstLimiter()
 
 
 def log(logger: logging.Logger, level: int, text: str, **fields: Any) -> None:
-    """Log a message with fields."""
-    _handle(logger, level, text, fields)
+    """Log a message with fields, unless there are too many of it."""
+    for each in _limiter.limit([(level, text, fields)], time.monotonic()):
+        _handle(logger, *each)
 
 
 def log_all(logger: logging.Logger, lines: Sequence[Line]) -> None:
     """Log several messages in one write, without records if stderr is the logger's only output."""
+    lines = _limiter.limit(lines, time.monotonic())
     handler = _only_handler(logger)
     if handler is None or not handler.enqueue_lines(logger, lines):
         for level, text, fields in lines:

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from imagegen_common.addresses import NotBoundError
+from imagegen_common.command_line import OneLineErrors
 
 EXIT_NOT_BOUND = 71
 """Exit status of a daemon whose address is taken or not there yet (EX_OSERR): a later start may succeed."""
@@ -30,7 +31,7 @@ _KINDS: tuple[tuple[type[click.ParamType[Any]], tuple[type, ...], str], ...] = (
 """Python types of a value in the file, by the type of the option; the first match counts."""
 
 
-class SettingsCommand(click.Command):
+class SettingsCommand(OneLineErrors):
     """A command whose errors name the origin of a wrong value: a line of the file, or a variable."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -129,7 +130,7 @@ def read_settings(path: Path, command: click.Command, context: click.Context) ->
         raise click.UsageError(f"--config: can't read {path}: {error.strerror}", context) from error
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{path}: not UTF-8: {error.reason} at byte {error.start}", context) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise click.UsageError(f"{path}: not TOML: {error}", context) from error
     lines = text.splitlines()
     options = options_of(command)
@@ -144,6 +145,8 @@ def read_settings(path: Path, command: click.Command, context: click.Context) ->
 def _problem(key: str, value: object, options: dict[str, click.Option], context: click.Context) -> str | None:
     """Return the error in one setting of the file; None if it is valid."""
     option = options.get(key)
+    if _has_large_integer(value):
+        return f"{key}: expected integers of 64 bits"
     if option is None:
         if isinstance(value, dict):
             return f"{key} is a table; settings stand at the top of the file, outside tables"
@@ -160,7 +163,18 @@ def _problem(key: str, value: object, options: dict[str, click.Option], context:
         option.type_cast_value(context, value)
     except click.BadParameter as error:
         return f"{key}: {error.message}"
+    except ValueError as error:  # a path with a null character
+        return f"{key}: {error}"
     return None
+
+
+def _has_large_integer(value: object) -> bool:
+    """Return whether a value is or contains an integer beyond the range of TOML, which may be too long to show."""
+    if isinstance(value, dict):
+        return any(map(_has_large_integer, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_large_integer, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _load(context: click.Context, option: click.Parameter, path: Path | None) -> None:

@@ -94,6 +94,8 @@ class Acceptor:
             }
         )
         try:
+            # A response is two small writes or more; asyncio sets the option for sockets of its own only.
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self._make_protocol(on_open), accepted, ssl=self._tls, **timeouts
             )

@@ -15,7 +15,7 @@ from imagegen_gateway.services import Services
 
 
 class RequestMemory:
-    """The memory that one request holds until its response has been sent: its body, and a long response."""
+    """The memory of one request, counted until its response has been sent: the body, and a long response."""
 
     def __init__(self, services: Services, api_key: ApiKey) -> None:
         self._budget: ByteBudget = services.body_bytes
@@ -44,7 +44,7 @@ class RequestMemory:
             self.reserve(self._received - self._taken)
 
     def hold(self, size: int) -> None:
-        """Count memory that is in use already; later requests of the key may be rejected therefore."""
+        """Count memory that is already in use, even above the limit, against later requests of the key."""
         self._budget.add(self._key_id, size)
         self._taken += size
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from imagegen_common.addresses import ConfigError, errors_of
+from imagegen_common.command_line import IntegerRange, NumberRange, SuggestingGroup
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
@@ -24,18 +24,7 @@ _FILE = click.Path(path_type=Path)
 EXIT_FAILED = 1
 
 
-class _Seconds(click.FloatRange):
-    """A range of finite numbers: click's accepts "nan" and "inf"."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number. Raises `click.BadParameter`."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
-        return number
-
-
-class _Gateway(SettingsCommand, click.Group):
+class _Gateway(SettingsCommand, SuggestingGroup):
     """The command with settings; it serves if no subcommand is given."""
 
 
@@ -74,7 +63,7 @@ class _Gateway(SettingsCommand, click.Group):
     "[default: results, in the state folder]",
 )
 @click.option(
-    "--results-kept", type=_Seconds(1), default=86400.0, help="Seconds until images and ended jobs expire."
+    "--results-kept", type=NumberRange(1), default=86400.0, help="Seconds until images and ended jobs expire."
 )
 @click.option(
     "--public-url", help="URL of this gateway for clients; prefix of image URLs.  [default: from each request]"
@@ -84,26 +73,26 @@ class _Gateway(SettingsCommand, click.Group):
 )
 @click.option(
     "--max-body-bytes",
-    type=click.IntRange(1024),
+    type=IntegerRange(1024),
     default=32 * 1024**2,
     help="Maximum length of a request body; longer ones get status 413.",
 )
 @click.option(
     "--max-connections",
-    type=click.IntRange(1, 100_000),
+    type=IntegerRange(1, 100_000),
     default=1000,
     help="Maximum number of connections; further ones get status 503.",
 )
-@click.option("--max-jobs", type=click.IntRange(1), default=10_000, help="Maximum number of unfinished jobs.")
+@click.option("--max-jobs", type=IntegerRange(1), default=10_000, help="Maximum number of unfinished jobs.")
 @click.option(
     "--max-jobs-per-key",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=1000,
     help="Maximum number of unfinished jobs of an API key.",
 )
 @click.option(
     "--max-job-bytes-per-key",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     default=2 * 1024**3,
     help="Maximum size of the input images of an API key's unfinished jobs, on disk.",
 )
@@ -121,16 +110,16 @@ class _Gateway(SettingsCommand, click.Group):
     help="Network in which the page reads the metrics of workers, at the addresses that they state; repeatable.",
 )
 @click.option(
-    "--webhook-attempts", type=click.IntRange(1, 100), default=8, help="Maximum number of attempts per webhook."
+    "--webhook-attempts", type=IntegerRange(1, 100), default=8, help="Maximum number of attempts per webhook."
 )
 @click.option(
     "--webhook-retry",
-    type=_Seconds(0.01),
+    type=NumberRange(0.01),
     default=5.0,
     help="Seconds before the second attempt of a webhook; further delays are four times as long, up to an hour.",
 )
 @click.option(
-    "--drain-timeout", type=_Seconds(0), default=30.0, help="Seconds for requests to finish after SIGTERM."
+    "--drain-timeout", type=NumberRange(0), default=30.0, help="Seconds for requests to finish after SIGTERM."
 )
 @click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate chain; enables HTTPS.")
 @click.option("--tls-key", type=_FILE, help="PEM file with the private key of the certificate.")

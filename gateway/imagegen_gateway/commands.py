@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from imagegen_common.addresses import ConfigError
+from imagegen_common.command_line import IntegerRange, NumberRange
 from imagegen_gateway.core.limits import Limits
 from imagegen_protocol.limits import MAX_NAME_LENGTH, MAX_SIDE_PIXELS, MAX_STEPS
 
@@ -57,18 +58,18 @@ def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
 @click.argument("name", callback=_name)
 @click.option(
     "--requests-per-minute",
-    type=click.FloatRange(0, min_open=True, max=1e6),
+    type=NumberRange(0, min_open=True, max=1e6),
     help="Maximum number of image requests and jobs per minute.  [default: unlimited]",
 )
 @click.option(
     "--max-in-flight",
-    type=click.IntRange(1),
+    type=IntegerRange(1),
     help="Maximum number of unfinished requests and jobs.  [default: unlimited]",
 )
 @click.option("--max-size", type=_Size(), help="Maximum width and height.  [default: unlimited]")
 @click.option(
     "--max-steps",
-    type=click.IntRange(1, MAX_STEPS),
+    type=IntegerRange(1, MAX_STEPS),
     help="Maximum number of denoising steps.  [default: unlimited]",
 )
 @click.option(
@@ -79,7 +80,7 @@ def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
 )
 @click.option(
     "--priority",
-    type=click.IntRange(-100, 100),
+    type=IntegerRange(-100, 100),
     default=0,
     help="Default and maximum priority of its requests.  [default: 0]",
 )

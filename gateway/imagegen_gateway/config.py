@@ -76,7 +76,7 @@ def check_origin(name: str, url: str, *, path: bool = False) -> str:
 
 
 def check_networks(option: str, texts: Sequence[str]) -> tuple[Network, ...]:
-    """Return the networks of an option. Raises `ConfigError`."""
+    """Parse the values of `option`, such as 10.0.0.0/8; return the networks. Raises `ConfigError`."""
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The state of the fleet for the web page: polled once for all pages that show it."""
+"""The state of the fleet for the web page: one poll serves all open pages."""
 
 import asyncio
 import json
@@ -62,34 +62,50 @@ class FleetFeed:
         self._statistics: Statistics | None = None
         self._gpu_metrics = GpuMetricsReader(networks)
         self._last_answer = time.monotonic()
-        self._event = ""
-        self._changed: asyncio.Future[None] | None = None
+        self._event = b""
+        self._changed = asyncio.Event()
+        """Set once, after the next poll or at the end; then replaced."""
         self._followers = 0
-        self._polling: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def events(self, clients: ClientPool, stopping: asyncio.Event) -> sse.Events:
-        """Yield an event `fleet` after each poll until the gateway shuts down."""
-        stopped = asyncio.ensure_future(stopping.wait())
+        """Yield an event `fleet` after each poll, and one at once if the state is known, until shutdown."""
         self._followers += 1
         try:
-            while not stopped.done():
-                if self._polling is None or self._polling.done():
-                    self._polling = asyncio.create_task(self._poll(clients), name="fleet feed")
-                if self._changed is None:
-                    self._changed = asyncio.get_running_loop().create_future()
-                waited: set[asyncio.Future[Any]] = {self._changed, stopped, self._polling}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                if self._polling.done():
-                    self._polling.result()  # raises its error in all followers, whose pages reconnect
-                if not stopped.done():
-                    yield sse.event("fleet", self._event)
+            if self._event and self._running is not None and not self._running.done():
+                yield self._event
+            while not stopping.is_set():
+                if self._running is None or self._running.done():
+                    self._running = asyncio.create_task(self._run(clients, stopping), name="fleet feed")
+                running = self._running
+                await self._changed.wait()  # nothing else: each follower of an event delays all other requests
+                if running.done():
+                    running.result()  # raises its error in all followers, whose pages reconnect
+                if not stopping.is_set():
+                    yield self._event
         finally:
-            stopped.cancel()
             self._followers -= 1
-            if not self._followers and self._polling is not None:
-                self._polling.cancel()
-                await asyncio.gather(self._polling, return_exceptions=True)
+            if not self._followers and self._running is not None:
+                self._running.cancel()
+                await asyncio.gather(self._running, return_exceptions=True)
                 await self._gpu_metrics.close()
+
+    async def _run(self, clients: ClientPool, stopping: asyncio.Event) -> None:
+        """Poll until the gateway shuts down."""
+        stopped, polling = asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(self._poll(clients))
+        try:
+            await asyncio.wait({stopped, polling}, return_when=asyncio.FIRST_COMPLETED)
+            if polling.done():
+                polling.result()
+        finally:
+            for task in (stopped, polling):
+                task.cancel()
+            await asyncio.gather(stopped, polling, return_exceptions=True)
+            self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _poll(self, clients: ClientPool) -> None:
         while True:
@@ -101,10 +117,8 @@ class FleetFeed:
             except ImagegenError:
                 lost_for = time.monotonic() - self._last_answer
             self._record(FleetSnapshot(time.monotonic(), (BrokerStatus("", self._statistics, lost_for),)))
-            self._event = json.dumps(self._data())
-            changed, self._changed = self._changed, None
-            if changed is not None:
-                changed.set_result(None)
+            self._event = sse.event("fleet", json.dumps(self._data()))
+            self._wake()
             await asyncio.sleep(POLL_SECONDS)
 
     def _record(self, latest: FleetSnapshot) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 import httpcore2
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +22,8 @@ _NAMES = ("memory_used_bytes", "memory_total_bytes", "temperature_celsius")
 _STARTS = tuple(_PREFIX + name for name in _NAMES)
 MAX_LINES = 200
 """Maximum number of lines that are parsed: three for each GPU of a host."""
+MAX_LINE = 500
+"""Maximum number of characters of a line that is parsed; the parser needs 7 s for a megabyte of quotes."""
 MAX_CONCURRENT = 16
 """Maximum number of workers that are read at the same time."""
 
@@ -96,7 +99,8 @@ async def _fetch(backend: RestrictedBackend, address: str) -> str:
 def parse(text: str, worker: str) -> GpuMetrics:
     """Return the GPU metrics of a worker from Prometheus text. Raises `ValueError` for malformed text."""
     # Parsing all metrics would block the event loop for too long.
-    lines = [line for line in text.splitlines() if line.startswith(_STARTS)][:MAX_LINES]
+    found_lines = (line for line in text.splitlines() if line.startswith(_STARTS) and len(line) <= MAX_LINE)
+    lines = list(islice(found_lines, MAX_LINES))
     samples = [
         sample for family in text_string_to_metric_families("\n".join(lines) + "\n") for sample in family.samples
     ]

@@ -4,35 +4,23 @@ import binascii
 import io
 import threading
 
+from imagegen_client.pillow import os_errors
 from imagegen_gateway.core.limits import Limits
 from imagegen_gateway.errors import ApiError
+from imagegen_protocol.images import BoundedFile
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 
+MAX_DATA_URL_PREFIX = 256
+"""Maximum number of characters before the data of a `data:` URL."""
+_SLICE = 256 * 1024
+"""Characters of base64 that are decoded at once; a multiple of 4."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DECODING = threading.Semaphore(2)
 """Limits concurrent conversions: the largest mask needs a third of a gigabyte."""
-MAX_READS = 64 * 1024
-"""Maximum number of reads from a file. Decoders read each PNG chunk and JPEG segment separately, in Python."""
-MAX_CHUNKS = 16 * 1024
-"""Maximum number of chunks of a PNG. Encoders that write chunks of 4 KiB reach it at 64 MiB."""
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-
-
-class _BoundedFile(io.BytesIO):
-    """A file in memory that permits `MAX_READS` reads; further ones raise `ValueError`."""
-
-    _reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read some bytes."""
-        self._reads += 1
-        if self._reads > MAX_READS:
-            raise ValueError(f"it has more than {MAX_READS} parts")
-        return super().read(size)
 
 
 def read_input(name: str, field: str, data: bytes, limits: Limits, *, sets_size: bool) -> bytes:
-    """Return the checked frame of the image parameter `name`. Raises `ApiError`, which names the API's `field`.
+    """Check the image of parameter `name`; return its frame. Raises `ApiError`, which names the API's `field`.
 
     `sets_size`: the generated images have the size of this image.
     """
@@ -47,13 +35,14 @@ def check_image(field: str, data: bytes, limits: Limits, *, sets_size: bool) -> 
     """
     from PIL import Image
 
-    if _has_too_many_chunks(data):
-        message = f"{field}: expected a PNG with at most {MAX_CHUNKS} chunks"
-        raise ApiError(422, "invalid_image", message, param=field)
     try:
-        with Image.open(_BoundedFile(data), formats=_FORMATS) as image:
+        file = BoundedFile(data)
+    except ValueError as error:
+        raise ApiError(422, "invalid_image", f"{field}: {error}", param=field) from error
+    try:
+        with os_errors(), Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(
             422,
             "invalid_image",
@@ -74,15 +63,6 @@ def check_image(field: str, data: bytes, limits: Limits, *, sets_size: bool) -> 
     return data
 
 
-def _has_too_many_chunks(data: bytes) -> bool:
-    """Return whether a PNG has too many chunks anywhere: a decoder visits all of them, opening only the first."""
-    at, chunks = len(_PNG_START), 0
-    while data.startswith(_PNG_START) and at < len(data) and chunks <= MAX_CHUNKS:
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-        chunks += 1
-    return chunks > MAX_CHUNKS
-
-
 def mask_image(data: bytes) -> bytes:
     """Convert OpenAI's mask (transparent areas are generated anew) to the fleet's (white areas are).
 
@@ -91,11 +71,11 @@ def mask_image(data: bytes) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with _DECODING, Image.open(_BoundedFile(data), formats=_FORMATS) as image:
+        with _DECODING, os_errors(), Image.open(BoundedFile(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
             mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ApiError(422, "invalid_image", f"mask: the image can't be decoded: {error}", param="mask") from error
     buffer = io.BytesIO()
     mask.save(buffer, format="PNG")
@@ -104,9 +84,16 @@ def mask_image(data: bytes) -> bytes:
 
 def decode_base64(field: str, text: str) -> bytes:
     """Return the bytes of base64 text or a base64 `data:` URL. Raises `ApiError`."""
-    _, comma, rest = text.partition(",")
+    start = text.find(",", 0, MAX_DATA_URL_PREFIX) + 1 if text.startswith("data:") else 0
+    data = bytearray()
     try:
-        return binascii.a2b_base64(rest if comma and text.startswith("data:") else text, strict_mode=True)
+        # In slices: the decoder holds the lock of the interpreter until its end.
+        for at in range(start, len(text), _SLICE):
+            part = text[at : at + _SLICE]
+            if "=" in part and at + _SLICE < len(text):
+                raise ValueError("excess data after padding")
+            data += binascii.a2b_base64(part, strict_mode=True)
+        return bytes(data)
     except ValueError as error:  # binascii.Error, or non-ASCII text
         message = f"{field}: expected an image as base64 or a data: URL: {error}"
         raise ApiError(422, "invalid_image", message, param=field) from error

@@ -8,8 +8,8 @@ LINES = 10
 INTERVAL_SECONDS = 60.0
 _MAX_TEXTS = 1000
 """Maximum number of different texts that are counted."""
-_LOGGERS = ("uvicorn.error", "asyncio", "imagegen.gateway")
-"""Those whose lines a client can cause at any rate; the lines of jobs and webhooks have the rate of the jobs."""
+_LOGGERS = ("uvicorn.error", "asyncio", "imagegen.gateway", "python_multipart.multipart")
+"""Loggers whose lines clients can cause at any rate. Jobs limit the rate of the lines about jobs and webhooks."""
 
 
 class RepetitionFilter(logging.Filter):
@@ -40,6 +40,6 @@ class RepetitionFilter(logging.Filter):
 
 
 def limit_log_lines() -> None:
-    """Limit the repetitions of each line from the server, asyncio and the gateway."""
+    """Limit the repetitions of each line from the server, asyncio, the gateway and its parser of forms."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(RepetitionFilter())

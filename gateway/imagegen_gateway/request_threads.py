@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 THREADS = 4
 """Number of threads."""
-THREADS_PER_KEY = 2
-"""Maximum number of threads that work for one key."""
+THREADS_PER_KEY = 1
+"""Maximum number of threads that work for one key; all share the lock of the interpreter with the event loop."""
 
 
 class KeySlots:
-    """A semaphore for each key that has used one; the number of keys is up to the operator."""
+    """A semaphore for each key that has used one. They are never removed, because the operator limits the keys."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -55,5 +55,5 @@ class RequestThreads:
         return await asyncio.shield(future)
 
     def close(self) -> None:
-        """Stop the threads after the calls that they have begun."""
+        """Stop the threads once their running calls have ended."""
         self._executor.shutdown(wait=False, cancel_futures=True)

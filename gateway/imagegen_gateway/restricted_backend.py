@@ -1,4 +1,4 @@
-"""Connections to addresses that others name: only to allowed ones, without the shared threads for lookups."""
+"""Connections to hosts that users or workers name: allowed addresses only; lookups run in threads of their own."""
 
 import asyncio
 import ipaddress
@@ -49,7 +49,7 @@ class RestrictedBackend(httpcore2.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
     async def settle(self) -> None:
-        """Wait until the lookups of a request that has timed out have ended too."""
+        """Wait until all name lookups of this request have ended; after a timeout they still run."""
         await asyncio.gather(*self._lookups, return_exceptions=True)
 
 

@@ -10,7 +10,7 @@ from imagegen_protocol.limits import MAX_SIDE_PIXELS
 
 
 def check_result(result: GenerationResult, options: Mapping[str, Any]) -> GenerationResult:
-    """Return the result of a request with these options. Raises `ImagegenError` if it can't be its result."""
+    """Check that a result matches the options of its request; return it. Raises `ImagegenError` if it does not."""
     expected = options.get("num_images", 1)
     formats, sizes = result.formats, result.sizes
     if not len(result.encoded) == len(formats) == len(sizes) == len(result.seeds) == expected:

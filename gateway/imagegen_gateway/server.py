@@ -1,11 +1,13 @@
 """The HTTP server: uvicorn with systemd notifications."""
 
 import asyncio
+import gc
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from imagegen_common.notify import SystemdNotifier
 from imagegen_gateway.acceptor import Acceptor
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
-from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, RESERVE, TimeoutProtocol, raise_file_limit
+from imagegen_gateway.connection_limits import MAX_HEADER_BYTES, RESERVE, TimeoutProtocol, permitted_connections
 from imagegen_gateway.log_limits import limit_log_lines
 
 _log = logging.getLogger("imagegen.gateway")
@@ -28,6 +30,8 @@ BACKLOG = 256
 """Maximum number of connections that wait to be accepted."""
 TICKS_PER_CHECK = 20
 """Number of ticks (2 s) between two checks for clients that do not read their responses."""
+SWITCH_SECONDS = 0.001
+"""Time after which a thread passes the lock of the interpreter on."""
 SHUTDOWN_GRACE_SECONDS = 5
 """Time after `drain_timeout` in which cancelled requests can send their error responses."""
 
@@ -61,6 +65,9 @@ class _Server(uvicorn.Server):
                 connections=self.server_state.connections,
                 max_connections=self._max_connections + RESERVE,
             )
+            # What exists now exists until the end; the collector need not visit it in each of its pauses.
+            gc.collect()
+            gc.freeze()
             self._on_start()
             self._notifier.ready("serving")
 
@@ -103,7 +110,7 @@ def bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         words = f"--http: can't bind {host}:{port}: {error.strerror or error}"
-        raise NotBoundError(words, error.errno) from error
+        raise NotBoundError(words, error.errno, port) from error
 
 
 def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
@@ -112,7 +119,7 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
     `on_start` is called when the server accepts requests.
     """
     stopping = asyncio.Event()
-    max_connections = raise_file_limit(settings.max_connections)
+    max_connections = permitted_connections(settings.max_connections)
     if max_connections < settings.max_connections:
         log(
             _log,
@@ -122,6 +129,8 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
         )
         settings = replace(settings, max_connections=max_connections)
     limit_log_lines()
+    # The event loop waits so long for each thread that parses a body; the default is 5 ms.
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = make_app(settings, stopping)
     config = uvicorn.Config(
         app,

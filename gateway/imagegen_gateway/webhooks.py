@@ -130,7 +130,7 @@ class WebhookSender:
             self._changed.set()
 
     async def _schedule(self, job: Job, attempts: int, next_: float | None) -> None:
-        """Store when the next attempt is due, as soon as the database works; until then, none is made."""
+        """Store the time of the next attempt, retrying until the database works; meanwhile no attempt is made."""
         wait = RETRY_SECONDS
         while True:
             try:

@@ -1,1 +1,1 @@
-"""The worker role: a daemon for one device that takes work from brokers, batches it and answers with images."""
+"""The worker role: a daemon that batches requests of brokers and generates their images on one device."""

@@ -196,7 +196,7 @@ class _Bytes(click.types.StringParamType):
     "--drain-timeout",
     type=float,
     default=30.0,
-    help="Seconds that a draining worker waits for the acknowledgement of its answers.",
+    help="Seconds that a draining worker waits for the acknowledgement of answers after they were last fetched.",
 )
 @click.option(
     "--step-timeout",

@@ -7,7 +7,7 @@ import zmq
 
 from imagegen_protocol.handshake import NO_CHANGE, HandshakeMonitor, HandshakeReport
 from imagegen_protocol.keys import CurveKeys
-from imagegen_protocol.limits import MAX_FRAME_BYTES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_worker.backends import StartError
 
@@ -55,7 +55,7 @@ class Connection:
         return NO_CHANGE if reason == reported else news
 
     def on_message(self) -> None:
-        """Note that a message arrived: report the next failed handshake even if its reason is the same."""
+        """Record that a message arrived, so that `check` reports the next failed handshake whatever its reason."""
         self._reported = ""
 
     def reconnect(self, now: float) -> None:
@@ -84,7 +84,7 @@ class Connection:
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         enable_keepalive(dealer)
-        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_CHUNK_BYTES)
         dealer.setsockopt(zmq.IPV6, 1)
         if self._keys is not None:
             self._keys.apply(dealer)

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from imagegen_worker.telemetry.tracing import RequestTraces
 
 MESSAGES_PER_TURN = 256
-"""Maximum number of messages read from one broker before the other brokers and the engine are served."""
+"""Maximum number of messages read from one broker, and sent in reply, before the other brokers and the engine are
+served. The chunks of one reply are not divided."""
 JOIN_SECONDS = 5.0
 """Maximum time to wait for the device thread at the end."""
 
@@ -207,7 +208,7 @@ class Daemon:
             log(_log, logging.WARNING, "handshake failed, retrying", broker=endpoint, error=news.suspicion)
 
     def _notify_systemd(self, now: float) -> None:
-        """Feed systemd's watchdog, unless the device makes no steps: its thread cannot do so while it hangs."""
+        """Feed systemd's watchdog from the main thread, unless the device has stopped making steps."""
         if (line := self._status_line) is not None and now >= self._notifier.due_at:
             self._notifier.tick(now, lambda: line.text(self._core, now), self._core.step_age(now) or 0.0)
 
@@ -219,11 +220,15 @@ class Daemon:
         due = min((at for at in times if at is not None and math.isfinite(at)), default=None)
         return None if due is None else max(math.ceil((due - time.monotonic()) * 1000), 0)
 
-    def _handle(self, event: Event) -> None:
-        self._perform(self._core.handle(event, time.monotonic()))
+    def _handle(self, event: Event) -> int:
+        """Let the core handle an event; return the number of actions."""
+        actions = self._core.handle(event, time.monotonic())
+        self._perform(actions)
+        return len(actions)
 
     def _receive(self, index: int, dealer: "zmq.Socket[bytes]") -> None:
-        for _ in range(MESSAGES_PER_TURN):
+        left = MESSAGES_PER_TURN
+        while left > 0:
             try:
                 header, *frames = dealer.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -231,11 +236,11 @@ class Daemon:
             try:
                 message = decode_broker_to_worker(header)
             except ProtocolError as error:
-                self._handle(Malformed(index, error))
+                left -= 1 + self._handle(Malformed(index, error))
             else:
                 if self._traces is not None:
                     self._traces.on_message(message, time.monotonic())
-                self._handle(Received(index, message, tuple(frames)))
+                left -= 1 + self._handle(Received(index, message, tuple(frames)))
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:

@@ -16,7 +16,7 @@ class EngineDied:
 
 
 class Mailbox:
-    """Commands for the device thread, and events of it and the encoders, which wake the main thread.
+    """Commands to the device thread, and events from it and the encoders, which wake the main thread.
 
     Any thread may call `post`; the main thread polls `fileno()` for reading and then calls `events()`.
     """

@@ -9,11 +9,14 @@ from msgspec import Meta
 
 from imagegen_protocol.declaration import Parameter, TaskName
 from imagegen_protocol.limits import (
-    MAX_BODY_BYTES,
+    MAX_CAPABILITIES_BYTES,
     MAX_CHOICES,
     MAX_GUIDANCE_SCALE,
+    MAX_INLINE_BYTES,
     MAX_MODELS,
+    MAX_NAME_LENGTH,
     MAX_PARAMETERS,
+    MAX_REASON_LENGTH,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
@@ -61,7 +64,7 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS), Merge.FIRST]
     """Default number of denoising steps."""
     guidance_scale: Annotated[Scale | None, Merge.FIRST_SET] = None
-    """Default guidance scale; None if the model accepts none."""
+    """Default guidance scale; None if the model accepts none, or chooses it: then `parameters` has it."""
     size_multiple: Annotated[Side, Merge.LOWEST] = 1
     """Divisor of every accepted width and height."""
     max_side: Annotated[Side, Merge.HIGHEST] = MAX_SIDE_PIXELS
@@ -76,6 +79,8 @@ class ModelCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the LoRAs that the worker had when it loaded the model; None if the model accepts none."""
     parameters: Annotated[dict[Name, AcceptedParameter], Meta(max_length=MAX_PARAMETERS), Merge.EACH] = {}
     """Other accepted parameters by name."""
+    unshared: Annotated[Annotated[str, Meta(max_length=MAX_REASON_LENGTH)] | None, Merge.FIRST_SET] = None
+    """Why requests do not share all forwards of a batch; None if they do, or if it is unknown."""
 
 
 CapabilitiesByModel = dict[Name, ModelCapabilities]
@@ -98,7 +103,7 @@ def accepted_parameter(model: ModelCapabilities, parameter: Parameter) -> Accept
         case "num_inference_steps":
             return AcceptedParameter(default=model.num_inference_steps)
         case "guidance_scale":
-            return _with_default(model.guidance_scale)
+            return _with_default(model.guidance_scale) or model.parameters.get("guidance_scale")
         case "strength":
             defaults = (model.tasks.get(task) for task in parameter.info.tasks)
             return _with_default(next((each for each in defaults if each is not None), None))
@@ -119,24 +124,46 @@ def _with_default(default: float | None) -> AcceptedParameter | None:
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[Name, msgspec.Raw])
 _capabilities = msgspec.msgpack.Decoder(ModelCapabilities)
+_NAME_BYTES = 4 * MAX_NAME_LENGTH + 16
+"""Maximum size of a model's name in UTF-8, with what msgpack adds to it and to the map."""
 
 
-def encode_capabilities(models: Mapping[str, ModelCapabilities]) -> bytes:
-    """Return the capabilities frame of READY, with as many models, in order, as fit into its size limit."""
-    encoded: dict[str, msgspec.Raw] = {}
-    left = MAX_BODY_BYTES - 8
+def encode_capabilities(models: Mapping[str, ModelCapabilities]) -> list[bytes]:
+    """Return the capabilities frames of one or several READYs, each within the size limit.
+
+    If those of one model alone exceed it, its lists of schedulers and LoRAs are truncated; if that is not enough,
+    the model is omitted.
+    """
+    limit = MAX_CAPABILITIES_BYTES - _NAME_BYTES
+    parts: list[dict[str, msgspec.Raw]] = [{}]
+    left = MAX_CAPABILITIES_BYTES - 8
     for name, capabilities in models.items():
+        body = _encode_within(capabilities, limit)
+        if len(body) > limit:
+            continue
+        size = len(body) + len(name.encode()) + 8
+        if size > left:
+            parts.append({})
+            left = MAX_CAPABILITIES_BYTES - 8
+        parts[-1][name] = msgspec.Raw(body)
+        left -= size
+    return [_encoder.encode(part) for part in parts]
+
+
+def _encode_within(capabilities: ModelCapabilities, limit: int) -> bytes:
+    body = _encoder.encode(capabilities)
+    while len(body) > limit and (capabilities.loras or capabilities.schedulers):
+        loras, schedulers = capabilities.loras, capabilities.schedulers
+        capabilities = msgspec.structs.replace(
+            capabilities, loras=loras and loras[: len(loras) // 2], schedulers=schedulers[: len(schedulers) // 2]
+        )
         body = _encoder.encode(capabilities)
-        left -= len(body) + len(name.encode()) + 8
-        if left < 0:
-            break
-        encoded[name] = msgspec.Raw(body)
-    return _encoder.encode(encoded)
+    return body
 
 
 def decode_capabilities(frame: bytes | memoryview) -> CapabilitiesByModel:
     """Return the capabilities in a frame of READY, without models whose entries are invalid."""
-    if len(frame) > MAX_BODY_BYTES:
+    if len(frame) > MAX_INLINE_BYTES:
         return {}
     try:
         encoded = _decoder.decode(frame)

@@ -22,7 +22,7 @@ class Endpoint:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach a socket that is bound there."""
+        """Whether a socket bound to this endpoint is reachable from this machine only."""
         return bool(self.path) or is_loopback(self.host)
 
 

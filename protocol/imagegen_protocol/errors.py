@@ -113,7 +113,7 @@ class WorkerNameTakenError(ProtocolError):
 
 
 class UnauthorizedError(ProtocolError):
-    """The broker does not, or no longer, accept the peer's key."""
+    """The broker rejects the peer's key, or has revoked it."""
 
     code = "unauthorized"
 

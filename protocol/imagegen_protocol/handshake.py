@@ -1,4 +1,4 @@
-"""Reasons why connections fail, which libzmq reports to the monitor of a socket only.
+"""Reasons for failed connections, which libzmq reports only through a socket's monitor.
 
 A rejection is final only if the broker states it. A broken connection or handshake is an outage: a proxy in front
 of a broker that is down accepts connections and closes them, which looks like a broker with other keys.
@@ -44,7 +44,7 @@ class HandshakeReport:
     refusal: str = ""
     """Reason why the broker rejects this peer; "" if it does not."""
     suspicion: str = ""
-    """Likely reason why no handshake succeeds, possibly for a time only; "" if there is none."""
+    """Likely, possibly temporary reason why no handshake succeeds; "" if there is none."""
     stopped: bool = False
     """Whether libzmq does not connect again by itself, so that a new socket is needed."""
     lost: bool = False
@@ -66,7 +66,7 @@ class HandshakeMonitor:
     """The handshakes of one connecting socket. Poll `monitor` for reading, then call `read`."""
 
     def __init__(self, socket: "zmq.Socket[Any]") -> None:
-        """Attach to a socket, before it connects."""
+        """Attach a monitor to a socket; call it before the socket connects."""
         self._socket = socket
         self.monitor: zmq.Socket[Any] = socket.get_monitor_socket(_WATCHED)
         self._stage: _Stage = "down"

@@ -132,6 +132,8 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
         public, secret = load_certificate(path)
     except KeyFileError:
         raise
+    except IndexError as error:
+        raise KeyFileError(f"can't read the key file {path}: a line with a key has no = in it") from error
     except (OSError, ValueError) as error:
         raise KeyFileError(f"can't read the key file {path}: {error}") from error
     for key in (public, secret):

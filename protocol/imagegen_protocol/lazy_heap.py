@@ -29,7 +29,7 @@ class LazyHeap(Generic[E]):
         self.trim(limit)
 
     def trim(self, limit: int) -> None:
-        """Drop the outdated entries if there are more than `limit` in all.
+        """Drop the outdated entries if the heap has more than `limit` entries.
 
         The limit is at least twice the number of live entries, so that the rebuild costs O(1) amortised.
         """

@@ -2,20 +2,40 @@
 
 from sys import float_info
 
-VERSION = 1
+VERSION = 2
 """Protocol version in every header."""
 
 ID_BYTES = 16
 """Length of a request id, a worker id or an epoch."""
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 128 * 1024
+"""Maximum size of a header: READY with three lists of ids and two of the names of models is about this long."""
 MAX_BODY_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""Maximum size of an image frame; the socket itself disconnects a peer that exceeds it (`MAXMSGSIZE`)."""
-MAX_FRAMES = 66
-"""Maximum frames of a message: header, body and 64 images."""
+"""Maximum size of an image."""
+MAX_PAYLOAD_FRAMES = 65
+"""Maximum frames of a payload: the body and 64 images."""
+MAX_FRAMES = 1 + MAX_PAYLOAD_FRAMES
+"""Maximum frames of a message: the header and an inline payload."""
+MAX_PAYLOAD_BYTES = 1024 * 1024 * 1024
+"""Maximum size of a payload, all frames together."""
 
-MAX_PREVIEW_BYTES = 64 * 1024
+MAX_INLINE_BYTES = 64 * 1024
+"""Maximum size of a payload that is sent inline, in the frames after its header."""
+DEFAULT_INLINE_BYTES = 16 * 1024
+"""Size up to which a payload is sent inline unless its receiver set another limit. At 9 kB/s it takes 1.8 s, less
+than the default time without a message after which a peer counts as dead."""
+MIN_CHUNK_BYTES = 4 * 1024
+MAX_CHUNK_BYTES = 256 * 1024
+"""Maximum size of the data in one CHUNK. Sockets disconnect a peer that sends a longer frame (`MAXMSGSIZE`)."""
+MAX_FETCH_BYTES = 16 * 1024 * 1024
+"""Maximum number of bytes that one FETCH requests."""
+DEFAULT_FETCH_WINDOW_BYTES = 4 * 1024 * 1024
+"""Default maximum number of bytes that one peer has requested and not received."""
+MAX_TOKEN_BYTES = 16
+"""Maximum length of the token with which a peer confirms the last chunk that it has received."""
+
+MAX_PREVIEW_BYTES = 16 * 1024
 MAX_PREVIEW_SIDE_PIXELS = 64
 
 MAX_IDS_PER_MESSAGE = 1024
@@ -30,7 +50,16 @@ MAX_CHOICES = 128
 MAX_PARAMETERS = 128
 """Maximum parameters that one model reports."""
 
+MAX_CAPABILITIES_BYTES = 16 * 1024
+"""Maximum size of the capabilities in one READY; a worker with many models sends several."""
+
+MAX_REASON_LENGTH = 256
+"""Maximum characters of the reason why requests of a model do not share forwards."""
+
 MAX_NAME_LENGTH = 128
+MAX_CODE_LENGTH = 64
+MAX_ERROR_MESSAGE_LENGTH = 12_000
+"""Maximum characters of an error's text. The longest are lists of the models that are served."""
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1
 MAX_JSON_INTEGER = 2**53 - 1

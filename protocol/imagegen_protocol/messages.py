@@ -5,28 +5,41 @@ struct. Unknown keys are ignored, so that later versions can add fields. An unkn
 and a value of a wrong type or out of range are errors.
 """
 
-from typing import Annotated, Literal
+from enum import IntEnum
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.limits import (
+    DEFAULT_FETCH_WINDOW_BYTES,
+    DEFAULT_INLINE_BYTES,
     ID_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_CODE_LENGTH,
     MAX_COUNT,
     MAX_DURATION_SECONDS,
+    MAX_ERROR_MESSAGE_LENGTH,
+    MAX_FETCH_BYTES,
     MAX_FLOAT,
+    MAX_FRAME_BYTES,
     MAX_GPU_ID,
     MAX_HEARTBEAT_INTERVAL_SECONDS,
     MAX_IDS_PER_MESSAGE,
     MAX_IMAGES_PER_REQUEST,
+    MAX_INLINE_BYTES,
     MAX_INTEGER,
     MAX_LIVENESS,
     MAX_MODELS,
     MAX_NAME_LENGTH,
+    MAX_PAYLOAD_BYTES,
+    MAX_PAYLOAD_FRAMES,
     MAX_SECONDS_PER_IMAGE,
     MAX_SEED,
     MAX_SIDE_PIXELS,
     MAX_TIMEOUT_SECONDS,
+    MAX_TOKEN_BYTES,
+    MIN_CHUNK_BYTES,
     MIN_HEARTBEAT_INTERVAL_SECONDS,
     MIN_INTEGER,
     MIN_SECONDS_PER_IMAGE,
@@ -36,6 +49,7 @@ from imagegen_protocol.limits import (
 Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+Code = Annotated[str, Meta(max_length=MAX_CODE_LENGTH, pattern=r"^[a-z][a-z0-9_]*\Z")]
 Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
 Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
 """HOST:PORT; an IPv6 host is in brackets."""
@@ -48,6 +62,13 @@ SidePixels = Annotated[int, Meta(ge=0, le=MAX_SIDE_PIXELS)]
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
 Traceparent = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
 """Trace and parent span of a request, in the format of W3C Trace Context."""
+FrameSizes = Annotated[list[Annotated[int, Meta(ge=0, le=MAX_FRAME_BYTES)]], Meta(max_length=MAX_PAYLOAD_FRAMES)]
+"""The sizes in bytes of the frames of a payload that is fetched in chunks; empty if the payload is inline."""
+InlineBytes = Annotated[int, Meta(ge=0, le=MAX_INLINE_BYTES)]
+Offset = Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
+Token = Annotated[bytes, Meta(max_length=MAX_TOKEN_BYTES)]
+"""Names the last chunk or preview that a peer has received."""
+ReceiveMaximum = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Priority = Annotated[int, Meta(ge=-100, le=100)]
 
 Integer = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
@@ -57,18 +78,59 @@ ParameterValue = Scalar | list[dict[str, str | Finite]] | dict[str, Scalar | lis
 """The value of one parameter in a RESULT; `loras` is a list with one map for each LoRA, `extra` is a map."""
 
 
+class _Own(IntEnum):
+    VERSION = VERSION
+
+
+OWN_VERSION: Final = _Own.VERSION
+"""The default of `v`: the version as another object than a decoded int, so that a missing `v` is recognised."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of all headers."""
 
-    v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
-    """Protocol version."""
+    v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = OWN_VERSION
+    """Protocol version; required on the wire."""
+
+
+# ---- all peers -------------------------------------------------------------------------------------------
+
+
+class Fetch(Message, tag="fetch", frozen=True, kw_only=True):
+    """A request for `length` bytes of a payload, sent by its receiver and answered with chunks."""
+
+    request_id: Id
+    """Id of the request that the payload belongs to."""
+    payload_id: Id
+    """Id of the payload."""
+    offset: Offset
+    """First byte, counted from the start of the payload."""
+    length: Annotated[int, Meta(ge=1, le=MAX_FETCH_BYTES)]
+    """Number of bytes."""
+    chunk_bytes: Annotated[int, Meta(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)] = MAX_CHUNK_BYTES
+    """Maximum size of each chunk in bytes."""
+    token: Token = b""
+    """Token of the last chunk or preview received on this connection."""
+
+
+class Chunk(Message, tag="chunk", frozen=True, kw_only=True):
+    """A part of a payload. Frame: the data."""
+
+    request_id: Id
+    """Id of the request that the payload belongs to."""
+    payload_id: Id
+    """Id of the payload."""
+    offset: Offset
+    """Position of the data, counted from the start of the payload."""
+    token: Token = b""
+    """Set by the broker; the receiver confirms the chunk with it."""
 
 
 # ---- client to broker ------------------------------------------------------------------------------------
 
 
 class Submit(Message, tag="submit", frozen=True, kw_only=True):
-    """A request. Frames: the body (`GenerationRequest` as msgpack), then its input images."""
+    """A request. Payload: the body (`GenerationRequest` as msgpack), then its input images."""
 
     request_id: Id
     """Random id, chosen by the client once."""
@@ -81,11 +143,15 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     progress: bool = False
     """Whether the client wants PROGRESS messages."""
     preview: bool = False
-    """Whether it wants previews in them; implies `progress`."""
+    """Whether the client wants previews in PROGRESS messages; implies `progress`."""
     traceparent: Traceparent | None = None
     """Trace and parent span, as in W3C Trace Context."""
     images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
     """Number of images: the `num_images` of the body."""
+    inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
+    """Maximum size of a RESULT's payload that is sent inline."""
+    frame_bytes: FrameSizes = []
+    """Sizes of the payload's frames if the payload is fetched; empty if it is inline."""
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
@@ -100,21 +166,31 @@ class Ack(Message, tag="ack", frozen=True, kw_only=True):
 
     request_ids: Ids
     """Ids of the requests whose answers have arrived."""
+    token: Token = b""
+    """Token of the last chunk or preview received on this connection."""
 
 
 class ClientHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     """A sign of life of the client."""
 
+    token: Token = b""
+    """Token of the last chunk or preview received on this connection."""
+    receive_maximum: ReceiveMaximum | None = None
+    """Maximum number of unacknowledged answers that the client wants to receive; None for no own maximum."""
+
 
 class StatsQuery(Message, tag="stats", frozen=True, kw_only=True):
     """A query for the broker's statistics."""
+
+    request_id: Id
+    """Random id of the query."""
 
 
 class Goodbye(Message, tag="goodbye", frozen=True, kw_only=True):
     """The end of a session: a client abandons its unfinished requests; a worker holds no request any more."""
 
 
-ClientMessage = Submit | Cancel | Ack | ClientHeartbeat | StatsQuery | Goodbye
+ClientMessage = Submit | Cancel | Ack | ClientHeartbeat | StatsQuery | Goodbye | Fetch | Chunk
 
 
 # ---- broker to client ------------------------------------------------------------------------------------
@@ -130,7 +206,7 @@ class Accepted(Message, tag="accepted", frozen=True, kw_only=True):
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """The progress of a request, from the broker while it is queued, from the worker while it runs.
 
-    Frame: a preview as a small PNG or JPEG, if the client asked for previews; or none.
+    Frame: a preview as a small PNG or JPEG, if the client requested previews; or none.
     """
 
     request_id: Id
@@ -147,13 +223,15 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Requests ahead of a queued request, at most."""
     seconds_to_start: Seconds | None = None
     """Estimated start of a queued request; None while unknown."""
+    token: Token = b""
+    """Set by the broker if there is a preview; the client confirms it."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The description of one image frame of a RESULT."""
 
-    format: str
-    """File format: `png`, `jpeg` or `webp`."""
+    format: Literal["png", "jpeg", "webp"]
+    """File format."""
     width: SidePixels
     """Width in pixels."""
     height: SidePixels
@@ -163,20 +241,20 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(Message, tag="result", frozen=True, kw_only=True):
-    """The terminal answer of a request that succeeded. Frames: one encoded image each.
+    """The terminal answer of a request that succeeded. Payload: one encoded image in each frame.
 
-    The worker makes it, and the broker forwards its bytes unchanged.
+    The worker creates it, and the broker forwards its bytes unchanged.
     """
 
     request_id: Id
     """Id of the request."""
     attempt: Count = 1
     """Number of the attempt that succeeded; from 1."""
-    worker: str
+    worker: Name
     """Name of the worker."""
-    model: str
+    model: Name
     """Name of the model."""
-    images: list[ImageInfo]
+    images: Annotated[list[ImageInfo], Meta(max_length=MAX_PAYLOAD_FRAMES)]
     """Descriptions of the image frames, in their order."""
     batch_size: Count = 1
     """Number of requests in the batch, this one included."""
@@ -188,14 +266,18 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
     """Seconds spent on encoding the images."""
     parameters: dict[str, ParameterValue] = {}
     """Effective parameters, with the model's defaults filled in."""
+    payload_id: Id | None = None
+    """Id of the payload if it is fetched; another answer to the same request has another one."""
+    frame_bytes: FrameSizes = []
+    """Sizes of the payload's frames if the payload is fetched; empty if it is inline."""
 
 
 class Error(Message, tag="error", frozen=True, kw_only=True):
     """The terminal answer of a request that failed; without `request_id`, a report about another message."""
 
-    code: str
+    code: Code
     """Error code."""
-    message: str
+    message: Annotated[str, Meta(max_length=MAX_ERROR_MESSAGE_LENGTH)]
     """Description for people."""
     request_id: Id | None = None
     """Id of the request; None if there is none, or it can't be read."""
@@ -218,13 +300,26 @@ class BrokerHeartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
     """Seconds between two heartbeats."""
     liveness: Annotated[int, Meta(ge=1, le=MAX_LIVENESS)]
     """Silent intervals after which a peer counts as dead."""
+    fetch_window_bytes: Annotated[int, Meta(ge=MIN_CHUNK_BYTES, le=MAX_PAYLOAD_BYTES)] = DEFAULT_FETCH_WINDOW_BYTES
+    """Maximum number of bytes that the peer may have requested and not received."""
+    receive_maximum: ReceiveMaximum | None = None
+    """Maximum number of the client's requests that are at workers or unacknowledged; None for workers."""
+    number: Count | None = None
+    """`number` of the worker's last heartbeat that has arrived; None for clients."""
 
 
 class Stats(Message, tag="stats", frozen=True, kw_only=True):
-    """The answer to a StatsQuery. Frame: `Statistics` as a msgpack map."""
+    """The answer to a StatsQuery. Payload: `Statistics` as a msgpack map."""
+
+    request_id: Id
+    """Id of the query."""
+    payload_id: Id | None = None
+    """Id of the payload if it is fetched."""
+    frame_bytes: FrameSizes = []
+    """Sizes of the payload's frames if the payload is fetched; empty if it is inline."""
 
 
-BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats
+BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats | Fetch | Chunk
 
 
 # ---- worker to broker ------------------------------------------------------------------------------------
@@ -283,9 +378,9 @@ class Ready(WorkerReport, tag="ready", frozen=True, kw_only=True):
     """Model runtime, for people."""
     models: Annotated[Models, Meta(min_length=1)]
     """Models that the worker serves; the first is its default model."""
-    capacity: Annotated[int, Meta(ge=1, le=100_000)]
+    capacity: Annotated[int, Meta(ge=1, le=MAX_IDS_PER_MESSAGE)]
     """Maximum number of images at the worker, running and waiting."""
-    max_batch_size: Annotated[int, Meta(ge=1, le=100_000)]
+    max_batch_size: Annotated[int, Meta(ge=1, le=MAX_IDS_PER_MESSAGE)]
     """Maximum number of images in a batch."""
     batching: str = "off"
     """Kind of batching, for people: `off`, `static` or `continuous`."""
@@ -308,16 +403,20 @@ class WorkerHeartbeat(WorkerReport, tag="heartbeat", frozen=True, kw_only=True):
     """Whether the worker accepts work."""
     step_age_seconds: Seconds | None = None
     """Seconds since the last denoising step; None when idle."""
+    token: Token = b""
+    """Token of the last chunk received on this connection."""
+    number: Count = 0
+    """Sequence number within the session, from 1; 0 if the worker does not measure its link."""
 
 
-WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye
+WorkerMessage = Ready | WorkerHeartbeat | Progress | Result | Error | Goodbye | Fetch | Chunk
 
 
 # ---- broker to worker ------------------------------------------------------------------------------------
 
 
 class Work(Message, tag="work", frozen=True, kw_only=True):
-    """The dispatch of a request. Frames: those of SUBMIT, unchanged."""
+    """The dispatch of a request. Payload: that of SUBMIT, unchanged."""
 
     request_id: Id
     """Id of the request."""
@@ -330,11 +429,17 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     progress: bool = False
     """Whether the client wants PROGRESS messages."""
     preview: bool = False
-    """Whether it wants previews in them; implies `progress`."""
+    """Whether the client wants previews in PROGRESS messages; implies `progress`."""
     traceparent: Traceparent | None = None
     """Trace and parent span, as in W3C Trace Context."""
     alone: bool = False
     """Whether the request must run alone; see *Death*."""
+    images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] | None = None
+    """The `images` of SUBMIT; the `num_images` of the body must not differ."""
+    inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
+    """Maximum size of a RESULT's payload that is sent inline."""
+    frame_bytes: FrameSizes = []
+    """Sizes of the payload's frames if the payload is fetched; empty if it is inline."""
 
 
 class Release(Message, tag="release", frozen=True, kw_only=True):
@@ -355,4 +460,4 @@ class Drain(Message, tag="drain", frozen=True, kw_only=True):
     """An order to accept no more work, return the queued requests, finish the running ones and leave."""
 
 
-BrokerToWorker = Work | Release | Resend | BrokerHeartbeat | Drain | Error
+BrokerToWorker = Work | Release | Resend | BrokerHeartbeat | Drain | Error | Fetch | Chunk

@@ -58,7 +58,7 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 OutputFormat = Literal["png", "jpeg", "webp"]
 DEFAULT_OUTPUT_FORMAT: OutputFormat = "png"
 DEFAULT_QUALITY = 90
-"""Quality of JPEG and WebP without visible loss; the file has about a fifth of the size of a PNG."""
+"""Quality of JPEG and WebP without visible loss; a file has about a fifth of the size of a PNG."""
 _WITH_IMAGE: tuple[TaskName, ...] = ("image-to-image", "inpainting")
 
 
@@ -302,6 +302,8 @@ def make_request(**fields: Any) -> GenerationRequest:
         problem = str(error)
         known = f"; known are {', '.join(FIELDS)}" if "unknown field" in problem else ""
         raise InvalidRequestError(describe_validation_error(fields, _reword(problem)) + known) from error
+    except UnicodeEncodeError as error:  # a key of a nested map
+        raise InvalidRequestError(f"expected names that can be encoded as UTF-8: {error}") from error
     names = [lora.name for lora in request.loras or ()]
     if len(set(names)) < len(names):
         raise InvalidRequestError(f"loras: expected each name once, got {', '.join(names)}")

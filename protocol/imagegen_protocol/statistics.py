@@ -11,15 +11,27 @@ from msgspec import Meta
 
 from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.limits import (
+    MAX_FLOAT,
+    MAX_GPU_ID,
+    MAX_HEARTBEAT_INTERVAL_SECONDS,
+    MIN_HEARTBEAT_INTERVAL_SECONDS,
+)
 
-Requests = Annotated[int, Meta(ge=0, description="Requests.")]
-Images = Annotated[int, Meta(ge=0, description="Images.")]
-Batches = Annotated[int, Meta(ge=0, description="Batches; with continuous batching, forwards of the denoiser.")]
-Peers = Annotated[int, Meta(ge=0, description="Workers or clients.")]
-Messages = Annotated[int, Meta(ge=0, description="Messages.")]
-Bytes = Annotated[int, Meta(ge=0, description="Bytes.")]
-Seconds = Annotated[float, Meta(ge=0, description="Seconds.")]
-Rate = Annotated[float, Meta(ge=0, description="Events per second.")]
+_MAX = 2**53
+Requests = Annotated[int, Meta(ge=0, le=_MAX, description="Requests.")]
+Images = Annotated[int, Meta(ge=0, le=_MAX, description="Images.")]
+Batches = Annotated[
+    int, Meta(ge=0, le=_MAX, description="Batches; with continuous batching, forwards of the denoiser.")
+]
+Peers = Annotated[int, Meta(ge=0, le=_MAX, description="Workers or clients.")]
+Messages = Annotated[int, Meta(ge=0, le=_MAX, description="Messages.")]
+Bytes = Annotated[int, Meta(ge=0, le=_MAX, description="Bytes.")]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_FLOAT, description="Seconds.")]
+Rate = Annotated[float, Meta(ge=0, le=MAX_FLOAT, description="Events per second.")]
+Interval = Annotated[
+    float, Meta(ge=MIN_HEARTBEAT_INTERVAL_SECONDS, le=MAX_HEARTBEAT_INTERVAL_SECONDS, description="Seconds.")
+]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,13 +47,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Heartbeat(Record, frozen=True, kw_only=True):
     """The broker's heartbeats."""
 
-    interval_seconds: Seconds = 1.0
-    liveness: Annotated[int, Meta(ge=0, description="Silent intervals after which a peer counts as dead.")] = 3
+    interval_seconds: Interval = 1.0
+    liveness: Annotated[
+        int, Meta(ge=0, le=_MAX, description="Silent intervals after which a peer counts as dead.")
+    ] = 3
 
 
 class RequestCounts(Record, frozen=True, kw_only=True):
     """Requests that the broker holds, by state."""
 
+    receiving: Requests = 0
+    """Requests whose input images have not completely arrived."""
     queued: Requests = 0
     dispatched: Requests = 0
     """Requests at a worker, queued or running there."""
@@ -73,6 +89,10 @@ class Totals(Record, frozen=True, kw_only=True):
     workers_stuck: Peers = 0
     clients_lost: Peers = 0
     malformed: Messages = 0
+    received_bytes: Bytes = 0
+    """Bytes of input images received in chunks."""
+    relayed_bytes: Bytes = 0
+    """Bytes of generated images relayed in chunks."""
     dropped: Messages = 0
     """Messages that a peer's connection did not accept."""
     answered: dict[str, Requests] = {}
@@ -104,11 +124,11 @@ class ModelStatistics(Record, frozen=True, kw_only=True):
 class GpuStatistics(Record, frozen=True, kw_only=True):
     """One worker. Queue depth and capacity are counted in images."""
 
-    gpu_id: Annotated[int, Meta(description="Index of the GPU on its host.")] = 0
+    gpu_id: Annotated[int, Meta(ge=0, le=MAX_GPU_ID, description="Index of the GPU on its host.")] = 0
     gpu_uuid: str | None = None
     worker: str
     host: str = ""
-    pid: Annotated[int, Meta(ge=0)] = 0
+    pid: Annotated[int, Meta(ge=0, le=_MAX)] = 0
     version: str | None = None
     http: str | None = None
     """HOST:PORT of the worker's `/metrics`; None if it serves none."""
@@ -138,7 +158,7 @@ class GpuStatistics(Record, frozen=True, kw_only=True):
     total_batches: Batches = 0
     total_batched_requests: Requests = 0
     """Sum of the batch sizes."""
-    avg_batch_size: Annotated[float, Meta(ge=0)] = 0.0
+    avg_batch_size: Annotated[float, Meta(ge=0, le=MAX_FLOAT)] = 0.0
     total_images: Images = 0
     busy_seconds: Seconds = 0.0
     seconds_per_image: Seconds | None = None
@@ -150,7 +170,7 @@ class GpuStatistics(Record, frozen=True, kw_only=True):
 
 
 class Statistics(Record, frozen=True, kw_only=True):
-    """The state of one broker and its workers. Every number is finite, and integers are below 2**53."""
+    """The state of one broker and its workers. Every number is finite, and integers are at most 2**53."""
 
     strategy: str = ""
     epoch: str = ""
@@ -169,6 +189,9 @@ class Statistics(Record, frozen=True, kw_only=True):
     queued_requests: Requests = 0
     """Requests that wait at the broker; the same as `requests.queued`."""
     held_bytes: Bytes = 0
+    """Size of the requests that the broker holds, input images included."""
+    transfer_bytes: Bytes = 0
+    """Bytes of images that peers have requested or not confirmed."""
     limits: Limits = Limits()
     answers_per_second: Rate = 0.0
     totals: Totals = Totals()

@@ -1,4 +1,4 @@
-"""A broker, two workers and a place for clients, each on a host of its own: a network namespace."""
+"""A broker, two workers and a client, each on a host of its own: a network namespace."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "0.1", "--simulat
 
 
 class Keys:
-    """Keys as docs/operations.md has them: each host makes its own pair, and public keys change places."""
+    """Keys as in docs/operations.md: each host generates its own pair, and public keys are copied."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -26,29 +26,29 @@ class Keys:
             self.copy("broker", name)
 
     def make(self, host):
-        """Make the pair of a host, on it."""
+        """Generate the key pair of a host, on that host."""
         command("imagegen", "keygen", host, "--out", str(self._folder / host))
 
     def copy(self, host, to, role="."):
-        """Bring a host's public key to another one."""
+        """Copy a host's public key to another host."""
         folder = self._folder / to / role
         folder.mkdir(exist_ok=True)
         shutil.copy(self._folder / host / f"{host}.key", folder)
 
     def of_broker(self):
-        """The options of the broker."""
+        """Return the key options of the broker."""
         own = self._folder / "broker"
         lists = ("--authorized-clients", str(own / "clients"), "--authorized-workers", str(own / "workers"))
         return ("--key", str(own / "broker.key_secret"), *lists)
 
     def of_peer(self, host, broker="broker"):
-        """The options of a worker or a client."""
+        """Return the key options of a worker or a client."""
         own = self._folder / host
         return ("--key", str(own / f"{host}.key_secret"), "--broker-key", str(own / f"{broker}.key"))
 
 
 class Hosts:
-    """A fleet over addresses beyond loopback, with keys or, without, on the operator's word."""
+    """A fleet on addresses other than loopback, with keys or, without them, `--insecure`."""
 
     def __init__(self, network, fleet, keys=None):
         self.network = network
@@ -67,30 +67,30 @@ class Hosts:
         self.fleet.start_worker(name, *SLOW, *options, prefix=self.network.enter(host or name))
 
     def gpus(self):
-        """The broker's view of its workers, asked for on its own host."""
+        """Return the broker's statistics of its workers by name, queried on its own host."""
         words = ("stats", "--json", "--broker", self.fleet.frontend, *self._client_options)
         done = self.run("broker", *words)
         return {gpu["worker"]: gpu for gpu in json.loads(done.stdout)["per_gpu_stats"]} if done.stdout else {}
 
     def run(self, host, *words):
-        """Run `imagegen` on a host to its end."""
+        """Run `imagegen` on a host until it exits."""
         words = [*self.network.enter(host), program("imagegen"), *words]
         return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
 
-    def wait(self, holds, what):
-        self.fleet.wait_until(lambda: holds(self.gpus()), what)
+    def wait(self, condition, description):
+        self.fleet.wait_until(lambda: condition(self.gpus()), description)
 
     def wait_for_both(self):
         self.wait(lambda gpus: set(gpus) == set(WORKERS), "both workers")
 
     def bench(self, burst):
-        """Start a burst on the client's host."""
+        """Start a burst on the client's host; return its process."""
         words = ("bench", "--json", "--burst", str(burst), "--broker", self.fleet.frontend, *self._client_options)
         command = [*self.network.enter("client"), program("imagegen"), *words]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def finished(process):
-    """Wait for a burst and return what it says."""
-    said, _ = process.communicate(timeout=300)
-    return json.loads(said)
+def report_of(process):
+    """Wait until a burst ends; return its report."""
+    report, _ = process.communicate(timeout=300)
+    return json.loads(report)

@@ -1,4 +1,4 @@
-"""A terminal for one command: what stands on its screen, and keys for it."""
+"""A terminal for one command, with access to its screen and keyboard."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ PATIENCE = 60.0
 
 
 class Terminal:
-    """Runs a command on a terminal of its own, until it is closed."""
+    """Runs a command on a terminal of its own; the command is killed at the end of the context."""
 
     def __init__(self, *words, columns=100, rows=24):
         self.screen = pyte.Screen(columns, rows)
@@ -28,7 +28,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [program(words[0]), *words[1:]],
             stdin=self._slave, stdout=self._slave, stderr=self._slave, start_new_session=True,
-            # Else Ctrl-C would be a letter like any other.
+            # The controlling terminal: otherwise Ctrl-C sends no signal.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env={**os.environ, "TERM": "xterm-256color"},
         )  # fmt: skip
@@ -44,31 +44,31 @@ class Terminal:
 
     @property
     def lines(self):
-        """What stands on the screen."""
+        """Lines of the screen."""
         return [line.rstrip() for line in self.screen.display]
 
     def wait_for(self, *pieces):
-        """Wait until all of the pieces stand on the screen."""
+        """Wait until the screen contains all of these texts."""
         self._read_until(lambda: all(piece in "\n".join(self.lines) for piece in pieces), pieces)
 
     def press(self, keys):
         os.write(self._master, keys.encode())
 
     def wait_for_end(self):
-        """Wait until the command has ended, and return its status."""
+        """Wait until the command exits; return its status."""
         self._read_until(lambda: self.process.poll() is not None, "the end")
         while self._read(0):
             pass
         return self.process.returncode
 
-    def left_as_it_was(self):
-        """Whether the terminal behaves as before the command."""
+    def is_restored(self):
+        """Return whether the terminal has the settings from before the command."""
         return termios.tcgetattr(self._slave) == self.settings
 
-    def _read_until(self, holds, what):
+    def _read_until(self, condition, description):
         end = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < end, f"no {what} on the screen:\n" + "\n".join(self.lines)
+        while not condition():
+            assert time.monotonic() < end, f"no {description} on the screen:\n" + "\n".join(self.lines)
             self._read(0.05)
 
     def _read(self, seconds):

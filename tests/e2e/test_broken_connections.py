@@ -1,8 +1,12 @@
-"""A broker survives connections that break in every way that made libzmq abort its process."""
+"""A broker survives all kinds of broken connections that made libzmq abort the process."""
 
+import contextlib
 import os
+import socket
+import sys
 import time
 
+import psutil
 import pytest
 
 from imagegen_client import Client
@@ -15,12 +19,12 @@ from tests.tcp_proxy import TcpProxy
 PAIRS = 8
 FLOODS = 20
 LONGEST_TIMER_SECONDS = 3.0
-"""A timer of libzmq in a broker fires sooner; ZeroMQ's heartbeats had an interval of 2 s."""
+"""Longer than any timer of libzmq in a broker: ZeroMQ's heartbeats had an interval of 2 s."""
 
 
 @pytest.fixture(params=["without keys", "with keys"])
 def keyed(request, fleet, tmp_path):
-    """Start a broker; return the options that a Client needs, and the keys of each port."""
+    """Start a broker; return the options for a Client, and the keys for each port."""
     if request.param == "without keys":
         fleet.start_broker(*PATIENT)
         return {}, {"frontend": None, "backend": None}
@@ -44,7 +48,7 @@ def peers():
 
 
 def survives(fleet, **options):
-    """Ask a broker until all timers of its broken connections have fired."""
+    """Query a broker until all timers of its broken connections have fired."""
     with Client(fleet.frontend, **options) as client:
         end = time.monotonic() + LONGEST_TIMER_SECONDS
         while time.monotonic() < end:
@@ -70,7 +74,7 @@ def test_two_peers_of_one_routing_id_are_reset(fleet, keyed, peers, port):
             for pair in pairs:
                 for peer in pair:
                     peer.send({"type": "heartbeat"})
-            time.sleep(0.02)  # one read of a connection must not take them all
+            time.sleep(0.02)  # more messages than one read of a connection returns
         proxy.reset_all()
         survives(fleet, **options)
 
@@ -85,3 +89,30 @@ def test_a_flood_that_ends_in_pings_is_reset(fleet, port):
         time.sleep(0.005)  # the broker reads the bytes before the reset discards them
         zmtp.reset(peer)
     survives(fleet)
+
+
+def limited(soft, hard):
+    """Return the start of a command that runs with limits on open files."""
+    code = "import os, resource, sys; soft, hard = map(int, sys.argv[1:3])"
+    code += "; resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))"
+    return (sys.executable, "-c", f"{code}; os.execvp(sys.argv[3], sys.argv[3:])", str(soft), str(hard))
+
+
+def test_the_broker_raises_its_limit_on_open_files(fleet):
+    fleet.start_broker("--max-clients", "100", prefix=limited(300, 4096))
+    assert psutil.Process(fleet.processes["broker"].pid).rlimit(psutil.RLIMIT_NOFILE) == (2200, 4096)
+
+
+def test_silent_connections_at_the_limit_of_open_files_keep_others_out_for_a_handshake_only(fleet):
+    fleet.start_broker(prefix=limited(64, 64))
+    host, port = fleet.frontend.removeprefix("tcp://").split(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            silent = stack.enter_context(socket.socket())
+            silent.setblocking(False)
+            silent.connect_ex((host, int(port)))
+        process = psutil.Process(fleet.processes["broker"].pid)
+        fleet.wait_until(lambda: process.num_fds() >= 64, "as many open files as permitted")
+        with Client(fleet.frontend) as client:
+            assert client.stats(timeout=120).num_gpus == 0
+    assert (fleet._log_folder / "broker.log").stat().st_size < 100_000

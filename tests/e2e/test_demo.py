@@ -1,4 +1,4 @@
-"""`make demo`, as its module: the pictures are what was asked for, and nothing is left behind, Ctrl-C or not."""
+"""The module behind `make demo`: correct images, and no process left after it ends or is interrupted."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ MARK = "IMAGEGEN_TEST_MARK"
 
 @pytest.fixture
 def demo(tmp_path):
-    """Start the demo in an empty folder; whatever it started carries the mark in its environment."""
+    """Start the demo in an empty folder; all of its processes have a mark in their environment."""
     mark = secrets.token_hex(8)
     environment = {**os.environ, MARK: mark, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -40,47 +40,49 @@ def demo(tmp_path):
 
 
 def marked(mark):
-    """The living processes that carry the mark."""
+    """Return the live processes that have the mark."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
-            continue  # it ended while it was looked at, or is not ours to look at
+            continue  # the process has ended, or belongs to another user
     return found
 
 
-def wait_for(holds, process):
+def wait_for(condition, process):
     for _ in range(2000):
-        if holds():
+        if condition():
             return
         assert process.poll() is None, f"the demo ended too early: {process.stdout.read()}"
         Event().wait(0.05)
-    raise AssertionError("waited in vain")
+    raise AssertionError("the condition was not met in time")
 
 
-def test_the_demo_draws_what_it_was_asked_for(demo, tmp_path):
-    said, _ = demo.communicate(timeout=150)
-    assert demo.returncode == 0, said
-    assert "gpu0" in said
-    assert "gpu1" in said
-    assert "imagegen up, then http://127.0.0.1:8000" in " ".join(said.split())
+def test_the_demo_generates_the_images_of_its_prompts(demo, tmp_path):
+    output, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 0, output
+    assert "gpu0" in output
+    assert "gpu1" in output
+    assert "imagegen up, then http://127.0.0.1:8000" in " ".join(output.split())
     out = tmp_path / "out" / "demo"
-    pictures = sorted(out.glob("[0-9]*.png"))
-    assert len(pictures) == len(PROMPTS)
-    right = 0
-    for prompt, path in zip(PROMPTS, pictures, strict=True):
-        seen = grade.measure(Image.open(path))
-        right += drawing.plain_caption(drawing.Spec(seen.shape, seen.foreground, seen.background)) == prompt
-    assert right >= 0.75 * len(PROMPTS)
+    images = sorted(out.glob("[0-9]*.png"))
+    assert len(images) == len(PROMPTS)
+    correct = 0
+    for prompt, path in zip(PROMPTS, images, strict=True):
+        measured = grade.measure(Image.open(path))
+        correct += (
+            drawing.plain_caption(drawing.Spec(measured.shape, measured.foreground, measured.background)) == prompt
+        )
+    assert correct >= 0.75 * len(PROMPTS)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 3 * drawing.SIZE
     assert not marked(demo.mark)
 
 
 @pytest.mark.parametrize("moment", ["at once", "broker", "workers", "drawing"])
-def test_an_interrupt_leaves_no_process_behind(demo, tmp_path, moment):
+def test_an_interrupt_leaves_no_process(demo, tmp_path, moment):
     out = tmp_path / "out" / "demo"
     moments = {
         "at once": lambda: out.is_dir(),
@@ -90,8 +92,8 @@ def test_an_interrupt_leaves_no_process_behind(demo, tmp_path, moment):
     }
     wait_for(moments[moment], demo)
     demo.send_signal(signal.SIGINT)
-    said, _ = demo.communicate(timeout=60)
-    # The last picture may have been quicker than the signal.
-    assert demo.returncode in ((0, 130) if moment == "drawing" else (130,)), said
-    assert "Traceback" not in said
+    output, _ = demo.communicate(timeout=60)
+    # The demo may have ended before the signal arrived.
+    assert demo.returncode in ((0, 130) if moment == "drawing" else (130,)), output
+    assert "Traceback" not in output
     assert not marked(demo.mark)

@@ -1,4 +1,4 @@
-"""The doctor at fleets that are well, dead, closed to us, and short of a worker."""
+"""`imagegen doctor` on fleets that are healthy, dead, closed by keys, or lack a worker."""
 
 import json
 import signal
@@ -10,22 +10,22 @@ from tests.e2e.conftest import BROKER, PATIENT, command, start_simulated
 
 
 def doctor(*arguments):
-    """Return the exit status, the findings that are not well, and all messages by their checks."""
+    """Return the exit status, the findings that are not ok, and all messages by check."""
     done = command("imagegen", "doctor", "--json", "--connect-timeout", "20", *arguments, check=False)
     assert done.stderr == ""
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     wrong = [
         (each["check"], each["message"], each["remedy"])
-        for each in told["findings"]
+        for each in report["findings"]
         if each["status"] == "problem"
     ]
     messages = {}
-    for each in told["findings"]:
+    for each in report["findings"]:
         messages.setdefault(each["check"], []).append(each["message"])
     return done.returncode, wrong, messages
 
 
-def test_a_fleet_that_is_well(fleet, patient_client):
+def test_a_healthy_fleet(fleet, patient_client):
     start_simulated(fleet, patient_client, "a", "b")
     http = fleet.http.removeprefix("http://")
     status, wrong, messages = doctor("--broker", fleet.frontend, "--http", http, "--only", "fleet")
@@ -63,14 +63,14 @@ def test_a_dead_broker(fleet):
     assert status == 1
     ((check, message, remedy),) = wrong
     assert (check, message) == ("broker", f"nothing listens at {place.frontend}")
-    assert "start imagegen-broker" in remedy
+    assert "start a fleet with imagegen up" in remedy
 
 
-def test_the_backend_given_as_the_frontend(fleet):
+def test_the_backend_endpoint_given_as_the_frontend(fleet):
     place = fleet.start_broker(*BROKER)
     status, wrong, _ = doctor("--broker", place.backend, "--connect-timeout", "1", "--only", "fleet")
     assert status == 1
-    assert f"a program listens at {place.backend}" in wrong[0][1]
+    assert f"{place.backend} rejects this client: this is the broker's endpoint for workers" in wrong[0][1]
     assert "not its backend" in wrong[0][2]
 
 
@@ -91,7 +91,7 @@ def test_keys(fleet, keys):
     alice, mallory = keys / "clients" / "alice.key_secret", keys / "mallory.key_secret"
     _, wrong, messages = doctor(*place, "--key", str(alice))
     assert messages["key"] == [f"--key: {alice}", f"--broker-key: {keys / 'broker.key'}"]
-    assert [check for check, *_ in wrong] == ["worker"]  # there is none
+    assert [check for check, *_ in wrong] == ["worker"]  # the key does not exist
     status, wrong, _ = doctor(*place, "--key", str(mallory))
     assert status == 1
     ((check, message, remedy),) = wrong
@@ -139,7 +139,7 @@ def test_a_frozen_worker(fleet, patient_client):
     assert "counts as dead after 20 s" in line
 
 
-def test_nothing_of_the_other_roles_is_imported():
+def test_no_package_of_the_other_roles_is_imported():
     code = "import sys, imagegen_cli.commands.doctor; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(command("python", "-c", code).stdout.split())
-    assert not loaded & {"torch", "imagegen_worker", "imagegen_broker", "imagegen_common", "pynvml"}
+    assert not loaded & {"torch", "imagegen_worker", "imagegen_broker", "pynvml"}

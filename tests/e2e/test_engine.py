@@ -1,4 +1,4 @@
-"""What the engine can do, through the commands as they are installed."""
+"""Features of the engine, through the installed commands."""
 
 import re
 import urllib.request
@@ -19,14 +19,14 @@ SHAPES = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
 
 
 @pytest.mark.parametrize("options", [SIMULATED, SHAPES, (*SHAPES, "--batching", "static")])
-def test_a_preview_is_kept_in_its_file(fleet, client, tmp_path, options):
+def test_a_preview_is_written_to_its_file(fleet, client, tmp_path, options):
     fleet.start_worker("w", *options)
     fleet.wait_for_workers(client, 1)
     out, preview = tmp_path / "out.png", tmp_path / "preview.png"
     prompt = ("a red circle on a blue background", "--seed", "1", "--steps", "20")
     done = command("imagegen", "generate", *prompt, "--out", out, "--preview", preview, "--broker", fleet.frontend)
     assert str(out) in done.stdout
-    assert done.stderr == "", "no bars where there is no terminal"
+    assert done.stderr == "", "no progress bars without a terminal"
     with Image.open(out) as image, Image.open(preview) as small:
         assert max(small.size) <= 64
         assert small.width * image.height == small.height * image.width
@@ -53,7 +53,7 @@ def loras(tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--batching", "static")])
-def test_loras_by_request(fleet, client, tmp_path, loras, options):
+def test_requests_select_loras(fleet, client, tmp_path, loras, options):
     fleet.start_worker("w", *SHAPES, *options, environment={"IMAGEGEN_WORKER_LORA_FOLDER": str(loras)})
     fleet.wait_for_workers(client, 1)
     plain = {"seed": 1, "num_inference_steps": 8}
@@ -77,7 +77,7 @@ def test_loras_by_request(fleet, client, tmp_path, loras, options):
     assert "there are: ink, water.v2" in failed.stderr
 
 
-def test_a_worker_without_loras_says_so(fleet, client):
+def test_a_worker_without_loras_rejects_them(fleet, client):
     fleet.start_worker("w", *SIMULATED)
     fleet.wait_for_workers(client, 1)
     with pytest.raises(InvalidRequestError, match="loras: the worker has none"):
@@ -102,6 +102,6 @@ def test_metrics_of_the_engine(fleet, tmp_path):
         assert value["images_total"] == value["first_step_wait_seconds_count"] == 4
         assert 8 <= value["step_seconds_count"] <= 16
         assert value["rows_per_call_sum"] == 4 * 4 * 2
-        fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["total_images"] == 4, "four images told")
+        fleet.wait_until(lambda: client.stats()["per_gpu_stats"][0]["total_images"] == 4, "four reported images")
         average = client.stats()["per_gpu_stats"][0]["avg_batch_size"]
         assert average == pytest.approx(16 / value["step_seconds_count"], abs=0.001)

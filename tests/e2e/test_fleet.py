@@ -1,4 +1,4 @@
-"""The narrow path with real processes: bursts, strategies, deaths, restarts, drains."""
+"""The basic features with real processes: bursts, strategies, failures, restarts, drains."""
 
 import io
 import json
@@ -19,14 +19,14 @@ def per_gpu(client, field):
 
 def test_a_burst_of_fifty_is_spread_evenly(fleet, client):
     start_simulated(fleet, client, "a", "b", "c", "d")
-    said = bench(fleet, "--burst", "50")
-    assert said["requests"] == said["successful"] == 50
-    assert said["failed"] == 0
-    assert said["num_gpus"] == 4
-    assert said["total_batches"] >= 50 / 8
-    assert said["avg_batch_size"] == pytest.approx(50 / said["total_batches"], rel=0.01)
-    assert said["throughput_images_per_second"] > 0
-    assert set(said["latency_seconds"]) == {"p50", "p95", "p99"}
+    report = bench(fleet, "--burst", "50")
+    assert report["requests"] == report["successful"] == 50
+    assert report["failed"] == 0
+    assert report["num_gpus"] == 4
+    assert report["total_batches"] >= 50 / 8
+    assert report["avg_batch_size"] == pytest.approx(50 / report["total_batches"], rel=0.01)
+    assert report["throughput_images_per_second"] > 0
+    assert set(report["latency_seconds"]) == {"p50", "p95", "p99"}
     totals = per_gpu(client, "total_requests")
     assert sum(totals.values()) == 50
     assert set(totals.values()) == {12, 13}
@@ -35,7 +35,7 @@ def test_a_burst_of_fifty_is_spread_evenly(fleet, client):
 
 
 @pytest.mark.parametrize("strategy", ["queue-depth", "least-wait"])
-def test_fast_workers_get_their_share(fleet, strategy):
+def test_fast_workers_get_more_requests(fleet, strategy):
     fleet.start_broker(*PATIENT, "--strategy", strategy)
     with Client(fleet.frontend) as client:
         for name, batch, image in (("fast", "0.04", "0.02"), ("slow", "0.5", "0.25")):
@@ -48,7 +48,7 @@ def test_fast_workers_get_their_share(fleet, strategy):
         assert totals["fast"] > 2 * totals["slow"]
 
 
-def test_the_guides_environment_names_the_strategy(fleet):
+def test_the_environment_variable_of_the_guide_sets_the_strategy(fleet):
     fleet.spawn("probe", ["imagegen-broker", "--version"]).wait(60)
     fleet.processes.pop("probe")
     done = command("imagegen-broker", check=False, env={"GPU_LOAD_BALANCE_STRATEGY": "roulette", "PATH": ""})
@@ -56,19 +56,19 @@ def test_the_guides_environment_names_the_strategy(fleet):
     assert "queue-depth" in done.stderr
 
 
-def test_a_worker_killed_in_mid_batch_loses_nothing(fleet, client):
+def test_no_request_is_lost_when_a_worker_is_killed_during_a_batch(fleet, client):
     options = ("--backend", "simulated", "--simulated-batch-seconds", "0.3", "--simulated-image-seconds", "0.05")
-    start_simulated(fleet, client, "victim", "heir", options=options)
+    start_simulated(fleet, client, "victim", "other", options=options)
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(30)]
     fleet.wait_until(lambda: per_gpu(client, "running")["victim"] > 0, "a running batch")
     fleet.kill("victim")
     results = [job.result(120) for job in jobs]
     assert [result.seed for result in results] == list(range(30))
-    assert any(result.worker == "heir" and result.attempt == 2 for result in results)
+    assert any(result.worker == "other" and result.attempt == 2 for result in results)
     assert client.stats()["totals"]["workers_lost"] == 1
 
 
-def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet, tmp_path):
+def test_after_a_broker_restart_no_request_is_lost_or_generated_twice(fleet, tmp_path):
     fleet.start_broker()
     with Client(fleet.frontend) as client:
         options = ("--device", "cpu", "--torch-threads", "1", "--max-batch-size", "2")
@@ -87,8 +87,8 @@ def test_a_killed_broker_is_replaced_and_nothing_is_lost_or_made_twice(fleet, tm
     for name in ("a", "b"):
         assert fleet.terminate(name) == 0
     logs = "".join((tmp_path / "logs" / f"{name}.log").read_text() for name in ("a", "b"))
-    made = re.findall(r"request finished request_id=(\w+)", logs)
-    assert len(made) == len(set(made)) == len(alone) + len(prompts)
+    generated = re.findall(r"request finished request_id=(\w+)", logs)
+    assert len(generated) == len(set(generated)) == len(alone) + len(prompts)
 
 
 def test_sigterm_drains_a_worker_under_load(fleet, patient_client):
@@ -102,7 +102,7 @@ def test_sigterm_drains_a_worker_under_load(fleet, patient_client):
     assert client.stats()["totals"]["workers_lost"] == 0
 
 
-def test_a_request_that_crashes_workers_becomes_poison(fleet):
+def test_a_request_that_crashes_workers_ends_as_poison_request(fleet):
     fleet.start_broker(*BROKER, "--max-attempts", "2")
     with Client(fleet.frontend) as client:
         crashing = (*SIMULATED, "--simulated-fail", "crash-on:crash")
@@ -114,7 +114,7 @@ def test_a_request_that_crashes_workers_becomes_poison(fleet):
         assert client.generate("a calm picture", seed=2).seed == 2
 
 
-def test_the_http_doors_of_a_running_fleet(fleet, client):
+def test_the_http_endpoints_of_a_running_fleet(fleet, client):
     start_simulated(fleet, client, "a")
     client.generate("x", seed=1)
     with urllib.request.urlopen(f"{fleet.http}/stats", timeout=60) as answer:
@@ -125,7 +125,7 @@ def test_the_http_doors_of_a_running_fleet(fleet, client):
             assert words in answer.read().decode()
 
 
-def test_generate_writes_a_picture_and_says_where(fleet, client, tmp_path):
+def test_generate_writes_an_image_and_prints_its_path(fleet, client, tmp_path):
     start_simulated(fleet, client, "a")
     out = tmp_path / "picture.png"
     done = command(

@@ -1,4 +1,4 @@
-"""A fleet that has served for long is as large as one that has just warmed up."""
+"""The memory of a fleet does not grow with the number of requests and connections."""
 
 import os
 from statistics import mean
@@ -16,7 +16,7 @@ from tests.families import sd
 
 REQUESTS = 2000
 EVERY = 50
-"""Requests between two looks at the memory."""
+"""Requests between two measurements of the memory."""
 GROWTH_BYTES = {"old": 4 * 1024 * 1024, "broker": 1024 * 1024}
 CONNECTS = 200
 QUICK = ("--backend", "simulated", "--simulated-batch-seconds", "0", "--simulated-image-seconds", "0")
@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory):
 
 
 def varied(number):
-    """A request unlike its neighbours; all comes round again, prompts too, whose encodings a worker keeps."""
+    """Return parameters that differ from the previous request's and repeat later, so that caches are used."""
     return {
         "prompt": f"picture number {number % 42} " + "of many " * (number % 7),
         "seed": number,
@@ -43,7 +43,7 @@ def varied(number):
 
 
 def growth(sizes):
-    """Bytes by which the mean of the last quarter is above that of the third."""
+    """Return by how many bytes the mean of the last quarter exceeds that of the third."""
     quarter = len(sizes) // 4
     return mean(sizes[-quarter:]) - mean(sizes[-2 * quarter : -quarter])
 
@@ -68,14 +68,14 @@ def test_memory_is_flat_over_two_thousand_requests(fleet, client, tiny_model):
 
 
 def is_empty(stats):
-    """Whether nothing is left but the client that asks."""
+    """Return whether the broker holds only the querying client."""
     idle = all(gpu["current_queue_depth"] == gpu["unacknowledged"] == 0 for gpu in stats["per_gpu_stats"])
     return idle and stats["clients"] == 1 and stats["held_bytes"] == 0 and not any(astuple(stats.requests))
 
 
 @pytest.fixture(params=["open", "with keys"])
-def door(request, fleet, tmp_path):
-    """A broker with a worker; returns the keys of a client, and what sets them on a socket of ZeroMQ's own."""
+def broker_port(request, fleet, tmp_path):
+    """Start a broker and a worker; return the key options of a client, and the keys for a plain socket."""
     options, worker, keys = (), (), {}
     if request.param == "with keys":
         for name, place in (("broker", "."), ("alice", "clients"), ("gpu0", "workers")):
@@ -91,28 +91,28 @@ def door(request, fleet, tmp_path):
         yield client, keys
 
 
-def come_and_vanish(endpoint, keys, number):
-    """Ask for something, and be gone without a word before the answer can have been acknowledged."""
+def request_and_disconnect(endpoint, keys, number):
+    """Send a request and disconnect without GOODBYE and without acknowledging an answer."""
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     if keys:
         read_curve_keys(keys["key"], keys["broker_key"]).apply(dealer)
     dealer.connect(endpoint)
     body = msgpack.packb({"prompt": "x", "seed": number})
-    dealer.send_multipart([msgpack.packb({"v": 1, "type": "submit", "request_id": os.urandom(16)}), body])
+    dealer.send_multipart([msgpack.packb({"v": 2, "type": "submit", "request_id": os.urandom(16)}), body])
     if number % 4:
-        dealer.poll(10_000)  # the broker has spoken: it knows us
+        dealer.poll(10_000)  # the broker has sent a message, so it has registered this client
     context.destroy(0)
 
 
-def test_clients_that_come_and_go_leave_nothing_behind(fleet, door):
-    client, keys = door
+def test_disconnected_clients_leave_no_state(fleet, broker_port):
+    client, keys = broker_port
     broker = psutil.Process(fleet.processes["broker"].pid)
     client.generate("x", seed=1)
     files, threads = broker.num_fds(), broker.num_threads()
     for number in range(CONNECTS):
         if number % 2:
-            come_and_vanish(fleet.frontend, keys, number)
+            request_and_disconnect(fleet.frontend, keys, number)
             continue
         with Client(fleet.frontend, **keys) as polite:
             if number % 4:

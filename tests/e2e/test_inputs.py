@@ -1,4 +1,4 @@
-"""Images to start from, masks, schedulers and formats, through the commands as they are installed."""
+"""Input images, masks, schedulers and output formats, through the installed commands."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PROMPT = "a red circle on a blue background"
 
 @pytest.fixture
 def images(tmp_path):
-    """A picture to start from and a mask, of 64 x 64 pixels, and larger ones."""
+    """A folder with an input image and a mask of 64 x 64 pixels, and larger ones."""
     for name, side in (("", 64), ("large-", 200)):
         image = Image.new("RGB", (side, side), "yellow")
         ImageDraw.Draw(image).ellipse((side // 4, side // 4, 3 * side // 4, 3 * side // 4), fill="green")
@@ -32,7 +32,7 @@ def images(tmp_path):
 
 def needs_a_model(engine):
     if engine == "simulated":
-        pytest.skip("there is no model to draw with")
+        pytest.skip("the simulated backend has no model")
 
 
 def generate(fleet, folder, *arguments, check=True):
@@ -42,7 +42,7 @@ def generate(fleet, folder, *arguments, check=True):
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request):
-    """The name of an engine: all tests of one share a fleet, whose worker takes a while to start."""
+    """The name of an engine. All its tests share a fleet, because a worker takes long to start."""
     return request.param
 
 
@@ -61,7 +61,7 @@ def client(fleet):
         yield client
 
 
-def test_from_an_image_and_into_a_mask(engine, fleet, client, images):
+def test_image_to_image_and_inpainting(engine, fleet, client, images):
     generate(fleet, images, "--steps", "4", "--out", "plain.png")
     generate(fleet, images, "--steps", "4", "--image", "image.png", "--strength", "0.5", "--out", "close.png")
     masked = ("--image", "image.png", "--mask", "mask.png", "--strength", "1")
@@ -74,46 +74,51 @@ def test_from_an_image_and_into_a_mask(engine, fleet, client, images):
     assert [image.size for image in made.values()] == [size, (64, 64), (64, 64)]
 
 
-def test_what_is_not_masked_stays(engine, fleet, client, images):
+def test_unmasked_areas_are_kept(engine, fleet, client, images):
     needs_a_model(engine)
     generate(fleet, images, "--image", "image.png", "--mask", "mask.png", "--out", "masked.png")
     with Image.open(images / "masked.png") as image, Image.open(images / "image.png") as before:
         left = [(x, y) for x in range(4, 24, 4) for y in range(4, 60, 4)]
         right = [(x, y) for x in range(44, 62, 4) for y in range(4, 60, 4)]
-        kept, anew = (
+        unmasked_change, masked_change = (
             sum(abs(a - b) for at in part for a, b in zip(image.getpixel(at), before.getpixel(at), strict=True))
             / len(part)
             for part in (left, right)
         )
-    assert 3 * kept < anew
+    assert 3 * unmasked_change < masked_change
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_formats_with_their_parameters_inside(engine, fleet, client, images, kind):
+def test_jpeg_and_webp_contain_the_parameters(engine, fleet, client, images, kind):
     done = generate(fleet, images, "--format", kind, "--quality", "60", "--width", "64")
     name = {"jpeg": "imagegen-1.jpg", "webp": "imagegen-1.webp"}[kind]
     assert name in done.stdout
     with Image.open(images / name) as image:
         assert image.format == kind.upper()
-        told = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-    told = json.loads(told.removeprefix(b"ASCII\0\0\0"))
-    assert (told["prompt"], told["seed"], told["output_format"], told["quality"]) == (PROMPT, 1, kind, 60)
+        embedded = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    embedded = json.loads(embedded.removeprefix(b"ASCII\0\0\0"))
+    assert (embedded["prompt"], embedded["seed"], embedded["output_format"], embedded["quality"]) == (
+        PROMPT,
+        1,
+        kind,
+        60,
+    )
     result = client.generate(PROMPT, output_format=kind)
     assert (result.format, result.image.format) == (kind, kind.upper())
     assert result.parameters["output_format"] == kind
 
 
-def test_schedulers_and_further_parameters(engine, fleet, client, images):
+def test_schedulers_and_extra_parameters(engine, fleet, client, images):
     needs_a_model(engine)
-    few = {"seed": 1, "num_inference_steps": 6, "image": images / "image.png", "strength": 0.9}
-    own = client.generate(PROMPT, **few)
+    options = {"seed": 1, "num_inference_steps": 6, "image": images / "image.png", "strength": 0.9}
+    own = client.generate(PROMPT, **options)
     assert own.parameters["scheduler"] == "DDIMScheduler"
-    other = client.generate(PROMPT, **few, scheduler="EulerDiscreteScheduler", extra={"eta": 0.0})
+    other = client.generate(PROMPT, **options, scheduler="EulerDiscreteScheduler", extra={"eta": 0.0})
     assert other.parameters["scheduler"] == "EulerDiscreteScheduler"
     assert other.parameters["extra"] == {"eta": 0.0}
     assert other.parameters["strength"] == 0.9
     assert other.encoded != own.encoded
-    assert client.generate(PROMPT, **few).encoded == own.encoded
+    assert client.generate(PROMPT, **options).encoded == own.encoded
     for wrong, words in (
         (
             {"scheduler": "FlowMatchEulerDiscreteScheduler"},
@@ -123,17 +128,19 @@ def test_schedulers_and_further_parameters(engine, fleet, client, images):
         ({"extra": {"latents": [1.0]}}, "does not accept 'latents'"),
     ):
         with pytest.raises(InvalidRequestError, match=words):
-            client.generate(PROMPT, **few, **wrong)
+            client.generate(PROMPT, **options, **wrong)
 
 
-def test_wrong_images_are_told_and_the_next_one_is_made(engine, fleet, client, images, monkeypatch):
+def test_invalid_images_are_rejected_and_the_next_request_succeeds(engine, fleet, client, images, monkeypatch):
     (images / "text.png").write_text("just some text")
-    refused = generate(fleet, images, "--image", "text.png", check=False)
-    assert refused.returncode == 2
-    assert "image: expected an image, got text.png" in refused.stderr
+    rejected = generate(fleet, images, "--image", "text.png", check=False)
+    assert rejected.returncode == 2
+    assert "image: expected an image, got text.png" in rejected.stderr
     good = (images / "image.png").read_bytes()
     mask = (images / "large-mask.png").read_bytes()
-    monkeypatch.setattr("imagegen_client.requests.read_image", lambda name, source: source)  # no help from here
+    monkeypatch.setattr(
+        "imagegen_client.requests.read_image", lambda name, source: source
+    )  # disable the client's own check
     wrong = [
         ({"image": good[:-40]}, "image: the png image cannot be decoded"),
         ({"image": good[:60] + bytes(40) + good[100:]}, "image: the png image cannot be decoded"),
@@ -153,7 +160,7 @@ def test_wrong_images_are_told_and_the_next_one_is_made(engine, fleet, client, i
         assert result.parameters["task"] == "image-to-image"
 
 
-def test_frames_that_are_not_as_many_as_inputs_are_told(engine, fleet, client, images, monkeypatch):
+def test_a_wrong_number_of_image_frames_is_rejected(engine, fleet, client, images, monkeypatch):
     from imagegen_client import sync
 
     made = sync.build
@@ -176,19 +183,19 @@ def test_frames_that_are_not_as_many_as_inputs_are_told(engine, fleet, client, i
     client.generate(PROMPT, image=images / "image.png", mask_image=images / "mask.png")
 
 
-def test_a_large_image_wants_a_size_from_a_small_model(engine, fleet, client, images):
+def test_an_image_too_large_for_the_model_requires_a_size(engine, fleet, client, images):
     needs_a_model(engine)
     with Image.open(images / "large-image.png") as image:
         image.resize((600, 400)).save(images / "huge.png")
     with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, and the input image has 600"):
         client.generate(PROMPT, image=images / "huge.png")
-    few = {"num_inference_steps": 4, "image": Path(images / "large-image.png")}
-    assert client.generate(PROMPT, **few).image.size == (200, 200)
-    assert client.generate(PROMPT, **few, width=64, height=96).image.size == (64, 96)
+    options = {"num_inference_steps": 4, "image": Path(images / "large-image.png")}
+    assert client.generate(PROMPT, **options).image.size == (200, 200)
+    assert client.generate(PROMPT, **options, width=64, height=96).image.size == (64, 96)
 
 
-def test_many_at_once_of_every_kind(engine, fleet, client, images):
-    """Company changes nothing that could be seen, and the images are each one's own."""
+def test_concurrent_requests_of_all_tasks_have_the_images_of_requests_alone(engine, fleet, client, images):
+    """Each image equals, up to rounding, the one that its request generates alone."""
     needs_a_model(engine)
     common = {"num_inference_steps": 8, "width": 64, "height": 64}
     requests = []

@@ -1,8 +1,8 @@
-"""Several hosts with keys, set up as docs/operations.md says: who has one is served, who has not is told why."""
+"""Several hosts with keys as in docs/operations.md: peers with valid keys are served, others get a clear error."""
 
 import pytest
 
-from tests.e2e.hosts import HOSTS, Hosts, Keys, finished
+from tests.e2e.hosts import HOSTS, Hosts, Keys, report_of
 from tests.programs import needs
 from tools.fleet import Fleet
 from tools.netns import Network, available
@@ -33,14 +33,14 @@ def hosts(keys, logs):
 
 
 def generate(hosts, *options):
-    """Ask for a picture on the client's host."""
+    """Run `imagegen generate` on the client's host."""
     words = ("a red circle", "--broker", hosts.fleet.frontend, "--connect-timeout", "60", *options)
     return hosts.run("client", "generate", *words)
 
 
 def test_a_burst_is_served_by_both_hosts(hosts):
-    said = finished(hosts.bench(40))
-    assert (said["successful"], said["failed"]) == (40, 0)
+    report = report_of(hosts.bench(40))
+    assert (report["successful"], report["failed"]) == (40, 0)
     hosts.wait(lambda gpus: sum(gpu["total_requests"] for gpu in gpus.values()) >= 40, "complete totals")
     assert min(gpu["total_requests"] for gpu in hosts.gpus().values()) > 0
 
@@ -55,7 +55,7 @@ def test_a_burst_is_served_by_both_hosts(hosts):
     ],
     ids=["a stranger", "a worker's key", "another broker's key", "no key"],
 )
-def test_a_client_with_a_wrong_key_is_told_so(hosts, keys, tmp_path, own, broker, code, sentence):
+def test_a_client_with_a_wrong_key_gets_a_clear_error(hosts, keys, tmp_path, own, broker, code, sentence):
     out = tmp_path / "picture.png"
     options = () if own is None else keys.of_peer(own, broker)
     done = generate(hosts, "--out", str(out), "--connect-timeout", "5", *options)
@@ -72,20 +72,20 @@ def test_a_client_with_a_wrong_key_is_told_so(hosts, keys, tmp_path, own, broker
 
 
 @pytest.mark.parametrize("own", ["stranger", "alice"])
-def test_a_worker_with_a_wrong_key_is_told_so_and_gets_no_work(hosts, keys, logs, own):
+def test_a_worker_with_a_wrong_key_logs_it_and_gets_no_work(hosts, keys, logs, own):
     name = f"wrong-{own}"
     hosts.start_worker(name, *keys.of_peer(own), host="near")
     log = logs / f"{name}.log"
-    said = "refused by broker, retrying"
-    hosts.fleet.wait_until(lambda: said in log.read_text(), "the refusal in the worker's log")
+    report = "refused by broker, retrying"
+    hosts.fleet.wait_until(lambda: report in log.read_text(), "the rejection in the worker's log")
     assert "the broker does not accept this key" in log.read_text()
-    assert finished(hosts.bench(10))["successful"] == 10
+    assert report_of(hosts.bench(10))["successful"] == 10
     assert set(hosts.gpus()) == {"near", "far"}
     assert hosts.fleet.terminate(name) == 0
 
 
 @pytest.mark.parametrize("fault", ["link", "drop"])
-def test_a_worker_host_is_cut_off_and_comes_back(hosts, fault):
+def test_a_worker_host_is_disconnected_and_returns(hosts, fault):
     def cut(off):
         if fault == "link":
             hosts.network.link("far", up=not off)
@@ -95,11 +95,11 @@ def test_a_worker_host_is_cut_off_and_comes_back(hosts, fault):
     burst = hosts.bench(40)
     hosts.wait(lambda gpus: gpus.get("far", {}).get("running"), "a running batch")
     cut(off=True)
-    said = finished(burst)
-    assert (said["successful"], said["failed"]) == (40, 0)
+    report = report_of(burst)
+    assert (report["successful"], report["failed"]) == (40, 0)
     hosts.wait(lambda gpus: set(gpus) == {"near"}, "one worker only")
     cut(off=False)
     hosts.wait_for_both()
     before = hosts.gpus()["far"]["total_requests"]
-    assert finished(hosts.bench(40))["successful"] == 40
-    hosts.wait(lambda gpus: gpus["far"]["total_requests"] > before, "new work at the host that was cut off")
+    assert report_of(hosts.bench(40))["successful"] == 40
+    hosts.wait(lambda gpus: gpus["far"]["total_requests"] > before, "new work at the reconnected host")

@@ -1,4 +1,4 @@
-"""A request's life with real processes: its place in the queue, its turn, its deadline."""
+"""The states of a request with real processes: queue position, order, progress, deadline."""
 
 import asyncio
 
@@ -13,13 +13,13 @@ SLOW = ("--backend", "simulated", "--simulated-batch-seconds", "3600", "--simula
 
 
 def held(client):
-    """Requests at the broker, by state."""
+    """Return the number of requests at the broker by state."""
     return asdict(client.stats().requests)
 
 
 @pytest.fixture
 def blocked(fleet, client):
-    """A client of a fleet whose only worker takes one request at a time, and has one for an hour."""
+    """A client of a fleet whose only worker is busy with one request for an hour and accepts no other."""
     start_simulated(fleet, client, "slow", options=(*SLOW, *ONE_AT_A_TIME))
     client.submit("for an hour", seed=1)
     fleet.wait_until(lambda: held(client)["dispatched"] == 1, "a busy worker")
@@ -33,8 +33,8 @@ def start_quick(fleet):
 def by_iterator(fleet, react):
     with Client(fleet.frontend) as client:
         job = client.submit("follow me", seed=3, progress=True, num_inference_steps=4)
-        for sign in job.progress():
-            react(sign)
+        for event in job.progress():
+            react(event)
             assert job.latest is not None
         return job.result(60)
 
@@ -48,8 +48,8 @@ def by_async_iterator(fleet, react):
     async def follow():
         async with AsyncClient(fleet.frontend) as client:
             job = client.submit("follow me", seed=3, progress=True, num_inference_steps=4)
-            async for sign in job.progress():
-                react(sign)
+            async for event in job.progress():
+                react(event)
             assert job.latest.step == 4
             return await job.result()
 
@@ -57,31 +57,31 @@ def by_async_iterator(fleet, react):
 
 
 @pytest.mark.parametrize("follow", [by_iterator, by_callback, by_async_iterator])
-def test_who_follows_a_request_learns_its_place_and_time_then_its_steps(fleet, blocked, follow):
+def test_progress_reports_queue_positions_estimates_and_steps(fleet, blocked, follow):
     before = blocked.submit("in front", seed=2)
     fleet.wait_until(lambda: held(blocked)["queued"] == 1, "a queue")
-    signs = []
+    events = []
 
-    def react(sign):
-        """Each place brings about the next: the test waits for no clock."""
-        signs.append(sign)
-        if sign.place == 1:
+    def react(event):
+        """Cause the next event on each queue position, so that the test waits for no clock."""
+        events.append(event)
+        if event.place == 1:
             before.cancel()
-        elif sign.place == 0 and "quick" not in fleet.processes:
+        elif event.place == 0 and "quick" not in fleet.processes:
             start_quick(fleet)
 
     assert follow(fleet, react).worker == "quick"
-    waited = [sign for sign in signs if sign.state == "queued"]
-    assert signs[: len(waited)] == waited, "what runs waits no more"
-    assert [sign.place for sign in waited[:2]] == [1, 0]
-    assert [sign.seconds_to_start for sign in waited[:2]] == [7200, 3600], "an hour for each that goes before it"
-    assert [(sign.step, sign.steps) for sign in signs[len(waited) :]] == [(step, 4) for step in range(5)]
+    waited = [event for event in events if event.state == "queued"]
+    assert events[: len(waited)] == waited, "no queue position follows after the start"
+    assert [event.place for event in waited[:2]] == [1, 0]
+    assert [event.seconds_to_start for event in waited[:2]] == [7200, 3600], "an hour for each request ahead"
+    assert [(event.step, event.steps) for event in events[len(waited) :]] == [(step, 4) for step in range(5)]
 
 
-def test_the_urgent_go_first_and_clients_take_turns(fleet, blocked):
+def test_requests_are_ordered_by_priority_and_clients_take_turns(fleet, blocked):
     order = []
 
-    def ask(client, name, priority=0):
+    def submit(client, name, priority=0):
         queued = held(blocked)["queued"]
         job = client.submit(name, seed=5, priority=priority)
         job.add_done_callback(lambda job: order.append(name))
@@ -90,24 +90,24 @@ def test_the_urgent_go_first_and_clients_take_turns(fleet, blocked):
 
     with Client(fleet.frontend) as other:
         jobs = [
-            ask(blocked, "patient", priority=-1),
-            ask(blocked, "first"),
-            ask(blocked, "second"),
-            ask(other, "of another client"),
-            ask(blocked, "urgent", priority=5),
+            submit(blocked, "patient", priority=-1),
+            submit(blocked, "first"),
+            submit(blocked, "second"),
+            submit(other, "of another client"),
+            submit(blocked, "urgent", priority=5),
         ]
         start_quick(fleet)
         assert {job.result(60).worker for job in jobs} == {"quick"}
     assert order == ["urgent", "first", "of another client", "second", "patient"]
 
 
-def test_deadlines_end_what_runs_what_waits_at_the_worker_and_what_waits_here(fleet, client):
+def test_deadlines_end_requests_that_run_wait_at_the_worker_or_wait_at_the_broker(fleet, client):
     start_simulated(fleet, client, "slow", options=(*SLOW, "--max-batch-size", "1", "--capacity", "2"))
     jobs = [client.submit("late", seed=n, timeout_seconds=3.0 - n / 2, progress=True) for n in range(3)]
     for job in reversed(jobs):
         with pytest.raises(DeadlineExceededError):
             job.result(60)
-    running, at_the_worker, here = [{sign.state for sign in job.progress()} for job in jobs]
+    running, at_the_worker, here = [{event.state for event in job.progress()} for job in jobs]
     assert "running" in running
     assert "running" not in at_the_worker
     assert here == {"queued"}

@@ -1,4 +1,4 @@
-"""The logs of real processes: objects by the line, and one id from the client to the worker."""
+"""The logs of real processes: JSON lines, with one request id from the client to the worker."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ JSON = ("--log-format", "json")
 
 
 def objects(tmp_path, name):
-    """The lines of a process's log, each an object; anything else fails."""
+    """Return the parsed JSON lines of a process's log."""
     lines = (tmp_path / "logs" / f"{name}.log").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -43,11 +43,16 @@ def test_one_id_is_found_in_the_logs_of_client_broker_and_worker(fleet, tmp_path
         "result",
     )
     assert 0 <= answered["queue_seconds"] <= answered["total_seconds"]
-    [made] = [line for line in objects(tmp_path, "painter") if line.get("request_id") == job.request_id]
-    assert (made["message"], made["images"], made["worker"], made["gpu"]) == ("request finished", 2, "painter", 0)
+    [generated] = [line for line in objects(tmp_path, "painter") if line.get("request_id") == job.request_id]
+    assert (generated["message"], generated["images"], generated["worker"], generated["gpu"]) == (
+        "request finished",
+        2,
+        "painter",
+        0,
+    )
 
 
-def test_libraries_write_no_lines_of_their_own(fleet, tmp_path):
+def test_libraries_write_no_log_lines(fleet, tmp_path):
     fleet.start_broker("--heartbeat-interval", "0.2")
     fleet.start_worker("painter", "--device", "cpu", *JSON)
     with Client(fleet.frontend) as client:
@@ -56,7 +61,7 @@ def test_libraries_write_no_lines_of_their_own(fleet, tmp_path):
     assert {line["level"] for line in objects(tmp_path, "painter")} == {"info"}
 
 
-def test_requests_need_not_be_logged(fleet, tmp_path):
+def test_logging_of_requests_can_be_disabled(fleet, tmp_path):
     fleet.start_broker("--heartbeat-interval", "0.2", "--no-log-requests")
     fleet.start_worker("painter", *SIMULATED)
     with Client(fleet.frontend) as client:
@@ -68,7 +73,7 @@ def test_requests_need_not_be_logged(fleet, tmp_path):
     assert "request answered" not in log
 
 
-def test_a_file_serves_a_broker_and_a_worker(fleet, tmp_path):
+def test_settings_files_configure_a_broker_and_a_worker(fleet, tmp_path):
     (tmp_path / "broker.toml").write_text(
         'heartbeat_interval = 0.2\nstrategy = "queue-depth"\nlog_format = "json"\n'
     )
@@ -88,7 +93,7 @@ def test_a_file_serves_a_broker_and_a_worker(fleet, tmp_path):
 
 
 @pytest.mark.parametrize("role", ["imagegen-broker", "imagegen-worker"])
-def test_a_check_neither_binds_nor_loads(role, tmp_path):
+def test_check_config_neither_binds_nor_loads(role, tmp_path):
     file = tmp_path / "x.toml"
     file.write_text('log_level = "debug"\n')
     done = command(role, "--config", str(file), "--check-config")
@@ -99,7 +104,7 @@ def test_a_check_neither_binds_nor_loads(role, tmp_path):
     assert f'{file}:1: step_timeout must be a number, got "never"' in done.stderr
 
 
-def test_what_hinders_a_start_is_an_object_too():
+def test_a_start_error_is_a_json_log_line():
     words = [program("imagegen-worker"), "--backend", "simulated", "--http-host", "192.0.2.1", "--http-port", "0"]
     done = subprocess.run([*words, *JSON], capture_output=True, text=True, timeout=60, check=False)
     last = json.loads(done.stderr.splitlines()[-1])
@@ -108,8 +113,8 @@ def test_what_hinders_a_start_is_an_object_too():
     assert last["message"].startswith("--http-port: cannot bind 192.0.2.1:0")
 
 
-def test_a_broker_serves_although_its_stderr_is_not_read(tmp_path):
-    """A full pipe in the place of stderr: the very first log line can't be written."""
+def test_a_broker_serves_while_its_stderr_is_not_read(tmp_path):
+    """Stderr is a full pipe, so not even the first log line can be written."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):

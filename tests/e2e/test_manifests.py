@@ -1,4 +1,4 @@
-"""The words of the Kubernetes pods, with volumes laid down as the kubelet does it: the fleet joins, with keys."""
+"""The commands of the Kubernetes pods, with volumes projected as the kubelet does: a fleet with keys."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ pytestmark = needs("kubectl")
 
 
 def project(files, target):
-    """Lay a secret's or a config map's files down: links to a folder of a hidden name, which can be exchanged."""
+    """Create the files of a secret or config map as the kubelet does: links into a hidden folder."""
     (target / "..2026").mkdir(parents=True)
     (target / "..data").symlink_to("..2026")
     for name, path in files.items():
@@ -27,7 +27,7 @@ def project(files, target):
 
 @pytest.fixture
 def secrets(tmp_path):
-    """The keys, made as the folder's comment says: the files of each object that kustomize generates."""
+    """Keys generated as the comment in the folder says: the files of each object that kustomize generates."""
     shutil.copy(FOLDER / "keys/kustomization.yaml", tmp_path)
     for words in words_of_the_comment():
         command(*words, cwd=tmp_path)
@@ -36,8 +36,8 @@ def secrets(tmp_path):
     return {name: {file: sources[file] for file in files} for name, files in made.items()}
 
 
-def words(objects, role, secrets, root):
-    """A pod's words, its mounts under `root`."""
+def pod_arguments(objects, role, secrets, root):
+    """Return the arguments of a pod's container, with its mounts under `root`."""
     mounts = {mount["name"]: mount["mountPath"] for mount in container(objects, role)["volumeMounts"]}
     for volume in pod(objects, role)["volumes"]:
         name = volume.get("secret", {}).get("secretName") or volume.get("configMap", {}).get("name")
@@ -46,23 +46,25 @@ def words(objects, role, secrets, root):
     return [re.sub(r"=/keys/", f"={root}/keys/", word) for word in container(objects, role)["args"]]
 
 
-def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
+def test_the_processes_of_the_pods_connect_with_their_keys(fleet, secrets, tmp_path):
     objects = build(FOLDER / "overlays/single-node")
-    broker = words(objects, "broker", secrets, tmp_path / "broker")
-    # Its addresses are free ports here.
-    here = [word for word in broker if not re.match("--(frontend|backend|http)=", word)]
-    place = fleet.start_broker(*here, *BROKER)
-    worker = words(objects, "worker", secrets, tmp_path / "worker")
-    here = [word for word in worker if not re.match("--(broker=|name=|device=|http-)", word)]
-    fleet.start_worker("pod-1", *here, *SIMULATED)
+    broker = pod_arguments(objects, "broker", secrets, tmp_path / "broker")
+    # Free ports replace the addresses of the pod.
+    arguments = [word for word in broker if not re.match("--(frontend|backend|http)=", word)]
+    place = fleet.start_broker(*arguments, *BROKER)
+    worker = pod_arguments(objects, "worker", secrets, tmp_path / "worker")
+    arguments = [word for word in worker if not re.match("--(broker=|name=|device=|http-)", word)]
+    fleet.start_worker("pod-1", *arguments, *SIMULATED)
 
     alice = tmp_path / "clients/alice.key_secret"
     with Client(place.frontend, key=alice, broker_key=tmp_path / "broker.key") as client:
         fleet.wait_for_workers(client, 1)
         assert client.generate("a red circle", seed=1).worker == "pod-1"
 
-    here = [word for word in words(objects, "gateway", secrets, tmp_path / "gateway") if "--http" not in word]
-    gateway = Gateway(fleet, "gateway", tmp_path / "state", here)
+    arguments = [
+        word for word in pod_arguments(objects, "gateway", secrets, tmp_path / "gateway") if "--http" not in word
+    ]
+    gateway = Gateway(fleet, "gateway", tmp_path / "state", arguments)
     api_key = gateway.add_key("alice")
     image = gateway.openai(api_key).images.generate(prompt="a red circle", extra_body={"seed": 1}).data[0]
     gateway.close()
@@ -70,14 +72,14 @@ def test_the_pods_find_each_other_with_their_keys(fleet, secrets, tmp_path):
 
 
 POD = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""A process namespace whose process 1 is the command."""
+"""Runs a command as process 1 of a process namespace."""
 
 
 @pytest.mark.skipif(
     subprocess.run([*POD, "true"], capture_output=True, check=False).returncode != 0,
-    reason="no process namespace can be made here",
+    reason="process namespaces can't be created here",
 )
-def test_a_pod_that_goes_drains_by_its_hook_and_the_signal_after_it_ends_nothing(fleet, client):
+def test_the_pre_stop_hook_drains_a_worker_and_sigterm_does_not_interrupt_that(fleet, client):
     fleet.start_worker("pod-1", "--gpu", "0", *SIMULATED, "--capacity", "64", prefix=POD)
     fleet.wait_for_workers(client, 1)
     jobs = [client.submit(f"picture {seed}", seed=seed, width=32, height=32) for seed in range(60)]

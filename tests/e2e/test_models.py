@@ -1,4 +1,4 @@
-"""Models from where they are found, through the commands as they are installed."""
+"""Models from folders, the hub cache and single files, through the installed commands."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def hub(saved, tmp_path):
     return {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
 
 
-def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
+def test_a_folder_a_hub_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
     config = shutil.copytree(saved, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(checkpoints.stable_diffusion(families.sd().pipeline), tmp_path / "dream.safetensors")
     fleet.start_worker("folder", *QUICK, "--model", str(saved))
@@ -49,7 +49,7 @@ def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
     results = [job.result(120) for job in jobs]
     assert [result.worker for result in results] == ["folder", "id", "file"]
     assert [result.image.size for result in results] == [(64, 64)] * 3
-    assert same_image(results[0].image, results[2].image), "the same weights"
+    assert same_image(results[0].image, results[2].image), "both have the same weights"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_folder_an_id_and_a_single_file(fleet, client, saved, hub, tmp_path):
         ("nowhere", 2, "--model: 'nowhere' does not exist; expected builtin:shapes, a diffusers folder"),
     ],
 )
-def test_a_model_that_can_not_be_loaded_ends_the_worker(saved, hub, tmp_path, model, status, words):
+def test_a_model_that_cannot_be_loaded_ends_the_worker(saved, hub, tmp_path, model, status, words):
     broken = shutil.copytree(saved, tmp_path / "broken")
     weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -77,8 +77,8 @@ def test_several_models_in_one_worker(fleet, client, saved, hub):
     fleet.start_worker("w", *QUICK, *models, environment=hub)
     fleet.wait_for_workers(client, 1)
     assert client.stats()["per_gpu_stats"][0]["models"] == ["tiny", "owner/flux"]
-    wanted = ["tiny", "owner/flux", None, "owner/flux", "tiny"]
-    jobs = [client.submit("a cat", model=model, seed=3) for model in wanted]
+    requested = ["tiny", "owner/flux", None, "owner/flux", "tiny"]
+    jobs = [client.submit("a cat", model=model, seed=3) for model in requested]
     results = [job.result(120) for job in jobs]
     assert [result.model for result in results] == ["tiny", "owner/flux", "tiny", "owner/flux", "tiny"]
     assert {result.image.size for result in results} == {(64, 64)}
@@ -87,7 +87,7 @@ def test_several_models_in_one_worker(fleet, client, saved, hub):
 
 
 @pytest.mark.parametrize("batching", ["continuous", "static"])
-def test_a_model_that_breaks_at_demand_fails_its_own_requests(fleet, client, saved, tmp_path, batching):
+def test_a_model_that_fails_on_demand_fails_only_its_own_requests(fleet, client, saved, tmp_path, batching):
     broken = shutil.copytree(saved, tmp_path / "broken")
     (broken / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     models = ("--model", str(saved), "--model", str(broken), "--batching", batching)
@@ -99,7 +99,7 @@ def test_a_model_that_breaks_at_demand_fails_its_own_requests(fleet, client, sav
         assert client.generate("a cat", model="tiny").model == "tiny"
 
 
-def test_a_simulated_worker_with_more_models_than_it_has_room_for(fleet, client):
+def test_a_simulated_worker_swaps_models_beyond_its_memory(fleet, client):
     models = [word for name in "abc" for word in ("--model", name)]
     cost = ("--simulated-load-seconds", "0.05", "--model-memory", "2GiB", "--model-patience", "0.1")
     fleet.start_worker("w", *SIMULATED, *cost, *models)
@@ -108,13 +108,13 @@ def test_a_simulated_worker_with_more_models_than_it_has_room_for(fleet, client)
     assert [job.result(120).model for job in jobs] == ["abc"[number % 3] for number in range(30)]
 
 
-def test_requests_go_where_their_model_is_loaded(fleet, client):
+def test_requests_are_dispatched_to_workers_with_their_model_loaded(fleet, client):
     room = ("--model-memory", "1GiB", "--model-patience", "3600", "--simulated-load-seconds", "0.01")
     fleet.start_worker("has-a", *SIMULATED, *room, "--model", "a", "--model", "b")
     fleet.start_worker("has-b", *SIMULATED, *room, "--gpu", "1", "--model", "b", "--model", "a")
     fleet.wait_for_workers(client, 2)
-    told = {each["worker"]: each["warm_models"] for each in client.stats()["per_gpu_stats"]}
-    assert told == {"has-a": ["a"], "has-b": ["b"]}
+    warm = {each["worker"]: each["warm_models"] for each in client.stats()["per_gpu_stats"]}
+    assert warm == {"has-a": ["a"], "has-b": ["b"]}
     for number in range(6):
         model = "ab"[number % 2]
         assert client.generate("a cat", model=model).worker == f"has-{model}"

@@ -1,11 +1,11 @@
-"""Several hosts, each a network namespace, with addresses beyond loopback, pulled cables and dropped packets."""
+"""Several hosts, each a network namespace: links that go down and dropped packets."""
 
 from contextlib import contextmanager
 from threading import Event
 
 import pytest
 
-from tests.e2e.hosts import HOSTS, LIVENESS_SECONDS, WORKERS, Hosts, finished
+from tests.e2e.hosts import HOSTS, LIVENESS_SECONDS, WORKERS, Hosts, report_of
 from tests.programs import needs
 from tools.fleet import Fleet
 from tools.netns import Network, available
@@ -33,7 +33,7 @@ def hosts(all_hosts):
 
 @contextmanager
 def fault(hosts, kind, victim):
-    """Cut a host off while the context lasts."""
+    """Disconnect a host within the context."""
     if kind == "link":
         hosts.network.link(victim, up=False)
     else:
@@ -48,14 +48,14 @@ def fault(hosts, kind, victim):
 
 
 def hold(seconds):
-    """Let a fault last for a while."""
+    """Wait while a fault lasts."""
     Event().wait(seconds)
 
 
-def test_hosts_serve_one_another(hosts):
+def test_workers_on_other_hosts_serve_requests(hosts):
     before = {name: gpu["total_requests"] for name, gpu in hosts.gpus().items()}
-    said = finished(hosts.bench(40))
-    assert said["successful"] == 40
+    report = report_of(hosts.bench(40))
+    assert report["successful"] == 40
 
     def served(gpus):
         return [gpus[name]["total_requests"] - before[name] for name in gpus]
@@ -67,20 +67,20 @@ def test_hosts_serve_one_another(hosts):
 @pytest.mark.parametrize("victim", ["far", "client", "broker"])
 @pytest.mark.parametrize("kind", ["link", "drop"])
 @pytest.mark.parametrize("seconds", [0.5 * LIVENESS_SECONDS, 5 * LIVENESS_SECONDS], ids=["short", "long"])
-def test_a_cut_costs_time_and_no_request(hosts, victim, kind, seconds):
+def test_a_network_failure_loses_no_request(hosts, victim, kind, seconds):
     burst = hosts.bench(60)
     hosts.wait(lambda gpus: sum(gpu["running"] > 0 for gpu in gpus.values()) == 2, "running batches on both")
     with fault(hosts, kind, victim):
         hold(seconds)
-    said = finished(burst)
-    assert (said["successful"], said["failed"]) == (60, 0)
+    report = report_of(burst)
+    assert (report["successful"], report["failed"]) == (60, 0)
     hosts.wait_for_both()
 
 
-def test_the_work_of_a_host_that_is_cut_off_moves_on_before_it_is_back(hosts):
+def test_requests_of_a_disconnected_host_are_requeued_before_it_returns(hosts):
     burst = hosts.bench(30)
     hosts.wait(lambda gpus: gpus.get("far", {}).get("running"), "a running batch")
     with fault(hosts, "drop", "far"):
-        assert finished(burst)["successful"] == 30
+        assert report_of(burst)["successful"] == 30
         assert "far" not in hosts.gpus()
     hosts.wait_for_both()

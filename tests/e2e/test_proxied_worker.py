@@ -1,4 +1,4 @@
-"""A worker whose broker is behind a TCP proxy: restarts, resets and keys that do not fit."""
+"""A worker whose broker is behind a TCP proxy: restarts, resets and wrong keys."""
 
 import time
 
@@ -25,7 +25,7 @@ def start_worker(fleet, proxy, *options):
     )
 
 
-def test_a_worker_outlives_restarts_and_resets_behind_a_proxy(fleet, proxied):
+def test_a_worker_reconnects_after_restarts_and_resets_behind_a_proxy(fleet, proxied):
     start_worker(fleet, proxied)
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 1)
@@ -42,7 +42,7 @@ def test_a_worker_outlives_restarts_and_resets_behind_a_proxy(fleet, proxied):
     assert fleet.terminate("worker") == 0
 
 
-def test_a_worker_without_keys_logs_what_it_suspects_and_serves_once_that_is_mended(fleet, tmp_path):
+def test_a_worker_without_keys_logs_the_likely_reason_and_serves_once_the_broker_has_none(fleet, tmp_path):
     for name, place in (("broker", ""), ("alice", "clients"), ("gpu0", "workers")):
         command("imagegen", "keygen", name, "--out", str(tmp_path / place))
     fleet.start_broker(
@@ -59,7 +59,7 @@ def test_a_worker_without_keys_logs_what_it_suspects_and_serves_once_that_is_men
             assert client.submit("a red circle", seed=1).result(PATIENCE).worker == "worker"
 
 
-def test_two_addresses_of_one_broker_register_a_worker_once(fleet, proxied):
+def test_a_worker_registers_once_at_a_broker_with_two_endpoints(fleet, proxied):
     start_worker(fleet, proxied, "--broker", fleet.brokers["broker"].backend)
     with Client(fleet.frontend) as client:
         fleet.wait_for_workers(client, 1)

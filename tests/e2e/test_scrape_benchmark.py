@@ -1,11 +1,11 @@
-"""The benchmark of scrapes runs to its end, and tells what it should; never how fast."""
+"""The benchmark of scrapes: its report is complete. Speeds are not judged."""
 
 from click.testing import CliRunner
 
 from benchmarks.scrape import main
 
 
-def test_it_tells_of_the_loop_and_of_requests():
+def test_the_report_has_the_loop_and_the_requests():
     options = ["--workers", "4", "--waiting", "20", "--requests", "30", "--scrapes", "50"]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
     assert result.exit_code == 0

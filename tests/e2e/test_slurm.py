@@ -1,4 +1,4 @@
-"""The worker part of the Slurm script, in a stand-in of its environment: it serves, and SIGTERM drains it."""
+"""The worker part of the Slurm script in a simulated environment: workers serve, and SIGTERM drains them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def task(number):
     return {"SLURM_ARRAY_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": str(number), "SLURMD_NODENAME": "gpu-12"}
 
 
-def test_tasks_of_an_array_serve_and_drain(fleet, client):
+def test_the_tasks_of_an_array_serve_requests_and_drain(fleet, client):
     broker = fleet.brokers["broker"].backend
     environment = {"IMAGEGEN_BROKER": broker, "IMAGEGEN_BIN": str(Path(program("imagegen-worker")).parent)}
     for number in (0, 1):

@@ -1,4 +1,4 @@
-"""A soak of seconds: all parts of it run, every request ends as it must, and the report tells of all processes."""
+"""A short soak test: all of its parts run, every request ends correctly, and the report has all processes."""
 
 import csv
 
@@ -13,9 +13,9 @@ from benchmarks.soak.__main__ import main
 ROLES = {"broker", "worker", "engine", "gateway", "resident"}
 
 
-# Half a minute; a busy machine needs longer to start a dozen processes.
+# Half a minute: a busy machine takes long to start a dozen processes.
 @pytest.mark.timeout(600)
-def test_a_short_soak_loses_nothing(tmp_path):
+def test_a_short_soak_loses_no_request(tmp_path):
     options = {
         "minutes": 0.2,
         "rate": 8,
@@ -36,7 +36,9 @@ def test_a_short_soak_loses_nothing(tmp_path):
     with (tmp_path / "samples.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["role"] for row in rows} >= ROLES
-    assert {row["number"] for row in rows if row["name"] == "worker1"} >= {"0", "1"}, "it was started again"
+    assert {row["number"] for row in rows if row["name"] == "worker1"} >= {"0", "1"}, (
+        "the killed process was restarted"
+    )
     assert all(int(row["uss"]) > 0 and int(row["fds"]) > 0 and int(row["threads"]) > 0 for row in rows)
     assert (tmp_path / "soak.png").stat().st_size > 10_000
     assert "![Memory" in (tmp_path / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""One command, a worker process for each GPU: they work, die, come back and leave, each without the others."""
+"""The supervisor: a worker process for each GPU; workers serve, die, are restarted and drain independently."""
 
 import os
 import re
@@ -38,9 +38,9 @@ def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
     assert per_gpu(client, "gpu_id") == {"sim-0": 0, "sim-1": 1, "sim-2": 2}
     assert {process.ppid() for process in workers.values()} == {fleet.processes["sim"].pid}
     groups = {os.getpgid(process.pid) for process in (*workers.values(), fleet.processes["sim"])}
-    assert len(groups) == 4, "a Ctrl-C in the terminal reaches the supervisor alone"
-    said = bench(fleet, "--burst", "30")
-    assert (said["successful"], said["num_gpus"]) == (30, 3)
+    assert len(groups) == 4, "only the supervisor receives a Ctrl-C in the terminal"
+    report = bench(fleet, "--burst", "30")
+    assert (report["successful"], report["num_gpus"]) == (30, 3)
     assert set(per_gpu(client, "total_requests").values()) == {10}
     served = re.findall(
         r"metrics server started address=(\S+) worker=(\S+)", (tmp_path / "logs" / "sim.log").read_text()
@@ -51,7 +51,7 @@ def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
             assert f'images_total{{gpu="{worker[-1]}",worker="{worker}"}} 10.0' in answer.read().decode()
 
 
-def test_a_killed_worker_comes_back_and_the_others_do_not_notice(fleet, client, start):
+def test_a_killed_worker_is_restarted_and_the_others_are_unaffected(fleet, client, start):
     before = start(*LONG)
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(40)]
     fleet.wait_until(lambda: per_gpu(client, "running")["sim-1"] > 0, "a running batch")
@@ -64,7 +64,7 @@ def test_a_killed_worker_comes_back_and_the_others_do_not_notice(fleet, client, 
     assert bench(fleet, "--burst", "12")["num_gpus"] == 3
 
 
-def test_no_worker_outlives_its_supervisor(fleet, start):
+def test_workers_end_with_their_supervisor(fleet, start):
     workers = start(*LONG)
     fleet.kill("sim")
     gone, alive = psutil.wait_procs(workers.values(), timeout=60)
@@ -72,7 +72,7 @@ def test_no_worker_outlives_its_supervisor(fleet, start):
 
 
 @pytest.mark.parametrize("before", [(), (signal.SIGUSR1,)], ids=["", "after-a-hook"])
-def test_sigterm_drains_them_all(fleet, client, start, before):
+def test_sigterm_to_the_supervisor_drains_all_workers(fleet, client, start, before):
     start(*LONG, name="leaving")
     start(*SIMULATED, name="staying")
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(60)]
@@ -81,13 +81,14 @@ def test_sigterm_drains_them_all(fleet, client, start, before):
         fleet.processes["leaving"].send_signal(number)
     assert fleet.terminate("leaving") == 0
     assert [job.result(60).seed for job in jobs] == list(range(60))
+    staying = ["staying-0", "staying-1", "staying-2"]
+    fleet.wait_until(lambda: sorted(per_gpu(client, "state")) == staying, "statistics after the drain")
     assert client.stats()["totals"]["workers_lost"] == 0
-    assert sorted(per_gpu(client, "state")) == ["staying-0", "staying-1", "staying-2"]
 
 
-def test_a_stop_that_signals_every_process_of_the_service_drains_too(fleet, client, start):
-    """As systemd does it, unless told otherwise."""
-    workers = start(*LONG)
+def test_sigterm_to_every_process_of_the_service_drains_too(fleet, client, start):
+    """As systemd does by default (KillMode=control-group)."""
+    workers = start(*LONG, "--simulated-batch-seconds", "3")
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(6)]
     fleet.wait_until(lambda: all(per_gpu(client, "running").values()), "three running batches")
     for process in workers.values():
@@ -97,7 +98,7 @@ def test_a_stop_that_signals_every_process_of_the_service_drains_too(fleet, clie
     assert client.stats()["totals"]["workers_lost"] == 0
 
 
-def test_a_worker_that_was_sent_away_stays_away(fleet, client, start, tmp_path):
+def test_a_worker_that_was_drained_by_a_signal_is_not_restarted(fleet, client, start, tmp_path):
     workers = start(*SIMULATED)
     workers["sim-0"].send_signal(signal.SIGTERM)
     psutil.wait_procs([workers["sim-0"]], timeout=60)
@@ -107,7 +108,7 @@ def test_a_worker_that_was_sent_away_stays_away(fleet, client, start, tmp_path):
     assert fleet.terminate("sim") == 0
 
 
-def test_a_broken_model_folder_makes_nobody_spin(fleet, tmp_path):
+def test_workers_with_a_broken_model_are_not_restarted(fleet, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model_index.json").write_text("no model")
@@ -127,7 +128,7 @@ def test_a_broken_model_folder_makes_nobody_spin(fleet, tmp_path):
         (("--backend", "simulated", "--http-port", "65535"), "the port of GPU 1 would be 65536"),
     ],
 )
-def test_what_is_wrong_for_all_is_said_before_any_is_started(options, words):
+def test_an_error_that_concerns_all_workers_is_reported_before_any_starts(options, words):
     done = command("imagegen-worker", "--gpu", "0,1", *options, check=False)
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1]

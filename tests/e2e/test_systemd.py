@@ -1,4 +1,4 @@
-"""The units on a real systemd: installed as on a host, started, killed, hung, stopped, and taken away."""
+"""The units on a real systemd: installed, started, killed, hung, stopped and uninstalled."""
 
 import json
 import re
@@ -40,14 +40,14 @@ simulated_image_seconds = 0.05
 """
 
 
-def environment(folder):
-    """Make what is seen as /opt/imagegen: an environment with this checkout in it, and our Python's packages."""
+def create_environment(folder):
+    """Create /opt/imagegen: an environment with this checkout and the packages of the tests' Python."""
     binaries = folder / "bin"
     binaries.mkdir(parents=True)
     (binaries / "python3").symlink_to("/opt/python/bin/python3")
     for name, module in COMMANDS.items():
         script = binaries / name
-        # Where our Python's own library was is hidden from the units; they would find another version's.
+        # The units can't see the original path of Python's library, and would find that of another version.
         script.write_text(
             "#!/bin/sh\nLD_LIBRARY_PATH=/opt/python/lib exec /opt/imagegen/bin/python3 "
             f"-c 'from {module} import main; main()' \"$@\"\n"
@@ -73,7 +73,7 @@ def machine(tmp_path_factory):
         "/opt/python": Path(sys.base_prefix),
         "/opt/packages": Path(sysconfig.get_path("purelib")),
         "/opt/source": REPOSITORY,
-        "/opt/imagegen": environment(folder / "imagegen"),
+        "/opt/imagegen": create_environment(folder / "imagegen"),
     }
     with Machine(folder, shown) as machine:
         machine.write("/etc/imagegen/worker.toml", SETTINGS)
@@ -101,30 +101,30 @@ def drop_in(machine, unit, text):
 
 
 def imagegen(machine, *words):
-    """Return how to run `imagegen` on the machine."""
+    """Return the command that runs `imagegen` on the machine."""
     return [*machine.enter(), "/opt/imagegen/bin/imagegen", *words]
 
 
 class Burst:
-    """Requests that are sent at once, and what became of them."""
+    """A burst of requests, run in the background."""
 
     def __init__(self, machine, count, *words):
         command = imagegen(machine, "bench", "--json", "--burst", str(count), *words)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.count = count
 
-    def must_succeed(self):
-        said, _ = self.process.communicate(timeout=120)
-        told = json.loads(said)
-        assert (told["successful"], told["failed"]) == (self.count, 0)
+    def check_success(self):
+        output, _ = self.process.communicate(timeout=120)
+        journal = json.loads(output)
+        assert (journal["successful"], journal["failed"]) == (self.count, 0)
 
 
 def wait_for_load(machine, unit):
-    """Wait until the broker knows that a worker has work running."""
+    """Wait until the broker's statistics show a running request at a worker."""
     pid = int(machine.show(unit)["MainPID"])
-    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/stats').read().decode())"
+    script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/stats').read().decode())"
     while True:
-        stats = json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+        stats = json.loads(machine.run("/opt/python/bin/python3", "-c", script))
         if any(gpu["pid"] == pid and gpu["running"] for gpu in stats["per_gpu_stats"]):
             return
 
@@ -133,7 +133,7 @@ def kill(machine, unit, number):
     machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={number}", unit)
 
 
-def test_the_units_have_no_mistakes_and_little_exposure(machine):
+def test_systemd_analyze_accepts_the_units(machine):
     units = [f"/usr/local/lib/systemd/system/{unit}" for unit in (BROKER, "imagegen-worker@.service", WORKERS)]
     done = subprocess.run(
         [*machine.enter(), "systemd-analyze", "verify", *units], capture_output=True, text=True, check=True
@@ -146,28 +146,30 @@ def test_the_units_have_no_mistakes_and_little_exposure(machine):
         assert "Overall exposure level" in machine.run(*words, path)
 
 
-def test_installing_again_changes_nothing_and_keeps_the_operators_settings(machine):
+def test_a_repeated_installation_changes_nothing_and_keeps_the_settings(machine):
     would = machine.run(*INSTALL, "--dry-run")
     assert "would write" not in would
     assert "kept /etc/imagegen/worker.toml" in would
     assert "wrote" not in machine.run(*INSTALL)
     assert machine.run("cat", "/etc/imagegen/worker.toml") == SETTINGS
-    said = machine.run(*INSTALL[:3], "--dry-run")
-    assert f"no GPU found; enabled workers: {ONE} {TWO}\n" in said, "the worker's command is asked"
-    assert f"would run systemctl enable {BROKER} {WORKERS} {ONE} {TWO}\n" in said
+    output = machine.run(*INSTALL[:3], "--dry-run")
+    assert f"no GPU found; enabled workers: {ONE} {TWO}\n" in output, (
+        "the installer queries the worker's command for GPUs"
+    )
+    assert f"would run systemctl enable {BROKER} {WORKERS} {ONE} {TWO}\n" in output
     enabled = machine.run("systemctl", "is-enabled", BROKER, WORKERS, ONE, TWO).split()
     assert enabled == ["enabled"] * 4
 
 
-def test_a_burst_is_served_and_the_status_tells_of_it(fleet):
-    Burst(fleet, 20).must_succeed()
+def test_a_burst_is_served_and_shown_in_the_status(fleet):
+    Burst(fleet, 20).check_success()
     shown = fleet.show(ONE)
     assert (shown["ActiveState"], shown["SubState"], shown["User"]) == ("active", "running", "imagegen")
     assert shown["StatusText"].startswith("simulated on simulated")
     fleet.wait_until(BROKER, StatusText=r"\d workers, \d clients, depth \d+ \(\d+ queued, .* answers/s")
 
 
-def test_killed_workers_and_brokers_are_back_and_nothing_is_lost(fleet):
+def test_killed_workers_and_brokers_are_restarted_and_no_request_is_lost(fleet):
     burst = Burst(fleet, 80)
     wait_for_load(fleet, ONE)
     before = {unit: fleet.show(unit)["MainPID"] for unit in (ONE, BROKER)}
@@ -175,49 +177,49 @@ def test_killed_workers_and_brokers_are_back_and_nothing_is_lost(fleet):
     fleet.wait_until(ONE, NRestarts="1", ActiveState="active")
     kill(fleet, BROKER, "SIGKILL")
     fleet.wait_until(BROKER, NRestarts="1", ActiveState="active")
-    burst.must_succeed()
+    burst.check_success()
     assert all(fleet.show(unit)["MainPID"] != pid for unit, pid in before.items())
 
 
-def test_a_worker_whose_device_hangs_is_started_again_by_the_watchdog(fleet):
+def test_the_watchdog_restarts_a_worker_whose_device_hangs(fleet):
     fleet.run("systemctl", "stop", TWO)
     fleet.write("/etc/imagegen/worker.env", "IMAGEGEN_WORKER_SIMULATED_FAIL=hang-on:hang\n")
     drop_in(fleet, ONE, "[Service]\nWatchdogSec=2\n")
     fleet.run("systemctl", "restart", ONE)
-    fleet.run("rm", "/etc/imagegen/worker.env")  # the next start is without the drill
+    fleet.run("rm", "/etc/imagegen/worker.env")  # the next start has no injected fault
     burst = Burst(fleet, 1, "--prompt", "please hang")
     fleet.wait_until(ONE, NRestarts="1", ActiveState="active")
-    burst.must_succeed()
-    told = "\n".join(fleet.journal(ONE))
-    assert "Watchdog timeout" in told
-    assert "simulated.py" in told, "where it hung"
+    burst.check_success()
+    journal = "\n".join(fleet.journal(ONE))
+    assert "Watchdog timeout" in journal
+    assert "simulated.py" in journal, "the traceback shows where the device thread hung"
 
 
-def test_a_broker_whose_loop_stands_still_is_started_again_by_the_watchdog(fleet):
+def test_the_watchdog_restarts_a_broker_whose_loop_hangs(fleet):
     drop_in(fleet, BROKER, "[Service]\nWatchdogSec=2\n")
     fleet.run("systemctl", "restart", BROKER)
     burst = Burst(fleet, 80)
     wait_for_load(fleet, ONE)
     kill(fleet, BROKER, "SIGSTOP")
     fleet.wait_until(BROKER, NRestarts="1", ActiveState="active")
-    burst.must_succeed()
+    burst.check_success()
     assert any("Watchdog timeout" in line for line in fleet.journal(BROKER))
 
 
-def test_prometheus_finds_the_workers_in_a_file_of_the_broker(fleet):
+def test_the_broker_writes_a_targets_file_that_prometheus_can_read(fleet):
     for example, unit in (("broker-metrics", BROKER), ("worker-metrics", "imagegen-worker@.service")):
         text = fleet.run("cat", f"/usr/local/share/doc/imagegen/{example}.conf")
         drop_in(fleet, unit, text)
     fleet.run("systemctl", "restart", BROKER, ONE, TWO)
-    # The user `nobody`, as whom Prometheus might run.
+    # Prometheus may run as the user `nobody`.
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     end = time.monotonic() + 30
-    said = ""
-    while said.count("127.0.0.1:") < 2:
-        said = fleet.run(*nobody, "cat", "/var/lib/imagegen-broker/targets.json", check=False)
-        assert time.monotonic() < end, said
+    output = ""
+    while output.count("127.0.0.1:") < 2:
+        output = fleet.run(*nobody, "cat", "/var/lib/imagegen-broker/targets.json", check=False)
+        assert time.monotonic() < end, output
         threading.Event().wait(0.1)
-    (group,) = json.loads(said)
+    (group,) = json.loads(output)
     assert group["targets"] == ["127.0.0.1:9100", "127.0.0.1:9101"]
 
 
@@ -228,17 +230,17 @@ def test_stopping_a_worker_under_load_drains_it(fleet):
     shown = fleet.show(ONE)
     assert (shown["ActiveState"], shown["Result"], shown["ExecMainStatus"]) == ("inactive", "success", "0")
     assert any(re.search(r"\bdrained unacknowledged=0\b", line) for line in fleet.journal(ONE))
-    burst.must_succeed()
+    burst.check_success()
 
 
-def test_after_a_boot_workers_may_be_there_before_their_broker(fleet):
+def test_workers_may_start_before_their_broker(fleet):
     fleet.run("systemctl", "stop", BROKER, WORKERS)
-    assert fleet.show(TWO)["ActiveState"] == "inactive", "the target's end is that of its workers"
+    assert fleet.show(TWO)["ActiveState"] == "inactive", "stopping the target stops its workers"
     fleet.run("systemctl", "start", WORKERS)
     for unit in (ONE, TWO):
         fleet.wait_until(unit, ActiveState="active")
     fleet.run("systemctl", "start", BROKER)
-    Burst(fleet, 10).must_succeed()
+    Burst(fleet, 10).check_success()
 
 
 HOLD = """
@@ -249,7 +251,7 @@ with socket.create_server(("127.0.0.1", 8080)):
 """
 
 
-def test_a_broker_whose_address_is_held_is_tried_until_it_is_free(fleet):
+def test_a_broker_is_restarted_until_its_address_is_free(fleet):
     fleet.run("systemctl", "stop", BROKER)
     words = [*fleet.enter(), "env", "LD_LIBRARY_PATH=/opt/python/lib", "/opt/python/bin/python3", "-c", HOLD]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -257,10 +259,10 @@ def test_a_broker_whose_address_is_held_is_tried_until_it_is_free(fleet):
         fleet.run("systemctl", "start", "--no-block", BROKER)
         fleet.wait_until(BROKER, NRestarts="[2-9]|[1-9][0-9]+", ExecMainStatus="71")
     fleet.wait_until(BROKER, ActiveState="active")
-    Burst(fleet, 10).must_succeed()
+    Burst(fleet, 10).check_success()
 
 
-def test_a_wrong_setting_is_not_tried_again(fleet):
+def test_a_worker_with_an_invalid_setting_is_not_restarted(fleet):
     fleet.write("/etc/imagegen/worker.env", "MAX_BATCH_SIZE=0\n")
     fleet.run("systemctl", "restart", ONE, check=False)
     shown = fleet.wait_until(ONE, ActiveState="failed", ExecMainStatus="2")
@@ -268,7 +270,7 @@ def test_a_wrong_setting_is_not_tried_again(fleet):
     assert any("max_batch_size" in line and "MAX_BATCH_SIZE" in line for line in fleet.journal(ONE))
 
 
-def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
+def test_keys_are_credentials_and_a_reload_admits_new_ones(fleet):
     keys = "/etc/imagegen/keys"
     fleet.run(*INSTALL, "--roles", "gateway")
     for name, place in (
@@ -291,29 +293,29 @@ def test_keys_are_credentials_and_new_ones_are_let_in_on_reload(fleet):
     fleet.run("systemctl", "restart", BROKER, ONE, TWO, GATEWAY)
     assert fleet.run("stat", "-c", "%U %a", f"{keys}/broker.key_secret") == "root 600\n"
 
-    def own(name):
+    def key_options(name):
         return ("--key", f"/srv/keys/{name}.key_secret", "--broker-key", f"{keys}/broker.key")
 
-    Burst(fleet, 4, *own("early")).must_succeed()
+    Burst(fleet, 4, *key_options("early")).check_success()
     fleet.run("cp", "/srv/keys/late.key", f"{keys}/clients/")
     fleet.run("systemctl", "reload", BROKER)
-    Burst(fleet, 4, *own("late")).must_succeed()
-    assert over_http(fleet, "/stats")["num_gpus"], "the gateway is let in"
+    Burst(fleet, 4, *key_options("late")).check_success()
+    assert request_gateway(fleet, "/stats")["num_gpus"], "the gateway is authorized"
     fleet.run("systemctl", "stop", GATEWAY)
 
 
-def over_http(machine, path, body=None):
-    """Ask the gateway on the machine, and return what it says."""
+def request_gateway(machine, path, body=None):
+    """Send a request to the gateway on the machine; return the parsed response."""
     sent = None if body is None else json.dumps(body).encode()
-    ask = (
+    script = (
         "import urllib.request as r; "
         f"q = r.Request('http://127.0.0.1:8000{path}', {sent!r}, {{'Content-Type': 'application/json'}}); "
         "print(r.urlopen(q).read().decode())"
     )
-    return json.loads(machine.run("/opt/python/bin/python3", "-c", ask))
+    return json.loads(machine.run("/opt/python/bin/python3", "-c", script))
 
 
-def test_the_gateway_is_back_after_a_kill_and_its_jobs_end(fleet):
+def test_a_killed_gateway_is_restarted_and_its_jobs_end(fleet):
     fleet.run(*INSTALL, "--roles", "gateway")
     unit = f"/usr/local/lib/systemd/system/{GATEWAY}"
     assert fleet.run("systemd-analyze", "verify", unit) == ""
@@ -321,19 +323,19 @@ def test_the_gateway_is_back_after_a_kill_and_its_jobs_end(fleet):
     fleet.run("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=20", f"/tmp/{GATEWAY}")
     fleet.run("systemctl", "start", GATEWAY)
     before = fleet.show(GATEWAY)["MainPID"]
-    jobs = [over_http(fleet, "/v1/jobs", {"prompt": "x", "size": "64x64", "n": 16})["id"] for _ in range(4)]
+    jobs = [request_gateway(fleet, "/v1/jobs", {"prompt": "x", "size": "64x64", "n": 16})["id"] for _ in range(4)]
     kill(fleet, GATEWAY, 9)
     fleet.wait_until(GATEWAY, timeout=60, ActiveState="active", NRestarts="1")
     assert fleet.show(GATEWAY)["MainPID"] != before
     for job in jobs:
-        while (found := over_http(fleet, f"/v1/jobs/{job}"))["state"] in ("queued", "running"):
+        while (found := request_gateway(fleet, f"/v1/jobs/{job}"))["state"] in ("queued", "running"):
             pass
         assert found["state"] == "succeeded"
     fleet.run("systemctl", "stop", GATEWAY)
     assert fleet.show(GATEWAY)["Result"] == "success"
 
 
-def test_uninstalling_leaves_settings_and_nothing_else(machine):
+def test_uninstalling_keeps_only_the_settings(machine):
     uninstall = (*INSTALL[:2], "uninstall")
     assert "would remove" in machine.run(*uninstall, "--dry-run")
     machine.run("systemctl", "start", BROKER, ONE)

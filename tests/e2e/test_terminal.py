@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: `imagegen top`, and the bars of `imagegen generate`."""
+"""Output on a terminal: `imagegen top`, and the progress bars of `imagegen generate`."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def top(fleet, client):
         yield terminal
 
 
-def test_top_follows_the_fleet(fleet, client, top):
+def test_top_shows_changes_of_the_fleet(fleet, client, top):
     assert top.lines[1].startswith(f"● {fleet.frontend}  queued 0")
     assert all(len(line) <= 100 for line in top.lines)
     for _ in client.map(["x"] * 20):
@@ -30,16 +30,16 @@ def test_top_follows_the_fleet(fleet, client, top):
     top.wait_for(f"● {fleet.frontend}", "● ready")
     top.press("q")
     assert top.wait_for_end() == 0
-    assert top.left_as_it_was()
+    assert top.is_restored()
 
 
-def test_ctrl_c_leaves_top_too(top):
+def test_ctrl_c_exits_top(top):
     top.press("\x03")
     assert top.wait_for_end() == 0
-    assert top.left_as_it_was()
+    assert top.is_restored()
 
 
-def test_many_prompts_have_bars_and_ctrl_c_gives_them_up(fleet, client, tmp_path):
+def test_many_prompts_have_bars_and_ctrl_c_cancels_them(fleet, client, tmp_path):
     start_simulated(fleet, client, "slow", options=SLOW)
     prompts = [f"prompt {number}" for number in range(40)]
     with Terminal(
@@ -49,12 +49,12 @@ def test_many_prompts_have_bars_and_ctrl_c_gives_them_up(fleet, client, tmp_path
         terminal.press("\x03")
         assert terminal.wait_for_end() == 130
         assert "error: interrupted" in "\n".join(terminal.lines)
-        assert "all prompts" not in "\n".join(terminal.lines), "the bars are gone"
+        assert "all prompts" not in "\n".join(terminal.lines), "the bars are removed"
     assert list(tmp_path.glob("*.png")) == []
     fleet.wait_until(lambda: client.stats()["requests"]["queued"] == 0, "an empty queue")
 
 
-def test_lines_stand_above_the_bars(fleet, client, tmp_path):
+def test_lines_are_printed_above_the_bars(fleet, client, tmp_path):
     start_simulated(fleet, client, "quick", options=SIMULATED)
     words = ("generate", "a", "b", "c", "--seed", "5", "--out", str(tmp_path), "--broker", fleet.frontend)
     with Terminal("imagegen", *words, columns=200) as terminal:

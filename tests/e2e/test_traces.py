@@ -1,4 +1,4 @@
-"""One trace over client, broker and worker, as a collector gets it."""
+"""Traces across client, broker and worker, as a collector receives them."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,7 @@ from tests.e2e.conftest import PATIENT, SIMULATED, command
 
 
 class Collector:
-    """Takes spans over OTLP/HTTP; by service, those that came."""
+    """Receives spans over OTLP/HTTP and stores them by service."""
 
     def __init__(self):
         self.spans = {}
@@ -25,9 +25,9 @@ class Collector:
                 request = ExportTraceServiceRequest()
                 request.ParseFromString(self.rfile.read(int(self.headers["Content-Length"])))
                 for resource in request.resource_spans:
-                    about = {each.key: each.value.string_value for each in resource.resource.attributes}
-                    came = [span for scope in resource.scope_spans for span in scope.spans]
-                    collector.spans.setdefault(about["service.name"], []).extend(came)
+                    attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
+                    received = [span for scope in resource.scope_spans for span in scope.spans]
+                    collector.spans.setdefault(attributes["service.name"], []).extend(received)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -73,15 +73,15 @@ def test_a_trace_from_end_to_end(fleet, collector):
         assert span.trace_id == root.context.trace_id.to_bytes(16, "big")
         assert span.parent_span_id == root.context.span_id.to_bytes(8, "big")
         assert span.start_time_unix_nano <= span.end_time_unix_nano
-        # On the clock of the day, as the client's: not more apart than a test may take.
+        # Wall-clock times: they differ from the client's by less than the duration of the test.
         assert abs(span.start_time_unix_nano - root.start_time) < 180e9
     (forwards,) = [span for span in collector.spans["imagegen-worker"] if span.name == "forwards"]
-    about = {each.key: each.value for each in forwards.attributes}
-    assert about["imagegen.steps"].int_value > 0
-    assert about["imagegen.batch_size"].int_value == 1
+    attributes = {each.key: each.value for each in forwards.attributes}
+    assert attributes["imagegen.steps"].int_value > 0
+    assert attributes["imagegen.batch_size"].int_value == 1
 
 
-def test_the_command_line_tells_its_spans_too(fleet, collector, tmp_path):
+def test_the_command_line_exports_its_spans(fleet, collector, tmp_path):
     fleet.start_broker(*PATIENT, "--otlp-endpoint", collector.url)
     with Client(fleet.frontend) as client:
         fleet.start_worker("a", "--gpu", "0", *SIMULATED)
@@ -92,11 +92,11 @@ def test_the_command_line_tells_its_spans_too(fleet, collector, tmp_path):
     (root,) = collector.spans["imagegen-client"]
     assert root.name == "request"
     assert {span.parent_span_id for span in collector.spans["imagegen-broker"]} == {root.span_id}
-    refused = command(*words, "nowhere:4318", cwd=tmp_path, check=False)
-    assert (refused.returncode, "must look like http" in refused.stderr) == (2, True)
+    rejected = command(*words, "nowhere:4318", cwd=tmp_path, check=False)
+    assert (rejected.returncode, "must look like http" in rejected.stderr) == (2, True)
 
 
-def test_a_collector_that_is_not_there_holds_nobody_up(fleet):
+def test_an_unreachable_collector_delays_no_request(fleet):
     provider = TracerProvider()
     nowhere = ("--otlp-endpoint", "http://127.0.0.1:9")
     fleet.start_broker(*PATIENT, *nowhere)

@@ -1,4 +1,4 @@
-"""A client that acknowledges nothing, and a worker that reports an infinite speed, beside honest peers."""
+"""A client that acknowledges nothing, and a worker that reports an infinite speed, besides correct peers."""
 
 import json
 import math
@@ -16,40 +16,42 @@ FREE = ("--backend", "simulated", "--simulated-batch-seconds", "0", "--simulated
 
 
 @pytest.fixture
-def dial():
+def connect():
     peers = Peers()
     yield peers
     peers.close()
 
 
-def test_a_client_that_acknowledges_nothing_gets_its_maximum_and_others_are_served(fleet, dial):
+def test_a_client_that_acknowledges_nothing_gets_at_most_its_maximum_of_answers(fleet, connect):
     fleet.start_broker(*PATIENT, "--max-unacknowledged-per-client", str(MOST))
     with Client(fleet.frontend) as honest:
         start_simulated(fleet, honest, "sim", options=FREE)
-        mute = dial(fleet.frontend)
-        asked = {os.urandom(16) for _ in range(5 * MOST)}
-        for request_id in asked:
-            submit(mute, request_id)
-        got = {mute.receive("result")[0]["request_id"] for _ in range(MOST)}
-        assert len(got) == MOST
+        silent = connect(fleet.frontend)
+        submitted = {os.urandom(16) for _ in range(5 * MOST)}
+        for request_id in submitted:
+            submit(silent, request_id)
+        received = {silent.receive("result")[0]["request_id"] for _ in range(MOST)}
+        assert len(received) == MOST
         for seed in range(5 * MOST):
             assert honest.generate("a red circle", seed=seed, num_inference_steps=1, width=64, height=64).images
         statistics = honest.stats()
-        assert statistics["totals"]["dispatched"] == MOST + 5 * MOST, "not one more for the mute client"
+        assert statistics["totals"]["dispatched"] == MOST + 5 * MOST, (
+            "no further request of the silent client is dispatched"
+        )
         assert statistics["held_clients"] == 1
         assert statistics["queued_requests"] == 4 * MOST
-        while got != asked:
-            mute.send({"type": "ack", "request_ids": list(got)})
-            got.add(mute.receive("result")[0]["request_id"])
-        mute.send({"type": "ack", "request_ids": list(got)})
-        mute.send({"type": "goodbye"})
+        while received != submitted:
+            silent.send({"type": "ack", "request_ids": list(received)})
+            received.add(silent.receive("result")[0]["request_id"])
+        silent.send({"type": "ack", "request_ids": list(received)})
+        silent.send({"type": "goodbye"})
         assert honest.stats()["totals"]["requeued"] == {}
 
 
-def test_a_worker_that_reports_an_infinite_speed_ends_nothing(fleet, dial):
+def test_a_worker_that_reports_an_infinite_speed_does_not_end_the_broker(fleet, connect):
     place = fleet.start_broker(*PATIENT, "--strategy", "least-wait")
     with Client(fleet.frontend) as client:
-        worker = dial(place.backend)
+        worker = connect(place.backend)
         session = ready(worker, models=["simulated"])["session"]
         for speed in (math.inf, math.nan, 0.0, 1e-300, 1e300):
             worker.send({"type": "heartbeat", "session": session, "seconds_per_image": speed})

@@ -1,4 +1,4 @@
-"""Workers that can't work: a broken model, a name that is taken. Each says so in a line, and how to mend it."""
+"""Workers that can't start: a broken model or a name in use. Each logs one line with the reason and the remedy."""
 
 import shutil
 
@@ -23,12 +23,12 @@ def _cut_weights(folder):
     weights.write_bytes(weights.read_bytes()[:100_000])
 
 
-# The other kinds of damage are in tests/integration/models/test_families.py: a process would add nothing to them.
-@pytest.mark.parametrize("spoil", [_nothing, _no_index, _cut_weights])
-def test_a_worker_with_a_broken_model_says_so_and_ends(tmp_path, spoil):
+# tests/integration/models/test_families.py tests the other kinds of damage without a process.
+@pytest.mark.parametrize("damage", [_nothing, _no_index, _cut_weights])
+def test_a_worker_with_a_broken_model_exits_with_a_clear_error(tmp_path, damage):
     folder = tmp_path / "model"
     shutil.copytree(SHAPES, folder)
-    spoil(folder)
+    damage(folder)
     done = command("imagegen-worker", "--model", str(folder), "--device", "cpu", check=False)
     assert done.returncode in (2, 78)
     assert done.stdout == ""
@@ -37,12 +37,12 @@ def test_a_worker_with_a_broken_model_says_so_and_ends(tmp_path, spoil):
     assert "Traceback" not in last
 
 
-def test_a_second_worker_of_one_name_waits_until_the_first_has_left(fleet, client, tmp_path):
+def test_a_second_worker_of_the_same_name_waits_until_the_first_has_left(fleet, client, tmp_path):
     start_simulated(fleet, client, "gpu0")
-    dial = ("--broker", fleet.brokers["broker"].backend)
-    fleet.spawn("twin", ["imagegen-worker", *dial, "--name", "gpu0", "--gpu", "7", *SIMULATED])
-    log = tmp_path / "logs" / "twin.log"
-    fleet.wait_until(lambda: "worker_name_taken" in log.read_text(), "the refusal in the twin's log")
+    endpoint = ("--broker", fleet.brokers["broker"].backend)
+    fleet.spawn("second", ["imagegen-worker", *endpoint, "--name", "gpu0", "--gpu", "7", *SIMULATED])
+    log = tmp_path / "logs" / "second.log"
+    fleet.wait_until(lambda: "worker_name_taken" in log.read_text(), "the rejection in the second worker's log")
     assert "is named 'gpu0'; choose another name with --name" in log.read_text()
 
     def gpus():
@@ -51,6 +51,6 @@ def test_a_second_worker_of_one_name_waits_until_the_first_has_left(fleet, clien
     assert gpus() == [0]
     assert client.generate("a red circle").worker == "gpu0"
     assert fleet.terminate("gpu0") == 0
-    fleet.wait_until(lambda: gpus() == [7], "the twin in the place of the first")
+    fleet.wait_until(lambda: gpus() == [7], "the second worker in place of the first")
     assert client.generate("a red circle").worker == "gpu0"
     assert log.read_text().count("worker_name_taken") == 1

@@ -1,4 +1,4 @@
-"""Every way in which a field of a struct can be wrong, read off its types: fields that are added are covered."""
+"""Invalid values for every field of a struct, derived from its types, so that new fields are covered."""
 
 import math
 import re
@@ -10,11 +10,11 @@ SPECIMENS = {
     "bool": True, "int": 7, "float": 0.5, "str": "big", "bytes": b"big", "array": [["big"]], "object": {"big": 1},
     "null": None,
 }  # fmt: skip
-"""A value of each kind that msgpack has; the kinds have msgspec's names."""
+"""A value of each msgpack type, by msgspec's name of the type."""
 
 
 class Wrong(NamedTuple):
-    """A wrong value of a field, and what the error must say beside both."""
+    """An invalid value of a field, and a text that the error must contain."""
 
     field: str
     value: Any
@@ -26,13 +26,13 @@ class Wrong(NamedTuple):
 
 
 def wrong_values(struct, *but):
-    """Return what is wrong for each field of a struct, those named aside."""
+    """Return invalid values for each field of a struct, except the fields in `but`."""
     fields = [field for field in inspect.type_info(struct).fields if field.name not in but]
     return [Wrong(field.name, *wrong) for field in fields for wrong in _wrong(field.type)]
 
 
 def _wrong(kind):
-    """Yield wrong values of a type, each with a part of the words in which it must be refused."""
+    """Yield invalid values of a type, each with a text that the error must contain."""
     kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
     taken = set().union(*(_kinds(each) for each in kinds))
     for name, value in SPECIMENS.items():
@@ -60,7 +60,7 @@ def _wrong(kind):
 
 
 def _kinds(kind):
-    """The kinds of msgpack that a type takes."""
+    """Return the msgpack types that a type accepts."""
     match kind:
         case inspect.FloatType():
             return {"float", "int"}
@@ -101,7 +101,7 @@ def _wrong_text(kind):
 
 
 def _good(kind):
-    """A right value of a type."""
+    """Return a valid value of a type."""
     match kind:
         case inspect.StrType():
             return "a"

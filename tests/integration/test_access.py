@@ -129,7 +129,7 @@ def test_a_key_that_is_added_later_is_let_in_after_a_reload(guarded, enter, keys
     guarded.reload()
     guarded.snapshot(10)  # the loop has turned: the lists are read
     client = enter(guarded.frontend_endpoint, "clients/late.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     _, (frame,) = client.receive("stats")
     assert msgpack.unpackb(frame)["num_gpus"] == 0
 
@@ -169,7 +169,7 @@ def test_a_bad_file_is_reported_and_the_other_keys_stay(guarded, enter, keys, ca
     guarded.reload()
     guarded.snapshot(10)
     client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     client.receive("stats")
     (line,) = [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
     assert line.levelno == logging.ERROR
@@ -181,7 +181,7 @@ def test_a_bad_file_is_skipped_at_the_start_too(start_broker, enter, keys, caplo
     pair = read_key_pair(keys / "broker.key_secret")
     server = start_broker(access=Access(pair, keys / "clients", keys / "workers"))
     client = enter(server.frontend_endpoint, "clients/alice.key_secret")
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     client.receive("stats")
     assert [record for record in caplog.records if record.getMessage().startswith("key file skipped")]
 
@@ -190,3 +190,23 @@ def test_a_broker_with_bad_files_only_does_not_start(keys):
     break_a_file(keys / "clients")
     with pytest.raises(KeyFileError, match=r"no key file in .* can be used: .*broken\.key"):
         Access(read_key_pair(keys / "broker.key_secret"), keys / "clients", keys / "workers")
+
+
+def test_a_key_can_be_bound_to_the_name_of_its_worker(start_broker, keys, enter):
+    folders = keys / "clients", keys / "workers"
+    broker = start_broker(access=Access(read_key_pair(keys / "broker.key_secret"), *folders, bind_names=True))
+    worker = enter(broker.backend_endpoint, "workers/gpu0.key_secret")
+    for name in ("gpu1", "gpu01", "raw"):
+        ready_as(worker, name)
+        error, _ = worker.receive("error")
+        assert error["code"] == "unauthorized"
+        assert "'gpu0'" in error["message"]
+    ready_as(worker, "gpu0-1")
+    assert worker.receive("heartbeat")[0]["session"] > 0
+
+
+def ready_as(worker, name):
+    """Ask for registration under a name."""
+    fields = {"host": "here", "gpu_id": 0, "device": "cpu", "backend": "none", "models": ["m"]}
+    header = {"worker_id": os.urandom(16), "name": name, "capacity": 1, "max_batch_size": 1, **fields}
+    worker.send({"type": "ready", **header})

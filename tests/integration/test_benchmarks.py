@@ -10,9 +10,8 @@ torch = pytest.importorskip("torch")
 from click.testing import CliRunner  # noqa: E402
 
 from benchmarks.batching import __main__ as engine  # noqa: E402
-from benchmarks.batching import gpu, overhead, report, traffic  # noqa: E402
+from benchmarks.batching import overhead, report, traffic  # noqa: E402
 from benchmarks.batching.contenders import contenders, run  # noqa: E402
-from benchmarks.batching.full_size import REAL  # noqa: E402
 from benchmarks.batching.models import MODELS  # noqa: E402
 from imagegen_worker.core.model import Model  # noqa: E402
 from tests.equality import PIXEL_TOLERANCE, bits_or, same_image  # noqa: E402
@@ -47,6 +46,16 @@ def test_traffic_comes_from_its_seed():
     alike = traffic.burst(MODEL, 8, alike=True)
     assert {each.at for each in alike} == {0.0}
     assert len({each.request.batch_key for each in alike}) == 1
+
+
+def test_traffic_has_the_given_mix():
+    mix = traffic.Mix((2, 3), (4.0,), ((64, 64), (32, 96)), words=50)
+    requests = [each.request for each in traffic.burst(MODEL, 100, mix=mix)]
+    assert {request.num_inference_steps for request in requests} == {2, 3}
+    assert {(request.width, request.height) for request in requests} == {(64, 64), (32, 96)}
+    assert {len(request.prompt.split()) for request in requests} == {50}
+    alike = [each.request for each in traffic.burst(MODEL, 20, alike=True, mix=mix)]
+    assert len({request.batch_key for request in alike}) == 1
 
 
 def test_quantiles_are_of_the_sample():
@@ -97,58 +106,3 @@ def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     files = report.write({"models": {}}, tmp_path)
     assert [file.name for file in files] == ["engine.json", "engine.md"]
-
-
-def test_the_gpu_benchmark_runs_small_on_the_cpu(tmp_path):
-    result = CliRunner().invoke(gpu.main, ["--small", "--out", str(tmp_path)], catch_exceptions=False)
-    assert result.exit_code == 0
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert [(point["model"], point["together"]) for point in found["points"]] == [
-        ("sdxl", 1),
-        ("sdxl", 2),
-        ("flux", 1),
-        ("flux", 2),
-    ]
-    for point in found["points"]:
-        assert point["fits"]
-        assert point["difference"] <= (bits_or(PIXEL_TOLERANCE) if point["together"] == 1 else PIXEL_TOLERANCE)
-        assert 1 <= point["engine"]["images_per_forward"] <= point["together"]
-        assert 0 <= point["engine"]["idle"] < 1
-        assert 0 <= point["stock"]["idle"] < 1
-    for drill in found["drills"]:
-        assert drill["made"] == drill["asked"] == 4
-        assert drill["splits"] >= 1
-        assert drill["difference"] <= PIXEL_TOLERANCE
-    assert "| sdxl | 64 | no | 2 |" in (tmp_path / "gpu.md").read_text()
-
-
-def test_the_models_for_a_gpu_have_their_real_sizes():
-    pipelines = {model.name: model.make(torch.device("meta")) for model in REAL}
-    weights = {
-        name: {
-            part: sum(weight.numel() for weight in module.parameters())
-            for part, module in pipeline.components.items()
-            if isinstance(module, torch.nn.Module)
-        }
-        for name, pipeline in pipelines.items()
-    }
-    assert weights["sdxl"] == {
-        "vae": 83_653_863,
-        "text_encoder": 123_060_480,
-        "text_encoder_2": 694_659_840,
-        "unet": 2_567_463_684,
-    }
-    assert weights["flux"] == {
-        "vae": 83_819_683,
-        "text_encoder": 123_060_480,
-        "text_encoder_2": 4_762_310_656,
-        "transformer": 11_901_408_320,
-    }
-    assert {pipeline.dtype for pipeline in pipelines.values()} == {torch.bfloat16}
-
-
-def test_the_gpu_benchmark_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
-    assert result.exit_code == 2
-    assert "--small" in result.output

@@ -1,5 +1,7 @@
 """What the continuous engine tells of real work: in `/metrics`, in heartbeats, and from there in `/stats`."""
 
+import os
+
 import msgpack
 import msgspec
 import pytest
@@ -52,7 +54,7 @@ def test_the_average_batch_is_of_images_that_shared_a_forward(work, start_broker
     broker = start_broker()
     worker, client = dial(broker.backend_endpoint), dial(broker.frontend_endpoint)
     ready(worker, stats=msgspec.to_builtins(core.counters.to_stats()))
-    client.send({"type": "stats"})
+    client.send({"type": "stats", "request_id": os.urandom(16)})
     (gpu,) = msgpack.unpackb(client.receive("stats")[1][0])["per_gpu_stats"]
     assert gpu["total_batches"] == 2
     assert gpu["avg_batch_size"] == 4.0

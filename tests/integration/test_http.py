@@ -17,14 +17,15 @@ from imagegen_broker.metrics import BrokerCollector
 def web(start_broker):
     server = start_broker()
     http = HttpServer("127.0.0.1", 0, server.snapshot)
-    yield lambda path: fetch(f"http://{http.address}{path}")
+    yield lambda path, host="localhost": fetch(f"http://{http.address}{path}", host)
     http.close()
 
 
-def fetch(url):
+def fetch(url, host="localhost"):
     """Return the status and the text."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        request = urllib.request.Request(url, headers={"Host": host})
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -87,3 +88,17 @@ def test_a_loop_that_does_not_answer_is_unhealthy():
         assert fetch(f"http://{http.address}/healthz")[0] == 503
     finally:
         http.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8080", 200),
+        ("evil.example:80", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
+)
+def test_a_web_page_can_not_read_the_statistics_under_a_name_of_its_own(web, host, status):
+    assert web("/stats", host)[0] == status

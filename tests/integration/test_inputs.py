@@ -17,6 +17,7 @@ from imagegen_protocol.request import make_request
 from imagegen_worker.backends import Row, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
 from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import Model
@@ -416,3 +417,12 @@ def test_a_wrapped_unet_generates_the_same_image(load):
         )
     assert same_bits(images[0], images[1])
     assert load_builtin().model.tasks["inpainting"].strength == 1.0
+
+
+def test_a_private_copy_of_a_pipeline_shares_the_model_behind_a_wrapped_unet(load):
+    pipeline = AUTO["inpainting"].from_pipe(load("sd").stock)
+    unet = pipeline.unet
+    object.__setattr__(pipeline, "unet", UNetWithLatentChannels(unet))
+    copied = private_copy(pipeline).unet
+    assert copied._unet is unet
+    assert copied.config.in_channels == 4

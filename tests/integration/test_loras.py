@@ -62,7 +62,7 @@ def alone(family, folder, call, seed, wanted):
 
 
 def run(family, adapters, calls, wanted, events=None):
-    batcher = PipelineBatcher(family.pipeline, activate=adapters.activate)
+    batcher = PipelineBatcher(family.pipeline, adapters=adapters)
     try:
         with batcher.session():
             scheduler = BatchScheduler(observe=(lambda event: None) if events is None else events.append)
@@ -172,3 +172,35 @@ def test_an_unusable_lora_file_fails_its_request_and_leaves_nothing_loaded(famil
     assert difference(task, before) <= bits_or(TOLERANCE)
     (task,) = run(family, adapters, [call], [(("l0", 1.0),)])
     assert difference(task, alone(family, folder, call, 0, (("l0", 1.0),))) <= TOLERANCE
+
+
+SCALES = (0.5, None, 0.0, 2.0, None)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("arrivals", ["together", "alone"])
+def test_a_call_scales_its_loras_in_the_text_encoder(name, arrivals, tmp_path):
+    family = FAMILIES[name]()
+    write_lora(tmp_path / "l0.safetensors", family.pipeline, 0, UNET, TEXT)
+    write_lora(tmp_path / "l1.safetensors", family.pipeline, 1, TEXT)
+    call = dict(next(requests(family)), num_inference_steps=2)  # one prompt: cached unless the scale is in the key
+    calls = [
+        dict(call) if scale is None else dict(call, cross_attention_kwargs={"scale": scale}) for scale in SCALES
+    ]
+    wanted = [(("l0", 0.8),)] * 4 + [(("l1", 1.0),)]
+    expected = []
+    for seed, request in enumerate(calls):
+        pipeline = FAMILIES[name]().pipeline
+        ((lora, scale),) = wanted[seed]
+        pipeline.load_lora_weights(str(tmp_path), weight_name=f"{lora}.safetensors", adapter_name=lora)
+        pipeline.set_adapters([lora], [scale])
+        expected.append(stock(pipeline, request, seed))
+    adapters = Adapters(family.pipeline, tmp_path)
+    order = range(len(calls))
+    batches = [order] if arrivals == "together" else [[at] for at in (0, 1, 2, 1, 3, 4, 0)]
+    for batch in batches:
+        # The seed of a call is its index, so calls alone keep theirs behind unrelated ones.
+        seeds = list(batch) if arrivals == "together" else [*range(batch[0]), batch[0]]
+        tasks = run(family, adapters, [calls[at] for at in seeds], [wanted[at] for at in seeds])
+        for at in batch:
+            assert difference(tasks[seeds.index(at)], expected[at]) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The worker as a process, against a broker made of nothing but `zmq` and `msgpack`: docs/protocol.md §4."""
+"""The worker as a process, against a broker made of nothing but `zmq` and `msgpack`: docs/protocol.md §5."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ class Broker:
         self.beats = 0
 
     def send(self, kind, *frames, **fields):
-        self.socket.send_multipart([self.peer, msgpack.packb({"type": kind, "v": 1, **fields}), *frames])
+        self.socket.send_multipart([self.peer, msgpack.packb({"type": kind, "v": 2, **fields}), *frames])
 
     def receive(self, *kinds):
         """Return the next message of these kinds, others skipped: its header, and its frames under `frames`."""
@@ -91,7 +91,7 @@ class Broker:
             assert self.socket.poll(PATIENCE_MS), f"no {' or '.join(kinds)} came"
             self.peer, header, *frames = self.socket.recv_multipart()
             message = msgpack.unpackb(header)
-            assert message["v"] == 1
+            assert message["v"] == 2
             if message["type"] in kinds:
                 return {**message, "frames": frames}
 
@@ -141,8 +141,8 @@ def start(broker):
     """Start workers that dial the broker; what still runs at the end is killed."""
     workers = []
 
-    def start(*options, command=COMMAND):
-        fixed = ("--backend", "simulated", "--broker", broker.endpoint, "--name", "w")
+    def start(*options, command=COMMAND, endpoint=None):
+        fixed = ("--backend", "simulated", "--broker", endpoint or broker.endpoint, "--name", "w")
         workers.append(Worker([*command, *fixed, *options]))
         return workers[-1]
 
@@ -331,7 +331,7 @@ def test_what_can_not_be_read_is_answered(broker, start):
     broker.register()
     broker.send("nonsense")
     assert broker.receive("error")["code"] == "protocol_error"
-    broker.send("release", v=2, request_ids=[])
+    broker.send("release", v=1, request_ids=[])
     assert broker.receive("error")["code"] == "unsupported_version"
     (one,) = ids(1)
     broker.work(one, {"width": -1})
@@ -344,7 +344,7 @@ def test_more_images_than_a_call_takes_are_spread_over_calls(broker, start):
     start(*QUICK, "--max-batch-size", "2")
     broker.register()
     (one,) = ids(1)
-    broker.work(one, {"num_images": 5})
+    broker.work(one, {"num_images": 5, "width": 64, "height": 64})
     result = broker.receive("result")
     assert [image["seed"] for image in result["images"]] == [7, 8, 9, 10, 11]
     assert len(set(result["frames"])) == 5

@@ -4,8 +4,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from imagegen_broker.core.events import SendFailed, SendToClient, SendToWorker
 from imagegen_broker.scheduling.strategies import STRATEGIES
-from imagegen_protocol.messages import ClientHeartbeat, Goodbye
+from imagegen_protocol.messages import (
+    Accepted,
+    Chunk,
+    ClientHeartbeat,
+    Drain,
+    Fetch,
+    Goodbye,
+    ImageInfo,
+    Result,
+    Submit,
+    Work,
+)
 from tests.unit.broker.bench import Bench, rid
 
 numbers = st.integers(0, 12)
@@ -14,6 +26,7 @@ workers = st.sampled_from(["u", "v", "w"])
 id_lists = st.lists(numbers.map(rid), max_size=5, unique=True)
 ages = st.sampled_from([None, None, 1.0, 121.0])
 LIMITS = {
+    "fetch_window_bytes": 64 * 1024,
     "max_requests": 10,
     "max_requests_per_client": 8,
     "max_bytes_per_client": 28,
@@ -86,13 +99,47 @@ class BrokerMachine(RuleBasedStateMachine):
     def unreachable(self, worker):
         known = self.live().core.workers.by_id.get(worker.encode())
         lost = next(iter(known.assigned), None) if known is not None else None
-        self.bench.core.workers.send_failed(worker.encode(), lost)
-        self.bench.settle()
+        message = Drain() if lost is None else Work(request_id=lost)
+        self.bench.handle(SendFailed(SendToWorker(worker.encode(), message)))
 
     @rule(client=clients, number=numbers)
     def client_takes_nothing(self, client, number):
-        self.live().core.clients.send_failed(client.encode(), rid(number))
-        self.bench.settle()
+        message = Accepted(request_ids=[rid(number)])
+        self.live().handle(SendFailed(SendToClient(client.encode(), message, (), rid(number))))
+
+    @rule(client=clients, number=numbers, sizes=st.sampled_from([[4], [4, 9000], [1, 0, 30_000]]))
+    def submit_to_be_fetched(self, client, number, sizes):
+        self.live().client(client, Submit(request_id=rid(number), frame_bytes=sizes))
+
+    @rule(client=clients, number=numbers, right=st.booleans(), size=st.sampled_from([1, 4, 4096, 9004]))
+    def client_chunk(self, client, number, right, size):
+        request = self.live().core.table.requests.get(rid(number))
+        offset = request.download.received if right and request is not None and request.download else size
+        message = Chunk(request_id=rid(number), payload_id=rid(number), offset=offset)
+        self.bench.client(client, message, [bytes(size)])
+
+    @rule(worker=workers, number=numbers, payload=numbers, size=st.sampled_from([1, 5000, 70_000]))
+    def result_to_be_fetched(self, worker, number, payload, size):
+        image = ImageInfo(format="png", width=8, height=8, seed=1)
+        fields = {"payload_id": rid(payload), "frame_bytes": [size], "images": [image]}
+        self.live().worker(worker, Result(request_id=rid(number), worker=worker, model="m", **fields))
+
+    @rule(client=clients, number=numbers, payload=numbers, right=st.booleans(), size=st.sampled_from([1, 70_000]))
+    def client_fetch(self, client, number, payload, right, size):
+        request = self.live().core.table.requests.get(rid(number))
+        relay = None if request is None else request.relay
+        payload_id, offset = (relay.payload_id, relay.end) if right and relay else (rid(payload), size)
+        message = Fetch(request_id=rid(number), payload_id=payload_id, offset=offset, length=size)
+        self.bench.client(client, message)
+
+    @rule(worker=workers, number=numbers, right=st.booleans(), size=st.sampled_from([1, 4096]))
+    def worker_chunk(self, worker, number, right, size):
+        request = self.live().core.table.requests.get(rid(number))
+        relay = None if request is None else request.relay
+        payload_id, offset = (relay.payload_id, relay.position) if right and relay else (rid(number), size)
+        self.bench.worker(
+            worker, Chunk(request_id=rid(number), payload_id=payload_id, offset=offset), [bytes(size)]
+        )
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 4.0]))
     def time_passes(self, seconds):
@@ -106,6 +153,8 @@ class BrokerMachine(RuleBasedStateMachine):
         assert len(table.requests) <= 10
         assert sum(client.held_bytes for client in self.bench.core.clients.by_id.values()) == table.bytes
         assert len(table.recent_ids) <= table.settings.max_recent_ids
+        for client in self.bench.core.clients.by_id.values():
+            assert client.asked_bytes + client.window.size <= table.settings.fetch_window_bytes
 
     @invariant()
     def nothing_waits_while_there_is_room(self):

@@ -7,12 +7,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from imagegen_client.events import Received
-from imagegen_protocol.messages import Accepted, BrokerHeartbeat, ImageInfo, Progress, Result, Stats, Submit
+from imagegen_protocol.messages import (
+    Accepted,
+    BrokerHeartbeat,
+    Chunk,
+    Fetch,
+    ImageInfo,
+    Progress,
+    Result,
+    Stats,
+    Submit,
+)
 from tests.unit.client.core_harness import FIRST, SECOND, CoreHarness, rid
 
 numbers = st.integers(0, 11)
 seconds = st.sampled_from([0.0, 0.05, 0.9, 1.0, 2.0, 3.5, 20.0])
 intervals = st.sampled_from([0.01, 0.1, 1.0, 5.0, 3600.0])
+payload_ids = st.sampled_from([b"p" * 16, b"q" * 16])
+sizes = st.sampled_from([1, 5000, 16_384, 300_000])
 codes = st.sampled_from(
     ["generation_failed", "cancelled", "overloaded", "deadline_exceeded", "of_a_later_version"]
 )
@@ -46,7 +58,8 @@ class ClientMachine(RuleBasedStateMachine):
     def submit(self, number, timeout):
         if not self.closed and rid(number) not in self.asked:
             self.asked.add(rid(number))
-            self.harness.submit(number, timeout_seconds=timeout)
+            large = number % 2
+            self.harness.submit(number, (b"body", bytes(large * 20_000)), timeout_seconds=timeout)
 
     @rule(number=st.integers(100, 103), timeout=st.sampled_from([0.5, 10.0]))
     def stats(self, number, timeout):
@@ -80,10 +93,37 @@ class ClientMachine(RuleBasedStateMachine):
     def accepted(self, data):
         self.harness.accepted(*data.draw(st.lists(st.sampled_from(self.wire_ids()), max_size=4)))
 
-    @rule(data=st.data(), step=st.integers(0, 3))
-    def progress(self, data, step):
+    @rule(data=st.data(), step=st.integers(0, 3), token=st.sampled_from([b"", b"t" * 16]))
+    def progress(self, data, step, token):
         request_id = data.draw(st.sampled_from(self.wire_ids()))
-        self.harness.receive(Progress(request_id=request_id, step=step, steps=2))
+        self.harness.receive(Progress(request_id=request_id, step=step, steps=2, token=token))
+
+    @rule(data=st.data(), payload_id=payload_ids, size=sizes)
+    def announced_result(self, data, payload_id, size):
+        request_id = data.draw(st.sampled_from(self.wire_ids()))
+        self.harness.announce(request_id, bytes(size), payload_id=payload_id)
+
+    @rule(data=st.data(), payload_id=payload_ids, size=sizes)
+    def announced_statistics(self, data, payload_id, size):
+        request_id = data.draw(st.sampled_from([rid(number) for number in range(100, 104)]))
+        self.harness.announce_stats(request_id, bytes(size), payload_id=payload_id)
+
+    @rule(size=sizes, most=st.integers(1, 20))
+    def fetches_are_answered(self, size, most):
+        self.harness.answer_fetches(bytes(size), most=most)
+
+    @rule(data=st.data(), payload_id=payload_ids, offset=st.integers(0, 300_000), size=sizes)
+    def any_chunk(self, data, payload_id, offset, size):
+        request_id = data.draw(st.sampled_from(self.wire_ids()))
+        self.harness.receive(Chunk(request_id=request_id, payload_id=payload_id, offset=offset), bytes(size))
+
+    @rule(data=st.data(), offset=st.integers(0, 30_000), length=st.integers(1, 10**6))
+    def fetch(self, data, offset, length):
+        request_id = data.draw(st.sampled_from(self.wire_ids()))
+        before = len(self.harness.sent_chunks)
+        self.harness.receive(Fetch(request_id=request_id, payload_id=request_id, offset=offset, length=length))
+        sent = self.harness.sent_chunks[before:]
+        assert sum(len(data) for _, data in sent) <= min(length, 20_004)
 
     @rule(data=st.data(), images=st.integers(0, 2), frames=st.integers(0, 2), again=st.integers(1, 2))
     def result(self, data, images, frames, again):
@@ -104,9 +144,13 @@ class ClientMachine(RuleBasedStateMachine):
         if really == 0:
             self.harness.error(None, "unsupported_version")
 
-    @rule(frames=st.integers(0, 2))
-    def statistics(self, frames):
-        self.harness.receive(Stats(), *[b"map"] * frames)
+    @rule(number=st.integers(100, 104), frames=st.integers(0, 2))
+    def statistics(self, number, frames):
+        self.harness.receive(Stats(request_id=rid(number)), *[b"map"] * frames)
+
+    @rule(code=st.sampled_from(["overloaded", "unauthorized"]), after=st.sampled_from([None, 0.0, 3.0, 1e300]))
+    def refusal(self, code, after):
+        self.harness.error(None, code, after)
 
     # ---- time ----------------------------------------------------------------------------------------------
 
@@ -132,7 +176,17 @@ class ClientMachine(RuleBasedStateMachine):
         pending = self.harness.core._pending
         assert {id(entry) for entry in pending.by_id.values()} == {id(entry) for entry in pending.by_key.values()}
         assert set(pending.timers._time) <= set(pending.by_key)
-        assert self.harness.core._acks == []
+        assert self.harness.core._receipts.acks() == []
+
+    @invariant()
+    def transfers_belong_to_pending_entries_and_fit_the_window(self):
+        core = self.harness.core
+        downloads = core._payloads._downloads
+        assert set(downloads._by_id) <= set(core._pending.by_id)
+        assert 0 <= downloads.outstanding <= downloads._max_window
+        for request_id, download in downloads._by_id.items():
+            assert core._pending.by_id[request_id].download is download
+        assert downloads.outstanding == sum(download.outstanding for download in downloads._by_id.values())
 
     @invariant()
     def every_entry_that_becomes_due_has_a_timer(self):

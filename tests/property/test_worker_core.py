@@ -1,11 +1,13 @@
 """Any messages and any events of the engine in any order: no exception, the books agree, nothing is made twice."""
 
+from types import SimpleNamespace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from imagegen_protocol import ProtocolError
-from imagegen_protocol.messages import Drain, Goodbye
+from imagegen_protocol.messages import Chunk, Drain, Fetch, Goodbye
 from imagegen_worker.core import events as ev
 from tests.unit.worker.bench import MODEL, Bench, rid
 
@@ -21,7 +23,9 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.bench = Bench(brokers=2, warm=False, drain=5.0, count=4, bytes=8_000, seconds=40.0)
+        self.bench = Bench(
+            brokers=2, warm=False, drain=5.0, count=4, bytes=80_000, seconds=40.0, input_bytes=30_000
+        )
 
     def alive(self):
         return self.bench.status is None
@@ -36,28 +40,74 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(
         number=numbers,
         broker=brokers,
-        timeout=st.sampled_from([None, 0.5, 5.0]),
+        timeout_seconds=st.sampled_from([None, 0.5, 5.0]),
         attempt=st.integers(1, 3),
         progress=st.booleans(),
         body=st.sampled_from([{}, {}, {}, {"width": 9}]),
         model=st.sampled_from([None, None, "m", "other"]),
         alone=st.sampled_from([False, False, True]),
-        images=st.sampled_from([(), (), (b"image",)]),
+        images=st.sampled_from([(), (), (b"image",), (bytes(range(250)) * 80,), (bytes(40_000), b"mask")]),
+        fetched=st.booleans(),
+        inline_bytes=st.sampled_from([0, 2000, 65_536]),
     )
-    def work(self, number, broker, timeout, attempt, progress, body, model, alone, images):
-        known = self.bench.core.held.get(rid(number)) is not None
+    def work(self, number, broker, images, fetched, body, **fields):
+        held = self.bench.core.held.get(rid(number))
+        known = held is not None and held.download is None
         before = len(self.bench.all_jobs)
-        fields = {
-            "timeout_seconds": timeout,
-            "attempt": attempt,
-            "progress": progress,
-            "model": model,
-            "alone": alone,
-        }
-        body = {**body, "inputs": ["image"]} if images else body
-        self.bench.work(number, *images, broker=broker, body=body, **fields)
+        body = {**body, "inputs": ["image", "mask_image"][: len(images)]} if images else body
+        self.bench.work(number, *images, broker=broker, body=body, fetched=fetched, **fields)
         assert len(self.bench.all_jobs) <= before + 1
         assert not known or len(self.bench.all_jobs) == before, "what is held is not made again"
+
+    @precondition(alive)
+    @rule(count=st.integers(1, 20))
+    def serve(self, count):
+        """Brokers answer FETCHes."""
+        self.bench.serve(count)
+
+    @precondition(alive)
+    @rule(count=st.integers(1, 4))
+    def lose_fetches(self, count):
+        for _ in range(min(count, len(self.bench.fetches))):
+            self.bench.fetches.pop()
+
+    @precondition(alive)
+    @rule(
+        number=numbers,
+        payload=numbers,
+        broker=brokers,
+        offset=st.sampled_from([0, 1, 8192, 2**30]),
+        frames=st.sampled_from([(), (b"x",), (bytes(262_144),), (b"x", b"y")]),
+    )
+    def false_chunk(self, number, payload, broker, offset, frames):
+        """A chunk that was not asked for."""
+        held = self.bench.core.held.get(rid(number))
+        download = None if held is None else held.download
+        if download is None or payload != number or offset != download.received:
+            chunk = Chunk(request_id=rid(number), payload_id=rid(payload), offset=offset)
+            self.bench.receive(chunk, *frames, broker=broker)
+
+    @precondition(alive)
+    @rule(
+        number=numbers,
+        broker=brokers,
+        ours=st.booleans(),
+        offset=st.sampled_from([0, 3, 19_999, 2**30]),
+        length=st.sampled_from([1, 7000, 2**24]),
+    )
+    def fetch(self, number, broker, ours, offset, length):
+        """A client fetches images, of an answer that exists or not: exactly the bytes that it asks for arrive."""
+        held = self.bench.core.held.get(rid(number)) or SimpleNamespace(images=(), payload_id=b"", answer=None)
+        payload_id = held.payload_id if ours and held.payload_id else b"x" * 16
+        before = len(self.bench.sent)
+        self.bench.receive(
+            Fetch(request_id=rid(number), payload_id=payload_id, offset=offset, length=length, chunk_bytes=4096),
+            broker=broker,
+        )
+        chunks = [frames[0] for to, sent, frames in self.bench.sent[before:] if isinstance(sent, Chunk)]
+        wanted = b"".join(held.images)[offset : offset + length] if payload_id == held.payload_id else b""
+        assert b"".join(chunks) == wanted
+        assert all(0 < len(chunk) <= 4096 for chunk in chunks)
 
     @precondition(alive)
     @rule(ids=id_lists, broker=brokers)
@@ -145,6 +195,7 @@ class WorkerMachine(RuleBasedStateMachine):
             self.bench.event(ev.DrainRequested("SIGTERM"))
         else:
             self.bench.receive(Drain(), broker=1)
+        assert not self.bench.core._requests._receiver._receiving, "what is not complete is returned"
 
     @precondition(lambda self: not self.alive())
     @rule(broker=brokers)

@@ -1,29 +1,30 @@
-"""Run simulated fleets: one seed with its whole story, a number of fleets, or for some minutes."""
+"""Run simulated fleets: one seed with its history, a number of fleets, or fleets for some minutes."""
 
 import argparse
 import sys
 import time
 
 from tests.simulation.fleet import Counts, check, run
-from tests.simulation.plan import draw
+from tests.simulation.plan import THEMES, draw
 from tests.simulation.witness import Violation
 
 
 def main() -> int:
-    """Return the exit status: 1 if an invariant did not hold."""
+    """Run the command; return its exit status, 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="tell the whole story of one seed, or the first seed of many")
     parser.add_argument("--fleets", type=int, help="run so many fleets (default 100)")
     parser.add_argument("--minutes", type=float, help="run for so long")
+    parser.add_argument("--theme", choices=sorted(THEMES), help="run fleets of this theme only")
     options = parser.parse_args()
     if options.seed is not None and options.fleets is None and options.minutes is None:
-        return one(options.seed)
-    return many(options.seed or 0, options.fleets, options.minutes)
+        return one(options.seed, options.theme)
+    return many(options.seed or 0, options.fleets, options.minutes, options.theme)
 
 
-def one(seed: int) -> int:
-    """Print the plan and the story of a seed, and how it ended."""
-    plan = draw(seed)
+def one(seed: int, theme: str | None) -> int:
+    """Run the fleet of a seed; print its plan, history and result."""
+    plan = draw(seed, theme)
     print(plan)
     failure: Violation | None = None
     try:
@@ -37,14 +38,14 @@ def one(seed: int) -> int:
     return int(failure is not None)
 
 
-def many(first: int, fleets: int | None, minutes: float | None) -> int:
-    """Run fleets until their number or the time is up; stop at the first that fails."""
+def many(first: int, fleets: int | None, minutes: float | None, theme: str | None) -> int:
+    """Run fleets up to a number or a time; stop at the first violation."""
     counts = Counts()
     begun = time.monotonic()
     seed = first
     while (counts.fleets < (fleets or 100)) if minutes is None else (time.monotonic() - begun < 60 * minutes):
         try:
-            counts.add(check(seed))
+            counts.add(check(seed, theme))
         except Violation as violation:
             print(violation)
             return 1

@@ -1,7 +1,8 @@
-"""A broker process: the real core, its shell's habits, and what an observer beside it remembers."""
+"""A simulated broker process: the real core, a model of its shell, and records for the invariants."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.broker import BrokerCore
@@ -16,7 +17,9 @@ from imagegen_broker.core.events import (
 from imagegen_broker.core.records import Settings, State
 from imagegen_protocol.messages import (
     Ack,
+    Chunk,
     Error,
+    Fetch,
     Goodbye,
     Progress,
     Ready,
@@ -29,38 +32,47 @@ from imagegen_protocol.messages import (
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
+from tests.simulation.receiving import Receiving
 from tests.simulation.witness import INTERVAL, LIVENESS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 MESSAGES_A_ROUND = 2
-"""Read from each side before the core settles; a real shell reads more, this makes it matter with small fleets."""
+"""Messages read from each side per round. A real shell reads more; few make rounds matter in small fleets."""
 CHECK_EVERY = 24
-"""Settles between two checks of all the books."""
+"""Rounds between two checks of all tables."""
 
 
 class Told:
-    """What a worker has told a broker, remembered beside the core."""
+    """What a worker has reported to a broker, recorded independently of the core."""
 
     __slots__ = ("active", "draining", "heard", "listed", "name", "step_age", "warm")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.heard = 0.0
-        """On the world's clock."""
+        """In simulated time."""
         self.draining = False
         self.step_age: float | None = None
         self.listed: frozenset[bytes] = frozenset()
-        """Queued or running by its last word, and not answered since."""
+        """Ids queued or running in its last report, and not answered since."""
         self.active: frozenset[bytes] = frozenset()
-        """The same, less what was released since."""
+        """The same ids, without those released since."""
         self.warm: frozenset[str] = frozenset()
-        """None: all models."""
+        """Loaded models; None: all."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A FETCH and its bytes that were not sent yet."""
+
+    fetch: Fetch
+    left: int
 
 
 class BrokerPeer(Peer):
-    """One run of a broker."""
+    """One run of a broker process."""
 
     def __init__(self, world: "World", index: int) -> None:
         self.run = world.runs(f"broker {index}")
@@ -78,27 +90,39 @@ class BrokerPeer(Peer):
             max_bytes=plan.max_bytes,
             max_bytes_per_client=plan.max_bytes_per_client,
             max_unacknowledged_per_client=plan.max_unacknowledged_per_client,
+            fetch_window_bytes=plan.fetch_window_bytes,
+            max_transfer_bytes=plan.max_transfer_bytes,
+            secret=world.dice.randbytes(16),
             step_timeout=plan.step_timeout,
             max_recent_ids=plan.tombstones,
             default_model="m",
         )
         self.started = world.now
         self.lines: dict[bytes, Line] = {}
-        """Connections by the peer's routing id."""
+        """Connections by routing id of the peer."""
         self.core = BrokerCore(settings, self.local())
         self.workers: dict[bytes, Told] = {}
         self.clients: dict[bytes, tuple[str, float]] = {}
-        """Name, and when it was last heard."""
+        """Name of each client, and the time of its last message."""
         self.turns: dict[tuple[str | None, int], dict[bytes, float]] = defaultdict(dict)
-        """For the fair share: when each client had its last turn, by model and priority; local times."""
+        """Time of each client's last turn, by model and priority, to check fair shares; local times."""
         self.held_at: dict[bytes, float] = {}
-        """When each client was last held out of the dispatch; local times."""
+        """Time at which each client was last paused; local times."""
+        self.requeues: dict[bytes, dict[str, int]] = {}
+        """The core's requeue counts of each request at its last dispatch."""
+        self.queued_at: dict[bytes, float] = {}
+        """Time at which the fetched payload of a request was complete; local times."""
         self.answered: set[bytes] = set()
-        """Ids whose answer from a worker was taken, and that were not dispatched again since."""
+        """Ids that were answered by a worker and not dispatched again since."""
         self.attempts: dict[bytes, int] = {}
         self.given_at: dict[bytes, float] = {}
-        """The last attempt of each request that it gave out, and its local time."""
+        """The last attempt of each dispatched request, and its local time."""
         self.acknowledged: set[bytes] = set()
+        self.receiving = Receiving(self)
+        self.arrivals: dict[bytes, float] = {}
+        """Arrival time of each request whose payload is fetched."""
+        self.asked: dict[bytes, list[Asked]] = defaultdict(list)
+        """Unanswered FETCHes of each client."""
         self._settles = 0
         self._lost = (0, 0)
         self.settle()
@@ -123,15 +147,31 @@ class BrokerPeer(Peer):
                 self.acknowledged.update(i for i in message.request_ids if i in requests)
             elif isinstance(message, Goodbye):
                 self.clients.pop(line.id, None)
+            elif isinstance(message, Fetch):
+                self.asked[line.id].append(Asked(message, message.length))
+            elif isinstance(message, Chunk) and self._receives(line.id, message.request_id):
+                self.receiving.on_chunk(line.id, message, frames)
             self.core.handle(ReceivedFromClient(line.id, message, frames), now)
+            if isinstance(message, Chunk):
+                self._note_queued(message.request_id)
         else:
-            # The core passes a worker's header on unread, so it need not be bytes here.
+            # The core forwards a worker's header unread, so it need not be encoded here.
             self.core.handle(ReceivedFromWorker(dialer.id, message, message, frames), now)
             if isinstance(message, Result | Error):
                 request = self.core.table.requests.get(message.request_id)
                 if request is not None and request.state is State.DELIVERED:
                     self.answered.add(request.id)
             self._note_worker(dialer, message)
+
+    def _receives(self, client_id: bytes, request_id: bytes) -> bool:
+        """Return whether the payload is still fetched; the request may be attached to a worker meanwhile."""
+        client = self.core.clients.by_id.get(client_id)
+        return client is not None and client.downloads.get(request_id) is not None
+
+    def _note_queued(self, request_id: bytes) -> None:
+        request = self.core.table.requests.get(request_id)
+        if request is not None and request.state is State.QUEUED:
+            self.queued_at.setdefault(request_id, self.local())
 
     def _note_worker(self, worker: Peer, message: Any) -> None:
         told = self.workers.get(worker.id)
@@ -154,7 +194,7 @@ class BrokerPeer(Peer):
             del self.workers[worker.id]
 
     def wake(self) -> None:
-        """Read what came while it slept, a few messages of each side a round, one of each peer in turn."""
+        """Read the messages that arrived during a freeze: a few of each side per round, peers in turn."""
         sides: tuple[dict[bytes, deque[Any]], ...] = ({}, {})
         while self._inbox:
             _, arguments = self._inbox.popleft()
@@ -172,7 +212,7 @@ class BrokerPeer(Peer):
             self.settle()
         self.settle()
 
-    # ---- settling and sending ---------------------------------------------------------------------------
+    # ---- flushing and sending ---------------------------------------------------------------------------
 
     def tick(self) -> None:
         self.settle()
@@ -181,16 +221,16 @@ class BrokerPeer(Peer):
         return self.core.next_deadline()
 
     def settle(self) -> None:
-        """Let the core settle; judge and send what it returns."""
+        """Flush the core; check and send the returned actions."""
         world, core = self.world, self.core
         actions = [action for action in core.handle(FLUSH, self.local()) if isinstance(action, Send)]
+        requests = core.table.requests.values()
+        self.receiving.keep_only({request.id for request in requests if request.state is State.RECEIVING})
         counters = core.table.counters
         if (counters.workers_lost + counters.workers_stuck, counters.clients_lost) != self._lost:
             self._lost = (counters.workers_lost + counters.workers_stuck, counters.clients_lost)
             self._note_burials()
-        if core.scheduler.queue.paused_clients:
-            held = (client_id for client_id in core.clients.by_id if core.scheduler.queue.is_paused(client_id))
-            self.held_at.update(dict.fromkeys(held, self.local()))
+        self._note_paused()
         invariants.after_settle(world, self)
         for action in actions:
             if isinstance(action.message, Work):
@@ -209,7 +249,7 @@ class BrokerPeer(Peer):
                 if isinstance(message, Release):
                     if taken:
                         world.witness.releases.update((action.worker_id, i) for i in message.request_ids)
-                    # One that was not taken leaves the worker out of reach until it says again what it has.
+                    # A message that was not sent makes the worker unreachable until its next report.
                     if (told := self.workers.get(action.worker_id)) is not None:
                         told.active = told.active.difference(message.request_ids)
             if isinstance(message, Error) and message.code == "overloaded":
@@ -218,17 +258,37 @@ class BrokerPeer(Peer):
                 if world.recording:
                     world.tell_message(f"NOT TAKEN {self.name} -> {self.peer_name(action)}", message)
                 core.handle(SendFailed(action), self.local())
+        self._note_paused()
         self._settles += 1
         if self._settles % CHECK_EVERY == 0:
             invariants.now_and_then(world, self)
         self.arm(core.next_deadline())
 
+    def _note_paused(self) -> None:
+        queue = self.core.scheduler.queue
+        if queue.paused_clients:
+            paused = (client_id for client_id in self.core.clients.by_id if queue.is_paused(client_id))
+            self.held_at.update(dict.fromkeys(paused, self.local()))
+
     def peer_name(self, action: Any) -> str:
-        """Return to whom an action goes."""
+        """Return the name of the peer that an action is for."""
         return (action.client_id if isinstance(action, SendToClient) else action.worker_id).decode()
 
     def _send(self, peer_id: bytes, message: Any, payload: Sequence[Any]) -> bool:
+        line = self.lines.get(peer_id)
+        if line is not None and line.dialer.is_client:
+            invariants.on_message_to_client(self, peer_id, message, payload)
+            if isinstance(message, Fetch):
+                self._note_fetch(peer_id, message)
         return self.world.network.send_down(self, peer_id, message, payload)
+
+    def _note_fetch(self, client_id: bytes, fetch: Fetch) -> None:
+        request = self.core.table.requests.get(fetch.request_id)
+        arrived = 0.0 if request is None else request.arrived_at
+        if self.arrivals.get(fetch.request_id) != arrived:  # the request was dropped and submitted again
+            self.arrivals[fetch.request_id] = arrived
+            self.receiving.forget(fetch.request_id, {})
+        self.receiving.on_fetch(client_id, fetch)
 
     def _note_burials(self) -> None:
         core = self.core
@@ -247,6 +307,6 @@ class BrokerPeer(Peer):
                 del self.clients[client_id]
                 if self.world.recording:
                     self.world.tell(f"{self.name} buries {name}")
-                # A session on a socket that the client has replaced expires.
+                # The session of a replaced socket expires.
                 if any(line.id == client_id for line in self.world.network.lines.values()):
                     invariants.on_burial(self.world, self, name, heard)

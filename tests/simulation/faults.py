@@ -1,4 +1,4 @@
-"""The faults, each with its own small piece of code; each says whether there was anybody to strike."""
+"""The faults. Each function returns whether there was a process to inject the fault into."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SOCKET_PATIENCE = 6.0
-"""Seconds after which a ZeroMQ heartbeat gives a connection up."""
+"""Seconds after which libzmq closes a dead connection."""
 
 
 def _worker(world: "World", who: int) -> "WorkerPeer | None":
@@ -29,7 +29,7 @@ def _line(world: "World", who: int) -> Line | None:
 
 
 def kill_broker(world: "World", fault: Fault) -> bool:
-    """kill -9 of a broker; it is started again."""
+    """Kill a broker (SIGKILL); it is restarted."""
     index = fault.who % world.plan.brokers
     struck = world.brokers[index] is not None
     world.kill_broker(index, fault.seconds)
@@ -37,7 +37,7 @@ def kill_broker(world: "World", fault: Fault) -> bool:
 
 
 def kill_worker(world: "World", fault: Fault) -> bool:
-    """kill -9 of a worker: its connections are closed by the kernel."""
+    """Kill a worker (SIGKILL); the kernel closes its connections."""
     if (worker := _worker(world, fault.who)) is None:
         return False
     world.kill_worker(worker, fault.seconds, silently=False)
@@ -45,7 +45,7 @@ def kill_worker(world: "World", fault: Fault) -> bool:
 
 
 def vanish_worker(world: "World", fault: Fault) -> bool:
-    """The host of a worker loses its power: nobody is told."""
+    """Power off the host of a worker: its connections are not closed."""
     if (worker := _worker(world, fault.who)) is None:
         return False
     world.kill_worker(worker, fault.seconds, silently=True)
@@ -53,7 +53,7 @@ def vanish_worker(world: "World", fault: Fault) -> bool:
 
 
 def kill_client(world: "World", fault: Fault) -> bool:
-    """kill -9 of a client."""
+    """Kill a client (SIGKILL)."""
     client = world.clients[fault.who % len(world.clients)]
     if not client.alive:
         return False
@@ -64,7 +64,7 @@ def kill_client(world: "World", fault: Fault) -> bool:
 
 
 def close_client(world: "World", fault: Fault) -> bool:
-    """A client leaves in good manners."""
+    """Close a client with GOODBYE."""
     client = world.clients[fault.who % len(world.clients)]
     if not client.alive or client.frozen:
         return False
@@ -78,7 +78,7 @@ def close_client(world: "World", fault: Fault) -> bool:
 
 
 def cut(world: "World", fault: Fault) -> bool:
-    """Cut a link, one way or both ways: what is sent is delayed to the end of the cut, or dropped."""
+    """Cut a link in one or both directions: messages are delayed to the end of the cut, or dropped."""
     if (line := _line(world, fault.who)) is None:
         return False
     directions = ((UP,), (DOWN,), (UP, DOWN))[fault.flavour % 3]
@@ -91,13 +91,13 @@ def cut(world: "World", fault: Fault) -> bool:
         until[direction] = max(until[direction], end)
     world.network.in_trouble(line, end + 0.05)
     if not drops and fault.seconds > SOCKET_PATIENCE:
-        # The sockets notice, and dial anew when the link is there again.
+        # The sockets detect the cut and reconnect after it.
         world.after(SOCKET_PATIENCE, lambda: world.network.reset(line, keep=False))
     return True
 
 
 def reconnect(world: "World", fault: Fault) -> bool:
-    """A connection breaks and is made anew; what was on its way to the broker may come after what follows it."""
+    """Break a connection, which is reopened. Messages in transit to the broker may arrive after later ones."""
     if (line := _line(world, fault.who)) is None or line.broker is None:
         return False
     keep = bool(fault.flavour & 1)
@@ -107,7 +107,7 @@ def reconnect(world: "World", fault: Fault) -> bool:
 
 
 def lose(world: "World", fault: Fault) -> bool:
-    """For a while, each message is lost with some chance."""
+    """Lose each message with some probability for some time."""
     network = world.network
     chance = (0.01, 0.05, 0.15)[fault.flavour % 3]
     world.tell(f"messages are lost, {chance:.0%}, for {fault.seconds:.3f} s")
@@ -124,7 +124,7 @@ def lose(world: "World", fault: Fault) -> bool:
 
 
 def freeze_broker(world: "World", fault: Fault) -> bool:
-    """SIGSTOP and SIGCONT of a broker."""
+    """Freeze a broker (SIGSTOP, later SIGCONT)."""
     broker = world.brokers[fault.who % world.plan.brokers]
     if broker is None:
         return False
@@ -141,7 +141,7 @@ def freeze_broker(world: "World", fault: Fault) -> bool:
 
 
 def freeze_worker(world: "World", fault: Fault) -> bool:
-    """SIGSTOP and SIGCONT of a worker: its device stands too."""
+    """Freeze a worker and its device (SIGSTOP, later SIGCONT)."""
     if (worker := _worker(world, fault.who)) is None:
         return False
     world.tell(f"{worker.name} freezes for {fault.seconds:.3f} s")
@@ -153,7 +153,7 @@ def freeze_worker(world: "World", fault: Fault) -> bool:
 
 
 def freeze_client(world: "World", fault: Fault) -> bool:
-    """SIGSTOP and SIGCONT of a client."""
+    """Freeze a client (SIGSTOP, later SIGCONT)."""
     client = world.clients[fault.who % len(world.clients)]
     if not client.alive:
         return False
@@ -163,7 +163,7 @@ def freeze_client(world: "World", fault: Fault) -> bool:
 
 
 def hang_device(world: "World", fault: Fault) -> bool:
-    """A worker's device hangs; its heartbeats go on."""
+    """Let a worker's device hang; its heartbeats continue."""
     if (worker := _worker(world, fault.who)) is None:
         return False
     world.tell(f"the device of {worker.name} hangs for {fault.seconds:.3f} s")
@@ -174,7 +174,7 @@ def hang_device(world: "World", fault: Fault) -> bool:
 
 
 def slow_client(world: "World", fault: Fault) -> bool:
-    """A client reads slowly for a while; it goes on asking."""
+    """Let a client read slowly for some time; it continues to submit."""
     client = world.clients[fault.who % len(world.clients)]
     if not client.alive:
         return False
@@ -185,7 +185,7 @@ def slow_client(world: "World", fault: Fault) -> bool:
 
 
 def mute_client(world: "World", fault: Fault) -> bool:
-    """A client acknowledges nothing for a while; it goes on asking, and its heartbeats go on."""
+    """Let a client acknowledge nothing for some time; it continues to submit and to send heartbeats."""
     client = world.clients[fault.who % len(world.clients)]
     if not client.alive:
         return False
@@ -195,11 +195,25 @@ def mute_client(world: "World", fault: Fault) -> bool:
     return True
 
 
+def greedy_client(world: "World", fault: Fault) -> bool:
+    """Let a client request far more bytes than its window, and read slowly."""
+    client = world.clients[fault.who % len(world.clients)]
+    if not client.alive:
+        return False
+    world.tell(f"{client.name} asks for too much for {fault.seconds:.3f} s")
+    client.slow_until = max(client.slow_until, world.now + fault.seconds)
+    client.greedy_until = max(client.greedy_until, world.now + fault.seconds)
+    client.is_greedy = True
+    client.ask_for_too_much()
+    client.trouble = max(client.trouble, client.slow_until + 1.0)
+    return True
+
+
 # ---- upgrades ----------------------------------------------------------------------------------------------
 
 
 def drain_worker(world: "World", fault: Fault) -> bool:
-    """SIGTERM of a worker; when it is done, another one starts."""
+    """Send SIGTERM to a worker; when it has exited, another one starts."""
     if (worker := _worker(world, fault.who)) is None:
         return False
     world.tell(f"{worker.name} is asked to drain")
@@ -208,7 +222,7 @@ def drain_worker(world: "World", fault: Fault) -> bool:
 
 
 def drain_all_workers(world: "World", fault: Fault) -> bool:
-    """SIGTERM of all workers at once."""
+    """Send SIGTERM to all workers at once."""
     for worker in world.workers:
         if worker is not None and worker.alive:
             worker.when_awake(worker.drain)
@@ -233,6 +247,7 @@ FAULTS: dict[str, Callable[["World", Fault], bool]] = {
         hang_device,
         slow_client,
         mute_client,
+        greedy_client,
         drain_worker,
         drain_all_workers,
     )

@@ -1,4 +1,4 @@
-"""One fleet from its seed to its end; and, if it fails, its story."""
+"""Running of one simulated fleet and, after a violation, its history."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tests.simulation.world import World
 
 @dataclass(slots=True)
 class Counts:
-    """What was tried, over any number of fleets."""
+    """Counts of faults, requests and outcomes over several fleets."""
 
     fleets: int = 0
     requests: int = 0
@@ -62,23 +62,23 @@ def run(plan: Plan, *, recording: bool = False) -> World:
     return world
 
 
-def check(seed: int) -> World:
-    """Run the fleet of a seed. Raises `Violation` with the story of the request concerned."""
+def check(seed: int, theme: str | None = None) -> World:
+    """Run the fleet of a seed. Raises `Violation` with the history of the affected request."""
     try:
-        return run(draw(seed))
+        return run(draw(seed, theme))
     except Violation as violation:
-        violation.args = (tell(seed),)
+        violation.args = (tell(seed, theme),)
         raise
 
 
-def tell(seed: int) -> str:
-    """Run a failing fleet again, and return the story of the request concerned."""
-    plan = draw(seed)
+def tell(seed: int, theme: str | None = None) -> str:
+    """Run a failing fleet again, and return the history of the affected request."""
+    plan = draw(seed, theme)
     try:
         run(plan, recording=True)
     except Violation as violation:
         world = violation.world
         lines = world.story.of(violation.key) if world is not None else []
-        again = f"python -m tests.simulation --seed {seed}"
+        again = f"python -m tests.simulation --seed {seed}" + (f" --theme {theme}" if theme else "")
         return "\n".join([str(violation), str(plan), *lines, f"seed {seed}: {violation}", f"again: {again}"])
     return f"seed {seed} did not fail again: something is not deterministic"

@@ -1,4 +1,4 @@
-"""What the applications ask for: bursts of requests, some of which are cancelled, hurried, urgent or hopeless."""
+"""The simulated load: bursts of requests, some cancelled, with short timeouts, high priority or poison."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def give_load(world: "World") -> None:
-    """Spread the plan's requests over the clients and the time, in bursts."""
+    """Distribute the plan's requests over clients and time, in bursts."""
     plan, dice = world.plan, world.dice
     left, poison = plan.requests, plan.poison
     while left:
@@ -45,6 +45,8 @@ def _ask(world: "World", client: "ClientPeer", count: int, poisonous: int) -> No
             dice.choice([-1, 1, 5]) if plan.priority_share and dice.random() < plan.priority_share else 0,
             timeout,
             bool(plan.progress_share and dice.random() < plan.progress_share),
+            dice.choice(plan.answer_bytes),
+            dice.choice(plan.input_bytes) if plan.input_share and dice.random() < plan.input_share else 0,
         )
         if plan.cancel_share and dice.random() < plan.cancel_share:
             world.after(dice.choice([0.001, 0.1, 1.0, 3.0]) * dice.random(), client.when_awake, client.cancel, ask)

@@ -1,4 +1,4 @@
-"""What all simulated processes share: a clock of their own, death, freezing, an alarm for the core's deadline."""
+"""The base of all simulated processes: a local clock, freezing, and an alarm for the core's deadline."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 
 class Peer:
-    """A process. Its core sees `local()` times; the world's clock is in `world.now`."""
+    """A process. Its core gets the times of `local()`; the simulated time is `world.now`."""
 
     is_client = False
+    is_greedy = False
+    """Whether it has ever asked for more than its core would."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
@@ -20,9 +22,9 @@ class Peer:
         self.id = name.encode()
         self.alive = True
         self.frozen_until = 0.0
-        """The end of the last freeze; it is frozen while that lies ahead."""
+        """The end of the last freeze; the process is frozen until then."""
         self.trouble = -1.0
-        """The last time at which it was frozen, or its device hung."""
+        """The last time at which it was frozen or its device hung."""
         dice = world.dice
         self._rate = dice.uniform(0.97, 1.03) if world.plan.skew else 1.0
         self._offset = dice.uniform(0.0, 1000.0)
@@ -32,11 +34,11 @@ class Peer:
     # ---- time -------------------------------------------------------------------------------------------
 
     def local(self) -> float:
-        """Return the time on its own monotonic clock."""
+        """Return the time of the process's own monotonic clock."""
         return self._offset + self.world.now * self._rate
 
     def arm(self, deadline: float | None) -> None:
-        """Have `tick` called when `deadline` (local) has come, a hair late, as real timers are."""
+        """Call `tick` at `deadline` (local time), slightly late, as real timers do."""
         if deadline is None or deadline == float("inf"):
             return
         when = max((deadline - self._offset) / self._rate + 1e-6, self.world.now)
@@ -52,7 +54,7 @@ class Peer:
             self.on_alarm()
 
     def on_alarm(self) -> None:
-        """The alarm rang: tick, or set it again if the deadline has moved."""
+        """Call `tick`, or set the alarm again if the deadline has moved."""
         deadline = self.next_deadline()
         if deadline is not None and deadline <= self.local():
             self.tick()
@@ -67,7 +69,7 @@ class Peer:
         return self.frozen_until > self.world.now
 
     def freeze(self, seconds: float) -> None:
-        """Stop the process for a while; what comes meanwhile waits."""
+        """Freeze the process for some seconds; messages that arrive meanwhile wait."""
         was_frozen = self.frozen
         self.frozen_until = max(self.frozen_until, self.world.now + seconds)
         self.trouble = max(self.trouble, self.frozen_until)
@@ -77,13 +79,13 @@ class Peer:
     def _thaw(self) -> None:
         if not self.alive:
             return
-        if self.frozen:  # frozen again meanwhile
+        if self.frozen:  # it was frozen again meanwhile
             self.world.at(self.frozen_until, self._thaw)
             return
         self.wake()
 
     def wake(self) -> None:
-        """Read what has come, then look at the clock: as the shells do."""
+        """Read the waiting messages, then check deadlines, as the shells do."""
         while self._inbox and self.alive:
             what, arguments = self._inbox.popleft()
             what(*arguments)
@@ -91,22 +93,22 @@ class Peer:
             self.tick()
 
     def when_awake(self, what: Callable[..., None], *arguments: Any) -> None:
-        """Do it now, or, if the process is frozen, as soon as it wakes."""
+        """Call `what` now or, if the process is frozen, when it wakes."""
         if self.frozen:
             self._inbox.append((what, arguments))
         elif self.alive:
             what(*arguments)
 
-    # ---- of each kind -----------------------------------------------------------------------------------
+    # ---- implemented by each kind -----------------------------------------------------------------------
 
     def hear(self, line: "Line", message: Any, frames: Sequence[Any]) -> None:
-        """A message has arrived."""
+        """Handle a message that has arrived."""
         raise NotImplementedError
 
     def next_deadline(self) -> float | None:
-        """The core's next deadline, local."""
+        """Return the core's next deadline in local time."""
         raise NotImplementedError
 
     def tick(self) -> None:
-        """Let the core do what is due."""
+        """Let the core handle its due deadlines."""
         raise NotImplementedError

@@ -1,16 +1,22 @@
-"""What a fleet looks like and what is done to it: all of it follows from the seed, before anything has run."""
+"""Plans of simulated fleets: size, load and faults, all derived from a seed before the run."""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from tests.simulation.speed import FAST, Speed
+
+if TYPE_CHECKING:
+    from tests.simulation.peers import Peer
 
 CALM = 22.0
-"""Seconds after which nothing bad is done any more."""
+"""Seconds after which no fault is injected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something bad: `kind` names it in `faults.FAULTS`, `who` picks the victim, it lasts `seconds`."""
+    """A fault: `kind` is its name in `faults.FAULTS`, `who` selects the process, `seconds` is the duration."""
 
     kind: str
     at: float
@@ -24,7 +30,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A fleet's shape, its load and its faults. Times in seconds of the world's clock."""
+    """Size, load and faults of a fleet. Times in simulated seconds."""
 
     seed: int
     theme: str
@@ -36,15 +42,15 @@ class Plan:
     two_models: bool = False
     """Worker 0 serves `m` and `n`, the others `m` alone."""
     swaps: bool = False
-    """All workers serve both models, and each has room for one at a time; `load_seconds` to change it."""
+    """All workers serve both models, with memory for one; a swap takes `load_seconds`."""
     load_seconds: float = 0.5
     skew: bool = False
-    """Each process has a clock of its own speed, 0.97 to 1.03."""
+    """Each process has a clock with a speed of 0.97 to 1.03."""
     batch: int = 2
     batch_seconds: float = 0.15
     image_seconds: float = 0.05
     step_timeout: float | None = None
-    """The brokers' limit; the workers' own is twice that, where `hung_exit` says that they have one."""
+    """The step timeout of brokers; that of workers is twice as long, if `hung_exit` is set."""
     hung_exit: bool = False
     max_requests: int = 10_000
     max_requests_per_client: int = 5_000
@@ -61,7 +67,36 @@ class Plan:
     failing_share: float = 0.0
     poison: int = 0
     burst: int = 4
+    client_speed: Speed = FAST
+    """The links of the first `slow_clients` clients; all others are fast."""
+    worker_speed: Speed = FAST
+    """The links of the first `slow_workers` workers."""
+    slow_clients: int = 0
+    slow_workers: int = 0
+    duplicates: float = 0.0
+    """Share of the messages that are delivered twice."""
+    answer_bytes: tuple[int, ...] = (30,)
+    """Sizes of images, from which each request gets one at random."""
+    input_bytes: tuple[int, ...] = (30,)
+    """Sizes of input images."""
+    input_share: float = 0.0
+    """Share of the requests that have an input image."""
+    fetch_window_bytes: int = 128 * 1024
+    max_transfer_bytes: int = 1 << 20
+    held_seconds: float = 20.0
+    """Age at which a worker drops an answer: its acknowledgement may be lost with a broker."""
     faults: tuple[Fault, ...] = ()
+
+    def speed_of(self, dialer: "Peer") -> Speed:
+        """Return the speed of the links of a process."""
+        if dialer.is_client:
+            return self.client_speed if dialer.index < self.slow_clients else FAST
+        return self.worker_speed if dialer.index < self.slow_workers else FAST
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the plan has no faults: links may be slow but lose nothing."""
+        return not self.faults and not self.poison and not self.duplicates
 
     def __str__(self) -> str:
         shape = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "faults")
@@ -72,7 +107,7 @@ Draw = Callable[[random.Random], dict[str, object]]
 
 
 def some(dice: random.Random, kinds: dict[str, tuple[float, float]], count: int) -> tuple[Fault, ...]:
-    """Draw faults of these kinds; each kind tells the least and the most seconds that it lasts."""
+    """Return random faults of these kinds; `kinds` has the range of seconds of each."""
     drawn = []
     for _ in range(count):
         kind = dice.choice(sorted(kinds))
@@ -102,16 +137,17 @@ FREEZES = {
 }
 READERS = {"slow_client": (2.0, 8.0)}
 MUTE = {"mute_client": (8.0, 20.0)}
+GREEDY = {"greedy_client": (3.0, 12.0)}
 ROLLING = {"drain_worker": (0.1, 0.2), "drain_all_workers": (0.1, 0.2)}
 
 
 def peace(dice: random.Random) -> dict[str, object]:
-    """Nothing bad: everything is made once."""
+    """No faults: every image is generated once."""
     return {"progress_share": 0.2, "priority_share": dice.choice([0.0, 0.3])}
 
 
 def rolling(dice: random.Random) -> dict[str, object]:
-    """Brokers and workers are restarted one after the other, as an upgrade does; no request may notice."""
+    """Rolling restart of brokers and workers, as in an upgrade; no request may be affected."""
     brokers = dice.randint(1, 2)
     workers = dice.randint(2, 4)
     steps = [("drain_worker", index) for index in range(workers)]
@@ -129,7 +165,7 @@ def rolling(dice: random.Random) -> dict[str, object]:
 
 
 def crashes(dice: random.Random) -> dict[str, object]:
-    """Processes are killed and started again; cancels and deadlines race it."""
+    """Processes are killed and restarted, concurrently with cancels and deadlines."""
     return {
         "faults": some(dice, CRASHES, dice.randint(1, 7)),
         "cancel_share": dice.choice([0.0, 0.2]),
@@ -138,12 +174,12 @@ def crashes(dice: random.Random) -> dict[str, object]:
 
 
 def network(dice: random.Random) -> dict[str, object]:
-    """Links are cut, lose messages, and are made anew."""
+    """Links are cut, lose messages, and reconnect."""
     return {"faults": some(dice, NETWORK, dice.randint(1, 8)), "cancel_share": dice.choice([0.0, 0.2])}
 
 
 def freezes(dice: random.Random) -> dict[str, object]:
-    """Processes and devices freeze and wake."""
+    """Processes freeze and resume, and devices hang."""
     return {
         "faults": some(dice, FREEZES, dice.randint(1, 6)),
         "step_timeout": dice.choice([None, 2.0, 3.0]),
@@ -152,7 +188,7 @@ def freezes(dice: random.Random) -> dict[str, object]:
 
 
 def overload(dice: random.Random) -> dict[str, object]:
-    """Queues are small, bursts are large, some clients read slowly."""
+    """Small queues, large bursts, and clients that read slowly."""
     small: dict[str, object] = {
         "max_requests": dice.choice([12, 30]),
         "max_requests_per_client": dice.choice([8, 20]),
@@ -173,8 +209,10 @@ def overload(dice: random.Random) -> dict[str, object]:
 
 
 def mute(dice: random.Random) -> dict[str, object]:
-    """Some clients acknowledge nothing, beside others that do."""
+    """Some clients acknowledge nothing or request too much, besides correct ones."""
     return {
+        "answer_bytes": dice.choice([(30,), (30, 60_000), (60_000,)]),
+        "fetch_window_bytes": 65_536,
         "clients": dice.randint(2, 4),
         "requests": dice.choice([120, 200]),
         "burst": dice.choice([12, 40]),
@@ -182,12 +220,83 @@ def mute(dice: random.Random) -> dict[str, object]:
         "held_count": dice.choice([3, 8, 1024]),
         "progress_share": 0.2,
         "priority_share": dice.choice([0.0, 0.2]),
-        "faults": some(dice, MUTE, dice.randint(1, 2)),
+        "faults": some(dice, {**MUTE, **GREEDY}, dice.randint(1, 3)),
+    }
+
+
+SLOWEST = 9_500
+"""Bytes per second of the slowest links: an inline answer takes one interval less than the liveness time."""
+
+
+def links(dice: random.Random, seconds: float) -> dict[str, object]:
+    """Return random slow links for some clients or workers; the largest images take `seconds` on the slowest."""
+    rates = [SLOWEST * dice.choice([1.0, 1.0, 1.5, 3.0, 6.0]) for _ in range(4)]
+    latency = dice.choice([0.0, 0.05, 0.2])
+    clients, workers = dice.choice([(1, 0), (2, 0), (8, 0), (0, 1), (0, 1), (0, 8), (1, 1), (8, 8)])
+    largest = int(seconds * min(rates))
+    sizes = (30, 3_000, 12_000, 45_000, largest // 4, largest)
+    return {
+        "client_speed": Speed(up=rates[0], down=rates[1], latency=latency),
+        "worker_speed": Speed(up=rates[2], down=rates[3], latency=latency),
+        "slow_clients": clients,
+        "slow_workers": workers,
+        "answer_bytes": sizes,
+        "input_bytes": sizes[1:],
+        "input_share": dice.choice([0.0, 0.2, 0.4]),
+        "fetch_window_bytes": dice.choice([65_536, 131_072, 1 << 20]),
+        "held_seconds": 150.0,
+    }
+
+
+def slow(dice: random.Random) -> dict[str, object]:
+    """Healthy links that need up to 10 s for an image."""
+    return {
+        **links(dice, 10.0),
+        "workers": dice.randint(2, 4),
+        "clients": dice.randint(2, 4),
+        "requests": dice.choice([12, 24]),
+        "burst": dice.choice([1, 2, 4]),
+        "progress_share": 0.3,
+        "cancel_share": dice.choice([0.0, 0.2]),
+    }
+
+
+def interrupted(dice: random.Random) -> dict[str, object]:
+    """Transfers over slow links are interrupted: processes die, and links are cut or lose messages."""
+    return {
+        **links(dice, dice.choice([2.0, 5.0])),
+        "clients": dice.randint(2, 4),
+        "requests": dice.choice([20, 40]),
+        "burst": dice.choice([1, 2, 4]),
+        "duplicates": dice.choice([0.0, 0.0, 0.05]),
+        "timeout_share": dice.choice([0.0, 0.2]),
+        "faults": some(dice, {**CRASHES, **NETWORK, **FREEZES, **GREEDY}, dice.randint(1, 6)),
+    }
+
+
+def shared_link(dice: random.Random) -> dict[str, object]:
+    """All clients fetch answers over the slow link of one worker; nothing is wrong with it.
+
+    Even the smallest windows of so many clients add up: the answer to a FETCH takes longer than the liveness time.
+    """
+    return {
+        "brokers": 1,
+        "workers": 1,
+        "clients": dice.randint(8, 12),
+        "requests": 32,
+        "burst": 4,
+        "two_models": False,
+        "worker_speed": Speed(up=SLOWEST, down=SLOWEST),
+        "slow_workers": 1,
+        "answer_bytes": (30_000, 45_000),
+        "input_share": 0.0,
+        "fetch_window_bytes": 65_536,
+        "held_seconds": 600.0,
     }
 
 
 def poison(dice: random.Random) -> dict[str, object]:
-    """Some requests kill whoever makes them; others fail or do not fit."""
+    """Some requests kill their worker; others fail or do not fit into memory."""
     return {
         "poison": dice.randint(1, 3),
         "failing_share": 0.1,
@@ -197,8 +306,8 @@ def poison(dice: random.Random) -> dict[str, object]:
 
 
 def everything(dice: random.Random) -> dict[str, object]:
-    """All of it at once."""
-    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **ROLLING}
+    """All kinds of faults together."""
+    kinds = {**CRASHES, **NETWORK, **FREEZES, **READERS, **MUTE, **GREEDY, **ROLLING}
     return {
         "brokers": dice.randint(1, 3),
         "workers": dice.randint(2, 5),
@@ -215,9 +324,20 @@ def everything(dice: random.Random) -> dict[str, object]:
         "held_count": dice.choice([8, 1024]),
         "max_requests": dice.choice([40, 10_000]),
         "retry_overloaded": True,
+        "held_seconds": 60.0,
+        "answer_bytes": (30, 30, 30_000, 100_000),
+        "input_bytes": (30, 50_000),
+        "input_share": dice.choice([0.0, 0.1]),
+        "client_speed": Speed(up=100_000, down=100_000, latency=0.05),
+        "worker_speed": Speed(up=200_000, down=200_000),
+        "slow_clients": dice.choice([0, 1]),
+        "slow_workers": dice.choice([0, 1]),
+        "duplicates": dice.choice([0.0, 0.0, 0.02]),
     }
 
 
+RARE = 0
+"""Weight of a theme that only those fleets have that ask for it."""
 THEMES: dict[str, tuple[int, Draw]] = {
     "peace": (2, peace),
     "rolling": (2, rolling),
@@ -227,15 +347,19 @@ THEMES: dict[str, tuple[int, Draw]] = {
     "overload": (3, overload),
     "mute": (2, mute),
     "poison": (2, poison),
+    "slow": (3, slow),
+    "shared_link": (RARE, shared_link),
+    "interrupted": (3, interrupted),
     "everything": (4, everything),
 }
 
 
-def draw(seed: int) -> Plan:
-    """Return the plan of a seed."""
+def draw(seed: int, theme: str | None = None) -> Plan:
+    """Return the plan of a seed; `theme`: of this theme, whichever the seed would draw."""
     dice = random.Random(seed)
     names = [name for name, (weight, _) in THEMES.items() for _ in range(weight)]
-    theme = dice.choice(names)
+    drawn = dice.choice(names)
+    theme = theme or drawn
     shape: dict[str, object] = {
         "brokers": dice.choice([1, 1, 2]),
         "workers": dice.randint(1, 4),
@@ -248,7 +372,12 @@ def draw(seed: int) -> Plan:
         "batch_seconds": dice.uniform(0.05, 0.4),
         "image_seconds": dice.uniform(0.01, 0.1),
         "burst": dice.choice([1, 4, 12, 40]),
+        "answer_bytes": dice.choice([(30,), (30,), (30, 30, 30, 20_000, 60_000)]),
+        "input_bytes": (30, 30_000),
+        "input_share": dice.choice([0.0, 0.0, 0.1]),
     }
     shape.update(THEMES[theme][1](dice))
+    if "max_bytes" in shape:
+        shape["input_share"] = 0.0  # the broker holds a few small requests only
     shape["swaps"] = bool(shape["two_models"]) and dice.random() < 0.5
     return Plan(seed=seed, theme=theme, **shape)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What happened, line by line; and the part of it that concerns one request."""
+"""The history of a simulated fleet, as lines; all of them, or those of one request."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 
 class Story:
-    """Lines with their time, and the ids that they name; None: everybody's business."""
+    """Lines with their time and the ids that they concern; None: all requests."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
         self._lines: list[tuple[float, str, Sequence[bytes] | None]] = []
 
     def add(self, now: float, text: str, ids: Sequence[bytes] | None) -> None:
-        """Write a line."""
+        """Add a line."""
         self._lines.append((now, text, ids))
 
     def add_message(self, now: float, text: str, message: Any) -> None:
-        """Write down that a message is read, or lost."""
+        """Add a line about a message that is read or lost."""
         name = type(message).__name__
         if hasattr(message, "queued"):
             for part in ("queued", "running", "finished"):
@@ -31,17 +31,17 @@ class Story:
         elif getattr(message, "request_id", None) is not None:
             extra = "".join(
                 f" {field}={value}"
-                for field in ("attempt", "code", "message", "timeout_seconds")
+                for field in ("attempt", "code", "message", "timeout_seconds", "offset", "length")
                 if (value := getattr(message, field, None)) is not None
             )
             self.add(now, f"{text} {name} {message.request_id.hex()[:8]}{extra}", [message.request_id])
 
     def lines(self) -> list[str]:
-        """Return everything."""
+        """Return all lines."""
         return [f"{now:9.3f} {text}" for now, text, _ in self._lines]
 
     def of(self, key: bytes | None) -> list[str]:
-        """Return what concerns a request, and what concerns everybody."""
+        """Return the lines about a request, and those about all requests."""
         key_of = self._world.witness.key_of
         return [
             f"{now:9.3f} {text}"
@@ -50,7 +50,7 @@ class Story:
         ]
 
     def digest(self) -> str:
-        """Return a hash of everything."""
+        """Return a hash of all lines."""
         return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What the all-seeing observer of a fleet writes down: requests, ends, images, and who was in trouble when."""
+"""Records of a simulated fleet for the invariants: requests, outcomes, images, and times of faults."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,25 +9,25 @@ INTERVAL = 1.0
 LIVENESS = 3
 SKEW = 0.03
 SLACK = 0.2
-"""Seconds for messages on their way and timers that are late."""
+"""Seconds for messages in transit and late timers."""
 SILENCE = (LIVENESS + 1) * INTERVAL * (1 + 2 * SKEW) + SLACK
-"""Seconds, on the world's clock, after which any silent peer has been found dead."""
+"""Simulated seconds after which every silent peer counts as dead."""
 
 
 class Violation(AssertionError):
-    """An invariant does not hold; `key` is the request concerned, if it is one."""
+    """An invariant is violated; `key`: the affected request, if there is one."""
 
     def __init__(self, invariant: str, text: str, key: bytes | None = None) -> None:
         super().__init__(f"{invariant}: {text}")
         self.invariant = invariant
         self.key = key
         self.world: Any = None
-        """The fleet, as it stood."""
+        """The fleet at the time of the violation."""
 
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """A request as its client asked for it; `at` is on the client's own clock."""
+    """A request as submitted by its client; `at` is a time of the client's clock."""
 
     key: bytes
     seed: int
@@ -36,48 +36,55 @@ class Ask:
     at: float
     timeout: float | None
     model: str | None
+    images: int
+    image_bytes: int
+    """Size of each image of the answer."""
+    inputs: tuple[bytes, ...] = ()
+    """The input images."""
     cancelled: bool = False
     ends: list[Any] = field(default_factory=list)
     makers: list[Any] = field(default_factory=list)
-    """The worker processes that made its images, one for each time."""
+    """The worker processes that generated its images, one for each generation."""
     begun: list[Any] = field(default_factory=list)
-    """The worker processes that began it."""
+    """The worker processes that started it."""
     first_begun: float = 0.0
     """On the world's clock."""
+    made: list[tuple[bytes, ...]] = field(default_factory=list)
+    """The generated images, one tuple for each generation."""
 
 
 @dataclass(slots=True)
 class Witness:
-    """All that invariants are judged by, beside the cores themselves."""
+    """All records that the invariants use, except the cores themselves."""
 
     asks: dict[bytes, Ask] = field(default_factory=dict)
     key_of: dict[bytes, bytes] = field(default_factory=dict)
     """The request of each id on the wire."""
     open: dict[bytes, Ask] = field(default_factory=dict)
-    """Requests that have no end yet, and whose client lives."""
+    """Unfinished requests of live clients."""
     trouble: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(dialling process, broker's name) to the last time at which their link lost something, stood, or was cut."""
+    """Time of the last loss, stall or cut of the link, by names of process and broker."""
     faults: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     downs: Counter[bytes] = field(default_factory=Counter)
-    """How often each worker process was found dead or stuck by some broker."""
+    """How often brokers counted each worker process as dead or stuck."""
     releases: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
-    """(worker, id) of the RELEASEs on their way."""
+    """(worker, id) of the RELEASEs in transit."""
     evicted: set[bytes] = field(default_factory=set)
-    """Ids whose answers a worker dropped for newer ones: only where the plan lets it hold very few."""
+    """Ids of answers that a worker dropped for newer ones, where the plan sets a low limit."""
     broker_died: float = -1.0
-    """When a broker was killed last."""
+    """Time at which a broker was last killed."""
     made_twice: int = 0
     messages: int = 0
 
     def ask_of(self, request_id: bytes) -> Ask | None:
-        """Return the request of an id on the wire."""
+        """Return the request with this id on the wire."""
         return self.asks.get(self.key_of.get(request_id, request_id))
 
     def link_troubled(self, dialer: str, broker: str, since: float) -> bool:
-        """Say whether a link was in trouble at or after `since`."""
+        """Return whether a link had a fault at or after `since`."""
         return self.trouble.get((dialer, broker), -1.0) >= since
 
     def any_link_troubled(self, dialer: str, since: float) -> bool:
-        """Say whether any link of a dialling process was in trouble at or after `since`."""
+        """Return whether any link of a process had a fault at or after `since`."""
         return any(name == dialer and until >= since for (name, _), until in self.trouble.items())

@@ -1,36 +1,46 @@
-"""A worker process: the real core, and a device that takes its time, hangs, fails, or dies of a prompt."""
+"""A simulated worker process: the real core, and a device that is slow, hangs, fails or crashes."""
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imagegen_protocol.messages import BrokerHeartbeat, ImageInfo, Ready, Work, WorkerHeartbeat
+from imagegen_protocol.messages import BrokerHeartbeat, Chunk, Fetch, ImageInfo, Ready, Work, WorkerHeartbeat
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.held_requests import HeldLimits
-from imagegen_worker.core.model import Model
+from imagegen_worker.core.model import Model, Task
 from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
+from tests.simulation.receiving import Receiving
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 STEPS = 2
-HELD_SECONDS = 20.0
-"""An answer whose acknowledgement was lost with a broker is held for its time, and then dropped."""
-MODELS = {name: Model(name=name, num_inference_steps=4, guidance_scale=1.0, width=64, height=64) for name in "mn"}
+DECODE_SECONDS = 0.01
+TASKS: dict[Task, TaskCapabilities] = {
+    "text-to-image": TaskCapabilities(),
+    "image-to-image": TaskCapabilities(strength=0.8),
+}
+MODELS = {
+    name: Model(name=name, num_inference_steps=4, guidance_scale=1.0, width=64, height=64, tasks=TASKS)
+    for name in "mn"
+}
 
 
-def image_of(seed: int) -> bytes:
-    """Return the one image that a seed makes."""
-    return b"image of seed %d" % seed
+def images_of(name: str, request_id: bytes, count: int, size: int) -> tuple[bytes, ...]:
+    """Return the images that a worker generates for a request; other workers generate other bytes."""
+    dice = random.Random(f"{name} {request_id.hex()}")
+    return tuple(dice.randbytes(max(size, 4)) for _ in range(count))
 
 
 class WorkerPeer(Peer):
-    """One run of a worker."""
+    """One run of a worker process."""
 
     def __init__(self, world: "World", index: int) -> None:
         super().__init__(world, f"worker {index}.{world.runs(f'worker {index}')}")
@@ -53,7 +63,7 @@ class WorkerPeer(Peer):
             ),
             brokers=plan.brokers,
             limits=WorkerLimits(
-                held=HeldLimits(seconds=HELD_SECONDS, count=plan.held_count),
+                held=HeldLimits(seconds=plan.held_seconds, count=plan.held_count),
                 orphan_seconds=15.0,
                 drain_seconds=8.0,
                 step_timeout=2 * plan.step_timeout if plan.hung_exit and plan.step_timeout else None,
@@ -62,13 +72,14 @@ class WorkerPeer(Peer):
         )
         self.lines = [world.network.dial(self, f"broker {number}") for number in range(plan.brokers)]
         self._links = {line: number for number, line in enumerate(self.lines)}
+        self.receiving = Receiving(self)
         self._speed = dice.uniform(0.5, 2.0)
         self._jobs: list[ev.Job] = []
         self._batch: list[ev.Job] = []
         self._over: set[int] = set()
         self._busy = False
         self.alone: set[bytes] = set()
-        """Ids that it was given to run alone."""
+        """Ids of the requests that it must run alone."""
         names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
         self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
@@ -80,13 +91,18 @@ class WorkerPeer(Peer):
         self.when_awake(self._take, line, message, frames)
 
     def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+        if line not in self._links:
+            return  # its socket is closed
         if self.world.recording:
             self.world.tell_message(f"{line.name} -> {self.name}", message)
         if not isinstance(message, BrokerHeartbeat):
             self.world.released_on_arrival(self, message)
         if isinstance(message, Work) and message.alone and self.core.held.get(message.request_id) is None:
             self.alone.add(message.request_id)
+        if isinstance(message, Chunk):
+            self.receiving.on_chunk(line, message, frames)
         self._feed(ev.Received(self._links[line], message, tuple(frames)))
+        self.receiving.keep_only(self.core.held.queued)
         invariants.at_the_worker(self.world, self)
 
     def _feed(self, event: Any) -> None:
@@ -99,7 +115,7 @@ class WorkerPeer(Peer):
         return self.core.next_deadline()
 
     def drain(self) -> None:
-        """As SIGTERM does."""
+        """Drain the worker, as SIGTERM does."""
         self._feed(ev.DrainRequested("the simulation"))
 
     def _do(self, actions: list[Any]) -> None:
@@ -108,9 +124,18 @@ class WorkerPeer(Peer):
                 case ev.Send(link, message, frames):
                     if isinstance(message, Ready | WorkerHeartbeat):
                         message = msgspec.structs.replace(message, warm=self._warm)
+                    if isinstance(message, Fetch):
+                        self.receiving.on_fetch(self.lines[link], message)
                     self.world.network.send_up(self.lines[link], message, frames)
+                case ev.Decode(number, request, model, inputs):
+                    held = self.core.held.by_number(number)
+                    invariants.on_inputs(self.world, self, held.id, inputs)
+                    decoded = ev.Decoded(number, model.resolve(request, (64, 64)))
+                    self.world.after(DECODE_SECONDS, self.when_awake, self._feed, decoded)
                 case ev.Job():
                     self._jobs.append(action)
+                case ev.Reconnect(link):
+                    self._reconnect(link)
                 case ev.Cancel(number):
                     self._jobs = [job for job in self._jobs if job.number != number]
                     self._over.add(number)
@@ -122,7 +147,7 @@ class WorkerPeer(Peer):
                 case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "too many":
                     self.world.witness.evicted.add(bytes.fromhex(fields["request_id"]))
                 case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "expired":
-                    invariants.on_too_old(self.world, self, bytes.fromhex(fields["request_id"]), HELD_SECONDS)
+                    invariants.on_too_old(self.world, self, bytes.fromhex(fields["request_id"]))
                 case ev.LogEvent() if self.world.recording:
                     about = action.fields.get("request_id")
                     key = None if about is None else bytes.fromhex(str(about))
@@ -132,8 +157,17 @@ class WorkerPeer(Peer):
             self._busy = True
             self.world.after(0.003, self._begin)
 
+    def _reconnect(self, link: int) -> None:
+        """Open a new connection to a broker."""
+        old = self.lines[link]
+        invariants.on_reconnect(self.world, self, old)
+        self.world.tell(f"{self.name} dials {old.name} again")
+        self.world.network.hang_up(old)
+        self.lines[link] = self.world.network.dial(self, old.name)
+        self._links = {each: number for number, each in enumerate(self.lines)}
+
     def die(self, *, silently: bool) -> None:
-        """End the process; `silently`: with its host, so that no connection is closed."""
+        """Kill the process; `silently`: with its host, so that its connections are not closed."""
         self.alive = False
         self._inbox.clear()
         for line in self.lines:
@@ -142,7 +176,7 @@ class WorkerPeer(Peer):
     # ---- the device -------------------------------------------------------------------------------------
 
     def _device(self, what: Any) -> None:
-        """Do it on the device, once neither the process is frozen nor the device hangs."""
+        """Call `what` on the device when neither the process is frozen nor the device hangs."""
         if not self.alive:
             return
         blocked = max(self.frozen_until, self.hung_until)
@@ -179,7 +213,7 @@ class WorkerPeer(Peer):
         self.world.after(seconds / STEPS, self._device, lambda: self._step(1, seconds / STEPS))
 
     def _load(self, model: str) -> bool:
-        """Have the model on the device, in place of the other one; return whether it was not there."""
+        """Load a model, which replaces the other one; return whether it was not loaded before."""
         if not self._warm or model in self._warm:
             return False
         self._warm = [model]
@@ -199,12 +233,16 @@ class WorkerPeer(Peer):
         else:
             self._end()
 
+    def _make(self, request_id: bytes) -> tuple[bytes, ...]:
+        ask = self.world.witness.ask_of(request_id)
+        return images_of(self.name, request_id, ask.images, ask.image_bytes) if ask is not None else (b"image",)
+
     def _end(self) -> None:
         batch, self._batch = self._batch, []
         for job in batch:
             if not self.alive or job.number in self._over:
                 continue
-            prompt, seed = job.request.prompt, job.request.seeds[0]
+            prompt = job.request.prompt
             if prompt == "big":
                 self._feed(ev.Failed(job.number, "out_of_memory", "does not fit"))
             elif prompt == "bad":
@@ -212,8 +250,9 @@ class WorkerPeer(Peer):
             else:
                 held = self.core.held.by_number(job.number)
                 if held is not None:
-                    invariants.on_made(self.world, self, held.id)
-                self._feed(finished(job.number, seed, len(batch)))
+                    images = self._make(held.id)
+                    invariants.on_made(self.world, self, held.id, images)
+                    self._feed(finished(job, images, len(batch)))
         self._over.clear()
         done = ev.CallDone(requests=len(batch), images=len(batch), steps=4, seconds=0.1, seconds_per_image=None)
         self._feed(done)
@@ -223,12 +262,13 @@ class WorkerPeer(Peer):
             self.world.after(0.003, self._begin)
 
 
-def finished(number: int, seed: int, batch_size: int) -> ev.Finished:
-    """Return the event that a job is done."""
+def finished(job: ev.Job, images: tuple[bytes, ...], batch_size: int) -> ev.Finished:
+    """Return the event for a finished job."""
+    seeds = job.request.seeds
     return ev.Finished(
-        number=number,
-        images=(image_of(seed),),
-        infos=(ImageInfo(format="png", width=64, height=64, seed=seed),),
+        number=job.number,
+        images=images,
+        infos=tuple(ImageInfo(format="png", width=64, height=64, seed=seed) for seed in seeds),
         batch_size=batch_size,
         queue_seconds=0.0,
         generation_seconds=0.1,

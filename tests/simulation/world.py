@@ -1,4 +1,4 @@
-"""A fleet of the real cores on a simulated network, clock and device: all that happens follows from one seed."""
+"""A fleet of real cores on a simulated network, clock and device, determined by one seed."""
 
 import heapq
 import random
@@ -20,13 +20,13 @@ from tests.simulation.witness import Witness
 from tests.simulation.workers import WorkerPeer
 
 PATIENCE = 400.0
-"""Seconds after which a fleet that has not come to rest never will."""
+"""Seconds after which a fleet that is not idle counts as stuck."""
 AFTERMATH = 2.5
-"""Seconds for which a fleet at rest is watched on."""
+"""Seconds for which an idle fleet is still observed."""
 
 
 class World:
-    """Time, the network, and every process."""
+    """The simulated time, the network, and all processes."""
 
     def __init__(self, plan: Plan, *, recording: bool = False) -> None:
         self.plan = plan
@@ -72,7 +72,7 @@ class World:
         self.now = end
 
     def run(self) -> None:
-        """Let it all happen; raises `Violation` when an invariant does not hold."""
+        """Run the fleet to its end. Raises `Violation` if an invariant is violated."""
         self._run_until(CALM)
         self.tell("---- nothing bad happens from here on ----")
         while not invariants.at_rest(self):
@@ -85,7 +85,7 @@ class World:
     # ---- processes --------------------------------------------------------------------------------------
 
     def runs(self, name: str) -> int:
-        """Count the runs of a process."""
+        """Return the number of runs of a process so far, this one included."""
         self._runs[name] += 1
         return self._runs[name]
 
@@ -101,7 +101,7 @@ class World:
             self.network.listen(broker.address)
 
     def kill_broker(self, index: int, pause: float) -> None:
-        """kill -9, and start again after a pause."""
+        """Kill a broker, and restart it after a pause."""
         broker = self.brokers[index]
         if broker is None:
             return
@@ -120,11 +120,11 @@ class World:
             self.tell(f"{worker.name} starts")
 
     def start_worker_later(self, index: int, pause: float) -> None:
-        """As systemd does."""
+        """Start a worker after a pause, as systemd does."""
         self.after(pause, self.start_worker, index)
 
     def kill_worker(self, worker: WorkerPeer, pause: float, *, silently: bool, why: str = "") -> None:
-        """kill -9, or (`silently`) the loss of its host; start another after a pause."""
+        """Kill a worker, `silently` with its host; start another one after a pause."""
         if not worker.alive:
             return
         self.tell(f"{worker.name} is {'cut off with its host' if silently else 'killed'} {why}".rstrip())
@@ -133,7 +133,7 @@ class World:
         self.start_worker_later(worker.index, pause)
 
     def replace_client(self, client: ClientPeer, pause: float) -> None:
-        """A client is gone: after a pause there is another one, which knows nothing."""
+        """Replace a client that has ended by a new one after a pause."""
 
         def start() -> None:
             fresh = ClientPeer(self, client.index)
@@ -143,26 +143,26 @@ class World:
         self.after(pause, start)
 
     def processes(self) -> list[Peer]:
-        """Return all that live."""
+        """Return all live processes."""
         return [peer for peer in (*self.brokers, *self.workers, *self.clients) if peer is not None and peer.alive]
 
     def _strike(self, fault: Any) -> None:
         if FAULTS[fault.kind](self, fault):
             self.witness.faults[fault.kind] += 1
 
-    # ---- what is written down ---------------------------------------------------------------------------
+    # ---- records ----------------------------------------------------------------------------------------
 
     def released_on_arrival(self, worker: Peer, message: Any) -> None:
-        """A RELEASE is not on its way any more: it has arrived, or is lost."""
+        """Record that a RELEASE has arrived or was lost."""
         if isinstance(message, Release):
             self.witness.releases.subtract((worker.id, request_id) for request_id in message.request_ids)
 
     def tell(self, text: str, key: bytes | None = None) -> None:
-        """Write a line of the story; without a `key` it concerns everybody."""
+        """Add a line to the history; without `key` it concerns all requests."""
         if self.recording:
             self.story.add(self.now, text, None if key is None else [key])
 
     def tell_message(self, text: str, message: Any) -> None:
-        """Write down a message, for the requests that it names."""
+        """Add a line about a message to the history of the requests that it names."""
         if not isinstance(message, BrokerHeartbeat):
             self.story.add_message(self.now, text, message)

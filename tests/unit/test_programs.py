@@ -27,6 +27,12 @@ def test_what_debian_does_not_package_has_a_command_of_its_own():
     assert programs.install_command(["Ray", "jq"]) == "sudo apt-get install jq && make test-ray"
 
 
+def test_packages_of_npm_need_node(monkeypatch):
+    monkeypatch.setattr(programs, "installed", lambda program: program != "node")
+    command = "npm install --prefix examples/node"
+    assert programs.install_command([programs.NODE_PACKAGES]) == f"sudo apt-get install npm && {command}"
+
+
 def test_a_program_without_a_known_command_is_refused():
     with pytest.raises(KeyError):
         programs.needs("no-such-program")

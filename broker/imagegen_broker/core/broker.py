@@ -1,7 +1,9 @@
 """`BrokerCore`: events and times go in, actions come out."""
 
 from collections.abc import Iterable
+from math import inf
 
+from imagegen_broker.core.admission import Admission
 from imagegen_broker.core.client_sessions import ClientSessions
 from imagegen_broker.core.counters import Rate
 from imagegen_broker.core.events import (
@@ -21,12 +23,16 @@ from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import Request, Settings, Worker
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.core.snapshot import View, view
+from imagegen_broker.core.statistics_cache import StatisticsCache
+from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.core.worker_sessions import WorkerSessions
 from imagegen_broker.scheduling.queue_positions import QueuePosition, QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import DeadlineExceededError, ProtocolError, UnauthorizedError
-from imagegen_protocol.messages import Error, Progress, Stats, StatsQuery, Work
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_TIMEOUT_SECONDS
+from imagegen_protocol.messages import Error, Progress, Work
 from imagegen_protocol.statistics import Statistics, to_msgpack
+from imagegen_protocol.transfers import sizes_of
 
 
 class BrokerCore:
@@ -36,31 +42,36 @@ class BrokerCore:
         self.settings = settings
         self.started = now
         self.dispatching_from = now + settings.grace
-        """Until then a new broker dispatches nothing, because it does not know yet what the workers hold."""
+        """End of the grace period: nothing is dispatched before workers had time to report their requests."""
         rate = Rate()
         self.outbox = Outbox(settings.join_seconds)
         self.scheduler = Scheduler(settings.strategy)
         self.positions = QueuePositions(self.scheduler, rate)
         self.table = RequestTable(settings, self.scheduler, self.positions, self.outbox, rate)
-        self.clients = ClientSessions(self.table, self.scheduler, self.outbox, self.dispatching_from)
-        self.workers = WorkerSessions(self.table, self.scheduler, self.outbox)
+        self.transfers = Transfers(self.table, self.outbox)
+        statistics = StatisticsCache(lambda at: to_msgpack(self.statistics(at)))
+        self.admission = Admission(self.table, self.scheduler, self.dispatching_from)
+        self.clients = ClientSessions(
+            self.table, self.scheduler, self.outbox, self.transfers, statistics, self.admission
+        )
+        self.workers = WorkerSessions(self.table, self.scheduler, self.outbox, self.transfers)
         self._next_tick = now + settings.interval
+        self._flush_at_once = False
+        """Whether something can be done without another message: a send failed, or a client was registered."""
 
     # ---- events ---------------------------------------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Handle an event. Only `Flush` returns actions: those that have gathered since the last one."""
+        """Handle an event. Only `Flush` returns actions: all that were collected since the previous `Flush`."""
         match event:
             case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
-                self.clients.handle(event.client_id, event.message, event.payload, now)
-                if isinstance(event.message, StatsQuery):
-                    self.outbox.add(SendToClient(event.client_id, Stats(), [to_msgpack(self.statistics(now))]))
+                self.clients.handle(event.client_id, event.message, event.payload, now, event.key)
             case ReceivedFromWorker():
                 self.workers.handle(event.worker_id, event.message, event.header, event.payload, now)
             case Flush():
                 return self._flush(now)
             case Malformed(role, peer_id, problem):
-                # It is no sign of life.
+                # Such a message does not count as a sign of life.
                 if role == "workers":
                     self.workers.malformed(peer_id, problem, now)
                 self._send_problem(role, peer_id, problem)
@@ -87,16 +98,18 @@ class BrokerCore:
 
     def _send_failed(self, action: SendToClient | SendToWorker) -> None:
         self.table.counters.dropped += 1
+        self._flush_at_once = True
         if isinstance(action, SendToClient):
-            self.clients.send_failed(action.client_id, action.answered_id)
+            self.clients.send_failed(action.client_id, action.message, action.answered_id)
         else:
-            message = action.message
-            self.workers.send_failed(action.worker_id, message.request_id if isinstance(message, Work) else None)
+            self.workers.send_failed(action.worker_id, action.message)
 
     # ---- time -----------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """Return the time at which `Flush` must be handled if no message arrives before."""
+        if self._flush_at_once:
+            return -inf
         deadline = self._next_tick
         for other in (self.table.deadlines.next(), self.outbox.deadline):
             if other is not None and other < deadline:
@@ -104,6 +117,7 @@ class BrokerCore:
         return deadline
 
     def _flush(self, now: float) -> list[Action]:
+        self.clients.begin_flush()
         for request in self.table.deadlines.due(now):
             text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
             answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
@@ -111,43 +125,51 @@ class BrokerCore:
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
+        self.transfers.flush(now)
         # RELEASE makes room at a worker, and must precede WORK.
         self.outbox.flush(now)
         if now >= self.dispatching_from:
             for request, worker in self.scheduler.assignments(now):
                 self._dispatch(request, worker, now)
-        # The requests that still wait have a position now.
+        # After dispatching: the remaining requests have their final queue positions.
         if is_tick:
             self._send_positions(self.positions.tick())
-        self._send_positions(self.positions.new())
+        self._flush_at_once = self.clients.needs_flush
+        if not self._flush_at_once:
+            self._send_positions(self.positions.new())
         return self.outbox.take()
 
     def _tick(self, now: float) -> None:
         """Once an interval: expire dead peers, send heartbeats, and resend unacknowledged answers."""
         # A broker that was suspended may not have read all messages that arrived meanwhile: it expires no peer.
         expire = now - self._next_tick <= self.settings.interval
-        # Counted from now, so that a late loop does not send two heartbeats at once.
+        # The next tick is counted from now, so that a late loop does not send two heartbeats at once.
         self._next_tick = now + self.settings.interval
         self.table.answer_rate.tick(now)
         self.workers.tick(now, expire=expire)
         self.clients.tick(now, expire=expire)
-        self.clients.reject_unknown_models(now)
+        self.admission.reject_unknown_models(now)
         self.clients.resend_unacknowledged(now)
+        self.transfers.tick(self.clients.by_id, now)
 
     def _dispatch(self, request: Request, worker: Worker, now: float) -> None:
         self.table.dispatch(request, worker, now)
         submit = request.submit
+        is_inline = request.size <= DEFAULT_INLINE_BYTES
         work = Work(
             request_id=request.id,
             model=request.model,
             attempt=request.attempt,
-            timeout_seconds=None if request.deadline is None else max(request.deadline - now, 1e-3),
+            timeout_seconds=None if request.deadline is None else _seconds_left(request.deadline, now),
             progress=request.progress,
             preview=submit.preview,
             traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
+            images=request.images,
+            inline_bytes=submit.inline_bytes,
+            frame_bytes=[] if is_inline else sizes_of(request.payload),
         )
-        self.outbox.add(SendToWorker(worker.id, work, request.payload))
+        self.outbox.add(SendToWorker(worker.id, work, request.payload if is_inline else ()))
 
     def _send_positions(self, positions: Iterable[QueuePosition]) -> None:
         for request, position, seconds in positions:
@@ -171,5 +193,10 @@ class BrokerCore:
         return view(self, now)
 
     def is_ready(self, now: float) -> bool:
-        """Return whether requests are dispatched: a worker is registered, and this broker is not new any more."""
+        """Return whether requests are dispatched: a worker is registered and the grace period has ended."""
         return now >= self.dispatching_from and bool(self.workers.by_id)
+
+
+def _seconds_left(deadline: float, now: float) -> float:
+    """Return the `timeout_seconds` of WORK. The difference of two rounded times may exceed the maximum."""
+    return min(max(deadline - now, 1e-3), MAX_TIMEOUT_SECONDS)

@@ -16,7 +16,7 @@ _MAX_BYTES = MAX_BODY_BYTES
 
 
 class FleetCapabilities:
-    """Capabilities by model, cached until a worker registers, leaves, or reports others."""
+    """Capabilities by model, cached until a worker registers, leaves, or changes its capabilities."""
 
     def __init__(self) -> None:
         self._merged: dict[str, ModelCapabilities] | None = None
@@ -26,7 +26,7 @@ class FleetCapabilities:
         self._merged = None
 
     def by_model(self, workers: Iterable[Worker]) -> dict[str, ModelCapabilities]:
-        """Return the capabilities of each described model, in a dictionary that the caller must not modify."""
+        """Return the reported capabilities by model. The caller must not modify the dictionary."""
         if self._merged is None:
             self._merged = _merge_all(sorted(workers, key=lambda worker: worker.name))
         return self._merged
@@ -52,7 +52,7 @@ def _merge_all(workers: Sequence[Worker]) -> dict[str, ModelCapabilities]:
 def merge(several: Sequence[ModelCapabilities]) -> ModelCapabilities:
     """Merge the capabilities that workers report for one model: the first worker's defaults, the widest bounds.
 
-    Any of the workers may receive a request; a worker rejects what exceeds its own bounds.
+    Any of the workers may receive a request; a worker rejects values outside its own bounds.
     """
     return _merge_structs(several)
 
@@ -79,7 +79,7 @@ def merge_rules(struct: type[msgspec.Struct]) -> list[tuple[str, Merge]]:
 
 
 def _merge(rule: Merge, values: Sequence[Any]) -> Any:
-    """Return one value for those of several workers; see `Merge`."""
+    """Merge the values of several workers into one; see `Merge`."""
     known = [value for value in values if value is not None]
     match rule:
         case Merge.FIRST:

@@ -4,6 +4,31 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
+from imagegen_protocol.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    GenerationFailedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    PoisonRequestError,
+    ProtocolError,
+)
+
+OUTCOMES = (
+    "result",
+    InvalidRequestError.code,
+    ModelNotFoundError.code,
+    DeadlineExceededError.code,
+    CancelledError.code,
+    PoisonRequestError.code,
+    OutOfMemoryError.code,
+    GenerationFailedError.code,
+    ProtocolError.code,
+)
+"""Outcomes of requests that are counted by themselves."""
+OTHER = "other"
+"""Outcome of requests with an error code that this version does not know; a worker may send any."""
 BUCKETS = (
     0.005,
     0.01,
@@ -56,7 +81,7 @@ class Counters:
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected requests by error code."""
     answered: Counter[str] = field(default_factory=Counter)
-    """Terminal answers of accepted requests: "result" or the error code."""
+    """Terminal answers of accepted requests: one of `OUTCOMES`, or `OTHER`."""
     acknowledged: int = 0
     abandoned: int = 0
     """Requests dropped because their client left or died."""
@@ -70,6 +95,10 @@ class Counters:
     workers_lost: int = 0
     workers_stuck: int = 0
     clients_lost: int = 0
+    received_bytes: int = 0
+    """Bytes of input images received in chunks."""
+    relayed_bytes: int = 0
+    """Bytes of answers relayed in chunks."""
     malformed: int = 0
     dropped: int = 0
     """Messages that could not be sent because the peer had disconnected or was too slow."""

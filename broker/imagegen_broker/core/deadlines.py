@@ -3,7 +3,7 @@
 from imagegen_broker.core.records import Request, State
 from imagegen_protocol.lazy_heap import LazyHeap
 
-_UNFINISHED = (State.QUEUED, State.DISPATCHED)
+_UNFINISHED = (State.RECEIVING, State.QUEUED, State.DISPATCHED)
 
 _Entry = tuple[float, int, Request]
 """The deadline, the number of the entry, and the request."""
@@ -27,7 +27,7 @@ class Deadlines:
     def add(self, request: Request, live: int) -> None:
         """Watch a request that has a deadline; `live` is the number of the broker's requests.
 
-        Add a request that returns to the queue after its answer again: its entry may be gone.
+        Call it again for an answered request that returns to the queue: its entry may have been dropped.
         """
         if request.deadline is not None:
             self._added += 1

@@ -17,13 +17,13 @@ Payload = Sequence[Any]
 
 
 class SendToClient(msgspec.Struct, frozen=True):
-    """Send a message to a client; a header in bytes comes from a worker and is passed on unchanged."""
+    """Send a message to a client. A `message` of type bytes is an encoded header that a worker sent."""
 
     client_id: bytes
     message: Message | bytes
     payload: Payload = ()
     answered_id: bytes | None = None
-    """The request that this message ends, if it is a terminal answer."""
+    """Id of the request that this terminal answer ends; None for other messages."""
 
 
 class SendToWorker(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class LogEvent(NamedTuple):
 
 
 class StateChange(NamedTuple):
-    """Record that a traced request has changed its state; `worker` is the one that it leaves, if any."""
+    """Record that a traced request has changed its state; `worker` is the worker that it was at, if any."""
 
     request_id: bytes
     traceparent: str
@@ -60,11 +60,12 @@ Action = Send | LogEvent | StateChange
 
 
 class ReceivedFromClient(msgspec.Struct, frozen=True):
-    """A client has sent a message; `client_id` is its routing id."""
+    """A client has sent a message; `client_id` is its routing id, `key` its public key, if keys are used."""
 
     client_id: bytes
     message: ClientMessage
     payload: Payload = ()
+    key: bytes = b""
 
 
 class ReceivedFromWorker(msgspec.Struct, frozen=True):

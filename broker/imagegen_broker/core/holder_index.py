@@ -4,7 +4,7 @@ from imagegen_broker.core.records import Request, Worker
 
 
 class HolderIndex:
-    """Finds the workers that list a request id in O(1); an update costs as much as has changed."""
+    """Finds the workers that list a request id in O(1). An update is O(ids added or removed)."""
 
     def __init__(self) -> None:
         self._holders: dict[bytes, dict[bytes, Worker]] = {}
@@ -25,15 +25,16 @@ class HolderIndex:
         worker.listed = listed
 
     def orphan_of(self, request: Request) -> Worker | None:
-        """Return a worker that holds a new request which no client of this broker had submitted before."""
+        """Return a worker that already holds a request that this broker receives for the first time, or None."""
         for holder in self._holders.get(request.id, {}).values():
-            if request.id in holder.orphans:
+            if request.id in holder.orphans and holder.serves(request.model):
                 return holder
         return None
 
     def copy_of(self, request: Request) -> Worker | None:
         """Return a worker that has the answer to a waiting request, or is expected to produce it."""
         for holder in self._holders.get(request.id, {}).values():
-            if request.id in holder.finished or (request.id in holder.foreign and not holder.stuck):
+            is_expected = request.id in holder.foreign and not holder.stuck
+            if holder.serves(request.model) and (is_expected or request.id in holder.finished):
                 return holder
         return None

@@ -12,7 +12,7 @@ _Ids = defaultdict[bytes, dict[bytes, None]]
 
 
 class Outbox:
-    """Gathers actions until they are taken.
+    """Collects actions until `take`.
 
     RELEASE and RESEND are combined per worker in each flush. ACCEPTED, which an answer makes unnecessary, and the
     RELEASE of an acknowledged answer, which is not urgent, wait up to `join_seconds` for more of their kind.
@@ -54,15 +54,15 @@ class Outbox:
             self._releases[worker_id][request_id] = None
 
     def resend(self, worker_id: bytes, request_id: bytes) -> None:
-        """Ask a worker for an answer with the next flush."""
+        """Send RESEND to a worker with the next flush."""
         self._resends[worker_id][request_id] = None
 
     def discard_client(self, client_id: bytes) -> None:
-        """Drop what is waiting for a client that has left."""
+        """Drop the queued messages to a client that has left."""
         self._accepted.pop(client_id, None)
 
     def discard_worker(self, worker_id: bytes) -> None:
-        """Drop what is waiting for a worker that has left."""
+        """Drop the queued messages to a worker that has left."""
         for waiting in (self._releases, self._resends, self._late_releases):
             waiting.pop(worker_id, None)
 
@@ -73,7 +73,7 @@ class Outbox:
         if self._resends:
             self._send_to_workers(self._resends, Resend)
         if not self._accepted and not self._late_releases:
-            self.deadline = None  # the peers that they were for have left
+            self.deadline = None  # their peers have left
             return
         if self.deadline is None:
             self.deadline = now + self._join_seconds
@@ -85,7 +85,7 @@ class Outbox:
             self._send_to_workers(self._late_releases, Release)
 
     def take(self) -> list[Action]:
-        """Return the actions in order, and forget them."""
+        """Return the collected actions in order, and clear the list."""
         actions, self._actions = self._actions, []
         return actions
 
@@ -96,7 +96,7 @@ class Outbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is waiting to be sent."""
+        """Whether no action or combined message is pending."""
         return not (self._actions or self._releases or self._resends or self._accepted or self._late_releases)
 
 

@@ -1,14 +1,19 @@
 """The records of the core: settings, requests, clients and workers."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from imagegen_protocol.capabilities import ModelCapabilities
-from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
+from imagegen_protocol.limits import (
+    DEFAULT_FETCH_WINDOW_BYTES,
+    DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
+    DEFAULT_LIVENESS,
+)
 from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
+from imagegen_protocol.transfers import Download, Downloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +30,22 @@ class Settings:
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024
     max_unacknowledged_per_client: int = 1024
-    """The least maximum of one client's requests that are DISPATCHED or DELIVERED; see `RequestTable`."""
+    """Minimum of the limit on one client's DISPATCHED and DELIVERED requests; see `UnacknowledgedLimits`."""
     max_clients: int = 20_000
+    max_workers: int = 8192
+    fetch_window_bytes: int = DEFAULT_FETCH_WINDOW_BYTES
+    """Maximum number of bytes that one peer may have requested and not confirmed."""
+    max_transfer_bytes: int = 1024 * 1024 * 1024
+    """Maximum number of bytes that all clients together may have requested; each gets an equal share, but at least
+    `MIN_FETCH_WINDOW_BYTES`."""
+    secret: bytes = b""
+    """Makes the tokens of chunks unpredictable; at most 64 bytes."""
     default_model: str | None = None
     max_recent_ids: int = 20_000
     step_timeout: float | None = 300.0
     """Age of a running step beyond which a worker counts as stuck; None or 0: never."""
     join_seconds: float = 0.02
-    """How long an ACCEPTED and the RELEASE of an acknowledged answer may wait to be combined with others."""
+    """Maximum delay of ACCEPTED, and of RELEASE for an acknowledged answer, to combine several in one message."""
     version: str | None = None
     """Version of the broker, for the statistics."""
     log_requests: bool = False
@@ -42,12 +55,12 @@ class Settings:
 
     @property
     def grace(self) -> float:
-        """The time for which a new broker dispatches nothing, so that the workers' lists arrive first."""
+        """Seconds for which a new broker dispatches nothing, so that workers report their requests first."""
         return 2 * self.interval
 
     @property
     def silence(self) -> float:
-        """The time without a message after which a peer counts as dead."""
+        """Seconds without a message after which a peer counts as dead."""
         return self.liveness * self.interval
 
 
@@ -55,6 +68,8 @@ class State(Enum):
     """The state of a request."""
 
     NEW = "new"
+    RECEIVING = "receiving"
+    """Its payload has not completely arrived."""
     QUEUED = "queued"
     DISPATCHED = "dispatched"
     DELIVERED = "delivered"
@@ -67,27 +82,94 @@ class State(Enum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     # A request that a worker already holds is attached to that worker at once.
-    State.NEW: frozenset({State.QUEUED, State.DISPATCHED}),
+    State.NEW: frozenset({State.RECEIVING, State.QUEUED, State.DISPATCHED}),
+    State.RECEIVING: frozenset({State.QUEUED, State.DISPATCHED, State.DELIVERED, State.GONE}),
     # A late answer, a deadline or a cancel ends a request in the queue.
     State.QUEUED: frozenset({State.DISPATCHED, State.DELIVERED, State.GONE}),
-    # The worker died, lost the request, or returned it.
-    State.DISPATCHED: frozenset({State.QUEUED, State.DELIVERED, State.GONE}),
+    # The worker died, lost the request, or returned it. If it was attached to a worker that already held it, its
+    # payload may not be here.
+    State.DISPATCHED: frozenset({State.RECEIVING, State.QUEUED, State.DELIVERED, State.GONE}),
     # The answer was lost before the client acknowledged it.
-    State.DELIVERED: frozenset({State.QUEUED, State.GONE}),
+    State.DELIVERED: frozenset({State.RECEIVING, State.QUEUED, State.GONE}),
     State.GONE: frozenset(),
 }
 
 
+MIN_FETCH_WINDOW_BYTES = 64 * 1024
+_MIN_UNCONFIRMED = 4096
+_MIN_AVERAGE_BYTES = 1024
+"""Average size of unconfirmed messages below which their number counts instead; honest peers stay above it."""
+FIRST_CHUNK_BYTES = 8 * 1024
+"""Size of a worker's first chunks. Even a slow link transfers one within the liveness time."""
+
+
+@dataclass(slots=True)
+class SendWindow:
+    """Unconfirmed chunks and previews that were sent to one peer."""
+
+    size: int = 0
+    """Their size in bytes."""
+    _sizes: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    """By token, in the order of sending."""
+
+    def add(self, token: bytes, size: int) -> None:
+        """Add a message that is sent now."""
+        self._sizes[token] = size
+        self.size += size
+
+    def confirm(self, token: bytes) -> None:
+        """Remove all messages up to the one with this token; an unknown token has no effect."""
+        if token not in self._sizes:
+            return
+        while True:
+            confirmed, size = self._sizes.popitem(last=False)
+            self.size -= size
+            if confirmed == token:
+                return
+
+    def remove(self, token: bytes) -> None:
+        """Remove a message that could not be sent."""
+        self.size -= self._sizes.pop(token, 0)
+
+    def is_crowded(self, maximum: int) -> bool:
+        """Return whether there are too many messages for a window of `maximum` bytes: they are very small."""
+        return len(self._sizes) >= max(_MIN_UNCONFIRMED, maximum // _MIN_AVERAGE_BYTES)
+
+    def room(self, maximum: int) -> int:
+        """Return how many bytes may still be sent in a window of `maximum` bytes."""
+        return 0 if self.is_crowded(maximum) else max(0, maximum - self.size)
+
+
+@dataclass(slots=True)
+class Relay:
+    """The transfer of an answer from the worker that holds it to the client."""
+
+    payload_id: bytes
+    total: int
+    """Size of the payload in bytes."""
+    position: int = 0
+    """Offset of the next chunk."""
+    end: int = 0
+    """Offset up to which the client has requested bytes."""
+    asked_at: float = 0.0
+    """Time of the client's last FETCH."""
+    waiting_since: float = 0.0
+    """Time of the last chunk, or of the FETCH that the client sent while no chunk was outstanding."""
+    repeats: int = 0
+    """Number of repeated FETCHes of the client since the last chunk."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
-    """One accepted request. The payload is kept until the client acknowledges, in case it must be repeated."""
+    """One accepted request. The payload is kept until the client acknowledges: it may be dispatched again."""
 
     submit: Submit
     """The decoded header of SUBMIT."""
     client: "Client"
     model: str | None
-    """The model that the client asked for, or else the default model; None while no default is known."""
+    """The requested model, or else the default model; None while no default is known."""
     payload: Sequence[Any]
+    """The frames after the header; empty until a payload that is fetched is complete."""
     arrived_at: float
     deadline: float | None = None
     id: bytes = field(init=False)
@@ -101,14 +183,18 @@ class Request:
     deaths: list[str] = field(default_factory=list)
     """Descriptions of the attempts during which the worker died or hung."""
     requeues: dict[str, int] = field(default_factory=dict)
-    """Number of requeues by reason, without those counted in `deaths`."""
+    """Number of requeues by reason, except those in `deaths`."""
     requeued: bool = False
-    """Whether it precedes requests that never left the queue, because it came back from a worker."""
+    """Whether it came back from a worker, and therefore precedes requests that were never dispatched."""
     answer: Error | None = None
     """The terminal error, if the broker created it."""
+    download: Download | None = None
+    """The partly received payload of a RECEIVING request."""
+    relay: Relay | None = None
+    """The transfer of the answer's payload, if the client fetches it in chunks."""
     dispatched_at: float = 0.0
     answered_at: float = 0.0
-    """Time at which the answer was last sent or asked for."""
+    """Time at which the answer was last sent or requested from the worker."""
     resends: int = 0
     deadline_entry: int = 0
     """Number of its current entry among the deadlines; entries with another number are outdated."""
@@ -121,7 +207,24 @@ class Request:
 
     def __post_init__(self) -> None:
         self.id = self.submit.request_id
-        self.size = sum(map(len, self.payload))
+        self.size = sum(self.submit.frame_bytes) or sum(map(len, self.payload))
+
+    def start_relay(self, relay: Relay) -> None:
+        """Start the transfer of the answer's payload to the client, or continue that of the same payload."""
+        if self.relay is None or self.relay.payload_id != relay.payload_id:
+            self.end_relay()
+            self.relay = relay
+
+    def end_relay(self) -> None:
+        """End the transfer, and stop counting the bytes that were requested but not sent."""
+        if self.relay is not None:
+            self.client.asked_bytes -= self.relay.end - self.relay.position
+            self.relay.end = self.relay.position
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the payload has arrived."""
+        return bool(self.payload)
 
     @property
     def priority(self) -> int:
@@ -135,12 +238,21 @@ class Request:
 
     @property
     def progress(self) -> bool:
-        """Whether the client asked for progress; previews imply it."""
+        """Whether the client requested progress; previews imply it."""
         return self.submit.progress or self.submit.preview
 
     def is_suspect(self, max_attempts: int) -> bool:
-        """Return whether one more death of a worker ends the request, so that it must run alone."""
+        """Return whether one more death of a worker would end the request; it must then run alone."""
         return bool(self.deaths) and len(self.deaths) >= max_attempts - 1
+
+
+@dataclass(slots=True)
+class Principal:
+    """All clients with the same key; they share its limits. A client without a key has a principal of its own."""
+
+    clients: int = 0
+    requests: int = 0
+    held_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -150,6 +262,9 @@ class Client:
     id: bytes
     session: int
     last_received: float
+    key: bytes = b""
+    """Its public key; empty if keys are not used."""
+    principal: Principal = field(default_factory=Principal)
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
     unacknowledged: int = 0
@@ -157,21 +272,40 @@ class Client:
     blocked: bool = False
     """Whether its connection did not accept a message, and no message of it has been received since."""
     missed: dict[bytes, None] = field(default_factory=dict)
-    """Requests whose answer its connection did not accept; a subset of `requests`."""
+    """Requests whose answers its connection did not accept; a subset of `requests`."""
     retry_at: float = 0.0
     """Time from which missed answers may be sent again."""
+    is_reachable: bool = False
+    """Whether its connection has accepted a message since it was new or blocked; nothing is dispatched for it
+    before."""
+    receive_maximum: int | None = None
+    """Maximum number of its unacknowledged requests, as requested by the client; None for the broker's."""
+    window: SendWindow = field(default_factory=SendWindow)
+    asked_bytes: int = 0
+    """Bytes of answers that it has requested and that have not been sent yet."""
+    downloads: Downloads = field(default_factory=Downloads)
+    """The payloads of its RECEIVING requests."""
+
+    @property
+    def owner(self) -> bytes:
+        """Whose turns and limits the client shares: those of its key, or its own without keys."""
+        return self.key or self.id
 
     def add(self, request: Request) -> None:
         """Make the client the owner of a request."""
         request.client = self
         self.requests[request.id] = request
         self.held_bytes += request.size
+        self.principal.requests += 1
+        self.principal.held_bytes += request.size
 
     def remove(self, request: Request) -> None:
         """Remove a request that the client owns."""
         del self.requests[request.id]
         self.missed.pop(request.id, None)
         self.held_bytes -= request.size
+        self.principal.requests -= 1
+        self.principal.held_bytes -= request.size
 
 
 @dataclass(slots=True)
@@ -180,6 +314,17 @@ class Assignment:
 
     request: Request
     beat: int
+    resends: int = 0
+    """Number of RESENDs because the worker lists the request as finished."""
+    reported_beat: int = 0
+    reports: int = 0
+    """Number of PROGRESS messages since the broker's heartbeat `reported_beat`."""
+
+    def count_report(self, beat: int) -> int:
+        """Count a PROGRESS message; return the number of them since the last heartbeat, which has this number."""
+        self.reports = self.reports + 1 if beat == self.reported_beat else 1
+        self.reported_beat = beat
+        return self.reports
 
 
 @dataclass(slots=True, eq=False)
@@ -192,6 +337,8 @@ class Worker:
     last_received: float
     beat: int = 0
     """Number of the last heartbeat sent to it."""
+    heartbeat_number: int = 0
+    """Number of its last heartbeat that has arrived."""
     draining: bool = False
     reachable: bool = True
     stuck: bool = False
@@ -209,9 +356,9 @@ class Worker:
     """Time at which each running request was first reported as running."""
     finished: frozenset[bytes] = frozenset()
     warm: frozenset[str] = frozenset()
-    """The models that it reports as loaded; empty if it has all of them loaded."""
+    """Models that it reports as loaded; empty if all of its models are loaded."""
     capabilities: Mapping[str, ModelCapabilities] = field(default_factory=dict)
-    """Capabilities of its models, as far as it has reported them."""
+    """Reported capabilities of its models, by name."""
     assigned_images: int = 0
     assigned_models: Counter[str | None] = field(default_factory=Counter)
     """Number of assigned requests by model."""
@@ -221,6 +368,9 @@ class Worker:
     seconds_per_image: float | None = None
     step_age: float | None = None
     """Seconds since the last denoising step; None when idle."""
+    window: SendWindow = field(default_factory=SendWindow)
+    chunk_bytes: int = FIRST_CHUNK_BYTES
+    """Maximum size of the chunks that clients may ask it for; it follows the speed of the worker's link."""
     dispatches: int = 0
     last_used: int = 0
     """Number of the last dispatch to it, counted over all workers."""
@@ -232,7 +382,7 @@ class Worker:
 
     @property
     def depth(self) -> int:
-        """The exact queue depth: requests that are assigned or listed, and not known to be finished."""
+        """The queue depth: requests that are assigned to the worker or listed by it, except finished ones."""
         return len(self.assigned) + len(self.foreign)
 
     @property
@@ -242,12 +392,12 @@ class Worker:
 
     @property
     def is_available(self) -> bool:
-        """Whether the worker accepts work at all."""
+        """Whether the worker accepts work: it is neither draining, stuck nor unreachable."""
         return self.reachable and not self.draining and not self.stuck
 
     @property
     def room(self) -> int:
-        """The number of images that may be dispatched to it now; the last request may ask for more."""
+        """The number of images that may be dispatched to it now; the last request may exceed it."""
         if not self.is_available:
             return 0
         return max(0, self.ready.capacity - self.load)
@@ -268,12 +418,12 @@ class Worker:
             del self.assigned_models[request.model]
 
     def set_running(self, running: frozenset[bytes], now: float) -> None:
-        """Store which requests run; those that did not run before have started now."""
+        """Store the running requests; `now` is the start time of those that were not running before."""
         self.running = running
         self.started = {request_id: self.started.get(request_id, now) for request_id in running}
 
     def start_times(self) -> list[float]:
-        """Return when the running requests started that are not answered yet."""
+        """Return the start times of the running requests that are not answered yet."""
         return [at for id_, at in self.started.items() if id_ in self.assigned or id_ in self.foreign]
 
     def images_running(self) -> int:
@@ -281,6 +431,10 @@ class Worker:
         own = [self.assigned[id_].request.images for id_ in self.started if id_ in self.assigned]
         return sum(own) + sum(id_ in self.foreign for id_ in self.started)
 
+    def serves(self, model: str | None) -> bool:
+        """Return whether the worker can process a request for a model; None stands for its default model."""
+        return model is None or model in self.ready.models
+
     def is_warm(self, model: str) -> bool:
-        """Return whether a model is loaded, or is loaded anyway for a request that is assigned to the worker."""
+        """Return whether a model is loaded, or will be for a request that is already assigned."""
         return not self.warm or model in self.warm or model in self.assigned_models

@@ -5,17 +5,27 @@ from collections import OrderedDict
 
 import msgspec
 
-from imagegen_broker.core.counters import Counters, Rate
+from imagegen_broker.core.counters import OTHER, OUTCOMES, Counters, Rate
 from imagegen_broker.core.deadlines import Deadlines
 from imagegen_broker.core.events import LogEvent, Payload, SendToClient, StateChange
 from imagegen_broker.core.holder_index import HolderIndex
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import TRANSITIONS, Assignment, Client, Request, Settings, State, Worker
+from imagegen_broker.core.records import (
+    TRANSITIONS,
+    Assignment,
+    Client,
+    Request,
+    Settings,
+    State,
+    Worker,
+)
 from imagegen_broker.core.requeue_limits import exceeded
+from imagegen_broker.core.unacknowledged_limits import UnacknowledgedLimits
 from imagegen_broker.scheduling.queue_positions import QueuePositions
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.errors import GenerationFailedError
 from imagegen_protocol.messages import Error, Submit
+from imagegen_protocol.transfers import Download
 
 _UNACKNOWLEDGED = frozenset({State.DISPATCHED, State.DELIVERED})
 """States that count against a client's maximum of unacknowledged requests."""
@@ -39,17 +49,18 @@ class RequestTable:
         """The model of requests that name none; None while it is not known."""
         self.requests: dict[bytes, Request] = {}
         self.bytes = 0
-        """Bytes of all payloads."""
+        """Bytes of all payloads, also of those that have not completely arrived."""
+        self.receiving = 0
+        """Number of RECEIVING requests."""
+        self.fetching: dict[bytes, Client] = {}
+        """Clients that may be sent a FETCH for their payloads now."""
         self.unacknowledged = tuple(OrderedDict[bytes, Request]() for _ in range(_MAX_RESENDS + 1))
-        """DELIVERED requests by number of resends; within one, by the time of the last sending."""
+        """DELIVERED requests by number of resends; within each group, in the order of the last send."""
         self.deadlines = Deadlines()
         self.holders = HolderIndex()
         self.recent_ids: OrderedDict[bytes, bytes] = OrderedDict()
-        """Recently finished ids, each with the client that acknowledged it, or b"" if none did."""
-        self.max_unacknowledged = settings.max_unacknowledged_per_client
-        """Maximum of one client's requests that are DISPATCHED or DELIVERED; see `capacity_changed`."""
-        self._busy_clients: dict[bytes, Client] = {}
-        """Clients with at least as many as the setting allows; few, because each has that many requests."""
+        """Ids of recently finished requests, each with the client that acknowledged it, or b"" if none did."""
+        self.limits = UnacknowledgedLimits(settings, scheduler)
 
     # ---- entering and leaving the table ---------------------------------------------------------
 
@@ -60,14 +71,15 @@ class RequestTable:
         self.bytes += request.size
         self.recent_ids.pop(request.id, None)
         self.counters.accepted += 1
-        if (holder := self.holders.orphan_of(request)) is not None:
+        holder = self.holders.orphan_of(request) if request.client.is_reachable else None
+        if holder is not None:
             self.attach(request, holder)
         else:
             self._enqueue(request)
         self.deadlines.add(request, len(self.requests))
 
     def remove(self, request: Request, *, acknowledged: bool) -> None:
-        """Remove a request, and have the worker that has it or its answer release it."""
+        """Remove a request, and send RELEASE to the worker that holds it or its answer."""
         worker, is_answered = request.worker, request.state is State.DELIVERED
         self._transition(request, State.GONE)
         del self.requests[request.id]
@@ -90,24 +102,28 @@ class RequestTable:
         if is_queued:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
-            self._count_unacknowledged(request.client, -1)
+            self.limits.count(request.client, -1)
+        request.end_relay()
+        request.client.downloads.remove(request.id)
         request.previous_client = request.client
         request.client.remove(request)
         client.add(request)
         if is_queued:
             self._scheduler.queue.push(request, requeued=request.requeued)
         elif is_unacknowledged:
-            self._count_unacknowledged(client, 1)
+            self.limits.count(client, 1)
+        elif request.state is State.RECEIVING:
+            self._fetch_payload(request)
 
     def resubmit(self, request: Request, submit: Submit) -> None:
-        """Take over from a repeated SUBMIT which progress its client wants to receive."""
+        """Update whether the client wants progress and previews, from a repeated SUBMIT."""
         wanted = {"progress": submit.progress, "preview": submit.preview}
         request.submit = msgspec.structs.replace(request.submit, **wanted)
         if request.state is State.QUEUED:
             self._positions.follow(request)
 
     def set_default_model(self, model: str | None) -> None:
-        """Set the model of requests that name none, and of those that wait because no default was known."""
+        """Set the default model, and assign it to waiting requests that name no model."""
         self.default_model = model
         for request in list(self._scheduler.queue.in_order(None)):
             self._scheduler.queue.remove(request)
@@ -117,21 +133,39 @@ class RequestTable:
     # ---- states ---------------------------------------------------------------------------------
 
     def _enqueue(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
-        """Move a request to QUEUED; see `FairQueue.push`."""
+        """Move a request to QUEUED (see `FairQueue.push`), or to RECEIVING if its payload is not here."""
         is_new = request.state is State.NEW
-        self._transition(request, State.QUEUED)
+        self._transition(request, State.QUEUED if request.is_complete else State.RECEIVING)
         if not is_new:
             self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
-        self._scheduler.queue.push(request, requeued=requeued, first=first)
-        self._positions.follow(request)
+        if request.is_complete:
+            self._scheduler.queue.push(request, requeued=requeued, first=first)
+            self._positions.follow(request)
+        else:
+            request.requeued = requeued
+            self._fetch_payload(request)
+
+    def _fetch_payload(self, request: Request) -> None:
+        """Request the payload, or the missing part of it, from the client."""
+        if request.download is None:
+            request.download = Download(request.id, request.id, request.submit.frame_bytes)
+        request.client.downloads.add(request.download)
+        self.fetching[request.client.id] = request.client
+
+    def receive_payload(self, request: Request, frames: Payload) -> None:
+        """Queue a request whose payload is complete now."""
+        request.payload, request.download = frames, None
+        request.model = request.model or self.default_model
+        if request.state is State.RECEIVING:
+            self._enqueue(request, requeued=request.requeued)
 
     def requeue(self, request: Request, reason: str, now: float, *, is_death: bool = False) -> None:
-        """Requeue a request whose worker or answer is gone; fail it if that has happened too often.
+        """Requeue a request whose worker or answer was lost; fail it if that has happened too often.
 
-        An unfinished request goes before all requests of its model and priority that were never dispatched. One
-        whose answer was lost goes to the front of its own client's queue only, because that client was late to
-        acknowledge the answer. `is_death`: the caller has added this attempt to `deaths`, so it does not count
-        towards the limits of `requeues`.
+        An unfinished request precedes all requests of its model and priority that were never dispatched. One
+        whose answer was lost only moves to the front of its own client's queue, because that client did not
+        acknowledge the answer in time. `is_death`: the caller has added this attempt to `deaths`, so it does not
+        count towards the limits of `requeues`.
         """
         if not is_death:
             request.requeues[reason] = request.requeues.get(reason, 0) + 1
@@ -142,8 +176,21 @@ class RequestTable:
         self.log("request requeued", request, request.worker, reason=reason)
         is_answered = request.state is State.DELIVERED
         self._enqueue(request, requeued=not is_answered, first=is_answered)
-        if (holder := self.holders.copy_of(request)) is not None:
-            self.attach(request, holder)  # another broker dispatched a copy of it
+        self._attach_copy(request)
+
+    def attach_held(self, client: Client) -> None:
+        """Attach the waiting requests of a client that became reachable to the workers that hold them."""
+        for request in list(client.requests.values()):
+            if request.state in (State.QUEUED, State.RECEIVING):
+                self._attach_copy(request)
+
+    def _attach_copy(self, request: Request) -> None:
+        """Attach a waiting request to a worker that has a copy of it, which another broker dispatched.
+
+        Requests of an unreachable client are not attached: the client may have moved to the other broker.
+        """
+        if request.client.is_reachable and (holder := self.holders.copy_of(request)) is not None:
+            self.attach(request, holder)
 
     def _give_up(self, request: Request, text: str, now: float) -> None:
         """End a request that was requeued too often."""
@@ -168,7 +215,7 @@ class RequestTable:
         self._assign(request, worker)
 
     def attach(self, request: Request, worker: Worker) -> None:
-        """Move a request to DISPATCHED at a worker that already holds it, and ask for the answer."""
+        """Move a request to DISPATCHED at a worker that already holds it, and request the answer with RESEND."""
         worker.orphans.discard(request.id)
         self._assign(request, worker)
         request.attempt = max(1, request.attempt)
@@ -193,13 +240,13 @@ class RequestTable:
         worker.answers[request.id] = Assignment(request, worker.beat)
 
     def lose_answer(self, request: Request) -> None:
-        """Record that the answer of a DELIVERED request is gone; it is requeued unless the client acknowledges."""
+        """Record that a DELIVERED request's answer was lost; it is requeued unless the client acknowledges."""
         if request.worker is not None:
             del request.worker.answers[request.id]
             request.worker = None
 
     def fail(self, request: Request, answer: Error, now: float) -> None:
-        """Move a request to DELIVERED with an error, and have the worker that has it release it."""
+        """Move a request to DELIVERED with an error, and send RELEASE to the worker that holds it."""
         worker = request.worker
         self._answered(request, worker, answer.code, now)
         request.answer = answer
@@ -216,12 +263,15 @@ class RequestTable:
             self._outbox.answer(SendToClient(client.id, message, payload, request.id))
 
     def count_resend(self, request: Request, now: float) -> None:
-        """Record that an answer was sent, or asked for, again."""
-        self.unacknowledged[request.resends].pop(request.id)
-        request.resends = min(request.resends + 1, _MAX_RESENDS)
-        request.answered_at = now
-        self.unacknowledged[request.resends][request.id] = request
+        """Record that an answer was sent again, or requested again from its worker."""
+        self.set_resends(request, min(request.resends + 1, _MAX_RESENDS), now)
         self.counters.resent += 1
+
+    def set_resends(self, request: Request, resends: int, now: float) -> None:
+        """Set the start and the duration of the wait before the answer of a DELIVERED request is resent."""
+        self.unacknowledged[request.resends].pop(request.id)
+        request.answered_at, request.resends = now, resends
+        self.unacknowledged[resends][request.id] = request
 
     def _answered(self, request: Request, worker: Worker | None, outcome: str, now: float) -> None:
         if self.settings.log_requests:
@@ -233,7 +283,7 @@ class RequestTable:
                 queue_seconds=(request.dispatched_at or now) - request.arrived_at,
                 total_seconds=now - request.arrived_at,
             )
-        self.counters.answered[outcome] += 1
+        self.counters.answered[outcome if outcome in OUTCOMES else OTHER] += 1
         self.counters.duration.observe(now - request.arrived_at)
         self.answer_rate.add()
         self._transition(request, State.DELIVERED)
@@ -250,9 +300,12 @@ class RequestTable:
             name = None if worker is None else worker.name
             change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
             self._outbox.add(change)
+        self.receiving += (state is State.RECEIVING) - (old is State.RECEIVING)
         if old is State.QUEUED:
             self._scheduler.queue.remove(request)
             self._positions.unfollow(request)
+        elif old is State.RECEIVING:
+            request.client.downloads.remove(request.id)
         elif old is State.DISPATCHED and worker is not None:
             worker.unassign(request)
             self._scheduler.worker_changed(worker)
@@ -261,36 +314,13 @@ class RequestTable:
             request.client.missed.pop(request.id, None)
             if worker is not None:
                 del worker.answers[request.id]
-            request.answer = None
+            request.end_relay()
+            request.answer = request.relay = None
         request.worker = None
         request.state = state
         change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
         if change_of_count:
-            self._count_unacknowledged(request.client, change_of_count)
-
-    # ---- the maximum of unacknowledged requests -------------------------------------------------
-
-    def capacity_changed(self) -> None:
-        """Set the maximum to at least twice the capacity of all workers, so that one client can fill the fleet."""
-        least = self.settings.max_unacknowledged_per_client
-        self.max_unacknowledged = max(least, 2 * self._scheduler.pool.capacity)
-        for client in self._busy_clients.values():
-            self._pause_or_resume(client)
-
-    def _count_unacknowledged(self, client: Client, change: int) -> None:
-        client.unacknowledged += change
-        if client.unacknowledged >= self.settings.max_unacknowledged_per_client:
-            self._busy_clients[client.id] = client
-        else:
-            self._busy_clients.pop(client.id, None)
-        self._pause_or_resume(client)
-
-    def _pause_or_resume(self, client: Client) -> None:
-        """Dispatch no more requests of a client at its maximum until it acknowledges."""
-        if client.unacknowledged >= self.max_unacknowledged:
-            self._scheduler.queue.pause(client.id)
-        else:
-            self._scheduler.queue.resume(client.id)
+            self.limits.count(request.client, change_of_count)
 
     def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Log an event of a request, if such events are logged."""

@@ -1,7 +1,7 @@
 """Statistics for `/stats`, the STATS message and the metrics.
 
-The loop copies the live state, and the thread that asked computes the statistics from the copy. So the loop's
-cost is O(workers), and does not depend on the number of their models.
+The loop copies the live state, and the requesting thread computes the statistics from the copy. The cost
+for the loop is therefore O(workers), whatever the number of their models.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class View:
     """The state of the broker at one time. Immutable."""
 
     plain: Statistics
-    """The statistics without those that need a pass over the models or the workers."""
+    """The statistics, except those whose computation is O(models) or O(workers)."""
     demand: Demand
 
     def statistics(self) -> Statistics:
@@ -48,11 +48,12 @@ class View:
 
 
 def view(core: "BrokerCore", now: float) -> View:
-    """Copy the state that statistics show."""
+    """Return a copy of the core's state, from which the statistics are computed later on another thread."""
     settings = core.settings
     workers = [_view(worker, now) for worker in core.workers.by_id.values()]
     queued = len(core.scheduler.queue)
     dispatched = sum(len(worker.assigned) for worker in core.workers.by_id.values())
+    receiving = core.table.receiving
     plain = Statistics(
         strategy=settings.strategy,
         epoch=settings.epoch.hex(),
@@ -65,10 +66,15 @@ def view(core: "BrokerCore", now: float) -> View:
         clients=len(core.clients.by_id),
         held_clients=core.scheduler.queue.paused_clients,
         requests=RequestCounts(
-            queued=queued, dispatched=dispatched, delivered=len(core.table.requests) - queued - dispatched
+            receiving=receiving,
+            queued=queued,
+            dispatched=dispatched,
+            delivered=len(core.table.requests) - receiving - queued - dispatched,
         ),
         queued_requests=queued,
         held_bytes=core.table.bytes,
+        transfer_bytes=sum(client.asked_bytes + client.window.size for client in core.clients.by_id.values())
+        + sum(worker.window.size for worker in core.workers.by_id.values()),
         limits=Limits(requests=settings.max_requests, bytes=settings.max_bytes),
         answers_per_second=round(core.table.answer_rate.per_second, 3),
         totals=_totals(core.table.counters),
@@ -88,6 +94,8 @@ def _totals(counters: Counters) -> Totals:
         workers_lost=counters.workers_lost,
         workers_stuck=counters.workers_stuck,
         clients_lost=counters.clients_lost,
+        received_bytes=counters.received_bytes,
+        relayed_bytes=counters.relayed_bytes,
         malformed=counters.malformed,
         dropped=counters.dropped,
         answered=dict(counters.answered),
@@ -118,7 +126,7 @@ def _state(worker: Worker) -> str:
 
 
 def _view(worker: Worker, now: float) -> WorkerView:
-    """Copy the fields that change; immutable objects are shared."""
+    """Return a copy of a worker's state; immutable objects are shared."""
     return WorkerView(
         worker.ready,
         worker.stats,
@@ -174,7 +182,7 @@ def _row(worker: WorkerView) -> GpuStatistics:
 
 
 def _count(reported: int) -> int:
-    """Return a count that a worker reported, as far as every JSON reader reads it exactly."""
+    """Return a count that a worker reported, limited to the integers that every JSON reader reads exactly."""
     return min(reported, MAX_JSON_INTEGER)
 
 

@@ -1,40 +1,53 @@
 """`WorkerSessions`: the messages of workers, and their liveness."""
 
 import logging
+from collections.abc import Sequence
 
 from imagegen_broker.core.capabilities import FleetCapabilities
-from imagegen_broker.core.events import Payload, SendToClient, SendToWorker
+from imagegen_broker.core.events import Payload, SendToWorker
 from imagegen_broker.core.outbox import Outbox
-from imagegen_broker.core.records import Request, State, Worker
+from imagegen_broker.core.reconciliation import Reconciliation
+from imagegen_broker.core.records import Relay, State, Worker
 from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.core.transfers import Transfers
 from imagegen_broker.scheduling.scheduler import Scheduler
 from imagegen_protocol.capabilities import decode_capabilities
 from imagegen_protocol.errors import (
     RETURNED,
     GenerationFailedError,
-    PoisonRequestError,
+    OverloadedError,
     ProtocolError,
     WorkerNameTakenError,
 )
-from imagegen_protocol.limits import MAX_PREVIEW_BYTES
+from imagegen_protocol.limits import MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
+    Chunk,
     Error,
+    Fetch,
     Goodbye,
+    Message,
     Progress,
     Ready,
     Result,
+    Work,
     WorkerHeartbeat,
     WorkerMessage,
-    WorkerReport,
 )
+
+_MAX_REPORTS_PER_SECOND = 200
+"""PROGRESS messages of one request that are forwarded; more would fill the connection of its client."""
+_MAX_LOGGED_MODELS = 8
+"""Models in the log line of a registration: a worker may serve 256, with names of 128 characters."""
 
 
 class WorkerSessions:
     """The registered workers: registration, lists of held requests, answers and departures."""
 
-    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox) -> None:
+    def __init__(self, table: RequestTable, scheduler: Scheduler, outbox: Outbox, transfers: Transfers) -> None:
         self._table = table
+        self._transfers = transfers
+        self._requests = Reconciliation(table, scheduler, outbox)
         self._scheduler = scheduler
         self._outbox = outbox
         self._settings = table.settings
@@ -59,16 +72,22 @@ class WorkerSessions:
             return
         worker.last_received = now
         match message:
+            case Chunk():
+                self._transfers.on_worker_chunk(worker, message, payload, now)
+            case Fetch():
+                self._transfers.on_worker_fetch(worker, message)
             case WorkerHeartbeat():
+                worker.window.confirm(message.token)
                 worker.reachable = True  # only a heartbeat contains the current list of held requests
+                worker.heartbeat_number = message.number
                 worker.draining = message.state == "draining"
                 worker.step_age = message.step_age_seconds
                 trusted_beat = message.beat if message.session == worker.session else -1
-                self._reconcile(worker, message, trusted_beat, now)
+                self._requests.reconcile(worker, message, trusted_beat, now)
             case Progress():
                 self._progress(worker, message, header, payload)
             case Result():
-                self._answer(worker, message.request_id, "result", header, payload, now)
+                self._result(worker, message, header, payload, now)
             case Error(request_id=request_id) if request_id is not None:
                 if message.code == RETURNED:
                     self._returned(worker, request_id, now)
@@ -78,19 +97,22 @@ class WorkerSessions:
                 self.remove(worker, now)
 
     def malformed(self, worker_id: bytes, problem: ProtocolError, now: float) -> None:
-        """End the request whose answer cannot be decoded; the worker would only send the same answer again."""
+        """Fail the request of an answer that cannot be decoded: the worker would send the same bytes again."""
         worker = self.by_id.get(worker_id)
         if worker is None or problem.request_id is None or not problem.is_answer:
             return
         if (assignment := worker.assigned.get(problem.request_id)) is not None:
             text = f"worker {worker.name!r} sent an answer that breaks the protocol: {problem.message}"
-            self._fail(assignment.request, GenerationFailedError.code, text, now)
+            self._requests.fail(assignment.request, GenerationFailedError.code, text, now)
 
-    def send_failed(self, worker_id: bytes, request_id: bytes | None) -> None:
+    def send_failed(self, worker_id: bytes, message: Message) -> None:
         """Dispatch nothing to a worker until its next heartbeat; requeue the request whose WORK was not sent."""
         worker = self.by_id.get(worker_id)
         if worker is None:
             return
+        request_id = message.request_id if isinstance(message, Work) else None
+        if isinstance(message, Chunk):
+            worker.window.remove(message.token)
         worker.reachable = False
         self._scheduler.worker_changed(worker)
         if request_id is not None and request_id in worker.assigned:
@@ -115,13 +137,20 @@ class WorkerSessions:
             if (other := self._by_name.get(message.name)) is not None:
                 self._reject(worker_id, other)
                 return
+            if len(self.by_id) >= self._settings.max_workers:
+                text = f"the broker has {len(self.by_id)} workers, which is the maximum"
+                self._outbox.log(logging.WARNING, "worker rejected", worker=message.name, reason="too_many")
+                self._outbox.add(SendToWorker(worker_id, Error(code=OverloadedError.code, message=text)))
+                return
             worker = self._register(worker_id, message, now)
         if payload:
             # A registered worker sends READY again when it knows more capabilities.
-            worker.capabilities = decode_capabilities(memoryview(payload[0]))
+            found = decode_capabilities(memoryview(payload[0]))
+            known = {name: each for name, each in found.items() if name in worker.ready.models}
+            worker.capabilities = {**worker.capabilities, **known}
             self.capabilities.changed()
         worker.last_received = now
-        self._reconcile(worker, message, -1, now)
+        self._requests.reconcile(worker, message, -1, now)
         self._send_heartbeat(worker)
 
     def _register(self, worker_id: bytes, ready: Ready, now: float) -> Worker:
@@ -129,7 +158,7 @@ class WorkerSessions:
         worker = Worker(id=worker_id, ready=ready, session=self._sessions, last_received=now)
         self.by_id[worker_id] = self._by_process[ready.worker_id] = self._by_name[ready.name] = worker
         self._scheduler.add_worker(worker)
-        self._table.capacity_changed()
+        self._table.limits.capacity_changed()
         self._table.counters.workers_registered += 1
         self._outbox.log(
             logging.INFO,
@@ -137,7 +166,7 @@ class WorkerSessions:
             worker=ready.name,
             host=ready.host,
             gpu=ready.gpu_id,
-            models=",".join(ready.models),
+            models=_list(ready.models),
             capacity=ready.capacity,
         )
         # Unless the operator has chosen a default, it is the first model that was served and still is.
@@ -160,16 +189,16 @@ class WorkerSessions:
         self._outbox.discard_worker(worker.id)
 
     def remove_dead_worker(self, worker: Worker, now: float) -> None:
-        """Remove a worker that has died, and requeue its requests, or end those that too many died on."""
+        """Remove a dead worker, and requeue its requests or fail those on which too many workers died."""
         self._table.counters.workers_lost += 1
         self._remove_session(worker)
         self._log_departure(logging.WARNING, "worker lost", worker, now)
-        self._requeue_after_failure(worker, "worker_lost", "died", now)
+        self._requests.requeue_after_failure(worker, "worker_lost", "died", now)
         self._outbox.discard_worker(worker.id)
 
     def _remove_session(self, worker: Worker) -> None:
         self._scheduler.remove_worker(worker)
-        self._table.capacity_changed()
+        self._table.limits.capacity_changed()
         del self.by_id[worker.id], self._by_process[worker.ready.worker_id], self._by_name[worker.name]
         self.capabilities.changed()
         self._table.holders.update(worker, frozenset())
@@ -181,104 +210,23 @@ class WorkerSessions:
         requests = len(worker.assigned)
         self._outbox.log(level, text, worker=worker.name, silent_seconds=silent, requests=requests)
 
-    def _requeue_after_failure(self, worker: Worker, reason: str, failure: str, now: float) -> None:
-        """Requeue a worker's requests. Those that were running count its failure as a death, up to a maximum."""
-        for assignment in list(worker.assigned.values()):
-            request = assignment.request
-            is_death = request.id in worker.running
-            if is_death:
-                request.deaths.append(f"attempt {request.attempt} on {worker.name!r}, which {failure}")
-            if len(request.deaths) >= self._settings.max_attempts:
-                text = f"{len(request.deaths)} workers failed while running it: {'; '.join(request.deaths)}"
-                self._fail(request, PoisonRequestError.code, text, now)
-            else:
-                self._table.requeue(request, reason, now, is_death=is_death)
-
-    def _fail(self, request: Request, code: str, text: str, now: float) -> None:
-        answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
-        self._table.fail(request, answer, now)
-
     # ---- heartbeats -----------------------------------------------------------------------------
 
-    def _heartbeat(self, session: int, beat: int) -> BrokerHeartbeat:
+    def _heartbeat(self, session: int, beat: int, number: int | None = None) -> BrokerHeartbeat:
         return BrokerHeartbeat(
             epoch=self._settings.epoch,
             session=session,
             beat=beat,
             interval_seconds=self._settings.interval,
             liveness=self._settings.liveness,
+            fetch_window_bytes=self._settings.fetch_window_bytes,
+            number=number,
         )
 
     def _send_heartbeat(self, worker: Worker) -> None:
         worker.beat += 1
-        self._outbox.add(SendToWorker(worker.id, self._heartbeat(worker.session, worker.beat)))
-
-    def _reconcile(self, worker: Worker, listed: WorkerReport, trusted_beat: int, now: float) -> None:
-        """Compare the requests that a worker holds with those that the broker assigned to it.
-
-        A request that was sent before the broker's heartbeat number `trusted_beat`, and is not listed, was lost.
-        """
-        worker.stats = listed.stats
-        worker.seconds_per_image = listed.seconds_per_image
-        worker.warm = frozenset(listed.warm)
-        worker.set_running(frozenset(listed.running), now)
-        worker.finished = frozenset(listed.finished)
-        active = worker.running.union(listed.queued)
-        self._table.holders.update(worker, active | worker.finished)
-        self._check_step_age(worker, now)
-        worker.foreign = {request_id for request_id in active if request_id not in worker.assigned}
-        for request_id, assignment in list(worker.assigned.items()):
-            if request_id in active or assignment.beat >= trusted_beat:
-                continue
-            if request_id in worker.finished:
-                assignment.beat = worker.beat  # ask once per round trip, not once per heartbeat
-                self._outbox.resend(worker.id, request_id)
-            else:
-                self._table.requeue(assignment.request, "lost", now)
-        for request_id, assignment in list(worker.answers.items()):
-            if request_id not in worker.finished and assignment.beat < trusted_beat:
-                self._table.lose_answer(assignment.request)
-        for request_id in (*listed.running, *listed.queued, *listed.finished):
-            if request_id not in worker.assigned:
-                self._claim(worker, request_id, usable=request_id in worker.finished or not worker.stuck)
-        self._scheduler.worker_changed(worker)
-
-    def _check_step_age(self, worker: Worker, now: float) -> None:
-        """Requeue the requests of a worker whose device hangs, although its heartbeats continue."""
-        limit = self._settings.step_timeout
-        is_stuck = bool(limit) and worker.step_age is not None and worker.step_age > (limit or 0)
-        was_stuck, worker.stuck = worker.stuck, is_stuck
-        if is_stuck and not was_stuck:
-            self._table.counters.workers_stuck += 1
-            self._outbox.log(
-                logging.WARNING,
-                "worker hung",
-                worker=worker.name,
-                step_age_seconds=worker.step_age,
-                requests=len(worker.assigned),
-            )
-            self._requeue_after_failure(worker, "worker_stuck", "hung", now)
-
-    def _claim(self, worker: Worker, request_id: bytes, *, usable: bool) -> None:
-        """Decide about a listed id that is not assigned to the worker, or whose answer was delivered.
-
-        `usable`: the worker has the answer, or is expected to produce it.
-        """
-        request = self._table.requests.get(request_id)
-        worker.orphans.discard(request_id)
-        if request is None:
-            acknowledged_by = self._table.recent_ids.get(request_id)
-            if acknowledged_by is not None:
-                self._outbox.release(worker.id, request_id)
-            if usable and not acknowledged_by:  # its client may still submit it to this broker
-                worker.orphans.add(request_id)
-        elif request.state is State.QUEUED:
-            if usable:
-                self._table.attach(request, worker)
-        elif request.state is State.DELIVERED and request.worker is None and request.answer is None:
-            self._table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
-        elif request.worker is not worker:
-            self._outbox.release(worker.id, request_id)
+        heartbeat = self._heartbeat(worker.session, worker.beat, worker.heartbeat_number)
+        self._outbox.add(SendToWorker(worker.id, heartbeat))
 
     # ---- answers --------------------------------------------------------------------------------
 
@@ -286,13 +234,36 @@ class WorkerSessions:
         assignment = worker.assigned.get(message.request_id)
         if assignment is None or not assignment.request.progress or assignment.request.client.blocked:
             return
+        if assignment.count_report(worker.beat) > _MAX_REPORTS_PER_SECOND * max(1.0, self._settings.interval):
+            return
         request = assignment.request
-        is_preview = request.submit.preview and len(payload) == 1 and len(payload[0]) <= MAX_PREVIEW_BYTES
-        self._outbox.add(SendToClient(request.client.id, header, payload if is_preview else ()))
+        preview = payload if request.submit.preview else ()
+        self._outbox.add(self._transfers.progress(request.client, message, header, preview))
+
+    def _result(self, worker: Worker, message: Result, header: bytes, payload: Payload, now: float) -> None:
+        """Deliver a RESULT, or end the request if its payload breaks the protocol."""
+        problem = _payload_problem(message, payload)
+        if problem is None and message.payload_id is not None and message.frame_bytes:
+            relay = Relay(message.payload_id, sum(message.frame_bytes))
+            self._answer(worker, message.request_id, "result", header, (), now, relay)
+        elif problem is None:
+            self._answer(worker, message.request_id, "result", header, payload, now)
+        else:
+            error = ProtocolError(problem)
+            error.request_id, error.is_answer = message.request_id, True
+            self.malformed(worker.id, error, now)
 
     def _answer(
-        self, worker: Worker, request_id: bytes, outcome: str, header: bytes, payload: Payload, now: float
+        self,
+        worker: Worker,
+        request_id: bytes,
+        outcome: str,
+        header: bytes,
+        payload: Payload,
+        now: float,
+        relay: Relay | None = None,
     ) -> None:
+        """Deliver an answer; with `relay`, the client fetches its payload from the worker."""
         table = self._table
         if request_id in worker.foreign:
             worker.foreign.discard(request_id)
@@ -304,11 +275,13 @@ class WorkerSessions:
             return
         if request.state is State.DELIVERED and request.worker is None and request.answer is None:
             table.hold_answer(request, worker)  # the worker counted as dead, and still has the answer
-        elif request.worker is not worker and request.state is not State.QUEUED:
+        elif request.worker is not worker and request.state not in (State.QUEUED, State.RECEIVING):
             self._outbox.release(worker.id, request_id)
             return
         elif request.state is not State.DELIVERED:
             table.deliver(request, worker, outcome, now)
+        if relay is not None:
+            request.start_relay(relay)
         table.send_answer(request, header, payload)
 
     def _returned(self, worker: Worker, request_id: bytes, now: float) -> None:
@@ -319,3 +292,22 @@ class WorkerSessions:
             self._table.requeue(assignment.request, "returned", now)
         self._scheduler.worker_changed(worker)
         self._outbox.release(worker.id, request_id)
+
+
+def _list(models: Sequence[str]) -> str:
+    more = f" and {len(models) - _MAX_LOGGED_MODELS} more" if len(models) > _MAX_LOGGED_MODELS else ""
+    return ",".join(models[:_MAX_LOGGED_MODELS]) + more
+
+
+def _payload_problem(message: Result, payload: Payload) -> str | None:
+    """Return what is wrong with the payload of a RESULT, or with the sizes of one that is fetched; else None."""
+    sizes = message.frame_bytes or list(map(len, payload))
+    if not sizes or len(sizes) != len(message.images):
+        return f"expected one frame for each of {len(message.images)} images, got {len(sizes)}"
+    if message.frame_bytes and (payload or message.payload_id is None):
+        return "a payload that is fetched needs a payload_id and no inline frames"
+    if payload and sum(sizes) > MAX_INLINE_BYTES:
+        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    if not 0 < sum(sizes) <= MAX_PAYLOAD_BYTES:
+        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    return None

@@ -48,13 +48,13 @@ class WorkerView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Workers and waiting requests at one time, from which any thread can compute the demand."""
+    """Immutable copy of the workers and the waiting requests, from which any thread can compute the demand."""
 
     workers: Sequence[WorkerView]
     seen: Mapping[str | None, float | None]
     """As `WorkerPool.seen`."""
     waiting: Mapping[str | None, int]
-    """Waiting requests by model, without requests of paused clients, which more workers would not help."""
+    """Waiting requests by model, without those of paused clients: more workers would not start them sooner."""
 
     @classmethod
     def of(cls, scheduler: Scheduler, workers: Sequence[WorkerView]) -> Self:
@@ -63,7 +63,7 @@ class Demand:
 
 
 class _Supply(NamedTuple):
-    """The workers of a model that accept work, those of them that are idle, and the device seconds per request."""
+    """Number of workers that accept work for a model, idle ones among them, and device seconds per request."""
 
     workers: int = 0
     idle: int = 0
@@ -71,7 +71,7 @@ class _Supply(NamedTuple):
 
 
 def demand(at: Demand) -> list[ModelStatistics]:
-    """Return one row for each model that was ever served or is waited for.
+    """Return one row for each model that was ever served or that requests wait for.
 
     `unfinished` counts the requests that wait here or are at workers; `backlog_seconds` is their device time. Each
     counts as an average request, because the broker does not read the body.

@@ -61,5 +61,5 @@ def seconds_to_start(position: int, throughput: Throughput) -> float:
 def _images_per_request(workers: Collection[Measured]) -> float:
     requests = sum(worker.stats.total_requests for worker in workers)
     images = sum(worker.stats.total_images for worker in workers)
-    # A worker may report any totals, but no request asks for more images than that.
+    # A worker may report any totals, but no request has more images than this.
     return min(images / requests, MAX_IMAGES_PER_REQUEST) if requests and images else 1.0

@@ -1,4 +1,7 @@
-"""The queue: priority first, then requests that came back from a worker, then fair share between clients.
+"""The queue: priority first, then requests that came back from a worker, then fair share.
+
+The owners of clients take turns, and the clients of one owner take turns within its turn. The owner of a client is
+its key, or the client itself without keys: a key with many connections gets no more turns than another.
 
 A request waits in one client queue, which belongs to its client, its model, its priority, and to whether it came
 back from a worker. Every operation is O(1) in the number of requests and clients; `pause` and `resume` are
@@ -8,11 +11,11 @@ O(client queues of the client). Iterating over the priorities counts as O(1): th
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from imagegen_broker.core.records import Request
+from imagegen_broker.core.records import Client, Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client, in order, and the number of images that they ask for."""
+    """The waiting requests of one client, in order, and the total number of their images."""
 
     __slots__ = ("images", "requests")
 
@@ -35,14 +38,18 @@ class _ClientQueue:
         self.images += request.images
 
 
+_Turns = OrderedDict[bytes, _ClientQueue]
+"""Queues by client; the next one comes first."""
+
+
 class _RoundRobin:
     """Client queues that are served in turn. The queues of paused clients have no turn."""
 
     __slots__ = ("paused", "ready", "turns")
 
     def __init__(self) -> None:
-        self.turns: OrderedDict[bytes, _ClientQueue] = OrderedDict()
-        """By client; the next one comes first."""
+        self.turns: OrderedDict[bytes, _Turns] = OrderedDict()
+        """By owner; the next one comes first."""
         self.paused: dict[bytes, _ClientQueue] = {}
         self.ready = 0
         """Number of requests in `turns`."""
@@ -52,20 +59,63 @@ class _RoundRobin:
 
     def __iter__(self) -> Iterator[Request]:
         """Yield the requests of clients that are not paused, in the order of turns. O(n) for the first n."""
-        queues: Iterable[Iterator[Request]] = (iter(queue.requests.values()) for queue in self.turns.values())
-        while queues:
-            remaining = []
-            for queue in queues:
-                if (request := next(queue, None)) is not None:
-                    yield request
-                    remaining.append(queue)
-            queues = remaining
+        return _in_turn(
+            _in_turn(iter(queue.requests.values()) for queue in queues.values()) for queues in self.turns.values()
+        )
+
+    def next(self) -> Request | None:
+        """Return the request whose turn it is, or None."""
+        if not self.turns:
+            return None
+        queue = next(iter(next(iter(self.turns.values())).values()))
+        return next(iter(queue.requests.values()))
+
+    def end_turn(self, client: Client) -> None:
+        """Move a client behind the others of its owner, and the owner behind the other owners."""
+        self.turns[client.owner].move_to_end(client.id)
+        self.turns.move_to_end(client.owner)
+
+    def queue_of(self, client: Client, *, is_paused: bool) -> _ClientQueue | None:
+        """Return the queue of a client, or None."""
+        queues = self.paused if is_paused else self.turns.get(client.owner, {})
+        return queues.get(client.id)
+
+    def add(self, client: Client, queue: _ClientQueue, *, is_paused: bool) -> None:
+        """Add the queue of a client, behind the others."""
+        queues = self.paused if is_paused else self.turns.setdefault(client.owner, OrderedDict())
+        queues[client.id] = queue
+
+    def remove(self, client: Client, *, is_paused: bool) -> _ClientQueue:
+        """Remove the queue of a client and return it."""
+        if is_paused:
+            return self.paused.pop(client.id)
+        queues = self.turns[client.owner]
+        queue = queues.pop(client.id)
+        if not queues:
+            del self.turns[client.owner]
+        return queue
 
     def max_position(self, request: Request) -> int:
-        """Return how many requests precede this one if all other client queues are as long as its own."""
-        requests = self.turns[request.client.id].requests
+        """Return an upper bound of the number of requests that precede this one, in O(1).
+
+        Before the nth request of a client, each other client, and each other owner, gets at most n turns.
+        """
+        queues = self.turns[request.client.owner]
+        requests = queues[request.client.id].requests
         ahead = request.queue_index - next(iter(requests.values())).queue_index
+        ahead += (len(queues) - 1) * (ahead + 1)
         return min(ahead + (len(self.turns) - 1) * (ahead + 1), self.ready - 1)
+
+
+def _in_turn(queues: Iterable[Iterator[Request]]) -> Iterator[Request]:
+    """Yield one request of each queue in turn."""
+    while queues:
+        remaining = []
+        for queue in queues:
+            if (request := next(queue, None)) is not None:
+                yield request
+                remaining.append(queue)
+        queues = remaining
 
 
 class _PriorityLevel:
@@ -84,7 +134,7 @@ class _PriorityLevel:
         return self.requeued.ready + self.new.ready
 
     def part_of(self, request: Request) -> _RoundRobin:
-        """Return the part in which a request waits."""
+        """Return the round robin in which a request waits."""
         return self.requeued if request.requeued else self.new
 
     def max_position(self, request: Request) -> int:
@@ -97,7 +147,7 @@ class FairQueue:
     """Waiting requests, by model.
 
     Within a model the highest priority goes first; within a priority, requests that came back from a worker.
-    Otherwise clients take turns of one request, so a client's 10,000 requests do not starve another client's one.
+    Otherwise owners take turns of one request, so one key's 10,000 requests do not starve another key's one.
     Requests of a paused client wait: they are neither returned by `peek` nor counted by `images`.
     """
 
@@ -107,7 +157,7 @@ class FairQueue:
         self._ready: dict[str | None, int] = {}
         self._images: dict[str | None, int] = {}
         self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
-        """Where each client has a queue, and the model of that queue."""
+        """Position of each queue of a client (its round robin), with the model of the queue."""
         self._paused: set[bytes] = set()
         """Ids of the paused clients."""
 
@@ -123,7 +173,7 @@ class FairQueue:
         return self._waiting.get(model, 0)
 
     def images(self, model: str | None) -> int:
-        """Return how many images the requests ask for that may be dispatched for the model."""
+        """Return the number of images of the requests that may be dispatched for the model."""
         return self._images.get(model, 0)
 
     def ready_by_model(self) -> dict[str | None, int]:
@@ -141,24 +191,26 @@ class FairQueue:
         """Return whether a client is paused."""
         return client_id in self._paused
 
-    def pause(self, client_id: bytes) -> None:
+    def pause(self, client: Client) -> None:
         """Dispatch no request of a client until `resume`. O(client queues of the client)."""
-        if client_id in self._paused:
+        if client.id in self._paused:
             return
-        self._paused.add(client_id)
-        for part, model in self._client_queues.get(client_id, {}).items():
-            queue = part.paused[client_id] = part.turns.pop(client_id)
+        self._paused.add(client.id)
+        for part, model in self._client_queues.get(client.id, {}).items():
+            queue = part.remove(client, is_paused=False)
+            part.add(client, queue, is_paused=True)
             part.ready -= len(queue.requests)
             self._ready[model] -= len(queue.requests)
             self._images[model] -= queue.images
 
-    def resume(self, client_id: bytes) -> None:
+    def resume(self, client: Client) -> None:
         """Give a paused client turns again, behind the other clients. O(client queues of the client)."""
-        if client_id not in self._paused:
+        if client.id not in self._paused:
             return
-        self._paused.discard(client_id)
-        for part, model in self._client_queues.get(client_id, {}).items():
-            queue = part.turns[client_id] = part.paused.pop(client_id)
+        self._paused.discard(client.id)
+        for part, model in self._client_queues.get(client.id, {}).items():
+            queue = part.remove(client, is_paused=True)
+            part.add(client, queue, is_paused=False)
             part.ready += len(queue.requests)
             self._ready[model] += len(queue.requests)
             self._images[model] += queue.images
@@ -167,19 +219,19 @@ class FairQueue:
 
     def push(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
         """Add a request. `requeued`: it came back from a worker. `first`: put it first in its client's queue."""
-        client_id, model, priority = request.client.id, request.model, request.priority
+        client, model, priority = request.client, request.model, request.priority
         levels = self._models.setdefault(model, {})
         level = levels.get(priority)
         if level is None:
             level = levels[priority] = _PriorityLevel()
         request.requeued = requeued
         part = level.part_of(request)
-        is_paused = client_id in self._paused
-        queues = part.paused if is_paused else part.turns
-        queue = queues.get(client_id)
+        is_paused = client.id in self._paused
+        queue = part.queue_of(client, is_paused=is_paused)
         if queue is None:
-            queue = queues[client_id] = _ClientQueue()
-            self._client_queues.setdefault(client_id, {})[part] = model
+            queue = _ClientQueue()
+            part.add(client, queue, is_paused=is_paused)
+            self._client_queues.setdefault(client.id, {})[part] = model
         queue.push(request, first=first)
         self._waiting[model] = self._waiting.get(model, 0) + 1
         if self._waiting[model] == 1:
@@ -196,13 +248,13 @@ class FairQueue:
             return None
         for priority in sorted(levels, reverse=True):
             level = levels[priority]
-            turns = level.requeued.turns or level.new.turns
-            if turns:
-                return next(iter(next(iter(turns.values())).requests.values()))
+            request = level.requeued.next() or level.new.next()
+            if request is not None:
+                return request
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
-        """Yield all requests for a model in the order of dispatch if nothing changed; paused clients come last."""
+        """Yield all requests for a model in their current order of dispatch; those of paused clients come last."""
         levels = self._models.get(model, {})
         order = sorted(levels, reverse=True)
         for priority in order:
@@ -216,7 +268,7 @@ class FairQueue:
     def max_position(self, request: Request) -> int:
         """Return an upper bound of how many requests precede a waiting one, in O(1); `in_order` counts exactly.
 
-        It is exact if only one client waits, and for the first request of a client that has just arrived.
+        It is exact if only one client waits, and for the first request of an owner that has just arrived.
         """
         if request.client.id in self._paused:
             return self._waiting[request.model] - 1
@@ -225,19 +277,20 @@ class FairQueue:
         return higher + levels[request.priority].max_position(request)
 
     def end_turn(self, request: Request) -> None:
-        """Move the client of a request that `peek` returned behind the other clients."""
+        """End the turn of the client of the request that `peek` returned, and of its owner; both move behind."""
         level = self._models[request.model][request.priority]
-        level.part_of(request).turns.move_to_end(request.client.id)
+        level.part_of(request).end_turn(request.client)
 
     def remove(self, request: Request) -> None:
         """Remove a request. Raises KeyError if it does not wait."""
-        client_id, model, images = request.client.id, request.model, request.images
+        client, model, images = request.client, request.model, request.images
         levels = self._models[model]
         level = levels[request.priority]
         part = level.part_of(request)
-        is_paused = client_id in self._paused
-        queues = part.paused if is_paused else part.turns
-        queue = queues[client_id]
+        is_paused = client.id in self._paused
+        queue = part.queue_of(client, is_paused=is_paused)
+        if queue is None:
+            raise KeyError(request.id)
         del queue.requests[request.id]
         queue.images -= images
         if not is_paused:
@@ -245,8 +298,8 @@ class FairQueue:
             self._ready[model] -= 1
             self._images[model] -= images
         if not queue.requests:
-            del queues[client_id]
-            self._remove_client_queue(client_id, part)
+            part.remove(client, is_paused=is_paused)
+            self._remove_client_queue(client.id, part)
         if not level.requeued and not level.new:
             del levels[request.priority]
         remaining = self._waiting[model] - 1

@@ -15,7 +15,7 @@ FURTHER_POSITIONS = 250
 """Number of requests further back that are examined in each interval, in turn."""
 _NOTABLE_SECONDS = 1.0
 _NOTABLE_SHARE = 0.2
-"""An estimated start is reported again when it has changed by more than both of these."""
+"""An estimated start is reported again if it has changed by more than this share and `_NOTABLE_SECONDS`."""
 
 
 class QueuePosition(NamedTuple):
@@ -23,7 +23,7 @@ class QueuePosition(NamedTuple):
 
     request: Request
     position: int
-    """Number of requests that precede it, at most."""
+    """Maximum number of requests that precede it."""
     seconds_to_start: float | None
 
 
@@ -43,11 +43,11 @@ class QueuePositions:
 
     @property
     def followed(self) -> set[bytes]:
-        """The ids of the waiting requests whose clients follow them."""
+        """The ids of the waiting requests whose clients receive their queue positions."""
         return {*self._new, *self._reported}
 
     def follow(self, request: Request) -> None:
-        """Report the position of a waiting request from now on, if its client asked for progress."""
+        """Report the position of a waiting request from now on, if its client requested progress."""
         self.unfollow(request)
         request.reported_position = None
         if request.progress:
@@ -84,7 +84,7 @@ class QueuePositions:
         return [position for position in found if position is not None]
 
     def _examine(self, request: Request, position: int) -> QueuePosition | None:
-        """Return a position if it differs notably from the last one that was reported."""
+        """Return the position to report for a request; None if it is about the same as the last reported one."""
         self._reported.move_to_end(request.id)
         if request.client.blocked:
             return None

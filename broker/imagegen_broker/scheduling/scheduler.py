@@ -12,7 +12,7 @@ class Scheduler:
     """Decides which request is dispatched next, and to which worker."""
 
     def __init__(self, strategy: str) -> None:
-        """Raises KeyError if there is no strategy of that name."""
+        """Create a scheduler with the named strategy. Raises KeyError if there is none of that name."""
         self.queue = FairQueue()
         self.pool = WorkerPool()
         self.strategy = STRATEGIES[strategy](self.pool)
@@ -28,7 +28,7 @@ class Scheduler:
         self.strategy.worker_removed(worker)
 
     def worker_changed(self, worker: Worker) -> None:
-        """Take note that the load, the speed or the state of a worker has changed. O(1)."""
+        """Notify the strategy that the load, the speed or the state of a worker has changed. O(1)."""
         if worker in self.pool:
             self.strategy.worker_changed(worker)
 

@@ -8,7 +8,7 @@ from imagegen_protocol.lazy_heap import LazyHeap
 Key = tuple[float, ...]
 """Sort key of a worker; the smallest comes first."""
 _Entry = tuple[Key, int, Worker]
-"""The key, the version, which is unique for each placing, and the worker."""
+"""Sort key, version (unique for each call of `place`), and worker."""
 
 
 class WorkerIndex:
@@ -46,7 +46,7 @@ class WorkerIndex:
         return None if entry is None else (entry[0], entry[2])
 
     def move_first(self, model: str, key: Key, worker: Worker) -> None:
-        """Give the first worker of a model, which `first` returned, another key for that model."""
+        """Change the key of the worker that `first` returned for a model, for that model only."""
         self._heaps[model].replace_first((key, self._versions[worker.id], worker))
 
     def _is_current(self, entry: _Entry) -> bool:

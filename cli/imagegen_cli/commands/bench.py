@@ -11,14 +11,14 @@ import click
 from imagegen_cli.bench import Report, run_burst
 from imagegen_cli.commands.options import Connection, broker_options, complete_model, open_client
 from imagegen_cli.commands.parameter_options import parameter_options
+from imagegen_cli.terminal import echo
 from imagegen_client.requests import RequestOptions
+from imagegen_common.command_line import IntegerRange
 from imagegen_protocol import InvalidRequestError
 
 
 @click.command("bench")
-@click.option(
-    "--burst", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Number of requests."
-)
+@click.option("--burst", type=IntegerRange(1, 100_000), default=50, show_default=True, help="Number of requests.")
 @click.option("--prompt", default="a red circle on a blue background", show_default=True, help="Their prompt.")
 @parameter_options(
     "model",
@@ -71,9 +71,9 @@ def command(
         except InvalidRequestError as error:
             raise click.UsageError(error.message) from error
     if report.missing:
-        click.echo(f"warning: batches of {report.missing} requests are not yet in the workers' totals", err=True)
+        echo(f"warning: batches of {report.missing} requests are not yet in the workers' totals", err=True)
     numbers = report.as_json()
-    click.echo(json.dumps(numbers, indent=2) if as_json else describe(report, numbers))
+    echo(json.dumps(numbers, indent=2) if as_json else describe(report, numbers))
     if report.errors:
         click.get_current_context().exit(1)
 
@@ -104,10 +104,11 @@ def _progress_bar(total: int) -> Iterator[Callable[[], object]]:
     if not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from imagegen_cli.console import EscapingConsole
+
     columns = (TextColumn("waiting for answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=EscapingConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("answers", total=total)
         yield lambda: bar.advance(task)

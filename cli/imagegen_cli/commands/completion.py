@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from imagegen_cli.terminal import echo
+
 PROGRAMS = ("imagegen", "imagegen-broker", "imagegen-worker", "imagegen-gateway")
 
 
@@ -24,4 +26,4 @@ def command(shell: str, program: str) -> None:
     assert kind is not None, "click knows these shells"
     variable = f"_{program}_COMPLETE".replace("-", "_").upper()
     # The script calls the program for completions, so it does not depend on the commands.
-    click.echo(kind(click.Command(program), {}, program, variable).source())
+    echo(kind(click.Command(program), {}, program, variable).source())

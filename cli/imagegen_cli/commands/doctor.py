@@ -12,8 +12,15 @@ from imagegen_cli.commands.options import Connection, broker_options
 from imagegen_cli.doctor import fleet_checks, machine_checks, machine_probes
 from imagegen_cli.doctor.findings import Finding, Status, report, worst
 from imagegen_cli.doctor.fleet_checks import BrokerFacts
-from imagegen_cli.doctor.listeners import listener
-from imagegen_cli.doctor.network_probes import is_local_host, parse_http_address, query_brokers, query_http
+from imagegen_cli.doctor.network_probes import (
+    is_local_host,
+    parse_http_address,
+    parse_url,
+    query_brokers,
+    query_http,
+)
+from imagegen_cli.terminal import echo
+from imagegen_common.listeners import listener
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
 
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "red"}
@@ -27,9 +34,19 @@ def _check_http(context: click.Context, option: click.Parameter, given: str | No
         raise click.BadParameter(str(error)) from error
 
 
+def _check_url(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    try:
+        return None if given is None else parse_url(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command("doctor")
 @click.option(
     "--http", metavar="HOST:PORT", callback=_check_http, help="HTTP address of a broker, to be checked as well."
+)
+@click.option(
+    "--gateway", metavar="URL", callback=_check_url, help="URL of a gateway, such as http://127.0.0.1:8000."
 )
 @click.option(
     "--model",
@@ -49,6 +66,7 @@ def _check_http(context: click.Context, option: click.Parameter, given: str | No
 def command(
     context: click.Context,
     http: str | None,
+    gateway: str | None,
     models: tuple[str, ...],
     only: str | None,
     as_json: bool,
@@ -57,13 +75,14 @@ def command(
     """Check the fleet and this machine, and suggest remedies.
 
     Prints one line per check: ok, warning (works, but needs attention) or problem. Checks of the fleet: keys,
-    brokers, workers and their heartbeats, models, versions. Checks of this machine: ports of a local broker, GPUs
-    and driver, torch, disk, memory, and the models given with --model.
+    brokers, workers and their heartbeats, models, a gateway, versions. Checks of this machine: ports of a local
+    broker, GPUs and driver, torch, disk, memory, and the models given with --model.
 
     \b
     Examples:
       imagegen doctor
       imagegen doctor --broker tcp://broker:5555 --http broker:8080 --only fleet
+      imagegen doctor --gateway http://127.0.0.1:8000
       imagegen doctor --only machine --model /models/sdxl
       imagegen doctor --json | jq '.findings[] | select(.status != "ok")'
 
@@ -74,16 +93,20 @@ def command(
     """
     # Handshake failures are reported as findings; do not log them as well.
     logging.getLogger("imagegen.client").addHandler(logging.NullHandler())
-    findings = list(_findings(connection, http, models, only))
+    findings = list(_findings(connection, http, gateway, models, only))
     if as_json:
-        click.echo(json.dumps(report(findings), indent=2, ensure_ascii=False))
+        echo(json.dumps(report(findings), indent=2, ensure_ascii=False))
     else:
         _print(findings)
     context.exit(1 if worst(findings) is Status.PROBLEM else 0)
 
 
 def _findings(
-    connection: Connection, http: str | None, models: tuple[str, ...], only: str | None
+    connection: Connection,
+    http: str | None,
+    gateway: str | None,
+    models: tuple[str, ...],
+    only: str | None,
 ) -> Iterator[Finding]:
     brokers: list[BrokerFacts] = []
     key, broker_key, timeout = connection["key"], connection["broker_key"], connection["connect_timeout"]
@@ -95,7 +118,9 @@ def _findings(
             brokers = query_brokers(list(dict.fromkeys(connection["brokers"])), timeout, key, broker_key)
         yield from map(fleet_checks.check_broker, brokers)
         if http is not None:
-            yield fleet_checks.check_http(query_http(http, timeout))
+            yield fleet_checks.check_http(query_http(f"http://{http}/healthz", timeout))
+        if gateway is not None:
+            yield fleet_checks.check_gateway(query_http(f"{gateway}/readyz", timeout))
         for facts in brokers:
             yield from fleet_checks.check_workers(facts)
             yield from fleet_checks.check_models(facts)
@@ -139,4 +164,4 @@ def _print(findings: Iterable[Finding]) -> None:
         label = click.style(f"{finding.status:<{_WIDTH}}", fg=_STYLES[finding.status])
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
         # Text received from peers may contain line breaks.
-        click.echo(f"{label}  {finding.check}: {' '.join(f'{finding.message}{remedy}'.split())}")
+        echo(f"  {finding.check}: {' '.join(f'{finding.message}{remedy}'.split())}", label=label)

@@ -4,9 +4,13 @@ from typing import IO, Any
 
 import click
 
+from imagegen_cli.terminal import echo
 from imagegen_protocol import BrokerUnreachableError, ImagegenError
 
-HOW_TO_START = "; start one with imagegen-broker, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
+HOW_TO_START = (
+    "; start a fleet on this machine with imagegen up, or set the endpoint of a broker with --broker or "
+    "IMAGEGEN_FRONTEND"
+)
 
 
 class InputError(click.ClickException):
@@ -19,7 +23,7 @@ class InputError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the error in the format of all other errors."""
-        click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=file is None)
+        echo(f"error: {' '.join(self.format_message().split())}", file=file, err=file is None)
 
 
 def describe(error: ImagegenError, where: str = "") -> str:

@@ -1,5 +1,6 @@
 """`imagegen generate`: generate images of prompts and write them to files."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -9,16 +10,18 @@ import click
 from imagegen_cli.commands.errors import InputError
 from imagegen_cli.commands.generation import ProgressView, run_requests
 from imagegen_cli.commands.options import Connection, Endpoints, broker_options, complete_model, open_client
-from imagegen_cli.commands.parameter_options import parameter_options
+from imagegen_cli.commands.parameter_options import parameter_options, parameter_type
 from imagegen_cli.commands.results import NotWrittenError, ResultWriter
 from imagegen_cli.commands.traces import traces_to
 from imagegen_cli.output_files import Existing, OutputFiles, resolve_output, select_requests
 from imagegen_cli.prompts import PreparedRequest, PromptEntry, prepare, read_lines
+from imagegen_cli.terminal import echo
 from imagegen_client.progress import Progress
 from imagegen_client.requests import RequestOptions
 from imagegen_client.sync import DEFAULT_WINDOW
+from imagegen_common.command_line import IntegerRange
 from imagegen_common.files import replacing
-from imagegen_protocol import InvalidRequestError
+from imagegen_protocol import InvalidRequestError, ProtocolError
 from imagegen_protocol.seeds import random_seed
 
 _MAX_JOBS = 5000
@@ -27,8 +30,20 @@ _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def format_of(name: str | None) -> str | None:
-    """Return the output format that the suffix of a file name stands for; None if workers do not have it."""
+    """Return the output format for the suffix of a file name; None if workers do not support it."""
     return None if name is None else _FORMATS.get(Path(name).suffix.lower())
+
+
+def _read_size(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Read a size such as `512x768`, or `512` for a square. Raises `click.BadParameter`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
+    if match is None:
+        raise click.BadParameter(f"expected WIDTHxHEIGHT, such as 512x768, got {text!r}")
+    side = parameter_type("width")
+    width, height = (side.convert(number, option, context) for number in (match[1], match[2] or match[1]))
+    return width, height
 
 
 @click.command("generate")
@@ -44,6 +59,7 @@ def format_of(name: str | None) -> str | None:
 )
 @click.option(
     "--out",
+    "-o",
     type=click.Path(),
     metavar="PATH",
     help="Output file, whose suffix sets the format; with several prompts or --pattern, the output folder.  "
@@ -80,11 +96,18 @@ def format_of(name: str | None) -> str | None:
     output_format={
         "help": "File format in which the worker encodes the images.  [default: by the suffix of --out, else png]"
     },
+    num_images={"short": ("-n",)},
     model={"shell_complete": complete_model},
 )
 @click.option(
+    "--size",
+    callback=_read_size,
+    metavar="WIDTHxHEIGHT",
+    help="Width and height of the images in pixels, such as 512x768; 512 is 512x512.",
+)
+@click.option(
     "--jobs",
-    type=click.IntRange(1, _MAX_JOBS),
+    type=IntegerRange(1, _MAX_JOBS),
     default=DEFAULT_WINDOW,
     show_default=True,
     help="Maximum number of unfinished requests.",
@@ -106,6 +129,7 @@ def command(
     pattern: str | None,
     existing: Existing | None,
     preview: Path | None,
+    size: tuple[int, int] | None,
     seed: int | None,
     jobs: int,
     quiet: bool,
@@ -127,20 +151,20 @@ def command(
     \b
     Examples:
       imagegen generate "a red circle on a blue background"
-      imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --width 512 --height 512
+      imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --size 512x512
       imagegen generate "a red circle" --image sketch.png --format webp --quality 80
-      imagegen generate "a red circle" --num-images 4 --broker tcp://a:5555 --broker tcp://b:5555
+      imagegen generate "a red circle" -n 4 --broker tcp://a:5555 --broker tcp://b:5555
       imagegen generate --prompts prompts.txt --out images --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
-    options["output_format"] = options["output_format"] or format_of(pattern or out)
+    _set_size(options, size)
+    options["output_format"] = _output_format(options["output_format"], pattern, out)
     given = _read(prompts, files, options, seed)
     several = len(given) > 1
     if several and preview is not None:
         raise click.UsageError(f"--preview: expected one prompt, got {len(given)}")
     output, requests = _select(given, out, pattern, existing or Existing.REFUSE, several)
-    if not quiet:
-        _report_skipped(len(given) - len(requests), len(given))
+    _report_skipped(0 if quiet else len(given) - len(requests), len(given))
     view = _progress_view(len(requests), shown=not quiet and sys.stderr.isatty())
     writer = ResultWriter(output, view, quiet=quiet, as_json=as_json)
     broker: Connection = {
@@ -152,17 +176,35 @@ def command(
         open_client(broker, retry_overloaded=several, tracer_provider=provider) as client,
         view,
     ):
-        follows = type(view) is not ProgressView
         save = None if preview is None else lambda event: _save_preview(event, preview)
-        for outcome in run_requests(client, requests, view, jobs=jobs, progress=follows, on_preview=save):
+        follow = type(view) is not ProgressView
+        for outcome in run_requests(client, requests, view, jobs=jobs, progress=follow, on_preview=save):
             writer.write(outcome)
     if writer.failed:
         click.get_current_context().exit(1)
 
 
+def _set_size(options: dict[str, Any], size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
+    given = [f"--{name}" for name in ("width", "height") if options[name] is not None]
+    if given:
+        raise click.UsageError(f"--size sets the width and the height; leave out {' and '.join(given)}")
+    options["width"], options["height"] = size
+
+
+def _output_format(given: str | None, pattern: str | None, out: str | None) -> str | None:
+    """Return the format of the images: `--format`, or what the suffix of the files stands for."""
+    name, option = (pattern, "--pattern") if pattern is not None else (out, "--out")
+    by_suffix = format_of(name)
+    if given is not None and by_suffix not in (None, given):
+        raise InputError("--format", f"{given} contradicts {option} {name}; leave it out, or change the suffix")
+    return given or by_suffix
+
+
 def _report_skipped(skipped: int, given: int) -> None:
     if skipped:
-        click.echo(f"skipped {skipped} of {given} prompts: their files exist", err=True)
+        echo(f"skipped {skipped} of {given} prompts: their files exist", err=True)
 
 
 def _read(
@@ -225,5 +267,5 @@ def _save_preview(event: Progress, path: Path) -> None:
         if (preview := event.preview_image) is not None:
             with replacing(path) as temporary:
                 preview.save(temporary, format="PNG")
-    except OSError as error:
+    except (OSError, ProtocolError) as error:
         raise NotWrittenError(f"{path}: {error}") from error

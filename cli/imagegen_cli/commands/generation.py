@@ -7,9 +7,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
-import click
-
 from imagegen_cli.prompts import PreparedRequest
+from imagegen_cli.terminal import echo
 from imagegen_client.job import Job
 from imagegen_client.progress import Progress
 from imagegen_client.result import GenerationResult
@@ -42,7 +41,7 @@ class ProgressView:
 
     def print_line(self, line: str, *, err: bool = False) -> None:
         """Print a line to stdout, or stderr if `err`."""
-        click.echo(line, err=err)
+        echo(line, err=err)
 
 
 @dataclass(frozen=True, slots=True)

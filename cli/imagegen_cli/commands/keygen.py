@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from imagegen_cli.terminal import echo
 from imagegen_protocol.keys import KeyFileError, generate_keys
 
 
@@ -37,4 +38,4 @@ def command(name: str, out: Path) -> None:
     except KeyFileError as error:
         raise click.ClickException(str(error)) from error
     for path in written:
-        click.echo(path)
+        echo(str(path))

@@ -6,6 +6,7 @@ from typing import Unpack
 import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
+from imagegen_cli.terminal import echo
 
 
 @click.command("models")
@@ -27,10 +28,9 @@ def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     with open_client(connection) as client:
         models = client.models(connection["connect_timeout"])
     if as_json:
-        click.echo(json.dumps(models, indent=2, ensure_ascii=False))
+        echo(json.dumps(models, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.tables import models_table
 
-    Console().print(models_table(models))
+    EscapingConsole().print(models_table(models))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 import click
 
 from imagegen_client.sync import DEFAULT_BROKER, Client
+from imagegen_common.command_line import NumberRange
 from imagegen_protocol import ImagegenError
 from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.keys import KeyFileError
@@ -50,7 +51,7 @@ def broker_options(function: F) -> F:
         )(function)
     function = click.option(
         "--connect-timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=NumberRange(0, min_open=True),
         default=10.0,
         show_default=True,
         metavar="SECONDS",

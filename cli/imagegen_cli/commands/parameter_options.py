@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from imagegen_common.command_line import IntegerRange, NumberRange
 from imagegen_protocol.declaration import Parameter
 from imagegen_protocol.parameters import PARAMETERS
 
@@ -16,7 +17,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F], F]:
-    """Return a decorator that adds the options of parameters, in this request; no names: all but the prompt.
+    """Return a decorator that adds the options of the named parameters; without names, all but the prompt.
 
     Each option passes its value under the parameter's name; None is the default. `changes`: arguments of
     `click.option` by the name of a parameter, instead of the derived ones.
@@ -31,14 +32,24 @@ def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F]
 
 
 def parameter_option(parameter: Parameter, **changes: Any) -> Callable[[F], F]:
-    """Return the option of a parameter. Raises TypeError for a kind that has no option."""
+    """Return the option of a parameter; `short` in `changes` has further names of it, such as `("-n",)`.
+
+    Raises TypeError for a kind that has no option.
+    """
     attributes: dict[str, Any] = {
         "metavar": parameter.info.metavar,
         "help": _help(parameter),
         **_shape(parameter),
         **changes,
     }
-    return click.option(parameter.option, parameter.name, **attributes)
+    names = [*attributes.pop("short", ()), parameter.option, parameter.name]
+    return click.option(*names, **attributes)
+
+
+def parameter_type(name: str) -> click.ParamType[Any]:
+    """Return the type of a parameter's option."""
+    found: click.ParamType[Any] = _shape(PARAMETERS[name])["type"]
+    return found
 
 
 def _help(parameter: Parameter) -> str:
@@ -63,9 +74,9 @@ def _shape(parameter: Parameter) -> dict[str, Any]:
         return {"type": click.Choice(parameter.choices)}
     match parameter.kind:
         case "integer":
-            return {"type": click.IntRange(lowest, highest, min_open=is_open)}
+            return {"type": IntegerRange(lowest, highest, min_open=is_open)}
         case "number":
-            return {"type": click.FloatRange(lowest, highest, min_open=is_open)}
+            return {"type": NumberRange(lowest, highest, min_open=is_open)}
         case "boolean":
             return {"type": bool}
         case "string":
@@ -94,7 +105,7 @@ def _read_scaled_names(
 
 
 def _read_map(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
-    """Read values such as `clip_skip=2`; what follows the equals sign is JSON."""
+    """Read values such as `clip_skip=2`; the part after the equals sign is JSON."""
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")

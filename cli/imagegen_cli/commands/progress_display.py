@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from imagegen_cli.commands.generation import ProgressView
+from imagegen_cli.console import EscapingConsole
 from imagegen_cli.durations import format_duration, format_estimate
 from imagegen_cli.prompts import PreparedRequest
+from imagegen_cli.terminal import echo
 from imagegen_client.progress import Progress
 
 MAX_ROWS = 8
@@ -32,7 +33,7 @@ class RequestState:
 
     prompt: str
     since: float
-    """When it was submitted, or when a worker started it."""
+    """Time at which it was submitted or, if it is running, started."""
     progress: Progress | None = None
 
     @property
@@ -81,7 +82,10 @@ def _summary(state: DisplayState, left_out: int) -> Iterator[str]:
     if waiting:
         yield f"{len(waiting)} waiting"
     positions = [(event.place, event) for event in waiting if event is not None and event.place is not None]
-    if positions:
+    reasons = {event.reason for event in waiting if event is not None and event.state == "waiting"}
+    if reasons:
+        yield max(reasons)
+    elif positions:
         yield f"the first: {position_text(min(positions, key=lambda pair: pair[0])[1])}"
 
 
@@ -115,12 +119,14 @@ def state_text(progress: Progress | None) -> str:
 
 
 def is_queued(progress: Progress) -> bool:
-    """Return whether the request waits at the broker."""
-    return progress.state == "queued"
+    """Return whether the request is queued at a broker, or waits for a broker."""
+    return progress.state != "running"
 
 
 def position_text(progress: Progress | None) -> str:
-    """Return the queue position and estimated start of a waiting request; "" if unknown."""
+    """Return the queue position and estimated start of a waiting request, or why it waits; "" if unknown."""
+    if progress is not None and progress.state == "waiting":
+        return progress.reason
     if progress is None or not is_queued(progress) or progress.place is None:
         return ""
     seconds = progress.seconds_to_start
@@ -138,7 +144,7 @@ class ProgressDisplay(ProgressView):
         self._lock = threading.Lock()
         self._live = Live(
             get_renderable=self._render,
-            console=Console(stderr=True),
+            console=EscapingConsole(stderr=True),
             transient=True,
             refresh_per_second=8,
             # Redirecting would send output meant for a file to the terminal.
@@ -181,7 +187,7 @@ class ProgressDisplay(ProgressView):
         if err or sys.stdout.isatty():
             self._live.console.print(Text(line), soft_wrap=True)
         else:
-            click.echo(line)
+            echo(line)
 
     def _render(self) -> RenderableType:
         with self._lock:

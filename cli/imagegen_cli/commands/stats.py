@@ -5,6 +5,7 @@ from typing import Unpack
 import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
+from imagegen_cli.terminal import echo
 from imagegen_protocol.statistics import to_json
 
 
@@ -23,10 +24,9 @@ def command(as_json: bool, **connection: Unpack[Connection]) -> None:
     with open_client(connection) as client:
         statistics = client.stats(connection["connect_timeout"])
     if as_json:
-        click.echo(to_json(statistics))
+        echo(to_json(statistics).decode())
         return
-    from rich.console import Console
-
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.tables import stats_table
 
-    Console().print(stats_table(statistics))
+    EscapingConsole().print(stats_table(statistics))

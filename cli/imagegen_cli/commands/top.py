@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from imagegen_cli.commands.options import Connection, broker_options, open_client
+from imagegen_cli.terminal import echo
 from imagegen_client.fleet import as_json
 from imagegen_client.fleet_watch import FleetWatch
+from imagegen_common.command_line import NumberRange
 from imagegen_protocol import BrokerUnreachableError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _KEY_POLL_SECONDS = 0.1
 @click.command("top")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 3600),
+    type=NumberRange(0.2, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
@@ -73,7 +75,7 @@ def command(interval: float, once: bool, json_once: bool, **connection: Unpack[C
             wait(answers.values())
             watch.update(answers)
             if json_once:
-                click.echo(json.dumps(as_json(watch.before, watch.now), indent=2, ensure_ascii=False))
+                echo(json.dumps(as_json(watch.before, watch.now), indent=2, ensure_ascii=False))
             else:
                 _print(watch)
         else:
@@ -93,21 +95,21 @@ def _first_update(watch: FleetWatch, connection: Connection) -> None:
 
 
 def _print(watch: FleetWatch) -> None:
-    from rich.console import Console
-
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.dashboard.screen import screen
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = EscapingConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     console.print(screen(watch.before, watch.now, watch.trends, width=console.width))
 
 
 def _live(watch: FleetWatch, interval: float) -> None:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
 
+    from imagegen_cli.console import EscapingConsole
     from imagegen_cli.dashboard.screen import screen
 
-    console = Console()
+    console = EscapingConsole()
     hint = f"every {interval:g} s · q exits"
 
     def render() -> RenderableType:
@@ -139,7 +141,7 @@ def _show(seconds: float, quit_pressed: Callable[[float], bool], live: "Live") -
 
 @contextmanager
 def _quit_keys() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits at most so many seconds for the key q and returns whether it was pressed."""
+    """Yield a function that waits up to the given seconds for the key q, and returns whether it was pressed."""
     if not sys.stdin.isatty():
         yield lambda seconds: Event().wait(seconds)
         return

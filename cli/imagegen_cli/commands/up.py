@@ -6,7 +6,8 @@ import select
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Iterator, Sequence
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,7 @@ from types import FrameType
 import click
 
 from imagegen_cli.doctor.machine_probes import find_program
+from imagegen_cli.terminal import echo
 
 _PR_SET_PDEATHSIG = 1
 _POLL_MILLISECONDS = 500
@@ -42,6 +44,7 @@ class DaemonExitedError(Exception):
 @click.option("--broker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the broker.")
 @click.option("--worker-config", type=_CONFIG, metavar="FILE", help="Configuration file of the workers.")
 @click.option("--gateway-config", type=_CONFIG, metavar="FILE", help="Configuration file of the gateway.")
+@click.option("--open", "open_page", is_flag=True, help="Open the gateway's page in the browser when it is ready.")
 @click.argument("worker_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER-OPTIONS]")
 def command(
     http: str | None,
@@ -49,6 +52,7 @@ def command(
     broker_config: Path | None,
     worker_config: Path | None,
     gateway_config: Path | None,
+    open_page: bool,
     worker_options: tuple[str, ...],
 ) -> None:
     """Run a fleet on this machine until Ctrl-C.
@@ -59,7 +63,7 @@ def command(
 
     \b
     Examples:
-      imagegen up
+      imagegen up --open
       imagegen up --model /srv/models/sdxl --http 127.0.0.1:9000
       imagegen up -- --backend simulated --gpu 0,1
     """
@@ -80,13 +84,13 @@ def command(
             daemons.start("workers", [*worker, "--broker", listening["backend"], *worker_options])
             started = daemons.start("gateway", [*gateway, "--broker", listening["frontend"]], listen=True)
             url = _parse_fields(started)["http"]
-            click.echo(f"gateway listening on {url}; waiting for workers ...")
-            daemons.watch(url)
+            echo(f"gateway listening on {url}; waiting for workers ...")
+            daemons.watch(url, lambda: _report_ready(url, open_page))
     except DaemonExitedError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         context.exit(error.status if error.status in _PASSED_STATUSES else 1)
     except KeyboardInterrupt:
-        click.echo("stopped")
+        echo("stopped")
 
 
 class _Daemons:
@@ -106,7 +110,7 @@ class _Daemons:
                 self._processes[name].terminate()
                 self._processes[name].wait(_STOP_TIMEOUT_SECONDS)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            click.echo("killed the remaining daemons", err=True)
+            echo("killed the remaining daemons", err=True)
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -132,8 +136,8 @@ class _Daemons:
             raise DaemonExitedError(name, process.wait())
         return line
 
-    def watch(self, url: str) -> None:
-        """Wait until a daemon exits, then raise `DaemonExitedError`; print when the gateway is ready."""
+    def watch(self, url: str, on_ready: Callable[[], object]) -> None:
+        """Wait until a daemon exits, then raise `DaemonExitedError`; call `on_ready` when the gateway is ready."""
         poller = select.poll()
         watched = {os.pidfd_open(process.pid): name for name, process in self._processes.items()}
         try:
@@ -142,12 +146,18 @@ class _Daemons:
             ready = False
             while not (exited := poller.poll(None if ready else _POLL_MILLISECONDS)):
                 if ready := _is_ready(url):
-                    click.echo(f"ready: {url}")
+                    on_ready()
             name = watched[exited[0][0]]
             raise DaemonExitedError(name, self._processes[name].wait())
         finally:
             for descriptor in watched:
                 os.close(descriptor)
+
+
+def _report_ready(url: str, open_page: bool) -> None:
+    echo(f"ready: {url} (open it in a browser to generate images)")
+    if open_page and not webbrowser.open(url):
+        echo("no browser could be opened", err=True)
 
 
 def _parse_fields(line: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.text import Text
 
 _LEVELS = "▁▂▃▄▅▆▇"
-"""Without the full block, which would touch the line above."""
+"""Blocks of increasing height, except the full block, which would touch the line above."""
 
 
 def sparkline(values: Iterable[float], most: float, width: int) -> str:
@@ -17,7 +17,7 @@ def sparkline(values: Iterable[float], most: float, width: int) -> str:
 
 
 def load_bar(running: int, depth: int, capacity: int, width: int) -> Text:
-    """Return a bar of a worker's running, waiting and free capacity."""
+    """Return a bar of `width` cells that shows a worker's running images, waiting images and free capacity."""
     capacity = max(capacity, depth, 1)
     held = _cells(depth, capacity, width)
     busy = min(held, _cells(running, capacity, width))

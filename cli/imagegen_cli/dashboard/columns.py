@@ -51,7 +51,7 @@ class Column:
     cell: Callable[[GpuRow], Text]
     is_number: bool = False
     cut_to: int | None = None
-    """Minimum width of longer names, which may be cut."""
+    """Width to which longer texts may be truncated; None: never truncated."""
 
     def width(self, cells: Sequence[Text]) -> int:
         """Return the minimum width in cells."""

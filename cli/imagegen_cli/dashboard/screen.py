@@ -117,7 +117,7 @@ def _fleet_line(gpus: Sequence[GpuRow], trends: Trends, width: int) -> Text:
 
 
 def _aligned(trends: Trends) -> list[list[float]]:
-    """Return the values per snapshot; shorter trends started later."""
+    """Return the values of each snapshot; a shorter trend lacks the oldest ones."""
     longest = max((len(trend) for trend in trends.values()), default=0)
     return [
         [trend[at - longest] for trend in trends.values() if len(trend) >= longest - at] for at in range(longest)
@@ -125,7 +125,7 @@ def _aligned(trends: Trends) -> list[list[float]]:
 
 
 def _line(head: Text, pieces: Sequence[str], width: int) -> Text:
-    """Append as many pieces as fit."""
+    """Return a line with as many of the pieces as fit."""
     for at, piece in enumerate(pieces):
         separator = " · " if at else "  "
         if head.cell_len + len(separator) + len(piece) > width:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Literal
 
 from imagegen_cli.doctor.findings import Finding, ok, problem, warning
@@ -15,11 +16,13 @@ ConnectionResult = Literal["refused", "unknown host", "unreachable", "open"]
 """Result of a plain connection to a broker that does not answer."""
 
 _MISSED_HEARTBEATS = 2
-"""Tolerated: one may be late on a busy machine."""
+"""Missed heartbeats that are tolerated: one may be late on a busy machine."""
 _BROKER_SERVER = "imagegen-broker"
 
 _ADMIT = "copy your .key file into the broker's --authorized-clients folder and send the broker a SIGHUP"
-_OTHER_PROGRAM = "check that it is an imagegen-broker, of the same version as this client"
+_OTHER_PROGRAM = (
+    "check that it is the frontend of an imagegen-broker, not its backend, and has this client's version"
+)
 _REMEDIES = {
     KEYS_UNCHECKED: "see the broker's log",
     OTHER_SECURITY: "give --key and --broker-key only if the broker requires keys; check the port (5555 is for"
@@ -33,7 +36,7 @@ _REMEDIES = {
 class BrokerFacts:
     """Answer of one broker: `statistics`, an error (`refusal` and `code`), or none within `seconds`.
 
-    `suspicion`: likely reason why no handshake succeeded; "" if unknown.
+    `suspicion`: likely reason why the broker does not serve this client; "" if unknown.
     """
 
     endpoint: str
@@ -54,12 +57,14 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True)
 class HttpFacts:
-    """Answer of a broker's `/healthz`; without a `status` there was none, because of `reason`."""
+    """Answer of a broker or gateway; without a `status` there was none, because of `reason`."""
 
     url: str
     status: int | None = None
     server: str = ""
     reason: str = ""
+    text: str = ""
+    """The beginning of the body."""
 
 
 def check_broker(facts: BrokerFacts) -> Finding:
@@ -73,10 +78,11 @@ def check_broker(facts: BrokerFacts) -> Finding:
         remedy = _ADMIT if facts.code == UnauthorizedError.code else _OTHER_PROGRAM
         return problem(check, f"{endpoint} rejects this client: {reason}", remedy)
     if facts.suspicion and facts.connection in (None, "open"):
-        return problem(check, f"{endpoint} is unusable: {facts.suspicion}", _REMEDIES[facts.suspicion])
+        remedy = _REMEDIES.get(facts.suspicion, "see the broker's log")
+        return problem(check, f"{endpoint} is unusable: {facts.suspicion}", remedy)
     match facts.connection:
         case "refused":
-            remedy = "start imagegen-broker there, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
+            remedy = "start a fleet with imagegen up, or set its endpoint with --broker or IMAGEGEN_FRONTEND"
             return problem(check, f"nothing listens at {endpoint}", remedy)
         case "unknown host":
             remedy = "correct the name in --broker or IMAGEGEN_FRONTEND, or this machine's name resolution"
@@ -101,6 +107,20 @@ def check_http(facts: HttpFacts) -> Finding:
     if facts.status != 200:
         return problem("http", f"{facts.url} answers with status {facts.status}", "see the broker's log")
     return ok("http", f"{facts.url} answers")
+
+
+def check_gateway(facts: HttpFacts) -> Finding:
+    """Check that a gateway answers and can generate images, by its `/readyz`."""
+    if facts.status is None:
+        remedy = "start imagegen-gateway there, or correct --gateway"
+        return problem("gateway", f"{facts.url} is unreachable: {facts.reason}", remedy)
+    if facts.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        remedy = "start what is missing; imagegen up starts a whole fleet on one machine"
+        return problem("gateway", f"{facts.url} answers, but can't generate images: {facts.text}", remedy)
+    if facts.status != HTTPStatus.OK or facts.text != "ok":
+        message = f"expected imagegen-gateway at {facts.url}, got status {facts.status}"
+        return problem("gateway", message, "correct --gateway: a URL such as http://127.0.0.1:8000")
+    return ok("gateway", f"{facts.url} answers, and has a worker")
 
 
 def check_workers(facts: BrokerFacts) -> Iterator[Finding]:

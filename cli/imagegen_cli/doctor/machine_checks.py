@@ -8,9 +8,9 @@ from imagegen_cli.doctor.findings import Finding, ok, problem, warning
 
 GIB = 1024**3
 _DISK_PROBLEM, _DISK_WARNING = 1 * GIB, 20 * GIB
-"""Free bytes; a large model takes 7 to 35 GiB."""
+"""Free bytes below which disk space is a problem or a warning; a large model takes 7 to 35 GiB."""
 _MEMORY_PROBLEM, _MEMORY_WARNING = 1 * GIB, 4 * GIB
-"""Available bytes; a worker needs host memory besides its GPU."""
+"""Available bytes below which memory is a problem or a warning; a worker needs host memory besides its GPU's."""
 _BROKER = "imagegen-broker"
 
 
@@ -184,7 +184,7 @@ def check_model(facts: ModelFacts) -> Finding:
         remedy = "pip install '.[worker]', or check on the worker's host"
         return problem("model files", f"{facts.source}: imagegen-worker is unavailable: {facts.output}", remedy)
     if facts.status:
-        error = facts.output.removeprefix("Error: ")
+        error = facts.output.removeprefix("error: ")
         return problem("model files", f"{facts.source}: {error}", "correct --model, or download the files")
     return ok("model files", f"{facts.source}: accepted by imagegen-worker")
 

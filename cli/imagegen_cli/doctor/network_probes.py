@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from imagegen_protocol.endpoints import parse_endpoint
 from imagegen_protocol.statistics import Statistics
 
 _PROBE_SECONDS = 3.0
+_MAX_TEXT_BYTES = 200
 
 
 def query_brokers(
@@ -84,21 +85,25 @@ def is_local_host(host: str) -> bool:
     return True
 
 
-def query_http(address: str, timeout: float) -> HttpFacts:
-    """Request `/healthz` of a broker; `address`: HOST:PORT."""
-    url = f"http://{address}/healthz"
+def query_http(url: str, timeout: float) -> HttpFacts:
+    """Request a URL of a broker or gateway, such as its `/healthz`."""
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout) as answer:
-            return HttpFacts(url, answer.status, answer.headers.get("Server", ""))
+            return _http_facts(url, answer.status, answer)
     except HTTPError as error:
         with error:
-            return HttpFacts(url, error.code, error.headers.get("Server", ""))
+            return _http_facts(url, error.code, error)
     except URLError as error:
         reason = error.reason
         return HttpFacts(url, reason=getattr(reason, "strerror", None) or str(reason))
     except (OSError, HTTPException, ValueError) as error:
         return HttpFacts(url, reason=str(error) or type(error).__name__)
+
+
+def _http_facts(url: str, status: int, answer: HTTPResponse | HTTPError) -> HttpFacts:
+    text = answer.read(_MAX_TEXT_BYTES).decode(errors="replace").strip()
+    return HttpFacts(url, status, answer.headers.get("Server", ""), text=text)
 
 
 def parse_http_address(text: str) -> str:
@@ -111,3 +116,12 @@ def parse_http_address(text: str) -> str:
     if parts.scheme != "http" or not parts.hostname or not port:
         raise ValueError(f"expected HOST:PORT or http://HOST:PORT, got {text!r}")
     return parts.netloc
+
+
+def parse_url(text: str) -> str:
+    """Return a URL of a gateway without a slash at its end; without a scheme, it is http. Raises `ValueError`."""
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"expected a URL such as http://127.0.0.1:8000, got {text!r}")
+    return url.rstrip("/")

@@ -1,4 +1,4 @@
-"""The addresses that the gateway may reach at the request of others, and the URLs of webhooks."""
+"""Checks of addresses that users or workers name, to which the gateway may connect, and of webhook URLs."""
 
 import ipaddress
 import re

@@ -31,12 +31,12 @@ class ByteBudget:
         return None
 
     def add(self, key_id: str, size: int) -> None:
-        """Count bytes, within the maximums or not."""
+        """Count bytes, even if they exceed the maximums."""
         self._by_key[key_id] += size
         self.held += size
 
     def give_back(self, key_id: str, size: int) -> None:
-        """Return bytes taken before."""
+        """Free bytes that were taken or added before."""
         self.held -= size
         self._by_key[key_id] -= size
         if not self._by_key[key_id]:

@@ -30,7 +30,7 @@ class JobQuota:
         return None
 
     def add(self, key_id: str, size: int) -> None:
-        """Count a job, within the limits or not."""
+        """Count a job, even if it exceeds the limits."""
         self.jobs += 1
         self._jobs[key_id] += 1
         self._bytes[key_id] += size

@@ -9,6 +9,8 @@ MAX_VALUES = 1000
 """Maximum number of values in one text: list items and object fields at any depth."""
 MAX_TEXT = 64 * 1024
 """Maximum number of characters of a text, except of images."""
+MAX_KEY = 256
+"""Maximum number of characters of a field's name."""
 MAX_STRUCTURE = 64 * 1024
 """Maximum number of separators and brackets. Checked before parsing, so it counts those within texts."""
 
@@ -59,6 +61,8 @@ def _check(value: Any, long_fields: Collection[str]) -> None:
         if isinstance(current, str) and len(current) > MAX_TEXT and name not in long_fields:
             message = f"expected at most {MAX_TEXT} characters, got {len(current)}"
             raise JsonTooLargeError(message, name)
+        if isinstance(current, dict) and any(len(key) > MAX_KEY for key in current):
+            raise JsonTooLargeError(f"expected field names of at most {MAX_KEY} characters", name)
         inner = list(_children(name, current))
         count += len(inner)
         if count > MAX_VALUES:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 PAUSE_SECONDS = 20.0
-"""Maximum time in which a client reads nothing of the bytes that wait for it."""
+"""Maximum time in which a client reads none of the bytes that wait for it."""
 PART_SECONDS = 300.0
 """Maximum time in which a client reads the bytes that wait for it: 32 MiB at one megabit a second."""
 

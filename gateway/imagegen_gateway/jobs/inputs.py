@@ -1,4 +1,4 @@
-"""Input images of jobs: on disk until the turn of their job, so that queued jobs need no memory for them."""
+"""Input images of jobs: read from disk when the job starts, so that queued jobs need no memory for them."""
 
 import asyncio
 from collections.abc import AsyncIterator

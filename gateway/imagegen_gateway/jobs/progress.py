@@ -20,7 +20,7 @@ class JobProgress:
     def update(self, report: Progress) -> None:
         """Store a progress report and wake the followers."""
         self.latest = report
-        self.preview = None if report.state == "queued" else report.preview or self.preview
+        self.preview = None if report.state != "running" else report.preview or self.preview
         self._wake()
 
     def finish(self) -> None:
@@ -40,7 +40,7 @@ class JobProgress:
         """Return the progress fields of the job's API representation; empty before the first report."""
         if self.latest is None or self.finished:
             return {}
-        if self.latest.state == "queued":
+        if self.latest.state != "running":
             return {"place": self.latest.place, "seconds_to_start": finite(self.latest.seconds_to_start)}
         return {"step": self.latest.step, "steps": self.latest.steps}
 

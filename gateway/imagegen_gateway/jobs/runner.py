@@ -81,7 +81,7 @@ class JobRunner:
         return len(jobs)
 
     def start(self, job: Job) -> None:
-        """Start the task of a stored job that the quota counts; it is counted until its end."""
+        """Start the task of a stored job. The caller has counted it in the quota; it is removed at its end."""
         self._progress[job.id] = JobProgress()
         self._in_flight.begin(job.owner)
         self._tasks[job.id] = asyncio.create_task(self._run(job), name=job.id)
@@ -143,7 +143,7 @@ class JobRunner:
         await self._store_images(job, result)
 
     async def _result(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
-        """Return the checked result of a job, submitted again after temporary errors. Raises `ImagegenError`."""
+        """Submit a job, again after temporary errors; return its checked result. Raises `ImagegenError`."""
         while True:
             try:
                 return check_result(await self._request(job, inputs), job.options)

@@ -24,7 +24,7 @@ def _fields(job: Job, progress: JobProgress | None) -> dict[str, Any]:
     state = job.state
     if progress is not None and progress.latest is not None and job.finished is None:
         # More recent than the store: a running request is requeued if its worker dies.
-        state = progress.latest.state
+        state = "running" if progress.latest.state == "running" else "queued"
     return {
         "id": job.id,
         "state": state,

@@ -32,6 +32,8 @@ from imagegen_protocol.seeds import random_seed
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=BodyRoute)
 
+_SLICE = 64 * 1024
+
 JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{32}$")]
 IdempotencyKey = Annotated[
     str | None,
@@ -166,9 +168,26 @@ async def _find_existing(services: Services, api_key: ApiKey, key: str | None, f
 
 
 def _fingerprint(body: JobBody) -> str:
-    # Without absent fields, so that versions with other parameters compute the same fingerprint.
-    text = json.dumps(body.model_dump(mode="json", exclude_none=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the hash of a body as JSON with sorted keys.
+
+    Absent fields are left out, so that versions with other parameters compute the same one. Images are encoded in
+    slices: the encoder holds the lock of the interpreter until its end.
+    """
+    fields = body.model_dump(mode="json", exclude_none=True)
+    hasher = hashlib.sha256(b"{")
+    for index, name in enumerate(sorted(fields)):
+        hasher.update(f"{', ' if index else ''}{json.dumps(name)}: ".encode())
+        value = fields[name]
+        if isinstance(value, str):
+            slices = (value[start : start + _SLICE] for start in range(0, len(value), _SLICE))
+            hasher.update(b'"')
+            for part in slices:
+                hasher.update(json.dumps(part)[1:-1].encode())
+            hasher.update(b'"')
+        else:
+            hasher.update(json.dumps(value, sort_keys=True).encode())
+    hasher.update(b"}")
+    return hasher.hexdigest()
 
 
 async def _add(

@@ -70,16 +70,16 @@ class ImageGenerator(Protocol):
         """Measured or modelled time of one image in a full batch; None while unknown."""
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """Return what requests that share a call have in common; None for a request whose images share none.
+        """Return the key that requests have in common if they can share a call; None: each image needs its own.
 
-        May generate images, to find out, when a kind of request comes for the first time.
+        May generate trial images for the first request of a kind.
         """
 
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """Generate one image for each row; the requests of several rows have the same `call_key`.
 
-        Raises `DeviceMemoryError`, `DeviceLostError` and the exceptions of `on_step`; any other exception counts
-        as caused by a request.
+        Raises `DeviceMemoryError`, `DeviceLostError` and the exceptions of `on_step`; any other exception is
+        attributed to a request.
         """
 
 

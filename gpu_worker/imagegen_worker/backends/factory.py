@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class LoadedEngine:
-    """An engine with its models. `ready` is the event to post once it is constructed."""
+    """An engine with its models. `ready` is the event to post to the core after construction."""
 
     def __init__(self, config: WorkerConfig, encoder: EncodePool) -> None:
         """Load and warm up the first model, and load others if `preload` is set. Raises `StartError`."""

@@ -132,7 +132,7 @@ class SimulatedBackend:
         return EngineReady((self.load(),), "simulated", self.seconds_per_image)
 
     def call_key(self, request: ResolvedRequest) -> Hashable:
-        """Return the batch key: what is simulated depends on nothing else in a call."""
+        """Return the batch key: a simulated call depends on nothing else."""
         return request.batch_key
 
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:

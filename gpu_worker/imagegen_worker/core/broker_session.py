@@ -2,18 +2,24 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
+
+import msgspec
 
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.errors import UnauthorizedError, WorkerNameTakenError
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import BrokerHeartbeat, Error, Goodbye, WorkerMessage
+from imagegen_protocol.transfers import Buffer, Downloads
 from imagegen_worker.core.events import Reconnect, Send
 from imagegen_worker.core.state import WorkerState
 
 COALESCE_SECONDS = 0.02
 """Delay of a heartbeat that is not urgent, so that several changes share it."""
+CONGESTED_INTERVALS = 1.5
+"""Intervals without confirmation of a heartbeat after which the link to the broker counts as congested. On a good
+link the next heartbeat of the broker confirms it."""
 MAX_ERROR_MESSAGE_LENGTH = 2000
 """Longer messages are truncated, so that an ERROR fits into its header frame."""
 
@@ -37,17 +43,30 @@ class BrokerSession:
     liveness: int = DEFAULT_LIVENESS
     received_at: float = 0.0
     """When the last message arrived."""
+    downloads: Downloads = field(default_factory=Downloads)
+    """Payloads of requests that are fetched from this broker."""
     ready_sent: bool = False
     """Whether a READY was sent and not answered yet."""
+    heartbeats: int = 0
+    """Number of the last heartbeat sent to the broker."""
+    unconfirmed: tuple[int, float] | None = None
+    """Number and time of a heartbeat that the broker has not confirmed; those after it are not observed."""
+    capabilities: bytes = b""
+    """The capabilities in the READY that was sent last."""
     unanswered: int = 0
     """Intervals since the first unanswered READY."""
     logged_error: str = ""
-    """The last ERROR that was logged; a repetition is not."""
+    """The last ERROR that was logged; repetitions are not logged."""
 
     @property
     def registered(self) -> bool:
         """Whether the broker has accepted READY and is alive."""
         return self.session > 0
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the broker has accepted READY, or can be expected to answer the one that was sent."""
+        return self.registered or (self.ready_sent and self.unanswered < self.liveness)
 
     @property
     def dead_at(self) -> float:
@@ -67,16 +86,25 @@ class BrokerSession:
     def update(self, heartbeat: BrokerHeartbeat, now: float) -> None:
         """Store the fields that every broker heartbeat carries."""
         self.beat = heartbeat.beat
+        if heartbeat.number is None or (self.unconfirmed and heartbeat.number >= self.unconfirmed[0]):
+            self.unconfirmed = None
         self.last_epoch = heartbeat.epoch
         self.interval, self.liveness = heartbeat.interval_seconds, heartbeat.liveness
+        self.downloads.configure(self.interval, self.liveness, heartbeat.fetch_window_bytes)
         self.report_at = min(self.report_at, now + self.interval)
 
     def register(self, heartbeat: BrokerHeartbeat) -> None:
-        """Store the session of a heartbeat that answers READY."""
+        """Store the session of a heartbeat that answers READY; fetch what is missing on the new connection."""
         self.session, self.epoch = heartbeat.session, heartbeat.epoch
+        self.downloads.restart()
+        self.heartbeats, self.unconfirmed = 0, None
         self.ready_sent = False
         self.unanswered = 0
         self.logged_error = ""
+
+    def is_congested(self, now: float) -> bool:
+        """Return whether messages to the broker wait for a slow link."""
+        return self.unconfirmed is not None and now > self.unconfirmed[1] + CONGESTED_INTERVALS * self.interval
 
     def unregister(self, now: float) -> None:
         """End the session; READY is due now."""
@@ -108,7 +136,7 @@ class BrokerSessions:
     # ---- messages from a broker ------------------------------------------------------------------------------
 
     def on_heartbeat(self, session: BrokerSession, heartbeat: BrokerHeartbeat, now: float) -> None:
-        """Register, or notice that the broker does not know this worker any more."""
+        """Register with the broker, or end the session if the broker no longer knows this worker."""
         session.update(heartbeat, now)
         if self._is_duplicate(session):
             if session.registered or session.ready_sent:
@@ -121,6 +149,9 @@ class BrokerSessions:
             session.register(heartbeat)
             fields = {"session": session.session, "interval": session.interval}
             self._state.log(logging.INFO, "registered", broker=session.index, **fields)
+            for part in self._state.models.encode_capabilities():
+                if part != session.capabilities:
+                    self.send(session, self._state.ready_message(), (part,))
             if self._state.draining:
                 self.report(session, now)  # READY has no state field: report at once that the worker drains
         elif not session.matches(heartbeat):
@@ -149,11 +180,12 @@ class BrokerSessions:
         self.report(session, now)
 
     def _is_duplicate(self, session: BrokerSession) -> bool:
-        """Return whether this endpoint leads to a broker at which the worker is registered through an earlier one.
+        """Return whether this endpoint leads to a broker that an earlier endpoint already reaches.
 
-        Such a session stays silent: the two would replace each other's registration by turns.
+        Such a session sends nothing, even while the earlier one registers again: the two would keep replacing each
+        other's registration.
         """
-        earlier = [other.epoch for other in self._sessions[: session.index] if other.registered]
+        earlier = [other.last_epoch for other in self._sessions[: session.index] if other.is_in_use]
         return session.last_epoch is not None and session.last_epoch in earlier
 
     # ---- time ------------------------------------------------------------------------------------------------
@@ -187,39 +219,50 @@ class BrokerSessions:
 
     # ---- messages to the brokers -----------------------------------------------------------------------------
 
-    def send(self, session: BrokerSession, message: WorkerMessage, frames: tuple[bytes, ...] = ()) -> None:
+    def send(self, session: BrokerSession, message: WorkerMessage, frames: tuple[Buffer, ...] = ()) -> None:
         """Send a message to one broker."""
         self._state.actions.append(Send(session.index, message, frames))
 
-    def report(self, session: BrokerSession, now: float, *, as_ready: bool = False) -> None:
-        """Send HEARTBEAT, or READY if unregistered or `as_ready`; both list all held requests."""
+    def report(self, session: BrokerSession, now: float) -> None:
+        """Send HEARTBEAT, or READY if unregistered; both list all held requests."""
         state = self._state
         if not state.models.names:
             return
         session.report_at = now + session.interval
-        if session.registered and not as_ready:
-            self.send(session, state.heartbeat_message(session.session, session.beat, now))
+        if session.registered:
+            session.heartbeats += 1
+            session.unconfirmed = session.unconfirmed or (session.heartbeats, now)
+            heartbeat = state.heartbeat_message(session.session, session.beat, now)
+            token, number = session.downloads.token, session.heartbeats
+            self.send(session, msgspec.structs.replace(heartbeat, token=token, number=number))
         else:
-            session.ready_sent = not session.registered
-            self.send(session, state.ready_message(), (state.models.encode_capabilities(),))
+            session.ready_sent = True
+            session.capabilities = state.models.encode_capabilities()[0]
+            self.send(session, state.ready_message(), (session.capabilities,))
 
     def report_start(self, now: float) -> None:
         """Send READY to every broker: the engine has started."""
         for session in self._sessions:
             self.report(session, now)
 
-    def report_now(self, now: float, *, as_ready: bool = False) -> None:
-        """Report at once to every broker that has registered this worker."""
+    def report_now(self, now: float) -> None:
+        """Send a HEARTBEAT now to every broker that has registered this worker."""
         for session in self.registered():
-            self.report(session, now, as_ready=as_ready)
+            self.report(session, now)
+
+    def report_capabilities(self, name: str) -> None:
+        """Send the capabilities of one model, in READY, to every broker that has registered this worker."""
+        for session in self.registered():
+            for part in self._state.models.encode_capabilities(name):
+                self.send(session, self._state.ready_message(), (part,))
 
     def report_soon(self, now: float) -> None:
-        """Report within `COALESCE_SECONDS` to every broker that has registered this worker."""
+        """Send a HEARTBEAT within `COALESCE_SECONDS` to every broker that has registered this worker."""
         for session in self.registered():
             session.report_at = min(session.report_at, now + COALESCE_SECONDS)
 
     def send_goodbye(self) -> None:
-        """Tell every broker that has registered this worker that it exits."""
+        """Send GOODBYE to every broker that has registered this worker."""
         for session in self.registered():
             self.send(session, Goodbye())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from imagegen_protocol import GenerationRequest, ProtocolError
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
+from imagegen_protocol.transfers import Buffer
 from imagegen_worker.core.model import Model, ResolvedRequest
 
 # ---- events of the shell; `broker` is the index of a configured broker ----------------------------------------
@@ -40,7 +41,7 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed: do what has become due."""
+    """Time has passed; deadlines may have been reached."""
 
 
 # ---- events of the engine --------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ class Send:
 
     broker: int
     message: WorkerMessage
-    frames: tuple[bytes, ...] = ()
+    frames: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 
-from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
-from imagegen_protocol.messages import Error, Result, Work
+from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.messages import Error, Result
+from imagegen_protocol.transfers import Download
 from imagegen_worker.core.model import ResolvedRequest
 
 ANSWER_OVERHEAD_BYTES = 1024
@@ -18,24 +20,38 @@ class HeldRequest:
     id: bytes
     number: int
     broker: int
-    """Index of the broker that gets the answer."""
+    """Index of the broker that gets the answer, and that the payload is fetched from."""
     attempt: int
     progress: bool
     arrived: float
+    """When the request arrived, with all of its payload."""
     deadline: float | None
+    announced_images: int | None = None
+    """Number of images that the broker's header states."""
     preview: bool = False
+    inline_bytes: int = DEFAULT_INLINE_BYTES
+    """Maximum size of the images that are sent with the answer; larger ones are fetched."""
     model: str = ""
-    unparsed: tuple[Work, tuple[bytes, ...]] | None = None
-    """The message, kept until its model is loaded: parsing needs the model's capabilities."""
+    download: Download | None = None
+    """The payload while it is fetched."""
+    source: bytes | None = None
+    """Epoch of the broker that sent the request last, and therefore has its payload."""
+    unparsed: tuple[bytes, ...] | None = None
+    """The payload, kept until the model is loaded: parsing needs the model's capabilities."""
     exclusive: bool = False
     """Whether the request must run alone."""
     request: ResolvedRequest | None = None
     """The resolved request; None until its input images are decoded."""
     answer: Result | Error | None = None
     images: tuple[bytes, ...] = ()
+    payload_id: bytes = b""
+    """Id under which the images of the answer can be fetched."""
     answered_at: float = 0.0
+    """Time at which the answer was created, or last requested by a client."""
     step: tuple[int, int] = (0, 0)
-    """The last reported progress: steps made, and steps in all."""
+    """The last reported progress: completed steps and total steps."""
+    next_preview_at: float = 0.0
+    """When the next preview may be sent."""
 
     @property
     def image_count(self) -> int:
@@ -67,6 +83,8 @@ class HeldRequests:
         self.running: dict[bytes, HeldRequest] = {}
         self.finished: dict[bytes, HeldRequest] = {}
         self.finished_bytes = 0
+        self.last_activity = -inf
+        """When an answer was last made or fetched; minus infinity before the first."""
 
     def get(self, request_id: bytes) -> HeldRequest | None:
         """Return the request with this id, in any state."""
@@ -111,6 +129,7 @@ class HeldRequests:
         """Store the answer until it is acknowledged; drop and return the oldest answers beyond the limits."""
         self.remove(held)
         held.answer, held.images, held.answered_at = answer, images, now
+        self.last_activity = now
         self.finished[held.id] = held
         self.finished_bytes += held.size
         dropped = []
@@ -120,6 +139,16 @@ class HeldRequests:
             dropped.append(next(iter(self.finished.values())))
             self.remove(dropped[-1])
         return dropped
+
+    def touch(self, held: HeldRequest, now: float) -> None:
+        """Make an answer the newest one: the last to be dropped."""
+        held.answered_at = now
+        self.finished[held.id] = self.finished.pop(held.id)
+
+    def fetch(self, held: HeldRequest, now: float) -> None:
+        """Record that a client fetches an answer: it becomes the newest one, and extends a drain."""
+        self.touch(held, now)
+        self.last_activity = now
 
     def remove(self, held: HeldRequest) -> None:
         """Remove a request in any state."""

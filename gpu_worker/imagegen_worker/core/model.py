@@ -1,4 +1,4 @@
-"""What a model accepts, and requests with its defaults filled in."""
+"""Models with their capabilities, and requests with a model's defaults filled in."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities
 from imagegen_protocol.declaration import TaskName
-from imagegen_protocol.limits import MAX_CHOICES, MAX_SIDE_PIXELS
+from imagegen_protocol.limits import MAX_CHOICES, MAX_REASON_LENGTH, MAX_SIDE_PIXELS
 from imagegen_protocol.messages import ParameterValue
 from imagegen_protocol.request import (
     BODY_PARAMETERS,
@@ -95,7 +95,7 @@ class ResolvedRequest:
         return {name: value for name, value in named.items() if value is not None}
 
     def parameters(self) -> dict[str, ParameterValue]:
-        """Return what RESULT reports; without the prompts, which could outgrow a header frame."""
+        """Return the parameters for RESULT, without prompts, which could exceed the size of a header."""
         found: dict[str, ParameterValue] = {"task": self.task}
         for name, parameter in BODY_PARAMETERS.items():
             if parameter.info.in_result:
@@ -138,7 +138,9 @@ CALL_PARAMETERS: frozenset[str] = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model's name, defaults and limits. Sizes in pixels; `guidance_scale` None: the model has none.
+    """A model's name, defaults and limits. Sizes in pixels.
+
+    `guidance_scale` None: the model has none, or with `takes_guidance` it chooses the guidance itself.
 
     `schedulers`: names of the scheduler classes that it supports, the default first; empty if it has no scheduler.
     """
@@ -146,16 +148,26 @@ class Model:
     name: str
     num_inference_steps: int
     guidance_scale: float | None
+    takes_guidance: bool | None = None
+    """Whether requests may set a guidance scale; None: if it has a default."""
     width: int
     height: int
     size_multiple: int = 1
     max_side: int = MAX_SIDE_PIXELS
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of the only sizes that the model generates; empty: any within the limits."""
     takes_negative_prompt: bool = True
     takes_loras: bool = False
     loras: tuple[str, ...] = ()
     """LoRAs that were available when the model was loaded."""
     schedulers: tuple[str, ...] = ()
+    unshared: str = ""
+    """Why requests do not share all forwards; empty if they do, or if it is unknown."""
     tasks: Mapping[Task, TaskCapabilities] = field(default_factory=lambda: {"text-to-image": TaskCapabilities()})
+
+    @property
+    def _takes_guidance(self) -> bool:
+        return self.guidance_scale is not None if self.takes_guidance is None else self.takes_guidance
 
     def capabilities(self) -> ModelCapabilities:
         """Return the capabilities that READY reports."""
@@ -171,14 +183,20 @@ class Model:
             schedulers=list(self.schedulers[:MAX_CHOICES]),
             loras=list(self.loras[:MAX_CHOICES]) if self.takes_loras else None,
             parameters=self._accepted(),
+            unshared=self.unshared[:MAX_REASON_LENGTH] or None,
         )
 
     def _accepted(self) -> dict[str, AcceptedParameter]:
-        """Return the `CALL_PARAMETERS` that any task accepts, with the default of the first such task."""
+        """Return the `CALL_PARAMETERS` that any task accepts, with the default of the first such task.
+
+        A guidance scale without a default is among them.
+        """
         found: dict[str, AcceptedParameter] = {}
         for task in self.tasks.values():
             for name in sorted(CALL_PARAMETERS & task.defaults.keys()):
                 found.setdefault(name, AcceptedParameter(default=task.defaults[name]))
+        if self._takes_guidance and self.guidance_scale is None:
+            found["guidance_scale"] = AcceptedParameter()
         return found
 
     def least_steps(self, task: Task) -> int:
@@ -199,7 +217,7 @@ class Model:
             )
         if request.negative_prompt and not self.takes_negative_prompt:
             raise InvalidRequestError(f"negative_prompt: the model {self.name} accepts none")
-        if request.guidance_scale is not None and self.guidance_scale is None:
+        if request.guidance_scale is not None and not self._takes_guidance:
             raise InvalidRequestError(f"guidance_scale: the model {self.name} accepts none")
         if request.loras and not self.takes_loras:
             raise InvalidRequestError(f"loras: the worker has none for the model {self.name}")
@@ -228,6 +246,7 @@ class Model:
         if image_size is not None:
             width = request.width or self._output_side("width", image_size[0])
             height = request.height or self._output_side("height", image_size[1])
+        self._check_size(width, height)
         strength = self.tasks[task].strength
         format_ = request.output_format or DEFAULT_OUTPUT_FORMAT
         return ResolvedRequest(
@@ -275,6 +294,13 @@ class Model:
                 f" {pixels}: set width and height"
             )
         return max(side, self.size_multiple)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if self.sizes and (width, height) not in self.sizes:
+            sizes = ", ".join(f"{wide} x {high}" for wide, high in self.sizes)
+            raise InvalidRequestError(
+                f"width, height: the model {self.name} generates only {sizes} pixels, got {width} x {height}"
+            )
 
     def _check_side(self, name: str, side: int) -> None:
         if side > self.max_side:

@@ -56,7 +56,7 @@ class ModelCache:
         self._pending.pop(name, None)
 
     def add(self, name: str, size: int, now: float, *, evicted: bool = False) -> None:
-        """Add a loaded model; `evicted`: others were evicted for it."""
+        """Add a loaded model of `size` bytes; `evicted`: models were evicted for it (see `patience`)."""
         self._pending.pop(name, None)
         self._sizes[name] = size
         self._count += 1
@@ -73,7 +73,7 @@ class ModelCache:
         self._sizes.move_to_end(name)
 
     def next(self, running: Collection[str], waiting: Collection[str], now: float) -> ModelSwap | None:
-        """Return the model to load now; None if no model is pending, or models to evict for it are in use.
+        """Return the model to load now; None if no model is pending, or the models to evict for it still run jobs.
 
         `running`: models of running jobs. `waiting`: models of queued jobs.
         """

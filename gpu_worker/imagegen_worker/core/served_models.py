@@ -29,10 +29,13 @@ class ServedModels:
         self._known[model.name] = model
         return changed
 
-    def encode_capabilities(self) -> bytes:
-        """Return the body frame of READY: the capabilities of all models that were loaded at least once."""
+    def encode_capabilities(self, *names: str) -> list[bytes]:
+        """Return the capabilities frames of READY for these models, or for all.
+
+        Models that were never loaded are omitted.
+        """
         return encode_capabilities(
-            {name: self._known[name].capabilities() for name in self.names if name in self._known}
+            {name: self._known[name].capabilities() for name in names or self.names if name in self._known}
         )
 
     def resolve_name(self, requested: str | None) -> str:

@@ -34,12 +34,15 @@ class WorkerIdentity:
 class WorkerLimits:
     """Limits in bytes and seconds.
 
-    `orphan_seconds`: how long queued requests of a silent broker are kept. `drain_seconds`: how long a draining
-    worker without unfinished requests waits for acknowledgements. `step_timeout`: age of the running step from
-    which the device counts as hung and the process exits; None or 0 disables it.
+    `input_bytes`: size of the payloads that are received or decoded at the same time; a larger one is received
+    alone. `orphan_seconds`: how long queued requests of a silent broker are kept. `drain_seconds`: how long a
+    draining worker without unfinished requests waits for acknowledgements after the last answer or FETCH.
+    `step_timeout`: age of the running step from which the device counts as hung and the process exits; None or 0
+    disables it.
     """
 
     held: HeldLimits = field(default_factory=HeldLimits)
+    input_bytes: int = 256 * 1024 * 1024
     orphan_seconds: float = 60.0
     drain_seconds: float = 30.0
     step_timeout: float | None = 300.0
@@ -65,7 +68,7 @@ class WorkerState:
         self.actions.append(LogEvent(level, text, fields, broker))
 
     def ready_message(self) -> Ready:
-        """Return the READY that asks for registration."""
+        """Return the READY message that registers this worker."""
         identity = self.identity
         return Ready(
             worker_id=identity.worker_id,

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from math import inf
 
-from imagegen_protocol.messages import BrokerHeartbeat, Drain, Error, Release, Resend, Work
+from imagegen_protocol.messages import BrokerHeartbeat, Chunk, Drain, Error, Fetch, Release, Resend, Work
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.broker_session import BrokerSessions
 from imagegen_worker.core.requests import RequestHandler
@@ -72,9 +72,7 @@ class WorkerCore:
             case ev.Received():
                 self._received(event, now)
             case ev.Malformed():
-                session = self._brokers[event.broker]
-                session.received_at = now
-                self._brokers.on_malformed(session, event.error)
+                self._brokers.on_malformed(self._brokers[event.broker], event.error)
             case ev.DrainRequested():
                 self._drain(event.reason, now)
             case ev.EngineReady() | ev.ModelLoading() | ev.ModelLoaded() | ev.ModelLoadFailed():
@@ -102,7 +100,7 @@ class WorkerCore:
         if (hung_at := self._state.watchdog.deadline()) != inf:
             times.append(hung_at)
         if self._drained_at is not None:
-            times.append(self._drained_at + self._state.limits.drain_seconds)
+            times.append(self._leaves_at(self._drained_at))
         return min(times, default=None)
 
     # ---- events ----------------------------------------------------------------------------------------------
@@ -127,7 +125,11 @@ class WorkerCore:
             case Resend():
                 for request_id in event.message.request_ids:
                     if (held := self.held.get(request_id)) is not None:
-                        self._requests.on_resend(session, held)
+                        self._requests.on_resend(session, held, now)
+            case Fetch():
+                self._requests.on_fetch(session, event.message, now)
+            case Chunk():
+                self._requests.on_chunk(session, event.message, event.frames, now)
             case Drain():
                 self._drain("requested by a broker", now)
             case Error():
@@ -158,7 +160,7 @@ class WorkerCore:
                 changed = state.models.update(event.model)
                 self._set_loaded(event.loaded, now)
                 if changed and not self.draining:
-                    self._brokers.report_now(now, as_ready=True)  # only READY carries capabilities
+                    self._brokers.report_capabilities(event.model.name)
                 self._requests.on_model_loaded(event.model.name, now)
             case ev.ModelLoadFailed():
                 state.watchdog.resume(now)
@@ -173,12 +175,13 @@ class WorkerCore:
     # ---- the end of an event, and of the process -------------------------------------------------------------
 
     def _finish(self, now: float) -> list[ev.Action]:
-        """Admit jobs, exit if the drain is complete, and return the collected actions."""
-        self._state.actions += self._requests.gate.admit(self.held.numbers)
+        """Fetch payloads, admit jobs, exit if the drain is complete, and return the collected actions."""
+        self._requests.fetch_payloads(now)
+        self._requests.admit_jobs()
         if self.draining and not self._exited and not self.held.queued and not self.held.running:
             if self._drained_at is None:
                 self._drained_at = now
-            if not self.held.finished or now >= self._drained_at + self._state.limits.drain_seconds:
+            if not self.held.finished or now >= self._leaves_at(self._drained_at):
                 self._exited = True
                 self._brokers.send_goodbye()
                 self._state.log(logging.INFO, "drained", unacknowledged=len(self.held.finished))
@@ -186,8 +189,12 @@ class WorkerCore:
         actions, self._state.actions = self._state.actions, []
         return actions
 
+    def _leaves_at(self, drained_at: float) -> float:
+        """Return when a drained worker exits although answers are unacknowledged."""
+        return max(drained_at, self.held.last_activity) + self._state.limits.drain_seconds
+
     def _exit_hung(self, now: float) -> None:
-        """End the process without GOODBYE: brokers count this as a death, and thereby find poisonous requests."""
+        """End the process without GOODBYE, so that brokers count a death and detect poison requests."""
         if self._exited:
             return
         self._exited = True

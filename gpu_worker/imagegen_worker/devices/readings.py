@@ -9,9 +9,9 @@ from typing import TypeVar
 from imagegen_worker.devices.nvml import Nvml, nvml_module
 
 CACHE_SECONDS = 1.0
-"""Readings are reused for this long."""
+"""Maximum age of cached readings."""
 LOCK_TIMEOUT_SECONDS = 1.0
-"""How long a thread waits for another one's reading: the driver may hang."""
+"""Maximum time that a thread waits for another thread's reading, because the driver may hang."""
 THROTTLE_REASONS = {
     "gpu_idle": 0x1,
     "applications_clocks_setting": 0x2,

@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, ImageGenerator, Row, Sketch, StoppedError
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.events import (
     CallDone,
@@ -195,34 +196,45 @@ class StaticEngine:
             Row(member.job.request, member.job.request.seeds[index], member.job.preview and index == 0)
             for member, index in rows
         ]
+        failure: Exception | None = None
         try:
             images = self._backend.generate(requests, on_step)
-        except StoppedError:
-            mailbox.post(CallFailed(len(rows), self._clock() - started, split=False, stopped=True))
         except DeviceLostError:
             raise
-        except DeviceMemoryError:
-            self._split(mailbox, rows, self._clock() - started)
         except Exception as error:  # noqa: BLE001 - every request must get an answer
-            self._retry_alone(mailbox, rows, members, error, self._clock() - started)
-        else:
-            mailbox.post(
-                CallDone(
-                    requests=len(members),
-                    images=len(rows),
-                    steps=members[0].job.request.num_inference_steps,
-                    seconds=self._clock() - started,
-                    seconds_per_image=self._backend.seconds_per_image,
-                    waits=tuple(max(started - member.job.arrived, 0.0) for member in members if not member.images),
-                    numbers=tuple(member.job.number for member in members),
-                )
+            failure = error
+        if failure is not None:  # outside of the handler, which keeps the frames of the error
+            self._failed(mailbox, rows, members, failure, self._clock() - started)
+            return
+        mailbox.post(
+            CallDone(
+                requests=len(members),
+                images=len(rows),
+                steps=members[0].job.request.num_inference_steps,
+                seconds=self._clock() - started,
+                seconds_per_image=self._backend.seconds_per_image,
+                waits=tuple(max(started - member.job.arrived, 0.0) for member in members if not member.images),
+                numbers=tuple(member.job.number for member in members),
             )
-            for (member, index), image in zip(rows, images, strict=True):
-                member.images[index] = image
-                self._memory_hint.record(member.job.request)
-                member.batch_size = max(member.batch_size, len(members))
-            for member in members:
-                self._finish_if_complete(member)
+        )
+        for (member, index), image in zip(rows, images, strict=True):
+            member.images[index] = image
+            self._memory_hint.record(member.job.request)
+            member.batch_size = max(member.batch_size, len(members))
+        for member in members:
+            self._finish_if_complete(member)
+
+    def _failed(
+        self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
+    ) -> None:
+        """Handle the error of a call: retry its rows in halves or job by job, or fail its job."""
+        release_frames(error)
+        if isinstance(error, StoppedError):
+            mailbox.post(CallFailed(len(rows), seconds, split=False, stopped=True))
+        elif isinstance(error, DeviceMemoryError):
+            self._split(mailbox, rows, seconds)
+        else:
+            self._retry_alone(mailbox, rows, members, error, seconds)
 
     def _split(self, mailbox: Mailbox, rows: _Rows, seconds: float) -> None:
         """Retry the rows of a call that ran out of memory in two calls."""
@@ -238,7 +250,7 @@ class StaticEngine:
     def _retry_alone(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
     ) -> None:
-        """Retry each job of a call that raised alone, so that only the one that causes the error fails."""
+        """Retry each job of a failed call in a call of its own, so that only the faulty job fails."""
         mailbox.post(CallFailed(len(rows), seconds, split=False))
         if len(members) == 1:
             self._fail(mailbox, members[0], *error_answer(error))

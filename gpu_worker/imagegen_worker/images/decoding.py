@@ -1,10 +1,10 @@
 """Decoding of a request's input images: checked by their headers, decoded, and resized to the output size.
 
-Input images are untrusted: the format is detected from the bytes, and the size is checked before decompression.
+Input images are untrusted: the format is detected from the bytes, and the number of their parts and the size are
+checked before decompression.
 """
 
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +14,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.images import sniff_format
+from imagegen_protocol.images import BoundedFile, sniff_format
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import OutputFormat
 from imagegen_worker.core.model import Model, ResolvedRequest
 
 # Instead of `Image.open`, which has size limits of its own, and warnings that are global to the process.
-_OPENERS: dict[OutputFormat, Callable[[io.BytesIO], Any]] = {
+_OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "png": PngImageFile,
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
@@ -52,7 +52,7 @@ def _decode(name: str, frame: bytes) -> Image.Image:
         start = f"{len(frame)} bytes that start with {frame[:8]!r}"
         raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {start}")
     try:
-        image = _OPENERS[format_](io.BytesIO(frame))
+        image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
             return _convert(ImageOps.exif_transpose(image), _MODES[name])
     except MemoryError:

@@ -61,12 +61,12 @@ class EncodePool:
         self._decoding[command.number] = self._threads.submit(self._decode, command)
 
     def cancel(self, number: int) -> None:
-        """Do not start to decode the input images of this job."""
+        """Cancel the decoding of a job's input images, if it has not started."""
         if (future := self._decoding.pop(number, None)) is not None:
             future.cancel()
 
     def close(self) -> None:
-        """Wait for the tasks that run; drop the queued ones."""
+        """Discard the queued tasks, and wait until the running ones have ended."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _encode_preview(self, number: int, sketch: Sketch) -> None:

@@ -23,7 +23,7 @@ _ASCII = b"ASCII\0\0\0"
 
 
 def encode_image(image: Image.Image, request: ResolvedRequest, seed: int) -> bytes:
-    """Return an image in the format of its request, with its parameters embedded."""
+    """Encode an image in the format of its request, with the generation parameters embedded."""
     parameters = request.parameters_of(seed)
     if request.output_format == "png":
         return encode_png(image, parameters)

@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from imagegen_common.logs import log
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.events import ModelLoaded, ModelLoadFailed, ModelLoading
 from imagegen_worker.core.model import Model
 from imagegen_worker.core.model_cache import ModelCache, ModelSwap
@@ -151,7 +152,7 @@ class ModelManager(Generic[B]):
             self._close(name)
 
     def _measure_new(self, mailbox: Mailbox) -> list[str]:
-        """Request the new models from the cache; return those that failed."""
+        """Measure the newly requested models and request them from the cache; return those that failed."""
         failed = []
         new, self._new = self._new, []
         for name in new:
@@ -176,7 +177,8 @@ class ModelManager(Generic[B]):
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            failure = error.with_traceback(None)  # its frames reference the loaded parts
+            failure = error
+            release_frames(error)  # they refer to the loaded parts
         if failure is not None:
             return [self._fail(mailbox, swap.name, failure)]
         self._explicit.discard(swap.name)
@@ -211,6 +213,7 @@ class ModelManager(Generic[B]):
                 model=name,
                 error=str(error),
             )
+            release_frames(error)
         for other in idle:
             self._close(other)
         return self._load_now(name)

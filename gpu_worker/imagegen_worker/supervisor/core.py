@@ -25,7 +25,7 @@ class RestartPolicy:
     """Exponential backoff between restarts, in seconds.
 
     The delay doubles with each failure in a row, from `first_delay` to `max_delay`; a worker that ran for
-    `reset_after` seconds starts a new row.
+    `reset_after` seconds resets the count.
     """
 
     first_delay: float = 1.0
@@ -89,7 +89,7 @@ class _Worker:
 
 
 class SupervisorCore:
-    """Independent workers, numbered from 0."""
+    """Starts workers, restarts failed ones after a delay, and stops all on a signal; numbered from 0."""
 
     def __init__(self, workers: int, policy: RestartPolicy, now: float) -> None:
         self._policy = policy
@@ -97,7 +97,7 @@ class SupervisorCore:
         self._stopping = False
         self._stop_signalled = False
         self._status = 0
-        """The worst exit status so far."""
+        """The highest exit status so far."""
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Handle an event at monotonic time `now`; return the actions to perform, in order."""

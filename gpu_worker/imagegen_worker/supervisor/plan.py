@@ -97,7 +97,7 @@ def _own_options(spec: WorkerSpec) -> list[str]:
 
 
 def _placeholders(gpu: str | None) -> list[Gpu]:
-    """Return GPUs without a name for workers that use none; their numbers distinguish the workers' names."""
+    """Return placeholder GPUs for workers that use none; their numbers distinguish the workers' names."""
     entries = ["0"] if gpu is None else parse_selection(gpu)
     for entry in entries:
         if not entry.isdecimal():

@@ -89,7 +89,7 @@ class Supervisor:
                 self._handle(Exited(worker, code if code >= 0 else 128 - code))
 
     def _reap(self) -> None:
-        """Wait for killed processes; one that hangs in its driver is left behind."""
+        """Wait for killed processes, for a limited time: one may hang in its driver."""
         end = time.monotonic() + REAP_SECONDS
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):

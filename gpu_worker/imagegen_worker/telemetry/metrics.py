@@ -48,10 +48,13 @@ OUTCOMES = (
     GenerationFailedError.code,
     RETURNED,
 )
-"""Exported from the start, as 0, so that rates include the first one."""
+"""Outcomes exported as 0 from the start, so that rates include the first occurrence."""
 _CALL_OUTCOMES = ("done", "failed", "out_of_memory_split", "stopped")
-_FALLBACKS = ("signature", "opaque argument", "no rows", "opaque output", "output", "random", "unequal", "error")
-"""Reasons of the backend for a forward that is not shared; exported from the start too."""
+_FALLBACKS = (
+    *("signature", "opaque argument", "no rows", "unknown batch dimension"),
+    *("opaque output", "output", "random", "mismatch", "unequal", "error"),
+)
+"""Reasons for forwards that are not shared; exported as 0 from the start, too."""
 _PREFIX = "imagegen_worker_"
 
 

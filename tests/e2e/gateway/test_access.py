@@ -201,11 +201,12 @@ def test_the_number_of_event_streams_of_a_key_is_limited(guarded):
                 break
 
 
-def test_each_key_is_a_client_of_the_broker(guarded, broker_client):
+def test_each_key_is_a_client_of_the_broker(guarded, broker_client, fleet):
     before = broker_client.stats()["clients"]
     for name in ("alice", "bob"):
         assert generate(guarded, guarded.add_key(name))[0] == 200
-    assert broker_client.stats()["clients"] == before + 2 + 1, "one per key, and one for statistics"
+    expected = before + 2 + 1
+    fleet.wait_until(lambda: broker_client.stats()["clients"] == expected, "one client per key and for statistics")
 
 
 def test_a_body_that_is_too_long_is_rejected(start_gateway):
@@ -231,6 +232,19 @@ def test_pages_of_other_sites_are_rejected_by_a_gateway_without_keys(gateway):
     response = gateway.http.post("/v1/images/generations", json=body, headers={"Origin": "https://evil.example"})
     assert (response.status_code, response.json()["error"]["code"]) == (403, "foreign_origin")
     assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "a/b", "a b", "a" * 30_000, "a:123456", "a@b", "\xe9"])
+def test_a_malformed_host_is_rejected_with_and_without_keys(gateway, guarded, host):
+    for server, headers in ((gateway, {}), (guarded, {"Authorization": "Bearer x"})):
+        response = server.http.get("/v1/models", headers={**headers, "Host": host.encode("latin1")})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("origin", ["[", "null", "https://[::1", "x" * 30_000])
+def test_a_malformed_origin_is_rejected(gateway, origin):
+    response = gateway.http.get("/v1/models", headers={"Origin": origin})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "foreign_origin")
 
 
 @needs("openssl")

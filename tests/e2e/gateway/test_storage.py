@@ -5,8 +5,6 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 
-import pytest
-
 from tests.e2e.conftest import command
 
 BODY = {"prompt": "x", "size": "64x64"}

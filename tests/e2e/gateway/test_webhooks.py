@@ -95,6 +95,8 @@ def test_due_webhooks_survive_a_killed_gateway(start_gateway, fleet, receive):
     lost = gateway.job(prompt="lost", webhook_url=url)
     gateway.wait(lost["id"])
     fleet.wait_until(lambda: attempts(gateway, "failed") >= 1, "a failed attempt")
+    fleet.wait_until(lambda: attempts(gateway, "delivered") == len(jobs), "delivered webhooks")
+    gateway.http.get("/healthz")  # asks the database, which has stored them before
     gateway.restart()
     received = [receiver.next()[1]["data"]["id"] for _ in jobs]
     assert sorted(received) == sorted(job["id"] for job in jobs), "each exactly once"

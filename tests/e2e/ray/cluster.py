@@ -1,6 +1,6 @@
-"""A Ray cluster of several nodes on this machine, run by the Python that has Ray.
+"""A Ray cluster of several nodes on this machine; run it with the Python that has Ray.
 
-Prints its address, then carries out lines from stdin: `add NAME GPUS`, `kill NAME`, `drain NAME`; answers `done`.
+Prints its address, then executes lines from stdin: `add NAME GPUS`, `kill NAME`, `drain NAME`; prints `done`.
 """
 
 import os
@@ -17,7 +17,7 @@ DRAIN_SECONDS = 60
 
 
 def drain(address: str, node_id: str) -> None:
-    """Tell Ray that a node is about to go, as a cloud's notice of preemption does."""
+    """Drain a node, as after a preemption notice of a cloud."""
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline = time.time_ns() // 1_000_000 + DRAIN_SECONDS * 1000
     accepted, why_not = ray._raylet.GcsClient(address=address).drain_node(node_id, reason, "a test", deadline)
@@ -27,14 +27,14 @@ def drain(address: str, node_id: str) -> None:
 
 def main() -> None:
     """Serve until stdin ends."""
-    # Short: the paths of sockets in it have a bound.
+    # Short, because the paths of its sockets have a maximum length.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         serve()
 
 
 def serve() -> None:
-    """Carry out what stdin says."""
+    """Execute the commands from stdin."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
     nodes = {}
     print(cluster.address, flush=True)

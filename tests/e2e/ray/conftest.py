@@ -1,4 +1,4 @@
-"""Ray has a Python of its own (`make test-ray`): it is large, and nothing else needs it."""
+"""Fixtures with a Ray cluster. Ray is large, so it has a Python environment of its own (`make test-ray`)."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.programs import ROOT, require
 
 
 class Nodes:
-    """A Ray cluster of several nodes on this machine; a head without GPUs is there from the start."""
+    """A Ray cluster of several nodes on this machine; it starts with a head node without GPUs."""
 
     def __init__(self, log):
         self._process = subprocess.Popen(
@@ -25,7 +25,7 @@ class Nodes:
         self.address = self._process.stdout.readline().strip()
         assert self.address, f"no cluster; {log.name} says why"
 
-    def tell(self, *words):
+    def send(self, *words):
         """Add, kill or drain a node."""
         self._process.stdin.write(" ".join(words) + "\n")
         self._process.stdin.flush()
@@ -52,7 +52,7 @@ def nodes(tmp_path):
 
 @pytest.fixture
 def start_manager(nodes, tmp_path):
-    """Start the program that keeps workers on the cluster; it is drained at the end."""
+    """Return a function that starts the manager of workers on the cluster; it is drained at the end."""
     processes = []
 
     def start(*arguments):
@@ -73,6 +73,6 @@ def start_manager(nodes, tmp_path):
 
 
 def clean():
-    """Return an environment in which Ray's Python finds its own packages alone."""
+    """Return environment variables with which Ray's Python finds only its own packages."""
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return own | {"RAY_USAGE_STATS_ENABLED": "0"}

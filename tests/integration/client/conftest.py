@@ -40,35 +40,61 @@ def client(broker):
         yield client
 
 
-@pytest.fixture
-def false_broker():
+class FalseBroker:
     """A ROUTER that sends arbitrary messages to the client that sent last."""
-    context = zmq.Context()
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
 
-    class FalseBroker:
-        endpoint = f"tcp://127.0.0.1:{port}"
+    def __init__(self, context):
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
+        self._socket.setsockopt(zmq.RCVHWM, 10)
+        self.endpoint = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
 
-        def receive(self, kind):
-            while True:
-                self.peer, header, *frames = socket.recv_multipart()
-                message = msgpack.unpackb(header)
-                if message["type"] == kind:
-                    return message, frames
+    def receive(self, *kinds):
+        """Return the next message of these types and its frames; others are dropped."""
+        while True:
+            self.peer, header, *frames = self._socket.recv_multipart()
+            message = msgpack.unpackb(header)
+            if message["type"] in kinds:
+                return message, frames
 
-        def send(self, *frames):
-            socket.send_multipart([self.peer, *frames])
+    def send(self, *frames):
+        self._socket.send_multipart([self.peer, *frames])
 
-        def say(self, **header):
-            self.send(msgpack.packb({"v": 1, **header}))
+    def say(self, *frames, **header):
+        self.send(msgpack.packb({"v": 2, **header}), *frames)
 
-        def heartbeat(self, interval=0.1):
-            about = {"epoch": b"e" * 16, "session": 1, "beat": 1, "liveness": 3}
-            self.say(type="heartbeat", interval_seconds=interval, **about)
+    def heartbeat(self, interval=0.1, **fields):
+        about = {"epoch": b"e" * 16, "session": 1, "beat": 1, "liveness": 3, **fields}
+        self.say(type="heartbeat", interval_seconds=interval, **about)
 
-    yield FalseBroker()
-    socket.close(0)
+    def chunk(self, fetch, payload, token=b"t" * 16):
+        """Send one chunk of at most `chunk_bytes` that begins where `fetch` does."""
+        start = fetch["offset"]
+        data = payload[start : start + min(fetch["length"], fetch["chunk_bytes"])]
+        about = {key: fetch[key] for key in ("request_id", "payload_id", "offset")}
+        self.say(data, type="chunk", token=token, **about)
+        return start + len(data)
+
+    def close(self):
+        self._socket.close(0)
+
+
+@pytest.fixture
+def open_false_broker():
+    """Return a function that opens a `FalseBroker`; all are closed at the end."""
+    context, brokers = zmq.Context(), []
+
+    def open_one():
+        brokers.append(FalseBroker(context))
+        return brokers[-1]
+
+    yield open_one
+    for broker in brokers:
+        broker.close()
     context.term()
+
+
+@pytest.fixture
+def false_broker(open_false_broker):
+    return open_false_broker()

@@ -9,6 +9,8 @@ import zmq
 from PIL import Image
 
 PATIENCE = 60.0
+PIECE = 1 << 20
+"""Bytes that a worker asks for at a time."""
 NOWHERE = "tcp://127.0.0.1:1"
 
 
@@ -30,10 +32,19 @@ class RawWorker:
         self.begun = []
         self.images = []
         """The frames after each body."""
+        self.image = PNG
+        """The bytes that it sends for each image."""
+        self.readable = None
+        """Number of bytes of an answer that it sends; None for all."""
+        self.sent_offsets = []
+        """The position of each chunk that it sent."""
         self.most_held = 0
         self._capacity = capacity
         self._running = {}
         self._answers = {}
+        self._arriving = {}
+        """Requests whose payload is being fetched: WORK, and what has arrived."""
+        self._token = b""
         self._session = self._beat = self._batches = 0
         self._stop = threading.Event()
         self._context = zmq.Context()
@@ -78,11 +89,16 @@ class RawWorker:
         self._context.term()
 
     def _send(self, header, *frames):
-        self._socket.send_multipart([msgpack.packb({"v": 1, **header}), *frames])
+        self._socket.send_multipart([msgpack.packb({"v": 2, **header}), *frames])
 
     def _holding(self):
         stats = {"total_batches": self._batches, "total_batched_requests": self._batches}
-        return {"running": list(self._running), "finished": list(self._answers), "stats": stats}
+        return {
+            "queued": list(self._arriving),
+            "running": list(self._running),
+            "finished": list(self._answers),
+            "stats": stats,
+        }
 
     def _ready(self):
         about = {"host": "here", "gpu_id": 0, "device": "cpu", "backend": "none", "models": ["raw-model"]}
@@ -98,19 +114,59 @@ class RawWorker:
                 if not self._session:
                     self._ready()
                 self._heartbeat()
+            case "work" if message.get("frame_bytes"):
+                if message["request_id"] not in self._running:
+                    self._arriving.setdefault(message["request_id"], (message, bytearray()))
+                    self._fetch(message["request_id"])
             case "work":
                 self._begin(message, msgpack.unpackb(frames[0]), frames[1:])
+            case "chunk":
+                self._token = message["token"]
+                self._take_chunk(message, frames[0])
+            case "fetch" if message["request_id"] in self._answers:
+                self._send_chunks(message)
             case "release":
                 for request_id in message["request_ids"]:
                     self._running.pop(request_id, None)
+                    self._arriving.pop(request_id, None)
                     self._answers.pop(request_id, None)
             case "resend":
                 for request_id in message["request_ids"]:
                     if request_id in self._answers:
-                        self._send(*self._answers[request_id])
+                        self._send_answer(request_id)
 
     def _heartbeat(self):
-        self._send({"type": "heartbeat", "session": self._session, "beat": self._beat, **self._holding()})
+        about = {"session": self._session, "beat": self._beat, "token": self._token}
+        self._send({"type": "heartbeat", **about, **self._holding()})
+
+    def _fetch(self, request_id):
+        work, arrived = self._arriving[request_id]
+        length = min(PIECE, sum(work["frame_bytes"]) - len(arrived))
+        about = {"request_id": request_id, "payload_id": request_id, "token": self._token}
+        self._send({"type": "fetch", "offset": len(arrived), "length": length, **about})
+
+    def _take_chunk(self, message, data):
+        work, arrived = self._arriving.get(message["request_id"], (None, b""))
+        if work is None or message["offset"] != len(arrived):
+            return
+        arrived += data
+        sizes = work["frame_bytes"]
+        if len(arrived) == sum(sizes):
+            del self._arriving[message["request_id"]]
+            ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
+            frames = [bytes(arrived[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+            self._begin(work, msgpack.unpackb(frames[0]), frames[1:])
+        elif len(arrived) % PIECE == 0:
+            self._fetch(message["request_id"])
+
+    def _send_chunks(self, fetch):
+        _, frames = self._answers[fetch["request_id"]]
+        whole = b"".join(frames)
+        end = min(fetch["offset"] + fetch["length"], len(whole) if self.readable is None else self.readable)
+        about = {"type": "chunk", "request_id": fetch["request_id"], "payload_id": fetch["payload_id"]}
+        for offset in range(fetch["offset"], end, fetch["chunk_bytes"]):
+            self.sent_offsets.append(offset)
+            self._send({**about, "offset": offset}, whole[offset : min(offset + fetch["chunk_bytes"], end)])
 
     def _begin(self, work, body, images):
         request_id = work["request_id"]
@@ -140,18 +196,25 @@ class RawWorker:
         if work.get("progress"):
             self._progress(work, 2)
         self._batches += 1
-        frames = [PNG] * body.get("num_images", 1)
+        frames = [self.image] * body.get("num_images", 1)
         images = [
             {"format": "png", "width": 4, "height": 2, "seed": body["seed"] + at} for at in range(len(frames))
         ]
         message = {"type": "result", "request_id": request_id, "worker": self.name, "model": "raw-model"}
-        self._answer(request_id, {**message, "images": images}, *frames)
+        message |= {"images": images}
+        if sum(map(len, frames)) > work["inline_bytes"]:
+            message |= {"payload_id": os.urandom(16), "frame_bytes": [len(frame) for frame in frames]}
+        self._answer(request_id, message, *frames)
         self._heartbeat()
 
-    def _answer(self, request_id, *message):
+    def _answer(self, request_id, header, *frames):
         del self._running[request_id]
-        self._answers[request_id] = message
-        self._send(*message)
+        self._answers[request_id] = header, frames
+        self._send_answer(request_id)
+
+    def _send_answer(self, request_id):
+        header, frames = self._answers[request_id]
+        self._send(header, *(() if "frame_bytes" in header else frames))
 
 
 def wait_for_end(thread):

@@ -63,7 +63,7 @@ def test_invalid_messages_from_a_broker_are_tolerated(false_broker, caplog):
             [b""],
             [b"\xc1"],
             [b"\x91" * 5000],
-            [msgpack.packb({"type": "heartbeat", "v": 1})],
+            [msgpack.packb({"type": "heartbeat", "v": 2})],
             [b""] * 99,
         ):
             false_broker.send(*frames)
@@ -92,7 +92,7 @@ def test_a_full_queue_is_retried_on_request(false_broker):
         assert same == body
         answer = {"type": "result", "request_id": again["request_id"], "worker": "w", "model": "m"}
         image = {"format": "png", "width": 4, "height": 2, "seed": 4}
-        false_broker.send(msgpack.packb({"v": 1, "images": [image], **answer}), PNG)
+        false_broker.send(msgpack.packb({"v": 2, "images": [image], **answer}), PNG)
         assert job.result(PATIENCE).seed == 4
 
 
@@ -102,8 +102,8 @@ def test_undecodable_statistics_are_a_protocol_error(false_broker):
             future = client.request_stats()
             false_broker.receive("heartbeat")
             false_broker.heartbeat()
-            false_broker.receive("stats")
-            false_broker.send(msgpack.packb({"v": 1, "type": "stats"}), frame)
+            query, _ = false_broker.receive("stats")
+            false_broker.send(msgpack.packb({"v": 2, "type": "stats", "request_id": query["request_id"]}), frame)
             with pytest.raises(Exception, match=words):
                 future.result(PATIENCE)
 
@@ -112,6 +112,6 @@ def test_a_broker_of_another_version_ends_all_requests(false_broker):
     with Client(false_broker.endpoint) as client:
         job = client.submit("x")
         false_broker.receive("heartbeat")
-        false_broker.send(msgpack.packb({"v": 2, "type": "hello"}))
-        with pytest.raises(UnsupportedVersionError, match="the message has 2"):
+        false_broker.send(msgpack.packb({"v": 3, "type": "hello"}))
+        with pytest.raises(UnsupportedVersionError, match="the message has 3"):
             job.result(PATIENCE)

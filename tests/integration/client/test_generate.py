@@ -144,7 +144,7 @@ def test_an_unreachable_broker_is_one_error_for_all_prompts(tmp_path, monkeypatc
     done = CliRunner().invoke(main, ["generate", *"abcdef", "--broker", NOWHERE, "--connect-timeout", "0.1"])
     assert done.exit_code == 3
     assert done.stderr.count("\n") == 1
-    assert "start one with imagegen-broker" in done.stderr
+    assert "start a fleet on this machine with imagegen up" in done.stderr
 
 
 def test_ctrl_c_cancels_unfinished_requests(broker, worker, tmp_path):

@@ -101,7 +101,7 @@ def test_images_are_resent_after_an_overload(false_broker):
         assert same == frames
         image = {"format": "png", "width": 4, "height": 2, "seed": 4}
         answer = {"type": "result", "request_id": again["request_id"], "worker": "w", "model": "m"}
-        false_broker.send(msgpack.packb({"v": 1, "images": [image], **answer}), PNG)
+        false_broker.send(msgpack.packb({"v": 2, "images": [image], **answer}), PNG)
         assert job.result(PATIENCE).seed == 4
 
 
@@ -116,7 +116,7 @@ def test_the_received_format_is_kept(false_broker, tmp_path, kind):
         submit, _ = false_broker.receive("submit")
         image = {"format": kind, "width": 4, "height": 2, "seed": 4}
         answer = {"type": "result", "request_id": submit["request_id"], "worker": "w", "model": "m"}
-        false_broker.send(msgpack.packb({"v": 1, "images": [image], **answer}), buffer.getvalue())
+        false_broker.send(msgpack.packb({"v": 2, "images": [image], **answer}), buffer.getvalue())
         result = job.result(PATIENCE)
     assert (result.format, result.image.format) == (kind, kind.upper())
     (path,) = result.save(tmp_path / "made")

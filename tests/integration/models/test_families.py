@@ -63,6 +63,15 @@ def test_an_incomplete_cached_copy_is_not_used(saved, hub_cache):
         find_model(HubModel("owner/tiny"), None)
 
 
+def test_a_cached_modular_repository_is_refused_by_name(hub_cache, tmp_path):
+    folder = tmp_path / "modular"
+    folder.mkdir()
+    (folder / "modular_model_index.json").write_text("{}")
+    hub_cache(folder, "owner/modular")
+    with pytest.raises(StartError, match="owner/modular: a modular pipeline"):
+        find_model(HubModel("owner/modular"), None)
+
+
 @pytest.mark.parametrize("given", [None, "fp16"])
 def test_weights_of_a_variant_only_are_found(saved, hub_cache, given):
     folder = saved("sd", variant="fp16")

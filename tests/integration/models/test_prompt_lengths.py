@@ -53,3 +53,15 @@ def test_equal_prompts_share_a_call_in_any_case(kind, folder, backend_class):
     assert long is not None
     assert long == again
     assert (long == short) == (kind not in PADDING_FAMILIES)
+
+
+def test_a_model_that_keeps_prompts_of_other_lengths_apart_is_named_with_the_reason(kind, folder, caplog):
+    backend = StepwiseDiffusers(folder, "tiny", LoadOptions(device="cpu", threads=1), max_batch_size=2)
+    reason = backend.load().unshared
+    backend.close()
+    assert bool(reason) == (kind in PADDING_FAMILIES)
+    assert ("the model does not share all forwards" in caplog.text) == (kind in PADDING_FAMILIES)
+    if kind == "cogview4":
+        assert reason == (
+            "only requests with prompts of equal length share a forward: calls differ in encoder_hidden_states"
+        )

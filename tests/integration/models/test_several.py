@@ -25,14 +25,14 @@ OPTIONS = LoadOptions(device="cpu", threads=1)
 BATCHINGS = pytest.mark.parametrize("batching", ["continuous", "static"])
 
 
-def job(number, model, *, prompt="a cat", steps=2):
+def job(number, model, *, prompt="a cat", steps=2, guidance=None):
     request = ResolvedRequest(
         model=model,
         prompt=prompt,
         negative_prompt=None,
         seeds=(3,),
         num_inference_steps=steps,
-        guidance_scale=GUIDANCES[model],
+        guidance_scale=GUIDANCES[model] if guidance is None else guidance,
         width=64,
         height=64,
     )
@@ -43,9 +43,8 @@ class Worker:
     """A device with its engine, run on commands until nothing is left to do."""
 
     def __init__(self, folders, **settings):
-        self.config = WorkerConfig(
-            models=tuple(map(str, folders)), device="cpu", torch_threads=1, max_batch_size=4, **settings
-        )
+        defaults = {"device": "cpu", "max_batch_size": 4, "torch_threads": 1}
+        self.config = WorkerConfig(models=tuple(map(str, folders)), **{**defaults, **settings})
         self.images = {}
         encoder = types.SimpleNamespace(submit=lambda raw: self.images.__setitem__(raw.number, raw.images[0]))
         self.device = LoadedEngine(self.config, encoder)

@@ -30,7 +30,8 @@ class Script(Mailbox):
 
 def make_images(model, *requests, **settings):
     """Load a model as a worker does and run requests; return the model and the images by request."""
-    config = WorkerConfig(models=(str(model),), device="cpu", torch_threads=1, max_batch_size=2, **settings)
+    defaults = {"models": (str(model),), "device": "cpu", "max_batch_size": 2, "torch_threads": 1}
+    config = WorkerConfig(**{**defaults, **settings})
     made = {}
     encoder = types.SimpleNamespace(submit=lambda raw: made.__setitem__(raw.number, raw.images))
     device = LoadedEngine(config, encoder)

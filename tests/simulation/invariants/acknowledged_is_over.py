@@ -1,4 +1,4 @@
-"""What its client has acknowledged is not given to a worker again by the broker that was told."""
+"""A broker does not dispatch a request again after its client has acknowledged the answer there."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def acknowledged_is_over(world: "World", broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK, unless the plan lets the broker remember only a few ids."""
+    """Check a WORK, unless the plan lets the broker store only a few recent ids."""
     if work.request_id in broker.acknowledged and world.plan.tombstones > 1000:
         key = world.witness.key_of.get(work.request_id)
         text = f"{broker.name} gives out {work.request_id.hex()}, which was acknowledged"

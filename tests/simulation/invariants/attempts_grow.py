@@ -1,4 +1,4 @@
-"""Each time that a broker gives a request out, its attempt is higher."""
+"""The attempt number of a request grows with each dispatch by a broker."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def attempts_grow(world: "World", broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK against the last one of the same request."""
+    """Compare a WORK with the previous one of the same request."""
     last = broker.attempts.get(work.request_id, 0)
     request = broker.core.table.requests[work.request_id]
     if work.attempt <= last and request.arrived_at <= broker.given_at.get(work.request_id, 0.0):

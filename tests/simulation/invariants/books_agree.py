@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def books_agree(broker: "BrokerPeer") -> None:
-    """Judge by the check that the unit tests use."""
+    """Run the consistency check of the unit tests."""
     try:
         check_consistency(broker.core)
     except (AssertionError, KeyError) as error:

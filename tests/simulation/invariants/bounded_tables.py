@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def bounded_tables(world: "World", broker: "BrokerPeer") -> None:
-    """Judge a broker, and all workers and clients beside it."""
+    """Check a broker, and all workers and clients."""
     for owner, name, size, most in (*_broker(broker, len(world.workers)), *_workers(world), *_clients(world)):
         if size > most:
             raise Violation("bounded_tables", f"{owner}: {name} holds {size}, at most {most} are allowed")
@@ -28,7 +28,7 @@ def _broker(broker: "BrokerPeer", most_workers: int) -> Iterator[Size]:
     yield name, "requests", len(core.table.requests), settings.max_requests
     yield name, "bytes", core.table.bytes, settings.max_bytes
     yield name, "recent ids", len(core.table.recent_ids), settings.max_recent_ids
-    # Entries of requests that have ended are dropped lazily; those that were answered and queued again have two.
+    # Entries of ended requests are dropped lazily; requests that were answered and queued again have two.
     yield name, "deadlines", len(core.table.deadlines), 65 + 4 * settings.max_requests
     yield name, "holders", len(core.table.holders), 3 * MAX_IDS_PER_MESSAGE * workers
     yield from _strategy(name, core.scheduler.strategy, workers, most_workers)
@@ -46,7 +46,7 @@ def _broker(broker: "BrokerPeer", most_workers: int) -> Iterator[Size]:
 
 
 def _strategy(name: str, strategy: Any, workers: int, most_workers: int) -> Iterator[Size]:
-    """`most_workers` is the most that there have been: a heap drops stale entries when it grows."""
+    """`most_workers`: maximum number of workers so far, because a heap drops stale entries only when it grows."""
     for key in ("_index", "_idle", "_running"):
         if (index := getattr(strategy, key, None)) is not None:
             yield name, f"versions in {key}", len(index._versions), workers
@@ -65,7 +65,7 @@ def _workers(world: "World") -> Iterator[Size]:
             held = worker.core.held
             yield worker.name, "queued", len(held.queued), MAX_IDS_PER_MESSAGE
             yield worker.name, "finished", len(held.finished), world.plan.held_count
-            # Running ones are within the batch; the finished have left.
+            # Running jobs are within the batch size; finished ones have been removed.
             yield worker.name, "job numbers", len(held._ids), len(held.queued) + len(held.running)
 
 

@@ -1,9 +1,9 @@
-"""What explains that a request is given, or made, a second time. A crash of a broker never does, nor does a drain.
+"""Faults that excuse a second dispatch or a second generation of a request. Broker crashes and drains never do.
 
-A fault explains it only if it touched one of those who would have had to know: the worker that has the request,
-its link to the broker that gives it again, that broker itself, or the client and the broker that it left (which
-gives its requests up only a silence later); and only if it was still on so lately that what it hid could not have
-been learned again.
+A fault is an excuse only if it affected a process that had the necessary information: the worker that holds the
+request, its link to the broker that dispatches it again, that broker itself, or the client and the broker that it
+left (which removes the client's requests one liveness time later). It must also be so recent that the hidden
+information could not have been reported again since.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def of_the_worker(world: "World", broker: "BrokerPeer", holder: Peer) -> bool:
-    """The holder slept or hung, its link to the broker was in trouble, or the broker slept, within one silence."""
+    """Return whether holder, link or broker had a fault (freeze, hang, loss) within one liveness time."""
     since = world.now - SILENCE
     return (
         holder.trouble >= since
@@ -27,9 +27,9 @@ def of_the_worker(world: "World", broker: "BrokerPeer", holder: Peer) -> bool:
 
 
 def of_the_client(world: "World", ask: Ask) -> bool:
-    """The client or one of the brokers slept, or a link of the client was in trouble, within two silences.
+    """Return whether the client, a broker or a link of the client had a fault within two liveness times.
 
-    One silence makes the client turn to another broker; one more, and the broker that it left has given it up.
+    After one liveness time the client connects to another broker; after one more, the old broker has removed it.
     """
     since = world.now - 2 * SILENCE
     peers = (ask.client, *world.brokers)

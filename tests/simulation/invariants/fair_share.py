@@ -1,6 +1,6 @@
-"""Between clients of equal priority, none has two turns while another one waits."""
+"""No client has two turns while another client with requests of equal priority waits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.records import State
 from imagegen_protocol.messages import Work
@@ -11,29 +11,41 @@ if TYPE_CHECKING:
 
 
 def fair_share(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK; requests that came back unfinished take no turn, those whose answer was lost do."""
+    """Check a WORK. Requests that were requeued unfinished use no turn; those whose answer was lost use one."""
     core = broker.core
     request = core.table.requests[work.request_id]
-    if work.attempt > 1 and work.request_id not in broker.answered:
+    reasons = _reasons(broker, request)
+    if work.attempt > 1 and "answer_lost" not in reasons:
         return
     turns = broker.turns[request.model, request.priority]
+    if work.attempt > 1 and reasons != {"answer_lost"}:
+        if not request.requeued:  # it was requeued for several reasons, and only the core knows the last one
+            turns[request.client.id] = broker.local()
+        return
     last = turns.get(request.client.id)
     if last is not None:
         for other in core.clients.by_id.values():
             if other is request.client or turns.get(other.id, -1.0) >= last:
                 continue
             if broker.held_at.get(other.id, -1.0) >= last:
-                continue  # it lost its turn, as it did not acknowledge in time
+                continue  # the client lost its turn, because it did not acknowledge in time
             for waiting in other.requests.values():
                 if (
                     waiting.state is State.QUEUED
                     and waiting.attempt == 0
-                    and waiting.previous_client is None  # else its place is that of a new session
+                    and waiting.previous_client is None  # otherwise it has the position of a new session
                     and (waiting.model, waiting.priority) == (request.model, request.priority)
-                    and waiting.arrived_at < last
+                    and max(broker.queued_at.get(waiting.id, -1.0), waiting.arrived_at) < last
                 ):
                     text = (
                         f"{request.client.id!r} has a second turn while {waiting.id.hex()} of {other.id!r} waits"
                     )
                     raise Violation("fair_share", text, waiting.id)
     turns[request.client.id] = broker.local()
+
+
+def _reasons(broker: "BrokerPeer", request: Any) -> set[str]:
+    """Return the reasons of the requeues of a request since its last dispatch."""
+    before = broker.requeues.get(request.id, {})
+    broker.requeues[request.id] = dict(request.requeues)
+    return {reason for reason, count in request.requeues.items() if count > before.get(reason, 0)}

@@ -1,4 +1,4 @@
-"""A broker gives nothing to a worker that it knows to be dead, gone, draining or stuck."""
+"""A broker dispatches nothing to a worker that it knows to be dead, gone, draining or stuck."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fit_workers(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
-    """Judge a WORK by what the broker was told, and when."""
+    """Check a WORK against the worker's last report and its time."""
     told = broker.workers.get(worker_id)
     limit = world.plan.step_timeout
     unfit = None

@@ -1,4 +1,4 @@
-"""No broker gives a request to a worker while another living worker has it, unless a fault explains it."""
+"""No broker dispatches a request while another live worker holds it, unless a fault is an excuse."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def given_where_held(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
-    """Judge a WORK by who truly has its request now; a copy that a RELEASE on its way will end does not count."""
+    """Check a WORK against all workers that hold its request; a copy with a RELEASE in transit does not count."""
     request_id = work.request_id
     for holder in world.workers:
         if (

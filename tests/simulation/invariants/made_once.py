@@ -1,4 +1,4 @@
-"""No image is made twice without a fault that explains it."""
+"""No image is generated twice without a fault as an excuse."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 
 def made_once(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
-    """Judge an image that a worker has just made.
+    """Check an image that a worker has just generated.
 
-    If another was made for the request, then since it was first begun (less one silence) one of these must have
-    been: an earlier maker died, or dropped the answer because the plan lets it hold very few; a maker slept or
-    hung; a link of a maker or of the client was in trouble; a broker or the client slept. A broker's crash, or a
-    drain, is no excuse.
+    If the request has another one, then one of these must have happened since its first start (less one
+    liveness time): an earlier worker died, or dropped the answer because the plan lets it hold few; a worker froze
+    or hung; a link of a worker or of the client had a fault; a broker or the client froze; a broker rejected the
+    request, so that its client gave it another id, although a late copy of the message was accepted, or a broker
+    that was killed had accepted it before. A broker's crash or a drain alone is no excuse.
     """
     witness = world.witness
     ask = witness.ask_of(request_id)
@@ -30,7 +31,9 @@ def made_once(world: "World", worker: "WorkerPeer", request_id: bytes) -> None:
     slept = any(peer.trouble >= since for peer in (*makers, ask.client, *world.brokers) if peer is not None)
     died = any(not maker.alive for maker in makers)
     evicted = world.plan.held_count < 100 and request_id in witness.evicted
+    has_two_ids = sum(key == ask.key for key in witness.key_of.values()) > 1
+    renamed = has_two_ids and (world.plan.duplicates > 0 or witness.broker_died >= 0)
     names = [*(maker.name for maker in makers), ask.client.name]
-    if not (slept or died or evicted or any(witness.any_link_troubled(name, since) for name in names)):
+    if not (slept or died or evicted or renamed or any(witness.any_link_troubled(name, since) for name in names)):
         text = f"{request_id.hex()} was made by {', '.join(maker.name for maker in makers)}"
         raise Violation("made_once", text, ask.key)

@@ -1,4 +1,4 @@
-"""A worker drops an answer for its age only if a fault kept the acknowledgement from it."""
+"""A worker drops an answer because of its age only if a fault delayed the acknowledgement."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def no_answer_grows_old(world: "World", worker: "WorkerPeer", request_id: bytes, age: float) -> None:
-    """Judge an answer that was dropped at an age.
+    """Check an answer that was dropped at an age.
 
-    Since it was made (less one silence), one of these must have been: a broker was killed or slept, and the word
-    of the end with it; the worker or the client slept; a link of either was in trouble; the client is gone.
+    One of these must have happened since its generation (less one liveness time): a broker was killed or froze,
+    and lost the acknowledgement; the worker or the client froze; a link of either had a fault; the client is gone.
     """
     witness = world.witness
     since = world.now - age - SILENCE

@@ -1,4 +1,4 @@
-"""Nothing waits at a broker while a worker that could take it has room; `least-wait` may leave a slow one idle."""
+"""No request waits while a suitable worker has room, except that `least-wait` may leave a slow worker idle."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def no_idle_room(broker: "BrokerPeer") -> None:
-    """Judge a broker that has just settled."""
+    """Check a broker after a flush."""
     core = broker.core
     waiting = [model for model in core.scheduler.queue.models() if core.scheduler.queue.peek(model) is not None]
     if not waiting or core.settings.strategy == "least-wait" or broker.local() < core.dispatching_from:

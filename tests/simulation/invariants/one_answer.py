@@ -1,4 +1,4 @@
-"""Each request whose client lives ends exactly once."""
+"""Each request of a live client ends exactly once."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 
 def one_answer(world: "World", client: "ClientPeer", key: bytes, outcome: Any) -> Ask:
-    """Judge that this is the first end of a request of that client."""
+    """Check that this is the first answer to the request, at the right client."""
     ask = world.witness.asks.get(key)
     if ask is None or ask.client is not client:
         raise Violation("one_answer", f"{client.name} got an answer to a request that is not its own", key)
     ask.ends.append(outcome)
     if world.recording:
-        world.tell(f"{client.name} has the end of {key.hex()}: {outcome!r}", key)
+        what = f"images of {[*map(len, outcome)]} bytes" if isinstance(outcome, tuple) else repr(outcome)
+        world.tell(f"{client.name} has the end of {key.hex()}: {what}", key)
     if len(ask.ends) > 1:
         raise Violation("one_answer", f"{key.hex()} ended {len(ask.ends)} times: {ask.ends}", key)
     world.witness.open.pop(key, None)
@@ -24,6 +25,6 @@ def one_answer(world: "World", client: "ClientPeer", key: bytes, outcome: Any) -
 
 
 def unanswered(world: "World") -> None:
-    """Judge that no request of a living client is left without an end."""
+    """Check that every request of a live client has ended."""
     for key, ask in world.witness.open.items():
         raise Violation("one_answer", f"{key.hex()} of {ask.client.name} never ended", key)

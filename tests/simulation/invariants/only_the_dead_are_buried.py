@@ -1,4 +1,4 @@
-"""A broker counts a peer as dead only if it is, or if a fault has kept it silent."""
+"""A broker counts a peer as dead only if it is dead, or if a fault kept it silent."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def only_the_dead_are_buried(world: "World", broker: "BrokerPeer", name: str, heard: float) -> None:
-    """Judge a burial. That the broker itself slept is no reason."""
+    """Check the removal of a dead peer. A freeze of the broker itself is no excuse."""
     peer = next((peer for peer in world.processes() if peer.name == name), None)
     since = world.now - SILENCE
     silent = world.now - heard
@@ -19,5 +19,5 @@ def only_the_dead_are_buried(world: "World", broker: "BrokerPeer", name: str, he
     if peer is None or peer.trouble >= since or world.witness.link_troubled(name, broker.address, since):
         return
     if peer.is_client and (peer.line is None or peer.line.name != broker.address):
-        return  # it has gone to another broker
+        return  # it has connected to another broker
     raise Violation("only_the_dead_are_buried", f"{broker.name} buries {name}, which lives and is well")

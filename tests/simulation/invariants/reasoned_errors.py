@@ -1,8 +1,9 @@
-"""A request ends in an error only if there is a reason for that very error."""
+"""A request ends in an error only if there is a reason for this error."""
 
 from typing import TYPE_CHECKING
 
 from imagegen_protocol import ImagegenError
+from imagegen_protocol.limits import MIN_CHUNK_BYTES
 from tests.simulation.witness import SILENCE, Ask, Violation
 
 if TYPE_CHECKING:
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 CLOCKS = 0.97 / 1.03
-"""The slowest clock over the fastest."""
+"""Ratio of the slowest to the fastest clock."""
 
 
 def reasoned_errors(world: "World", ask: Ask, error: ImagegenError) -> None:
-    """Judge an error."""
+    """Check an error."""
     if not _has_reason(world, ask, error):
         raise Violation("reasoned_errors", f"{ask.key.hex()} ended without a reason in {error!r}", ask.key)
 
@@ -27,7 +28,7 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "deadline_exceeded" | "broker_unreachable":
             return ask.timeout is not None and ask.client.local() - ask.at >= ask.timeout * CLOCKS - 0.05
         case "poison_request":
-            # The last attempt was made alone: without faults, nobody is condemned for another's poison.
+            # The last attempt ran alone: without faults, only a poison request itself gets this error.
             if ask.prompt != "poison" and not plan.faults:
                 return False
             downs = sum(world.witness.downs[worker.id] for worker in {w.id: w for w in ask.begun}.values())
@@ -35,8 +36,11 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
         case "out_of_memory":
             return ask.prompt == "big"
         case "generation_failed":
-            # A worker that holds few answers drops those that a mute client does not acknowledge.
-            came_back = "answer_lost" in error.message and ask.client.mute_until > 0 and plan.held_count < 100
+            # A worker with a low limit drops answers that a client has not acknowledged or is still fetching, or
+            # that did not reach the client because its connection was full.
+            is_slow = ask.client.mute_until > 0 or ask.client.slow_until > 0
+            is_held = is_slow or ask.images * ask.image_bytes > MIN_CHUNK_BYTES
+            came_back = "answer_lost" in error.message and is_held and plan.held_count < 100
             return ask.prompt == "bad" or came_back
         case "overloaded":
             return (
@@ -51,7 +55,7 @@ def _has_reason(world: "World", ask: Ask, error: ImagegenError) -> bool:
 
 
 def _was_away(world: "World", ask: Ask) -> bool:
-    """A broker that started while the one worker with model `n` was away, or out of reach, can't know better."""
+    """Return whether the only worker with model `n` was absent or unreachable when the broker started."""
     worker, since = world.workers[0], world.now - SILENCE
     return (
         worker is None

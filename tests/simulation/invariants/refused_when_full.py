@@ -1,4 +1,4 @@
-"""A broker refuses a request as overloaded only if one of its bounds is reached, and says when to come back."""
+"""A broker rejects a request as `overloaded` only at one of its limits, and states when to retry."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 BODY_BYTES = 40
-"""More than any body of a simulated request."""
+"""Upper bound of the body of a simulated request."""
 
 
 def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
-    """Judge an ERROR `overloaded`, which goes out in the round in which its SUBMIT was read."""
+    """Check an ERROR `overloaded`, which is sent in the round in which its SUBMIT was read."""
     plan, core = world.plan, broker.core
     client = core.clients.by_id.get(client_id)
     own = list(client.requests.values()) if client else []
@@ -23,7 +23,7 @@ def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, er
         or sum(r.size for r in core.table.requests.values()) + BODY_BYTES > plan.max_bytes
         or sum(r.size for r in own) + BODY_BYTES > plan.max_bytes_per_client
     )
-    # A broker that slept reads several messages a round: the place may be free again.
+    # A broker that was frozen reads several messages per round: there may be room again.
     if not full and broker.trouble < world.now - 0.01:
         raise Violation("refused_when_full", f"{broker.name} is not full: {error.message}", error.request_id)
     if not error.retry_after_seconds or not 0.1 <= error.retry_after_seconds <= 60.0:

@@ -1,4 +1,4 @@
-"""A request that came back from a worker goes before those of its model and priority that never left the queue."""
+"""A requeued request precedes requests of its model and priority that were never dispatched."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def returned_go_first(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK of a request that is given for the first time, by what still waits after it.
+    """Check that no requeued request waits when a request is dispatched for the first time.
 
-    A request whose answer was lost is no such: it takes its client's turn.
+    Requests whose answer was lost are exempt: they wait for their client's turn.
     """
     core = broker.core
     if work.attempt > 1 or not core.table.counters.requeued:

@@ -1,4 +1,4 @@
-"""A request that may be what took workers down has the device to itself."""
+"""A suspect request, on which workers died, runs alone on the device."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def runs_alone(worker: "WorkerPeer", batch: list[bytes]) -> None:
-    """Judge a batch that begins, by the ids in it."""
+    """Check the ids of a batch that starts."""
     for request_id in batch:
         if request_id in worker.alone and len(batch) > 1:
             text = f"{request_id.hex()} has {len(batch) - 1} others beside it on {worker.name}"

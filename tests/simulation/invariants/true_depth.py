@@ -1,4 +1,4 @@
-"""Once all is quiet, the depth that each broker knows of each worker is the true one."""
+"""When a fleet is idle, each broker knows the true queue depth of each worker."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def wrong_depths(world: "World") -> Iterator[str]:
-    """Yield each pair of a broker and a worker that do not know each other, or where the depth is wrong."""
+    """Yield the pairs of broker and worker that are not registered or whose depths differ."""
     for broker in world.brokers:
         for worker in world.workers:
             if broker is None or worker is None or not worker.alive:
@@ -25,7 +25,7 @@ def wrong_depths(world: "World") -> Iterator[str]:
 
 
 def true_depth(world: "World") -> None:
-    """Judge every pair of a broker and a worker."""
+    """Check every pair of broker and worker."""
     wrong = next(wrong_depths(world), None)
     if wrong is not None:
         raise Violation("true_depth", wrong)

@@ -1,4 +1,4 @@
-"""A client is told the place of a request that waits, neither before those that surely go first nor behind all."""
+"""A reported queue position is within its bounds: not before requests that surely precede, not behind all."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def true_places(broker: "BrokerPeer", progress: Progress) -> None:
-    """Judge what is about to be sent; `tests/property` compares whole orders."""
+    """Check a PROGRESS before it is sent; `tests/property` compares whole orders."""
     core = broker.core
     request = core.table.requests.get(progress.request_id)
     if request is None or request.state is not State.QUEUED or not request.progress:

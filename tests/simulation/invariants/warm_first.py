@@ -1,4 +1,4 @@
-"""No worker has to load a model while another that has it has room; `least-wait` may find the loading quicker."""
+"""No worker loads a model while a worker that has it loaded has room, except that `least-wait` may prefer it."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def warm_first(broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
-    """Judge a WORK by the room that is left after this round of dispatch: there was no less before."""
+    """Check a WORK against the room that is left after this round, which was no less before."""
     core = broker.core
     if broker.core.settings.strategy == "least-wait":
         return
@@ -20,7 +20,7 @@ def warm_first(broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
         return
     given = [assignment.request for assignment in chosen.assigned.values()]
     if any(request.model == work.model and request.id != work.request_id for request in given):
-        return  # it loads the model already
+        return  # it is already loading the model
     for other in core.workers.by_id.values():
         knows = broker.workers.get(other.id)
         if knows is not None and other.room and work.model in knows.warm:

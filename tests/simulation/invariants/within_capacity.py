@@ -1,4 +1,4 @@
-"""No worker has more than its capacity: neither by what its broker knows, nor in truth."""
+"""No worker exceeds its capacity, neither in its broker's records nor in fact."""
 
 from collections.abc import Set
 from typing import TYPE_CHECKING
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def images_at(worker: "Worker", listed: Set[bytes]) -> int:
-    """Return the depth of a worker in images: of what was given to it, and one for each other id that it lists."""
+    """Return the depth of a worker in images: those of its assigned requests, and one for each other listed id."""
     given = sum(assignment.request.images for assignment in worker.assigned.values())
     return given + len(listed - worker.assigned.keys())
 
 
 def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
-    """Judge a WORK: with it, what was listed or given, and not seen finished or released, is within bounds."""
+    """Check that with this WORK the unfinished requests known to the broker are within the capacity."""
     record, told = broker.core.workers.by_id.get(worker_id), broker.workers.get(worker_id)
     if record is None or told is None:
         return
     depth = len(record.assigned.keys() | told.active)
     largest = max(assignment.request.images for assignment in record.assigned.values())
-    # What was found at a worker counts as one until then.
+    # Attached requests count as one image until then.
     images = 0 if broker.core.table.counters.attached else images_at(record, told.active) - largest
     if depth > record.ready.capacity or images >= record.ready.capacity:
         text = f"{broker.name} gives {told.name} a depth of {depth}, its capacity is {record.ready.capacity}"
@@ -34,7 +34,7 @@ def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work:
 
 
 def true_capacity(world: "World", worker: "WorkerPeer") -> None:
-    """Judge a worker after each message: with one broker, and a link without losses, it is never overfull."""
+    """Check a worker after each message: with one broker and a lossless link, it never exceeds its capacity."""
     held = worker.core.held
     depth = len(held.queued) + len(held.running)
     if depth <= worker.capacity or world.plan.brokers > 1:

@@ -1,4 +1,4 @@
-"""A client that does not acknowledge gets no more work once it has as much as it may."""
+"""No request of a client is dispatched while the client is at its maximum of unacknowledged requests."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def within_maximum(broker: "BrokerPeer", work: Work) -> None:
-    """Judge a WORK by all requests of its client that are at workers, or answered and not acknowledged."""
+    """Check a WORK against the number of its client's requests that are at workers or unacknowledged."""
     core = broker.core
     client = core.table.requests[work.request_id].client
     states = [request.state for request in client.requests.values()]

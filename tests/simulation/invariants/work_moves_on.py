@@ -1,4 +1,8 @@
-"""What a dead or hung worker had is elsewhere within 3 intervals of its death being certain."""
+"""Requests of a dead or hung worker are elsewhere within 3 intervals after its failure is certain.
+
+Messages that a worker sent before it was killed may arrive afterwards, on a slow link seconds later: the broker
+cannot find it dead before it has been silent for the liveness time since the last of them.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +18,7 @@ MOVE_INTERVALS = 3
 
 
 def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
-    """Look again when the time is over: certain is a death after the silence, a hang after the step timeout."""
+    """Check again later: a death is certain after the liveness time, a hang after the step timeout."""
     limit = world.plan.step_timeout
     if hung and (not limit or not worker._batch):
         return
@@ -26,13 +30,23 @@ def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
         record = None if broker is None else broker.core.workers.by_id.get(worker.id)
         if broker is not None and record is not None:
             ids = [i for i in record.assigned if not hung or worker.core.held.get(i) is not None]
-            world.after(patience, _judge, world, broker, worker, ids, world.now, hung)
+            world.after(patience, _judge, world, broker, worker, ids, world.now, hung, patience)
 
 
 def _judge(
-    world: "World", broker: "BrokerPeer", worker: "WorkerPeer", ids: list[bytes], since: float, hung: bool
+    world: "World",
+    broker: "BrokerPeer",
+    worker: "WorkerPeer",
+    ids: list[bytes],
+    since: float,
+    hung: bool,
+    patience: float,
 ) -> None:
     if not broker.alive or broker.trouble >= since:
+        return
+    told = broker.workers.get(worker.id)
+    if not hung and told is not None and told.heard + patience > world.now:
+        world.at(told.heard + patience, _judge, world, broker, worker, ids, since, hung, patience)
         return
     if hung and (not worker.alive or world.witness.link_troubled(worker.name, broker.address, since)):
         return

@@ -1,6 +1,7 @@
 """A broker core on a bench: fake peers, fake time, and everything it sends sorted by receiver."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, TypeVar
 
 from imagegen_broker.core.broker import BrokerCore
@@ -57,10 +58,16 @@ class Bench:
     # ---- time ---------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Flush the core."""
+        """Flush the core until it has nothing left to do."""
+        self.flush()
+        while self.core.next_deadline() == -inf:
+            self.flush()
+        self.check()
+
+    def flush(self) -> None:
+        """Flush the core once."""
         for action in self.core.handle(FLUSH, self.now):
             self.perform(action)
-        self.check()
 
     def check(self) -> None:
         """Check the core's tables."""

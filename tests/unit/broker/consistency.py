@@ -40,13 +40,16 @@ def _check_workers(core: BrokerCore) -> None:
 def _check_clients(core: BrokerCore) -> None:
     queue, clients = core.scheduler.queue, core.clients.by_id
     least = core.settings.max_unacknowledged_per_client
-    assert core.table.max_unacknowledged == max(least, 2 * core.scheduler.pool.capacity)
+    assert core.table.limits.maximum == max(least, 2 * core.scheduler.pool.capacity)
     assert sum(len(client.requests) for client in clients.values()) == len(core.table.requests)
     for client in clients.values():
         assert client.held_bytes == sum(request.size for request in client.requests.values())
         assert all(client.requests[request_id].state is State.DELIVERED for request_id in client.missed)
         states = Counter(request.state for request in client.requests.values())
         assert client.unacknowledged == states[State.DISPATCHED] + states[State.DELIVERED]
-        is_full = client.unacknowledged >= core.table.max_unacknowledged
-        assert queue.is_paused(client.id) == is_full
+        is_full = client.unacknowledged >= core.table.limits.maximum_of(client)
+        assert queue.is_paused(client.id) == (is_full or client.blocked or not client.is_reachable)
+        asked = [r.relay.end - r.relay.position for r in client.requests.values() if r.relay is not None]
+        assert client.asked_bytes == sum(asked)
+        assert len(client.downloads) == states[State.RECEIVING]
     assert queue.paused_clients == sum(queue.is_paused(client_id) for client_id in clients)

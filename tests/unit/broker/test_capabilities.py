@@ -25,7 +25,7 @@ def ready(bench, name, capabilities=None, models=("m",), frames=None):
         capacity=4,
         max_batch_size=2,
     )
-    bench.worker(name, message, [encode_capabilities(capabilities)] if frames is None else frames)
+    bench.worker(name, message, encode_capabilities(capabilities) if frames is None else frames)
 
 
 def told(bench):
@@ -108,6 +108,14 @@ def test_other_parameters_are_merged_by_the_same_rules():
         "y": one,
         "z": two,
     }
+
+
+def test_capabilities_of_models_that_a_worker_does_not_serve_are_not_kept():
+    bench = Bench()
+    described = ModelCapabilities(width=8, height=8, num_inference_steps=1, tasks={})
+    for number in range(50):
+        ready(bench, "w", {f"other {number}": described, "m": described})
+    assert list(bench.core.workers.by_id[b"w"].capabilities) == ["m"]
 
 
 def test_every_field_of_the_capabilities_has_its_rule():

@@ -1,5 +1,6 @@
 """Wrong settings: each refused in a line that says what would be right."""
 
+import os
 import re
 import socket
 import sys
@@ -24,8 +25,8 @@ from imagegen_common.settings import EXIT_NOT_BOUND
         (["--http", "8080"], "one looks like 127.0.0.1:8080"),
         (["--strategy", "random"], "'queue-depth'"),
         (["--heartbeat-interval", "0"], "--heartbeat-interval"),
-        (["--heartbeat-interval", "nan"], "nan is not a finite number of seconds"),
-        (["--step-timeout", "inf"], "inf is not a finite number of seconds"),
+        (["--heartbeat-interval", "nan"], "expected a number, 0.01 to 60, got 'nan'"),
+        (["--step-timeout", "inf"], "expected a number, at least 0, got 'inf'"),
         (["--key", "/no/such"], "--authorized-clients"),
         (["--frontend", "tcp://no-such-interface:0", "--insecure"], "can't bind tcp://no-such-interface:0"),
     ],
@@ -48,6 +49,7 @@ def test_an_address_that_a_predecessor_holds_is_worth_another_start(option):
         addresses[option] = addresses[option].replace(":0", f":{taken.getsockname()[1]}")
         result = CliRunner().invoke(main, [word for pair in addresses.items() for word in pair])
     assert (result.exit_code, "can't bind" in result.output) == (71, True)
+    assert f"(process {os.getpid()}) listens there" in result.output
 
 
 def test_the_unit_starts_again_what_could_not_bind():
@@ -82,7 +84,7 @@ def test_the_environment_wins_over_a_file(tmp_path, monkeypatch):
         ('http = "8080"', "one looks like 127.0.0.1:8080"),
         ('key = "/no/such.key_secret"', "must be set together"),
         ('key = "/no/such"\nauthorized_clients = "/no"\nauthorized_workers = "/no"', "/no/such"),
-        ("max_attempts = 101", "broker.toml:1: max_attempts: 101 is not in the range 1<=x<=100"),
+        ("max_attempts = 101", "broker.toml:1: max_attempts: expected a whole number, 1 to 100, got 101"),
     ],
 )
 def test_a_check_sees_what_is_wrong_without_binding(tmp_path, text, words):

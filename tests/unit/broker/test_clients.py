@@ -14,6 +14,7 @@ from imagegen_protocol.messages import (
     Goodbye,
     Release,
     Resend,
+    Stats,
     StatsQuery,
     Submit,
     Work,
@@ -341,9 +342,9 @@ def test_clients_share_fairly_and_priority_goes_first():
 def test_statistics_answer_over_the_wire():
     bench = serving()
     bench.submit(1)
-    bench.client("c", StatsQuery())
+    bench.client("c", StatsQuery(request_id=rid(9)))
     side, peer, message, payload = bench.sent[-1]
-    assert (side, peer, type(message).__name__) == ("client", b"c", "Stats")
+    assert (side, peer, message) == ("client", b"c", Stats(request_id=rid(9)))
     assert len(payload) == 1
 
 

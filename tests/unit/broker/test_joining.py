@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToClient
 from imagegen_broker.core.outbox import Outbox
 from imagegen_protocol.messages import Accepted, Goodbye, Release
 from tests.unit.broker.bench import Bench
@@ -43,7 +44,7 @@ def test_so_does_an_error_of_the_brokers_own(bench):
 
 def test_an_answer_that_the_connection_does_not_take_confirms_nothing(bench):
     request = bench.submit(1)
-    bench.core.clients.by_id[b"c"].blocked = True
+    bench.handle(SendFailed(SendToClient(b"c", Accepted(request_ids=[]))))
     bench.result("w", request)
     bench.advance(JOIN)
     assert (bench.results(), bench.accepted()) == ([], [request])

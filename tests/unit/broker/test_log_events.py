@@ -125,3 +125,11 @@ def test_a_silent_client_is_told():
     bench.beat("w", running=[rid(1)])
     bench.advance(2)
     assert told(bench, "client lost") == [{"client": 1, "requests": 1}]
+
+
+def test_a_worker_with_many_models_makes_no_long_line():
+    bench = Bench()
+    bench.ready("w", models=[f"{'m' * 100}{number}" for number in range(200)])
+    [line] = [each for each in bench.log_events if each.text == "worker registered"]
+    assert line.fields["models"].endswith(" and 192 more")
+    assert len(line.fields["models"]) < 1000

@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToClient
 from imagegen_broker.scheduling import queue_positions
 from imagegen_broker.scheduling.estimates import seconds_to_start, throughput
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress, WorkerStats
@@ -112,7 +113,7 @@ def test_a_client_whose_connection_takes_nothing_is_told_when_it_does():
     bench = busy()
     bench.submit(1, progress=True)
     bench.submit(2, "d", priority=1)
-    bench.core.clients.send_failed(b"c", None)
+    bench.handle(SendFailed(SendToClient(b"c", Progress(request_id=rid(1)))))
     bench.clear()
     bench.beat("w", running=[rid(0)], seconds_per_image=4.0)
     bench.advance(1.0)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToClient
 from imagegen_protocol.limits import MAX_PREVIEW_BYTES
-from imagegen_protocol.messages import Progress, Work
+from imagegen_protocol.messages import Accepted, ClientHeartbeat, Progress, Work
 from tests.unit.broker.bench import Bench, rid
 
 
@@ -47,5 +48,14 @@ def test_who_asks_again_with_a_preview_gets_it():
 
 def test_a_client_whose_connection_takes_nothing_is_sent_no_progress():
     bench = bench_with(preview=True)
-    bench.core.clients.by_id[b"c"].blocked = True
+    bench.handle(SendFailed(SendToClient(b"c", Accepted(request_ids=[]))))
     assert told(bench, b"picture") == []
+
+
+def test_a_worker_that_reports_without_end_fills_no_connection():
+    bench = bench_with(progress=True)
+    for _ in range(3):
+        assert sum(len(told(bench)) for _ in range(500)) == 200
+        bench.beat("w")
+        bench.client("c", ClientHeartbeat())
+        bench.advance(1.0)

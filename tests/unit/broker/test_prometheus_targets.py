@@ -41,6 +41,23 @@ def test_one_group_for_each_host():
     ]
 
 
+def test_workers_that_come_and_go_faster_than_the_disk_writes_are_not_queued(tmp_path, monkeypatch):
+    written, free = [], threading.Event()
+
+    def write(file, groups):
+        written.append(groups)
+        return free.wait(60)
+
+    monkeypatch.setattr(TargetsFile, "_write", write)
+    file = TargetsFile(tmp_path / "workers.json")
+    for number in range(100):
+        file.show([worker("a", "h", f"h:{number}")])
+    free.set()
+    file.close()
+    assert len(written) <= 3
+    assert written[-1] == [{"targets": ["h:99"], "labels": {"host": "h"}}]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9101", "[::1]:9101", "localhost:9101"])
 def test_another_hosts_loopback_is_no_target(address):
     assert target_groups([worker("a", "there", address)], "here") == []

@@ -10,7 +10,7 @@ class Narrow(Bench):
 
     room = 0
 
-    def settle(self):
+    def flush(self):
         for action in self.core.handle(FLUSH, self.now):
             if isinstance(action, SendToClient) and action.client_id == b"slow":
                 is_answer = isinstance(action.message, bytes | Error)
@@ -19,7 +19,6 @@ class Narrow(Bench):
                     continue
                 self.room -= is_answer
             self.perform(action)
-        self.check()
 
 
 def narrow(requests, capacity=100):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from imagegen_protocol.messages import ClientHeartbeat, Error, Goodbye, Release, Resend
+from imagegen_protocol.limits import MAX_TIMEOUT_SECONDS
+from imagegen_protocol.messages import ClientHeartbeat, Error, Goodbye, Release, Resend, Work
 from tests.unit.broker.bench import Bench, rid
 
 
@@ -159,3 +160,13 @@ def test_the_time_to_come_back_follows_from_the_measured_rate():
         waits.append(bench.messages(Error, "client", "c")[-1].retry_after_seconds)
     slow, fast = waits
     assert slow > 5 * fast
+
+
+def test_the_longest_timeout_stays_within_its_range_whatever_the_clock_shows():
+    bench = Bench().past_grace()
+    bench.now = 1000000.1
+    assert bench.now + MAX_TIMEOUT_SECONDS - bench.now > MAX_TIMEOUT_SECONDS, "the sum is rounded up"
+    bench.ready("w")
+    bench.submit(1, timeout_seconds=MAX_TIMEOUT_SECONDS)
+    (work,) = bench.messages(Work, "worker", "w")
+    assert work.timeout_seconds == MAX_TIMEOUT_SECONDS

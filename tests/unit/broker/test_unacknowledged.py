@@ -2,8 +2,9 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToWorker
 from imagegen_broker.core.requeue_limits import REQUEUE_LIMITS
-from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress
+from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress, Work
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
 
@@ -213,8 +214,7 @@ def come_back(bench, name, reason):
         bench.core.workers.remove(bench.core.workers.by_id[name.encode()], bench.now, reason=reason)
         bench.settle()
     elif reason == "unreachable":
-        bench.core.workers.send_failed(name.encode(), rid(1))
-        bench.settle()
+        bench.handle(SendFailed(SendToWorker(name.encode(), Work(request_id=rid(1)))))
     elif reason == "lost":
         bench.beat(name)
         bench.advance(1.0)

@@ -8,13 +8,14 @@ import pytest
 from imagegen_broker.core.events import Malformed, ReceivedFromWorker
 from imagegen_protocol import ProtocolError
 from imagegen_protocol.frames import decode_from_worker
+from imagegen_protocol.limits import VERSION
 from imagegen_protocol.messages import ClientHeartbeat, Error, Release
 from tests.unit.broker.bench import Bench, rid
 
 
 def send_plain(bench, name, **fields):
     """Have a worker send a header that may be wrong, as the broker's shell reads it."""
-    header = msgpack.packb({"v": 1, **fields})
+    header = msgpack.packb({"v": VERSION, **fields})
     try:
         message = decode_from_worker(header)
     except ProtocolError as problem:

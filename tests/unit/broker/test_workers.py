@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagegen_broker.core.events import SendFailed, SendToWorker
 from imagegen_protocol.messages import (
     BrokerHeartbeat,
     ClientHeartbeat,
@@ -344,8 +345,7 @@ def test_an_unreachable_worker_gets_nothing_until_it_is_heard():
     bench = fleet("w")
     request = bench.submit(1)
     (action,) = [a for a in bench.sent if isinstance(a[2], Work)]
-    bench.core.workers.send_failed(b"w", action[2].request_id)
-    bench.settle()
+    bench.handle(SendFailed(SendToWorker(b"w", action[2])))
     assert bench.works("w") == [request]
     bench.beat("w")
     assert bench.works("w") == [request, request]
@@ -371,3 +371,16 @@ def test_statistics_tell_the_version_and_the_heartbeats():
     statistics = (bench := Bench(version="1.2.3", interval=0.5, liveness=4)).core.statistics(bench.now)
     assert statistics["version"] == "1.2.3"
     assert statistics.heartbeat == Heartbeat(interval_seconds=0.5, liveness=4)
+
+
+def test_the_number_of_workers_is_limited():
+    bench = Bench(max_workers=2).past_grace()
+    for name in ("a", "b", "c"):
+        bench.ready(name)
+    assert sorted(bench.core.workers.by_id) == [b"a", b"b"]
+    [error] = bench.messages(Error, "worker", "c")
+    assert error.code == "overloaded"
+    bench.ready("a")
+    bench.worker("b", Goodbye())
+    bench.ready("c")
+    assert sorted(bench.core.workers.by_id) == [b"a", b"c"]

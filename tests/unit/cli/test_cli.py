@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from imagegen_cli.commands import generate
 from imagegen_cli.commands.completion import PROGRAMS
 from imagegen_cli.commands.errors import HOW_TO_START, describe
 from imagegen_cli.commands.generate import format_of
@@ -48,16 +49,23 @@ def test_the_version_is_that_of_the_distribution():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dance"], "No such command 'dance'"),
-        (["generate"], "Missing argument 'PROMPT'"),
-        (["generate", "x", "--width", "7"], "8<=x<=8192"),
-        (["generate", "x", "--height", "9000"], "8<=x<=8192"),
-        (["generate", "x", "--steps", "0"], "1<=x<=1000"),
-        (["generate", "x", "--seed", "-1"], "0<=x<=9223372036854775807"),
-        (["generate", "x", "--guidance-scale", "101"], "0<=x<=100"),
-        (["generate", "x", "--num-images", "17"], "1<=x<=16"),
-        (["generate", "x", "--priority", "101"], "-100<=x<=100"),
-        (["generate", "x", "--timeout", "0"], "0<x<="),
+        (["dance"], "no such command 'dance'; commands: bench"),
+        (["generte"], "no such command 'generte'; did you mean generate?; see imagegen --help"),
+        (["generate", "x", "--stepz", "3"], "no such option '--stepz'. (Did you mean"),
+        (["generate", "x", "--size", "64by4"], "--size: expected WIDTHxHEIGHT, such as 512x768, got '64by4'"),
+        (["generate", "x", "--size", "512x7"], "8 to 8192"),
+        (["generate", "x", "--size", "512", "--width", "64"], "leave out --width"),
+        (["generate", "x", "-o", "star.jpg", "--format", "png"], "--format: png contradicts --out star.jpg"),
+        (["generate", "x", "--pattern", "{seed}.webp", "--format", "png"], "contradicts --pattern {seed}.webp"),
+        (["generate"], "missing argument 'PROMPT'"),
+        (["generate", "x", "--width", "7"], "8 to 8192"),
+        (["generate", "x", "--height", "9000"], "8 to 8192"),
+        (["generate", "x", "--steps", "0"], "1 to 1000"),
+        (["generate", "x", "--seed", "-1"], "0 to 2^63 - 1"),
+        (["generate", "x", "--guidance-scale", "101"], "0 to 100"),
+        (["generate", "x", "--num-images", "17"], "1 to 16"),
+        (["generate", "x", "--priority", "101"], "-100 to 100"),
+        (["generate", "x", "--timeout", "0"], "above 0, at most "),
         (["generate", "x" * 10_001], "prompt: expected `str` of length <= 10000"),
         (["generate", "x", "--lora", "ink:much"], "'ink:much': 'much' is not a number"),
         (["generate", "x", "--lora", "ink:11"], "loras: expected `float` <= 10.0"),
@@ -65,12 +73,12 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--image", "nowhere.png"], "File 'nowhere.png' does not exist"),
         (["generate", "x", "--image", __file__], "image: expected an image, got "),
         (["generate", "x", "--mask", __file__], "mask_image: expected an image, got "),
-        (["generate", "x", "--strength", "0"], "0<x<=1"),
+        (["generate", "x", "--strength", "0"], "above 0, at most 1"),
         (["generate", "x", "--strength", "nan"], "strength"),
         (["generate", "x", "--strength", "0.5"], "strength: expected only with an image"),
         (["generate", "x", "--scheduler", "a.b"], "scheduler: expected `str` matching"),
         (["generate", "x", "--format", "gif"], "'gif' is not one of 'png', 'jpeg', 'webp'"),
-        (["generate", "x", "--quality", "0"], "1<=x<=100"),
+        (["generate", "x", "--quality", "0"], "1 to 100"),
         (["generate", "x", "--quality", "50"], "quality: expected none for the output_format 'png'"),
         (["generate", "x", "--extra", "clip_skip"], "'clip_skip': expected NAME=VALUE"),
         (["generate", "x", "--extra", "prompt_2=a cat"], "prompt_2: 'a cat' is not JSON"),
@@ -78,7 +86,7 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--extra", "a=NaN"], "extra: a: expected nil"),
         (["generate", "x", "--extra", "width=8"], "extra: 'width' is a field of the request itself"),
         (["generate", "x", "--model", ""], "model: expected `str` of length >= 1"),
-        (["generate", "x", "--jobs", "0"], "1<=x<=5000"),
+        (["generate", "x", "--jobs", "0"], "1 to 5000"),
         (["generate", "x", "y", "--preview", "p.png"], "--preview: expected one prompt, got 2"),
         (["generate", "x", "y" * 10_001], "prompt 2: prompt: expected `str` of length <= 10000"),
         (["generate", "--prompts", "missing"], "--prompts: cannot read missing: No such file"),
@@ -93,10 +101,10 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "x", "--out", "empty/a/"], "--out: empty/a: Not a directory"),
         (["generate", "x", "--out", "a" * 300 + ".png"], "File name too long"),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
-        (["top", "--interval", "0"], "0.2<=x<=3600"),
-        (["bench", "--burst", "0"], "1<=x<=100000"),
-        (["bench", "--timeout", "-1"], "0<x<="),
-        (["stats", "--connect-timeout", "0"], "x>0"),
+        (["top", "--interval", "0"], "0.2 to 3600"),
+        (["bench", "--burst", "0"], "1 to 100000"),
+        (["bench", "--timeout", "-1"], "above 0, at most "),
+        (["stats", "--connect-timeout", "0"], "above 0"),
         (["stats", "--broker", "5555"], "expected tcp://host:port or ipc://path, got '5555'"),
         (["stats", "--broker", "tcp://a:1", "--broker", "tcp://a:99999"], "a port of 1 ... 65535"),
     ],
@@ -137,6 +145,21 @@ def test_a_read_only_folder_is_an_error(tmp_path, monkeypatch):
     done = run("generate", "x", "--seed", "5")
     assert done.exit_code == 2
     assert done.stderr == "error: --out: the folder . is not writable\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("512x768", (512, 768)), ("64X32", (64, 32)), ("64×32", (64, 32)), ("512", (512, 512))]
+)
+def test_a_size_sets_width_and_height(monkeypatch, tmp_path, size, expected):
+    submitted = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        generate, "run_requests", lambda client, requests, *_, **__: submitted.extend(requests) or []
+    )
+    assert run("generate", "x", "--size", size, "-n", "2", "-o", "out.webp").exit_code == 0
+    options = submitted[0].options
+    assert (options["width"], options["height"]) == expected
+    assert (options["num_images"], options["output_format"]) == (2, "webp")
 
 
 @pytest.mark.parametrize(

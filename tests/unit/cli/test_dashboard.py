@@ -1,5 +1,6 @@
 """Rendering of `imagegen top` at several widths, and the history of the fleet."""
 
+import json
 from concurrent.futures import Future
 
 import pytest
@@ -207,6 +208,12 @@ def test_the_json_output_has_the_same_numbers():
     (one,) = said["brokers"]
     assert (one["endpoint"], one["lost_for_seconds"], one["estimated_wait_seconds"]) == (HERE, None, 8.0)
     assert "per_gpu_stats" not in one
+
+
+def test_a_wait_that_is_no_number_is_unknown():
+    endless = broker(queued_requests=1000, answers_per_second=5e-324)
+    assert endless.wait_seconds is None
+    json.dumps(as_json(None, look(0, endless)), allow_nan=False)
 
 
 def test_sparklines():

@@ -7,6 +7,7 @@ from imagegen_cli.doctor.fleet_checks import (
     BrokerFacts,
     HttpFacts,
     check_broker,
+    check_gateway,
     check_http,
     check_models,
     check_versions,
@@ -74,7 +75,7 @@ def test_a_broker_that_answers():
 @pytest.mark.parametrize(
     ("silence", "reason", "words", "remedy"),
     [
-        ("refused", "", f"nothing listens at {HERE}", "start imagegen-broker"),
+        ("refused", "", f"nothing listens at {HERE}", "start a fleet with imagegen up"),
         ("unknown host", "no such name", "is unknown: no such name", "correct the name"),
         ("unreachable", "No route to host", "is unreachable: No route to host", "firewall"),
         ("open", "", "did not answer within 5 s", "not its backend"),
@@ -101,6 +102,12 @@ def test_a_broker_that_rejects_the_key(reason, remedy):
     assert remedy in found.remedy
 
 
+def test_a_broker_that_turns_this_client_away():
+    found = check_broker(BrokerFacts(HERE, suspicion="the broker has 9 clients", connection="open", seconds=5.0))
+    assert found.message == f"{HERE} is unusable: the broker has 9 clients"
+    assert found.remedy == "see the broker's log"
+
+
 @pytest.mark.parametrize(
     ("suspicion", "remedy"),
     [
@@ -121,7 +128,7 @@ def test_a_broker_with_failing_handshakes(suspicion, remedy):
 
 def test_a_broker_of_another_protocol():
     found = check_broker(BrokerFacts(HERE, refusal="version 2", code="unsupported_version"))
-    assert "same version" in found.remedy
+    assert "this client's version" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -138,6 +145,26 @@ def test_http_problems(facts, words):
     assert found.status is Status.PROBLEM
     assert words in found.message
     assert found.remedy
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (HttpFacts(URL, reason="Connection refused"), "is unreachable: Connection refused"),
+        (HttpFacts(URL, 503, text="no worker is registered"), "can't generate images: no worker is registered"),
+        (HttpFacts(URL, 404), "expected imagegen-gateway at"),
+        (HttpFacts(URL, 200, text="<html>"), "expected imagegen-gateway at"),
+    ],
+)
+def test_gateway_problems(facts, words):
+    found = check_gateway(facts)
+    assert found.status is Status.PROBLEM
+    assert words in found.message
+    assert found.remedy
+
+
+def test_a_gateway_answers():
+    assert check_gateway(HttpFacts(URL, 200, text="ok")).status is Status.OK
 
 
 def test_http_answers():

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from imagegen_cli.doctor import machine_probes
 from imagegen_cli.doctor.findings import Status
 from imagegen_cli.doctor.fleet_checks import BrokerFacts
-from imagegen_cli.doctor.listeners import listener, program
 from imagegen_cli.doctor.machine_checks import (
     GIB,
     GpuFacts,
@@ -33,6 +32,7 @@ from imagegen_cli.doctor.machine_checks import (
 )
 from imagegen_cli.doctor.network_probes import is_local_host, parse_http_address, probe
 from imagegen_cli.main import main
+from imagegen_common.listeners import listener, program
 from imagegen_protocol.keys import generate_keys
 
 OK, WARNING, PROBLEM = Status
@@ -132,7 +132,7 @@ def test_disk_and_memory(check, little):
     [
         (ModelFacts("/m", 0), OK, "/m: accepted by imagegen-worker"),
         (
-            ModelFacts("/m", 2, "Error: --model: there is no '/m'"),
+            ModelFacts("/m", 2, "error: --model: there is no '/m'"),
             PROBLEM,
             "/m: --model: there is no '/m' -> correct",
         ),

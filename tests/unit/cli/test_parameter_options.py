@@ -18,7 +18,7 @@ def test_generate_has_an_option_for_every_parameter():
     options = {option.name: option for option in generate.params}
     for name, parameter in PARAMETERS.items():
         if name != "prompt":
-            assert options[name].opts == [parameter.option]
+            assert parameter.option in options[name].opts
 
 
 class Request(msgspec.Struct):
@@ -50,9 +50,9 @@ def test_a_new_parameter_has_its_option_range_and_help():
     rescale, tiled = read_parameters(Request).values()
     assert run(rescale).output == "{'rescale': None}\n"
     assert run(rescale, "--rescale", "0.5").output == "{'rescale': 0.5}\n"
-    assert "0<=x<=1" in run(rescale, "--rescale", "2").output
+    assert "0 to 1" in run(rescale, "--rescale", "2").output
     said = " ".join(run(rescale, "--help").output.split())
-    assert "How much to rescale. In parts. [default: the model's] [0<=x<=1]" in said
+    assert "How much to rescale. In parts. [default: the model's] [0 to 1]" in said
     assert run(tiled, "--tiled", "false").output == "{'tiled': False}\n"
 
 

@@ -62,6 +62,7 @@ def queued(place, seconds=None):
         (queued(12), "waiting 0:03 12 ahead"),
         (queued(0, 0.5), "waiting 0:03 next, starts in about 0.5 s"),
         (queued(None), "waiting 0:03"),
+        (Progress(0, 0, state="waiting", reason="no broker answers at X"), "waiting 0:03 no broker answers at X"),
     ],
 )
 def test_a_waiting_request_shows_its_queue_position(progress, line):
@@ -79,6 +80,13 @@ def test_several_waiting_requests_show_the_first_queue_position():
         "prompt 3 1/20 0:03",
         "3 waiting, the first: 3 ahead, starts in about 4 s",
     ]
+
+
+def test_several_requests_without_a_broker_show_the_reason():
+    waiting = Progress(0, 0, state="waiting", reason="no broker answers at X")
+    running = {at: RequestState("x", since=2.0, progress=event) for at, event in enumerate([waiting, queued(3)])}
+    lines = rendered(DisplayState(9, 0.0, running=running), 5.0)
+    assert text_of(lines[-1]) == "2 waiting, no broker answers at X"
 
 
 def test_the_number_of_bars_is_limited():

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import msgspec
+
 from imagegen_client.core import ClientCore
 from imagegen_client.events import (
     CancelRequested,
@@ -15,6 +17,7 @@ from imagegen_client.events import (
     Payload,
     Received,
     ReportProgress,
+    ReportWaiting,
     Send,
     StatsRequested,
     SubmitRequested,
@@ -25,13 +28,17 @@ from imagegen_protocol.messages import (
     Accepted,
     BrokerHeartbeat,
     BrokerToClient,
+    Chunk,
     ClientHeartbeat,
     Error,
+    Fetch,
     ImageInfo,
     Progress,
     Result,
+    Stats,
     Submit,
 )
+from imagegen_protocol.transfers import chunks, sizes_of
 
 BODY = b"body"
 FIRST = "tcp://first:1"
@@ -55,7 +62,13 @@ class CoreHarness:
         self.connections: list[str] = []
         self.outcomes: dict[bytes, Any] = {}
         self.progress_reports: list[ReportProgress] = []
+        self.waiting_reports: list[ReportWaiting] = []
         self.warnings: list[LogEvent] = []
+        self.notes: list[LogEvent] = []
+        """Log events of the level INFO."""
+        self.token = b""
+        """Token of the last chunk that was received."""
+        self.sent_chunks: list[tuple[Chunk, bytes]] = []
         self.ticks = 0
 
     # ---- the shell -----------------------------------------------------------------------------------------
@@ -86,16 +99,23 @@ class CoreHarness:
                     self.sent.append(message)
                     if isinstance(message, Submit):
                         self.payloads[message.request_id] = payload
+                    elif isinstance(message, Chunk):
+                        self.sent_chunks.append((message, bytes(payload[0])))
                 case Complete(key, outcome):
                     assert key not in self.outcomes, "a request ends once"
                     self.outcomes[key] = outcome
                 case ReportProgress():
                     assert action.key not in self.outcomes
                     self.progress_reports.append(action)
+                case ReportWaiting():
+                    assert action.key not in self.outcomes
+                    self.waiting_reports.append(action)
                 case Connect(endpoint):
                     self.connections.append(endpoint)
                 case LogEvent(level) if level >= logging.WARNING:
                     self.warnings.append(action)
+                case LogEvent(logging.INFO):
+                    self.notes.append(action)
 
     def take(self, kind: type | None = None) -> list[Any]:
         """Return the messages sent since the last call, of one type or all except heartbeats."""
@@ -106,9 +126,9 @@ class CoreHarness:
 
     # ---- the application -----------------------------------------------------------------------------------
 
-    def submit(self, number: int, **fields: Any) -> bytes:
+    def submit(self, number: int, payload: Payload = (BODY,), **fields: Any) -> bytes:
         key = rid(number)
-        self.handle(SubmitRequested(Submit(request_id=key, **fields), (BODY,)))
+        self.handle(SubmitRequested(Submit(request_id=key, **fields), payload))
         return key
 
     def stats(self, number: int, timeout: float = 5.0) -> bytes:
@@ -126,9 +146,11 @@ class CoreHarness:
     def receive(self, message: BrokerToClient, *payload: bytes) -> None:
         self.handle(Received(message, payload))
 
-    def heartbeat(self, epoch: bytes = b"e" * 16, session: int = 1, interval: float | None = None) -> None:
+    def heartbeat(
+        self, epoch: bytes = b"e" * 16, session: int = 1, interval: float | None = None, **fields: Any
+    ) -> None:
         seconds = self.interval if interval is None else interval
-        self.receive(BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=seconds, liveness=3))
+        self.receive(BrokerHeartbeat(epoch=epoch, session=session, interval_seconds=seconds, liveness=3, **fields))
 
     def advance_with_heartbeats(self, seconds: float) -> None:
         """Let time pass while the broker sends heartbeats."""
@@ -148,12 +170,51 @@ class CoreHarness:
         message = Result(request_id=request_id, worker="w", model="m", images=info)
         self.receive(message, *[b"image"] * frames)
 
+    def announce(self, request_id: bytes, *frames: bytes, payload_id: bytes = b"p" * 16, images: int = 0) -> None:
+        """Send a RESULT whose payload is fetched."""
+        info = [ImageInfo(format="png", width=1, height=1, seed=1)] * (images or len(frames))
+        self.receive(
+            Result(
+                request_id=request_id,
+                worker="w",
+                model="m",
+                images=info,
+                payload_id=payload_id,
+                frame_bytes=sizes_of(frames),
+            )
+        )
+
+    def announce_stats(self, request_id: bytes, frame: bytes, payload_id: bytes = b"p" * 16) -> None:
+        """Send a STATS whose payload is fetched."""
+        self.receive(Stats(request_id=request_id, payload_id=payload_id, frame_bytes=[len(frame)]))
+
+    def answer_fetches(self, *frames: bytes, most: int = 1_000_000) -> list[Fetch]:
+        """Answer at most `most` FETCHes, and those that follow from it, with chunks; return them."""
+        answered: list[Fetch] = []
+        while len(answered) < most and (fetches := self.take_fetches()):
+            left = fetches[most - len(answered) :]
+            answered += (now := fetches[: most - len(answered)])
+            for fetch in now:
+                for number, (chunk, data) in enumerate(chunks(frames, fetch)):
+                    self.token = (fetch.offset + number + 1).to_bytes(16, "big")
+                    self.receive(msgspec.structs.replace(chunk, token=self.token), bytes(data))
+            self.sent += left
+        return answered
+
+    def take_fetches(self) -> list[Fetch]:
+        """Return the FETCHes sent since the last call; other messages stay."""
+        fetches = [message for message in self.sent if isinstance(message, Fetch)]
+        self.sent = [message for message in self.sent if not isinstance(message, Fetch)]
+        return fetches
+
     def error(self, request_id: bytes | None, code: str = "generation_failed", after: float | None = None) -> None:
         self.receive(Error(code=code, message="text", request_id=request_id, retry_after_seconds=after))
 
-    def receive_invalid(self, request_id: bytes | None) -> None:
-        problem = ProtocolError("not a message")
-        problem.request_id = request_id
+    def receive_invalid(
+        self, request_id: bytes | None, kind: type[ProtocolError] = ProtocolError, *, is_answer: bool = True
+    ) -> None:
+        problem = kind("not a message")
+        problem.request_id, problem.is_answer = request_id, is_answer
         self.handle(InvalidMessage(problem))
 
 

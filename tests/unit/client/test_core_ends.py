@@ -19,6 +19,7 @@ from imagegen_protocol.messages import (
     Ack,
     Cancel,
     Goodbye,
+    ImageInfo,
     Result,
     Stats,
     StatsQuery,
@@ -60,13 +61,29 @@ def _result(request_id, **fields):
     return Result(request_id=request_id, **fields)
 
 
-@pytest.mark.parametrize(("frames", "images"), [(0, 0), (0, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("frames", "images"), [(0, 0), (0, 1), (2, 1), (1, 2), (3, 3)])
 def test_a_result_with_the_wrong_number_of_frames_is_a_protocol_error(harness, frames, images):
-    harness.submit(1)
+    harness.submit(1, images=2)
     harness.take()
     harness.result(rid(1), frames, images)
     assert isinstance(harness.outcomes[rid(1)], ProtocolError)
     assert harness.take(Ack), "otherwise the broker would repeat it for ever"
+
+
+def test_a_worker_may_send_fewer_images_than_requested(harness):
+    harness.submit(1, images=3)
+    harness.result(rid(1), frames=2, images=2)
+    assert len(harness.outcomes[rid(1)].payload) == 2
+
+
+@pytest.mark.parametrize("kind", ["eps", "html", "/../x", "PNG", ""])
+def test_a_result_in_an_unknown_format_is_a_protocol_error(harness, kind):
+    harness.submit(1)
+    harness.take()
+    image = ImageInfo(format=kind, width=1, height=1, seed=1)
+    harness.receive(_result(rid(1), worker="w", model="m", images=[image]), b"bytes")
+    assert "expected images in the format png or jpeg or webp" in harness.outcomes[rid(1)].message
+    assert harness.take(Ack)
 
 
 def test_an_unknown_error_code_is_a_request_error(harness):
@@ -84,6 +101,16 @@ def test_an_undecodable_answer_ends_its_request(harness):
     assert [message.request_ids for message in harness.take()] == [[rid(1)]]
     harness.receive_invalid(rid(44))
     assert [message.request_ids for message in harness.take()] == [[rid(44)]]
+
+
+def test_an_undecodable_message_that_is_no_answer_ends_nothing(harness):
+    harness.submit(1)
+    harness.take()
+    harness.receive_invalid(rid(1), is_answer=False)
+    assert harness.outcomes == {}
+    assert harness.take() == []
+    harness.result(rid(1))
+    assert rid(1) in harness.outcomes
 
 
 def test_errors_without_a_request_are_logged(harness):
@@ -272,26 +299,46 @@ def test_cancelling_twice_or_an_unknown_request_does_nothing(harness):
 # ---- statistics --------------------------------------------------------------------------------------------
 
 
-def test_one_answer_completes_every_query(harness):
+def test_an_answer_completes_its_query_only(harness):
     harness.stats(1)
     harness.stats(2)
-    assert harness.take() == [StatsQuery(), StatsQuery()]
-    harness.receive(Stats(), b"map")
-    assert {harness.outcomes[rid(1)].payload, harness.outcomes[rid(2)].payload} == {(b"map",)}
-    assert rid(99) not in harness.outcomes
+    assert harness.take() == [StatsQuery(request_id=rid(1)), StatsQuery(request_id=rid(2))]
+    harness.receive(Stats(request_id=rid(2)), b"map")
+    assert harness.outcomes[rid(2)].payload == (b"map",)
+    assert harness.outcomes.keys() == {rid(2)}
+
+
+def test_a_late_answer_to_an_earlier_query_is_ignored(harness):
+    harness.stats(1, timeout=5.0)
+    harness.advance_with_heartbeats(5.1)
+    harness.stats(2)
+    harness.receive(Stats(request_id=rid(1)), b"old")
+    harness.receive(Stats(request_id=rid(99)), b"of a request")
+    assert rid(2) not in harness.outcomes
+    harness.receive(Stats(request_id=rid(2)), b"new")
+    harness.receive(Stats(request_id=rid(2)), b"again")
+    assert harness.outcomes[rid(2)].payload == (b"new",)
+
+
+def test_a_result_for_a_query_is_acknowledged_and_ignored(harness):
+    harness.stats(1)
+    harness.take()
+    harness.result(rid(1))
+    assert [message.request_ids for message in harness.take(Ack)] == [[rid(1)]]
+    assert not harness.outcomes
 
 
 def test_a_query_is_resent_and_times_out(harness):
     harness.stats(1, timeout=5.0)
     harness.advance_with_heartbeats(2.1)
-    assert harness.take() == [StatsQuery()] * 2
+    assert harness.take() == [StatsQuery(request_id=rid(1))] * 2
     harness.advance_with_heartbeats(3.0)
     assert isinstance(harness.outcomes[rid(1)], BrokerUnreachableError)
 
 
 def test_statistics_without_a_frame_are_a_protocol_error(harness):
     harness.stats(1)
-    harness.receive(Stats())
+    harness.receive(Stats(request_id=rid(1)))
     assert isinstance(harness.outcomes[rid(1)], ProtocolError)
 
 

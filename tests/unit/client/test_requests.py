@@ -178,6 +178,12 @@ def test_the_orientation_of_a_pil_image_is_kept():
         ({"image": b"text"}, "image: expected an image, got 4 bytes"),
         ({"image": Path("nowhere.png")}, "image: nowhere.png: No such file"),
         ({"image": "."}, "image: .: Is a directory"),
+        ({"image": "\0"}, "image: \\u0000: embedded null byte"),
+        ({"image": "\ud800"}, "image: \\ud800: 'utf-8' codec can't encode"),
+        (
+            {"image": bytes([*b"DDS ", 124, *bytes(200)])},
+            "image: expected an image, got 205 bytes: the image can't be",
+        ),
         ({"image": 5}, "image: expected a PIL image, a path or the bytes of a file, got 5"),
         ({"image": Image.new("1", (8193, 1))}, "image: expected at most 8192x8192 pixels, got 8193x1"),
         (
@@ -191,6 +197,8 @@ def test_the_orientation_of_a_pil_image_is_kept():
         ({"inputs": ["image"]}, "inputs: expected the images as image and mask_image"),
         ({"quality": 5}, "quality: expected none for the output_format 'png'"),
         ({"extra": {"x": math.inf}}, "extra: x: expected nil"),
+        ({"loras": [{"na\udcffme": "a"}]}, "expected names that can be encoded as UTF-8"),
+        ({"loras": [{"name": "a\udcff"}]}, "loras: expected text that can be encoded as UTF-8"),
         ({"extra": 5}, "extra: expected `object | null`"),
     ],
 )
@@ -198,6 +206,12 @@ def test_invalid_images_are_errors(options, words):
     with pytest.raises(InvalidRequestError) as caught:
         made(**options)
     assert words in str(caught.value)
+
+
+def test_no_program_is_run_on_the_bytes_of_an_image(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was run"))
+    with pytest.raises(InvalidRequestError, match=r"image: expected an image, got .* in the format EPS"):
+        made(image=a_file("EPS"))
 
 
 def test_a_file_that_is_too_long_is_not_read(tmp_path):

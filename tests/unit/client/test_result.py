@@ -7,7 +7,9 @@ from PIL import Image, UnidentifiedImageError
 
 from imagegen_client.result import GenerationResult
 from imagegen_protocol import ProtocolError
+from imagegen_protocol.images import MAX_CHUNKS
 from imagegen_protocol.messages import ImageInfo, Result
+from tests.pictures import with_empty_chunks
 
 
 def encoded(kind="PNG", mode="RGB", colour="red"):
@@ -43,6 +45,23 @@ def test_a_result_has_the_fields_of_its_header():
 def test_undecodable_bytes_are_an_os_error():
     with pytest.raises(UnidentifiedImageError):
         _ = a_result(b"not an image").image
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_an_image_of_very_many_parts_is_an_os_error(before):
+    """A worker may send anything; Pillow reads each part in Python."""
+    info = ImageInfo(format="png", width=8, height=8, seed=1)
+    header = Result(request_id=b"\x01" * 16, worker="w", model="m", images=[info])
+    assert GenerationResult(header, [with_empty_chunks(100, before)], 1.0).image.size == (8, 8)
+    with pytest.raises(OSError, match="at most 16384 chunks"):
+        _ = GenerationResult(header, [with_empty_chunks(MAX_CHUNKS, before)], 1.0).image
+
+
+def test_a_damaged_image_is_an_os_error():
+    at = encoded().index(b"IDAT") - 4
+    damaged = encoded()[:at] + b"\0\0\0\2" + encoded()[at + 4 :]  # the next chunk begins in the middle of the data
+    with pytest.raises(UnidentifiedImageError, match="broken PNG file"):
+        _ = a_result(damaged).image
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a"])

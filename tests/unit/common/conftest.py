@@ -4,6 +4,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from imagegen_common.command_line import IntegerRange
 from imagegen_common.settings import SettingsCommand, effective, end_check, settings_options, usage_error
 
 
@@ -13,7 +14,7 @@ def toy(tmp_path, monkeypatch):
 
     @click.command("toy", cls=SettingsCommand, context_settings={"auto_envvar_prefix": "TOY"})
     @settings_options
-    @click.option("--size", type=click.IntRange(1, 9), default=4, envvar="OLD_SIZE")
+    @click.option("--size", type=IntegerRange(1, 9), default=4, envvar="OLD_SIZE")
     @click.option("--wait-time", type=float, default=0.5)
     @click.option("--colour", "paint", type=click.Choice(["red", "blue"]), default="red")
     @click.option("--peer", multiple=True, default=("a",))

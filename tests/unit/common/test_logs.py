@@ -30,9 +30,9 @@ def written(capsys):
     return capsys.readouterr().err
 
 
-def raised():
+def raised(text="boom\nand more"):
     try:
-        raise ValueError("boom\nand more")
+        raise ValueError(text)
     except ValueError as error:
         return error
 
@@ -54,10 +54,35 @@ def test_a_message_of_several_lines_becomes_one():
     assert " error no such file see the manual worker=" in line
 
 
+@pytest.mark.parametrize("character", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\udc80", "\U000e0041"])
+def test_control_characters_of_other_peers_do_not_reach_the_terminal(character):
+    fields = {"plain": f"a{character}b", "quoted": f"a {character}"}
+    line = shown(LineFormatter, f"it {character} happened", fields)
+    assert line.isprintable()
+    plain, quoted = re.search(r'plain=("[^"]+") quoted=("[^"]+")', line).groups()
+    assert (json.loads(plain), json.loads(quoted)) == tuple(fields.values())
+    lines = shown(LineFormatter, "it raised", error=raised(character)).split("\n")
+    assert all(each.isprintable() for each in lines)
+
+
 def test_a_traceback_follows_the_line():
     first, *rest = shown(LineFormatter, "it raised", error=raised()).splitlines()
     assert first.endswith("gpu=0")
     assert rest[-2:] == ["ValueError: boom", "and more"]
+
+
+HOSTILE = "w\x1b]0;title\x07\x1b[2J\x9b31m\u202eabc\x7f\u2028"
+
+
+@pytest.mark.parametrize("formatter", [LineFormatter, JsonFormatter])
+def test_control_characters_of_peers_are_escaped_everywhere_in_a_line(formatter):
+    constant = formatter({"worker": HOSTILE})
+    record = logging.LogRecord("x", logging.ERROR, "", 0, HOSTILE, (), (ValueError, ValueError(HOSTILE), None))
+    record.fields = {"plain": HOSTILE, "quoted": f"a b {HOSTILE}", "list": [HOSTILE], "error": ValueError(HOSTILE)}
+    for line in (constant.format(record), constant.line(0.0, logging.INFO, "x", HOSTILE, record.fields)):
+        text = line.replace("\n", "")
+        assert text.isprintable(), ascii(text)
+        assert line.count("]0;title") - line.count(r"\u001b]0;title\u0007") <= 1, "the list shows its items' repr"
 
 
 def test_an_object():

@@ -2,9 +2,12 @@
 
 import tomllib
 
+import click
 import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
+
+from imagegen_common.settings import read_settings
 
 DEFAULTS = {"size": 4, "wait_time": 0.5, "paint": "red", "peer": ("a",), "fast": False, "folder": None}
 FILE = """
@@ -102,9 +105,9 @@ def test_what_a_check_prints_is_a_file_of_its_own(toy):
         ("size = '4'", 'toy.toml:1: size must be an integer, got "4"'),
         ("size = 4.0", "size must be an integer, got 4.0"),
         ("size = true", "size must be an integer, got true"),
-        ("size = 10", "toy.toml:1: size: 10 is not in the range 1<=x<=9."),
+        ("size = 10", "toy.toml:1: size: expected a whole number, 1 to 9, got 10"),
         ("wait_time = false", "wait_time must be a number, got false"),
-        ("colour = 'green'", "toy.toml:1: colour: 'green' is not one of 'red', 'blue'."),
+        ("colour = 'green'", "toy.toml:1: colour: 'green' is not one of 'red', 'blue'"),
         ("colour = 1", "colour must be a string, got 1"),
         ("peer = 'b'", 'peer must be a list, each a string, got "b"'),
         ("peer = ['b', 1]", 'peer must be a list, each a string, got ["b", 1]'),
@@ -115,6 +118,10 @@ def test_what_a_check_prints_is_a_file_of_its_own(toy):
         ("size = {x = 1}", "size must be an integer, got {'x': 1}"),
         ("size = 4\nsize = 5", "toy.toml: not TOML: Cannot overwrite a value (at "),
         ("size = x", "toy.toml: not TOML: Invalid value (at line 1"),
+        ("size = " + "[" * 5000, "toy.toml: not TOML: maximum recursion depth exceeded"),
+        ("size = " + "9" * 5000, "toy.toml: not TOML: Exceeds the limit (4300 digits)"),
+        ("size = 0x" + "f" * 50_000, "toy.toml:1: size: expected integers of 64 bits"),
+        ("peer = [{x = 0x" + "f" * 50_000 + "}]", "toy.toml:1: peer: expected integers of 64 bits"),
         (b"size = 4 # \xff", "toy.toml: not UTF-8: invalid start byte at byte 11"),
     ],
 )
@@ -125,8 +132,16 @@ def test_a_file_that_can_not_be_used(toy, text, words):
     assert toy.values is None
 
 
+def test_a_path_with_a_null_character_is_an_error_of_its_setting(tmp_path):
+    command = click.Command("toy", params=[click.Option(["--file"], type=click.Path(exists=True))])
+    path = tmp_path / "toy.toml"
+    path.write_text('file = "a\\u0000"')
+    with pytest.raises(click.UsageError, match=r"toy\.toml:1: file: embedded null byte"):
+        read_settings(path, command, click.Context(command))
+
+
 def test_what_the_environment_hides_is_checked_too(toy):
-    assert "10 is not in the range" in toy("size = 10", "--size", "4", OLD_SIZE="3").output
+    assert "got 10" in toy("size = 10", "--size", "4", OLD_SIZE="3").output
 
 
 def test_a_file_that_is_not_there(toy):
@@ -139,17 +154,17 @@ def test_a_file_that_is_not_there(toy):
 def test_a_wrong_variable_is_named(toy):
     result = toy("", OLD_SIZE="many")
     assert result.exit_code == 2
-    assert "size (environment OLD_SIZE): 'many' is not a valid integer range." in result.output
+    assert "size (environment OLD_SIZE): expected a whole number, 1 to 9, got 'many'" in result.output
     assert "fast (environment TOY_FAST): 'perhaps' is not a valid boolean." in toy("", TOY_FAST="perhaps").output
-    assert "Invalid value for '--size'" in toy("", "--size", "many").output
+    assert "error: --size: expected" in toy("", "--size", "many").output
 
 
 def test_what_is_wrong_together_is_told_with_its_origins(toy):
     result = toy("size = 5", TOY_WAIT_TIME="1")
     words = "goes with --wait-time (size: file toy.toml:1, wait_time: environment TOY_WAIT_TIME)"
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1].endswith(words)
-    assert toy("", "--size", "5").output.splitlines()[-1].endswith("goes with --wait-time")
+    assert result.output.splitlines()[-1].endswith(f"{words}; see toy --help")
+    assert toy("", "--size", "5").output.splitlines()[-1].endswith("goes with --wait-time; see toy --help")
 
 
 def test_a_path_that_is_no_text_can_be_shown(toy):

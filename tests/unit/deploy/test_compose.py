@@ -168,6 +168,16 @@ def test_one_container_supervises_every_gpu():
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
 
 
+def test_the_memory_of_each_daemon_is_limited(file):
+    limits = {name: int(service.get("mem_limit", 0)) for name, service in services(file).items()}
+    assert limits["broker"] > default("broker", "max_memory")
+    assert limits["gateway"] >= 1024**3
+    workers_limit = 128 * 1024**3 if file == "compose.yaml" else 32 * 1024**3
+    assert {limit for name, limit in limits.items() if name.startswith("worker")} == {workers_limit}
+    small = services(file, WORKER_MEMORY="1g")
+    assert {int(service["mem_limit"]) for service in workers(small).values()} == {1024**3}
+
+
 def test_keys_reach_broker_workers_and_gateway(file, monkeypatch):
     assert len(KEYS) == 7
     made = services(file, **dict(KEYS))

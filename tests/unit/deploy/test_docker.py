@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.deploy.commands import BROKER_PORTS, DEPLOY, GATEWAY_PORT, ROOT, WORKER_HTTP_PORT
+from tools.lock import EXTRAS, LOCKS
 
 RECIPES = {path.suffix[1:]: path for path in (DEPLOY / "docker").glob("Dockerfile.*")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -64,17 +65,18 @@ def test_it_starts_a_command_of_the_project(role):
     assert program == ("imagegen" if role == "client" else f"imagegen-{role}")
 
 
-def test_extras_are_the_roles_own(role):
-    (installed,) = [rest for rest in rests(role, "RUN") if "pip install" in rest or "pip wheel" in rest]
-    extra = re.search(r"imagegen-fleet\[([^\]]+)\] @ file:", installed)[1]
+def test_the_lock_is_the_roles_own(role):
+    (lock,) = [rest for rest in rests(role, "ARG") if rest.startswith("LOCK=")]
+    name = lock.removeprefix("LOCK=deploy/docker/locks/").removesuffix(".txt")
     if role == "worker":
-        assert extra == "${EXTRA}"
+        assert name == "${EXTRA}"
         assert "EXTRA=worker" in rests(role, "ARG")
-        extra = "worker"
-    assert extra == ("cli" if role == "client" else role)
-    needs = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]
-    assert any(need.startswith("click") for need in needs), "every image starts a command"
-    assert any(need.startswith("torch") for need in needs) == (role == "worker")
+        assert EXTRAS["worker-simulated"] == "worker-simulated"
+        name = "worker"
+    assert EXTRAS[name] == ("cli" if role == "client" else role)
+    packages = re.findall(r"^([\w-]+)==", (LOCKS / f"{name}.txt").read_text(), re.MULTILINE)
+    assert "click" in packages, "every image starts a command"
+    assert ("torch" in packages) == (role == "worker")
 
 
 def test_open_ports_are_the_commands_own(role):
@@ -90,7 +92,7 @@ def test_all_that_is_copied_is_in_the_context(role):
         if not rest.startswith("--from") and not rest.startswith(". "):
             assert rest.split()[0] in kept
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for path in (*build["packages"], PROJECT["readme"], *PROJECT["license-files"], "constraints.txt"):
+    for path in (*build["packages"], PROJECT["readme"], *PROJECT["license-files"], "deploy/docker/locks"):
         assert any(fnmatch.fnmatch(path, pattern) or path.startswith(f"{pattern}/") for pattern in kept), path
 
 

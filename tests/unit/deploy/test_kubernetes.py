@@ -229,6 +229,18 @@ def test_probes_ask_for_what_the_daemons_show(objects):
         assert container(objects, role)["readinessProbe"]["httpGet"]["path"] == "/healthz"
 
 
+def parse_quantity(text):
+    """Return the bytes of a quantity such as `8Gi`."""
+    return int(text[:-2]) * {"Mi": 1024**2, "Gi": 1024**3}[text[-2:]]
+
+
+def test_the_memory_of_each_container_is_limited(objects):
+    for role in ("broker", "gateway", "worker"):
+        resources = container(objects, role)["resources"]
+        requested, limit = (parse_quantity(resources[kind]["memory"]) for kind in ("requests", "limits"))
+        assert requested < limit
+
+
 def test_a_worker_has_one_gpu_and_the_time_to_drain(objects, monkeypatch):
     assert container(objects, "worker")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert params(objects, "worker", monkeypatch)["gpu"] == "0"

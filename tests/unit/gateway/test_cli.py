@@ -1,5 +1,7 @@
 """The command line of the gateway: validation of settings."""
 
+import os
+
 import pytest
 from click.testing import CliRunner
 
@@ -35,14 +37,20 @@ def check(tmp_path, monkeypatch):
         (("--tls-key", "no", "--tls-certificate", "no"), "--tls-certificate: the file no does not exist"),
         (("--key", "no.key_secret"), "--key and --broker-key go together"),
         (("--auth", "on"), "'on' is not one of 'off', 'keys'"),
-        (("--results-kept", "nan"), "nan is not a finite number of seconds"),
-        (("--max-jobs", "0"), "0 is not in the range x>=1"),
+        (("--results-kept", "nan"), "expected a number, at least 1, got 'nan'"),
+        (("--max-jobs", "0"), "expected a whole number, at least 1, got '0'"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_invalid_settings_are_rejected(check, arguments, message):
     result = check(*arguments)
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_a_limit_of_a_key_is_a_finite_number(tmp_path):
+    arguments = ["--state-folder", str(tmp_path), "keys", "add", "alice", "--requests-per-minute", "nan"]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, "expected a number, above 0" in result.stderr) == (2, True)
 
 
 def test_valid_settings_are_accepted_without_creating_files(check, tmp_path):
@@ -69,3 +77,4 @@ def test_a_port_in_use_is_reported(tmp_path):
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["--state-folder", str(tmp_path), "--http", f"127.0.0.1:{port}"])
     assert (result.exit_code, f"--http: can't bind 127.0.0.1:{port}" in result.stderr) == (71, True)
+    assert f"(process {os.getpid()}) listens there" in result.stderr

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from imagegen_gateway.connection_limits import raise_file_limit
+from imagegen_gateway.connection_limits import permitted_connections
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -24,5 +24,5 @@ def test_the_limit_is_raised_as_far_as_the_system_permits(monkeypatch, soft, har
     limits = [(soft, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
-    assert raise_file_limit(1000) == permitted
+    assert permitted_connections(1000) == permitted
     assert limits[-1] == (new, hard)

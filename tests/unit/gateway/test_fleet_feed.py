@@ -87,6 +87,18 @@ def test_the_broker_is_polled_once_for_all_followers():
     assert requests <= 4
 
 
+def test_a_further_follower_gets_the_current_state_at_once(monkeypatch):
+    async def run():
+        feed, statistics = FleetFeed(), Statistics(of_gpus(a=1))
+        async with aclosing(feed.events(statistics, asyncio.Event())) as events:
+            await anext(events)
+            await follow(feed, statistics, 1)
+        return statistics.requests
+
+    monkeypatch.setattr(fleet_feed, "POLL_SECONDS", 3600)
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == 1
+
+
 def test_the_broker_is_not_polled_without_followers():
     async def run():
         feed, statistics = FleetFeed(), Statistics(of_gpus(a=1))

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from imagegen_gateway.gpu_metrics import MAX_BYTES, MAX_LINES, GpuMetricsReader, parse
+from imagegen_gateway.gpu_metrics import MAX_BYTES, MAX_LINE, MAX_LINES, GpuMetricsReader, parse
 from tests.statistics import gpu_statistics
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -32,6 +32,13 @@ def test_a_worker_without_a_gpu_has_no_metrics():
 def test_malformed_metrics_are_an_error():
     with pytest.raises(ValueError, match="float"):
         parse("imagegen_worker_gpu_memory_used_bytes{gpu=\n", "gpu0")
+
+
+@pytest.mark.parametrize("length", [MAX_LINE, MAX_LINE + 1])
+def test_long_lines_are_not_parsed(length):
+    start, end = 'imagegen_worker_gpu_temperature_celsius{worker="gpu0",a="', '"} 61.0'
+    line = start + "x" * (length - len(start) - len(end)) + end
+    assert parse(line, "gpu0") == ({"temperature_celsius": 61.0} if length == MAX_LINE else {})
 
 
 @asynccontextmanager

@@ -2,14 +2,15 @@
 
 import base64
 import io
-import zlib
 
 import pytest
 from PIL import Image
 
 from imagegen_gateway.core.limits import Limits
 from imagegen_gateway.errors import ApiError
-from imagegen_gateway.input_images import MAX_CHUNKS, _BoundedFile, check_image, decode_base64, mask_image
+from imagegen_gateway.input_images import check_image, decode_base64, mask_image
+from imagegen_protocol.images import MAX_CHUNKS, BoundedFile
+from tests.pictures import with_empty_chunks
 
 JFIF_END = 20
 """Position after the first segment of Pillow's JPEG files."""
@@ -38,14 +39,6 @@ def test_other_data_is_rejected(data):
     assert (caught.value.status, caught.value.param) == (422, "image")
 
 
-def with_empty_chunks(number, before):
-    """Return a PNG with many empty chunks, before one of its own chunks."""
-    data = encoded(Image.new("RGB", (8, 8)))
-    at = data.index(before) - 4
-    empty = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
-    return data[:at] + number * empty + data[at:]
-
-
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
 def test_a_png_with_very_many_chunks_is_rejected_before_it_is_opened(before, monkeypatch):
     assert check_image("image", with_empty_chunks(100, before), Limits(), sets_size=True)
@@ -58,10 +51,10 @@ def test_a_png_with_very_many_chunks_is_rejected_before_it_is_opened(before, mon
 @pytest.mark.parametrize("piece", [b"\xff\xfe\0\2", b"\xff\xd0", b"\xff\xf0", b"\0"])
 def test_a_jpeg_with_very_many_segments_is_rejected(piece, monkeypatch):
     reads = []
-    monkeypatch.setattr("imagegen_gateway.input_images.MAX_READS", 1000)
+    monkeypatch.setattr("imagegen_protocol.images.MAX_READS", 1000)
     monkeypatch.setattr(
-        "imagegen_gateway.input_images._BoundedFile.read",
-        lambda self, *size, read=_BoundedFile.read: reads.append(1) or read(self, *size),
+        "imagegen_protocol.images.BoundedFile.read",
+        lambda self, *size, read=BoundedFile.read: reads.append(1) or read(self, *size),
     )
     data = encoded(Image.new("RGB", (8, 8)), "JPEG")
     assert check_image("image", data, Limits(), sets_size=True)
@@ -109,5 +102,14 @@ def test_base64_and_data_urls_are_decoded_and_other_texts_rejected():
     text = base64.b64encode(b"abc").decode()
     assert decode_base64("image", text) == decode_base64("image", f"data:image/png;base64,{text}") == b"abc"
     for wrong in ("a", "data:image/png;base64,!", "https://example.org/a.png", "ä"):
+        with pytest.raises(ApiError, match="image: expected an image as base64 or a data: URL"):
+            decode_base64("image", wrong)
+
+
+def test_long_base64_is_decoded_as_a_whole():
+    data = bytes(range(256)) * 4096 + b"a"
+    text = base64.b64encode(data).decode()
+    assert decode_base64("image", text) == decode_base64("image", f"data:image/png;base64,{text}") == data
+    for wrong in (f"{'A' * 1000}=={text}", f"{text}AAAA", text[:-1], f"{text[:500_000]}\n{text[500_000:]}"):
         with pytest.raises(ApiError, match="image: expected an image as base64 or a data: URL"):
             decode_base64("image", wrong)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from imagegen_gateway.core.json_bounds import (
+    MAX_KEY,
     MAX_STRUCTURE,
     MAX_TEXT,
     MAX_VALUES,
@@ -51,3 +52,10 @@ def test_only_long_fields_may_have_long_texts():
         with pytest.raises(JsonTooLargeError, match=f"expected at most {MAX_TEXT} characters") as caught:
             parse_json(json.dumps(value).encode(), {"image"})
         assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("value", [{"k" * (MAX_KEY + 1): 1}, [{"a": {"k" * (MAX_KEY + 1): 1}}]])
+def test_long_names_are_rejected(value):
+    with pytest.raises(JsonTooLargeError, match="field names of at most 256 characters"):
+        parse_json(json.dumps(value).encode())
+    assert parse_json(json.dumps({"k" * MAX_KEY: 1}).encode())

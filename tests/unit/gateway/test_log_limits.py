@@ -3,9 +3,12 @@
 import logging
 
 import pytest
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException
 
 from imagegen_gateway import log_limits
-from imagegen_gateway.log_limits import INTERVAL_SECONDS, LINES, RepetitionFilter
+from imagegen_gateway.bodies import _parse_form
+from imagegen_gateway.log_limits import INTERVAL_SECONDS, LINES, RepetitionFilter, limit_log_lines
 
 
 class Clock:
@@ -44,3 +47,16 @@ def test_the_number_of_different_lines_is_bounded(clock):
         assert limit.filter(record(f"{number}" + "x" * 10_000))
     assert len(limit._texts) <= 1000
     assert max(map(len, limit._texts)) < 300
+
+
+def test_lines_about_malformed_forms_are_limited(caplog):
+    parser = logging.getLogger("python_multipart.multipart")
+    filters = parser.filters[:]
+    limit_log_lines()
+    try:
+        for _ in range(100):
+            with pytest.raises(MultiPartException):
+                _parse_form(Headers({"content-type": "multipart/form-data; boundary=b"}), b"--x")
+    finally:
+        parser.filters[:] = filters
+    assert 1 <= len(caplog.records) <= LINES

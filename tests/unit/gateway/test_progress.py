@@ -34,6 +34,8 @@ def test_the_latest_report_and_preview_are_kept():
     assert (progress.fields(), progress.preview) == ({"step": 3, "steps": 4}, PNG)
     progress.update(Progress(0, 0, attempt=2, state="queued", place=0))
     assert progress.preview is None, "a requeued request starts again"
+    progress.update(Progress(0, 0, state="waiting", reason="no broker answers"))
+    assert progress.fields() == {"place": None, "seconds_to_start": None}
 
 
 def test_data_urls_state_the_format_of_the_preview():

@@ -3,8 +3,13 @@
 import msgpack
 import msgspec
 
-from imagegen_protocol.capabilities import ModelCapabilities, decode_capabilities, encode_capabilities
-from imagegen_protocol.limits import MAX_BODY_BYTES
+from imagegen_protocol.capabilities import (
+    AcceptedParameter,
+    ModelCapabilities,
+    decode_capabilities,
+    encode_capabilities,
+)
+from imagegen_protocol.limits import MAX_CAPABILITIES_BYTES, MAX_INLINE_BYTES
 
 CAPABILITIES = ModelCapabilities(
     width=512,
@@ -21,10 +26,10 @@ CAPABILITIES = ModelCapabilities(
 
 
 def test_encoded_capabilities_decode_to_the_same():
-    assert decode_capabilities(encode_capabilities({"a": CAPABILITIES, "b": CAPABILITIES})) == {
-        "a": CAPABILITIES,
-        "b": CAPABILITIES,
-    }
+    models = {"a": CAPABILITIES, "b": CAPABILITIES}
+    [frame] = encode_capabilities(models)
+    assert decode_capabilities(frame) == models
+    assert [decode_capabilities(frame) for frame in encode_capabilities({})] == [{}]
 
 
 def test_unknown_keys_are_ignored_and_absent_ones_have_defaults():
@@ -41,14 +46,29 @@ def test_only_models_with_invalid_capabilities_are_omitted():
 
 
 def test_invalid_frames_decode_to_no_models():
-    for frame in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x81" * 100_000, b"a" * (MAX_BODY_BYTES + 1)):
+    for frame in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x81" * 100_000, b"a" * (MAX_INLINE_BYTES + 1)):
         assert decode_capabilities(frame) == {}
 
 
-def test_models_beyond_the_size_limit_are_omitted():
-    many = ModelCapabilities(
-        width=8, height=8, num_inference_steps=1, tasks={}, loras=[f"{index:0>128}" for index in range(128)]
-    )
-    frame = encode_capabilities({f"{index:0>128}": many for index in range(256)})
-    assert MAX_BODY_BYTES * 0.9 < len(frame) <= MAX_BODY_BYTES
-    assert 10 < len(decode_capabilities(frame)) < 256
+def test_models_beyond_the_size_limit_are_in_further_parts():
+    models = {f"{index:0>128}": CAPABILITIES for index in range(256)}
+    frames = encode_capabilities(models)
+    assert 3 < len(frames) < 10
+    assert max(map(len, frames)) <= MAX_CAPABILITIES_BYTES
+    assert min(map(len, frames[:-1])) > 0.9 * MAX_CAPABILITIES_BYTES
+    decoded = [decode_capabilities(frame) for frame in frames]
+    assert sum(map(len, decoded)) == 256
+    assert {name: model for part in decoded for name, model in part.items()} == models
+
+
+def test_lists_of_a_model_that_exceed_the_size_limit_are_truncated():
+    names = [f"{index:0>128}" for index in range(128)]
+    many = msgspec.structs.replace(CAPABILITIES, loras=names, schedulers=names)
+    choices = {name: AcceptedParameter(choices=names) for name in names}
+    endless = msgspec.structs.replace(CAPABILITIES, parameters=choices)
+    frames = encode_capabilities({"\U0001f600" * 128: many, "too long": endless, "a": CAPABILITIES})
+    assert max(map(len, frames)) <= MAX_CAPABILITIES_BYTES
+    decoded = {name: model for frame in frames for name, model in decode_capabilities(frame).items()}
+    assert decoded.keys() == {"\U0001f600" * 128, "a"}
+    shortened = decoded["\U0001f600" * 128]
+    assert shortened.loras == shortened.schedulers == names[:32]

@@ -6,11 +6,11 @@ import pytest
 from imagegen_protocol import InvalidRequestError, ProtocolError, decode_from_client, parse_request
 from imagegen_protocol.error_texts import MAX_SHOWN, format_value
 from imagegen_protocol.frames import encode
-from imagegen_protocol.limits import MAX_HEADER_BYTES
+from imagegen_protocol.limits import MAX_HEADER_BYTES, VERSION
 from imagegen_protocol.messages import Error
 from imagegen_protocol.request import make_request
 
-SUBMIT = {"v": 1, "type": "submit", "request_id": b"x" * 16}
+SUBMIT = {"v": VERSION, "type": "submit", "request_id": b"x" * 16}
 
 
 def with_key(fields, key, raw):
@@ -66,7 +66,7 @@ def test_a_partly_readable_header_is_still_explained(rest):
 
 def test_an_error_message_fits_into_a_header():
     with pytest.raises(ProtocolError) as caught:
-        decode_from_client(msgpack.packb({"v": 1, "type": "x" * 65_000}))
+        decode_from_client(msgpack.packb({"v": VERSION, "type": "x" * 65_000}))
     assert len(encode(Error(code="protocol_error", message=caught.value.message))) < MAX_HEADER_BYTES / 10
 
 

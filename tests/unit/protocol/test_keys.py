@@ -86,6 +86,8 @@ def test_a_link_to_a_key_file_is_followed(tmp_path):
     [
         (None, "can't read the key file"),
         ("", "No public key"),
+        ("public-key", "a line with a key has no = in it"),
+        ('public-key = "' + "x" * 40 + '"\nsecret-key', "a line with a key has no = in it"),
         ('public-key = "short"', "40 characters, not 5"),
         ('public-key = "' + "x" * 40 + '"\nsecret-key = "y"', "40 characters, not 1"),
         ('public-key = "' + "x" * 40 + '"', "no secret key"),

@@ -1,6 +1,7 @@
 """Round trips of headers, bodies and errors, and the messages for invalid ones."""
 
 import contextlib
+import re
 
 import msgpack
 import pytest
@@ -24,7 +25,8 @@ from imagegen_protocol import (
     parse_request,
 )
 from imagegen_protocol.images import sniff_format
-from imagegen_protocol.messages import Ready, Submit
+from imagegen_protocol.limits import VERSION
+from imagegen_protocol.messages import Fetch, Ready, Submit
 from imagegen_protocol.request import check_frames, make_request
 
 ID = b"i" * 16
@@ -32,13 +34,13 @@ DECODERS = (decode_from_client, decode_from_worker, decode_broker_to_client, dec
 
 
 def header(**fields):
-    return msgpack.packb({"v": 1, **fields})
+    return msgpack.packb({"v": VERSION, **fields})
 
 
 def test_another_msgpack_library_reads_an_encoded_header():
     plain = msgpack.unpackb(encode(Submit(request_id=ID, model="m", timeout_seconds=2.5)))
     assert plain["type"] == "submit"
-    assert plain["v"] == 1
+    assert plain["v"] == VERSION
     assert plain["request_id"] == ID
     assert plain["timeout_seconds"] == 2.5
 
@@ -61,7 +63,7 @@ def test_a_header_of_another_msgpack_library_is_decoded():
         ({"type": "submit", "request_id": ID, "model": "name\n"}, "model: "),
         ({"type": "ack", "request_ids": [ID] * 1025}, "length <= 1024"),
         ({"type": "dance"}, "'dance'"),
-        ({"type": 7}, "not a message"),
+        ({"type": 7}, "bad untyped message"),
     ],
 )
 def test_an_invalid_header_is_rejected_with_the_field(fields, words):
@@ -70,19 +72,46 @@ def test_an_invalid_header_is_rejected_with_the_field(fields, words):
     assert words in str(caught.value)
 
 
+READY = {
+    "type": "ready", "worker_id": ID, "name": "w", "host": "h", "gpu_id": 0, "device": "cpu", "backend": "b",
+    "models": ["m"], "capacity": 1, "max_batch_size": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("decode", "fields", "words"),
+    [
+        (decode_from_worker, {"type": "submit", "request_id": ID}, "clients connect to its frontend"),
+        (decode_from_worker, {"type": "stats"}, "clients connect to its frontend"),
+        (decode_from_client, READY, "workers connect to its backend"),
+    ],
+)
+def test_a_message_of_the_other_role_is_rejected_with_the_right_endpoint(decode, fields, words):
+    with pytest.raises(ProtocolError, match=words):
+        decode(header(**fields))
+
+
 def test_the_error_of_an_invalid_submit_has_its_request_id():
     with pytest.raises(ProtocolError) as caught:
         decode_from_client(header(type="submit", request_id=ID, priority="high"))
     assert caught.value.request_id == ID
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_version_is_rejected(version):
-    with pytest.raises(ProtocolError):
-        decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
-    if isinstance(version, int):
-        with pytest.raises(UnsupportedVersionError, match=f"has {version}"):
-            decode_from_client(msgpack.packb({"type": "heartbeat", "v": version}))
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("version", [0, 1, 3, -1, "2", 2.0, True, None, b"2", [2], 2**64 - 1])
+def test_another_version_is_rejected(decode, version):
+    shown = "none" if version is None else re.escape(repr(version))
+    with pytest.raises(UnsupportedVersionError, match=f"has {shown}$"):
+        decode(msgpack.packb({"type": "error", "code": "c", "message": "m", "v": version}))
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_the_version_is_required(decode):
+    message = {"type": "fetch", "request_id": ID, "payload_id": ID, "offset": 0, "length": 1}
+    assert decode(header(**message)) == Fetch(request_id=ID, payload_id=ID, offset=0, length=1)
+    with pytest.raises(UnsupportedVersionError, match="has none") as caught:
+        decode(msgpack.packb(message))
+    assert caught.value.request_id == ID
 
 
 def test_a_worker_must_serve_a_model():

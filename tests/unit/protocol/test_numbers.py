@@ -57,7 +57,7 @@ def example(kind: inspect.Type) -> Any:
         case inspect.BytesType():
             return b"i" * (kind.min_length or 0)
         case inspect.StrType():
-            return "s" * (kind.min_length or 0)
+            return "s" * (kind.min_length or 1)
         case inspect.ListType():
             return [example(kind.item_type)] * (kind.min_length or 0)
         case inspect.DictType():

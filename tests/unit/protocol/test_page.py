@@ -7,8 +7,16 @@ from typing import get_args
 import msgspec
 import pytest
 
-from imagegen_protocol import errors, messages
+from imagegen_protocol import errors, limits, messages, transfers
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.conformance import (
+    broker_requests,
+    broker_sessions,
+    broker_transfers,
+    broker_workers,
+    client_checks,
+    worker_checks,
+)
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import GenerationRequest
 from tools.message_docs import message_table
@@ -55,14 +63,39 @@ def test_each_key_of_a_message_is_in_a_table_on_the_page(kind):
 def test_a_message_table_states_type_range_default_and_description():
     table = {row[0]: row[1:] for row in message_table("Ready")}
     assert table["`gpu_id`"] == ["int", "0 … 65,535", "required", "Index of the GPU on its host."]
-    assert table["`batching`"][:3] == ["str", "", "`off`"]
+    assert table["`batching`"][:3] == ["str", "any", "`off`"]
     assert table["`models`"][:3] == ["list of names", "1 … 256 items", "required"]
+    assert table["`gpu_uuid`"][:3] == ["name or nil", "1 … 128 characters", "nil"]
     assert table["`http`"][:3] == ["str or nil", "HOST:PORT, ≤ 300 characters", "nil"]
+    table = {row[0]: row[1:] for row in message_table("Fetch")}
+    assert table["`token`"][:3] == ["bin", "0 … 16 bytes", "empty"]
+    assert table["`offset`"][:3] == ["int", "0 … 1,073,741,824", "required"]
+    assert table["`chunk_bytes`"][:3] == ["int", "4,096 … 262,144", "262,144"]
 
 
 def test_the_capabilities_have_a_row_for_each_field():
-    text = re.search(r"^\*\*Capabilities\.\*\*.*?\n\n(?=\*\*)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    text = re.search(r"^\*\*R-5\.9 Capabilities\.\*\*.*?\n\n(?=\*\*)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[
+        0
+    ]
     assert set(ModelCapabilities.__struct_fields__) <= set(re.findall(r"`([a-z_]+)`", text))
+
+
+@pytest.mark.parametrize(
+    ("requirement", "values"),
+    [
+        ("R-1.1", [limits.MAX_HEADER_BYTES, limits.MAX_FRAMES, limits.MAX_CHUNK_BYTES]),
+        ("R-1.5", [limits.MAX_IDS_PER_MESSAGE]),
+        ("R-2.1", [limits.MAX_PAYLOAD_FRAMES, limits.MAX_FRAME_BYTES, limits.MAX_PAYLOAD_BYTES]),
+        ("R-2.1", [limits.MAX_BODY_BYTES, limits.MAX_INLINE_BYTES, limits.DEFAULT_INLINE_BYTES]),
+        ("R-2.6", [transfers.INITIAL_WINDOW_BYTES, transfers.MIN_WINDOW_BYTES]),
+        ("R-4.14", [limits.MAX_PREVIEW_SIDE_PIXELS, limits.MAX_PREVIEW_BYTES]),
+        ("R-5.9", [limits.MAX_CHOICES]),
+    ],
+)
+def test_the_text_of_a_requirement_has_the_limits_of_the_code(requirement, values):
+    text = PAGE.read_text().split(f"**{requirement} ")[1].split("\n**R-")[0]
+    for value in values:
+        assert re.search(rf"(?<![\d,]){value:,}(?![\d,]\d)", text), value
 
 
 def test_the_body_has_a_row_for_each_field_and_no_other():
@@ -74,3 +107,27 @@ def test_the_body_has_a_row_for_each_field_and_no_other():
 def test_each_error_code_on_the_wire_has_a_row():
     kinds = (kind for kind in vars(errors).values() if isinstance(kind, type) and "code" in vars(kind))
     assert set(rows("code")) == {kind.code for kind in kinds} - NEVER_SENT | {errors.RETURNED}
+
+
+def test_requirements_are_numbered_in_order_and_references_lead_to_them():
+    text = PAGE.read_text()
+    numbers = re.findall(r"^(?:\*\*|\| )R-(\d+)\.(\d+)\b", text, re.MULTILINE)
+    for section in {section for section, _ in numbers}:
+        own = [int(number) for each, number in numbers if each == section]
+        assert own == list(range(1, len(own) + 1)), f"section {section}"
+    assert set(re.findall(r"R-(\d+)\.(\d+)", text)) == set(numbers)
+    sections = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
+    assert set(re.findall(r"§(\d+)", text)) <= sections
+    assert {section for section, _ in numbers} <= sections
+
+
+@pytest.mark.parametrize(
+    "module",
+    [broker_requests, broker_sessions, broker_transfers, broker_workers, client_checks, worker_checks],
+    ids=lambda module: module.__name__.rpartition(".")[2],
+)
+def test_each_check_of_the_conformance_tool_names_a_requirement(module):
+    text = PAGE.read_text()
+    for check in module.CHECKS.all:
+        for requirement in [check.requirement, *re.findall(r"R-\d+\.\d+", check.title)]:
+            assert re.search(rf"^(\*\*|\| ){re.escape(requirement)}\b", text, re.MULTILINE), requirement

@@ -64,13 +64,35 @@ def test_fields_absent_from_an_older_broker_have_defaults():
     assert (read.per_gpu_stats[0].state, read.per_gpu_stats[0].capacity) == ("unknown", 0)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x90", msgpack.packb({"num_gpus": "four"})], ids=repr)
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xc1",
+        b"\x90",
+        *(
+            msgpack.packb(content)
+            for content in (
+                {"num_gpus": "four"},
+                {"num_gpus": 2**53 + 1},
+                {"uptime_seconds": math.inf},
+                {"answers_per_second": math.inf},
+                {"heartbeat": {"interval_seconds": 0}},
+                {"per_gpu_stats": [{"worker": "w", "gpu_id": 2**63}]},
+                {"per_gpu_stats": [{"worker": "w", "busy_seconds": math.inf}]},
+            )
+        ),
+    ],
+    ids=repr,
+)
 def test_an_invalid_frame_is_a_protocol_error(frame):
     with pytest.raises(ProtocolError, match="the statistics can't be read: "):
         from_msgpack(frame)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"num_gpus": -1}', '{"uptime_seconds": NaN}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"num_gpus": -1}', '{"num_gpus": 1' + "0" * 400 + "}", '{"uptime_seconds": NaN}']
+)
 def test_invalid_json_is_a_protocol_error(text):
     with pytest.raises(ProtocolError, match="the statistics can't be read: "):
         from_json(text)

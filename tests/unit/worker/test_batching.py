@@ -1,4 +1,4 @@
-"""Which jobs share a batch, and when it goes."""
+"""Which jobs form a batch, and when it is due."""
 
 import pytest
 from hypothesis import given
@@ -20,32 +20,48 @@ def numbers(batch):
 @pytest.mark.parametrize(
     ("jobs", "now", "batch", "next_at"),
     [
-        pytest.param([], 0.0, [], None, id="nothing waits"),
-        pytest.param([job(1)], 0.9, [], 1.0, id="one waits for company"),
-        pytest.param([job(1)], 1.0, [1], None, id="one has waited long enough"),
-        pytest.param([job(1), job(2), job(3)], 0.0, [], 1.0, id="three of four wait"),
-        pytest.param([job(1), job(2), job(3), job(4)], 0.0, [1, 2, 3, 4], None, id="a full batch goes at once"),
-        pytest.param([job(n) for n in range(1, 6)], 0.0, [1, 2, 3, 4], 1.0, id="the fifth stays behind"),
-        pytest.param([job(1), job(2, width=32)], 1.0, [1], 1.0, id="unlike jobs go apart"),
-        pytest.param([job(1, width=32), job(2), job(3, width=32)], 1.0, [1, 3], 1.0, id="like jobs go together"),
-        pytest.param([job(1, images=9)], 0.0, [1], None, id="more images than a call takes: at once and alone"),
-        pytest.param([job(1, images=3), job(2, images=2)], 0.0, [1], 1.0, id="two that do not fit together"),
+        pytest.param([], 0.0, [], None, id="no jobs"),
+        pytest.param([job(1)], 0.9, [], 1.0, id="a single job waits for others"),
+        pytest.param([job(1)], 1.0, [1], None, id="a single job is due after the maximum wait"),
+        pytest.param([job(1), job(2), job(3)], 0.0, [], 1.0, id="an incomplete batch waits"),
+        pytest.param([job(1), job(2), job(3), job(4)], 0.0, [1, 2, 3, 4], None, id="a full batch is due at once"),
+        pytest.param([job(n) for n in range(1, 6)], 0.0, [1, 2, 3, 4], 1.0, id="the fifth job stays queued"),
         pytest.param(
-            [job(1, images=3), job(2, images=2), job(3)], 0.0, [1, 3], 1.0, id="a smaller one behind it does"
-        ),
-        pytest.param([job(1), job(2, images=4)], 0.0, [1], float("-inf"), id="the next is full by itself"),
-        pytest.param(
-            [job(1), *[job(n, width=32) for n in (2, 3, 4, 5)]], 0.5, [2, 3, 4, 5], 1.0, id="full before ripe"
+            [job(1), job(2, width=32)], 1.0, [1], 1.0, id="jobs with different keys are separate batches"
         ),
         pytest.param(
-            [job(1), *[job(n, width=32) for n in (2, 3, 4, 5)]], 1.0, [1], float("-inf"), id="oldest before full"
+            [job(1, width=32), job(2), job(3, width=32)], 1.0, [1, 3], 1.0, id="jobs with equal keys are one batch"
+        ),
+        pytest.param([job(1, images=9)], 0.0, [1], None, id="a job above the maximum is due at once, alone"),
+        pytest.param([job(1, images=3), job(2, images=2)], 0.0, [1], 1.0, id="two jobs that do not fit together"),
+        pytest.param(
+            [job(1, images=3), job(2, images=2), job(3)],
+            0.0,
+            [1, 3],
+            1.0,
+            id="a smaller job passes one that does not fit",
+        ),
+        pytest.param([job(1), job(2, images=4)], 0.0, [1], float("-inf"), id="the next job is a full batch"),
+        pytest.param(
+            [job(1), *[job(n, width=32) for n in (2, 3, 4, 5)]],
+            0.5,
+            [2, 3, 4, 5],
+            1.0,
+            id="a full batch precedes an older incomplete one",
+        ),
+        pytest.param(
+            [job(1), *[job(n, width=32) for n in (2, 3, 4, 5)]],
+            1.0,
+            [1],
+            float("-inf"),
+            id="an overdue job precedes a full batch",
         ),
     ],
 )
-def test_what_goes(jobs, now, batch, next_at):
+def test_the_next_batch_and_its_deadline(jobs, now, batch, next_at):
     former = BatchFormer(max_images=4, max_wait=1.0)
-    for one in jobs:
-        former.add(one)
+    for queued in jobs:
+        former.add(queued)
     assert numbers(former.take(now)) == batch
     assert former.next_deadline() == next_at
 
@@ -61,23 +77,23 @@ def test_what_goes(jobs, now, batch, next_at):
         {"negative_prompt": ""},
     ],
 )
-def test_what_makes_requests_unlike(other):
+def test_parameters_that_must_be_equal_within_a_batch(other):
     assert resolved().batch_key != resolved(**other).batch_key
 
 
 @pytest.mark.parametrize("other", [{"prompt": "q"}, {"seeds": (7, 8)}])
-def test_what_does_not(other):
+def test_parameters_that_may_differ_within_a_batch(other):
     assert resolved().batch_key == resolved(**other).batch_key
 
 
-def test_whoever_is_passed_is_first_of_the_next_batch():
+def test_a_job_that_smaller_ones_passed_is_first_in_the_next_batch():
     former = BatchFormer(max_images=4, max_wait=1.0)
-    for one in (job(1, images=3), job(2, images=4), *[job(number) for number in range(3, 9)]):
-        former.add(one)
+    for queued in (job(1, images=3), job(2, images=4), *[job(number) for number in range(3, 9)]):
+        former.add(queued)
     assert [numbers(former.take(0.0)) for _ in range(3)] == [[1, 3], [2], [4, 5, 6, 7]]
 
 
-def test_without_batching_each_goes_alone_and_at_once():
+def test_without_batching_each_job_is_a_batch_of_its_own_at_once():
     former = BatchFormer(max_images=1, max_wait=0.0)
     former.add(job(1, arrived=5.0))
     former.add(job(2, arrived=5.0))
@@ -85,7 +101,7 @@ def test_without_batching_each_goes_alone_and_at_once():
     assert numbers(former.take(5.0)) == [2]
 
 
-def test_a_removed_job_is_gone():
+def test_a_removed_job_is_not_taken():
     former = BatchFormer(max_images=4, max_wait=1.0)
     former.add(job(1))
     former.add(job(2))
@@ -101,24 +117,24 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.integers(1, 8), st.floats(0.0, 2.0))
-def test_batches_are_alike_in_order_within_size_and_nothing_starves(arrivals, max_images, max_wait):
-    """Jobs arrive with pauses, the device is busy for a while after each batch."""
+def test_batches_have_equal_keys_and_bounded_size_and_no_job_starves(arrivals, max_images, max_wait):
+    """Jobs arrive at random times; the device is busy for some time after each batch."""
     former = BatchFormer(max_images, max_wait)
-    now, gone, waiting = 0.0, [], {}
+    now, taken, waiting = 0.0, [], {}
 
     def take(busy):
         nonlocal now
         batch = former.take(now)
         if not batch:
             return False
-        assert len({one.request.batch_key for one in batch}) == 1
+        assert len({queued.request.batch_key for queued in batch}) == 1
         assert numbers(batch) == sorted(numbers(batch))
-        assert len(batch) == 1 or sum(len(one.request.seeds) for one in batch) <= max_images
-        ripe = [one.number for one in waiting.values() if one.arrived + max_wait <= now]
-        assert not ripe or min(ripe) <= batch[0].number, "the longest wait goes first"
-        gone.extend(numbers(batch))
-        for one in batch:
-            del waiting[one.number]
+        assert len(batch) == 1 or sum(len(queued.request.seeds) for queued in batch) <= max_images
+        overdue = [queued.number for queued in waiting.values() if queued.arrived + max_wait <= now]
+        assert not overdue or min(overdue) <= batch[0].number, "the oldest overdue job is in the batch"
+        taken.extend(numbers(batch))
+        for queued in batch:
+            del waiting[queued.number]
         now += busy
         return True
 
@@ -129,6 +145,6 @@ def test_batches_are_alike_in_order_within_size_and_nothing_starves(arrivals, ma
         take(busy)
     while (deadline := former.next_deadline()) is not None:
         now = max(now, deadline)
-        assert take(0.0), "at its deadline a batch goes"
-    assert sorted(gone) == list(range(len(arrivals)))
+        assert take(0.0), "a batch is due at its deadline"
+    assert sorted(taken) == list(range(len(arrivals)))
     assert len(former) == 0

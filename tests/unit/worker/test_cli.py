@@ -1,4 +1,4 @@
-"""The command: options, environment, and how wrong settings end."""
+"""The command `imagegen-worker`: options, environment, files and errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("clean_logging")
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the command with a daemon that only takes its settings; `run.status` is what it ends with."""
+    """Return a function that runs the command with a fake daemon; `run.status`: its exit status or error."""
     for name in ("ENABLE_BATCHING", "GPU_IDS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", SUPERVISED, MKL_MODE):
         monkeypatch.delenv(name, raising=False)
 
@@ -53,7 +53,7 @@ def run(monkeypatch):
     run.cards = ()
     yield run
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", MKL_MODE):
-        os.environ.pop(name, None)  # what the worker set for torch
+        os.environ.pop(name, None)  # set by the worker for torch
 
 
 def test_defaults(run):
@@ -71,7 +71,7 @@ def test_defaults(run):
     assert config.models == ()
 
 
-def test_every_option_arrives(run):
+def test_every_option_sets_its_field(run):
     arguments = (
         "--broker tcp://a:1 --broker tcp://b:2 --gpu 3 --device cpu --model m --max-batch-size 4"
         " --max-batch-wait-time 0.5 --batching off --capacity 7 --name n --http-port 9101 --http-host 0.0.0.0"
@@ -89,7 +89,7 @@ def test_every_option_arrives(run):
     assert config.simulated_fail == ("oom:3", "slow:2")
 
 
-def test_the_environment_of_the_guide(run):
+def test_the_environment_variables_of_the_guide(run):
     run(IMAGEGEN_BROKER="tcp://a:1,tcp://b:2", MAX_BATCH_SIZE="5", MAX_BATCH_WAIT_TIME="0.25")
     assert run.config.brokers == ("tcp://a:1", "tcp://b:2")
     assert (run.config.max_batch_size, run.config.max_batch_wait) == (5, 0.25)
@@ -97,12 +97,12 @@ def test_the_environment_of_the_guide(run):
     assert run.config.brokers == ("tcp://a:1", "tcp://b:2")
 
 
-def test_every_option_has_a_name_in_the_environment(run):
+def test_options_can_be_set_by_prefixed_environment_variables(run):
     run(IMAGEGEN_WORKER_NAME="n", IMAGEGEN_WORKER_BROKER="ipc:///a,b", IMAGEGEN_WORKER_MAX_BATCH_SIZE="3")
     assert (run.config.name, run.config.brokers, run.config.max_batch_size) == ("n", ("ipc:///a,b",), 3)
 
 
-def test_the_command_line_wins_over_the_environment(run):
+def test_options_override_the_environment(run):
     run("--max-batch-size", "2", "--broker", "tcp://c:3", MAX_BATCH_SIZE="5", IMAGEGEN_BROKER="tcp://a:1")
     assert (run.config.max_batch_size, run.config.brokers) == (2, ("tcp://c:3",))
 
@@ -121,7 +121,7 @@ def test_batching_is_disabled(run, text):
     assert run.config.batching == "off"
 
 
-def test_an_explicit_batching_wins(run):
+def test_an_explicit_batching_overrides_enable_batching(run):
     run("--batching", "static", ENABLE_BATCHING="false")
     assert run.config.batching == "static"
     run(ENABLE_BATCHING="true", IMAGEGEN_WORKER_BATCHING="off")
@@ -139,19 +139,19 @@ def test_a_deterministic_worker_on_a_cpu_sets_mkls_reproducible_mode(run, monkey
     assert "info MKL's reproducible mode was set MKL_CBWR=AVX2,STRICT" in logged
 
 
-def test_the_operators_own_mode_of_mkl_stays(run):
+def test_a_mode_of_mkl_in_the_environment_is_kept(run):
     logged = run(*DETERMINISTIC, "--device", "cpu", MKL_CBWR="COMPATIBLE").output
     assert "info MKL's reproducible mode was set by the environment MKL_CBWR=COMPATIBLE" in logged
     assert "AVX2" not in logged
 
 
-def test_a_mode_of_mkl_that_comes_too_late_is_logged(run, monkeypatch):
+def test_a_mode_of_mkl_that_is_set_after_the_import_of_torch_is_logged(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", object())
     logged = run(*DETERMINISTIC, "--device", "cpu").output
     assert "warning MKL's reproducible mode was set after torch was imported, and may have no effect" in logged
 
 
-def test_other_workers_leave_mkl_alone(run):
+def test_other_workers_do_not_set_a_mode_of_mkl(run):
     run.cards = (Card(A, "One"),)
     for arguments in (("--backend", "diffusers", "--device", "cpu"), (*DETERMINISTIC, "--gpu", "0")):
         assert run(*arguments).exit_code == 0
@@ -160,7 +160,7 @@ def test_other_workers_leave_mkl_alone(run):
 
 @pytest.fixture
 def file(tmp_path):
-    """`file(text)` writes a file of settings and returns the arguments that name it."""
+    """Return a function that writes a settings file and returns the arguments that select it."""
 
     def write(text):
         (tmp_path / "worker.toml").write_text(text)
@@ -169,7 +169,7 @@ def file(tmp_path):
     return write
 
 
-def test_a_file(run, file):
+def test_a_file_sets_options(run, file):
     models = 'model = ["m", "n"]\nmodel_memory = "2GiB"'
     run(*file(f'broker = ["tcp://a:1", "tcp://b:2"]\nmax_batch_size = 3\n{models}\ndrain_timeout = 5'))
     assert (run.config.brokers, run.config.max_batch_size) == (("tcp://a:1", "tcp://b:2"), 3)
@@ -177,7 +177,7 @@ def test_a_file(run, file):
     assert run.config.drain_timeout == 5.0
 
 
-def test_the_environment_of_the_guide_wins_over_a_file(run, file):
+def test_the_environment_of_the_guide_overrides_a_file(run, file):
     arguments = file('broker = ["tcp://a:1"]\nmax_batch_size = 3\nmax_batch_wait_time = 1.0')
     run(*arguments, IMAGEGEN_BROKER="tcp://b:2", MAX_BATCH_SIZE="5", MAX_BATCH_WAIT_TIME="0.25")
     assert (run.config.brokers, run.config.max_batch_size) == (("tcp://b:2",), 5)
@@ -187,7 +187,7 @@ def test_the_environment_of_the_guide_wins_over_a_file(run, file):
 
 
 @pytest.mark.parametrize(
-    ("said", "enabled", "batching", "place"),
+    ("configured", "enabled", "batching", "origin"),
     [
         ("static", "false", "off", "environment ENABLE_BATCHING"),
         ("static", "true", "static", "file"),
@@ -195,18 +195,18 @@ def test_the_environment_of_the_guide_wins_over_a_file(run, file):
         ("off", "", "off", "file"),
     ],
 )
-def test_enable_batching_wins_over_a_file(run, file, said, enabled, batching, place):
-    arguments = file(f'batching = "{said}"')
+def test_enable_batching_overrides_a_file(run, file, configured, enabled, batching, origin):
+    arguments = file(f'batching = "{configured}"')
     run(*arguments, ENABLE_BATCHING=enabled)
     assert run.config.batching == batching
     lines = run(*arguments, "--check-config", ENABLE_BATCHING=enabled).stdout.splitlines()
     [line] = [line for line in lines if line.startswith("batching")]
-    assert f"# {place}" in line
+    assert f"# {origin}" in line
     run(*arguments, "--batching", "static", ENABLE_BATCHING=enabled)
     assert run.config.batching == "static"
 
 
-def test_a_flag_can_be_taken_back(run, file):
+def test_a_flag_of_a_file_can_be_disabled(run, file):
     run(*file("vae_tiling = true"))
     assert run.config.vae_tiling
     run(*file("vae_tiling = true"), "--no-vae-tiling")
@@ -223,13 +223,13 @@ def test_a_flag_can_be_taken_back(run, file):
         ('key = "/no"\nbroker_key = "/no"', "/no"),
     ],
 )
-def test_a_check_sees_what_is_wrong_without_a_daemon(run, file, text, words):
+def test_check_config_reports_errors_without_starting_a_daemon(run, file, text, words):
     result = run(*file(text), "--check-config")
     assert (result.exit_code, result.stdout, run.config) == (2, "", None)
     assert words in result.stderr.splitlines()[-1]
 
 
-def test_a_check_of_good_settings_starts_nothing(run, file):
+def test_check_config_prints_valid_settings_without_starting_a_daemon(run, file):
     result = run(*file('gpu = "0,1"'), "--check-config")
     assert (result.exit_code, result.stderr, run.config, run.commands) == (0, "", None, None)
     assert 'backend = "simulated"' in result.stdout
@@ -259,7 +259,7 @@ def test_a_check_of_good_settings_starts_nothing(run, file):
         (["--name", ""], {}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
-def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, environment, words):
+def test_an_invalid_setting_exits_with_2_and_states_the_allowed_values(run, arguments, environment, words):
     result = run(*arguments, **environment)
     assert result.exit_code == 2
     assert words in result.output.splitlines()[-1]
@@ -269,7 +269,7 @@ def test_a_wrong_setting_ends_with_2_and_says_what_is_right(run, arguments, envi
 CARDS = (Card(A, "One"), Card(B, "Two"))
 
 
-def test_every_gpu_gets_a_process(run):
+def test_every_gpu_has_a_process(run):
     run.cards = CARDS
     run.status = 78
     assert run("--backend", "diffusers").exit_code == 78
@@ -277,7 +277,7 @@ def test_every_gpu_gets_a_process(run):
     assert [command.environment["CUDA_VISIBLE_DEVICES"] for command in run.commands] == [A, B]
 
 
-def test_one_gpu_by_number_or_uuid_is_this_process(run):
+def test_a_single_selected_gpu_is_used_by_this_process(run):
     run.cards = CARDS
     for gpu in ("1", B):
         assert run("--backend", "diffusers", "--gpu", gpu).exit_code == 0
@@ -285,21 +285,21 @@ def test_one_gpu_by_number_or_uuid_is_this_process(run):
         assert (os.environ.pop("CUDA_VISIBLE_DEVICES"), os.environ.pop("CUDA_DEVICE_ORDER")) == (B, "PCI_BUS_ID")
 
 
-def test_the_guides_environment_names_gpus(run):
+def test_gpu_ids_in_the_environment_selects_gpus(run):
     run(GPU_IDS="0,1,2")
     assert [command.log_fields["gpu"] for command in run.commands] == [0, 1, 2]
     run("--gpu", "3", GPU_IDS="0,1,2")
     assert (run.commands, run.config.gpu) == (None, 3)
 
 
-def test_gpus_of_a_file(run, file):
+def test_a_file_selects_gpus(run, file):
     run(*file('gpu = "1,3"\nname = "n"\nhttp_port = 9101'))
     assert [command.log_fields["worker"] for command in run.commands] == ["n-1", "n-3"]
     assert [command.command[-1] for command in run.commands] == ["9102", "9104"]
     assert "gpu must be a string, got 3" in run(*file("gpu = 3")).output.splitlines()[-1]
 
 
-def test_a_gpu_that_is_not_there_ends_with_2_and_lists_those_there_are(run):
+def test_a_missing_gpu_exits_with_2_and_lists_the_existing_ones(run):
     run.cards = CARDS
     result = run("--backend", "diffusers", "--gpu", "0,2")
     assert result.exit_code == 2
@@ -307,32 +307,32 @@ def test_a_gpu_that_is_not_there_ends_with_2_and_lists_those_there_are(run):
     assert run.config is run.commands is None
 
 
-def test_a_supervised_workers_gpu_may_come_back(run):
+def test_a_missing_gpu_of_a_supervised_worker_exits_with_69(run):
     assert run("--backend", "diffusers", "--gpu", "0", **{SUPERVISED: "1"}).exit_code == 69
     assert run("--gpu", "0,0", **{SUPERVISED: "1"}).exit_code == 2
 
 
-def test_without_a_gpu_the_cpu_works_and_it_is_said(run):
+def test_without_a_gpu_the_cpu_is_used_with_a_warning(run):
     result = run("--backend", "diffusers")
     assert result.exit_code == 0
     assert "warning no GPU found: the model runs on the CPU" in result.output
     assert run.config.device == "cpu"
 
 
-def test_the_status_is_the_daemons(run):
+def test_the_exit_status_is_that_of_the_daemon(run):
     run.status = 70
     assert run().exit_code == 70
 
 
-def test_what_hinders_the_start_is_the_last_line(run):
-    for error, status in ((StartError("no metrics here"), 78), (TemporaryStartError("the port is taken"), 1)):
+def test_a_start_error_is_the_last_log_line(run):
+    for error, status in ((StartError("metrics failed"), 78), (TemporaryStartError("the port is taken"), 1)):
         run.status = error
         result = run("--name", "w")
         assert result.exit_code == status
         assert f"critical {error} worker=w gpu=0" in result.output.splitlines()[-1]
 
 
-def test_a_port_that_can_not_be_bound(monkeypatch):
+def test_a_port_that_cannot_be_bound_exits_with_1(monkeypatch):
     monkeypatch.undo()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -341,13 +341,13 @@ def test_a_port_that_can_not_be_bound(monkeypatch):
     assert f"--http-port: cannot bind 127.0.0.1:{port}" in result.output.splitlines()[-1]
 
 
-def test_version():
+def test_the_version_is_printed():
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
     assert "version" in result.output
 
 
-def test_a_simulated_worker_imports_nothing_heavy():
+def test_a_simulated_worker_imports_no_heavy_library():
     heavy = [
         "torch",
         "diffusers",
@@ -367,12 +367,12 @@ def test_a_simulated_worker_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_gpus_are_listed_for_programs(run):
+def test_list_gpus_prints_json_lines(run):
     run.cards = (Card(A, name="H100"), Card(B, name="L4"))
     result = run("--list-gpus")
     assert (result.exit_code, run.config) == (0, None)
-    told = [json.loads(line) for line in result.output.splitlines()]
-    assert [(gpu["number"], gpu["uuid"], gpu["name"]) for gpu in told] == [(0, A, "H100"), (1, B, "L4")]
+    listed = [json.loads(line) for line in result.output.splitlines()]
+    assert [(gpu["number"], gpu["uuid"], gpu["name"]) for gpu in listed] == [(0, A, "H100"), (1, B, "L4")]
     assert result.stderr == ""
     hidden = run("--list-gpus", CUDA_VISIBLE_DEVICES="1")
     (left,) = hidden.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Settings: defaults, what follows from them, and a line on each that can't work."""
+"""Settings of a worker: defaults, derived values and validation errors."""
 
 import socket
 
@@ -20,19 +20,19 @@ def folder(tmp_path):
     return model
 
 
-def test_what_follows_from_batching():
+def test_batch_size_and_capacity_depend_on_batching():
     assert (simulated().batch_size, simulated().effective_capacity) == (8, 16)
     off = simulated(batching="off")
     assert (off.batch_size, off.effective_capacity) == (1, 2)
     assert simulated(capacity=3).effective_capacity == 3
 
 
-def test_the_name_is_the_host_and_the_device_unless_given():
+def test_the_default_name_is_host_and_gpu():
     assert simulated(name=None, gpu=3).worker_name == f"{socket.gethostname()}-gpu3"
     assert simulated().worker_name == "w"
 
 
-def test_a_model_goes_by_the_name_of_its_folder(folder, monkeypatch):
+def test_the_name_of_a_model_is_that_of_its_folder(folder, monkeypatch):
     assert WorkerConfig(models=(str(folder),)).model_name == "sdxl-base"
     monkeypatch.chdir(folder)
     assert WorkerConfig(models=(".",)).model_name == "sdxl-base"
@@ -57,7 +57,7 @@ def test_the_built_in_model_is_the_default(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "endpoint", ["tcp://127.0.0.1:1", "tcp://[::1]:5556", "tcp://gpu-host.example:65535", "ipc:///run/broker"]
 )
-def test_endpoints(endpoint):
+def test_valid_endpoints_are_accepted(endpoint):
     assert simulated(brokers=(endpoint,)).brokers == (endpoint,)
 
 
@@ -93,19 +93,19 @@ def test_endpoints(endpoint):
         ),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_line(fields, words):
+def test_the_error_for_an_invalid_setting_is_one_line(fields, words):
     with pytest.raises(ConfigError) as caught:
         simulated(**fields)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_drills_need_the_simulated_backend(folder):
+def test_injected_faults_require_the_simulated_backend(folder):
     with pytest.raises(ConfigError, match="--simulated-fail needs --backend simulated"):
         WorkerConfig(models=(str(folder),), simulated_fail=("oom:1",))
 
 
-def test_loras_come_from_a_folder_that_is_there(folder):
+def test_the_lora_folder_must_exist_and_conflicts_with_some_options(folder):
     given = {"models": (str(folder),), "lora_folder": folder}
     assert WorkerConfig(**given).load_options.lora_folder == folder
     with pytest.raises(ConfigError, match="--lora-folder must be an existing folder"):

@@ -1,4 +1,4 @@
-"""Images of requests: seen as they are meant, brought to size, and refused before they do harm."""
+"""Decoding of input images: orientation, conversion, resizing, and rejection of invalid files."""
 
 import functools
 import io
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
+from imagegen_protocol.images import MAX_CHUNKS
 from imagegen_protocol.request import make_request
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
@@ -19,7 +20,7 @@ from imagegen_worker.core.model import Model
 from imagegen_worker.images.decoding import decode_inputs
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
-from tests.pictures import huge_png, huge_webp
+from tests.pictures import huge_png, huge_webp, with_empty_chunks
 from tests.unit.worker.test_encoding import wait
 
 MODEL = Model(
@@ -44,7 +45,7 @@ def encoded(image, format_="PNG", **options):
     return buffer.getvalue()
 
 
-def picture(width=64, height=48):
+def sample(width=64, height=48):
     image = Image.new("RGB", (width, height), "navy")
     ImageDraw.Draw(image).rectangle((0, 0, width // 2, height // 2), fill="orange")
     return image
@@ -57,16 +58,16 @@ def decode(image, mask=None, **fields):
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
-def test_each_format_is_known_by_its_bytes(format_):
+def test_each_format_is_detected_from_its_bytes(format_):
     options = {"lossless": True} if format_ == "WEBP" else {"quality": 100} if format_ == "JPEG" else {}
-    made = decode(encoded(picture(), format_, **options))
-    assert (made.image.mode, made.image.size, made.width, made.height) == ("RGB", (64, 48), 64, 48)
+    resolved = decode(encoded(sample(), format_, **options))
+    assert (resolved.image.mode, resolved.image.size, resolved.width, resolved.height) == ("RGB", (64, 48), 64, 48)
     if format_ != "JPEG":
-        assert made.image.tobytes() == picture().tobytes()
+        assert resolved.image.tobytes() == sample().tobytes()
 
 
 @pytest.mark.parametrize(
-    ("own", "asked", "made"),
+    ("own", "requested", "resolved"),
     [
         ((64, 48), {}, (64, 48)),
         ((71, 55), {}, (64, 48)),
@@ -75,42 +76,46 @@ def test_each_format_is_known_by_its_bytes(format_):
         ((600, 600), {"width": 64, "height": 256}, (64, 256)),
     ],
 )
-def test_the_size_is_the_images_own_or_what_is_asked_for(own, asked, made):
-    request = decode(encoded(picture(*own)), encoded(picture(*own)), **asked)
-    assert (request.width, request.height) == made
-    assert request.image.size == request.mask_image.size == made
+def test_the_output_has_the_requested_size_or_that_of_the_image(own, requested, resolved):
+    request = decode(encoded(sample(*own)), encoded(sample(*own)), **requested)
+    assert (request.width, request.height) == resolved
+    assert request.image.size == request.mask_image.size == resolved
 
 
-def test_an_image_too_large_for_the_model_says_what_to_ask_for():
+def test_the_error_for_an_image_too_large_for_the_model_names_the_field_to_set():
     with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, and the input image has 600"):
-        decode(encoded(picture(600, 64)))
+        decode(encoded(sample(600, 64)))
 
 
-def test_the_mask_is_grey_and_the_order_of_frames_that_of_the_names():
+def test_the_mask_is_converted_to_grey_and_frames_are_assigned_by_inputs():
     mask = Image.new("RGB", (64, 48), "white")
     request = make_request(prompt="p", seed=1, inputs=["mask_image", "image"])
-    made = decode_inputs(request, MODEL, (encoded(mask), encoded(picture())))
-    assert (made.task, made.mask_image.mode, made.mask_image.getextrema()) == ("inpainting", "L", (255, 255))
-    assert made.image.tobytes() == picture().tobytes()
+    resolved = decode_inputs(request, MODEL, (encoded(mask), encoded(sample())))
+    assert (resolved.task, resolved.mask_image.mode, resolved.mask_image.getextrema()) == (
+        "inpainting",
+        "L",
+        (255, 255),
+    )
+    assert resolved.image.tobytes() == sample().tobytes()
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
-def test_the_orientation_of_the_file_counts(format_):
+def test_the_exif_orientation_is_applied(format_):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    made = decode(encoded(picture(64, 48), format_, exif=exif))
-    assert (made.width, made.height) == (48, 64)
-    red, _, blue = made.image.getpixel((44, 4))
-    assert red > blue, "what was top left is top right"
+    exif[0x0112] = 6  # rotated by 90 degrees
+    resolved = decode(encoded(sample(64, 48), format_, exif=exif))
+    assert (resolved.width, resolved.height) == (48, 64)
+    red, _, blue = resolved.image.getpixel((44, 4))
+    assert red > blue, "the top left corner is now at the top right"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
-def test_every_mode_becomes_colours(mode):
-    grey = Image.new("I;16", (64, 48), 0x8000) if mode == "I;16" else picture().convert(mode)
-    made = decode(encoded(grey), encoded(grey))
-    assert (made.image.mode, made.mask_image.mode) == ("RGB", "L")
+def test_every_mode_is_converted(mode):
+    grey = Image.new("I;16", (64, 48), 0x8000) if mode == "I;16" else sample().convert(mode)
+    resolved = decode(encoded(grey), encoded(grey))
+    assert (resolved.image.mode, resolved.mask_image.mode) == ("RGB", "L")
     if mode == "I;16":
-        assert made.image.getpixel((0, 0)) == (128, 128, 128)
+        assert resolved.image.getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +126,10 @@ def test_every_mode_becomes_colours(mode):
             b"just some text",
             r"image: expected a PNG, JPEG or WebP image, got 14 bytes that start with b'just som'",
         ),
-        (encoded(picture(), "GIF"), "image: expected a PNG, JPEG or WebP"),
-        (encoded(picture())[:-30], "image: the png image cannot be decoded"),
-        (encoded(picture(), "JPEG")[:-30], "image: the jpeg image cannot be decoded"),
-        (encoded(picture(), "WEBP")[:-30], "image: the webp image cannot be decoded"),
+        (encoded(sample(), "GIF"), "image: expected a PNG, JPEG or WebP"),
+        (encoded(sample())[:-30], "image: the png image cannot be decoded"),
+        (encoded(sample(), "JPEG")[:-30], "image: the jpeg image cannot be decoded"),
+        (encoded(sample(), "WEBP")[:-30], "image: the webp image cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "image: the png image cannot be decoded"),
         (b"\xff\xd8\xff" + bytes(40), "image: the jpeg image cannot be decoded"),
         (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(40), "image: the webp image cannot be decoded"),
@@ -133,14 +138,14 @@ def test_every_mode_becomes_colours(mode):
         (huge_webp(16_000, 16_000), "image: "),
     ],
 )
-def test_what_is_no_good_image_is_told(frame, words):
+def test_an_invalid_image_is_rejected(frame, words):
     with pytest.raises(InvalidRequestError, match=words):
         decode(frame)
-    assert decode(encoded(picture())).image is not None
+    assert decode(encoded(sample())).image is not None
 
 
-def test_text_that_unfolds_is_no_way_in():
-    image = encoded(picture())
+def test_a_decompression_bomb_in_a_text_chunk_is_rejected():
+    image = encoded(sample())
     content = b"zTXt" + b"k\0\0" + zlib.compress(bytes(200_000_000), 9)
     chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
     with pytest.raises(InvalidRequestError, match=r"png image cannot be decoded: .*too large"):
@@ -151,23 +156,23 @@ def test_the_mask_must_have_the_size_of_the_image():
     with pytest.raises(
         InvalidRequestError, match="mask_image: expected the size of the image, 64x48 pixels, got 48x"
     ):
-        decode(encoded(picture()), encoded(picture(48, 64)))
+        decode(encoded(sample()), encoded(sample(48, 64)))
     with pytest.raises(InvalidRequestError, match="mask_image: expected a PNG"):
-        decode(encoded(picture()), b"mask")
+        decode(encoded(sample()), b"mask")
 
 
-def test_whatever_is_done_to_the_bytes_it_is_an_image_or_an_error():
+def test_a_damaged_file_is_decoded_or_rejected():
     chance = random.Random(1)
     for format_, _ in itertools.product(["PNG", "JPEG", "WEBP"], range(60)):
-        data = bytearray(encoded(picture(), format_))
+        data = bytearray(encoded(sample(), format_))
         for _ in range(chance.randint(1, 8)):
             data[chance.randrange(12, len(data))] = chance.randrange(256)
         try:
-            made = decode(bytes(data))
+            resolved = decode(bytes(data))
         except InvalidRequestError:
             continue
         else:
-            assert made.image.mode == "RGB"
+            assert resolved.image.mode == "RGB"
 
 
 # ---- in the pool -------------------------------------------------------------------------------------------
@@ -180,14 +185,14 @@ def mailbox():
     mailbox.close()
 
 
-def wanted(number, frame):
+def decode_event(number, frame):
     return Decode(number, make_request(prompt="p", seed=1, inputs=["image"]), MODEL, (frame,))
 
 
-def test_the_pool_answers_each(mailbox):
+def test_the_pool_posts_an_event_for_each_job(mailbox):
     pool = EncodePool(mailbox, threads=1)
-    pool.decode(wanted(1, encoded(picture())))
-    pool.decode(wanted(2, b"text"))
+    pool.decode(decode_event(1, encoded(sample())))
+    pool.decode(decode_event(2, b"text"))
     events = [*wait(mailbox)]
     while len(events) < 2:
         events += wait(mailbox)
@@ -198,23 +203,23 @@ def test_the_pool_answers_each(mailbox):
     assert (events[1].number, events[1].code) == (2, "invalid_request")
 
 
-def test_what_is_forgotten_before_its_turn_is_not_decoded(mailbox, monkeypatch):
-    begun, go_on, decoded = threading.Event(), threading.Event(), []
+def test_a_job_cancelled_before_its_turn_is_not_decoded(mailbox, monkeypatch):
+    started, proceed, decoded = threading.Event(), threading.Event(), []
 
     def slow(request, model, frames):
-        begun.set()
-        assert go_on.wait(60)
+        started.set()
+        assert proceed.wait(60)
         decoded.append(frames[0])
         return decode_inputs(request, model, frames)
 
     monkeypatch.setattr("imagegen_worker.images.encoding.decode_inputs", functools.partial(slow))
     pool = EncodePool(mailbox, threads=1)
     for number in range(3):
-        pool.decode(wanted(number, encoded(picture(8 + 8 * number))))
-    assert begun.wait(60)
+        pool.decode(decode_event(number, encoded(sample(8 + 8 * number))))
+    assert started.wait(60)
     pool.cancel(1)
     pool.cancel(7)
-    go_on.set()
+    proceed.set()
     numbers = []
     while 2 not in numbers:
         numbers += [event.number for event in wait(mailbox)]
@@ -222,14 +227,35 @@ def test_what_is_forgotten_before_its_turn_is_not_decoded(mailbox, monkeypatch):
     assert numbers == [0, 2]
 
 
-def test_an_error_nobody_thought_of_is_an_answer_too(mailbox, monkeypatch):
+def test_an_unexpected_error_fails_the_job(mailbox, monkeypatch):
     def broken(request, model, frames):
         raise MemoryError("no more")
 
     monkeypatch.setattr("imagegen_worker.images.encoding.decode_inputs", broken)
     pool = EncodePool(mailbox)
-    pool.decode(wanted(4, b""))
+    pool.decode(decode_event(4, b""))
     (failed,) = wait(mailbox)
     pool.close()
     assert (failed.number, failed.code) == (4, "generation_failed")
     assert "MemoryError" in failed.message
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_an_image_of_very_many_chunks_is_rejected_before_it_is_decoded(before):
+    """Pillow reads each chunk in Python: 2.6 million would hold the interpreter's lock for seconds."""
+    request = make_request(prompt="x", seed=1, inputs=["image"])
+    assert decode_inputs(request, MODEL, [with_empty_chunks(100, before)]).image is not None
+    with pytest.raises(
+        InvalidRequestError, match="image: the png image cannot be decoded: expected a PNG with at"
+    ):
+        decode_inputs(request, MODEL, [with_empty_chunks(MAX_CHUNKS, before)])
+
+
+@pytest.mark.parametrize("piece", [b"\xff\xfe\0\2", b"\xff\xd0"])
+def test_a_jpeg_of_very_many_segments_is_rejected(piece):
+    data = encoded(sample(), "JPEG")
+    request = make_request(prompt="x", seed=1, inputs=["image"])
+    with pytest.raises(
+        InvalidRequestError, match="image: the jpeg image cannot be decoded: it has more than 65536"
+    ):
+        decode_inputs(request, MODEL, [data[:20] + 200_000 * piece + data[20:]])

@@ -1,4 +1,4 @@
-"""From images to the answer: encoded beside the device, whatever happens answered, the socket thread woken."""
+"""Encoding of results on threads, and the mailbox that wakes the main thread."""
 
 import io
 import select
@@ -44,14 +44,14 @@ def wait(mailbox):
     return mailbox.events()
 
 
-def test_png_keeps_every_pixel():
+def test_png_is_lossless():
     image = Image.effect_noise((16, 8), 50).convert("RGB")
     with Image.open(io.BytesIO(encode_png(image))) as back:
         assert back.format == "PNG"
         assert back.tobytes() == image.tobytes()
 
 
-def test_a_result_is_posted_with_all_that_is_known(mailbox, pool):
+def test_a_result_is_posted_with_images_descriptions_and_times(mailbox, pool):
     pool.submit(raw(Image.new("RGB", (16, 8)), Image.new("RGB", (16, 8), "red")))
     (finished,) = wait(mailbox)
     assert isinstance(finished, Finished)
@@ -65,7 +65,7 @@ def test_a_result_is_posted_with_all_that_is_known(mailbox, pool):
     assert all(image.startswith(b"\x89PNG") for image in finished.images)
 
 
-def test_what_can_not_be_encoded_is_answered(mailbox, pool):
+def test_an_encoding_error_fails_the_job(mailbox, pool):
     pool.submit(raw(Image.new("HSV", (8, 8))))
     (failed,) = wait(mailbox)
     assert isinstance(failed, Failed)
@@ -73,7 +73,7 @@ def test_what_can_not_be_encoded_is_answered(mailbox, pool):
     assert "could not be encoded" in failed.message
 
 
-def test_commands_come_in_order_and_nothing_comes_from_an_empty_box(mailbox):
+def test_an_empty_mailbox_returns_no_command(mailbox):
     assert mailbox.take(0) is None
     assert mailbox.take(-1.0) is None
     assert mailbox.take(0.001) is None
@@ -81,7 +81,7 @@ def test_commands_come_in_order_and_nothing_comes_from_an_empty_box(mailbox):
     assert mailbox.take(None) == Stop()
 
 
-def test_many_events_wake_once_and_come_in_order(mailbox):
+def test_many_events_are_received_in_order_after_one_wake_up(mailbox):
     events = [Failed(number, "x", "m") for number in range(100_000)]  # more than the pipe holds
     for event in events:
         mailbox.post(event)
@@ -90,7 +90,7 @@ def test_many_events_wake_once_and_come_in_order(mailbox):
     assert not readable
 
 
-def test_what_is_posted_to_a_closed_box_is_lost_without_a_sound():
-    box = Mailbox()
-    box.close()
-    box.post(Failed(1, "x", "m"))
+def test_an_event_posted_to_a_closed_mailbox_is_dropped():
+    mailbox = Mailbox()
+    mailbox.close()
+    mailbox.post(Failed(1, "x", "m"))

@@ -1,4 +1,4 @@
-"""The static engine with a scripted backend and a clock of the test's own."""
+"""The static engine with a scripted backend and a simulated clock."""
 
 from collections import deque
 
@@ -14,17 +14,19 @@ from tests.unit.worker.bench import resolved
 IMAGE = Image.new("RGB", (1, 1))
 
 
-class Desk:
-    """Clock, mailbox, backend and encoder of one engine. With no command left, time goes on or the engine ends."""
+class Harness:
+    """Clock, mailbox, backend and encoder of one engine, which runs until no command is left and it is idle."""
 
-    def __init__(self, *commands, size=4, wait=1.0, limit=100, guilty=(), on_step=None, steps=2, tells=True):
+    def __init__(
+        self, *commands, size=4, wait=1.0, limit=100, faulty=(), on_step=None, steps=2, reports_steps=True
+    ):
         self.now = 10.0
         self.commands = deque(commands)
         self.limit = limit
-        self.guilty = guilty
+        self.faulty = faulty
         self.on_step = on_step
         self.steps = steps
-        self.tells = tells
+        self.reports_steps = reports_steps
         self.calls = []
         self.events = []
         self.results = {}
@@ -56,9 +58,9 @@ class Desk:
             self.now += 1.0
             if self.on_step is not None:
                 self.on_step(self, step)
-            if any(row.request.prompt in self.guilty for row in rows):
+            if any(row.request.prompt in self.faulty for row in rows):
                 raise ValueError("bad prompt")
-            if self.tells:
+            if self.reports_steps:
                 on_step(step, self.steps)
         return [IMAGE] * len(rows)
 
@@ -66,7 +68,7 @@ class Desk:
     def submit(self, raw):
         self.results[raw.number] = raw
 
-    # what was posted
+    # posted events
     def of(self, kind):
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -76,129 +78,129 @@ def job(number, prompt=None, *, images=1, arrived=10.0):
     return Job(number, resolved(prompt=prompt or f"p{number}", seeds=tuple(range(first, first + images))), arrived)
 
 
-def test_a_batch_and_what_is_told_of_it():
-    desk = Desk(job(1), job(2))
-    assert desk.calls == [[("p1", 100), ("p2", 200)]]
-    assert [type(event) for event in desk.events] == [Started, Stepped, Stepped, CallDone, Idle]
-    assert desk.of(Started) == [Started((1, 2))]
-    assert desk.of(Stepped) == [Stepped((1, 2), 1, 2), Stepped((1, 2), 2, 2)]
-    (done,) = desk.of(CallDone)
+def test_a_batch_posts_its_events_in_order():
+    harness = Harness(job(1), job(2))
+    assert harness.calls == [[("p1", 100), ("p2", 200)]]
+    assert [type(event) for event in harness.events] == [Started, Stepped, Stepped, CallDone, Idle]
+    assert harness.of(Started) == [Started((1, 2))]
+    assert harness.of(Stepped) == [Stepped((1, 2), 1, 2), Stepped((1, 2), 2, 2)]
+    (done,) = harness.of(CallDone)
     assert (done.requests, done.images, done.seconds, done.seconds_per_image) == (2, 2, 2.0, 0.5)
-    result = desk.results[2]
+    result = harness.results[2]
     assert (result.batch_size, result.queue_seconds, result.generation_seconds) == (2, 1.0, 2.0)
     assert result.request.seeds == (200,)
 
 
-def test_a_full_batch_does_not_wait_and_a_lone_job_does():
-    assert Desk(*(job(number) for number in range(4)), wait=50.0).now < 20.0
-    assert Desk(job(1), wait=50.0).now >= 60.0
+def test_a_full_batch_starts_at_once_and_a_single_job_waits():
+    assert Harness(*(job(number) for number in range(4)), wait=50.0).now < 20.0
+    assert Harness(job(1), wait=50.0).now >= 60.0
 
 
 def test_many_images_of_one_request_are_split_over_calls():
-    desk = Desk(job(1, images=10), job(2), size=4)
-    assert [len(call) for call in desk.calls] == [4, 4, 2, 1]
-    assert desk.results[1].request.seeds == tuple(range(100, 110))
-    assert len(desk.results[1].images) == 10
-    assert desk.of(Started) == [Started((1,)), Started((2,))]
+    harness = Harness(job(1, images=10), job(2), size=4)
+    assert [len(call) for call in harness.calls] == [4, 4, 2, 1]
+    assert harness.results[1].request.seeds == tuple(range(100, 110))
+    assert len(harness.results[1].images) == 10
+    assert harness.of(Started) == [Started((1,)), Started((2,))]
 
 
-def test_out_of_memory_halves_until_it_fits_and_loses_nothing():
-    desk = Desk(*(job(number) for number in range(1, 8)), size=7, limit=2)
-    assert sorted(desk.results) == list(range(1, 8))
-    assert desk.of(Failed) == []
-    assert [call.images for call in desk.of(CallFailed) if call.split] == [7, 3, 4]
-    assert max(done.images for done in desk.of(CallDone)) == 2
-    assert sum(done.images for done in desk.of(CallDone)) == 7
+def test_out_of_memory_splits_the_batch_in_halves_and_loses_no_job():
+    harness = Harness(*(job(number) for number in range(1, 8)), size=7, limit=2)
+    assert sorted(harness.results) == list(range(1, 8))
+    assert harness.of(Failed) == []
+    assert [call.images for call in harness.of(CallFailed) if call.split] == [7, 3, 4]
+    assert max(done.images for done in harness.of(CallDone)) == 2
+    assert sum(done.images for done in harness.of(CallDone)) == 7
 
 
-def test_what_does_not_fit_even_alone_is_told_with_its_size():
-    desk = Desk(job(1, images=3), limit=0)
-    (failed,) = desk.of(Failed)
+def test_an_image_that_does_not_fit_alone_fails_its_job_with_its_size():
+    harness = Harness(job(1, images=3), limit=0)
+    (failed,) = harness.of(Failed)
     assert (failed.number, failed.code) == (1, "out_of_memory")
     assert "64x64 pixels" in failed.message
-    assert len(desk.calls) == 2, "its other images are not tried"
-    assert [call.split for call in desk.of(CallFailed)] == [True, False]
+    assert len(harness.calls) == 2, "its other images are not generated"
+    assert [call.split for call in harness.of(CallFailed)] == [True, False]
 
 
-def test_one_guilty_request_of_a_batch_fails_alone():
-    desk = Desk(job(1), job(2, "evil"), job(3), guilty=("evil",))
-    (failed,) = desk.of(Failed)
+def test_only_the_faulty_job_of_a_batch_fails():
+    harness = Harness(job(1), job(2, "evil"), job(3), faulty=("evil",))
+    (failed,) = harness.of(Failed)
     assert (failed.number, failed.code, failed.message) == (2, "generation_failed", "ValueError: bad prompt")
-    assert sorted(desk.results) == [1, 3]
-    assert desk.results[1].batch_size == 1
+    assert sorted(harness.results) == [1, 3]
+    assert harness.results[1].batch_size == 1
 
 
-def test_a_guilty_request_of_many_images_fails_once():
-    desk = Desk(job(1, "evil", images=9), guilty=("evil",))
-    assert len(desk.of(Failed)) == 1
-    assert len(desk.calls) == 1
+def test_a_faulty_job_of_many_images_fails_once():
+    harness = Harness(job(1, "evil", images=9), faulty=("evil",))
+    assert len(harness.of(Failed)) == 1
+    assert len(harness.calls) == 1
 
 
-def test_a_cancelled_job_that_waits_is_never_made():
-    desk = Desk(job(1), job(2), Cancel(1), Cancel(9))
-    assert desk.calls == [[("p2", 200)]]
+def test_a_cancelled_waiting_job_is_not_generated():
+    harness = Harness(job(1), job(2), Cancel(1), Cancel(9))
+    assert harness.calls == [[("p2", 200)]]
 
 
-def test_a_cancelled_job_is_left_out_from_the_next_step_on_and_company_goes_on():
-    def cancel(desk, step):
+def test_a_cancelled_job_gets_no_further_events_and_its_batch_continues():
+    def cancel(harness, step):
         if step == 1:
-            desk.commands.append(Cancel(1))
+            harness.commands.append(Cancel(1))
 
-    desk = Desk(job(1), job(2), on_step=cancel)
-    assert desk.of(Stepped) == [Stepped((2,), 1, 2), Stepped((2,), 2, 2)]
-    assert list(desk.results) == [2]
+    harness = Harness(job(1), job(2), on_step=cancel)
+    assert harness.of(Stepped) == [Stepped((2,), 1, 2), Stepped((2,), 2, 2)]
+    assert list(harness.results) == [2]
 
 
-def test_a_call_that_nobody_wants_stops_at_the_next_step_and_its_time_counts():
-    def cancel(desk, step):
+def test_a_call_whose_jobs_are_all_cancelled_stops_at_the_next_step():
+    def cancel(harness, step):
         if step == 1:
-            desk.commands.extend([Cancel(1), Cancel(2)])
+            harness.commands.extend([Cancel(1), Cancel(2)])
 
-    desk = Desk(job(1), job(2), on_step=cancel, steps=50)
-    assert desk.results == {}
-    assert desk.of(Stepped) == []
-    assert desk.of(CallFailed) == [CallFailed(2, 1.0, split=False, stopped=True)]
-    assert isinstance(desk.events[-1], Idle)
-
-
-def test_a_job_cancelled_between_two_calls_is_not_begun_again():
-    def cancel(desk, step):
-        if len(desk.calls) == 1:
-            desk.commands.append(Cancel(1))
-
-    desk = Desk(job(1, images=8), size=4, on_step=cancel, tells=False)
-    assert len(desk.calls) == 1
+    harness = Harness(job(1), job(2), on_step=cancel, steps=50)
+    assert harness.results == {}
+    assert harness.of(Stepped) == []
+    assert harness.of(CallFailed) == [CallFailed(2, 1.0, split=False, stopped=True)]
+    assert isinstance(harness.events[-1], Idle)
 
 
-def test_jobs_that_come_during_a_call_are_the_next_batch():
-    def arrive(desk, step):
-        if step == 1 and len(desk.calls) == 1:
-            desk.commands.extend([job(2, arrived=desk.now), job(3, arrived=desk.now)])
+def test_a_job_cancelled_during_its_first_call_gets_no_second_one():
+    def cancel(harness, step):
+        if len(harness.calls) == 1:
+            harness.commands.append(Cancel(1))
 
-    desk = Desk(job(1), on_step=arrive)
-    assert desk.calls == [[("p1", 100)], [("p2", 200), ("p3", 300)]]
+    harness = Harness(job(1, images=8), size=4, on_step=cancel, reports_steps=False)
+    assert len(harness.calls) == 1
 
 
-def test_stop_lets_the_running_batch_end_and_begins_no_other():
-    def stop(desk, step):
+def test_jobs_that_arrive_during_a_call_form_the_next_batch():
+    def arrive(harness, step):
+        if step == 1 and len(harness.calls) == 1:
+            harness.commands.extend([job(2, arrived=harness.now), job(3, arrived=harness.now)])
+
+    harness = Harness(job(1), on_step=arrive)
+    assert harness.calls == [[("p1", 100)], [("p2", 200), ("p3", 300)]]
+
+
+def test_stop_finishes_the_running_batch_and_starts_no_other():
+    def stop(harness, step):
         if step == 1:
-            desk.commands.extend([Stop(), job(2)])
+            harness.commands.extend([Stop(), job(2)])
 
-    desk = Desk(job(1), on_step=stop)
-    assert list(desk.results) == [1]
-    assert len(desk.calls) == 1
+    harness = Harness(job(1), on_step=stop)
+    assert list(harness.results) == [1]
+    assert len(harness.calls) == 1
 
 
 def test_a_lost_device_ends_the_engine():
-    def lose(desk, step):
+    def lose(harness, step):
         raise DeviceLostError("gone")
 
     with pytest.raises(DeviceLostError):
-        Desk(job(1), on_step=lose)
+        Harness(job(1), on_step=lose)
 
 
-def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
-    class Strict(Desk):
+def test_an_invalid_request_error_of_the_backend_keeps_its_code():
+    class Strict(Harness):
         def generate(self, rows, on_step):
             raise InvalidRequestError("loras: there is no 'ink' here")
 
@@ -206,10 +208,10 @@ def test_what_the_backend_finds_wrong_with_a_request_is_told_as_such():
     assert (failed.code, failed.message) == ("invalid_request", "loras: there is no 'ink' here")
 
 
-def test_what_does_not_fit_alone_says_its_size_and_what_would():
+def test_the_out_of_memory_message_names_the_size_and_the_largest_that_fitted():
     jobs = [Job(number, resolved(width=side, height=side), 10.0) for number, side in enumerate((64, 512), 1)]
 
-    class Small(Desk):
+    class Small(Harness):
         def generate(self, rows, on_step):
             if rows[0].request.width > 64:
                 raise DeviceMemoryError
@@ -222,16 +224,16 @@ def test_what_does_not_fit_alone_says_its_size_and_what_would():
 
 
 def test_a_batch_is_one_call_for_each_call_key():
-    class ByPrompt(Desk):
+    class ByPrompt(Harness):
         def call_key(self, request):
             return None if request.prompt == "alone" else request.prompt
 
     jobs = [job(1, "a", images=2), job(2, "alone", images=2), job(3, "a"), job(4, "b")]
-    desk = ByPrompt(*jobs, size=6)
-    assert desk.calls == [
+    harness = ByPrompt(*jobs, size=6)
+    assert harness.calls == [
         [("a", 100), ("a", 101), ("a", 300)],
         [("alone", 200)],
         [("alone", 201)],
         [("b", 400)],
     ]
-    assert sorted(desk.results) == [1, 2, 3, 4]
+    assert sorted(harness.results) == [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""What is written into the files: pixels as well as the format can, and how they were made."""
+"""Encoded files: their pixels, quality and embedded parameters."""
 
 import io
 import json
@@ -30,7 +30,7 @@ FULL = {
     "loras": (("ink", 0.5),),
     "extra": {"clip_skip": 2, "sigmas": (1.0, 0.5)},
 }
-TOLD = {
+EMBEDDED = {
     "model": "m",
     "prompt": FULL["prompt"],
     "negative_prompt": "blur",
@@ -48,15 +48,15 @@ TOLD = {
 }
 
 
-def test_a_png_keeps_every_pixel_and_tells_how_it_was_made():
+def test_a_png_is_lossless_and_contains_the_parameters():
     with opened(encode_image(NOISE, resolved(**FULL), 6)) as image:
         assert image.format == "PNG"
         assert image.tobytes() == NOISE.tobytes()
-        assert json.loads(image.text["parameters"]) == {**TOLD, "output_format": "png"}
+        assert json.loads(image.text["parameters"]) == {**EMBEDDED, "output_format": "png"}
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_the_others_have_a_quality_and_tell_in_their_exif(kind):
+def test_jpeg_and_webp_have_a_quality_and_contain_the_parameters_in_exif(kind):
     sizes = []
     for quality in (10, 95):
         request = resolved(**FULL, output_format=kind, quality=quality)
@@ -64,26 +64,26 @@ def test_the_others_have_a_quality_and_tell_in_their_exif(kind):
         sizes.append(len(data))
         with opened(data) as image:
             assert (image.format, image.size) == (kind.upper(), (64, 64))
-            told = comment(image)
-        assert told[:8] == b"ASCII\0\0\0"
-        assert json.loads(told[8:]) == {**TOLD, "output_format": kind, "quality": quality}
+            found = comment(image)
+        assert found[:8] == b"ASCII\0\0\0"
+        assert json.loads(found[8:]) == {**EMBEDDED, "output_format": kind, "quality": quality}
     assert sizes[0] < sizes[1] / 2
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_what_has_no_room_is_left_out(kind):
+def test_parameters_too_long_for_exif_are_omitted(kind):
     request = resolved(prompt="🐕" * 10_000, output_format=kind, quality=90)
     with opened(encode_image(NOISE, request, 1)) as image:
         assert not image.getexif()
 
 
-def test_a_png_has_room_for_the_longest_prompt():
+def test_a_png_can_contain_the_longest_prompt():
     request = resolved(prompt="🐕" * 10_000, negative_prompt="🐕" * 10_000)
     with opened(encode_image(NOISE, request, 1)) as image:
         assert json.loads(image.text["parameters"])["prompt"] == "🐕" * 10_000
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
-def test_a_jpeg_is_made_of_every_mode(mode):
+def test_an_image_of_any_mode_is_encoded_as_jpeg(mode):
     with opened(encode_image(NOISE.convert(mode), resolved(output_format="jpeg", quality=90), 1)) as image:
         assert image.mode in ("RGB", "L")

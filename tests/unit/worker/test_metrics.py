@@ -1,4 +1,4 @@
-"""The metrics as a scraper reads them, and the HTTP doors."""
+"""The exported metrics, and the HTTP endpoints."""
 
 import dataclasses
 import socket
@@ -55,7 +55,7 @@ def scrape(metrics):
     return Scrape(generate_latest(metrics.registry).decode())
 
 
-def test_names_and_helps_are_as_promtool_wants_them(metrics):
+def test_names_help_texts_and_labels_follow_the_prometheus_conventions(metrics):
     metrics.registry.register(GpuCollector(ON_CARD, StandIn(Card(A))))
     got = scrape(metrics)
     assert len(got.families) >= 15
@@ -81,7 +81,7 @@ def test_names_and_helps_are_as_promtool_wants_them(metrics):
         assert set(sample.labels) <= known
 
 
-def test_all_is_there_from_the_start_as_nothing(metrics):
+def test_all_metrics_are_exported_as_0_from_the_start(metrics):
     got = scrape(metrics)
     assert got("warm") == got("registered_brokers") == got("images_total") == 0
     assert got("brokers") == 2
@@ -93,7 +93,7 @@ def test_all_is_there_from_the_start_as_nothing(metrics):
     assert got("generation_seconds_bucket", le="600.0") == 0
 
 
-def test_views_of_the_core(metrics):
+def test_metrics_of_the_core(metrics):
     bench = Bench(brokers=2)
     for number in range(4):
         bench.work(number)
@@ -115,7 +115,7 @@ def test_views_of_the_core(metrics):
     assert (got("warm"), got("draining"), got("registered_brokers")) == (1, 0, 2)
 
 
-def test_a_view_is_a_copy(metrics):
+def test_the_core_is_copied_by_update_only(metrics):
     bench = Bench()
     metrics.update(bench.core)
     bench.work(1)
@@ -126,7 +126,7 @@ def test_a_view_is_a_copy(metrics):
     assert got("unreleased_answers") == 0
 
 
-def test_what_happens_on_the_device(metrics, clock):
+def test_metrics_of_the_engine(metrics, clock):
     metrics.observe(ev.Started((1, 2)))
     clock[0] += 2.0
     assert scrape(metrics)("step_age_seconds") == 2.0
@@ -167,7 +167,7 @@ def test_what_happens_on_the_device(metrics, clock):
     assert got("generation_seconds_sum") == pytest.approx(1400.62)
 
 
-def test_forwards_of_continuous_batching(metrics):
+def test_metrics_of_continuous_batching(metrics):
     bench = Bench()
     common = {"images": 0, "steps": 1, "seconds_per_image": None}
     first = ev.CallDone(
@@ -194,7 +194,7 @@ def scrape_gpu(card, config=ON_CARD):
     return Scrape(generate_latest(registry).decode())
 
 
-def test_the_gpu_tells_how_it_is():
+def test_metrics_of_the_gpu():
     got = scrape_gpu(Card(A))
     assert got("gpu_info", worker="w", gpu="3", uuid=A, name="Card") == 1
     assert (got("gpu_memory_used_bytes"), got("gpu_memory_total_bytes")) == (2_000, 80_000)
@@ -207,7 +207,7 @@ def test_the_gpu_tells_how_it_is():
     assert (got("gpu_throttled", reason="sw_power_cap"), got("gpu_throttled", reason="hw_slowdown")) == (1, 0)
 
 
-def test_what_the_gpu_does_not_tell_is_absent():
+def test_unsupported_readings_of_the_gpu_are_absent():
     card = Card(A, memory=None, utilization=None, power=None, reasons=None, clocks={})
     assert set(scrape_gpu(card).families) == {
         "imagegen_worker_gpu_info",
@@ -217,14 +217,14 @@ def test_what_the_gpu_does_not_tell_is_absent():
     assert scrape_gpu(Card(A), CONFIG).families == {}
 
 
-def test_a_workers_metrics_say_which_gpu_it_has():
+def test_gpu_info_is_exported_only_for_a_worker_with_a_gpu():
     without_uuid = dataclasses.replace(ON_CARD, gpu_uuid=None)
     got = scrape(Metrics(without_uuid))
     assert got("gpu_info", uuid="", name="Card") == 1
     assert not any(name.startswith("imagegen_worker_gpu") for name in scrape(Metrics(CONFIG)).families)
 
 
-def test_image_steps_and_pixels(metrics):
+def test_image_steps_and_pixels_are_counted(metrics):
     metrics.observe(ev.CallDone(requests=2, images=3, steps=20, seconds=1.0, seconds_per_image=None))  # static
     metrics.observe(ev.CallDone(requests=4, images=1, rows=8, steps=1, seconds=0.1, seconds_per_image=None))
     infos = tuple(ImageInfo(format="png", width=64, height=32, seed=seed) for seed in (1, 2))
@@ -236,23 +236,23 @@ def test_image_steps_and_pixels(metrics):
 
 
 @needs_promtool
-def test_promtool_has_nothing_to_say(metrics):
+def test_promtool_reports_no_problem(metrics):
     assert promtool("check", "metrics", text=generate_latest(metrics.registry).decode()) == (0, "")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_a_bind_to_every_address_is_reached_by_the_hosts_name(host):
+def test_a_bind_to_all_addresses_is_advertised_as_the_host_name(host):
     assert advertised_address(host, 9101) == f"{socket.gethostname()}:9101"
 
 
-def test_any_other_bind_is_reached_as_it_is():
+def test_any_other_bind_address_is_advertised_unchanged():
     assert advertised_address("127.0.0.1", 9101) == "127.0.0.1:9101"
     assert advertised_address("fe80::1", 9101) == "[fe80::1]:9101"
 
 
 @pytest.fixture
 def fetch(metrics):
-    """Open the doors; return a function from a path to status and text."""
+    """Start the HTTP server; return a function that returns status and text of a path."""
     port = metrics.serve("127.0.0.1", 0)
 
     def fetch(path):
@@ -266,7 +266,7 @@ def fetch(metrics):
     return fetch
 
 
-def test_ready_is_warm_registered_and_staying(metrics, fetch):
+def test_readyz_requires_a_loaded_model_a_registration_and_no_drain(metrics, fetch):
     assert fetch("/healthz") == (200, "ok\n")
     assert fetch("/readyz") == (503, "the model is not loaded yet\n")
     bench = Bench(registered=False)
@@ -289,19 +289,19 @@ def test_metrics_over_http(fetch):
     assert Scrape(text)("brokers") == 2
 
 
-def test_an_unknown_path_lists_those_there_are(fetch):
+def test_the_error_for_an_unknown_path_lists_the_existing_ones(fetch):
     status, text = fetch("/")
     assert status == 404
     assert "/metrics" in text
 
 
-def test_a_taken_port_is_an_error(metrics):
+def test_a_port_in_use_is_an_error(metrics):
     port = metrics.serve("127.0.0.1", 0)
     with pytest.raises(OSError, match="in use"):
         Metrics(WorkerConfig(backend="simulated")).serve("127.0.0.1", port)
 
 
-def test_models_that_come_and_go(metrics):
+def test_model_loads_are_counted(metrics):
     bench = Bench()
     metrics.update(bench.core)
     assert scrape(metrics)("warm_models") == 1

@@ -1,4 +1,4 @@
-"""From a request to what is made: defaults, and a word on everything that can't be."""
+"""Resolving of requests: defaults of the model, validation errors and batch keys."""
 
 import dataclasses
 
@@ -19,22 +19,32 @@ def request(**fields):
     return GenerationRequest(**{"prompt": "p", "seed": 5, **fields})
 
 
-def test_defaults_are_the_models():
-    made = MODEL.resolve(request())
-    assert (made.width, made.height, made.num_inference_steps, made.guidance_scale) == (64, 64, 4, 7.5)
-    assert made.negative_prompt is None
-    assert made.seeds == (5,)
-    assert made.model == "m"
+def test_absent_parameters_have_the_defaults_of_the_model():
+    resolved_request = MODEL.resolve(request())
+    assert (
+        resolved_request.width,
+        resolved_request.height,
+        resolved_request.num_inference_steps,
+        resolved_request.guidance_scale,
+    ) == (64, 64, 4, 7.5)
+    assert resolved_request.negative_prompt is None
+    assert resolved_request.seeds == (5,)
+    assert resolved_request.model == "m"
 
 
-def test_what_is_given_counts():
-    made = MODEL.resolve(
+def test_given_parameters_override_the_defaults():
+    resolved_request = MODEL.resolve(
         request(width=128, height=8, num_inference_steps=9, guidance_scale=0.0, negative_prompt="n", num_images=3)
     )
-    assert (made.width, made.height, made.num_inference_steps, made.guidance_scale) == (128, 8, 9, 0.0)
-    assert made.negative_prompt == "n"
-    assert made.seeds == (5, 6, 7)
-    assert made.parameters() == {
+    assert (
+        resolved_request.width,
+        resolved_request.height,
+        resolved_request.num_inference_steps,
+        resolved_request.guidance_scale,
+    ) == (128, 8, 9, 0.0)
+    assert resolved_request.negative_prompt == "n"
+    assert resolved_request.seeds == (5, 6, 7)
+    assert resolved_request.parameters() == {
         "task": "text-to-image",
         "output_format": "png",
         "seed": 5,
@@ -46,27 +56,29 @@ def test_what_is_given_counts():
     }
 
 
-def test_loras_stand_in_the_order_of_their_names_and_keep_others_out_of_the_batch():
+def test_loras_are_sorted_by_name_and_are_part_of_the_batch_key():
     able = dataclasses.replace(MODEL, takes_loras=True)
-    made = able.resolve(make_request(prompt="p", seed=5, loras=[{"name": "b", "scale": -2}, {"name": "a"}]))
-    assert made.loras == (("a", 1.0), ("b", -2.0))
-    assert made.parameters()["loras"] == [{"name": "a", "scale": 1.0}, {"name": "b", "scale": -2.0}]
+    resolved_request = able.resolve(
+        make_request(prompt="p", seed=5, loras=[{"name": "b", "scale": -2}, {"name": "a"}])
+    )
+    assert resolved_request.loras == (("a", 1.0), ("b", -2.0))
+    assert resolved_request.parameters()["loras"] == [{"name": "a", "scale": 1.0}, {"name": "b", "scale": -2.0}]
     same = able.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}, {"name": "b", "scale": -2}]))
     other = able.resolve(make_request(prompt="q", seed=6, loras=[{"name": "a"}]))
-    assert made.batch_key == same.batch_key
-    assert len({made.batch_key, other.batch_key, able.resolve(request()).batch_key}) == 3
+    assert resolved_request.batch_key == same.batch_key
+    assert len({resolved_request.batch_key, other.batch_key, able.resolve(request()).batch_key}) == 3
 
 
-def test_loras_where_there_are_none_are_told():
+def test_loras_are_rejected_by_a_model_that_accepts_none():
     with pytest.raises(InvalidRequestError, match="loras: the worker has none for the model m"):
         MODEL.resolve(make_request(prompt="p", seed=5, loras=[{"name": "a"}]))
     assert MODEL.resolve(make_request(prompt="p", seed=5, loras=[])).loras == ()
 
 
-def test_an_empty_negative_prompt_is_no_negative_prompt_for_a_model_that_takes_none():
-    made = PLAIN.resolve(request(negative_prompt=""))
-    assert made.negative_prompt is None
-    assert made.guidance_scale is None
+def test_an_empty_negative_prompt_is_accepted_by_a_model_that_accepts_none():
+    resolved_request = PLAIN.resolve(request(negative_prompt=""))
+    assert resolved_request.negative_prompt is None
+    assert resolved_request.guidance_scale is None
 
 
 @pytest.mark.parametrize("field", ["width", "height"])
@@ -79,7 +91,7 @@ def test_an_empty_negative_prompt_is_no_negative_prompt_for_a_model_that_takes_n
         (dataclasses.replace(MODEL, max_side=510), 509, ["509", "multiples of 8", "use 504"]),
     ],
 )
-def test_a_wrong_side_is_told_with_field_value_and_range(field, model, side, words):
+def test_the_error_for_an_invalid_size_names_field_value_and_range(field, model, side, words):
     with pytest.raises(InvalidRequestError) as caught:
         model.resolve(request(**{field: side}))
     for word in [field, *words]:
@@ -87,7 +99,7 @@ def test_a_wrong_side_is_told_with_field_value_and_range(field, model, side, wor
 
 
 @pytest.mark.parametrize(("field", "value"), [("negative_prompt", "n"), ("guidance_scale", 1.0)])
-def test_what_a_model_does_not_take_is_told(field, value):
+def test_parameters_that_the_model_does_not_accept_are_rejected(field, value):
     with pytest.raises(InvalidRequestError, match=f"{field}: the model plain accepts none"):
         PLAIN.resolve(request(**{field: value}))
 
@@ -107,32 +119,32 @@ RICH = dataclasses.replace(
 HINTS = dataclasses.replace(MODEL, name="hints", tasks={"image-to-image": TaskCapabilities()})
 
 
-def asked(**fields):
+def rich_request(**fields):
     return make_request(**{"prompt": "p", "seed": 5, **fields})
 
 
-def test_the_task_follows_from_the_images_and_has_its_own_defaults():
-    plain = RICH.resolve(asked())
+def test_the_input_images_determine_the_task_and_its_defaults():
+    plain = RICH.resolve(rich_request())
     assert (plain.task, plain.strength, plain.scheduler) == ("text-to-image", None, "OwnScheduler")
-    other = RICH.resolve(asked(inputs=["image"], scheduler="OtherScheduler"), (72, 50))
+    other = RICH.resolve(rich_request(inputs=["image"], scheduler="OtherScheduler"), (72, 50))
     assert (other.task, other.strength, other.scheduler) == ("image-to-image", 0.5, "OtherScheduler")
     assert (other.width, other.height) == (72, 48)
-    assert RICH.resolve(asked(inputs=["image"], strength=0.25), (64, 64)).strength == 0.25
+    assert RICH.resolve(rich_request(inputs=["image"], strength=0.25), (64, 64)).strength == 0.25
 
 
-def test_the_format_has_its_quality():
-    assert [RICH.resolve(asked()).output_format, RICH.resolve(asked()).quality] == ["png", None]
-    assert RICH.resolve(asked(output_format="webp")).quality == 90
-    assert RICH.resolve(asked(output_format="jpeg", quality=5)).quality == 5
+def test_the_quality_depends_on_the_output_format():
+    assert [RICH.resolve(rich_request()).output_format, RICH.resolve(rich_request()).quality] == ["png", None]
+    assert RICH.resolve(rich_request(output_format="webp")).quality == 90
+    assert RICH.resolve(rich_request(output_format="jpeg", quality=5)).quality == 5
 
 
-def test_extra_parameters_come_in_the_types_that_the_model_wants():
+def test_extra_parameters_are_converted_to_the_types_of_the_pipeline():
     extra = {"clip_skip": 2, "target": [64, 32], "eta": 1}
-    made = RICH.resolve(asked(extra=extra))
-    assert made.extra == {"clip_skip": 2, "target": (64, 32), "eta": 1.0}
-    assert isinstance(made.extra["eta"], float)
-    assert made.parameters()["extra"] == made.extra
-    assert RICH.resolve(asked(extra={"clip_skip": None})).extra == {"clip_skip": None}
+    resolved_request = RICH.resolve(rich_request(extra=extra))
+    assert resolved_request.extra == {"clip_skip": 2, "target": (64, 32), "eta": 1.0}
+    assert isinstance(resolved_request.extra["eta"], float)
+    assert resolved_request.parameters()["extra"] == resolved_request.extra
+    assert RICH.resolve(rich_request(extra={"clip_skip": None})).extra == {"clip_skip": None}
 
 
 @pytest.mark.parametrize(
@@ -162,33 +174,33 @@ def test_extra_parameters_come_in_the_types_that_the_model_wants():
         ({"inputs": ["image"], "num_inference_steps": 1}, "strength: 0.5 of 1 steps leaves no step"),
     ],
 )
-def test_what_the_model_can_not_is_told_before_images_are_looked_at(fields, words):
+def test_unsupported_requests_are_rejected_before_images_are_decoded(fields, words):
     with pytest.raises(InvalidRequestError) as caught:
-        RICH.check(asked(**fields))
+        RICH.check(rich_request(**fields))
     assert words in caught.value.message
 
 
-def test_a_model_that_needs_an_image_and_has_no_strength():
+def test_a_model_that_requires_an_image_and_accepts_no_strength():
     with pytest.raises(
         InvalidRequestError, match="the model hints supports image-to-image, not text-to-image: got no"
     ):
-        HINTS.check(asked())
+        HINTS.check(rich_request())
     with pytest.raises(InvalidRequestError, match="strength: the model hints accepts none"):
-        HINTS.check(asked(inputs=["image"], strength=0.5))
+        HINTS.check(rich_request(inputs=["image"], strength=0.5))
     with pytest.raises(InvalidRequestError, match="'X'; supported: none"):
-        HINTS.check(asked(inputs=["image"], scheduler="X"))
-    assert HINTS.resolve(asked(inputs=["image"]), (64, 64)).strength is None
+        HINTS.check(rich_request(inputs=["image"], scheduler="X"))
+    assert HINTS.resolve(rich_request(inputs=["image"]), (64, 64)).strength is None
 
 
 @pytest.mark.parametrize(("steps", "enough"), [(steps, 1 / steps) for steps in range(1, 1001, 37)])
-def test_what_is_said_to_be_enough_is_enough(steps, enough):
+def test_the_minimum_strength_and_steps_of_the_error_message_are_accepted(steps, enough):
     with pytest.raises(InvalidRequestError) as caught:
-        RICH.check(asked(inputs=["image"], strength=enough * 0.9, num_inference_steps=steps))
-    told = caught.value.message.split("at least ")[1].split(" is")[0]
-    RICH.check(asked(inputs=["image"], strength=float(told), num_inference_steps=steps))
+        RICH.check(rich_request(inputs=["image"], strength=enough * 0.9, num_inference_steps=steps))
+    stated = caught.value.message.split("at least ")[1].split(" is")[0]
+    RICH.check(rich_request(inputs=["image"], strength=float(stated), num_inference_steps=steps))
     more = int(caught.value.message.split(" or ")[1].split(" steps")[0])
     if more <= 1000:
-        RICH.check(asked(inputs=["image"], strength=enough * 0.9, num_inference_steps=more))
+        RICH.check(rich_request(inputs=["image"], strength=enough * 0.9, num_inference_steps=more))
 
 
 @pytest.mark.parametrize(
@@ -200,18 +212,20 @@ def test_what_is_said_to_be_enough_is_enough(steps, enough):
         {"extra": {"a": 1}},
     ],
 )
-def test_what_must_be_alike_in_one_call_keeps_apart(other):
+def test_parameters_that_must_be_equal_in_a_call_are_part_of_the_batch_key(other):
     assert resolved().batch_key != resolved(**other).batch_key
 
 
-def test_values_that_python_takes_for_equal_keep_apart():
+def test_values_that_are_equal_in_python_only_have_different_batch_keys():
     assert len({resolved(extra={"a": value}).batch_key for value in (1, 1.0, True)}) == 3
     one, two = resolved(extra={"a": 1, "b": 2}), resolved(extra={"b": 2, "a": 1})
     assert one.batch_key == two.batch_key
-    assert resolved(output_format="webp", quality=3).batch_key == resolved().batch_key, "encoding is no part of it"
+    assert resolved(output_format="webp", quality=3).batch_key == resolved().batch_key, (
+        "the output format is not part of the batch key"
+    )
 
 
-def test_images_are_no_hindrance_unless_several_are_hints_for_one_picture():
+def test_different_images_share_a_batch_key_unless_they_condition_the_model():
     from PIL import Image
 
     images = [Image.new("RGB", (64, 64)) for _ in range(2)]
@@ -221,7 +235,7 @@ def test_images_are_no_hindrance_unless_several_are_hints_for_one_picture():
     assert hinted[0] != hinted[1]
 
 
-# ---- parameters that go to the call as they are --------------------------------------------------------------
+# ---- parameters that are passed unchanged to the call -----------------------------------------------------
 
 
 class NewRequest(GenerationRequest):
@@ -233,7 +247,7 @@ class NewRequest(GenerationRequest):
 @pytest.fixture
 def rescaling(monkeypatch):
     """A model whose call accepts the new parameter, for one of its tasks."""
-    info = ParameterInfo(label="Rescale", description="How much to rescale.")
+    info = ParameterInfo(label="Rescale", description="Factor of rescaling.")
     declared = {
         **model.BODY_PARAMETERS,
         "rescale": Parameter(name="rescale", info=info, kind="number", required=False),
@@ -247,22 +261,22 @@ def rescaling(monkeypatch):
     )
 
 
-def test_a_new_parameter_is_passed_reported_and_keeps_batches_apart(rescaling):
+def test_a_new_parameter_is_passed_reported_and_part_of_the_batch_key(rescaling):
     given, absent = (rescaling.resolve(NewRequest(prompt="p", seed=5, rescale=value)) for value in (0.75, None))
     assert (given.call_arguments()["rescale"], absent.call_arguments()["rescale"]) == (0.75, 0.25)
     assert (given.parameters()["rescale"], given.parameters_of(5)["rescale"]) == (0.75, 0.75)
     assert given.batch_key != absent.batch_key
 
 
-def test_a_new_parameter_is_refused_by_a_call_without_it_and_told_by_one_with_it(rescaling):
+def test_a_new_parameter_is_accepted_only_by_the_tasks_whose_call_has_it(rescaling):
     with pytest.raises(InvalidRequestError, match="rescale: the model m accepts none for image-to-image"):
         rescaling.check(NewRequest(prompt="p", seed=5, rescale=0.75, inputs=["image"]))
     assert "rescale" not in rescaling.resolve(NewRequest(prompt="p", seed=5, inputs=["image"]), (8, 8)).arguments
     assert rescaling.capabilities().parameters == {"rescale": AcceptedParameter(default=0.25)}
 
 
-def test_what_a_result_reports_is_what_the_declaration_says():
-    found = RICH.resolve(asked(inputs=["image"], output_format="webp", extra={}), (64, 64)).parameters()
+def test_the_result_reports_the_declared_parameters():
+    found = RICH.resolve(rich_request(inputs=["image"], output_format="webp", extra={}), (64, 64)).parameters()
     assert found == {
         "task": "image-to-image", "seed": 5, "num_images": 1, "num_inference_steps": 4, "guidance_scale": 7.5,
         "width": 64, "height": 64, "strength": 0.5, "scheduler": "OwnScheduler", "output_format": "webp",
@@ -271,8 +285,8 @@ def test_what_a_result_reports_is_what_the_declaration_says():
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8, 0.3, 0.1, 1 / 3, 1 / 161, 0.001])
-def test_the_least_steps_of_a_task_leave_one_to_make(strength):
-    made = dataclasses.replace(RICH, tasks={"image-to-image": TaskCapabilities(strength=strength)})
-    least = made.least_steps("image-to-image")
-    made.check(asked(inputs=["image"], num_inference_steps=least))
+def test_the_minimum_steps_of_a_task_leave_one_step(strength):
+    resolved_request = dataclasses.replace(RICH, tasks={"image-to-image": TaskCapabilities(strength=strength)})
+    least = resolved_request.least_steps("image-to-image")
+    resolved_request.check(rich_request(inputs=["image"], num_inference_steps=least))
     assert int(strength * (least - 1)) < 1

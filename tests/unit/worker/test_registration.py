@@ -1,4 +1,4 @@
-"""READY, sessions, epochs, refusals, silence; one broker and two."""
+"""Registration: READY, sessions, epochs, rejections and silent brokers; with one broker and two."""
 
 import math
 
@@ -17,7 +17,7 @@ from tests.unit.worker.bench import EPOCH, MODEL, Bench, rid
 OTHER_EPOCH = b"o" * 16
 
 
-def test_nothing_is_said_before_the_model_is_warm():
+def test_nothing_is_sent_before_the_model_is_loaded():
     bench = Bench(warm=False)
     bench.advance(10.0)
     bench.beat(session=0)
@@ -41,7 +41,7 @@ def test_ready_is_sent_again_every_interval_until_it_is_answered():
     assert len(bench.messages(WorkerHeartbeat)) == 3
 
 
-def test_silence_from_the_start_is_told_once():
+def test_a_broker_that_never_answers_is_logged_once():
     bench = Bench(registered=False)
     bench.advance(120.0)
     assert bench.warnings() == ["broker did not answer, retrying"]
@@ -49,7 +49,7 @@ def test_silence_from_the_start_is_told_once():
     assert bench.core.registered == 1
 
 
-def test_an_answer_in_good_time_is_no_matter_for_a_warning():
+def test_an_answer_within_the_time_causes_no_warning():
     bench = Bench(registered=False)
     bench.advance(1.5)
     bench.beat()
@@ -65,7 +65,7 @@ def test_heartbeats_echo_beat_and_session_at_the_announced_interval():
     assert {(beat.session, beat.beat, beat.state) for beat in beats} == {(1, 9, "ready")}
 
 
-def test_the_shortest_interval_does_not_make_the_worker_spin():
+def test_the_shortest_interval_leaves_time_until_the_next_deadline():
     bench = Bench()
     bench.beat(interval_seconds=MIN_HEARTBEAT_INTERVAL_SECONDS, liveness=1)
     assert bench.core.next_deadline() > bench.now
@@ -84,7 +84,7 @@ def test_the_shortest_interval_does_not_make_the_worker_spin():
         (1e300, MAX_SECONDS_PER_IMAGE),
     ],
 )
-def test_a_speed_is_reported_as_brokers_take_it(measured, reported):
+def test_the_reported_speed_is_within_the_range_of_the_protocol(measured, reported):
     bench = Bench()
     bench.beat()
     bench.event(ev.CallDone(requests=1, images=1, steps=1, seconds=1.0, seconds_per_image=measured))
@@ -92,18 +92,18 @@ def test_a_speed_is_reported_as_brokers_take_it(measured, reported):
     assert bench.messages(WorkerHeartbeat)[-1].seconds_per_image == reported
 
 
-def test_a_session_of_zero_asks_for_ready_at_once():
+def test_a_session_of_0_causes_ready_at_once():
     bench = Bench()
     bench.beat(session=0)
     assert len(bench.messages(Ready)) == 1
     bench.beat(session=0)
-    assert len(bench.messages(Ready)) == 1, "one is on its way already"
+    assert len(bench.messages(Ready)) == 1, "a READY is already in transit"
     bench.advance(1.0)
     assert len(bench.messages(Ready)) == 2
 
 
 @pytest.mark.parametrize(("session", "epoch"), [(2, EPOCH), (1, OTHER_EPOCH)])
-def test_another_session_or_epoch_registers_afresh_with_the_whole_holding(session, epoch):
+def test_a_new_session_or_epoch_causes_a_ready_that_lists_all_requests(session, epoch):
     bench = Bench()
     running, queued = bench.work(1), bench.work(2)
     bench.start(1)
@@ -117,7 +117,7 @@ def test_another_session_or_epoch_registers_afresh_with_the_whole_holding(sessio
     assert [beat.session for beat in bench.messages(WorkerHeartbeat)] == [session + 1]
 
 
-def test_a_broker_that_is_silent_for_three_intervals_is_asked_to_register_again():
+def test_a_broker_that_is_silent_for_three_intervals_is_lost_and_sent_ready():
     bench = Bench()
     bench.advance(2.9)
     assert bench.core.registered == 1
@@ -126,7 +126,7 @@ def test_a_broker_that_is_silent_for_three_intervals_is_asked_to_register_again(
     assert bench.warnings() == ["broker lost"]
     assert len(bench.messages(Ready)) == 1
     bench.advance(60.0)
-    assert bench.warnings() == ["broker lost"], "it is told once"
+    assert bench.warnings() == ["broker lost"], "the loss is logged once"
 
 
 def test_any_message_counts_as_a_sign_of_life():
@@ -137,7 +137,7 @@ def test_any_message_counts_as_a_sign_of_life():
     assert bench.core.registered == 1
 
 
-def test_a_refused_name_is_told_once_and_asked_for_again():
+def test_a_rejected_name_is_logged_once_and_retried():
     bench = Bench(registered=False)
     for _ in range(10):
         bench.advance(1.0)
@@ -148,7 +148,7 @@ def test_a_refused_name_is_told_once_and_asked_for_again():
     assert bench.core.registered == 1
 
 
-def test_a_registered_worker_whose_name_is_taken_asks_after_an_interval():
+def test_a_registered_worker_whose_name_is_taken_sends_ready_after_an_interval():
     bench = Bench()
     bench.refuse()
     assert bench.core.registered == 0
@@ -157,16 +157,16 @@ def test_a_registered_worker_whose_name_is_taken_asks_after_an_interval():
     assert len(bench.messages(Ready)) == 1
 
 
-def test_what_does_not_decode_is_answered():
+def test_an_invalid_message_is_answered_with_an_error():
     bench = Bench()
-    problem = ProtocolError("what is this")
+    problem = ProtocolError("unknown type")
     problem.request_id = rid(5)
     bench.event(ev.Malformed(0, problem))
     (error,) = bench.messages(Error)
-    assert (error.code, error.message, error.request_id) == ("protocol_error", "what is this", rid(5))
+    assert (error.code, error.message, error.request_id) == ("protocol_error", "unknown type", rid(5))
 
 
-def test_both_brokers_are_told_the_same_truth():
+def test_all_brokers_receive_the_same_report():
     bench = Bench(brokers=2)
     first, second = bench.work(1, broker=0), bench.work(2, broker=1)
     bench.start(1)
@@ -177,7 +177,7 @@ def test_both_brokers_are_told_the_same_truth():
         assert (beat.running, beat.queued) == ([first], [second])
 
 
-def test_each_broker_gets_the_answers_to_its_own_work():
+def test_each_broker_receives_the_answers_to_its_own_requests():
     bench = Bench(brokers=2)
     bench.work(1, broker=0)
     bench.work(2, broker=1)
@@ -188,7 +188,7 @@ def test_each_broker_gets_the_answers_to_its_own_work():
     assert [m.request_id for m in bench.messages(Result, 1)] == [rid(2)]
 
 
-def test_one_broker_dies_and_the_other_takes_over():
+def test_another_broker_takes_over_the_requests_of_a_dead_one():
     bench = Bench(brokers=2)
     bench.work(1, broker=0)
     bench.start(1)
@@ -202,7 +202,7 @@ def test_one_broker_dies_and_the_other_takes_over():
     assert bench.states() == ([], [], [])
 
 
-def test_a_silent_broker_is_dialled_again():
+def test_a_silent_broker_is_reconnected_to():
     bench = Bench(registered=False)
     bench.advance(2.5)
     assert bench.reconnects == []
@@ -216,7 +216,7 @@ def test_a_silent_broker_is_dialled_again():
     assert bench.reconnects == [0]
 
 
-def test_a_broker_that_refuses_is_not_dialled_again():
+def test_a_broker_that_rejects_the_worker_is_not_reconnected_to():
     bench = Bench(registered=False)
     for _ in range(20):
         bench.advance(1.0)
@@ -224,7 +224,7 @@ def test_a_broker_that_refuses_is_not_dialled_again():
     assert bench.reconnects == []
 
 
-def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost():
+def test_a_second_endpoint_of_a_broker_is_unused_until_the_first_is_lost():
     bench = Bench(brokers=2, registered=False)
     bench.beat(broker=0)
     bench.beat(broker=1, session=2, epoch=EPOCH)
@@ -242,7 +242,20 @@ def test_a_second_address_of_one_broker_is_left_unused_until_the_first_is_lost()
     assert bench.core.registered == 1
 
 
-def test_a_second_address_notices_that_the_first_is_registered_at_its_broker():
+def test_a_second_endpoint_is_unused_while_the_first_registers_again():
+    bench = Bench(brokers=2, registered=False)
+    bench.beat(broker=0)
+    bench.beat(broker=1, session=2, epoch=EPOCH)
+    bench.sent.clear()
+    bench.beat(broker=0, session=0)  # the second registration replaced the first
+    bench.advance(1.0)
+    assert bench.messages(Ready, broker=0)
+    assert not bench.messages(Ready, broker=1)
+    bench.beat(broker=0, session=3)
+    assert bench.core.registered == 1
+
+
+def test_a_second_endpoint_is_unused_if_the_first_registers_later():
     bench = Bench(brokers=2, registered=False)
     bench.beat(broker=1, epoch=EPOCH)
     bench.beat(broker=0, session=2)

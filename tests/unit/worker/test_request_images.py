@@ -1,4 +1,4 @@
-"""A request with images waits for them without anybody waiting for it: cancelled, timed out, drained like any."""
+"""Requests with input images: decoding before the engine, and the end of a request meanwhile."""
 
 import pytest
 
@@ -9,19 +9,19 @@ from tests.unit.worker.bench import MODEL, Bench, rid
 IMAGE = {"inputs": ["image"], "strength": 0.5}
 
 
-def test_the_frames_go_to_the_decoders_and_what_comes_back_to_the_engine():
+def test_input_images_are_decoded_before_the_job_is_sent_to_the_engine():
     bench = Bench()
     bench.now += 1.0
     arrived = bench.now
     bench.work(1, b"picture", body=IMAGE, preview=True)
-    (wanted,) = bench.decoding.values()
-    assert (wanted.frames, wanted.model, wanted.request.inputs) == ((b"picture",), MODEL, ["image"])
+    (decode,) = bench.decoding.values()
+    assert (decode.frames, decode.model, decode.request.inputs) == ((b"picture",), MODEL, ["image"])
     assert bench.jobs == {}
-    assert bench.states() == ([rid(1)], [], []), "it is held, and heartbeats say so"
+    assert bench.states() == ([rid(1)], [], []), "heartbeats list it as queued"
     bench.advance(0.5)
-    bench.decoded_job(wanted.number)
+    bench.decoded_job(decode.number)
     (job,) = bench.jobs.values()
-    assert (job.number, job.arrived, job.preview) == (wanted.number, arrived, True)
+    assert (job.number, job.arrived, job.preview) == (decode.number, arrived, True)
     assert (job.request.task, job.request.strength) == ("image-to-image", 0.5)
     bench.start(1)
     bench.finish(1)
@@ -30,7 +30,7 @@ def test_the_frames_go_to_the_decoders_and_what_comes_back_to_the_engine():
     assert bench.messages(Progress)[0].steps == 4
 
 
-def test_images_that_are_none_end_the_request():
+def test_an_invalid_image_fails_the_request():
     bench = Bench()
     bench.work(1, b"text", body=IMAGE)
     bench.fail(1, "invalid_request", "image: expected a PNG, JPEG or WebP image")
@@ -39,7 +39,7 @@ def test_images_that_are_none_end_the_request():
 
 
 @pytest.mark.parametrize("way", ["release", "deadline", "drain"])
-def test_what_is_given_up_while_its_images_are_decoded_is_not_made(way):
+def test_a_request_that_ends_during_decoding_is_not_sent_to_the_engine(way):
     bench = Bench()
     bench.work(1, b"picture", body=IMAGE, timeout_seconds=1.0)
     number = bench.number(1)
@@ -54,12 +54,12 @@ def test_what_is_given_up_while_its_images_are_decoded_is_not_made(way):
             assert [error.code for error in bench.answers(1)] == ["returned"]
     assert bench.cancelled == [number]
     before = len(bench.sent)
-    bench.decoded_job(number)  # the decoder was quicker than the word
+    bench.decoded_job(number)  # the decoder had finished before the cancel
     assert bench.jobs == {}
     assert len(bench.sent) == before
 
 
-def test_a_second_word_of_the_same_images_starts_nothing():
+def test_a_repeated_decoded_event_has_no_effect():
     bench = Bench()
     bench.work(1, b"picture", body=IMAGE)
     number = bench.number(1)

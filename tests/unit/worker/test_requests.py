@@ -1,4 +1,4 @@
-"""WORK, RESEND, RELEASE, deadlines, orphans and the bounds of what is held."""
+"""WORK, RESEND, RELEASE, deadlines, orphaned requests, and limits of held requests."""
 
 import pytest
 
@@ -16,14 +16,14 @@ WITH_IMAGE = encode_request(make_request(prompt="p", seed=1, inputs=["image"]))
 WITH_MASK = encode_request(make_request(prompt="p", seed=1, inputs=["image", "mask_image"]))
 
 
-def test_the_way_of_a_request():
+def test_the_states_of_a_request_from_work_to_release():
     bench = Bench()
     one = bench.work(1, attempt=2)
     assert bench.states() == ([one], [], [])
     bench.sent.clear()
     bench.start(1)
     assert bench.states() == ([], [one], [])
-    assert [beat.running for beat in bench.messages(WorkerHeartbeat)] == [[one]], "told as the batch begins"
+    assert [beat.running for beat in bench.messages(WorkerHeartbeat)] == [[one]], "reported when the batch starts"
     bench.sent.clear()
     bench.finish(1, b"png")
     images = bench.sent[0][2]
@@ -34,14 +34,14 @@ def test_the_way_of_a_request():
     assert (result.request_id, result.attempt, result.worker, result.model) == (one, 2, "worker", "m")
     assert result.parameters["num_inference_steps"] == 4
     assert images == (b"png",)
-    assert beat.finished == [one], "told soon after the end of the batch, joined with other news"
+    assert beat.finished == [one], "reported soon after the batch, together with other changes"
     assert beat.stats.total_requests == 1
     bench.release(1)
     assert bench.states() == ([], [], [])
     assert bench.cancelled == []
 
 
-def test_the_end_of_a_batch_is_no_news_for_a_broker_that_has_not_registered_us():
+def test_the_end_of_a_batch_sends_no_earlier_ready_to_an_unregistered_broker():
     bench = Bench(registered=False)
     due = bench.core.next_deadline()
     bench.work(1)
@@ -49,11 +49,11 @@ def test_the_end_of_a_batch_is_no_news_for_a_broker_that_has_not_registered_us()
     bench.sent.clear()
     bench.finish(1)
     assert bench.sent == []
-    assert bench.core.next_deadline() == due, "READY is not sent sooner than else"
+    assert bench.core.next_deadline() == due, "READY is not sent earlier"
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "finished"])
-def test_a_second_work_never_makes_it_twice_and_counts_as_resend(state):
+def test_a_second_work_creates_no_second_job_and_counts_as_resend(state):
     bench = Bench(brokers=2)
     bench.work(1)
     if state != "queued":
@@ -70,7 +70,7 @@ def test_a_second_work_never_makes_it_twice_and_counts_as_resend(state):
     assert len(bench.all_jobs) == 1
 
 
-def test_resend_after_the_answer_sends_it_and_before_it_moves_the_debt():
+def test_resend_sends_the_answer_or_changes_the_broker_that_will_receive_it():
     bench = Bench(brokers=2)
     bench.work(1)
     bench.resend(1, 77, broker=1)
@@ -85,7 +85,7 @@ def test_resend_after_the_answer_sends_it_and_before_it_moves_the_debt():
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "finished"])
-def test_release_frees_whatever_the_state(state):
+def test_release_removes_a_request_in_any_state(state):
     bench = Bench()
     bench.work(1)
     number = bench.number(1)
@@ -96,11 +96,11 @@ def test_release_frees_whatever_the_state(state):
     bench.release(1, 55)
     assert bench.states() == ([], [], [])
     assert bench.cancelled == ([] if state == "finished" else [number])
-    bench.finish_job(number)  # what was on its way from the engine
+    bench.finish_job(number)  # its event was already in transit from the engine
     assert bench.states() == ([], [], [])
 
 
-def test_another_brokers_release_frees_nothing_while_the_owner_lives():
+def test_a_release_of_another_broker_has_no_effect_while_the_owner_is_alive():
     bench = Bench(brokers=2)
     bench.work(1, broker=0)
     bench.release(1, broker=1)
@@ -110,7 +110,7 @@ def test_another_brokers_release_frees_nothing_while_the_owner_lives():
     assert bench.states() == ([], [], [])
 
 
-def test_an_id_that_comes_again_is_another_job():
+def test_a_repeated_id_after_a_release_is_a_new_job():
     bench = Bench()
     bench.work(1)
     first = bench.number(1)
@@ -123,15 +123,15 @@ def test_an_id_that_comes_again_is_another_job():
     assert bench.answers(1) == []
 
 
-def test_progress_goes_only_to_those_who_asked():
+def test_progress_is_sent_only_if_requested():
     bench = Bench()
     bench.work(1, progress=True)
     bench.work(2)
     bench.start(1, 2)
     bench.step(1, 1)
     bench.step(2, 1)
-    said = [(m.request_id, m.step, m.steps) for m in bench.messages(Progress)]
-    assert said == [(rid(1), 0, 4), (rid(1), 1, 4)]
+    reported = [(m.request_id, m.step, m.steps) for m in bench.messages(Progress)]
+    assert reported == [(rid(1), 0, 4), (rid(1), 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -151,18 +151,18 @@ def test_progress_goes_only_to_those_who_asked():
         ((b"\x83\xa6prompt\xa1p\xa4seed\x01\xa5width\xcd\x04\x00",), {}, "invalid_request", "512"),
     ],
 )
-def test_what_can_not_be_made_is_answered_at_once(frames, fields, code, words):
+def test_an_invalid_request_is_answered_at_once(frames, fields, code, words):
     bench = Bench()
     bench.receive(Work(request_id=rid(1), **fields), *frames)
     (error,) = bench.answers(1)
     assert error.code == code
     assert words in error.message
     assert bench.jobs == {}
-    assert bench.states()[2] == [rid(1)], "kept until it is released"
+    assert bench.states()[2] == [rid(1)], "the error is kept until RELEASE"
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_a_deadline_ends_what_waits_and_what_runs(running):
+def test_a_request_expires_while_queued_and_while_running(running):
     bench = Bench()
     bench.work(1, timeout_seconds=1.5)
     number = bench.number(1)
@@ -179,7 +179,7 @@ def test_a_deadline_ends_what_waits_and_what_runs(running):
     assert len(bench.answers(1)) == 1
 
 
-def test_a_second_work_brings_a_new_deadline():
+def test_a_second_work_sets_a_new_deadline():
     bench = Bench()
     bench.work(1, timeout_seconds=1.0)
     bench.work(1, timeout_seconds=5.0)
@@ -189,7 +189,7 @@ def test_a_second_work_brings_a_new_deadline():
     assert [error.code for error in bench.answers(1)] == ["deadline_exceeded"]
 
 
-def test_queued_work_of_a_silent_broker_is_dropped_and_running_work_is_not():
+def test_queued_requests_of_a_silent_broker_are_dropped_and_running_ones_are_not():
     bench = Bench()
     bench.work(1)
     queued = bench.work(2)
@@ -201,7 +201,7 @@ def test_queued_work_of_a_silent_broker_is_dropped_and_running_work_is_not():
     assert bench.warnings() == ["broker lost", "orphaned request dropped"]
 
 
-def test_an_orphan_whose_broker_comes_back_stays():
+def test_a_queued_request_whose_broker_returns_is_not_dropped():
     bench = Bench()
     bench.work(1)
     bench.advance(50.0)
@@ -211,7 +211,7 @@ def test_an_orphan_whose_broker_comes_back_stays():
     assert "orphaned request dropped" not in bench.warnings()
 
 
-def test_answers_are_bounded_in_bytes_and_the_oldest_go_first():
+def test_the_bytes_of_answers_are_limited_and_the_oldest_are_dropped():
     size = ANSWER_OVERHEAD_BYTES + 100
     bench = Bench(bytes=2 * size)
     for number in range(1, 4):
@@ -223,10 +223,10 @@ def test_answers_are_bounded_in_bytes_and_the_oldest_go_first():
     bench.work(4)
     bench.start(4)
     bench.finish(4, bytes(100_000))
-    assert bench.states()[2] == [rid(4)], "the newest always stays"
+    assert bench.states()[2] == [rid(4)], "the newest answer is always kept"
 
 
-def test_answers_are_bounded_in_count():
+def test_the_number_of_answers_is_limited():
     bench = Bench(count=3)
     for number in range(1, 6):
         bench.work(number)
@@ -235,7 +235,7 @@ def test_answers_are_bounded_in_count():
     assert bench.states()[2] == [rid(3), rid(4), rid(5)]
 
 
-def test_answers_are_bounded_in_age():
+def test_the_age_of_answers_is_limited():
     bench = Bench(seconds=10.0)
     bench.work(1)
     bench.start(1)
@@ -245,36 +245,45 @@ def test_answers_are_bounded_in_age():
     bench.beats(1.0)
     assert bench.states()[2] == []
     bench.work(1)
-    assert len(bench.jobs) == 1, "it is made again where it is asked for again"
+    assert len(bench.jobs) == 1, "a repeated request is generated again"
 
 
-def test_more_than_a_heartbeat_can_list_is_given_back():
+def test_requests_beyond_the_ids_of_a_heartbeat_are_returned():
     bench = Bench()
     for number in range(MAX_IDS_PER_MESSAGE + 1):
         bench.work(number)
     assert len(bench.states()[0]) == MAX_IDS_PER_MESSAGE
     assert [(m.request_id, m.code) for m in bench.messages(Error)] == [(rid(MAX_IDS_PER_MESSAGE), "returned")]
-    bench.advance(1.0)  # the bench checks the size of the header
+    bench.advance(1.0)  # the harness checks the size of the header
 
 
-def test_work_before_warmth_is_given_back():
+def test_running_requests_count_towards_the_ids_of_a_heartbeat():
+    bench = Bench()
+    for number in range(MAX_IDS_PER_MESSAGE):
+        bench.work(number)
+    bench.start(*range(MAX_IDS_PER_MESSAGE))
+    bench.work(MAX_IDS_PER_MESSAGE)
+    assert [error.code for error in bench.answers(MAX_IDS_PER_MESSAGE)] == ["returned"]
+
+
+def test_work_before_the_model_is_loaded_is_returned():
     bench = Bench(warm=False)
     bench.work(1)
     assert [error.code for error in bench.answers(1)] == ["returned"]
 
 
 @pytest.mark.parametrize("message", ["x" * 100_000, "half a pair \ud83d", "\U0001f600" * 5000])
-def test_any_error_of_a_pipeline_can_be_sent(message):
+def test_any_error_text_of_a_pipeline_is_made_sendable(message):
     bench = Bench()
     bench.work(1)
     bench.start(1)
-    bench.fail(1, message=message)  # the bench encodes what is sent
+    bench.fail(1, message=message)  # the harness encodes each sent message
     (error,) = bench.answers(1)
     assert error.code == "generation_failed"
     assert 0 < len(error.message) <= 2000
 
 
-def test_an_image_too_long_for_a_frame_is_an_error():
+def test_an_image_larger_than_a_frame_is_an_error():
     class Long(bytes):
         def __len__(self):
             return MAX_FRAME_BYTES + 1
@@ -288,7 +297,7 @@ def test_an_image_too_long_for_a_frame_is_an_error():
     assert str(MAX_FRAME_BYTES) in error.message
 
 
-def test_the_age_of_the_last_step_is_told_while_something_runs():
+def test_heartbeats_report_the_step_age_while_a_batch_runs():
     bench = Bench()
     bench.work(1)
     bench.start(1)
@@ -303,7 +312,7 @@ def test_the_age_of_the_last_step_is_told_while_something_runs():
     assert bench.messages(WorkerHeartbeat)[-1].step_age_seconds is None
 
 
-def test_totals_and_speed_are_told():
+def test_heartbeats_report_totals_and_speed():
     bench = Bench()
     bench.event(ev.CallDone(requests=2, images=3, steps=4, seconds=1.5, seconds_per_image=0.4))
     bench.event(ev.CallFailed(3, 0.5, split=True))
@@ -312,3 +321,19 @@ def test_totals_and_speed_are_told():
     assert beat.seconds_per_image == 0.4
     assert (beat.stats.total_batches, beat.stats.total_batched_requests, beat.stats.total_images) == (1, 2, 3)
     assert beat.stats.busy_seconds == 2.0
+
+
+@pytest.mark.parametrize(("announced", "requested"), [(1, 2), (3, 2)])
+def test_a_body_with_another_number_of_images_than_the_header_is_rejected(announced, requested):
+    bench = Bench()
+    bench.work(1, body={"num_images": requested}, images=announced)
+    (error,) = bench.messages(Error)
+    assert error.code == "invalid_request"
+    assert error.message == f"num_images: expected {announced} as the request's header states, got {requested}"
+
+
+@pytest.mark.parametrize("announced", [2, None])
+def test_a_header_with_the_same_number_of_images_or_none_is_accepted(announced):
+    bench = Bench()
+    request_id = bench.work(1, body={"num_images": 2}, images=announced)
+    assert bench.states() == ([request_id], [], [])

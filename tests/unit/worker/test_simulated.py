@@ -1,4 +1,4 @@
-"""The simulated backend: its cost model on a clock of the test's own, its pictures, and each fault."""
+"""The simulated backend with a simulated clock: cost model, images and injected faults."""
 
 import pytest
 from PIL import Image
@@ -16,7 +16,7 @@ class Hung(BaseException):
     pass
 
 
-class Desk:
+class Harness:
     def __init__(self, *specs, batch_seconds=0.2, image_seconds=0.1):
         self.now = 100.0
         self.steps = []
@@ -47,7 +47,7 @@ class Desk:
 
 @pytest.fixture(autouse=True)
 def hang(monkeypatch):
-    """A device that hangs for ever would also hang the test."""
+    """Raise `Hung` instead of blocking the test."""
 
     class Event:
         def wait(self):
@@ -56,84 +56,84 @@ def hang(monkeypatch):
     monkeypatch.setattr("imagegen_worker.backends.simulated.threading.Event", Event)
 
 
-def test_the_cost_model_and_its_steps():
-    desk = Desk()
-    assert len(desk.make("a", "b", "c")) == 3
-    assert desk.now - 100.0 == pytest.approx(0.2 + 3 * 0.1)
-    assert [(step, of) for step, of, _ in desk.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [at - 100.0 for *_, at in desk.steps] == pytest.approx([0.125, 0.25, 0.375, 0.5])
-    assert desk.backend.seconds_per_image == pytest.approx(0.1 + 0.2 / 4)
+def test_a_call_takes_the_time_of_the_cost_model_in_equal_steps():
+    harness = Harness()
+    assert len(harness.make("a", "b", "c")) == 3
+    assert harness.now - 100.0 == pytest.approx(0.2 + 3 * 0.1)
+    assert [(step, of) for step, of, _ in harness.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [at - 100.0 for *_, at in harness.steps] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert harness.backend.seconds_per_image == pytest.approx(0.1 + 0.2 / 4)
 
 
-def test_what_brokers_are_told():
-    warm = Desk("slow:2").backend.warm_up()
+def test_the_warm_up_reports_device_model_and_speed():
+    warm = Harness("slow:2").backend.warm_up()
     assert warm.device == "simulated"
     assert warm.models[0].name == "simulated"
     assert warm.seconds_per_image == pytest.approx(2 * (0.1 + 0.2 / 4))
 
 
-def test_an_image_is_taken_and_the_picture_says_so():
-    desk = Desk()
-    assert list(desk.backend.warm_up().models[0].tasks) == ["text-to-image", "image-to-image", "inpainting"]
+def test_the_task_changes_the_image():
+    harness = Harness()
+    assert list(harness.backend.warm_up().models[0].tasks) == ["text-to-image", "image-to-image", "inpainting"]
     image = Image.new("RGB", (64, 64))
-    pictures = [
+    images = [
         draw(Row(resolved(image=image if task else None, task=task or "text-to-image"), 1), "sim").tobytes()
         for task in (None, "image-to-image", "inpainting")
     ]
-    assert len(set(pictures)) == 3
+    assert len(set(images)) == 3
 
 
-def test_what_nobody_wants_stops():
-    def nobody(step, steps):
+def test_a_cancelled_call_stops():
+    def stop(step, steps):
         raise StoppedError
 
-    desk = Desk()
+    harness = Harness()
     with pytest.raises(StoppedError):
-        desk.make("a", on_step=nobody)
-    assert desk.now < 100.1
+        harness.make("a", on_step=stop)
+    assert harness.now < 100.1
 
 
-def test_slow():
-    desk = Desk("slow:3")
-    desk.make("a")
-    assert desk.now - 100.0 == pytest.approx(0.9)
+def test_the_fault_slow():
+    harness = Harness("slow:3")
+    harness.make("a")
+    assert harness.now - 100.0 == pytest.approx(0.9)
 
 
-def test_out_of_memory():
-    desk = Desk("oom:2")
-    assert len(desk.make("a", "b")) == 2
+def test_the_fault_oom():
+    harness = Harness("oom:2")
+    assert len(harness.make("a", "b")) == 2
     with pytest.raises(DeviceMemoryError, match="3 images do not fit, 2 do"):
-        desk.make("a", "b", "c")
+        harness.make("a", "b", "c")
 
 
-def test_error_on_a_word():
-    desk = Desk("error-on:evil")
-    desk.make("good")
+def test_the_fault_error_on():
+    harness = Harness("error-on:evil")
+    harness.make("good")
     with pytest.raises(RuntimeError, match="evil"):
-        desk.make("good", "an evil one")
+        harness.make("good", "an evil one")
     with pytest.raises(RuntimeError):
-        desk.make("evil", steps=1)
-    desk.make("ev", "il")
+        harness.make("evil", steps=1)
+    harness.make("ev", "il")
 
 
 @pytest.mark.parametrize(("kind", "end"), [("crash", Crashed), ("hang", Hung)])
-def test_crash_and_hang_on_a_word_half_way_through(kind, end):
-    desk = Desk(f"{kind}-on:evil")
-    desk.make("good")
-    desk.steps.clear()
+def test_the_faults_crash_on_and_hang_on_occur_after_half_of_the_steps(kind, end):
+    harness = Harness(f"{kind}-on:evil")
+    harness.make("good")
+    harness.steps.clear()
     with pytest.raises(end):
-        desk.make("good", "evil")
-    assert [step for step, *_ in desk.steps] == [1, 2]
+        harness.make("good", "evil")
+    assert [step for step, *_ in harness.steps] == [1, 2]
 
 
 @pytest.mark.parametrize(("kind", "end"), [("crash", Crashed), ("hang", Hung)])
 @pytest.mark.parametrize("good", [0, 2])
-def test_crash_and_hang_after_good_calls(kind, end, good):
-    desk = Desk(f"{kind}-after:{good}")
+def test_the_faults_crash_after_and_hang_after(kind, end, good):
+    harness = Harness(f"{kind}-after:{good}")
     for _ in range(good):
-        desk.make("a")
+        harness.make("a")
     with pytest.raises(end):
-        desk.make("a")
+        harness.make("a")
 
 
 def test_faults_are_parsed():
@@ -157,12 +157,12 @@ def test_faults_are_parsed():
         ("oom:-1", "at least 0"),
     ],
 )
-def test_a_wrong_fault_is_told(spec, words):
+def test_the_error_for_an_invalid_fault_lists_the_valid_ones(spec, words):
     with pytest.raises(ValueError, match=words):
         parse_faults([spec])
 
 
-def test_a_picture_is_decided_by_prompt_seed_and_size():
+def test_an_image_depends_on_prompt_seed_and_size():
     request = resolved(prompt="a", width=96, height=72)
     image = draw(Row(request, 1), "w")
     assert image.size == (96, 72)
@@ -173,5 +173,5 @@ def test_a_picture_is_decided_by_prompt_seed_and_size():
 
 @pytest.mark.parametrize("prompt", ["", "\0\r\n\t", "\U0001f600" * 50, "x" * 10_000, "\ud800"])
 @pytest.mark.parametrize("side", [8, 64])
-def test_any_prompt_can_be_drawn(prompt, side):
+def test_an_image_shows_any_prompt(prompt, side):
     assert draw(Row(resolved(prompt=prompt, width=side, height=side), 1), "w" * 128).size == (side, side)

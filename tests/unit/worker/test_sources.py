@@ -1,4 +1,4 @@
-"""What `--model` says, read without loading anything."""
+"""Parsing of `--model`."""
 
 import pytest
 
@@ -6,11 +6,11 @@ from imagegen_worker.models.sources import BUILTIN_FOLDER, HubModel, ModelSource
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("sdxl-base", "a=b", "owner/local"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "model_index.json").write_text("{}")
+    for model in ("sdxl-base", "a=b", "owner/local"):
+        (tmp_path / model).mkdir(parents=True)
+        (tmp_path / model / "model_index.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for file in ("dream.v8.safetensors", "old.ckpt", "notes.md"):
         (tmp_path / file).write_bytes(b"")
@@ -42,13 +42,13 @@ def test_a_built_in_model():
         ("team/dream=sdxl-base", "team/dream", "sdxl-base"),
     ],
 )
-def test_what_is_here_goes_by_its_own_name_unless_given_one(text, name, path):
+def test_a_local_model_has_the_name_of_its_path_unless_one_is_given(text, name, path):
     source = read_source(text)
     assert (source.name, str(source.location)) == (name, path)
 
 
-def test_the_folder_we_stand_in_has_a_name(here, monkeypatch):
-    monkeypatch.chdir(here / "sdxl-base")
+def test_the_current_folder_has_its_own_name(folder, monkeypatch):
+    monkeypatch.chdir(folder / "sdxl-base")
     assert read_source(".").name == "sdxl-base"
 
 
@@ -60,7 +60,7 @@ def test_the_folder_we_stand_in_has_a_name(here, monkeypatch):
         ("base=owner/name@main", "base", HubModel("owner/name", "main")),
     ],
 )
-def test_what_is_not_here_and_looks_like_an_id_is_on_the_hub(text, name, place):
+def test_an_id_that_is_no_local_path_is_a_model_on_the_hub(text, name, place):
     assert read_source(text) == ModelSource(name, place)
     assert str(place) == text.split("=")[-1]
 
@@ -83,7 +83,7 @@ def test_what_is_not_here_and_looks_like_an_id_is_on_the_hub(text, name, place):
         ("https://huggingface.co/owner/name", "'https:/huggingface.co/owner/name' does not exist"),
     ],
 )
-def test_what_can_not_be_a_model_is_told_in_one_line(text, words):
+def test_the_error_for_an_invalid_source_is_one_line(text, words):
     with pytest.raises(ValueError, match=words) as caught:
         read_source(text)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A device that makes no step for too long: the process ends itself, with a line that says why."""
+"""The step timeout: a worker whose device hangs logs the reason and exits."""
 
 import logging
 
@@ -12,8 +12,8 @@ from imagegen_worker.core.worker import DEVICE_HUNG_STATUS, WorkerCore
 from tests.unit.worker.bench import IDENTITY, MODEL, rid
 
 
-class Hanging:
-    """A warm worker with a request that its device has begun at second 10."""
+class HangingWorker:
+    """A worker with a loaded model and a request that started at second 10."""
 
     def __init__(self, step_timeout):
         self.core = WorkerCore(IDENTITY, brokers=1, limits=WorkerLimits(step_timeout=step_timeout), now=0.0)
@@ -29,7 +29,7 @@ class Hanging:
         self.core.handle(ev.Received(0, heartbeat), now)
 
     def until(self, end):
-        """Tick at each deadline, hearing the broker each second; return the last actions, and their time."""
+        """Tick at each deadline, with a broker heartbeat each second; return the last actions and their time."""
         now, actions = 10.0, []
         while now < end:
             self.beat(now, 2)
@@ -41,8 +41,8 @@ class Hanging:
         return actions, now
 
 
-def test_the_process_ends_when_the_step_is_too_old_and_says_so():
-    hanging = Hanging(5.0)
+def test_the_process_logs_the_hang_and_exits_at_the_step_timeout():
+    hanging = HangingWorker(5.0)
     actions, now = hanging.until(60.0)
     assert now == 15.0
     line, leave = actions
@@ -53,15 +53,15 @@ def test_the_process_ends_when_the_step_is_too_old_and_says_so():
     assert leave == ev.Exit(DEVICE_HUNG_STATUS)
 
 
-def test_no_goodbye_is_said_so_that_the_broker_counts_a_death():
-    actions, _ = Hanging(5.0).until(60.0)
+def test_no_goodbye_is_sent_so_that_the_broker_counts_a_death():
+    actions, _ = HangingWorker(5.0).until(60.0)
     assert not [
         action for action in actions if isinstance(action, ev.Send) and isinstance(action.message, Goodbye)
     ]
 
 
-def test_each_step_starts_the_time_anew_and_an_idle_device_never_hangs():
-    hanging = Hanging(5.0)
+def test_each_step_restarts_the_timeout_and_an_idle_device_never_hangs():
+    hanging = HangingWorker(5.0)
     hanging.core.handle(ev.Stepped((hanging.job.number,), 1, 4), 14.0)
     actions, now = hanging.until(18.9)
     assert not [action for action in actions if isinstance(action, ev.Exit)]
@@ -71,8 +71,8 @@ def test_each_step_starts_the_time_anew_and_an_idle_device_never_hangs():
     assert not [action for action in actions if isinstance(action, ev.Exit)]
 
 
-def test_a_device_that_hangs_on_what_nobody_wants_any_more_hangs_too():
-    hanging = Hanging(5.0)
+def test_a_hang_in_a_job_that_has_already_failed_is_detected():
+    hanging = HangingWorker(5.0)
     hanging.core.handle(ev.Failed(hanging.job.number, "generation_failed", "m"), 11.0)
     actions, now = hanging.until(60.0)
     assert now == 15.0
@@ -80,7 +80,7 @@ def test_a_device_that_hangs_on_what_nobody_wants_any_more_hangs_too():
 
 
 @pytest.mark.parametrize("limit", [None, 0])
-def test_it_can_be_turned_off(limit):
-    actions, now = Hanging(limit).until(1000.0)
+def test_the_timeout_can_be_disabled(limit):
+    actions, now = HangingWorker(limit).until(1000.0)
     assert now == 1000.0
     assert not [action for action in actions if isinstance(action, ev.Exit)]

@@ -1,4 +1,4 @@
-"""The table of what is held, and what is known of a broker."""
+"""The table of held requests, and the session with a broker."""
 
 import pytest
 
@@ -19,50 +19,50 @@ def held(number):
 
 def test_a_request_is_found_by_id_and_number_until_it_is_answered():
     table = HeldRequests(HeldLimits())
-    one = held(1)
-    table.add(one)
-    table.start(one)
-    assert table.get(rid(1)) is one
-    assert table.by_number(1) is one
-    table.finish(one, ANSWER, (b"12345",), now=5.0)
-    assert table.get(rid(1)) is one
+    request = held(1)
+    table.add(request)
+    table.start(request)
+    assert table.get(rid(1)) is request
+    assert table.by_number(1) is request
+    table.finish(request, ANSWER, (b"12345",), now=5.0)
+    assert table.get(rid(1)) is request
     assert table.by_number(1) is None
-    assert table.finished_bytes == one.size == ANSWER_OVERHEAD_BYTES + 5
-    table.remove(one)
-    table.remove(one)
+    assert table.finished_bytes == request.size == ANSWER_OVERHEAD_BYTES + 5
+    table.remove(request)
+    table.remove(request)
     assert table.get(rid(1)) is None
     assert table.finished_bytes == 0
 
 
-def test_starting_twice_is_harmless():
+def test_starting_a_request_twice_has_no_effect():
     table = HeldRequests(HeldLimits())
-    one = held(1)
-    table.add(one)
-    table.start(one)
-    table.start(one)
-    assert list(table.unfinished()) == [one]
+    request = held(1)
+    table.add(request)
+    table.start(request)
+    table.start(request)
+    assert list(table.unfinished()) == [request]
 
 
-def test_no_more_answers_are_kept_than_a_heartbeat_can_list():
+def test_the_number_of_answers_is_limited_to_the_ids_of_a_heartbeat():
     table = HeldRequests(HeldLimits(count=5000))
     dropped = []
     for number in range(MAX_IDS_PER_MESSAGE + 2):
-        one = held(number)
-        table.add(one)
-        dropped += table.finish(one, ANSWER, (), now=float(number))
-    assert [one.number for one in dropped] == [0, 1]
+        request = held(number)
+        table.add(request)
+        dropped += table.finish(request, ANSWER, (), now=float(number))
+    assert [request.number for request in dropped] == [0, 1]
 
 
-def test_answers_expire_at_their_time_and_not_before():
+def test_answers_expire_after_the_configured_time():
     table = HeldRequests(HeldLimits(seconds=10.0))
     for number in (1, 2):
-        one = held(number)
-        table.add(one)
-        table.finish(one, ANSWER, (), now=float(number))
+        request = held(number)
+        table.add(request)
+        table.finish(request, ANSWER, (), now=float(number))
     assert table.next_expiry() == 11.0
     assert table.expire(10.9) == []
-    assert [one.number for one in table.expire(11.0)] == [1]
-    assert [one.number for one in table.expire(100.0)] == [2]
+    assert [request.number for request in table.expire(11.0)] == [1]
+    assert [request.number for request in table.expire(100.0)] == [2]
     assert table.next_expiry() is None
 
 
@@ -77,11 +77,11 @@ def beat(**fields):
     )
 
 
-def test_an_announcement_is_taken_over(session):
+def test_announced_heartbeat_settings_are_applied(session):
     session.report_at, session.received_at = 100.0, 10.0
     session.update(beat(), now=10.0)
     assert (session.beat, session.interval, session.liveness) == (7, 0.5, 4)
-    assert session.report_at == 10.5, "a shorter interval counts at once"
+    assert session.report_at == 10.5, "a shorter interval applies at once"
     assert session.dead_at == 12.0
 
 
@@ -96,7 +96,7 @@ def test_registration_is_by_session_and_epoch(session):
     assert not session.matches(beat(epoch=b"x" * 16))
 
 
-def test_the_time_without_registration_counts_from_its_loss(session):
+def test_the_unregistered_time_counts_from_the_first_loss(session):
     session.register(beat())
     session.unregister(50.0)
     session.unregister(60.0)

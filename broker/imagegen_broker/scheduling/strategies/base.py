@@ -32,13 +32,13 @@ class Strategy(ABC):
     def choose(self, request: Request, backlog: int, now: float) -> Worker | None:
         """Return the worker to dispatch a waiting request to; None to leave it in the queue.
 
-        `request.model` is a model that some worker may serve. `backlog` is the number of images that all waiting
-        requests for this model ask for, this request included. The request is dispatched before the next call.
+        `request.model` is a model that some worker may serve. `backlog` is the number of images of all waiting
+        requests for this model, including this request. The request is dispatched before the next call.
         """
 
     @abstractmethod
     def refresh(self, worker: Worker) -> None:
-        """Take note of the load, the speed and the state of a worker that has changed."""
+        """Update the strategy's data about a worker whose load, speed or state has changed."""
 
     @abstractmethod
     def worker_removed(self, worker: Worker) -> None:
@@ -46,7 +46,7 @@ class Strategy(ABC):
         self._changed.pop(worker.id, None)
 
     def worker_changed(self, worker: Worker) -> None:
-        """Have a worker refreshed before the next choice. O(1)."""
+        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1)."""
         self._changed[worker.id] = worker
 
     def refresh_changed(self) -> None:

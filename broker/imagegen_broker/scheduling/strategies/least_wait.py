@@ -49,7 +49,7 @@ class _Plan:
     dispatched: int = 0
 
     def is_outdated(self, now: float, backlog: int, workers: int) -> bool:
-        """Return whether the time or the number of images since then exceeds the limits."""
+        """Return whether too much time has passed, or too many images were dispatched, since the plan."""
         changes = self.dispatched + abs(backlog - self.backlog)
         seconds = max(PLAN_SECONDS_PER_WORKER * workers, PLAN_IMAGE_TIMES * workers / self.images_per_second)
         return now - self.computed_at > seconds or changes > PLAN_IMAGES_PER_WORKER * workers
@@ -58,7 +58,7 @@ class _Plan:
 class LeastWait(Strategy):
     """Chooses the worker that is expected to finish the request first, unless waiting for a full one is quicker.
 
-    A worker that must load the model first is expected to finish later by the time of loading.
+    For a worker that must load the model first, the loading time is added.
     """
 
     name = "least-wait"
@@ -66,9 +66,9 @@ class LeastWait(Strategy):
     def __init__(self, pool: WorkerPool) -> None:
         super().__init__(pool)
         self._idle = WorkerIndex()
-        """Workers with room that run nothing, by the seconds that they need."""
+        """Idle workers with room, by the seconds that they need for one more image."""
         self._running = WorkerIndex()
-        """Workers with room that run something, by the time at which they finish."""
+        """Busy workers with room, by the time at which they finish."""
         self._full: dict[str, dict[bytes, None]] = {}
         """Available workers without room, by model."""
         self._plans: dict[str, _Plan] = {}
@@ -95,7 +95,7 @@ class LeastWait(Strategy):
         return worker
 
     def refresh(self, worker: Worker) -> None:
-        """Take note of the load, the speed and the state of a worker that has changed."""
+        """Update the indexes after a worker's load, speed or state has changed."""
         self._update_speed(worker)
         has_room = worker.room > 0
         for model in worker.ready.models:
@@ -146,7 +146,7 @@ class LeastWait(Strategy):
         plan = self._plans.get(model)
         if plan is None or plan.is_outdated(now, backlog, self._pool.count(model)):
             plan = self._plans[model] = self._compute_plan(model, backlog, now)
-        # A dispatch does not move the horizon: its worker has as much more to do. Requests that came or left do.
+        # A dispatch does not move the horizon: the work only moves to a worker. Arriving and leaving requests do.
         return plan.horizon + (backlog - plan.backlog) / plan.images_per_second
 
     def _compute_plan(self, model: str, backlog: int, now: float) -> _Plan:
@@ -179,7 +179,7 @@ class LeastWait(Strategy):
             return worker.seconds_per_image
         if not self._speeds:
             return _UNKNOWN_SECONDS
-        # The sum gathers rounding errors, and may lose the share of a fast worker beside a very slow one.
+        # Rounding errors accumulate in the sum, which may lose a fast worker's share next to a very slow one.
         average = self._sum_of_speeds / len(self._speeds)
         return min(max(average, MIN_SECONDS_PER_IMAGE), MAX_SECONDS_PER_IMAGE)
 

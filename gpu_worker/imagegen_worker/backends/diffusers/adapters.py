@@ -46,6 +46,8 @@ class Adapters:
         """Adapter name in diffusers by LoRA name, for the loaded LoRAs; the most recently used is last."""
         self._layers: list[Any] = []
         self._active: LoraScales | None = ()
+        self.revision = 0
+        """Number of changes to the layers of the models."""
 
     def names(self) -> list[str]:
         """Return the names of the LoRAs in the folder."""
@@ -59,9 +61,12 @@ class Adapters:
                 self._load(name, keep=names)
             self._slots.move_to_end(name)
 
-    def activate(self, loras: LoraScales) -> None:
-        """Use exactly these LoRAs from the next forward on. Raises as `load` does."""
-        if loras == self._active:
+    def activate(self, loras: LoraScales, *, fresh: bool = False) -> None:
+        """Use exactly these LoRAs from the next forward on. Raises as `load` does.
+
+        `fresh`: a pipeline call may have changed scales since the last activation.
+        """
+        if loras == self._active and not fresh:
             return
         self.load(loras)
         slots = [self._slots[name] for name, _ in loras]
@@ -123,6 +128,7 @@ class Adapters:
                 (model.delete_adapters if hasattr(model, "delete_adapters") else model.delete_adapter)(slot)
 
     def _find_layers(self) -> None:
+        self.revision += 1
         models = [model for model in self._pipeline.components.values() if isinstance(model, torch.nn.Module)]
         layers = {
             id(layer): layer for model in models for layer in model.modules() if isinstance(layer, self._kind)

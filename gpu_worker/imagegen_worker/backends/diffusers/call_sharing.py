@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagegen_worker.backends import Row
-from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends import DeviceMemoryError, Row
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
+from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.model import ResolvedRequest, Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Generate = Callable[[Sequence[Row]], list[Image] | None]
-    """Generates the images of rows by one pipeline call; returns None if the call fails."""
+    """Generates the images of rows by one pipeline call; returns None if the call fails.
 
-TRIAL_STEPS = 2
-"""Denoising steps of a trial image."""
+    Raises `DeviceMemoryError` and `DeviceLostError`.
+    """
+
 _LIKE = 0.25
 """Largest distance of images of a batched call from those of calls alone, over the distance of two seeds."""
 _ROUNDING = 4.0
@@ -28,7 +31,7 @@ _UNSEEN = 0.02
 """Mean distance of pixel values, of 255, that is rounding in any case: one pixel in 50 differs by one."""
 SHORT_TEXT = "a"
 LONG_TEXT = "a picture of a house by the sea, with two trees, in the rain, at night; " * 40
-"""Longer than the text encoders of most models accept: their tokenizers truncate it to the maximum length."""
+"""A text longer than the maximum of most models' text encoders: their tokenizers truncate it."""
 _GUIDANCE = 4.0
 """Guidance scale with which negative prompts are tried: pipelines ignore them at 1 and below."""
 
@@ -52,9 +55,9 @@ class CallSharing:
         return (request.task, request.scheduler) in self._tried
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """Return what requests that share a pipeline call have in common; None: the request shares with none.
+        """Return the key that requests have in common if they can share a pipeline call; None: they can't.
 
-        Where padding to the longest prompt of a call changes images, only requests with equal texts share one.
+        If padding to the longest prompt of a call changes images, only requests with equal texts share a call.
         """
         any_prompts = self._tried.get((request.task, request.scheduler))
         if any_prompts is None:
@@ -64,14 +67,28 @@ class CallSharing:
     def try_task(
         self, task: Task, *, count: int = 2, steps: int = TRIAL_STEPS, scheduler: str | None = None
     ) -> "tuple[Sequence[Row], Sequence[Image]] | None":
-        """Find out whether one call generates the images of `count` rows that a call for each generates.
+        """Test whether one call for `count` rows generates the same images as a call for each row.
 
         `scheduler` is None for the model's own. Return the rows and the first two of their images, each generated
-        alone; None if these rows can't share a call.
+        alone; None if these rows can't share a call. Fewer rows are tried if memory is short.
         """
         name = scheduler or next(iter(self._loaded.model.schedulers), None)
-        trial = partial(self._loaded.trial, task=task, scheduler=name)
         self._tried[task, name] = None
+        while count >= 2:
+            try:
+                return self._try_rows(task, count, steps, name)
+            except DeviceMemoryError as error:
+                release_frames(error)
+            free_device_memory()
+            _log.warning("a trial call ran out of memory task=%s images=%d", task, count)
+            count //= 2
+        return None
+
+    def _try_rows(
+        self, task: Task, count: int, steps: int, name: str | None
+    ) -> "tuple[Sequence[Row], Sequence[Image]] | None":
+        """Do what `try_task` does with this number of rows. Raises `DeviceMemoryError`."""
+        trial = partial(self._loaded.trial, task=task, scheduler=name)
         rows, *more = self._rows_of_unlike_lengths(trial, task, count, steps)
         alone, furthest = self._compare(rows)
         furthest = max([furthest, *(self._compare(others)[1] for others in more)])
@@ -109,7 +126,7 @@ class CallSharing:
     def _rows_of_unlike_lengths(
         self, trial: Callable[..., Row], task: Task, count: int, steps: int
     ) -> list[list[Row]]:
-        """Return the rows of one or two calls: their texts have very different lengths."""
+        """Return rows for one or two calls whose texts have very different lengths."""
         model = self._loaded.model
         texts = (SHORT_TEXT, LONG_TEXT)
         plain = [trial(steps, seed, prompt=texts[seed % 2]) for seed in range(count)]
@@ -129,7 +146,7 @@ class CallSharing:
 
 
 def alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
-    """Return whether the images of one call equal, but for rounding, those generated alone (two, of two seeds)."""
+    """Return whether the images of one call equal, except for rounding, the two that were generated alone."""
     if together is None or len(together) < len(alone):
         return False
     apart = _distance(*alone)
@@ -137,7 +154,7 @@ def alike(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> bool:
 
 
 def _furthest(together: "Sequence[Image] | None", alone: "Sequence[Image]") -> float:
-    """Return the largest distance of images generated alone from those of a batched call; inf if it failed."""
+    """Return the largest distance between images generated alone and in a batched call; inf if that failed."""
     if together is None or len(together) < len(alone):
         return math.inf
     return max(_distance(*pair) for pair in zip(together, alone, strict=False))

@@ -1,4 +1,4 @@
-"""Digests of tensor contents, so that arguments of calls can be compared; each tensor is read once a version."""
+"""Digests of tensor contents, to compare the arguments of calls. Each version of a tensor is read once."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _digests: Any = WeakTensorKeyDictionary()
 """(version, digest) by tensor: whole contents."""
 _row_digests: Any = WeakTensorKeyDictionary()
-"""(version, digest) by tensor: contents in which equal rows count once."""
+"""((version, batch dimension), digest) by tensor: contents in which equal rows count once."""
 
 
 def content_digest(tensor: torch.Tensor) -> bytes:
@@ -32,26 +32,27 @@ def cached_digest(tensor: torch.Tensor) -> bytes:
     return fresh
 
 
-def row_digest(value: Any) -> bytes:
+def row_digest(value: Any, dim: int = 0) -> bytes:
     """Return the digest of an argument with rows: a tensor, or a list of one tensor for each row.
 
-    Equal to that of one row if all rows are equal, whatever their number.
+    Equal to that of one row if all rows are equal, whatever their number. `dim`: the batch dimension.
     """
     if not isinstance(value, torch.Tensor):
         found = [cached_digest(tensor) for tensor in value]
         return b"".join(found[:1] if len(set(found)) == 1 else found)
     if value.is_inference():  # has no version
-        return _read_rows(value)
+        return _read_rows(value, dim)
     version, digest = _row_digests.get(value, (None, b""))
-    if version == value._version:
+    if version == (value._version, dim):
         return bytes(digest)
-    fresh = _read_rows(value)
-    _row_digests[value] = (value._version, fresh)
+    fresh = _read_rows(value, dim)
+    _row_digests[value] = ((value._version, dim), fresh)
     return fresh
 
 
-def _read_rows(tensor: torch.Tensor) -> bytes:
+def _read_rows(tensor: torch.Tensor, dim: int) -> bytes:
     host = tensor.detach().cpu()
     if host.ndim <= 1:  # timesteps: schedulers pass them in any dtype, once for a call or once for each row
         host = host.reshape(-1).double()
+    host = host.movedim(dim, 0)
     return content_digest(host[:1] if bool((host == host[:1]).all()) else host)

@@ -4,8 +4,9 @@ Nothing here depends on a model. `describe` gives each argument of a call a `Lay
 
 - n, the rows of a call, is dimension 0 of the first tensor of two or more dimensions, or the length of the first
   list of tensors.
-- A tensor of one value is one value for each row (a timestep). A tensor whose dimension 0 is n is concatenated.
-  Lists of n tensors are concatenated. The items of dictionaries and other lists have a layout each.
+- A tensor of one value is one value for each row (a timestep). A tensor is concatenated along the dimension whose
+  size was the number of rows in every call (see `batch_dimensions`). Lists with one tensor for each row are too.
+  The items of dictionaries and other lists have a layout each.
 - Any other tensor has no batch dimension (position ids): it is shared, and its content must be equal.
 - Everything else must be equal.
 
@@ -22,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from imagegen_worker.backends.diffusers.batch_dimensions import BatchDimensions, Path
 from imagegen_worker.backends.diffusers.digests import cached_digest
 from imagegen_worker.engines.continuous.calls import NotShareableError
 
@@ -74,7 +76,7 @@ class _PlainValue(_FirstOfAll):
 
 @dataclass(frozen=True, slots=True)
 class _UnusedGenerator(_FirstOfAll):
-    """A random generator: models accept one and rarely draw from it; the forward checks that it does not."""
+    """A random generator. Models rarely use the one that they accept; the forward checks that it is unused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class _BatchedTensor:
     dtype: torch.dtype
     device: torch.device
     shape: tuple[int | None, ...]
+    dim: int = 0
+    """The batch dimension; 0 with a free length."""
 
     @property
     def has_free_length(self) -> bool:
@@ -93,10 +97,10 @@ class _BatchedTensor:
         if None in self.shape:
             longest = max(part.shape[1] for part in parts)
             parts = [_padded(part, longest) for part in parts]
-        return torch.cat(list(parts))
+        return torch.cat(list(parts), dim=self.dim)
 
     def narrow(self, joined: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        return joined[begin:end]
+        return joined.narrow(self.dim, begin, end - begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +182,14 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class RowArgument:
-    """An argument that is joined row by row. `path`: the keys to it; `ndim`: its dimensions, 0 for a list."""
+    """An argument that is joined row by row.
 
-    path: tuple[Any, ...]
+    `path`: the keys to it; `ndim`: its dimensions, 0 for a list; `dim`: its batch dimension.
+    """
+
+    path: Path
     ndim: int
+    dim: int = 0
 
 
 def row_arguments(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[RowArgument]:
@@ -191,11 +199,19 @@ def row_arguments(layout: Layout, path: tuple[Any, ...] = ()) -> Iterator[RowArg
             for key, item in zip(layout.keys, layout.items, strict=True):
                 yield from row_arguments(item, (*path, key))
         case _BatchedTensor():
-            yield RowArgument(path, len(layout.shape) + 1)
+            yield RowArgument(path, len(layout.shape) + 1, layout.dim)
         case _RowValues():
             yield RowArgument(path, 1)
         case _TensorList():
             yield RowArgument(path, 0)
+
+
+def differing_names(one: Layout, other: Layout) -> frozenset[str]:
+    """Return the names of the arguments that only one of two calls has, or that have other layouts."""
+    if not (isinstance(one, _Container) and isinstance(other, _Container)):
+        return frozenset()
+    by_name = [dict(zip(layout.keys, layout.items, strict=True)) for layout in (one, other)]
+    return frozenset(name for name in {*one.keys, *other.keys} if by_name[0].get(name) != by_name[1].get(name))
 
 
 def count_rows(arguments: Iterable[Any]) -> int:
@@ -203,8 +219,10 @@ def count_rows(arguments: Iterable[Any]) -> int:
     return next((counted[0] for value in arguments if (counted := _count_rows(value)) is not None), 1)
 
 
-def describe(arguments: Mapping[str, Any], *, equal_lengths: bool = False) -> Description:
-    """Return the description of a call with these arguments by name.
+def describe(
+    arguments: Mapping[str, Any], dimensions: BatchDimensions | None = None, *, equal_lengths: bool = False
+) -> Description:
+    """Return the description of a call with these arguments by name. `dimensions`: the batch dimensions known.
 
     With `equal_lengths`, no length may differ, so that a shared forward differs in the batch dimension only.
     Raises `NotShareableError` if the call can't share a forward with any other.
@@ -214,14 +232,28 @@ def describe(arguments: Mapping[str, Any], *, equal_lengths: bool = False) -> De
         raise NotShareableError("no rows", "no argument is a tensor with a batch dimension")
     rows, listed = counted
     masked = set() if equal_lengths else _masked_arguments(arguments, rows)
-    items = tuple(
-        _layout(value, rows, listed, equal_lengths, name in masked, name) for name, value in arguments.items()
-    )
+    context = _Context(rows, listed, equal_lengths, dimensions or BatchDimensions(), _first_batched(arguments))
+    items = tuple(_layout(value, context, name in masked, (name,)) for name, value in arguments.items())
     return Description(rows, listed, _Container(dict, tuple(arguments), items))
 
 
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """Properties of a whole call. `first`: the name of the argument that determines the number of rows."""
+
+    rows: int
+    listed: bool
+    equal_lengths: bool
+    dimensions: BatchDimensions
+    first: str
+
+
+def _first_batched(arguments: Mapping[str, Any]) -> str:
+    return next((name for name, value in arguments.items() if _count_rows(value) is not None), "")
+
+
 def _count_rows(value: Any) -> tuple[int, bool] | None:
-    """Return the rows of an argument and whether they are a list; None if it does not show."""
+    """Return the number of rows of an argument and whether they are a list; None if it can't be determined."""
     if isinstance(value, torch.Tensor):
         return (value.shape[0], False) if value.ndim >= 2 else None
     if isinstance(value, Mapping):
@@ -234,7 +266,7 @@ def _count_rows(value: Any) -> tuple[int, bool] | None:
 
 
 def _masked_arguments(arguments: Mapping[str, Any], rows: int) -> set[str]:
-    """Return the names of text masks, and of the texts that they are for; their length may differ."""
+    """Return the names of text masks and of the texts that they mask; their lengths may differ between calls."""
     found: set[str] = set()
     for name, mask in arguments.items():
         if not (name.endswith("mask") and isinstance(mask, torch.Tensor) and mask.ndim == 2):
@@ -251,37 +283,55 @@ def _masked_arguments(arguments: Mapping[str, Any], rows: int) -> set[str]:
     return found
 
 
-def _layout(value: Any, rows: int, listed: bool, equal_lengths: bool, masked: bool, name: str) -> Layout:
+def _layout(value: Any, call: _Context, masked: bool, path: Path) -> Layout:
     if isinstance(value, torch.Tensor):
-        return _tensor_layout(value, rows, masked)
+        return _tensor_layout(value, call, masked, path)
     if isinstance(value, torch.Generator):
         return _UnusedGenerator()
     if isinstance(value, Mapping):
-        items = tuple(
-            _layout(item, rows, listed, equal_lengths, False, f"{name}.{key}") for key, item in value.items()
-        )
+        items = tuple(_layout(item, call, False, (*path, key)) for key, item in value.items())
         return _Container(dict, tuple(value), items)
     if isinstance(value, list | tuple):
-        if is_tensor_list(value, rows, listed):
-            return _tensor_list_layout(value, equal_lengths)
-        items = tuple(
-            _layout(item, rows, listed, equal_lengths, False, f"{name}[{at}]") for at, item in enumerate(value)
-        )
+        if is_tensor_list(value, call.rows, call.listed) and call.dimensions.may_be_list(path):
+            if not call.listed and not call.dimensions.is_certain(path, 0):
+                raise _ambiguous(path)
+            return _tensor_list_layout(value, call.equal_lengths)
+        items = tuple(_layout(item, call, False, (*path, at)) for at, item in enumerate(value))
         return _Container(type(value), tuple(range(len(value))), items)
     if isinstance(value, PLAIN_TYPES):
         return _PlainValue(type(value), value)
     raise NotShareableError(
-        "opaque argument", f"the argument {name} is a {type(value).__name__}, which can't be joined"
+        "opaque argument", f"the argument {_show(path)} is a {type(value).__name__}, which can't be joined"
     )
 
 
-def _tensor_layout(value: torch.Tensor, rows: int, masked: bool) -> Layout:
-    if (value.numel() == 1 and value.ndim <= 1) or value.shape == (rows,):
-        return _RowValues(None if value.dtype in _NUMBER_DTYPES else value.dtype, value.device)
-    if value.shape[0] == rows:
-        shape: tuple[int | None, ...] = tuple(value.shape[1:])
-        return _BatchedTensor(value.dtype, value.device, (None, *shape[1:]) if masked else shape)
-    return _SharedTensor(cached_digest(value))
+def _tensor_layout(value: torch.Tensor, call: _Context, masked: bool, path: Path) -> Layout:
+    numbers = None if value.dtype in _NUMBER_DTYPES else value.dtype
+    if value.numel() == 1 and value.ndim <= 1:
+        return _RowValues(numbers, value.device)
+    dims = call.dimensions.of_tensor(path, value, call.rows)
+    if value.ndim == 1:
+        return _RowValues(numbers, value.device) if dims else _SharedTensor(cached_digest(value))
+    if masked or path == (call.first,) or call.rows == 1:  # with one row, any dimension of one item matches
+        dims &= {0}
+    if len(dims) > 1:
+        raise _ambiguous(path)
+    if not dims:
+        return _SharedTensor(cached_digest(value))
+    (dim,) = dims
+    if dim > 0 and not call.dimensions.is_certain(path, value.ndim):
+        return _SharedTensor(cached_digest(value))  # a size that happens to be the number of rows
+    shape: tuple[int | None, ...] = (*value.shape[:dim], *value.shape[dim + 1 :])
+    return _BatchedTensor(value.dtype, value.device, (None, *shape[1:]) if masked else shape, dim)
+
+
+def _ambiguous(path: Path) -> NotShareableError:
+    """Return the error for an argument whose batch dimension is ambiguous in all calls so far."""
+    return NotShareableError("unknown batch dimension", f"of the argument {_show(path)}")
+
+
+def _show(path: Path) -> str:
+    return str(path[0]) + "".join(f".{key}" if isinstance(key, str) else f"[{key}]" for key in path[1:])
 
 
 def _tensor_list_layout(tensors: Sequence[torch.Tensor], equal_lengths: bool) -> Layout:
@@ -293,7 +343,7 @@ def _tensor_list_layout(tensors: Sequence[torch.Tensor], equal_lengths: bool) ->
 
 
 def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
-    """Return whether this is a list with one tensor for each row, and not one of tensors with all rows each."""
+    """Return whether this is a list with one tensor for each row, not a list of tensors with all rows."""
     return (
         isinstance(value, list | tuple)
         and len(value) == rows
@@ -303,7 +353,7 @@ def is_tensor_list(value: Any, rows: int, listed: bool) -> bool:
 
 
 def free_lengths(layout: Layout, value: Any) -> Iterator[tuple[int, ...]]:
-    """Yield for each argument whose length may differ between calls its length, or those of its list of rows."""
+    """Yield the length of each argument whose length may differ between calls, or the lengths of its list."""
     match layout:
         case _Container():
             for key, item in zip(layout.keys, layout.items, strict=True):

@@ -1,6 +1,5 @@
 """A loaded pipeline with its capabilities, adapters, task pipelines and previews."""
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,8 @@ from imagegen_common.logs import log
 from imagegen_protocol import GenerationRequest
 from imagegen_worker.backends import Row, Sketch
 from imagegen_worker.backends.diffusers.adapters import Adapters
+from imagegen_worker.backends.diffusers.determinism import use_deterministic_kernels
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.loading import (
     choose_device,
     describe,
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _SHORT = 4
 """Denoising steps of the image that checks a kind of task."""
+TRIAL_STEPS = 2
+"""Denoising steps of a trial image."""
 
 
 class LoadedPipeline:
@@ -39,6 +42,8 @@ class LoadedPipeline:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device)
+        if options.deterministic and self.device.type == "cuda":
+            use_deterministic_kernels()
         if options.deterministic and self.device.type == "cpu" and not torch.backends.mkl.is_available():
             log(_log, logging.WARNING, "--deterministic promises equal bits with MKL only; this torch has no MKL")
         self.pipeline, folder = load_pipeline(place, self.device, options)
@@ -53,8 +58,28 @@ class LoadedPipeline:
         self.task_pipelines.update_models(self.pipeline)
         for task in list(self.model.tasks)[1:]:
             self.task_pipelines.check_task(self.trial(_SHORT, task=task))
-        self.model = replace(self.model, tasks=self.task_pipelines.capabilities)
+        sizes = () if options.compile else self._fixed_sizes()  # another size would take a compilation
+        self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
         self._latent_preview = fit_latent_preview(self.pipeline)
+
+    def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Return the only sizes of a pipeline that ignores the requested one; empty if it does not.
+
+        A pipeline may scale every size to the area of its training images, or to the nearest of a list.
+        """
+        model = self.model
+        if next(iter(model.tasks)) == "inpainting":
+            return ()
+        width = max(model.width // 2 // model.size_multiple, 1) * model.size_multiple
+        row = self.trial(TRIAL_STEPS, width=width)
+        if row.request.image is not None:
+            row = replace(row, request=replace(row.request, image=Image.new("RGB", (width, model.height), "grey")))
+        if width == model.width or self.task_pipelines.generated_size(row) in (None, (width, model.height)):
+            return ()
+        listed = getattr(self.pipeline, "resolutions", None) or ()
+        sizes = {(model.width, model.height), *((int(side[0]), int(side[1])) for side in listed)}
+        log(_log, logging.WARNING, "the pipeline ignores other sizes", sizes=" ".join(map(_show, sorted(sizes))))
+        return tuple(sorted(sizes))
 
     @property
     def device_name(self) -> str:
@@ -76,7 +101,7 @@ class LoadedPipeline:
         ]
 
     def trial(self, steps: int | None = None, seed: int = 0, task: Task | None = None, **fields: Any) -> Row:
-        """Return a row for warm-up and trials. `steps`, `task` None: the model's default steps and first task.
+        """Return a row for warm-up and trials; by default with the model's default steps and first task.
 
         `fields` override fields of the request.
         """
@@ -104,6 +129,8 @@ class LoadedPipeline:
         """Free the memory of the device."""
         self.task_pipelines.close()
         self.pipeline = self.adapters = self._latent_preview = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_device_memory()
+
+
+def _show(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

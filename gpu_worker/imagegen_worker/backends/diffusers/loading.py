@@ -4,7 +4,6 @@ import inspect
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -12,11 +11,13 @@ import transformers
 
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
+from imagegen_worker.backends.diffusers.call_defaults import read_defaults
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.model_folders import find_model
+from imagegen_worker.backends.diffusers.pipeline_classes import describe_error
 from imagegen_worker.backends.diffusers.single_file import count_of_single_file, load_single_file
 from imagegen_worker.backends.diffusers.task_pipelines import Pipeline, TaskPipelines
-from imagegen_worker.backends.diffusers.validation import count_weights, one_line
+from imagegen_worker.backends.diffusers.validation import count_weights
 from imagegen_worker.config import LoadOptions, half_of_memory
 from imagegen_worker.core.model import Model
 from imagegen_worker.models.sources import ModelLocation
@@ -26,8 +27,6 @@ DEFAULTS_FILE = "imagegen.json"
 
 _SHARE_OF_GPU = 0.7
 """Share of GPU memory for models; the rest is for running requests."""
-_DEFAULT_STEPS = 50
-_DEFAULT_SIDE = 512
 _DEFAULT_KEYS = ("num_inference_steps", "guidance_scale", "width", "height", "max_side")
 
 
@@ -55,7 +54,7 @@ def device_name(device: torch.device) -> str:
 def load_pipeline(place: ModelLocation, device: torch.device, options: LoadOptions) -> tuple[Pipeline, Path]:
     """Load a pipeline and put it on its device; return it with the folder of its configuration.
 
-    The hub is asked only for a model or a configuration that its cache does not have. Raises `StartError` if the
+    Only files that are missing from the local cache are downloaded from the hub. Raises `StartError` if the
     pipeline can't be used, `DeviceMemoryError` and `DeviceLostError`.
     """
     if options.cpu_offload and device.type == "cpu":
@@ -78,7 +77,7 @@ def load_pipeline(place: ModelLocation, device: torch.device, options: LoadOptio
     except (StartError, DeviceMemoryError, DeviceLostError):
         raise
     except Exception as error:
-        raise StartError(f"{place}: {one_line(error)}") from error
+        raise StartError(f"{place}: {describe_error(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, folder
 
@@ -93,7 +92,7 @@ def weigh_model(place: ModelLocation, name: str, options: LoadOptions) -> int:
 
 
 def memory_for_models(options: LoadOptions) -> int:
-    """Return the default of `--model-memory` in bytes: the rest is for running requests."""
+    """Return the default of `--model-memory` in bytes; the rest of the memory is for running requests."""
     device = choose_device(options.device)
     if device.type == "cpu" or options.cpu_offload:
         return half_of_memory()
@@ -136,25 +135,23 @@ def tune_pipeline(pipeline: Pipeline, options: LoadOptions) -> None:
 
 
 def describe(pipeline: Pipeline, name: str, folder: Path, pipelines: TaskPipelines) -> Model:
-    """Return the capabilities of a pipeline and its defaults: those of the file, else the pipeline's own.
+    """Return the capabilities of a pipeline, with the defaults of the file or else the pipeline's own.
 
     Raises `StartError` for a defaults file that can't be used.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     defaults = _read_defaults(folder)
     multiple = size_multiple(pipeline)
-    side = _native_side(pipeline)
-    guidance: float | None = None
-    if "guidance_scale" in parameters:
-        guidance = float(defaults.get("guidance_scale", _default_of(parameters, "guidance_scale", 1.0)))
+    own = read_defaults(pipeline)
+    takes_guidance = "guidance_scale" in parameters
+    guidance = defaults.get("guidance_scale", own.guidance_scale) if takes_guidance else None
     return Model(
         name=name,
-        num_inference_steps=int(
-            defaults.get("num_inference_steps", _default_of(parameters, "num_inference_steps", _DEFAULT_STEPS))
-        ),
-        guidance_scale=guidance,
-        width=int(defaults.get("width", side)),
-        height=int(defaults.get("height", side)),
+        num_inference_steps=int(defaults.get("num_inference_steps", own.num_inference_steps)),
+        guidance_scale=None if guidance is None else float(guidance),
+        takes_guidance=takes_guidance,
+        width=int(defaults.get("width", own.width)),
+        height=int(defaults.get("height", own.height)),
         size_multiple=multiple,
         max_side=int(defaults.get("max_side", MAX_SIDE_PIXELS)),
         takes_negative_prompt="negative_prompt" in parameters,
@@ -170,23 +167,6 @@ def size_multiple(pipeline: Pipeline) -> int:
     processor = getattr(pipeline, "image_processor", None)
     packed = int(processor.config.vae_scale_factor) if processor is not None else scale
     return max(packed, scale * int(getattr(pipeline, "patch_size", 1)))
-
-
-def _native_side(pipeline: Pipeline) -> int:
-    latent_side = getattr(pipeline, "default_sample_size", None)
-    if latent_side is None:
-        denoiser = getattr(pipeline, "unet", None)
-        if denoiser is None:
-            denoiser = getattr(pipeline, "transformer", None)
-        latent_side = getattr(getattr(denoiser, "config", None), "sample_size", None)
-    if not isinstance(latent_side, int):
-        return _DEFAULT_SIDE
-    return latent_side * int(getattr(pipeline, "vae_scale_factor", 8))
-
-
-def _default_of(parameters: Any, name: str, otherwise: float) -> float:
-    default = parameters[name].default if name in parameters else None
-    return default if isinstance(default, int | float) else otherwise
 
 
 def _read_defaults(folder: Path) -> dict[str, float]:

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import diffusers
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, file_exists, snapshot_download, try_to_load_from_cache
 
 from imagegen_worker.backends import StartError
-from imagegen_worker.backends.diffusers.validation import check_folder, one_line, read_index
-from imagegen_worker.models.sources import HubModel, ModelLocation
+from imagegen_worker.backends.diffusers.validation import (
+    MODULAR,
+    MODULAR_INDEX_FILE,
+    check_folder,
+    one_line,
+    read_index,
+)
+from imagegen_worker.models.sources import INDEX_FILE, HubModel, ModelLocation
 
 USUAL_VARIANT = "fp16"
 _CONFIG_FILES = ("*.json", "*.txt", "*.model", "**/*.json", "**/*.txt", "**/*.model")
@@ -67,7 +73,25 @@ def _find(model: HubModel, downloads: Sequence[Callable[..., Any]], check: Calla
             except Exception as error:  # noqa: BLE001 - of many types, all for models that can't be downloaded
                 if not offline:
                     reasons.append(f"the download failed: {one_line(error.__cause__ or error)}")
+    if _is_modular(model):
+        raise StartError(f"{model}: {MODULAR}")
     reason = "; ".join(dict.fromkeys(reasons))
     raise StartError(
         f"{model}: no such folder, and no complete copy of this model in {constants.HF_HUB_CACHE}; {reason}"
     )
+
+
+def _is_modular(model: HubModel) -> bool:
+    """Return whether the cache or the hub shows that a model has the index of modular pipelines only."""
+    return _has_file(model, MODULAR_INDEX_FILE) and not _has_file(model, INDEX_FILE)
+
+
+def _has_file(model: HubModel, name: str) -> bool:
+    if isinstance(try_to_load_from_cache(model.id, name, revision=model.revision), str):
+        return True
+    if constants.is_offline_mode():
+        return False
+    try:
+        return file_exists(model.id, name, revision=model.revision)
+    except Exception:  # noqa: BLE001 - of many types, all for models that can't be found
+        return False

@@ -45,7 +45,7 @@ def _fingerprint(module: torch.nn.Module) -> list[Any]:
 
 
 def _identity(value: Any, depth: int) -> Any:
-    """Return an object that changes when the value changes, as far as `depth` levels show it."""
+    """Return an object that differs if the value has changed within `depth` nested levels."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor):

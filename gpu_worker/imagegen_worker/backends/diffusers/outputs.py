@@ -1,5 +1,6 @@
 """Outputs of forwards: split into the parts of the calls, merged from parts, and compared."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,20 @@ import torch
 from imagegen_worker.backends.diffusers.layouts import PLAIN_TYPES, is_tensor_list
 from imagegen_worker.engines.continuous.calls import NotShareableError
 
-_TOLERANCE = 0.01
+_TOLERANCE = 0.001
 """Largest difference of two outputs in float32 or float64, over the largest value, that counts as rounding."""
 _HALF_PRECISION_TOLERANCE = 0.1
 """The same for 16 bits and fewer."""
 _DROPPED = "past_key_values"
 """Field of decoders used as text encoders: a large cache for next tokens, which pipelines do not use."""
+
+
+def images_of(output: Any) -> list[Any]:
+    """Return the images of a pipeline call, whose output is a tuple or has the field `images` or `image`."""
+    if isinstance(output, tuple):
+        return list(output[0])
+    images = getattr(output, "images", None)
+    return list(output.image if images is None else images)
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -111,6 +120,24 @@ def _is_close_tensor(shared: torch.Tensor, alone: torch.Tensor) -> bool:
     tolerance = _TOLERANCE if shared.dtype in (torch.float32, torch.float64) else _HALF_PRECISION_TOLERANCE
     shared, alone = shared.float().nan_to_num(), alone.float().nan_to_num()
     return bool((shared - alone).abs().max() <= tolerance * alone.abs().max().clamp(min=1e-6))
+
+
+def distance(shared: Any, alone: Any) -> float:
+    """Return the largest difference of two outputs, over the largest value; inf if they have other shapes."""
+    if isinstance(shared, torch.Tensor):
+        if not isinstance(alone, torch.Tensor) or shared.shape != alone.shape:
+            return math.inf
+        if not alone.numel():
+            return 0.0
+        ours, theirs = shared.double().nan_to_num(), alone.double().nan_to_num()
+        return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
+    if isinstance(shared, Mapping):
+        return max((distance(shared[key], alone[key]) for key in shared if key != _DROPPED), default=0.0)
+    if isinstance(shared, list | tuple):
+        if len(shared) != len(alone):
+            return math.inf
+        return max(map(distance, shared, alone), default=0.0)
+    return 0.0 if shared == alone else math.inf
 
 
 def nbytes(value: Any) -> int:

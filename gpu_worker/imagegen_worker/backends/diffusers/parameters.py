@@ -5,10 +5,11 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
 import msgspec
 
+from imagegen_protocol.limits import MAX_STEPS
 from imagegen_protocol.request import FIELDS
 
 OWNED: Mapping[str, str] = {
@@ -53,9 +54,25 @@ def read_signature(pipeline: Any) -> Signature:
         if _is_text(parameter.annotation):
             texts.add(name)
             hint = str
+        hint = _limited(name, hint)
         extra[name] = hint | None if parameter.default is None or type(None) in typing.get_args(hint) else hint
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     return Signature(frozenset(parameters), extra, frozenset(texts), defaults)
+
+
+def _limited(name: str, hint: Any) -> Any:
+    """Return the type of a parameter with the limit on denoising steps, if it sets their number.
+
+    Lists of sigmas or timesteps do, and so do the step counts of further models of a pipeline.
+    """
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if name.endswith("num_inference_steps") and int in members:
+        return Annotated[int, msgspec.Meta(ge=1, le=MAX_STEPS)]
+    if name.endswith(("sigmas", "timesteps")):
+        lists = [member for member in members if typing.get_origin(member) is list]
+        if len(lists) == 1:
+            return Annotated[lists[0], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
+    return hint
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagegen_protocol.limits import MAX_PREVIEW_SIDE_PIXELS
 from imagegen_worker.backends import Sketch
+from imagegen_worker.backends.tracebacks import release_frames
 
 MIN_EXPLAINED = 0.5
 """Minimum share of the pixels' variance that the map explains, in images that were not fitted."""
@@ -94,6 +95,7 @@ def fit_latent_preview(pipeline: Any) -> LatentPreview | None:
             return _fit(pipeline)
     except Exception as error:  # noqa: BLE001 - whatever an unknown VAE raises, there are just no previews
         _log.info("no previews: %s: %s", type(error).__name__, error)
+        release_frames(error)
         return None
 
 

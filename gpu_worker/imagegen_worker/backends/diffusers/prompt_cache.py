@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.digests import content_digest
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, Forward, ForwardGroup, SharedForwards
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
-from imagegen_worker.engines.continuous.calls import NotShareableError
+from imagegen_worker.engines.continuous.calls import UNEQUAL, NotShareableError
 
 _WHOLE_CALL = "whole call"
 """In `CallKind.compared`: a call that was run row by row was compared with the call as it is."""
@@ -31,18 +34,18 @@ class PromptCache:
         values = outputs.map_tensors(dict(arguments), content_digest)
         return repr(((self._encoder, adapters), values)).encode()
 
-    def get(self, key: bytes) -> Any:
-        """Return a copy of the output of a call; None if it is not stored. Callers may change it in place."""
+    def copy(self, key: bytes) -> Any:
+        """Return a copy of the output of a call, which callers may change in place.
+
+        None if it is not stored, or if there is no memory for the copy.
+        """
         output = self._cache.get(key)
-        return None if output is None else outputs.map_tensors(output, torch.clone)
+        return None if output is None else _copied(output)
 
     def put(self, key: bytes, output: Any) -> None:
-        """Store a copy of the output of a call, unless it has a type that can't be copied."""
-        try:
-            copied = outputs.map_tensors(output, torch.clone)
-        except NotShareableError:
-            return
-        self._cache.put(key, copied, outputs.nbytes(copied))
+        """Store a copy of the output of a call, unless it has a type that can't be copied or memory is short."""
+        if (copied := _copied(output)) is not None:
+            self._cache.put(key, copied, outputs.nbytes(copied))
 
     def run_rows(
         self,
@@ -67,7 +70,7 @@ class PromptCache:
         output = outputs.merge(copies, [1] * rows, listed=kind.listed)
         if rows <= max_rows and kind.is_due(_WHOLE_CALL):
             if not outputs.is_close(output, whole(*call.alone[0])):
-                raise NotShareableError("unequal", "the rows of a call depend on each other")
+                raise NotShareableError(UNEQUAL, "the rows of a call depend on each other")
             kind.passed(_WHOLE_CALL)
         return output
 
@@ -85,3 +88,15 @@ class PromptCache:
                 made[key] = outputs.map_tensors(output, torch.clone)
                 self._cache.put(key, made[key], outputs.nbytes(made[key]))
         return made
+
+
+def _copied(output: Any) -> Any:
+    """Return a copy of a text encoder's output on its device; None for an unknown type or if memory is short."""
+    try:
+        with translated_errors():
+            return outputs.map_tensors(output, torch.clone)
+    except NotShareableError:
+        return None
+    except DeviceMemoryError as error:
+        release_frames(error)
+        return None

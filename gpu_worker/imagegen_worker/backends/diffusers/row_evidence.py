@@ -6,8 +6,8 @@ argument is therefore in one of three states:
 - unknown: calls may share a forward as long as their values are equal. The first forward whose calls differ in the
   argument is compared with a forward for each call, and decides;
 - per row: the values of one call had no influence on the rows of another;
-- by content: the values of one call reached the rows of another, or the model rejects them beside others. From
-  then on the content of the argument is part of the key of a call.
+- by content: the values of one call reached the rows of another, or the model rejects them together with others.
+  From then on the content of the argument is part of the key of a call.
 
 An effect at the size of rounding errors proves nothing: the latents of two requests with one prompt and one seed,
 for example, differ by rounding only. The argument then stays unknown, the calls run apart, and later forwards
@@ -25,6 +25,7 @@ import torch
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
 from imagegen_worker.backends.diffusers.digests import row_digest
+from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import Layout, RowArgument, row_arguments
 from imagegen_worker.backends.diffusers.outputs import map_tensors, split
 
@@ -32,7 +33,7 @@ MAX_INFLUENCE = 0.25
 """Largest share of the effect of another row's value in an output whose rows count as independent."""
 
 UNCLEAR = nan
-"""The influence where the effect can't be told from rounding."""
+"""The influence if the effect can't be distinguished from rounding."""
 MAX_ROUNDING = 8.0
 """Rounding errors of an output, at most, as a multiple of its norm and the machine epsilon of its type."""
 MAX_UNCLEAR = 8
@@ -55,19 +56,19 @@ class RowEvidence:
     _postponed: dict[RowArgument, int] = field(default_factory=dict)
     """Forwards of differing calls that run apart before the next observation."""
     _waits: dict[RowArgument, int] = field(default_factory=dict)
-    """The number of them, which doubles each time."""
+    """Number of forwards for which an observation is postponed next; doubled each time."""
 
     def contents(self, layout: Layout, arguments: Mapping[str, Any]) -> tuple[tuple[RowArgument, bytes], ...]:
         """Return the digests of the arguments whose content must be equal in calls that share."""
         if not self.by_content:
             return ()
         fixed = [argument for argument in row_arguments(layout) if argument in self.by_content]
-        return tuple((argument, row_digest(_get(arguments, argument))) for argument in fixed)
+        return tuple((argument, _digest(arguments, argument)) for argument in fixed)
 
     def unproven(self, arguments: Iterable[RowArgument], calls: Sequence[Mapping[str, Any]]) -> list[RowArgument]:
         """Return the arguments in which these calls differ although the model may not read them row by row."""
         doubtful = [argument for argument in arguments if argument not in self.per_row]
-        return [argument for argument in doubtful if len({row_digest(_get(call, argument)) for call in calls}) > 1]
+        return [argument for argument in doubtful if len({_digest(call, argument) for call in calls}) > 1]
 
     def proves(self, arguments: Iterable[RowArgument]) -> bool:
         """Return whether the model is known to read all of these arguments row by row."""
@@ -81,7 +82,7 @@ class RowEvidence:
         return bool(waiting)
 
     def postpone(self, arguments: Iterable[RowArgument]) -> None:
-        """Put off the next observation of these arguments: calls that differ in them run apart until then."""
+        """Postpone the next observation of these arguments; until then, calls that differ in them run apart."""
         for argument in arguments:
             wait = min(2 * self._waits.get(argument, 1), MAX_WAIT)
             self._waits[argument] = self._postponed[argument] = wait
@@ -91,9 +92,9 @@ class RowEvidence:
     ) -> dict[RowArgument, float | None]:
         """Return for each argument how much of the effect of another call's value is in the shared output.
 
-        0 is none of the effect, 1 all of it; `UNCLEAR`: the effect can't be told from rounding; None: it can't be
-        measured. A call is run again with the first row of the argument, and one with the last row: calls that
-        have other values than these. Costs two forwards for each argument, and two more where calls are padded.
+        0 is none of the effect, 1 all of it; `UNCLEAR`: the effect can't be distinguished from rounding; None: it
+        can't be measured. One call is run again with the first row of the argument, and one with the last row;
+        both have other values than these. Costs two forwards for each argument, and two more if calls are padded.
         """
         pairs = {argument: _unlike_pairs(forward, argument) for argument in arguments}
         seen = {
@@ -102,8 +103,8 @@ class RowEvidence:
         }
         suspects = [argument for argument, share in seen.items() if _is_mixed(share)]
         if len(suspects) > 1:
-            # The shared output contains the effects of all differing arguments, so one that is read across rows
-            # makes others look like it.
+            # The shared output contains the effects of all differing arguments, so an argument that is read across
+            # rows makes the others look as if they were, too.
             isolated = {
                 argument: _worst([forward.own_influence(argument, *pair) for pair in pairs[argument]])
                 for argument in suspects
@@ -144,8 +145,8 @@ class ObservedForward:
     def influence(self, argument: RowArgument, index: int, row: int) -> float | None:
         """Return how much of the effect of another row's value of an argument is in the output of call `index`.
 
-        0 is none, 1 all of it. `UNCLEAR`: the effect can't be told from rounding. None: the model rejects the
-        value beside the others, or its outputs can't be compared.
+        0 is none, 1 all of it. `UNCLEAR`: the effect can't be distinguished from rounding. None: the model rejects
+        the value together with the others, or its outputs can't be compared.
         """
         found = self._moved(argument, index, row)
         if found is None:
@@ -153,7 +154,7 @@ class ObservedForward:
         return _share(self.outputs[index], self.alone[index], found[2])
 
     def own_influence(self, argument: RowArgument, index: int, row: int) -> float | None:
-        """Return what `influence` does, but of this argument alone.
+        """Return the influence of this argument alone; see `influence`.
 
         The call shares a forward with a copy of itself that differs in this argument only. Models may read the
         first row, the last one, or all, so both halves of the output are compared.
@@ -164,7 +165,8 @@ class ObservedForward:
         own, other, moved = found
         rows = [self.rows[index]] * 2
         try:
-            output = self.forward(self.layout.join([own, other], rows))
+            with translated_errors():
+                output = self.forward(self.layout.join([own, other], rows))
         except (DeviceLostError, DeviceMemoryError):
             raise
         except Exception:  # noqa: BLE001 - models check their arguments in different ways
@@ -173,16 +175,16 @@ class ObservedForward:
         return _worst([_share(first, self.alone[index], moved), _share(second, moved, self.alone[index])])
 
     def _moved(self, argument: RowArgument, index: int, row: int) -> tuple[Any, Any, Any] | None:
-        """Return the arguments of a call, those with the value of another row, and the output with these.
+        """Return a call's arguments, the same with the value of another row, and the output for the latter.
 
-        None: the model rejects the value beside the others.
+        None: the model rejects the value together with the call's other arguments.
         """
         begin = sum(self.rows[:index])
         end = begin + self.rows[index]
         own = self.layout.narrow(self.joined, begin, end)
         if index not in self.alone:
             self.alone[index] = self.forward(own)
-        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin)
+        value = _repeated(_get(self.layout.narrow(self.joined, row, row + 1), argument), end - begin, argument.dim)
         other = _replaced(own, argument.path, value)
         try:
             return own, other, self.forward(other)
@@ -193,8 +195,8 @@ class ObservedForward:
 
 
 def _unlike_pairs(forward: ObservedForward, argument: RowArgument) -> list[tuple[int, int]]:
-    """Return a call unlike the first row with that row, and a call unlike the last row with that one."""
-    contents = [row_digest(_get(call, argument)) for call in forward.calls]
+    """Return (call, row) pairs: a call that differs from the first row, and one that differs from the last."""
+    contents = [_digest(call, argument) for call in forward.calls]
     last = len(contents) - 1
     order = range(last, -1, -1)
     unlike_first = next(index for index in order if contents[index] != contents[0])
@@ -224,7 +226,7 @@ def _is_mixed(share: float | None) -> bool:
 
 
 def _worst(shares: Sequence[float | None]) -> float | None:
-    """Return what several influences prove together: an influence that is too large, whatever the others are."""
+    """Combine several influences into one: the largest if any is too large, None if any is unknown."""
     mixed = [share for share in shares if share is not None and _is_mixed(share)]
     if mixed:
         return max(mixed)
@@ -243,8 +245,11 @@ def _rounding(output: Any) -> float:
     return MAX_ROUNDING * float(sum(squares) ** 0.5)
 
 
-def _repeated(row: Any, rows: int) -> Any:
-    return row * rows if isinstance(row, list) else row.expand(rows, *row.shape[1:])
+def _repeated(row: Any, rows: int, dim: int) -> Any:
+    if isinstance(row, list):
+        return row * rows
+    # Contiguous, as joined arguments are: models take views of them.
+    return row.expand(*row.shape[:dim], rows, *row.shape[dim + 1 :]).contiguous()
 
 
 def _difference(one: Any, other: Any) -> torch.Tensor | None:
@@ -266,6 +271,10 @@ def _float_tensors(output: Any) -> list[torch.Tensor]:
 
     map_tensors(output, keep)
     return found
+
+
+def _digest(arguments: Any, argument: RowArgument) -> bytes:
+    return row_digest(_get(arguments, argument), argument.dim)
 
 
 def _get(arguments: Any, argument: RowArgument) -> Any:

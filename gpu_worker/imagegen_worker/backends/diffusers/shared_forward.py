@@ -14,16 +14,20 @@ import torch
 from imagegen_worker.backends import DeviceMemoryError
 from imagegen_worker.backends.diffusers import outputs
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.implied_masks import unneeded
 from imagegen_worker.backends.diffusers.layouts import (
     Description,
     Layout,
     RowArgument,
     count_rows,
+    differing_names,
     free_lengths,
     row_arguments,
 )
 from imagegen_worker.backends.diffusers.row_evidence import MAX_INFLUENCE, ObservedForward, RowEvidence
-from imagegen_worker.engines.continuous.calls import NotShareableError
+from imagegen_worker.backends.tracebacks import release_frames
+from imagegen_worker.engines.continuous.calls import UNEQUAL, NotShareableError
 
 MAX_KINDS = 4096
 """Maximum number of remembered kinds of calls of a model; the oldest are forgotten, and compared again."""
@@ -32,7 +36,7 @@ FIRST_RECHECK = 256
 MAX_RECHECK = 16_384
 """Maximum number of shared forwards of a kind between two comparisons."""
 _ALONE = "alone"
-"""The case of a forward of one call, padded to a fixed number of rows: it proves nothing about several calls."""
+"""The case of one call padded to a fixed number of rows, which proves nothing about several calls."""
 
 Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 """Runs the model with these positional and keyword arguments."""
@@ -40,7 +44,7 @@ Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 
 @dataclass(slots=True, eq=False)
 class CallKind:
-    """The key of calls that can share a forward. They have the same object, so that comparing keys is cheap."""
+    """The key of calls that can share a forward. These calls have the same object, so comparing keys is cheap."""
 
     listed: bool
     layout: Layout
@@ -58,7 +62,7 @@ class CallKind:
         return case not in self.compared or self.until_recheck <= 0
 
     def postpone(self) -> None:
-        """Put off the next comparison."""
+        """Postpone the next comparison."""
         self.until_recheck = self.recheck_interval
 
     def passed(self, case: Hashable) -> None:
@@ -91,13 +95,20 @@ class ForwardGroup:
 
 
 class SharedForwards:
-    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none."""
+    """Runs the shared forwards of one model. `fixed_rows`: rows to which each forward is padded; None: none.
 
-    def __init__(self, forward: Forward, *, fixed_rows: int | None = None) -> None:
+    `name`: the model's name in error messages.
+    """
+
+    def __init__(self, forward: Forward, *, fixed_rows: int | None = None, name: str = "") -> None:
         self._forward = forward
+        self._name = name
         self._fixed_rows = fixed_rows
         self._kinds: dict[Hashable, CallKind] = {}
         self._evidence = RowEvidence()
+        self._latest: CallKind | None = None
+        self.differing: frozenset[str] = frozenset()
+        """Names of the arguments in which the two latest calls of other kinds differed."""
 
     def kind(self, adapters: Hashable, description: Description, arguments: Mapping[str, Any]) -> CallKind:
         """Return the key of calls with these adapters and this description."""
@@ -111,6 +122,10 @@ class SharedForwards:
             kind = self._kinds[identity] = CallKind(description.listed, layout, free)
             if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
+        if self._latest is not None and self._latest is not kind:
+            by_content = {str(argument.path[0]) for argument in self._evidence.by_content}
+            self.differing = differing_names(self._latest.layout, layout) or frozenset(by_content)
+        self._latest = kind
         return kind
 
     def run(self, group: ForwardGroup, max_rows: int) -> list[Any]:
@@ -128,13 +143,16 @@ class SharedForwards:
         if not whole and not alone and case not in kind.compared:
             return self._run_each(group, max_rows)
         joined = kind.layout.join(group.arguments, group.rows)
-        parts = outputs.split(self._run_joined(kind, joined, max_rows), group.rows, listed=kind.listed)
+        left_out = dict.fromkeys(unneeded(group.arguments))
+        output = self._run_joined(kind, joined, max_rows, left_out)
+        parts = outputs.split(output, group.rows, listed=kind.listed)
+        del output
         if not whole or (alone and self._fixed_rows is None):
             return parts
         if not kind.is_due(case) and not unproven:
             return parts
         if not self._compared(group, joined, parts, unproven, padded=padding is not None):
-            if not unproven and case in kind.compared:  # it is only compared again
+            if not unproven and case in kind.compared:  # a repeated comparison
                 kind.postpone()
                 return parts
             del joined, parts
@@ -156,8 +174,10 @@ class SharedForwards:
     def _compared(self, group: ForwardGroup, *comparison: Any, padded: bool) -> bool:
         """Compare as `_compare` does; return False if that runs out of memory."""
         try:
-            self._compare(group, *comparison, padded=padded)
-        except DeviceMemoryError:
+            with translated_errors():
+                self._compare(group, *comparison, padded=padded)
+        except DeviceMemoryError as error:
+            release_frames(error)
             return False
         return True
 
@@ -173,7 +193,7 @@ class SharedForwards:
         """Compare the outputs of a shared forward with forwards of the calls alone; record what it proves.
 
         `padded`: lengths differ, and the shared forward padded them. Raises `NotShareableError` if outputs differ
-        although no argument is seen to be read across rows.
+        and no argument explains the difference (see `row_evidence`).
         """
         alone = [self._forward(*call) for call in group.alone]
         equal = all(outputs.is_close(part, one) for part, one in zip(parts, alone, strict=True))
@@ -181,11 +201,27 @@ class SharedForwards:
         known = {} if padded else dict(enumerate(alone))
         seen = self._observe(group, unproven, joined, parts, known) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
-            raise NotShareableError("unequal", "the rows of a shared forward depend on each other")
+            raise NotShareableError(UNEQUAL, self._mismatch(group, parts, alone))
         self._evidence.record(seen)
 
-    def _run_joined(self, kind: CallKind, joined: Any, max_rows: int) -> Any:
-        """Run joined arguments in forwards of at most `max_rows` rows; return the joined output."""
+    def _mismatch(self, group: ForwardGroup, parts: Sequence[Any], alone: Sequence[Any]) -> str:
+        """Return a description of outputs that differ: the model, the shapes of its arguments, and how much."""
+        size = max(outputs.distance(part, one) for part, one in zip(parts, alone, strict=True))
+        shapes = [
+            f"{name}={tuple(value.shape)}"
+            for name, value in group.arguments[0].items()
+            if isinstance(value, torch.Tensor)
+        ]
+        return (
+            f"the rows of a shared forward depend on each other model={self._name} calls={len(group.rows)}"
+            f" difference={size:.2g} {' '.join(shapes)}"
+        )
+
+    def _run_joined(self, kind: CallKind, joined: Any, max_rows: int, left_out: Mapping[str, Any]) -> Any:
+        """Run joined arguments in forwards of at most `max_rows` rows; return the joined output.
+
+        `left_out`: arguments that the model gets in place of joined ones.
+        """
         total = count_rows(joined.values())
         layout, listed = kind.layout, kind.listed
         parts, sizes = [], []
@@ -197,7 +233,7 @@ class SharedForwards:
                 first = layout.narrow(part, 0, 1)
                 part = layout.join([part] + [first] * padding, [end - begin] + [1] * padding)
             with _unused(_generators(part)):
-                output = self._forward((), part)
+                output = self._forward((), {**part, **left_out})
             if padding:
                 output = outputs.split(output, [end - begin, padding], listed=listed)[0]
             parts.append(output)
@@ -225,7 +261,7 @@ class SharedForwards:
 
 
 def _padding(group: ForwardGroup) -> int | None:
-    """Return the binary logarithm, rounded down, of the longest by the shortest length; None if lengths are equal.
+    """Return floor(log2(longest / shortest length)); None if the lengths are equal.
 
     Only lengths that differ between calls count. A little padding proves nothing about much padding.
     """
@@ -245,7 +281,7 @@ def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:
 
 @contextmanager
 def _unused(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Check that a forward draws from none of these; restore them and raise `NotShareableError` if it does."""
+    """Check that a forward does not use these generators; else restore them and raise `NotShareableError`."""
     states = [generator.get_state() for generator in generators]
     yield
     for generator, state in zip(generators, states, strict=True):

@@ -3,15 +3,21 @@
 import logging
 import time
 from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import DeviceLostError, OnStep, Row, ignore_steps
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, ignore_steps
 from imagegen_worker.backends.diffusers.call_sharing import CallSharing
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
+from imagegen_worker.backends.diffusers.outputs import images_of
+from imagegen_worker.backends.diffusers.shared_modules import restored_after_errors
+from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -79,14 +85,18 @@ class DiffusersBackend:
                 self._sharing.try_task(task)
 
     def _generate_or_none(self, rows: Sequence[Row]) -> "list[Image] | None":
-        """Generate the images of a trial; return None if the call fails. Raises `DeviceLostError`."""
+        """Generate the images of a trial; return None if the call fails.
+
+        Raises `DeviceMemoryError` and `DeviceLostError`.
+        """
         assert self._loaded is not None
         try:
             return self._call(self._loaded, rows, ignore_steps)
-        except DeviceLostError:
+        except (DeviceLostError, DeviceMemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises, its requests share no call
             _log.warning("a trial call failed: %s: %s", type(error).__name__, error)
+            release_frames(error)
             return None
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
@@ -107,12 +117,30 @@ class DiffusersBackend:
         return images
 
     def _call(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
-        """Generate one image for each row by one call of the pipeline."""
+        """Generate one image for each row by one call of the pipeline; one image in tiles if memory is short.
+
+        Raises `DeviceMemoryError`, `DeviceLostError`, and whatever the call raises.
+        """
+        vae = getattr(loaded.pipeline, "vae", None)
+        sides = [] if vae is None or len(rows) > 1 else tile_sides(vae)
+        attempts: list[AbstractContextManager[None]] = [nullcontext(), *(tiled(vae, side) for side in sides)]
+        for attempt in attempts:
+            try:
+                with attempt, translated_errors():
+                    return self._call_once(loaded, rows, on_step)
+            except DeviceMemoryError as error:
+                release_frames(error)
+                message = str(error)
+            free_device_memory()
+        raise DeviceMemoryError(message)
+
+    def _call_once(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
         if loaded.adapters is not None:
-            loaded.adapters.activate(rows[0].request.loras)
-        with translated_errors():
-            pipeline = loaded.task_pipelines.pipeline(rows[0].request)
-            images: list[Image] = pipeline(**self._arguments(loaded, rows, on_step)).images
+            loaded.adapters.activate(rows[0].request.loras, fresh=True)
+        pipeline = loaded.task_pipelines.pipeline(rows[0].request)
+        models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        with restored_after_errors(models):
+            images: list[Image] = images_of(pipeline(**self._arguments(loaded, rows, on_step)))
         return images
 
     def close(self) -> None:

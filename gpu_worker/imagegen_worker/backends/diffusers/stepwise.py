@@ -1,11 +1,13 @@
 """A pipeline whose calls share forwards: the backend of continuous batching."""
 
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from imagegen_common.logs import log
 from imagegen_worker.backends import (
     DeviceLostError,
     DeviceMemoryError,
@@ -14,17 +16,20 @@ from imagegen_worker.backends import (
     StartError,
     ignore_steps,
 )
-from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, TRIAL_STEPS, CallSharing, alike
+from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, CallSharing, alike
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
-from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
+from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
+from imagegen_worker.backends.diffusers.pipeline_classes import describe_error
+from imagegen_worker.backends.diffusers.sharing_report import DenoiserForwards, MostRows, why_unshared
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.engines.continuous import calls
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
-from imagegen_worker.engines.continuous.scheduler import BatchScheduler
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
 from imagegen_worker.models.sources import ModelLocation
 
@@ -97,8 +102,7 @@ class StepwiseDiffusers:
         # Two rows for an image: guidance doubles them.
         rows = 2 * self._max_batch_size if self._options.deterministic else None
         adapters = self._loaded.adapters
-        activate = None if adapters is None else adapters.activate
-        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, activate=activate)
+        self._pipeline_batcher = PipelineBatcher(self._loaded.pipeline, fixed_rows=rows, adapters=adapters)
         for pipeline in self._loaded.task_pipelines.pipelines():
             self._pipeline_batcher.add(pipeline)
         self._sharing = CallSharing(self._loaded, self._run_call)
@@ -146,7 +150,7 @@ class StepwiseDiffusers:
         return self._pipeline_batcher
 
     def _row_counts(self) -> list[int]:
-        """Return how many images to run together before READY: all powers of two where each is compiled."""
+        """Return the row counts to warm up before READY: the maximum, and powers of two if compiled."""
         if self._max_batch_size == 1:
             return []
         if not self._options.compile:
@@ -172,23 +176,46 @@ class StepwiseDiffusers:
                 for count in counts[:-1] if shared else counts:
                     self._run_apart(rows[:count])
                 self._try_different_arguments()
+        self._report_sharing()
         self._can_drop_rows = True in drops and False not in drops
 
     def _try_different_arguments(self) -> None:
         """Generate two images together that differ in every argument that may differ within a forward.
 
-        This only collects evidence: a pipeline that rejects these values serves others. Raises `DeviceLostError`.
+        This only collects evidence: a pipeline that rejects these values may still work with others.
+        Raises `DeviceLostError`.
         """
-        short_of_memory = False
         try:
             self._generate_different()
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - pipelines reject values in different ways
             _log.warning("images with different arguments failed: %s: %s", type(error).__name__, error)
-            short_of_memory = isinstance(error, DeviceMemoryError)
-        if short_of_memory:  # outside of the handler: the frames of the error hold tensors
+            release_frames(error)
             free_device_memory()
+
+    def _report_sharing(self) -> None:
+        """Find out why requests do not share forwards; log it, and put it into the description of the model.
+
+        Raises `DeviceLostError`.
+        """
+        assert self._loaded is not None
+        trial = partial(self._loaded.trial, TRIAL_STEPS)
+        unlike = [trial(prompt=SHORT_TEXT), trial(seed=1, prompt=LONG_TEXT)]
+        alike = [trial(prompt=SHORT_TEXT), trial(seed=1, prompt=SHORT_TEXT)]
+        reason = why_unshared(self._count_forwards, unlike, alike)
+        self._loaded.model = replace(self._loaded.model, unshared=reason)
+        if reason:
+            name = self._source[1]
+            log(_log, logging.WARNING, "the model does not share all forwards", model=name, reason=reason)
+
+    def _count_forwards(self, rows: Sequence[Row]) -> DenoiserForwards:
+        """Return the denoiser's forwards of images that are generated at the same time."""
+        forwards = DenoiserForwards()
+        for task in self._run_tasks(rows, observe=forwards.observe):
+            if task.error is not None:
+                release_frames(task.error)
+        return forwards
 
     def _generate_different(self) -> None:
         """Generate the two images. Raises whatever the pipeline raises."""
@@ -213,38 +240,66 @@ class StepwiseDiffusers:
         if tried is None:
             return None
         rows, alone = tried
-        without_first = self._run_call(rows, unwanted={0})
+        try:
+            without_first = self._run_call(rows, unwanted={0})
+        except DeviceMemoryError as error:
+            release_frames(error)
+            return False
         return without_first is not None and alike([alone[0], *without_first[1:]], alone)
 
     def _run_call(self, rows: Sequence[Row], unwanted: Iterable[int] = ()) -> "list[Image] | None":
-        """Generate the images of these rows by one call; return None if it fails. Raises `DeviceLostError`."""
+        """Generate the images of these rows by one call; return None if it fails.
+
+        Raises `DeviceMemoryError` and `DeviceLostError`.
+        """
         scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
         task = scheduler.start(partial(self.generate, rows, ignore_steps), images=len(rows))
         task.unwanted.update(unwanted)
         while scheduler.step():
             continue
-        if isinstance(task.error, DeviceLostError):
+        if isinstance(task.error, DeviceLostError | DeviceMemoryError):
             raise task.error
         if task.error is not None:
             _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
+            release_frames(task.error)
             return None
         images: list[Image] = task.result
         return images
 
     def _run_apart(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Generate these images at the same time, each by a call of its own; return the tasks.
+        """Generate these images concurrently, each in a call of its own; return the tasks.
 
-        Raises `StartError` and `DeviceLostError`.
+        Fewer are generated if memory is short. Raises `StartError`, `DeviceMemoryError` if not even one fits, and
+        `DeviceLostError`.
         """
         tasks = self._run_tasks(rows)
+        short_of_memory = False
         for task in tasks:
-            if task.error is not None:
-                raise StartError(f"the first images failed: {type(task.error).__name__}: {task.error}")
+            if task.error is None:
+                continue
+            if not isinstance(task.error, DeviceMemoryError):
+                release_frames(task.error)
+                raise StartError(f"the first images failed: {describe_error(task.error)}")
+            if len(rows) == 1:
+                raise task.error
+            short_of_memory = True
+        if short_of_memory:
+            del tasks, task
+            free_device_memory()
+            _log.warning("the first images ran out of memory together images=%d", len(rows))
+            return self._run_apart(rows[: len(rows) // 2])
         return tasks
 
-    def _run_tasks(self, rows: Sequence[Row]) -> list[calls.Task]:
-        """Generate these images at the same time; return the ended tasks. Raises `DeviceLostError`."""
-        scheduler = BatchScheduler(timer=self.timer, memory_limits=self.memory_limits, costs=self.costs)
+    def _run_tasks(
+        self, rows: Sequence[Row], observe: Callable[[SchedulerEvent], None] | None = None
+    ) -> list[calls.Task]:
+        """Generate these images concurrently; return the ended tasks. Raises `DeviceLostError`.
+
+        With `observe`, which gets every forward, calls share forwards even if that is not faster.
+        """
+        costs = self.costs if observe is None else MostRows()
+        watch = observe or (lambda event: None)
+        scheduler = BatchScheduler(observe=watch, timer=self.timer, memory_limits=self.memory_limits, costs=costs)
         tasks = [scheduler.start(partial(self.generate, [row], ignore_steps)) for row in rows]
         while scheduler.step():
             continue

@@ -9,11 +9,16 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+from PIL import Image
 
-from imagegen_worker.backends import DeviceLostError, Row
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Row
+from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.implied_arguments import implied_arguments
+from imagegen_worker.backends.diffusers.outputs import images_of
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
 from imagegen_worker.backends.diffusers.unet_channels import UNetWithLatentChannels, has_unusual_channels
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.model import ResolvedRequest, Task
 
@@ -37,7 +42,7 @@ class TaskPipeline:
 
 
 class TaskPipelines:
-    """The pipelines for the tasks of a model, made of the one that was loaded."""
+    """The pipelines for the tasks of a model, created from the one that was loaded."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._by_task = {
@@ -57,9 +62,9 @@ class TaskPipelines:
         return tuple(self._schedulers)
 
     def check_task(self, row: Row) -> None:
-        """Generate an image, and remove its task if that fails: some pipelines check models only when called.
+        """Generate an image for a task, and remove the task if that fails: some pipelines check models only then.
 
-        Raises `DeviceLostError`.
+        A lack of memory proves nothing about the task. Raises `DeviceLostError`.
         """
         task = row.request.task
         try:
@@ -68,8 +73,13 @@ class TaskPipelines:
                 self.pipeline(row.request)(**self.arguments([row]), generator=generator)
         except DeviceLostError:
             raise
+        except DeviceMemoryError as error:
+            release_frames(error)
+            free_device_memory()
+            _log.warning("memory was too short to check the model for %s", task)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the model lacks this task
             _log.warning("the model can't be used for %s: %s: %s", task, type(error).__name__, error)
+            release_frames(error)
             del self._by_task[task]
 
     def update_models(self, pipeline: Pipeline) -> None:
@@ -92,7 +102,7 @@ class TaskPipelines:
         self._rescheduled.clear()
 
     def takes(self, request: ResolvedRequest, parameter: str) -> bool:
-        """Return whether the pipeline call for a request has a parameter."""
+        """Return whether the pipeline of a request's task accepts a parameter."""
         return parameter in self._by_task[request.task].signature.names
 
     def pipeline(self, request: ResolvedRequest) -> Pipeline:
@@ -129,8 +139,28 @@ class TaskPipelines:
             if values[0] is not None
         }
         given = {**own, **request.call_arguments()}
+        given |= implied_arguments(signature.defaults, request)
         extra = {name: value for name, value in request.extra.items() if name not in each}
         return {name: value for name, value in given.items() if name in signature.names} | extra
+
+    def generated_size(self, row: Row) -> tuple[int, int] | None:
+        """Return the width and height of the image that a call generates; None if it fails.
+
+        Raises `DeviceLostError`.
+        """
+        try:
+            with translated_errors():
+                generator = torch.Generator("cpu").manual_seed(row.seed)
+                output = self.pipeline(row.request)(**self.arguments([row]), generator=generator)
+                image = images_of(output)[0]
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a size that the model does not support proves nothing
+            _log.debug("no image of another size: %s: %s", type(error).__name__, error)
+            release_frames(error)
+            free_device_memory()
+            return None
+        return image.size if isinstance(image, Image.Image) else None
 
 
 def _task_pipelines(pipeline: Pipeline) -> dict[Task, Pipeline]:
@@ -138,10 +168,13 @@ def _task_pipelines(pipeline: Pipeline) -> dict[Task, Pipeline]:
     if "mask_image" in takes:
         return {"inpainting": pipeline}  # its models may be trained for masks only
     found: dict[Task, Pipeline] = {}
-    if "image" not in takes or type(pipeline) in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
+    generates = "image" not in takes or type(pipeline) in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()
+    if generates:
         found["text-to-image"] = pipeline
     if "image" in takes:
         found["image-to-image"] = pipeline
+        if not generates and read_signature(pipeline).defaults["image"] is None:
+            found["text-to-image"] = pipeline  # not the first task, and so checked by an image
     others: Mapping[Task, tuple[Any, frozenset[str]]] = {
         "image-to-image": (diffusers.AutoPipelineForImage2Image, frozenset({"image"})),
         "inpainting": (diffusers.AutoPipelineForInpainting, frozenset({"image", "mask_image"})),

@@ -23,6 +23,8 @@ class UNetWithLatentChannels:
         return self._unet(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_unet":  # a copy that is being made has no attributes yet
+            raise AttributeError(name)
         return getattr(self._unet, name)
 
 

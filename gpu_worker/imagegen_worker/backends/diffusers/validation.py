@@ -1,5 +1,6 @@
 """Checks that a folder is a complete pipeline, before it is loaded: diffusers' own errors are misleading."""
 
+import importlib
 import json
 import math
 import re
@@ -9,17 +10,23 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
 
 from imagegen_worker.backends import StartError
+from imagegen_worker.backends.diffusers.pipeline_classes import install_hint, missing_packages, refusal
 from imagegen_worker.models.sources import INDEX_FILE, PICKLE_SUFFIXES, WEIGHTS_SUFFIX
 
-_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_LIBRARIES = ("diffusers", "transformers")
+MODULAR_INDEX_FILE = "modular_model_index.json"
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-0*(?P<shards>\d+))?"
     + re.escape(WEIGHTS_SUFFIX),
     re.ASCII,
+)
+
+MODULAR = (
+    "a modular pipeline (modular_model_index.json without model_index.json), which is not supported; use a "
+    "repository of the same model with a model_index.json"
 )
 
 _VariantFiles = dict[str | None, list[Path]]
@@ -33,8 +40,13 @@ def one_line(error: BaseException) -> str:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the content of `model_index.json`. Raises `StartError` if it names no pipeline of diffusers."""
+    """Return the content of `model_index.json`.
+
+    Raises `StartError` if it names no pipeline of diffusers, or one that can't serve requests.
+    """
     path = folder / INDEX_FILE
+    if not path.exists() and (folder / MODULAR_INDEX_FILE).exists():
+        raise StartError(f"{folder}: {MODULAR}")
     try:
         index = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -45,9 +57,24 @@ def read_index(folder: Path) -> dict[str, Any]:
     if isinstance(name, list) or (folder / "None.py").exists():  # diffusers would load code of that name
         raise StartError(f"{path}: a pipeline with code of its own is not loaded")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+    known = isinstance(kind, type) and (issubclass(kind, diffusers.DiffusionPipeline) or missing_packages(kind))
+    if kind is None or not known:
         raise StartError(f"{path}: diffusers {diffusers.__version__} has no pipeline {name!r}")
+    if reason := refusal(kind):
+        raise StartError(f"{path}: {reason}")
     return dict(index)
+
+
+def component_classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the library and the class of each component that an index names.
+
+    Other entries are settings of the pipeline, which may be lists of two numbers.
+    """
+    return {
+        part: (value[0], value[1])
+        for part, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
+    }
 
 
 def check_folder(folder: Path, variant: str | None = None, *, without: Collection[str] = ()) -> str | None:
@@ -75,17 +102,16 @@ def count_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _chosen(folder: Path, variant: str | None, without: Collection[str]) -> tuple[str | None, list[Path]]:
     """Return the variant to load and its files."""
     parts: dict[str, _VariantFiles] = {}
-    for part, value in read_index(folder).items():
-        if part in without or not isinstance(value, list) or len(value) != 2 or value[0] is None:
+    for part, (library, name) in component_classes(read_index(folder)).items():
+        if part in without:
             continue
-        library, name = value
         flat = (folder / "config.json").is_file()  # such a repository has its one component at its root
         if not (folder / part).is_dir():
             if flat:
                 continue
             raise StartError(f"{folder}: the folder of {part} ({name}) is missing")
         _check_settings(folder / part)
-        if _has_weights(folder / part, str(library), str(name)):
+        if _has_weights(folder / part, library, name):
             parts[part] = _variants(folder / part)
             if not parts[part]:
                 raise StartError(f"{folder / part}: {_missing_weights(folder / part)}")
@@ -123,10 +149,13 @@ def _check_settings(folder: Path) -> None:
 def _has_weights(folder: Path, library: str, name: str) -> bool:
     if library not in _LIBRARIES:
         return (folder / "config.json").is_file()
-    kind = getattr(_LIBRARIES[library], name, None)
+    module = importlib.import_module(library)  # not a global: transformers replaces its own module
+    kind = getattr(module, name, None)
     if not isinstance(kind, type):
-        version = _LIBRARIES[library].__version__
+        version = module.__version__
         raise StartError(f"{folder.parent / INDEX_FILE}: {library} {version} has no {name!r} for {folder.name}")
+    if packages := missing_packages(kind):
+        raise StartError(f"{folder.parent / INDEX_FILE}: {name} ({folder.name}) needs {install_hint(packages)}")
     return issubclass(kind, torch.nn.Module)
 
 

@@ -6,6 +6,11 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 
+UNEQUAL = "unequal"
+"""Reason for calls of a kind that was compared: outputs of a shared forward and of forwards alone differed."""
+MISMATCH = "mismatch"
+"""Reason for the calls that took part in that comparison."""
+
 
 class NotShareableError(Exception):
     """These calls can't share a forward; `reason` is one or two words, for logs and metrics."""
@@ -28,7 +33,7 @@ class Stage(Protocol):
 
     @property
     def exclusive(self) -> bool:
-        """Whether it may keep state between calls: one task has it to itself until the task ends."""
+        """Whether it may keep state between calls; then only one task uses it until that task ends."""
 
     @property
     def fixed_rows(self) -> int | None:
@@ -42,6 +47,12 @@ class Stage(Protocol):
 
         A call without a key is the only one, and runs with its own arguments. Raises `DeviceMemoryError`,
         `DeviceLostError`, `NotShareableError`, or whatever the model raises.
+        """
+
+    def run_in_tiles(self, call: "Call") -> Any:
+        """Run one call of which not even one row fits into memory, in parts of a row; return its output.
+
+        Raises as `run` does: `DeviceMemoryError` if the stage has no parts, or if these don't fit either.
         """
 
     def free_memory(self) -> None:
@@ -66,6 +77,8 @@ class Call:
     reason: str = ""
     payload: Any = None
     """Data of the stage."""
+    ready: Callable[[], bool] | None = None
+    """Whether the call may run now, while calls of other tasks wait too; None: always."""
 
 
 class Task(greenlet):  # type: ignore[misc]
@@ -86,6 +99,8 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.encoder_scale = 1.0
+        """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()
         """Indexes of its images that were cancelled: stages may leave out their rows."""
         self.result: Any = None
@@ -97,7 +112,7 @@ class Task(greenlet):  # type: ignore[misc]
 
     @property
     def wanted(self) -> int:
-        """Number of its images that were not cancelled."""
+        """Number of the task's images that were not cancelled."""
         return self.images - len(self.unwanted)
 
     def run(self) -> None:
@@ -111,7 +126,7 @@ class Task(greenlet):  # type: ignore[misc]
 
 
 def current_task() -> Task | None:
-    """Return the running task; None outside of any."""
+    """Return the task whose greenlet is running; None outside of all tasks."""
     current = getcurrent()
     return current if isinstance(current, Task) else None
 

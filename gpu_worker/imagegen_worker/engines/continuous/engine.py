@@ -13,7 +13,9 @@ from PIL.Image import Image
 
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
+from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.events import (
+    CallFailed,
     Cancel,
     Command,
     Failed,
@@ -27,7 +29,7 @@ from imagegen_worker.core.events import (
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.calls import Task, current_task
-from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
+from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts, SlotLimit
 from imagegen_worker.engines.continuous.reports import ForwardReports
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone, ForwardSplit, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
@@ -40,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class StepwiseBackend(Protocol):
-    """A loaded model whose calls call forwards by a `BatchScheduler`."""
+    """A loaded model whose pipeline calls run their forwards through a `BatchScheduler`."""
 
     @property
     def timer(self) -> Timer:
@@ -50,13 +52,13 @@ class StepwiseBackend(Protocol):
         """Return a context that is open as long as the engine runs, on the device thread."""
 
     def call_key(self, request: ResolvedRequest) -> Hashable | None:
-        """Return what requests that call a pipeline call have in common; None: each image needs its own call.
+        """Return the key that requests have in common if they can share a pipeline call; None: they can't.
 
         `generate` takes rows with equal keys together, and generates the same images as of each row alone.
         """
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
-        """Return whether forwards leave out the rows of `unwanted` images of tasks for such requests."""
+        """Return whether forwards for such requests leave out the rows of cancelled images (`unwanted`)."""
 
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
         """Generate one image for each row; the requests of several rows have the same `call_key`.
@@ -72,7 +74,7 @@ class _ActiveJob:
     """A job that has not ended, with its running tasks and its images by the index of their seeds.
 
     `steps`: completed steps of each image. `alone`: a call for several images failed, and each of them now gets a
-    call of its own.
+    call of its own. `repeated`: an image ran out of memory with no other running, and was tried again.
     """
 
     job: Job
@@ -82,6 +84,7 @@ class _ActiveJob:
     started_at: float | None = None
     stepped: bool = False
     alone: bool = False
+    repeated: bool = False
     batch_size: int = 1
 
 
@@ -123,7 +126,7 @@ class ContinuousEngine:
         self._models = models or SingleModel()
         self._backend = backend
         self._encoder = encoder
-        self._max_batch_size = max_batch_size
+        self._slot_limit = SlotLimit(max_batch_size)
         self._clock = clock
         self._memory_hint = MemoryHint(fits)
         self._memory_limits = memory_limits
@@ -204,7 +207,7 @@ class ContinuousEngine:
         """Take as many images from the queue as there are free slots; return the calls for them."""
         by_key: dict[Hashable, list[_JobImage]] = {}
         shapes: dict[Hashable, Hashable] = {}
-        while not self._stopping and self._running.total() < self._max_batch_size:
+        while not self._stopping and self._running.total() < self._slot_limit.slots:
             taken = self._queue.take(self._running, self._is_ready)
             if taken is None:
                 break
@@ -281,8 +284,9 @@ class ContinuousEngine:
             self._mailbox.post(Idle())
 
     def _completed(self, call: _BatchedCall, task: Task) -> None:
-        """Store the images of a call; finish the jobs of which these were the last."""
+        """Store the images of a call; finish the jobs that are complete now."""
         self._reports.add_images(task)
+        self._slot_limit.completed(len(call.images))
         self._memory_hint.record(call.images[0][0].job.request)
         for (active, index), image in zip(call.images, task.result, strict=True):
             active.images[index] = image
@@ -307,17 +311,25 @@ class ContinuousEngine:
         )
 
     def _failed(self, call: _BatchedCall, error: BaseException) -> None:
-        """End the job of a call that raised; if the call had several images, queue each for a call of its own."""
+        """End the job of a call that raised, or queue its images again.
+
+        Each image of several gets a call of its own. One that ran out of memory waits until fewer run.
+        """
         if isinstance(error, DeviceLostError) or not isinstance(error, Exception):
             raise error
-        if len(call.images) == 1:
+        several = len(call.images) > 1
+        if not several and not self._may_repeat(call, error):
             self._fail(call.images[0][0], error)
             return
         for active, index in reversed(call.images):
             if self._is_active(active):
-                active.alone = True
+                active.alone |= several
                 active.steps[index] = 0
                 self._queue.add(call.shape, (active, index), first=True)
+        if not several:
+            self._mailbox.post(CallFailed(1, 0.0, split=True))
+            _log.warning("an image ran out of memory and is repeated slots=%d", self._slot_limit.slots)
+            return
         if not isinstance(error, StoppedError):
             count = len(call.images)
             _log.warning(
@@ -325,13 +337,25 @@ class ContinuousEngine:
                 count,
                 exc_info=error,
             )
-            error.__traceback__ = None  # its frames hold tensors
+        release_frames(error)
+
+    def _may_repeat(self, call: _BatchedCall, error: Exception) -> bool:
+        """Return whether the image of a call may be tried again: fewer images will run, or memory was released."""
+        if not isinstance(error, DeviceMemoryError):
+            return False
+        active = call.images[0][0]
+        if others := self._running.total():
+            self._slot_limit.too_many(others)
+            return True
+        repeated, active.repeated = active.repeated, True
+        return not repeated
 
     def _fail(self, active: _ActiveJob, error: Exception) -> None:
         """Report the error of a job whose own call raised."""
         was_active = self._is_active(active)
         self._drop(active)
         if not was_active or isinstance(error, StoppedError):
+            release_frames(error)
             return
         if isinstance(error, DeviceMemoryError):
             message = self._memory_hint.error_message(active.job.request)
@@ -340,7 +364,7 @@ class ContinuousEngine:
         code, message = error_answer(error)
         if code == GenerationFailedError.code:
             _log.warning("job %d failed", active.job.number, exc_info=error)
-        error.__traceback__ = None  # its frames hold tensors
+        release_frames(error)
         self._mailbox.post(Failed(active.job.number, code, message))
 
     def _drop(self, active: _ActiveJob) -> None:

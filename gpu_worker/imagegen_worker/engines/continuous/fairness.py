@@ -11,7 +11,7 @@ class FairQueue:
 
     Each group has a virtual time, which grows by its device seconds divided by its requests; the group with the
     smallest virtual time is next. So every request gets the same share of the device, whatever the size of its
-    image and of its group. A group that returns has no claim on time that it did not use.
+    image and of its group. A group that was idle gets no compensation for the time that it did not use.
     """
 
     def __init__(self) -> None:

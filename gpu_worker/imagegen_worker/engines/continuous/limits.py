@@ -39,7 +39,7 @@ class MemoryLimits:
         return None if limit is None else limit.rows
 
     def too_many(self, key: Hashable, rows: int) -> None:
-        """Record that `rows` rows did not fit: the limit becomes half, or the rows known to fit if more."""
+        """Record that `rows` rows did not fit: halve the limit, but not below a number that is known to fit."""
         limit = self._limits.get(key)
         if limit is None:
             limit = self._limits[key] = _Limit(rows, self._retry_after)
@@ -60,6 +60,32 @@ class MemoryLimits:
         if limit.successes >= limit.retry_after:
             limit.successes = 0
             limit.rows += max(limit.rows // 4, 1)
+
+
+class SlotLimit:
+    """The number of images that may run at a time: `maximum`, or fewer after one ran out of memory.
+
+    Forwards have limits of their own (`MemoryLimits`); this one is for what a call does between its forwards.
+    After `retry_after` completed images, one more is tried.
+    """
+
+    def __init__(self, maximum: int, *, retry_after: int = 64) -> None:
+        self._maximum = maximum
+        self._retry_after = retry_after
+        self._completed = 0
+        self.slots = maximum
+
+    def too_many(self, others: int) -> None:
+        """Record that an image did not fit beside `others` running images, at least one."""
+        self.slots = min(self.slots, others)
+        self._completed = 0
+
+    def completed(self, images: int) -> None:
+        """Record completed images."""
+        self._completed += images
+        if self._completed >= self._retry_after:
+            self._completed = 0
+            self.slots = min(self.slots + 1, self._maximum)
 
 
 @dataclass(slots=True)
@@ -121,7 +147,7 @@ class RowCosts:
         if saturation_point is None:
             costs.retry_after = 0
             return True
-        if costs.retry_after == 0:  # it was found just now
+        if costs.retry_after == 0:  # the smaller size was found best just now
             costs.retry_after = costs.until_try = min(FIRST_TRY, self._probe_every)
         costs.until_try -= 1
         if costs.until_try > 0:

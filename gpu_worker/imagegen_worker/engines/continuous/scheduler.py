@@ -15,16 +15,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachetools import FIFOCache
-
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
-from imagegen_worker.engines.continuous.calls import Call, NotShareableError, Stage, Task
+from imagegen_worker.backends.tracebacks import release_frames
+from imagegen_worker.engines.continuous.calls import MISMATCH, UNEQUAL, Call, NotShareableError, Stage, Task
 from imagegen_worker.engines.continuous.fairness import FairQueue
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer, WallTimer
+from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
 
-MAX_UNSHAREABLE = 4096
-"""Maximum number of keys remembered as not shareable; the oldest are forgotten, and tried again."""
 MAX_QUEUED_FORWARDS = 2
 """Maximum number of forwards queued on the device before the scheduler waits for the oldest."""
 CLEAR_GAIN = 0.1
@@ -65,6 +63,24 @@ class ForwardSplit:
 
 
 SchedulerEvent = ForwardDone | ForwardSplit
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Facts about an error, stored instead of the error itself, whose frames refer to tensors on the device."""
+
+    reason: str
+    text: str
+    is_memory: bool
+    """Whether memory was short, which says nothing about whether the calls can share."""
+    is_definite: bool
+    """Whether the stage found that the calls can't share."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failure":
+        found = isinstance(error, NotShareableError)
+        reason = error.reason if isinstance(error, NotShareableError) else "error"
+        return cls(reason, str(error), isinstance(error, DeviceMemoryError), found)
 
 
 @dataclass(slots=True)
@@ -108,7 +124,7 @@ class BatchScheduler:
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
         self._untimed: deque[_UntimedForward] = deque()
-        self._unshareable: FIFOCache[Hashable, str] = FIFOCache(MAX_UNSHAREABLE)
+        self._unshareable = UnshareableKeys()
         self._short_of_memory: set[Stage] = set()
         self._owner: Task | None = None
         self._started = 0
@@ -131,7 +147,7 @@ class BatchScheduler:
             if self._waiting.pop(task, None) is None:
                 return
             self._resume(task, task.throw, error or StoppedError())
-        # It catches every exception and calls again. Without references it is collected, which ends it.
+        # The task catches every exception and calls again. Dropping all references ends it by garbage collection.
         self._waiting.pop(task, None)
         task.error = error or StoppedError()
         self._end(task)
@@ -192,10 +208,10 @@ class BatchScheduler:
         groups: dict[Hashable, _Group] = {}
         urgent: dict[Hashable, _Group] = {}
         for task, call in sorted(self._waiting.items(), key=lambda item: item[0].number):
-            if call.stage.exclusive and not self._own(task):
+            if (call.ready is not None and not call.ready()) or (call.stage.exclusive and not self._own(task)):
                 continue
             _describe(call)
-            if call.key is not None and (reason := self._unshareable.get(call.key)) is not None:
+            if call.key is not None and (reason := self._unshareable.count(call.key)) is not None:
                 call.key, call.reason = None, reason
             of = groups if call.stage.is_denoiser else urgent
             of.setdefault(_account(task, call), _Group(call.key)).calls.append((task, call))
@@ -210,7 +226,7 @@ class BatchScheduler:
         return group.calls[:count], limit
 
     def _own(self, task: Task) -> bool:
-        """Return whether the task has, or now gets, the exclusive stages to itself."""
+        """Return whether the task owns the exclusive stages; it acquires them if no other task does."""
         if self._owner is None:
             self._owner = task
         return self._owner is task
@@ -235,7 +251,7 @@ class BatchScheduler:
         best = self._costs.choose(group.key, fitting)
         if best > sizes[0]:
             return sizes.index(best) + 1, None
-        # Parts of a call end together, so that no image is ready earlier: they must be clearly faster.
+        # No image of a call is ready before the others, so running in parts must be clearly faster.
         part = self._costs.choose(group.key, [*_parts(*group.calls[0]), best], gain=-CLEAR_GAIN)
         return 1, None if part == best else part
 
@@ -253,22 +269,23 @@ class BatchScheduler:
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends in its task
             shared = key is not None and (len(chosen) > 1 or stage.fixed_rows is not None)
             if not shared and not isinstance(error, NotShareableError):
-                return [(None, error)]
-            shared_error = error
-        if isinstance(shared_error, NotShareableError):
-            self._mark_unshareable(stage, key, shared_error.reason, shared_error)
+                return [(None, _without_memory(error))]
+            failure = _Failure.of(error)
+            release_frames(error)
+        if failure.is_definite:
+            self._mark_unshareable(stage, key, failure)
         outcomes: list[tuple[Any, BaseException | None]] = []
         for task, call in chosen:
-            if not isinstance(shared_error, DeviceMemoryError) and (len(chosen) == 1 or key in self._unshareable):
-                call.key, call.reason = None, self._unshareable.get(key, "error")
+            if not failure.is_memory and (len(chosen) == 1 or key in self._unshareable):
+                call.key, call.reason = None, MISMATCH if failure.reason == UNEQUAL else failure.reason
             try:
                 outcomes.append((self._measured([(task, call)])[0], None))
             except DeviceLostError:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                outcomes.append((None, error))
-        if not isinstance(shared_error, DeviceMemoryError) and all(error is None for _, error in outcomes):
-            self._mark_unshareable(stage, key, "error", shared_error)
+                outcomes.append((None, _without_memory(error)))
+        if not failure.is_memory and all(error is None for _, error in outcomes):
+            self._mark_unshareable(stage, key, failure)
         return outcomes
 
     def _measured(self, chosen: Sequence[tuple[Task, Call]], limit: int | None = None) -> list[Any]:
@@ -307,13 +324,14 @@ class BatchScheduler:
             limit = stage.fixed_rows
         allowed = None if key is None else self._memory_limits.allowed(key)
         limit = limit if allowed is None else min(limit, allowed)
-        split = False
+        split = repeated = False
         while True:
             too_big = ""
             try:
                 outputs = stage.run(calls, limit)
             except DeviceMemoryError as error:
-                too_big = str(error) or "out of memory"  # not the error itself: its frames hold tensors
+                too_big = str(error) or "out of memory"
+                release_frames(error)
             if not too_big:
                 if key is not None:
                     self._memory_limits.fitted(key, limit)
@@ -325,18 +343,34 @@ class BatchScheduler:
                 _describe(call)
             key = calls[0].key
             smaller = limit // 2 if key is not None else 0
+            if smaller == 0 and not repeated:  # it may fit now that memory was released
+                repeated = True
+                continue
             self._observe(ForwardSplit(stage=stage, tasks=tasks, rows=limit, max_rows=smaller))
             if smaller == 0:
-                raise DeviceMemoryError(too_big)
+                return self._run_in_tiles(calls, too_big), None
             self._memory_limits.too_many(key, limit)
             limit = smaller
 
-    def _mark_unshareable(self, stage: Stage, key: Hashable | None, reason: str, error: Exception) -> None:
+    def _run_in_tiles(self, calls: Sequence[Call], too_big: str) -> list[Any]:
+        """Run calls of which not even one row fits. Raises `DeviceMemoryError` with the first error's message."""
+        try:
+            return [call.stage.run_in_tiles(call) for call in calls]
+        except DeviceMemoryError as error:
+            release_frames(error)
+        raise DeviceMemoryError(too_big)
+
+    def _mark_unshareable(self, stage: Stage, key: Hashable | None, failure: _Failure) -> None:
         """Record that calls with this key can't share a forward."""
         if key is None or key in self._unshareable:
             return
-        self._unshareable[key] = reason
-        _log.warning("calls of %s can't share forwards (%s) and run one by one: %s", stage.name, reason, error)
+        self._unshareable.add(key, failure.reason)
+        _log.warning(
+            "calls of %s can't share forwards (%s) and run one by one: %s",
+            stage.name,
+            failure.reason,
+            failure.text,
+        )
 
     def _resume(self, task: Task, switch: Callable[..., Any], *value: Any) -> None:
         """Run a task until its next call or its end."""
@@ -348,6 +382,8 @@ class BatchScheduler:
             self._waiting[task] = call
 
     def _end(self, task: Task) -> None:
+        if isinstance(task.error, DeviceMemoryError):
+            release_frames(task.error)
         if self._owner is task:
             self._owner = None
         self._ended.append(task)
@@ -360,6 +396,13 @@ def _parts(task: Task, call: Call) -> list[int]:
     return [] if odd else [rows_an_image * images for images in reversed(halves)]
 
 
+def _without_memory(error: Exception) -> Exception:
+    """Return an error that keeps no tensors alive if memory is short; the traceback of others is logged."""
+    if isinstance(error, DeviceMemoryError):
+        release_frames(error)
+    return error
+
+
 def _describe(call: Call) -> None:
     if not call.described:
         call.described = True
@@ -367,5 +410,5 @@ def _describe(call: Call) -> None:
 
 
 def _account(task: Task, call: Call) -> Hashable:
-    """Return the group that is charged with the time of a call: its key, or its task if it can't share."""
+    """Return the group to charge for the time of a call: its key, or its task if it can't share."""
     return call.key if call.key is not None else (None, task.number)

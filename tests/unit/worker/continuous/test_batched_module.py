@@ -83,8 +83,8 @@ def test_lists_of_one_tensor_per_row_are_concatenated():
 
 
 def test_lists_of_tensors_with_all_rows_are_joined_item_by_item():
-    calls = [{"x": torch.ones(n, 4), "residuals": [torch.ones(n, 2), torch.ones(n, 3)]} for n in (2, 1)]
-    assert [tensor.shape for tensor in joined(*calls)["residuals"]] == [(3, 2), (3, 3)]
+    calls = [{"x": torch.ones(n, 4), "residuals": [torch.ones(n, 5), torch.ones(n, 3)]} for n in (2, 1)]
+    assert [tensor.shape for tensor in joined(*calls)["residuals"]] == [(3, 5), (3, 3)]
 
 
 def test_texts_of_different_lengths_are_padded_only_with_a_mask():
@@ -191,7 +191,7 @@ def texts(*lengths, **more):
     ]
 
 
-@pytest.mark.parametrize(("heeds_mask", "reasons"), [(True, {""}), (False, {"unequal"})])
+@pytest.mark.parametrize(("heeds_mask", "reasons"), [(True, {""}), (False, {"mismatch", "unequal"})])
 def test_padding_is_compared_with_forwards_of_calls_alone(heeds_mask, reasons):
     module, calls = Masked(heeds_mask), texts(2, 6)
     expected = [module(**call)[0] for call in calls]

@@ -133,7 +133,7 @@ def test_images_of_a_job_run_separately_and_are_returned_in_order():
     assert {event.steps for event in of(ev.Stepped, posted)} == {2}
 
 
-def made_by(commands, *, stage=None, max_batch_size=8, **options):
+def run_calls(commands, *, stage=None, max_batch_size=8, **options):
     """Return the seeds of each backend call, the posted events, and the results."""
     stage = stage or ToyStage()
     mailbox, encoder = Script(stage, commands), Encoder()
@@ -146,7 +146,7 @@ def made_by(commands, *, stage=None, max_batch_size=8, **options):
 def test_images_with_equal_call_keys_that_start_together_share_one_call():
     stage = ToyStage()
     commands = [(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,))), (0, job(3, seeds=(7,), steps=2))]
-    made, posted, results = made_by(commands, stage=stage)
+    made, posted, results = run_calls(commands, stage=stage)
     assert made == [[4, 5, 6], [7]]  # another number of steps can't be in the same call
     assert [rows for _, rows in stage.forwards] == [4, 4, 3]
     assert [image.getpixel((0, 0)) for image in results[1].images] == [4, 5]
@@ -155,14 +155,14 @@ def test_images_with_equal_call_keys_that_start_together_share_one_call():
 
 
 def test_without_call_keys_each_image_has_its_own_call():
-    made, _, results = made_by([(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,)))], shares_calls=False)
+    made, _, results = run_calls([(0, job(1, seeds=(4, 5))), (0, job(2, seeds=(6,)))], shares_calls=False)
     assert made == [[4], [5], [6]]
     assert sorted(results) == [1, 2]
 
 
 def test_the_oldest_image_starts_first_even_if_others_could_share():
     commands = [(0, job(number, seeds=(number,), steps=2 + number % 2)) for number in range(8)]
-    made, _, _ = made_by(commands, max_batch_size=4)
+    made, _, _ = run_calls(commands, max_batch_size=4)
     assert made[:2] == [[0, 2], [1, 3]]
 
 
@@ -175,7 +175,7 @@ def test_a_failed_call_for_several_images_is_repeated_image_by_image():
         (0, job(3, seeds=(6,))),
         (0, job(4, seeds=(7,))),
     ]
-    made, posted, results = made_by(commands, stage=stage)
+    made, posted, results = run_calls(commands, stage=stage)
     assert made == [[4, 5, 13, 6, 7], [4], [5], [13], [6], [7]]
     assert sorted(results) == [1, 3, 4]
     assert [event.number for event in of(ev.Failed, posted)] == [2]
@@ -187,12 +187,12 @@ def test_a_call_runs_until_all_its_jobs_are_cancelled():
     stage = ToyStage()
     commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(3)]
     commands += [(2, ev.Cancel(0)), (3, ev.Cancel(1))]
-    made, posted, results = made_by(commands, stage=stage)
+    made, posted, results = run_calls(commands, stage=stage)
     assert (made, sorted(results)) == ([[0, 1, 2]], [2])
-    told = [event.numbers[0] for event in of(ev.Stepped, posted)]
-    assert (told.count(0), told.count(1), told.count(2)) == (2, 3, 9)
+    numbers = [event.numbers[0] for event in of(ev.Stepped, posted)]
+    assert (numbers.count(0), numbers.count(1), numbers.count(2)) == (2, 3, 9)
     stage = ToyStage()
-    made_by([*commands, (4, ev.Cancel(2))], stage=stage)
+    run_calls([*commands, (4, ev.Cancel(2))], stage=stage)
     assert sum(rows for _, rows in stage.forwards) == 3 * 4
 
 
@@ -200,12 +200,12 @@ def test_cancelled_images_free_their_slots():
     stage = ToyStage()
     commands = [(0, job(number, seeds=(number,), steps=9)) for number in range(4)]
     commands += [(0, job(4, seeds=(4, 5), steps=2)), (3, ev.Cancel(0)), (3, ev.Cancel(2))]
-    made, _, results = made_by(commands, stage=stage, max_batch_size=4, drops_rows=True)
+    made, _, results = run_calls(commands, stage=stage, max_batch_size=4, drops_rows=True)
     assert made == [[0, 1, 2, 3], [4, 5]]
     assert sorted(results) == [1, 3, 4]
     assert max(rows for _, rows in stage.forwards) == 4
     assert results[4].batch_size == 4
-    # Of nine steps the first four have all rows, the next two the two newcomers', the last three two.
+    # Nine steps: four with all rows, two with the rows of the two new jobs, three with two rows.
     assert sum(rows for _, rows in stage.forwards) == 4 * 4 + 2 * (2 + 2) + 3 * 2
 
 
@@ -213,7 +213,7 @@ def test_a_call_runs_in_parts_if_fewer_rows_are_faster():
     clock = ToyClock(lambda width, rows: 4 if rows <= 4 else rows**2)
     stage = ToyStage(clock=clock)
     commands = [(0, job(number, seeds=(number,), steps=60)) for number in range(8)]
-    made, _, results = made_by(commands, stage=stage, timer=WallTimer(clock))
+    made, _, results = run_calls(commands, stage=stage, timer=WallTimer(clock))
     assert (len(made), len(results)) == (1, 8)
     late = [rows for _, rows in stage.forwards[60:]]
     assert late.count(4) > 0.9 * len(late)
@@ -387,8 +387,8 @@ def test_large_and_small_images_do_not_starve_each_other():
     ContinuousEngine(ToyBackend(stage, WallTimer(clock)), encoder, max_batch_size=4).run(mailbox)
     mailbox.close()
     assert len(ended) == 30
-    assert ended[1] < ended[0]  # the small ones do not wait for it
-    assert ended[0] < 0.6 * max(ended.values())  # and it does not wait for all of them
+    assert ended[1] < ended[0]  # the small ones do not wait for the large one
+    assert ended[0] < 0.6 * max(ended.values())  # and the large one does not wait for all of them
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -36,7 +36,7 @@ def test_no_group_waits_longer_than_one_round_of_the_others():
         assert since["c"] <= 45
 
 
-def test_a_returning_group_has_no_claim_on_unused_time():
+def test_a_returning_group_gets_no_compensation_for_unused_time():
     turns = FairQueue()
     run(turns, {"a": 1, "b": 1}, {"a": 1.0, "b": 1.0}, 10)
     run(turns, {"a": 1}, {"a": 1.0}, 1000)

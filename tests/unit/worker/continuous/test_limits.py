@@ -73,7 +73,7 @@ def test_the_number_of_shapes_is_bounded():
     assert len(memory_limits._limits) == len(costs._costs) == MAX_KEYS
 
 
-# ---- what pays ---------------------------------------------------------------------------------------------
+# ---- best number of rows -----------------------------------------------------------------------------------
 
 
 def saturating_cost(saturation_point, noise=0.0, seed=0):
@@ -99,7 +99,7 @@ def test_rows_end_at_the_saturation_point(saturation_point, seed):
         costs.observe("k", rows, cost("k", rows))
         chosen.append(rows)
     assert chosen.count(saturation_point) >= 0.9 * len(chosen)
-    assert 16 in chosen  # it is tried again now and then
+    assert 16 in chosen  # the largest size is tried again from time to time
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -171,11 +171,11 @@ def test_a_saturated_scheduler_serves_the_oldest_first_without_losing_throughput
     ended_at = {}
     while scheduler.step():
         ended_at |= {task.tag: clock.now for task in scheduler.ended()}
-    assert clock.now <= 12 * 30 / 4 * 1.05  # 4 rows a second is all that can be had
-    # Powers of two down from 12 are tried: 6 does as well, 3 does not.
+    assert clock.now <= 12 * 30 / 4 * 1.05  # the maximum is 4 rows a second
+    # 12 is halved: 6 rows are as fast, 3 are not.
     assert [rows for _, rows in stage.forwards].count(6) > 0.7 * len(stage.forwards)
     assert list(ended_at) == sorted(ended_at)
-    # All at once would have ended at the very end; so the mean wait is much less.
+    # If all ran at once, all would end last; one after the other, the mean wait is much shorter.
     assert sum(ended_at.values()) / 12 < 0.8 * clock.now
 
 
@@ -189,6 +189,6 @@ def test_sizes_take_turns_by_measured_cost():
     ended_at = {}
     while scheduler.step():
         ended_at |= {task.tag: clock.now for task in scheduler.ended()}
-    # Three of four shares go to the small ones: they end after about 20 / (3/4) seconds, not behind the large one.
+    # The small ones get three of four shares, so they end after about 20 / (3/4) seconds, before the large one.
     assert max(at for tag, at in ended_at.items() if tag != "1024") <= 20 / (3 / 4) + 12
     assert finish(scheduler) == {}

@@ -1,4 +1,4 @@
-"""Several models in the continuous engine: at the same time if they fit, else one after the other."""
+"""Several models in the continuous engine: concurrently if they fit into memory, else one after the other."""
 
 import contextlib
 from dataclasses import replace
@@ -16,12 +16,12 @@ from tests.unit.worker.continuous.test_engine import Encoder, Script, ToyBackend
 GIB = 2**30
 
 
-class Loadable(ToyBackend):
+class FakeModel(ToyBackend):
     """A model of one GiB that takes five seconds to load."""
 
-    def __init__(self, world, name):
-        super().__init__(world.stage)
-        self.world = world
+    def __init__(self, harness, name):
+        super().__init__(harness.stage)
+        self.harness = harness
         self.name = name
         self.open = True
 
@@ -35,33 +35,33 @@ class Loadable(ToyBackend):
         return GIB
 
     def load(self):
-        self.world.clock.now += 5.0
-        self.world.story.append((f"load {self.name}", self.world.clock.now))
+        self.harness.clock.now += 5.0
+        self.harness.calls.append((f"load {self.name}", self.harness.clock.now))
         return Model(name=self.name, num_inference_steps=3, guidance_scale=None, width=8, height=8)
 
     def close(self):
-        self.world.story.append((f"free {self.name}", self.world.clock.now))
+        self.harness.calls.append((f"free {self.name}", self.harness.clock.now))
 
     def generate(self, rows, on_step):
-        self.world.story.append((f"make {self.name} {len(rows)}", self.world.clock.now))
+        self.harness.calls.append((f"make {self.name} {len(rows)}", self.harness.clock.now))
         yielded = super().generate(rows, on_step)
-        self.world.ends.append((self.name, self.world.clock.now))
+        self.harness.ends.append((self.name, self.harness.clock.now))
         return yielded
 
 
-class World:
-    """An engine with models of which "a" is loaded, run on (after how many forwards, command).
+class Harness:
+    """An engine with several models, "a" loaded; it runs `commands`: (number of forwards before it, command).
 
     A forward takes a second.
     """
 
     def __init__(self, commands, *, budget=GIB, patience=10.0, max_batch_size=2):
-        self.story, self.ends = [], []
+        self.calls, self.ends = [], []
         self.clock = ToyClock(lambda key, rows: 1.0)
         self.stage = ToyStage(clock=self.clock)
-        make = {name: (lambda name=name: Loadable(self, name)) for name in ("a", "b", "c", "broken")}
+        make = {name: (lambda name=name: FakeModel(self, name)) for name in ("a", "b", "c", "broken")}
         self.manager = ModelManager(make, ModelCache(budget, patience), clock=self.clock)
-        first = Loadable(self, "a")
+        first = FakeModel(self, "a")
         self.manager.add("a", first)
         self.mailbox, encoder = Script(self.stage, commands), Encoder()
         backend = ManagedStepwise(self.manager, first)
@@ -71,8 +71,8 @@ class World:
         self.mailbox.close()
         self.results = encoder.results
 
-    def told(self, *beginnings):
-        return [line for line, _ in self.story if line.startswith(beginnings)]
+    def lines(self, *beginnings):
+        return [line for line, _ in self.calls if line.startswith(beginnings)]
 
 
 def of_model(number, model, **options):
@@ -81,46 +81,50 @@ def of_model(number, model, **options):
 
 
 def test_images_of_two_loaded_models_run_at_the_same_time():
-    world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))], budget=2 * GIB)
-    assert world.told("load", "free") == ["load b"]
-    assert [name for name, _ in world.ends] == ["b", "a"]
+    harness = Harness([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))], budget=2 * GIB)
+    assert harness.lines("load", "free") == ["load b"]
+    assert [name for name, _ in harness.ends] == ["b", "a"]
 
 
 def test_without_memory_for_both_running_images_finish_first():
-    world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))])
-    assert [line for line, _ in world.story] == ["make a 1", "free a", "load b", "make b 1"]
-    assert sorted(world.results) == [1, 2]
-    assert isinstance(world.mailbox.posted[-1], ev.Idle)
+    harness = Harness([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b", steps=2))])
+    assert [line for line, _ in harness.calls] == ["make a 1", "free a", "load b", "make b 1"]
+    assert sorted(harness.results) == [1, 2]
+    assert isinstance(harness.mailbox.posted[-1], ev.Idle)
 
 
 def test_requests_for_one_model_delay_another_at_most_for_the_patience():
-    stream = [(at, of_model(1 + at, "a", steps=3)) for at in range(60)]
-    world = World([*stream, (0, of_model(100, "b", steps=3)), (0, of_model(101, "b", steps=3))], patience=10.0)
-    loads = [(line, at) for line, at in world.story if line.startswith("load")]
+    stream = [(when, of_model(1 + when, "a", steps=3)) for when in range(60)]
+    harness = Harness([*stream, (0, of_model(100, "b", steps=3)), (0, of_model(101, "b", steps=3))], patience=10.0)
+    loads = [(line, when) for line, when in harness.calls if line.startswith("load")]
     assert loads[0][0] == "load b"
-    assert 10.0 <= loads[0][1] <= 10.0 + 3 + 5.0, "patience, what ran was finished, the load"
+    assert 10.0 <= loads[0][1] <= 10.0 + 3 + 5.0, "the patience, the end of running jobs, and the load"
     assert loads[1][0] == "load a"
-    assert sorted(world.results) == [*range(1, 61), 100, 101], "nobody is left out"
+    assert sorted(harness.results) == [*range(1, 61), 100, 101], "no request is lost"
 
 
 def test_two_streams_of_requests_alternate():
-    commands = [(at, of_model(2 * at + 1 + (model == "b"), model, steps=2)) for at in range(60) for model in "ab"]
-    world = World(commands, patience=10.0)
-    loads = world.told("load")
+    commands = [
+        (when, of_model(2 * when + 1 + (model == "b"), model, steps=2)) for when in range(60) for model in "ab"
+    ]
+    harness = Harness(commands, patience=10.0)
+    loads = harness.lines("load")
     assert loads == ["load b", "load a"] * (len(loads) // 2) + ["load b"] * (len(loads) % 2)
-    assert 3 <= len(loads) <= 12, "they change places every ten seconds or so, not at each request"
-    assert len(world.results) == 120
+    assert 3 <= len(loads) <= 12, "models are swapped about every ten seconds, not for each request"
+    assert len(harness.results) == 120
 
 
 def test_a_model_that_cannot_be_loaded_ends_its_jobs_only():
-    world = World([(0, of_model(1, "a", steps=4)), (1, of_model(2, "broken")), (1, ev.LoadModel("broken"))])
-    (failed, *_) = of(ev.ModelLoadFailed, world.mailbox.posted)
+    harness = Harness([(0, of_model(1, "a", steps=4)), (1, of_model(2, "broken")), (1, ev.LoadModel("broken"))])
+    (failed, *_) = of(ev.ModelLoadFailed, harness.mailbox.posted)
     assert failed == ev.ModelLoadFailed("broken", "the model broken cannot be loaded: no such file", ("a",))
-    assert sorted(world.results) == [1]
-    assert of(ev.Failed, world.mailbox.posted) == [], "the core tells, who knows also of those that it keeps"
+    assert sorted(harness.results) == [1]
+    assert of(ev.Failed, harness.mailbox.posted) == [], (
+        "the core fails these jobs, and those that it has not sent yet"
+    )
 
 
 def test_no_model_is_loaded_for_a_cancelled_request():
-    world = World([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b")), (2, ev.Cancel(2))])
-    assert sorted(world.results) == [1]
-    assert world.told("load", "free") == []
+    harness = Harness([(0, of_model(1, "a", steps=9)), (1, of_model(2, "b")), (2, ev.Cancel(2))])
+    assert sorted(harness.results) == [1]
+    assert harness.lines("load", "free") == []

@@ -72,7 +72,7 @@ def test_position_ids_of_one_image_never_reach_another(reading, strength):
     )
     error, rows = run_together(module, squares, mixed, mixed)
     assert error < 1e-6
-    # What can be shared is: the portraits among each other in any case.
+    # The calls with equal ids share a forward in any case.
     assert rows == ([4] if reading == "row by row" else [3, 1])
 
 
@@ -105,7 +105,7 @@ def test_an_effect_the_size_of_rounding_decides_nothing():
 
     with torch.no_grad():
         module(**at(base, 1))  # shows that it keeps no state
-        # One prompt and one seed, twice: the latents differ in their last bits only.
+        # Two calls with one prompt and one seed: the latents differ in their last bits only.
         assert rows_of([at(base, 3), at(base + 3e-7, 3)]) == [2]
         different = [at(base, 3), at(torch.randn(1, 64), 5)]
         shared = [rows_of(different) for _ in range(8)]
@@ -158,7 +158,7 @@ def test_equal_rows_have_the_digest_of_one_row():
 def test_a_digest_is_computed_once_for_each_version_of_a_tensor(monkeypatch):
     reads = []
     read = digests._read_rows
-    monkeypatch.setattr(digests, "_read_rows", lambda tensor: reads.append(tensor) or read(tensor))
+    monkeypatch.setattr(digests, "_read_rows", lambda tensor, dim: reads.append(tensor) or read(tensor, dim))
     ids = PORTRAIT.clone()
     before = [row_digest(ids) for _ in range(3)]
     ids.add_(1)

@@ -308,7 +308,7 @@ def test_there_is_no_current_task_outside_of_a_scheduler():
     assert current_task() is None
 
 
-def test_no_greenlet_outlives_its_request():
+def test_the_greenlet_of_a_request_is_freed():
     stage, scheduler = ToyStage(), BatchScheduler()
 
     def living():

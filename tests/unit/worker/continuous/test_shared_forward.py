@@ -1,4 +1,4 @@
-"""What a shared forward proves: only what its calls, which really were in one forward, differed in."""
+"""What a shared forward proves: only about arguments in which the calls of one forward differed."""
 
 import pytest
 
@@ -74,7 +74,7 @@ def test_a_kind_that_was_never_compared_shares_no_part_of_a_split_forward():
     model = Model(lambda x, flag: x + 0.5 * x.flip(0))
     forwards = SharedForwards(model)
     x = torch.randn(1, 4)
-    calls = [{"x": x, "flag": True}] * 4  # they differ in nothing, so no argument is in doubt
+    calls = [{"x": x, "flag": True}] * 4  # the calls have equal arguments, so none is unproven
     forwards.run(group_of(forwards, calls), 2)
     assert max(model.rows) == 1
 
@@ -105,12 +105,12 @@ def test_running_out_of_memory_while_comparing_only_postpones_the_decision():
     assert model.rows == [2]
 
 
-def mixes_if_told(x, flag):
+def mixes_if_flagged(x, flag):
     return x + (0.5 * x.flip(0) if flag else 0)
 
 
 def test_a_call_alone_proves_nothing_about_calls_that_share():
-    model = Model(mixes_if_told)
+    model = Model(mixes_if_flagged)
     forwards = SharedForwards(model)
     harmless, mixing = ([{"x": torch.randn(1, 4, 8), "flag": flag} for _ in range(2)] for flag in (False, True))
     forwards.run(group_of(forwards, harmless), 2)
@@ -147,7 +147,7 @@ def scaled_call(x, scale):
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("mixing", MIXING)
-def test_an_argument_read_row_by_row_is_not_convicted_with_another(mixing, rows):
+def test_an_argument_read_row_by_row_is_not_rejected_because_of_another(mixing, rows):
     read = MIXING[mixing]
     model = Model(lambda x, ids: x * read(ids))
     forwards = SharedForwards(model)
@@ -179,7 +179,7 @@ def text_call(length):
 def test_a_little_padding_proves_nothing_about_much_padding():
     model = Model(averages_without_mask)
     forwards = SharedForwards(model)
-    little, much = ([text_call(length) for length in lengths] for lengths in ((599, 600), (2, 300)))
+    little, much = ([text_call(length) for length in lengths] for lengths in ((5999, 6000), (2, 300)))
     for _ in range(20):  # so little that it is within the tolerance of outputs
         model.rows.clear()
         group = group_of(forwards, little)
@@ -210,7 +210,7 @@ def test_padding_is_measured_by_the_longest_and_the_shortest_text(calls, padding
     assert shared_forward._padding(group_of(SharedForwards(Model(None)), calls)) == padding
 
 
-def test_digests_of_lists_tell_how_often_each_row_occurs():
+def test_digests_of_lists_contain_the_count_of_each_row():
     a, b = torch.randn(3, 4), torch.randn(3, 4)
     lists = [[a], [b], [a, b], [b, a], [a, b, b], [a, a, b], [a, b, a]]
     assert len({row_digest(each) for each in lists}) == len(lists)

@@ -14,7 +14,7 @@ from imagegen_worker.engines.continuous.timing import WallTimer  # noqa: E402
 
 @pytest.fixture
 def backend(tmp_path):
-    """A backend whose pipeline accepts exactly two steps, as SANA-Sprint does; `error` is what it raises else."""
+    """A backend whose pipeline accepts exactly two steps, like SANA-Sprint, and otherwise raises `error`."""
     made = StepwiseDiffusers(tmp_path, "strict", LoadOptions(device="cpu"), max_batch_size=2)
     made.error = ValueError("`num_inference_steps` must be 2")
     made.prompts = []

@@ -1,4 +1,4 @@
-"""NVML's functions as `pynvml` has them, over cards made up here."""
+"""A stand-in for the module `pynvml`, with fake cards."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ MIG = ("MIG-cccc0001-0000", "MIG-cccc0002-0000")
 
 
 class NVMLError(Exception):
-    """As pynvml's: the base of all its errors."""
+    """Stands for `pynvml.NVMLError`, the base of all NVML errors."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Card:
 
 
 class StandIn:
-    """Acts like the module; counts how often it is initialised and read."""
+    """Has the functions of `pynvml`; counts initialisations and readings."""
 
     NVMLError = NVMLError
     NVML_DEVICE_MIG_ENABLE = 1
@@ -53,7 +53,7 @@ class StandIn:
         return len(self.cards)
 
     def nvmlDeviceGetHandleByIndex(self, index):
-        return self._there(self.cards[index])
+        return self._available(self.cards[index])
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
         assert self.open
@@ -61,7 +61,7 @@ class StandIn:
         for card in self.cards:
             for one in (card, *(card.parts or {}).values()):
                 if one.uuid == uuid:
-                    return self._there(one)
+                    return self._available(one)
         raise NVMLError("Not Found")
 
     def nvmlDeviceGetUUID(self, card):
@@ -84,38 +84,38 @@ class StandIn:
         return card.parts[place]
 
     def nvmlDeviceGetMemoryInfo(self, card):
-        used, total = self._told(card.memory)
+        used, total = self._value_of(card.memory)
         return SimpleNamespace(used=used, total=total)
 
     def nvmlDeviceGetUtilizationRates(self, card):
-        return SimpleNamespace(gpu=self._told(card.utilization), memory=1)
+        return SimpleNamespace(gpu=self._value_of(card.utilization), memory=1)
 
     def nvmlDeviceGetTemperature(self, card, sensor):
-        return self._told(card.temperature)
+        return self._value_of(card.temperature)
 
     def nvmlDeviceGetPowerUsage(self, card):
-        return self._told(card.power)
+        return self._value_of(card.power)
 
     def nvmlDeviceGetClockInfo(self, card, kind):
-        return self._told(card.clocks.get(kind))
+        return self._value_of(card.clocks.get(kind))
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, card):
-        return self._told(card.reasons)
+        return self._value_of(card.reasons)
 
     @staticmethod
-    def _told(value):
+    def _value_of(value):
         if value is None:
             raise NVMLError("Not Supported")
         return value
 
     @staticmethod
-    def _there(card):
+    def _available(card):
         if card.lost:
             raise NVMLError("GPU is lost")
         return card
 
 
 def split_card(*places):
-    """A card that MIG has split, with instances at these places."""
+    """Return a card in MIG mode with instances at these indexes."""
     parts = {place: Card(uuid, "NVIDIA Test Card MIG 1g.10gb") for place, uuid in zip(places, MIG, strict=False)}
     return Card("GPU-cccc3333-0000", parts=parts)

@@ -1,4 +1,4 @@
-"""Where GPUs are looked for: NVML, the driver's files, torch in another process."""
+"""Detection of GPUs: by NVML, the driver's files, or torch in another process."""
 
 import sys
 
@@ -13,7 +13,7 @@ NO_DRIVER = StandIn(driver=False)
 
 @pytest.fixture
 def driver(tmp_path):
-    """A folder as /proc/driver/nvidia/gpus."""
+    """Return a function that adds a card to a folder like /proc/driver/nvidia/gpus."""
 
     def card(place, uuid, name="NVIDIA Test Card"):
         folder = tmp_path / "gpus" / place
@@ -28,7 +28,7 @@ def driver(tmp_path):
 
 @pytest.fixture
 def python(tmp_path):
-    """A program that stands for the Python which imports torch."""
+    """Return a function that writes a stand-in for the Python interpreter that imports torch."""
 
     def make(answer):
         path = tmp_path / "python"
@@ -39,13 +39,13 @@ def python(tmp_path):
     return make
 
 
-def test_nvml_is_believed(driver, tmp_path):
+def test_nvml_takes_precedence_over_the_drivers_files(driver, tmp_path):
     folder = driver("0000:01:00.0", B)
     assert [gpu.uuid for gpu in detect_gpus(StandIn(Card(A)), driver_folder=folder)] == [A]
     assert detect_gpus(StandIn(), driver_folder=folder) == []
 
 
-def test_without_nvml_the_drivers_files_tell_it(driver):
+def test_without_nvml_gpus_are_read_from_the_drivers_files(driver):
     driver("0000:a1:00.0", B, "Two")
     folder = driver("0000:01:00.0", A, "One")
     assert detect_gpus(NO_DRIVER, driver_folder=folder) == [
@@ -54,44 +54,44 @@ def test_without_nvml_the_drivers_files_tell_it(driver):
     ]
 
 
-def test_a_card_that_has_not_started_has_no_uuid_yet(driver):
+def test_an_uninitialised_card_has_no_uuid(driver):
     (gpu,) = driver_gpus(driver("0000:01:00.0", "GPU-????????-????-????-????-????????????"))
     assert (gpu.uuid, gpu.cuda_id) == (None, "0")
 
 
 @pytest.mark.parametrize("name", ["nvidia0", "kfd", "nvhost-gpu", "dxg"])
-def test_with_a_device_that_nobody_explains_torch_is_asked(tmp_path, python, name):
+def test_torch_is_queried_if_only_a_device_file_exists(tmp_path, python, name):
     devices = tmp_path / "dev"
     devices.mkdir()
     (devices / name).touch()
-    elsewhere = {"driver_folder": tmp_path / "none", "device_folder": devices}
-    gpus = detect_gpus(NO_DRIVER, python=python("""echo '["One", "Two"]'"""), **elsewhere)
+    folders = {"driver_folder": tmp_path / "none", "device_folder": devices}
+    gpus = detect_gpus(NO_DRIVER, python=python("""echo '["One", "Two"]'"""), **folders)
     assert gpus == [Gpu(number=0, index=0, name="One"), Gpu(number=1, index=1, name="Two")]
 
 
-def test_without_any_device_torch_is_not_asked(tmp_path, python):
+def test_torch_is_not_queried_without_a_device_file(tmp_path, python):
     devices = tmp_path / "dev"
     devices.mkdir()
     (devices / "nvidiactl").touch()
-    asked = tmp_path / "asked"
-    elsewhere = {"driver_folder": tmp_path / "none", "device_folder": devices}
-    assert detect_gpus(NO_DRIVER, python=python(f"touch {asked}; echo '[]'"), **elsewhere) == []
-    assert not asked.exists()
+    queried = tmp_path / "queried"
+    folders = {"driver_folder": tmp_path / "none", "device_folder": devices}
+    assert detect_gpus(NO_DRIVER, python=python(f"touch {queried}; echo '[]'"), **folders) == []
+    assert not queried.exists()
 
 
-def test_torch_counts_every_gpu_in_the_order_of_the_bus(monkeypatch, python):
+def test_the_query_of_torch_ignores_cuda_visible_devices_and_uses_the_bus_order(monkeypatch, python):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     (gpu,) = torch_gpus(python("""echo "[\\"${CUDA_VISIBLE_DEVICES-unset} $CUDA_DEVICE_ORDER\\"]" """))
     assert gpu.name == "unset PCI_BUS_ID"
 
 
 @pytest.mark.parametrize("answer", ["exit 1", "echo no", ":"])
-def test_a_torch_that_can_not_be_asked_is_no_gpu(python, answer, caplog):
+def test_a_failed_query_of_torch_finds_no_gpu(python, answer, caplog):
     assert torch_gpus(python(answer)) == []
     assert "GPU detection by torch failed" in caplog.text
 
 
-def test_the_real_torch_can_be_asked(caplog):
-    """On a machine without a GPU it finds none; with one, `tests/gpu` compares."""
+def test_the_installed_torch_can_be_queried(caplog):
+    """Only the query is tested here; `tests/gpu` compares its result on a machine with a GPU."""
     torch_gpus(sys.executable)
     assert not caplog.records

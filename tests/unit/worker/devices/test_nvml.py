@@ -1,4 +1,4 @@
-"""Which GPUs NVML lists, and how each is; against a stand-in for the driver's library."""
+"""The list of GPUs and their readings from NVML, with a stand-in for the driver's library."""
 
 import threading
 
@@ -19,12 +19,12 @@ def test_every_card_is_listed_in_order_and_nvml_is_closed():
     assert nvml.open == 0
 
 
-def test_a_card_that_could_be_split_but_is_not_is_a_card():
+def test_a_card_with_mig_disabled_is_one_gpu():
     (gpu,) = list_gpus(StandIn(Card(A, parts={})))
     assert (gpu.uuid, gpu.instance) == (A, None)
 
 
-def test_a_split_card_gives_its_instances():
+def test_a_card_in_mig_mode_is_replaced_by_its_instances():
     gpus = list_gpus(StandIn(Card(A), split_card(0, 3), Card(B)))
     assert [gpu.number for gpu in gpus] == [0, 1, 2, 3]
     assert [gpu.uuid for gpu in gpus] == [A, *MIG, B]
@@ -33,19 +33,19 @@ def test_a_split_card_gives_its_instances():
     assert gpus[1].card_uuid == "GPU-cccc3333-0000"
 
 
-def test_a_lost_card_is_left_out_and_the_others_keep_their_index(caplog):
+def test_a_lost_card_is_skipped_and_the_others_keep_their_indexes(caplog):
     gpus = list_gpus(StandIn(Card(A, lost=True), Card(B)))
     assert [(gpu.number, gpu.index, gpu.uuid) for gpu in gpus] == [(0, 1, B)]
     (record,) = caplog.records
     assert record.fields["gpu"] == 0
 
 
-def test_without_a_driver_nvml_says_so():
+def test_nvml_raises_without_a_driver():
     with pytest.raises(NVMLError):
         list_gpus(StandIn(driver=False))
 
 
-def test_a_listing_says_what_an_error_needs():
+def test_gpus_are_formatted_for_error_messages():
     gpus = list_gpus(StandIn(Card(A, "One"), split_card(2)))
     assert format_gpus([]) == "none"
     assert format_gpus(gpus) == (
@@ -96,14 +96,14 @@ def test_readings_are_in_base_units(monitor):
         ("reasons", ("throttled",)),
     ],
 )
-def test_each_field_is_missing_by_itself(card, nvml, monitor, missing, fields):
+def test_an_unsupported_reading_leaves_the_others(card, nvml, monitor, missing, fields):
     setattr(card, missing, None)
     got = monitor.readings()
     for name in GpuReadings.__dataclass_fields__:
         assert bool(getattr(got, name)) == (name not in fields), name
 
 
-def test_a_missing_clock_leaves_the_other(card, monitor):
+def test_an_unsupported_clock_leaves_the_other(card, monitor):
     del card.clocks[2]
     assert monitor.readings().clocks == {"sm": 1_980_000_000}
 
@@ -115,7 +115,7 @@ def test_an_instance_is_read_by_its_own_uuid():
     assert read_gpu(nvml, MIG[0]).memory_used == 5
 
 
-def test_readings_are_kept_for_a_second(card, nvml, monitor, now):
+def test_readings_are_cached_for_a_second(card, nvml, monitor, now):
     monitor.readings()
     card.temperature = 80
     now[0] += 0.9
@@ -125,7 +125,7 @@ def test_readings_are_kept_for_a_second(card, nvml, monitor, now):
     assert (nvml.reads, nvml.open) == (2, 1)
 
 
-def test_a_card_that_is_lost_and_comes_back(card, monitor, now):
+def test_readings_resume_after_a_lost_card_returns(card, monitor, now):
     card.lost = True
     assert monitor.readings() == GpuReadings()
     card.lost = False
@@ -133,7 +133,7 @@ def test_a_card_that_is_lost_and_comes_back(card, monitor, now):
     assert monitor.readings().temperature == 61
 
 
-def test_a_driver_that_comes_later(nvml, monitor, now):
+def test_readings_start_once_the_driver_is_loaded(nvml, monitor, now):
     nvml.driver = False
     assert monitor.readings() == GpuReadings()
     nvml.driver = True
@@ -141,13 +141,13 @@ def test_a_driver_that_comes_later(nvml, monitor, now):
     assert monitor.readings().temperature == 61
 
 
-def test_nobody_waits_long_for_a_driver_that_hangs(monkeypatch, nvml, monitor):
+def test_other_threads_do_not_wait_for_a_hanging_driver(monkeypatch, nvml, monitor):
     monkeypatch.setattr("imagegen_worker.devices.readings.LOCK_TIMEOUT_SECONDS", 0.01)
-    inside, go_on = threading.Event(), threading.Event()
+    inside, proceed = threading.Event(), threading.Event()
 
     def hang(card):
         inside.set()
-        go_on.wait(60)
+        proceed.wait(60)
         return 1
 
     nvml.nvmlDeviceGetPowerUsage = hang
@@ -155,5 +155,5 @@ def test_nobody_waits_long_for_a_driver_that_hangs(monkeypatch, nvml, monitor):
     stuck.start()
     assert inside.wait(60)
     assert monitor.readings() == GpuReadings()
-    go_on.set()
+    proceed.set()
     stuck.join(60)

@@ -1,4 +1,4 @@
-"""What `CUDA_VISIBLE_DEVICES` leaves, as CUDA reads it, and what `--gpu` means among that."""
+"""The GPUs that `CUDA_VISIBLE_DEVICES` makes visible, and those that `--gpu` selects among them."""
 
 import pytest
 
@@ -13,7 +13,7 @@ CARDS = list_gpus(StandIn(Card(A), Card(B), Card(C)))
 MIXED = list_gpus(StandIn(split_card(0, 1), Card(A)))
 
 
-def seen(text, gpus=CARDS):
+def visible(text, gpus=CARDS):
     return [gpu.uuid for gpu in visible_gpus(gpus, text).gpus]
 
 
@@ -51,8 +51,8 @@ def seen(text, gpus=CARDS):
         ("99999999999999999999", []),
     ],
 )
-def test_as_cuda_reads_it(text, uuids):
-    assert seen(text) == uuids
+def test_cuda_visible_devices_is_read_as_cuda_does(text, uuids):
+    assert visible(text) == uuids
 
 
 @pytest.mark.parametrize(
@@ -72,22 +72,22 @@ def test_as_cuda_reads_it(text, uuids):
         (f"GPU-cccc3333-0000,{A}", [MIG[0], A]),
     ],
 )
-def test_a_split_card_stands_for_its_first_instance(text, uuids):
-    assert seen(text, MIXED) == uuids
+def test_a_card_in_mig_mode_stands_for_its_first_instance(text, uuids):
+    assert visible(text, MIXED) == uuids
 
 
-def test_an_instance_of_an_old_driver_goes_by_its_card_and_places():
+def test_an_instance_uuid_of_an_old_driver_contains_card_and_indexes():
     old = Gpu(number=0, index=0, name="n", uuid=f"MIG-{A}/1/0", instance=0, card_uuid=A)
-    assert seen(f"MIG-{A}/1/0", [old]) == [old.uuid]
-    assert seen(f"MIG-{A}/2/0", [old]) == []
+    assert visible(f"MIG-{A}/1/0", [old]) == [old.uuid]
+    assert visible(f"MIG-{A}/2/0", [old]) == []
 
 
-def test_a_uuid_that_another_one_begins_with_is_itself():
+def test_a_full_uuid_that_is_a_prefix_of_another_one_is_unambiguous():
     gpus = [Gpu(number=n, index=n, name="n", uuid=uuid) for n, uuid in enumerate(("GPU-1", "GPU-12"))]
-    assert seen("GPU-1", gpus) == ["GPU-1"]
+    assert visible("GPU-1", gpus) == ["GPU-1"]
 
 
-def test_gpus_without_uuid_go_by_number():
+def test_gpus_without_uuids_are_selected_by_number():
     gpus = [Gpu(number=n, index=n, name="n") for n in range(2)]
     assert visible_gpus(gpus, "1").gpus == (gpus[1],)
     assert visible_gpus(gpus, "GPU-1").gpus == ()
@@ -106,7 +106,7 @@ def test_gpus_without_uuid_go_by_number():
         ("1,1", "'1' is listed twice, which hides every GPU"),
     ],
 )
-def test_what_is_named_in_vain_is_told(text, words):
+def test_an_invalid_entry_is_described(text, words):
     problem = visible_gpus(CARDS, text).problem
     assert words in problem
     assert bool(words) == bool(problem)
@@ -127,34 +127,34 @@ def test_what_is_named_in_vain_is_told(text, words):
         ("GPU-aaaa9", [C]),
     ],
 )
-def test_numbers_count_the_visible_ones(text, uuids):
+def test_gpu_numbers_count_the_visible_gpus(text, uuids):
     assert [gpu.uuid for gpu in select_gpus(visible_gpus(CARDS, "2,0").gpus, text)] == uuids
 
 
-def test_every_instance_has_a_number_of_its_own():
+def test_every_mig_instance_has_its_own_number():
     assert [gpu.uuid for gpu in select_gpus(MIXED, "2,1")] == [A, MIG[1]]
 
 
 @pytest.mark.parametrize("text", ["3", "0,3", "GPU-none", "MIG-cccc0001-0000", "GPU-aaaa"])
-def test_one_that_is_not_there_is_an_error_that_lists_those_there_are(text):
+def test_the_error_for_a_missing_gpu_lists_the_existing_ones(text):
     with pytest.raises(GpuMissingError) as caught:
         select_gpus(CARDS, text)
     for uuid in (A, B, C):
         assert uuid in str(caught.value)
 
 
-def test_a_split_card_as_a_whole_can_not_be_chosen():
+def test_a_card_in_mig_mode_cannot_be_selected():
     with pytest.raises(GpuMissingError, match="MIG-cccc0001"):
         select_gpus(MIXED, "GPU-cccc3333-0000")
 
 
 @pytest.mark.parametrize("text", ["0,0", f"0,{A}", f"{A},GPU-aaaa1"])
-def test_one_that_is_named_twice_is_an_error(text):
+def test_a_gpu_that_is_listed_twice_is_an_error(text):
     with pytest.raises(ConfigError, match="listed twice"):
         select_gpus(CARDS, text)
 
 
 @pytest.mark.parametrize("text", ["", ",", "0,", "-1", "all", "0;1", "0x1", "1.5", "٣", "99999"])
-def test_neither_number_nor_uuid_is_an_error(text):
+def test_an_entry_that_is_neither_a_number_nor_a_uuid_is_an_error(text):
     with pytest.raises(ConfigError, match="--gpu must be numbers or UUIDs separated by commas, such as 0,2, got"):
         select_gpus(CARDS, text)

@@ -1,4 +1,4 @@
-"""When workers are started again, when not, and with what status the supervisor ends."""
+"""Restarts of workers, and the exit status of the supervisor."""
 
 import logging
 from signal import SIGINT, SIGKILL, SIGTERM
@@ -23,7 +23,7 @@ POLICY = RestartPolicy(first_delay=1.0, max_delay=8.0, reset_after=60.0)
 
 
 class Bench:
-    """A core, a clock, and what became of the actions; a started worker counts as running at once."""
+    """A core with a simulated clock, and its performed actions; a started worker runs at once."""
 
     def __init__(self, workers):
         self.now = 100.0
@@ -37,7 +37,7 @@ class Bench:
 
     def do(self, actions):
         for action in actions:
-            assert self.status is None, "nothing comes after the exit"
+            assert self.status is None, "no action follows the exit"
             match action:
                 case Start(worker):
                     assert worker not in self.running
@@ -66,14 +66,14 @@ class Bench:
         self.do(self.core.handle(Signalled(number), self.now))
 
 
-def test_all_start_at_once():
+def test_all_workers_start_at_once():
     bench = Bench(3)
     assert bench.starts == [(0, 100.0), (1, 100.0), (2, 100.0)]
     assert bench.core.next_deadline() is None
 
 
 @pytest.mark.parametrize("status", [70, 1, 69, 71, 137, 139, 3])
-def test_a_dead_worker_is_started_again_and_nobody_else_is_touched(status):
+def test_a_dead_worker_is_restarted_without_effect_on_the_others(status):
     bench = Bench(3)
     bench.advance(10)
     bench.exited(1, status)
@@ -86,17 +86,17 @@ def test_a_dead_worker_is_started_again_and_nobody_else_is_touched(status):
     assert (line.level, line.worker, line.fields["status"]) == (logging.ERROR, 1, status)
 
 
-def test_waits_grow_to_a_bound():
+def test_restart_delays_double_up_to_the_maximum():
     bench = Bench(1)
     for _ in range(7):
         bench.exited(0, 1)
         bench.advance(8.0)
-    # Each death comes 8 seconds after the last; the start lies its wait after that.
+    # Each death is 8 seconds after the previous one; the restart follows it by the delay.
     at = [when - 100.0 for _, when in bench.starts]
     assert at == [0.0, 1.0, 10.0, 20.0, 32.0, 40.0, 48.0, 56.0]
 
 
-def test_waits_do_not_overflow():
+def test_restart_delays_do_not_overflow():
     bench = Bench(1)
     for _ in range(2000):
         bench.exited(0, 1)
@@ -104,19 +104,19 @@ def test_waits_do_not_overflow():
     assert len(bench.starts) == 2001
 
 
-@pytest.mark.parametrize(("up", "wait"), [(59.9, 4.0), (60.0, 1.0)])
-def test_a_worker_that_stayed_up_begins_anew(up, wait):
+@pytest.mark.parametrize(("seconds_up", "delay"), [(59.9, 4.0), (60.0, 1.0)])
+def test_a_long_run_resets_the_restart_delay(seconds_up, delay):
     bench = Bench(1)
     for _ in range(2):
         bench.exited(0, 1)
         bench.advance(bench.core.next_deadline() - bench.now)
-    bench.advance(up)
+    bench.advance(seconds_up)
     bench.exited(0, 1)
-    assert bench.core.next_deadline() - bench.now == pytest.approx(wait)
+    assert bench.core.next_deadline() - bench.now == pytest.approx(delay)
 
 
 @pytest.mark.parametrize(("status", "level"), [(0, logging.INFO), (2, logging.CRITICAL), (78, logging.CRITICAL)])
-def test_a_permanent_end_is_said_once_and_not_repeated(status, level):
+def test_a_permanent_exit_is_logged_once_and_not_restarted(status, level):
     bench = Bench(2)
     bench.exited(0, status)
     bench.advance(10_000)
@@ -129,7 +129,7 @@ def test_a_permanent_end_is_said_once_and_not_repeated(status, level):
 @pytest.mark.parametrize(
     ("statuses", "worst"), [((0, 0), 0), ((0, 2), 2), ((78, 2), 78), ((2, 0), 2), ((78, 78), 78)]
 )
-def test_when_all_have_ended_for_good_the_worst_status_is_ours(statuses, worst):
+def test_the_supervisor_exits_with_the_highest_status_of_permanent_exits(statuses, worst):
     bench = Bench(2)
     for worker, status in enumerate(statuses):
         assert bench.status is None
@@ -137,18 +137,18 @@ def test_when_all_have_ended_for_good_the_worst_status_is_ours(statuses, worst):
     assert bench.status == worst
 
 
-def test_a_worker_that_waits_for_its_start_keeps_the_supervisor():
+def test_the_supervisor_runs_while_a_worker_waits_for_its_restart():
     bench = Bench(2)
     bench.exited(0, 70)
     bench.exited(1, 0)
     assert bench.status is None
     bench.advance(1.0)
     bench.exited(0, 0)
-    assert bench.status == 0, "a death that was made good does not count"
+    assert bench.status == 0, "the status of a restarted worker does not count"
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
-def test_a_signal_drains_all(number):
+def test_a_signal_drains_all_workers(number):
     bench = Bench(2)
     bench.signalled(number)
     assert bench.signals == [(0, DRAIN_SIGNAL), (1, DRAIN_SIGNAL)]
@@ -158,7 +158,7 @@ def test_a_signal_drains_all(number):
     assert bench.status == 0
 
 
-def test_a_worker_too_young_to_catch_the_signal_has_drained_too():
+def test_a_worker_killed_by_the_signal_before_it_has_handlers_counts_as_drained():
     bench = Bench(2)
     bench.signalled()
     bench.exited(0, 128 + DRAIN_SIGNAL)
@@ -167,7 +167,7 @@ def test_a_worker_too_young_to_catch_the_signal_has_drained_too():
 
 
 @pytest.mark.parametrize("status", [1, 70, 137])
-def test_a_worker_that_dies_in_the_drain_is_told_of_and_stays_dead(status):
+def test_a_worker_that_dies_during_the_drain_is_logged_and_not_restarted(status):
     bench = Bench(2)
     bench.signalled()
     bench.exited(0, status)
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_in_the_drain_is_told_of_and_stays_dead(status):
     assert any(line.level == logging.ERROR and line.worker == 0 for line in bench.log)
 
 
-def test_nobody_is_started_after_the_signal():
+def test_no_worker_is_started_after_the_signal():
     bench = Bench(2)
     bench.exited(0, 70)
     bench.exited(1, 78)
@@ -187,7 +187,7 @@ def test_nobody_is_started_after_the_signal():
     assert bench.core.next_deadline() is None
 
 
-def test_a_second_signal_kills():
+def test_a_second_signal_kills_the_workers():
     bench = Bench(3)
     bench.signalled()
     bench.exited(1, 0)
@@ -197,7 +197,7 @@ def test_a_second_signal_kills():
     assert bench.status == 128 + SIGINT
 
 
-def test_the_signal_that_only_drains_never_kills():
+def test_the_drain_signal_never_kills():
     bench = Bench(2)
     bench.signalled(DRAIN_SIGNAL)
     assert bench.signals == [(0, DRAIN_SIGNAL), (1, DRAIN_SIGNAL)]
@@ -212,8 +212,8 @@ def test_the_signal_that_only_drains_never_kills():
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 2, 70, 78, 137]), st.floats(0, 100))))
-def test_workers_do_not_know_of_each_other(deaths):
-    """A worker's starts among others are those that it has alone."""
+def test_workers_are_independent(deaths):
+    """A worker is started as often with other workers as without them."""
     together, alone = Bench(3), [Bench(1) for _ in range(3)]
     for worker, status, seconds in deaths:
         for bench in (together, *alone):

@@ -1,4 +1,4 @@
-"""Who works on what: from `--gpu`, `--device`, `CUDA_VISIBLE_DEVICES` and the cards there are."""
+"""The workers that are derived from `--gpu`, `--device`, `CUDA_VISIBLE_DEVICES` and the detected cards."""
 
 import socket
 import sys
@@ -25,35 +25,35 @@ def planned(gpu=None, cards=CARDS, environment=None, **fields):
 
 def simulated(gpu=None, **fields):
     def detect():
-        raise AssertionError("a worker that uses no GPU looks for none")
+        raise AssertionError("GPUs are not detected for workers that use none")
 
     return plan(WorkerConfig(**{"backend": "simulated", **fields}), gpu, {}, detect)
 
 
-def names(made):
-    return [spec.config.worker_name for spec in made.specs]
+def names(result):
+    return [spec.config.worker_name for spec in result.specs]
 
 
-def test_with_nothing_said_every_gpu_has_a_worker():
-    made = planned()
-    assert made.supervised
-    assert names(made) == [f"{HOST}-gpu0", f"{HOST}-gpu1"]
-    assert [(spec.config.gpu, spec.config.gpu_uuid, spec.config.gpu_name) for spec in made.specs] == [
+def test_by_default_every_gpu_has_a_worker():
+    result = planned()
+    assert result.supervised
+    assert names(result) == [f"{HOST}-gpu0", f"{HOST}-gpu1"]
+    assert [(spec.config.gpu, spec.config.gpu_uuid, spec.config.gpu_name) for spec in result.specs] == [
         (0, A, "One"),
         (1, B, "Two"),
     ]
-    assert {spec.config.device for spec in made.specs} == {"cuda"}
-    assert not made.warnings
+    assert {spec.config.device for spec in result.specs} == {"cuda"}
+    assert not result.warnings
 
 
-def test_a_worker_sees_its_own_card_alone_as_number_0():
+def test_a_worker_sees_only_its_own_card_as_number_0():
     for spec, uuid in zip(planned().specs, (A, B), strict=True):
         assert spec.environment == {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         assert spec.gpu == "0"
 
 
-def test_what_a_supervised_worker_is_given_leads_it_to_the_same_card():
-    """A worker process plans again, from the options and the environment of its spec."""
+def test_a_supervised_worker_selects_the_same_card_from_its_environment():
+    """A worker process computes its plan again from the options and environment of its spec."""
     for cards in (CARDS, (split_card(0, 2), Card(A))):
         for spec in planned(cards=cards, name="n").specs:
             own = planned(spec.gpu, cards, spec.environment, name=spec.config.name)
@@ -62,7 +62,7 @@ def test_what_a_supervised_worker_is_given_leads_it_to_the_same_card():
             assert own.specs[0].environment == spec.environment
 
 
-def test_a_single_card_is_supervised_too_unless_it_is_named():
+def test_a_single_card_is_supervised_unless_gpu_selects_it():
     one = CARDS[:1]
     assert planned(cards=one).supervised
     assert not planned("0", cards=one).supervised
@@ -71,28 +71,28 @@ def test_a_single_card_is_supervised_too_unless_it_is_named():
     assert planned("0,1").supervised
 
 
-def test_numbers_count_what_cuda_visible_devices_leaves():
-    made = planned("0", environment={"CUDA_VISIBLE_DEVICES": "1,0"})
-    (spec,) = made.specs
+def test_gpu_numbers_count_the_gpus_of_cuda_visible_devices():
+    result = planned("0", environment={"CUDA_VISIBLE_DEVICES": "1,0"})
+    (spec,) = result.specs
     assert (spec.config.gpu, spec.config.gpu_uuid, spec.config.worker_name) == (1, B, f"{HOST}-gpu1")
     assert [s.config.gpu for s in planned(environment={"CUDA_VISIBLE_DEVICES": B}).specs] == [1]
 
 
-def test_each_instance_of_a_split_card_has_a_worker():
-    made = planned(cards=(split_card(0, 2), Card(A)), http_port=9000)
-    assert names(made) == [f"{HOST}-gpu0-mig0", f"{HOST}-gpu0-mig2", f"{HOST}-gpu1"]
-    assert [spec.config.gpu for spec in made.specs] == [0, 0, 1]
-    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in made.specs] == [*MIG, A]
-    assert [spec.config.http_port for spec in made.specs] == [9000, 9001, 9002]
+def test_each_mig_instance_has_a_worker():
+    result = planned(cards=(split_card(0, 2), Card(A)), http_port=9000)
+    assert names(result) == [f"{HOST}-gpu0-mig0", f"{HOST}-gpu0-mig2", f"{HOST}-gpu1"]
+    assert [spec.config.gpu for spec in result.specs] == [0, 0, 1]
+    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in result.specs] == [*MIG, A]
+    assert [spec.config.http_port for spec in result.specs] == [9000, 9001, 9002]
     assert names(planned("1", cards=(split_card(0, 2),))) == [f"{HOST}-gpu0-mig2"]
 
 
 def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_warning():
-    made = planned(cards=())
-    assert not made.supervised
-    (spec,) = made.specs
+    result = planned(cards=())
+    assert not result.supervised
+    (spec,) = result.specs
     assert (spec.config.device, spec.config.gpu_uuid, spec.environment) == ("cpu", None, {})
-    assert made.warnings == ("no GPU found: the model runs on the CPU",)
+    assert result.warnings == ("no GPU found: the model runs on the CPU",)
     hidden = planned(environment={"CUDA_VISIBLE_DEVICES": ""})
     assert hidden.specs[0].config.device == "cpu"
     assert "CUDA_VISIBLE_DEVICES=: it is empty; GPUs found: 0 (One, " in hidden.warnings[0]
@@ -110,13 +110,13 @@ def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_warning():
         ("0", CARDS, {"CUDA_VISIBLE_DEVICES": ""}, {}, "CUDA_VISIBLE_DEVICES hides 0 (One"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_an_error(gpu, cards, environment, fields, words):
+def test_a_missing_gpu_is_an_error(gpu, cards, environment, fields, words):
     with pytest.raises(GpuMissingError) as caught:
         planned(gpu, cards, environment, **fields)
     assert words in str(caught.value)
 
 
-def test_an_entry_named_in_vain_is_told():
+def test_an_invalid_entry_of_cuda_visible_devices_is_a_warning():
     warning, _ = planned(environment={"CUDA_VISIBLE_DEVICES": "0,9"}).warnings
     assert warning.startswith(
         "CUDA_VISIBLE_DEVICES=0,9: '9' is not a GPU, which hides it and all entries after it"
@@ -132,7 +132,7 @@ def test_an_entry_named_in_vain_is_told():
         ({}, False),
     ],
 )
-def test_among_unlike_cards_the_order_of_numbers_is_told(environment, warned):
+def test_different_cards_cause_a_warning_about_the_order_of_numbers(environment, warned):
     warnings = planned(environment=environment).warnings
     assert any("its numbers are read as nvidia-smi's" in warning for warning in warnings) == warned
     alike = planned(cards=(Card(A), Card(B)), environment=environment)
@@ -143,7 +143,7 @@ def test_among_unlike_cards_the_order_of_numbers_is_told(environment, warned):
 
 
 @pytest.mark.parametrize("fields", [{}, {"backend": "diffusers", "device": "cpu"}, {"device": "cuda"}])
-def test_workers_that_use_no_gpu_take_numbers_as_names(fields):
+def test_workers_without_a_gpu_are_named_by_number(fields):
     alone = simulated(**fields)
     assert (names(alone), alone.supervised) == ([f"{HOST}-gpu0"], False)
     assert (names(simulated("3", **fields)), simulated("3", **fields).supervised) == ([f"{HOST}-gpu3"], False)
@@ -152,7 +152,7 @@ def test_workers_that_use_no_gpu_take_numbers_as_names(fields):
     assert [(spec.gpu, spec.environment) for spec in several.specs] == [("1", {}), ("3", {})]
 
 
-def test_names_and_ports_of_several_follow_their_numbers():
+def test_names_and_ports_of_several_workers_are_derived_from_their_numbers():
     several = simulated("0,2", name="sim", http_port=9101)
     assert names(several) == ["sim-0", "sim-2"]
     assert [spec.config.http_port for spec in several.specs] == [9101, 9103]
@@ -172,7 +172,7 @@ def test_names_and_ports_of_several_follow_their_numbers():
         ("0,1", {"name": "n" * 127}, "--name: expected a name of 1 to 128 UTF-8 characters"),
     ],
 )
-def test_what_can_not_be_meant(gpu, fields, words):
+def test_invalid_selections_for_workers_without_a_gpu(gpu, fields, words):
     with pytest.raises(ConfigError) as caught:
         simulated(gpu, **fields)
     assert words in str(caught.value)
@@ -181,7 +181,7 @@ def test_what_can_not_be_meant(gpu, fields, words):
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
-def test_a_process_has_the_same_options_and_its_own_last():
+def test_a_child_process_gets_the_same_options_followed_by_its_own():
     given = ["--broker", "tcp://a:1", "--gpu", "0,1", "--http-port", "9101", "--vae-tiling"]
     for number, command in enumerate(worker_commands(planned("0,1", http_port=9101), given)):
         head = [sys.executable, "-P", "-m", "imagegen_worker"]
@@ -198,5 +198,5 @@ def test_a_process_has_the_same_options_and_its_own_last():
         }  # fmt: skip
 
 
-def test_a_worker_without_gpu_has_no_uuid_to_tell():
+def test_the_log_fields_of_a_worker_without_a_gpu_have_no_uuid():
     assert log_fields(simulated("1").specs[0].config) == {"worker": f"{HOST}-gpu1", "gpu": 1}

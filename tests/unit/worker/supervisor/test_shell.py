@@ -1,4 +1,4 @@
-"""The shell with real, small processes: sh in the place of workers."""
+"""The supervisor's shell with small real processes in place of workers."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ def supervise(*children):
 
 @pytest.fixture
 def after():
-    """Call something on another thread once something holds."""
+    """Return a function that calls `call` on another thread once `condition` is true."""
     threads = []
 
-    def after(holds, call):
+    def after(condition, call):
         def wait():
-            while not holds():
+            while not condition():
                 threading.Event().wait(0.01)
             call()
 
@@ -41,14 +41,14 @@ def after():
         thread.join(60)
 
 
-def test_when_all_have_ended_for_good_it_ends_with_the_worst_status(caplog):
+def test_the_highest_status_of_permanent_exits_is_returned(caplog):
     caplog.set_level(logging.INFO)
     assert supervise(child("exit 0"), child("exit 78"), child("exit 2")) == 78
-    told = [record for record in caplog.records if record.message == "worker exited, not restarted"]
-    assert sorted(record.fields["status"] for record in told) == [0, 2, 78]
+    exits = [record for record in caplog.records if record.message == "worker exited, not restarted"]
+    assert sorted(record.fields["status"] for record in exits) == [0, 2, 78]
 
 
-def test_a_worker_that_dies_is_started_until_it_lives(tmp_path, caplog):
+def test_a_worker_that_dies_is_restarted_until_it_succeeds(tmp_path, caplog):
     count = f"echo x >> {tmp_path}/runs; "
     third = f"test $(wc -l < {tmp_path}/runs) -ge 3 && exit 0; kill -9 $$"
     assert supervise(child(count + third)) == 0
@@ -57,13 +57,13 @@ def test_a_worker_that_dies_is_started_until_it_lives(tmp_path, caplog):
     assert [(fields["status"], fields["failures"]) for fields in died] == [(137, 1), (137, 2)]
 
 
-def test_a_program_that_is_not_there_is_tried_again(tmp_path, caplog, after):
+def test_a_missing_program_is_retried(tmp_path, caplog, after):
     program = tmp_path / "program"
     after(lambda: caplog.text.count("worker start failed") >= 2, lambda: program.symlink_to("/bin/true"))
     assert supervise(WorkerCommand(command=[str(program)])) == 0
 
 
-def test_environment_and_input(tmp_path):
+def test_a_child_has_its_environment_and_an_empty_stdin(tmp_path):
     script = 'test "$CARD" = 7 && test -n "$PATH" && ! read line'
     assert supervise(child(f"{script} || exit 2", CARD="7")) == 0
 
@@ -73,7 +73,7 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number, caplog):
+def test_a_signal_drains_the_workers_and_the_status_is_0(tmp_path, after, number, caplog):
     drained = tmp_path / "drained"
     worker = f"trap 'touch {drained}; exit 0' USR1; touch {tmp_path}/up; while :; do sleep 0.01; done"
     after(lambda: (tmp_path / "up").exists() and "not restarted" in caplog.text, send(number))
@@ -81,16 +81,16 @@ def test_a_signal_drains_and_the_status_is_0(tmp_path, after, number, caplog):
     assert drained.exists()
 
 
-def test_a_second_signal_kills(tmp_path, after):
-    worker = f"trap 'touch {tmp_path}/asked' USR1; echo $$ > {tmp_path}/up; while :; do sleep 0.01; done"
+def test_a_second_signal_kills_the_workers(tmp_path, after):
+    worker = f"trap 'touch {tmp_path}/signalled' USR1; echo $$ > {tmp_path}/up; while :; do sleep 0.01; done"
     after((tmp_path / "up").exists, send(signal.SIGTERM))
-    after((tmp_path / "asked").exists, send(signal.SIGTERM))
+    after((tmp_path / "signalled").exists, send(signal.SIGTERM))
     assert supervise(child(worker)) == 128 + signal.SIGTERM
     pid = int((tmp_path / "up").read_text())
     assert not psutil.pid_exists(pid)
 
 
-def test_handlers_are_put_back():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
     supervise(child("exit 0"))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)] == before

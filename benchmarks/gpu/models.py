@@ -1,31 +1,47 @@
-"""SDXL and FLUX.1 at their real size, with random weights made on the device: cost does not depend on the weights.
+"""SDXL and FLUX.1 at their real size, with random weights created on the device: cost does not depend on weights.
 
-`SMALL` has the same families with next to no weights, for machines without a GPU.
+`SMALL` has the same families with almost no weights, for the pretended card.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 
+from benchmarks.batching.traffic import Mix
 from tests import families
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """A pipeline to make, what its call takes besides prompt, size, steps and generator, and the rows of an image.
-
-    `rows`: guidance makes two rows of one image in SDXL, and one in FLUX.
-    """
+    """A pipeline, its defaults, and the mixed traffic for it. `rows`: images together at most."""
 
     name: str
+    title: str
     make: Callable[[torch.device], Any]
-    arguments: dict[str, Any]
+    guidance: float
+    side: int
+    """Default width and height in pixels."""
+    mix: Mix
     rows: int
+
+    @property
+    def steps(self) -> int:
+        """Default number of steps."""
+        return min(self.mix.steps)
+
+    def defaults(self, folder: Path) -> Path:
+        """Write the file of a model with these defaults into a folder; return the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        defaults = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        (folder / "imagegen.json").write_text(json.dumps({**defaults, "width": self.side, "height": self.side}))
+        return folder
 
 
 @contextmanager
@@ -136,13 +152,30 @@ def flux(device: torch.device) -> Any:
     )
 
 
+_WORDS = 60
+"""Words of a prompt: the text must matter more than rounding, and FLUX.1 pads it to 512 tokens."""
+
+
+def _mix(steps: tuple[int, ...], guidance: float, side: int, other: int) -> Mix:
+    """Return traffic of which half is square and the rest portrait or landscape."""
+    sizes = ((side, side), (side, side), (side, other), (other, side))
+    return Mix(steps, (guidance,), sizes, _WORDS)
+
+
+def _tiny(make: Callable[[], families.Family]) -> Callable[[torch.device], Any]:
+    return lambda device: make().pipeline.to(device)
+
+
 REAL = (
-    GpuModel("sdxl", sdxl, {"guidance_scale": 5.0}, rows=2),
-    GpuModel("flux", flux, {"guidance_scale": 3.5, "max_sequence_length": 512}, rows=1),
+    GpuModel("sdxl", "SDXL", sdxl, 5.0, 1024, _mix((8, 12, 16), 5.0, 1024, 832), 8),
+    GpuModel("flux", "FLUX.1-dev", flux, 3.5, 1024, _mix((4, 6, 8), 3.5, 1024, 832), 8),
 )
 SMALL = (
-    GpuModel("sdxl", lambda device: families.sdxl().pipeline, {"guidance_scale": 5.0}, rows=2),
-    GpuModel(
-        "flux", lambda device: families.flux().pipeline, {"guidance_scale": 3.5, "max_sequence_length": 32}, rows=1
-    ),
+    GpuModel("sdxl", "tiny SDXL", _tiny(families.sdxl), 5.0, 64, _mix((2, 3), 5.0, 64, 96), 2),
+    GpuModel("flux", "tiny FLUX.1", _tiny(families.flux), 3.5, 64, _mix((2, 3), 3.5, 64, 96), 2),
 )
+
+
+def model(name: str, *, small: bool) -> GpuModel:
+    """Return the model of this name."""
+    return next(each for each in (SMALL if small else REAL) if each.name == name)

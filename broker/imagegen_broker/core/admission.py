@@ -1,0 +1,111 @@
+"""`Admission`: which new requests are rejected, and why."""
+
+from imagegen_broker.core.events import Payload
+from imagegen_broker.core.records import Client
+from imagegen_broker.core.request_table import RequestTable
+from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.errors import InvalidRequestError, ModelNotFoundError, OverloadedError
+from imagegen_protocol.limits import MAX_BODY_BYTES, MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
+from imagegen_protocol.messages import Error, Submit
+
+_MIN_RETRY_SECONDS = 0.5
+_MAX_RETRY_SECONDS = 60.0
+_UNMEASURED_RETRY_SECONDS = 5.0
+"""Advice to clients while no request has been answered yet."""
+_MAX_LISTED_MODELS = 64
+"""Models that an error lists; the size of its header is limited."""
+
+
+class Admission:
+    """Checks requests against the broker's limits and its models."""
+
+    def __init__(self, table: RequestTable, scheduler: Scheduler, dispatching_from: float) -> None:
+        """Create the checks. Before `dispatching_from`, a new broker does not reject unknown models.
+
+        Until then, workers that serve them may not have registered yet.
+        """
+        self._table = table
+        self._scheduler = scheduler
+        self._settings = table.settings
+        self._dispatching_from = dispatching_from
+
+    def rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
+        """Return the ERROR with which a new request is rejected, or None if it is accepted."""
+        text = _payload_problem(message, payload)
+        if text is not None:
+            return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
+        if message.model is not None and self.is_unknown(message.model, now):
+            text = self._unknown_model(message.model)
+            return Error(request_id=message.request_id, code=ModelNotFoundError.code, message=text)
+        if (text := self._overload(client, sum(message.frame_bytes) or sum(map(len, payload)))) is not None:
+            return Error(
+                request_id=message.request_id,
+                code=OverloadedError.code,
+                message=text,
+                retry_after_seconds=self._retry_seconds(),
+            )
+        return None
+
+    def is_unknown(self, model: str, now: float) -> bool:
+        """Return whether the model can be rejected: no worker has served it since the broker started."""
+        pool = self._scheduler.pool
+        return now >= self._dispatching_from and len(pool) > 0 and not pool.has_served(model)
+
+    def _unknown_model(self, model: str) -> str:
+        models = self._scheduler.pool.models()
+        served = ", ".join(models[:_MAX_LISTED_MODELS])
+        if len(models) > _MAX_LISTED_MODELS:
+            served += f" and {len(models) - _MAX_LISTED_MODELS} more"
+        return f"no worker serves the model {model!r}; served are: {served}"
+
+    def reject_unknown_models(self, now: float) -> None:
+        """Fail queued requests whose model no worker has served with `model_not_found`.
+
+        They were accepted before the workers had time to register."""
+        queue = self._scheduler.queue
+        for model in queue.models():
+            if model is None or not self.is_unknown(model, now):
+                continue
+            text = self._unknown_model(model)
+            for request in list(queue.in_order(model)):
+                answer = Error(request_id=request.id, code=ModelNotFoundError.code, message=text)
+                self._table.fail(request, answer, now)
+
+    def _overload(self, client: Client, size: int) -> str | None:
+        """Return a description of the limit that one more request of `size` bytes would exceed, or None."""
+        settings, table = self._settings, self._table
+        if len(table.requests) >= settings.max_requests:
+            return f"the broker holds {len(table.requests)} requests, which is the maximum"
+        if table.bytes + size > settings.max_bytes:
+            return f"the broker holds {table.bytes} bytes of requests, at most {settings.max_bytes} are allowed"
+        held = client.principal
+        if held.requests >= settings.max_requests_per_client:
+            return f"this client has {held.requests} requests here, which is the maximum for one client"
+        if held.held_bytes + size > settings.max_bytes_per_client:
+            allowed = f"at most {settings.max_bytes_per_client} are allowed"
+            return f"this client has {held.held_bytes} bytes of requests here, {allowed}"
+        return None
+
+    def _retry_seconds(self) -> float:
+        rate = self._table.answer_rate.per_second
+        if rate <= 0:
+            return _UNMEASURED_RETRY_SECONDS
+        # One request fits after one answer; a tenth of the backlog leaves room for the other clients that retry.
+        wait = max(1.0, len(self._table.requests) / 10) / rate
+        return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
+
+
+def _payload_problem(message: Submit, payload: Payload) -> str | None:
+    """Return what is wrong with the payload of a SUBMIT, or with the sizes of one that is fetched; else None."""
+    sizes = message.frame_bytes or list(map(len, payload))
+    if not sizes:
+        return "a submit needs a body, inline or described by frame_bytes"
+    if message.frame_bytes and payload:
+        return f"the payload has frame_bytes and {len(payload)} inline frames; it is either fetched or inline"
+    if sizes[0] > MAX_BODY_BYTES:
+        return f"the body is {sizes[0]} bytes long, at most {MAX_BODY_BYTES} are allowed"
+    if sum(sizes) > MAX_PAYLOAD_BYTES or sum(sizes) == 0:
+        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    if payload and sum(sizes) > MAX_INLINE_BYTES:
+        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    return None

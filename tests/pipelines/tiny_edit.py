@@ -1,0 +1,96 @@
+"""Tiny pipelines that change images: FLUX.1 Kontext, Qwen-Image-Edit and others."""
+
+import inspect
+
+import diffusers
+import torch
+
+from tests import families
+from tests.integration.models import recent
+from tests.pipelines import parts
+
+
+def kontext():
+    """FLUX.1 Kontext: the parts of FLUX.1."""
+    return diffusers.FluxKontextPipeline(**_known(diffusers.FluxKontextPipeline, families.flux().pipeline))
+
+
+def _known(kind, pipeline):
+    names = inspect.signature(kind.__init__).parameters
+    return {name: part for name, part in pipeline.components.items() if name in names}
+
+
+def qwen_edit(kind="QwenImageEditPipeline"):
+    """Qwen-Image-Edit: the image is part of the prompt, and of the sequence that is denoised."""
+    stock = recent.qwen_image()
+    torch.manual_seed(0)
+    return getattr(diffusers, kind)(
+        scheduler=stock.scheduler,
+        vae=parts.qwen_vae(),
+        text_encoder=parts.qwen25_vl(),
+        tokenizer=parts.vision_tokenizer(),
+        processor=parts.qwen25_processor(),
+        transformer=stock.transformer,
+    )
+
+
+def qwen_edit_plus():
+    """Qwen-Image-Edit with several images."""
+    return qwen_edit("QwenImageEditPlusPipeline")
+
+
+def joyimage_edit():
+    """JoyImage-Edit: the text encoder's last layer is read by a hook."""
+    torch.manual_seed(0)
+    transformer = diffusers.JoyImageEditTransformer3DModel(
+        patch_size=[1, 2, 2],
+        in_channels=4,
+        hidden_size=32,
+        num_attention_heads=2,
+        text_dim=16,
+        num_layers=1,
+        rope_dim_list=[4, 6, 6],
+    ).eval()
+    return diffusers.JoyImageEditPipeline(
+        scheduler=parts.flow(),
+        vae=parts.wan_vae(),
+        text_encoder=parts.qwen3_vl(),
+        tokenizer=parts.vision_tokenizer(),
+        processor=parts.qwen3_processor(),
+        transformer=transformer,
+    )
+
+
+def dreamlite():
+    """DreamLite: an optional image, and a mobile UNet."""
+    torch.manual_seed(0)
+    unet = diffusers.DreamLiteUNetModel(
+        sample_size=8,
+        in_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=(4, 4, 4),
+        norm_num_groups=8,
+    ).eval()
+    channels = (8, 8, 8, 8)
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).eval()
+    return diffusers.DreamLitePipeline(
+        text_encoder=parts.qwen3_vl(),
+        tokenizer=parts.vision_tokenizer(),
+        processor=parts.qwen3_processor(),
+        vae=vae,
+        unet=unet,
+        scheduler=parts.flow(),
+    )
+
+
+def flux2_klein(kind="Flux2KleinKVPipeline"):
+    """FLUX.2 klein with a cache of the reference images."""
+    stock = recent.flux2_klein()
+    return getattr(diffusers, kind)(**_known(getattr(diffusers, kind), stock))

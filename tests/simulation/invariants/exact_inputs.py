@@ -1,0 +1,21 @@
+"""A worker starts a request with exactly the input images that its client sent."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.witness import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.workers import WorkerPeer
+    from tests.simulation.world import World
+
+
+def exact_inputs(world: "World", worker: "WorkerPeer", request_id: bytes, inputs: Sequence[Any]) -> None:
+    """Compare the frames that a worker decodes with those that the client sent."""
+    ask = world.witness.ask_of(request_id)
+    if ask is not None and tuple(map(bytes, inputs)) != ask.inputs:
+        sizes, sent = [len(each) for each in inputs], [len(each) for each in ask.inputs]
+        text = (
+            f"{worker.name} has inputs of {sizes} bytes for {request_id.hex()}; the client sent {sent}, or others"
+        )
+        raise Violation("exact_inputs", text, ask.key)
