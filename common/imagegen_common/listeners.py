@@ -12,11 +12,16 @@ _PYTHON = re.compile(r"python[\d.]*")
 def listener(port: int) -> tuple[str, int | None] | None:
     """Return the name and the process id of the program that listens on a TCP port; None if the port is free.
 
-    The name is "" and the id None if the process belongs to another user: the kernel hides such owners.
+    The name is "" and the id None if the process belongs to another user, because the kernel hides such owners.
+    None also where systemd hides the kernel's tables from a service (`ProcSubset=pid`).
     """
+    try:
+        connections = psutil.net_connections("tcp")
+    except (OSError, psutil.Error):
+        return None
     listening = [
         connection
-        for connection in psutil.net_connections("tcp")
+        for connection in connections
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
     ]
     if not listening:

@@ -92,13 +92,19 @@ def test_metrics_of_the_engine(fleet, tmp_path):
         for job in [client.submit("a red circle", num_inference_steps=4) for _ in range(4)]:
             job.result(120)
         address = re.search(r"http://[\d.:]+/metrics", (tmp_path / "logs" / "w.log").read_text())[0]
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            text = answer.read().decode()
         names = ("images_total", "step_seconds_count", "rows_per_call_sum", "first_step_wait_seconds_count")
-        value = {
-            name: float(re.search(rf"^imagegen_worker_{name}{{.*}} (.*)$", text, re.MULTILINE)[1])
-            for name in names
-        }
+
+        def read():
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                text = answer.read().decode()
+            return {
+                name: float(re.search(rf"^imagegen_worker_{name}{{.*}} (.*)$", text, re.MULTILINE)[1])
+                for name in names
+            }
+
+        # The results may arrive before the worker has counted them.
+        fleet.wait_until(lambda: read()["images_total"] == 4, "four counted images")
+        value = read()
         assert value["images_total"] == value["first_step_wait_seconds_count"] == 4
         assert 8 <= value["step_seconds_count"] <= 16
         assert value["rows_per_call_sum"] == 4 * 4 * 2

@@ -111,7 +111,7 @@ class ClientSessions:
     def tick(self, now: float, *, expire: bool) -> None:
         """Send a heartbeat to each client; with `expire`, remove those that have been silent for too long."""
         for client in list(self.by_id.values()):
-            if expire and now - client.last_received > self._settings.silence:
+            if expire and now - client.last_received > self._settings.client_silence:
                 self._expire(client, now)
             else:
                 self._send_heartbeat(client)

@@ -63,6 +63,14 @@ class Settings:
         """Seconds without a message after which a peer counts as dead."""
         return self.liveness * self.interval
 
+    @property
+    def client_silence(self) -> float:
+        """Seconds without a message after which a client counts as dead.
+
+        A client that observes the same silence has two intervals to take its requests to a new connection.
+        """
+        return self.silence + 2 * self.interval
+
 
 class State(Enum):
     """The state of a request."""

@@ -116,3 +116,15 @@ def test_http_needs_its_library(monkeypatch):
 )
 def test_loopback_needs_no_permission(endpoint):
     assert check_endpoint("--frontend", endpoint, open_to_all=False) == endpoint
+
+
+def test_an_address_in_use_is_reported_where_its_owner_cannot_be_found(monkeypatch):
+    def hidden(_):
+        raise FileNotFoundError("/proc/net/tcp")
+
+    monkeypatch.setattr("psutil.net_connections", hidden)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        free = ["--frontend", "tcp://127.0.0.1:0", "--backend", "tcp://127.0.0.1:0"]
+        result = CliRunner().invoke(main, [*free, "--http", address])
+    assert (result.exit_code, f"--http: can't bind {address}" in result.output) == (71, True)

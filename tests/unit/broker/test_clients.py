@@ -189,7 +189,7 @@ def test_a_request_goes_back_to_the_living_session_of_its_client():
     request = bench.submit(1, client="new")
     # The session of the old connection has expired; its copy of SUBMIT arrives only now, as of a new session.
     bench.submit(1, client="old")
-    for _ in range(5):
+    for _ in range(7):
         bench.client("new", ClientHeartbeat())
         bench.beat("w", running=[request])
         bench.advance(1.0)
@@ -303,7 +303,7 @@ def test_a_dead_clients_requests_are_given_up():
     bench = serving()
     for number in range(6):
         bench.submit(number)
-    for _ in range(5):
+    for _ in range(7):
         bench.beat("w", running=[rid(0), rid(1)], queued=[rid(2), rid(3)])
         bench.advance(1.0)
     assert not bench.core.table.requests
@@ -312,10 +312,22 @@ def test_a_dead_clients_requests_are_given_up():
     assert bench.core.table.counters.abandoned == 6
 
 
+def test_a_client_takes_its_requests_to_a_new_connection_after_a_silence_of_both():
+    bench = serving(liveness=3, interval=1.0)
+    request = bench.submit(1, client="old")
+    for _ in range(4):
+        bench.beat("w", running=[request])
+        bench.advance(1.0)
+    bench.submit(1, client="new")
+    bench.result("w", request)
+    assert bench.results("new") == [request]
+    assert bench.core.table.counters.accepted == 1
+
+
 def test_a_client_thought_dead_learns_it_by_a_new_session():
     bench = Bench()
     bench.client("c", ClientHeartbeat())
-    bench.advance(5.0)
+    bench.advance(7.0)
     bench.clear()
     bench.client("c", ClientHeartbeat())
     assert [beat.session for beat in bench.messages(BrokerHeartbeat, "client", "c")] == [2]

@@ -124,6 +124,8 @@ def test_a_silent_client_is_told():
     bench.advance(2)
     bench.beat("w", running=[rid(1)])
     bench.advance(2)
+    bench.beat("w", running=[rid(1)])
+    bench.advance(2)
     assert told(bench, "client lost") == [{"client": 1, "requests": 1}]
 
 

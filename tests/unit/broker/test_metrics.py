@@ -136,7 +136,7 @@ def test_a_model_whose_workers_are_gone_is_told_with_its_last_speed(bench):
     bench.beat("w", seconds_per_image=4.0)
     bench.submit(1, model="m")
     bench.submit(2, model="m")
-    bench.advance(5.0)
+    bench.advance(7.0)
     bench.submit(1, model="m")
     row = rows(bench)["m"]
     assert (row["workers"], row["waiting"], row["backlog_seconds"]) == (0, 1, 4.0)

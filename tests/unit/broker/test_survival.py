@@ -16,7 +16,7 @@ def serving(**settings):
 def test_a_client_back_from_the_dead_is_served_again():
     bench = serving()
     request = bench.submit(1)
-    for _ in range(5):
+    for _ in range(7):
         bench.beat("w", running=[request])
         bench.advance(1.0)
     assert not bench.core.clients.by_id
