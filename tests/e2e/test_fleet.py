@@ -93,7 +93,8 @@ def test_after_a_broker_restart_no_request_is_lost_or_generated_twice(fleet, tmp
 
 def test_sigterm_drains_a_worker_under_load(fleet, patient_client):
     client = patient_client
-    start_simulated(fleet, client, "leaving", "staying")
+    options = ("--backend", "simulated", "--simulated-batch-seconds", "0.5", "--simulated-image-seconds", "0.05")
+    start_simulated(fleet, client, "leaving", "staying", options=options)
     jobs = [client.submit(f"picture {number}", seed=number) for number in range(40)]
     fleet.wait_until(lambda: per_gpu(client, "running")["leaving"] > 0, "a running batch")
     assert fleet.terminate("leaving") == 0
