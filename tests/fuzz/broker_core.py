@@ -244,7 +244,7 @@ class BrokerScript(Bench):
                 self.client(name, Goodbye())
             for name in WORKERS:
                 self.worker(name, Goodbye())
-        for _ in range(self.core.settings.liveness + 2):
+        for _ in range(self.core.settings.liveness + 4):
             self.now += self.core.settings.interval
             self.settle()
         core = self.core

@@ -2,11 +2,12 @@
 
 import pytest
 
-from tests.fuzz import gateway
+from tests.fuzz import files, gateway
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _close_gateway():
-    """Close the gateway of the targets, whose threads would keep the process from its end."""
+def _close_targets():
+    """Remove the files of the targets, and close their gateway, whose threads would keep the process alive."""
     yield
     gateway.close()
+    files.close()

@@ -25,6 +25,12 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="imagegen-fuzz-")
 
 
+def close() -> None:
+    """Remove the files of the targets."""
+    _folder().cleanup()
+    _folder.cache_clear()
+
+
 def _write(name: str, data: bytes) -> Path:
     path = Path(_folder().name, name)
     path.write_bytes(data)

@@ -426,7 +426,7 @@ class Worker:
             del self.assigned_models[request.model]
 
     def set_running(self, running: frozenset[bytes], now: float) -> None:
-        """Store the running requests; `now` is the start time of those that were not running before."""
+        """Store the running requests; `now` is the start time of newly running requests."""
         self.running = running
         self.started = {request_id: self.started.get(request_id, now) for request_id in running}
 

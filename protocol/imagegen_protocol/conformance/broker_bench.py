@@ -1,5 +1,6 @@
 """The clients and workers that test a broker."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 INFO = {"format": "png", "width": 1, "height": 1, "seed": 7}
 
 
-class Peer(Port):
+class Peer(Port, ABC):
     """A DEALER that sends heartbeats and stores the settings that the broker announces."""
 
     def __init__(
@@ -94,9 +95,9 @@ class Peer(Port):
             self._due = now + self.interval / 2
             self.beat()
 
+    @abstractmethod
     def beat(self) -> None:
         """Send a heartbeat."""
-        raise NotImplementedError
 
     def wait_for_heartbeats(self, number: int) -> None:
         """Wait for further heartbeats of the broker: then it has processed all messages sent before."""

@@ -116,7 +116,7 @@ def silent_client(bench: BrokerBench) -> str:
     assert client.heartbeat is not None
     before = client.heartbeat.session
     client.is_alive = False
-    bench.wait(client.silence + 2 * client.interval)
+    bench.wait(client.silence + 4 * client.interval)
     client.is_alive = True
     bench.until(
         lambda: client.heartbeat is not None and client.heartbeat.session != before,
@@ -136,7 +136,7 @@ def abandoned(bench: BrokerBench) -> str:
     request_id = client.submit(bench.model)
     worker.work(request_id)
     client.is_alive = False
-    bench.receive(worker, Release, lists(request_id), seconds=client.silence + bench.patience)
+    bench.receive(worker, Release, lists(request_id), seconds=client.silence + 2 * client.interval + bench.patience)
     return "RELEASE after both"
 
 
