@@ -136,7 +136,8 @@ def abandoned(bench: BrokerBench) -> str:
     request_id = client.submit(bench.model)
     worker.work(request_id)
     client.is_alive = False
-    bench.receive(worker, Release, lists(request_id), seconds=client.silence + 2 * client.interval + bench.patience)
+    seconds = client.silence + 2 * client.interval + bench.patience
+    bench.receive(worker, Release, lists(request_id), seconds=seconds)
     return "RELEASE after both"
 
 
