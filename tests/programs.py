@@ -87,7 +87,7 @@ def install_command(programs: list[str]) -> str:
 
 def summary(reasons: list[str]) -> str | None:
     """Return a line about the tests skipped for want of a program, from the reasons of all skipped tests."""
-    lists = [found[1].split(", ") for each in reasons if (found := re.search(f"{_PREFIX}(.+)", each))]
+    lists = [found[1].split(", ") for each in reasons if (found := re.match(f"(?:Skipped: )?{_PREFIX}(.+)", each))]
     if not lists:
         return None
     missing = sorted({program for each in lists for program in each}, key=str.lower)

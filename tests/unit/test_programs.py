@@ -23,6 +23,10 @@ def test_nothing_is_said_where_nothing_is_missing():
     assert programs.summary(["Skipped: no CUDA device"]) is None
 
 
+def test_other_reasons_that_contain_the_same_words_are_left_alone():
+    assert programs.summary(["Skipped: atheris is not installed: `make fuzz` installs it where it can"]) is None
+
+
 def test_what_debian_does_not_package_has_a_command_of_its_own():
     assert programs.install_command(["Ray", "jq"]) == "sudo apt-get install jq && make test-ray"
 
