@@ -32,6 +32,10 @@ class Stage(Protocol):
         """Whether its forwards are denoising steps, scheduled by cost. Forwards of other stages go first."""
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether it decodes latents to images."""
+
+    @property
     def exclusive(self) -> bool:
         """Whether it may keep state between calls; then only one task uses it until that task ends."""
 

@@ -226,6 +226,7 @@ class ContinuousEngine:
             if active.started_at is None:
                 active.started_at = self._clock()
                 self._busy = True
+                self._reports.start_job(active.job.number, active.job.request)
                 self._mailbox.post(Started((active.job.number,)))
             request = active.job.request
             rows.append(Row(request, request.seeds[index], active.job.preview and index == 0))
@@ -285,6 +286,7 @@ class ContinuousEngine:
 
     def _completed(self, call: _BatchedCall, task: Task) -> None:
         """Store the images of a call; finish the jobs that are complete now."""
+        self._scheduler.settle()  # the images are here, so the times of their forwards are known
         self._reports.add_images(task)
         self._slot_limit.completed(len(call.images))
         self._memory_hint.record(call.images[0][0].job.request)
@@ -297,6 +299,7 @@ class ContinuousEngine:
     def _finish(self, active: _ActiveJob) -> None:
         """Submit a job that has all of its images to the encoders."""
         del self._jobs[active.job.number]
+        self._reports.finish_job(active.job.number)
         request = active.job.request
         assert active.started_at is not None
         self._encoder.submit(
@@ -371,6 +374,7 @@ class ContinuousEngine:
         """Discard a job, and cancel its calls that no other job needs; these then count as ended."""
         if self._is_active(active):
             del self._jobs[active.job.number]
+            self._reports.discard_job(active.job.number)
         self._queue.discard({(active, index) for index in range(len(active.job.request.seeds))})
         for task in list(active.tasks):
             images = task.tag.images
@@ -386,8 +390,8 @@ class ContinuousEngine:
             self._reports.add_split(event)
             return
         jobs: list[_ActiveJob] = [active for task in event.tasks for active, _ in task.tag.images]
-        numbers = dict.fromkeys(active.job.number for active in jobs)
-        self._reports.add_forward(event, numbers, self._waits(event, jobs) if event.stage.is_denoiser else ())
+        images = Counter(active.job.number for active in jobs)
+        self._reports.add_forward(event, images, self._waits(event, jobs) if event.stage.is_denoiser else ())
 
     def _waits(self, event: ForwardDone, jobs: Sequence[_ActiveJob]) -> list[float]:
         """Return the seconds from arrival to this forward for jobs of which it is the first."""

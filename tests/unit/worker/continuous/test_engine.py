@@ -18,6 +18,23 @@ from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.continuous.models import ToyClock, ToyStage
 
 
+class LateTimer(WallTimer):
+    """Knows the time of a forward only once a pipeline has copied images from the device."""
+
+    copied = 0
+    started = 0
+
+    def start(self):
+        self.started += 1
+        return [*super().start(), self.started]
+
+    def stop(self, mark):
+        mark.insert(1, self._clock())
+
+    def seconds(self, mark, *, wait):
+        return mark[1] - mark[0] if wait or mark[2] <= self.copied else None
+
+
 class ToyBackend:
     """Generates one grey pixel per seed by as many forwards as steps; the shape of a request is its width."""
 
@@ -46,6 +63,8 @@ class ToyBackend:
             unwanted = current_task().unwanted if self.drops_rows(None) else ()
             self.stage(*(row.seed for at, row in enumerate(rows) if at not in unwanted), key=request.width)
             on_step(step + 1, request.num_inference_steps)
+        if isinstance(self.timer, LateTimer):
+            self.timer.copied = self.timer.started
         return [Image.new("L", (1, 1), row.seed) for row in rows]
 
 
@@ -412,3 +431,30 @@ def test_every_job_has_exactly_one_answer(seed):
     assert len(answers) == len(set(answers))
     assert set(range(30)) - set(answers) <= cancelled
     assert posted[-1] == ev.Idle()
+
+
+def test_requests_of_mixed_sizes_are_predicted_within_15_percent():
+    clock = ToyClock(lambda key, rows: 0.035 + 0.046 * (key / 1000) ** 2 * rows)
+    stage, chance = ToyStage(clock=clock), random.Random(5)
+    commands = []
+    for number in range(60):
+        steps, width = chance.choice((3, 10, 20)), chance.choice((256, 512, 1024))
+        commands.append((4 * number, job(number, steps=steps, width=width, seeds=range(chance.choice((1, 1, 3))))))
+    posted, _ = run(commands, stage=stage, timer=WallTimer(clock))
+    measured = of(ev.CostsMeasured, posted)
+    assert len(measured) == 60
+    assert measured[20].costs.error < 0.15
+    costs = measured[-1].costs
+    assert (costs.forward_seconds, costs.megapixel_seconds) == pytest.approx((0.035, 0.046), rel=0.02)
+
+
+def test_all_forwards_of_a_request_are_measured_on_a_device_that_runs_asynchronously():
+    clock = ToyClock(lambda key, rows: 1.0)
+    commands = [(0, job(1, steps=3)), (0, job(2, steps=5))]
+    posted, _ = run(commands, stage=ToyStage(clock=clock), timer=LateTimer(clock))
+    assert [each.seconds for each in of(ev.CostsMeasured, posted)] == [1.5, 3.5]
+
+
+def test_cancelled_and_failed_jobs_are_not_measured():
+    posted, _ = run([(0, job(1, steps=9)), (0, job(2, prompt="broken")), (2, ev.Cancel(1)), (3, job(3))])
+    assert len(of(ev.CostsMeasured, posted)) == 1
