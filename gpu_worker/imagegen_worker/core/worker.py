@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from math import inf
 
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import BrokerHeartbeat, Chunk, Drain, Error, Fetch, Release, Resend, Work
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.broker_session import BrokerSessions
@@ -43,6 +44,11 @@ class WorkerCore:
     def loaded_models(self) -> tuple[str, ...]:
         """The models that are loaded or being loaded."""
         return self._state.models.loaded
+
+    @property
+    def costs(self) -> dict[str, CostModel]:
+        """The measured costs by model."""
+        return self._state.costs.all()
 
     @property
     def registered(self) -> int:
