@@ -159,6 +159,8 @@ def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) ->
             worker=config.worker_name,
             batch_seconds=config.simulated_batch_seconds,
             image_seconds=config.simulated_image_seconds,
+            forward_seconds=config.simulated_forward_seconds,
+            megapixel_seconds=config.simulated_megapixel_seconds,
             load_seconds=config.simulated_load_seconds,
             max_batch_size=config.batch_size,
             model=name,
