@@ -13,6 +13,8 @@ OUTLIER_FACTOR = 4.0
 """Factor from which a measurement that no coefficients reconcile with the last one counts as an outlier."""
 OUTLIERS_IN_A_ROW = 3
 """Consecutive outliers from which the earlier measurements are discarded: the first ones were the outliers."""
+FORWARD_SHARES = (0.5, 0.5)
+"""Fixed part of a forward, and part per image and megapixel, as long as all forwards had the same size."""
 _PRIOR_WEIGHT = 1e-4
 """Weight of the earlier coefficients relative to all measurements; it decides where these determine none."""
 _MIN_SHARE = 1e-3

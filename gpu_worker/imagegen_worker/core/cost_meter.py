@@ -7,14 +7,12 @@ from statistics import fmean
 
 from imagegen_protocol.costs import CostModel
 from imagegen_protocol.limits import MAX_COUNT, MAX_DURATION_SECONDS
-from imagegen_worker.core.cost_fit import CostFit, RecentMedian
+from imagegen_worker.core.cost_fit import FORWARD_SHARES, CostFit, RecentMedian
 from imagegen_worker.core.events import CostsMeasured
 from imagegen_worker.core.model import ResolvedRequest
 
 COMPARED_REQUESTS = 20
 """Number of the latest predictions whose mean error is reported."""
-_FORWARD_SHARES = (0.5, 0.5)
-"""Fixed part of a forward, and part per image and megapixel, as long as all forwards had the same size."""
 _CALL_SHARES = (0.05, 0.45, 0.45, 0.05)
 """Parts of a pipeline call: fixed, fixed per step, per step and megapixel, per megapixel."""
 
@@ -23,7 +21,7 @@ class _ModelCosts:
     """Measurements of one model."""
 
     def __init__(self) -> None:
-        self.forwards = CostFit(_FORWARD_SHARES)
+        self.forwards = CostFit(FORWARD_SHARES)
         self.calls = CostFit(_CALL_SHARES)
         self.forwards_per_step = RecentMedian()
         self.request = RecentMedian()

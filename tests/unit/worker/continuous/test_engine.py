@@ -14,6 +14,7 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.calls import current_task
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.timing import WallTimer
+from imagegen_worker.engines.continuous.turns import AGEING
 from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.continuous.models import ToyClock, ToyStage
 
@@ -396,18 +397,40 @@ def test_stopped_error_of_on_step_is_no_failure():
     assert not of(ev.Failed, mailbox.posted)
 
 
-def test_large_and_small_images_do_not_starve_each_other():
+@pytest.mark.parametrize("small", [4, 10, 20])
+def test_a_large_request_ends_within_the_stated_time_among_many_small_ones(small):
     clock = ToyClock(lambda width, rows: rows * (width / 512) ** 2)
     stage = ToyStage(clock=clock)
     ended = {}
-    commands = [(0, job(0, width=1024, steps=10))] + [(0, job(number, steps=10)) for number in range(1, 30)]
+    commands = [(0, job(0, width=1024, steps=10))]
+    commands += [(0, job(number, steps=small)) for number in range(1, 2000 // small)]
     mailbox, encoder = Script(stage, commands), Encoder()
     encoder.submit = lambda raw: ended.setdefault(raw.number, clock.now)
-    ContinuousEngine(ToyBackend(stage, WallTimer(clock)), encoder, max_batch_size=4).run(mailbox)
+    backend = ToyBackend(stage, WallTimer(clock))
+    ContinuousEngine(backend, encoder, max_batch_size=4, clock=clock).run(mailbox)
     mailbox.close()
-    assert len(ended) == 30
+    assert len(ended) == len(commands)
     assert ended[1] < ended[0]  # the small ones do not wait for the large one
-    assert ended[0] < 0.6 * max(ended.values())  # and the large one does not wait for all of them
+    alone = 10 * clock.cost(1024, 1)
+    others = 3 * small * clock.cost(512, 1)
+    assert ended[0] <= alone / AGEING + alone + others < 0.2 * max(ended.values())
+
+
+def test_requests_that_are_nearly_done_go_first():
+    clock = ToyClock(lambda width, rows: 1.0 + 0.01 * rows)
+    stage, ended = ToyStage(clock=clock), []
+    commands = [
+        (0, job(1, width=512, steps=20)),
+        (0, job(2, width=768, steps=2)),
+        (0, job(3, width=1024, steps=8)),
+    ]
+    mailbox, encoder = Script(stage, commands), Encoder()
+    encoder.submit = lambda raw: ended.append((raw.number, round(clock.now)))
+    backend = ToyBackend(stage, WallTimer(clock))
+    ContinuousEngine(backend, encoder, max_batch_size=4, clock=clock).run(mailbox)
+    mailbox.close()
+    assert [number for number, _ in ended] == [2, 3, 1]
+    assert ended[0][1] <= 4
 
 
 @pytest.mark.parametrize("seed", range(20))
