@@ -26,7 +26,7 @@ class Violation(AssertionError):
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
+class Submission:
     """A request as submitted by its client; `at` is a time of the client's clock."""
 
     key: bytes
@@ -42,49 +42,49 @@ class Ask:
     inputs: tuple[bytes, ...] = ()
     """The input images."""
     cancelled: bool = False
-    ends: list[Any] = field(default_factory=list)
-    makers: list[Any] = field(default_factory=list)
+    outcomes: list[Any] = field(default_factory=list)
+    generated_by: list[Any] = field(default_factory=list)
     """The worker processes that generated its images, one for each generation."""
-    begun: list[Any] = field(default_factory=list)
+    started_by: list[Any] = field(default_factory=list)
     """The worker processes that started it."""
-    first_begun: float = 0.0
+    first_started: float = 0.0
     """On the world's clock."""
-    made: list[tuple[bytes, ...]] = field(default_factory=list)
+    generated: list[tuple[bytes, ...]] = field(default_factory=list)
     """The generated images, one tuple for each generation."""
 
 
 @dataclass(slots=True)
-class Witness:
+class FleetRecord:
     """All records that the invariants use, except the cores themselves."""
 
-    asks: dict[bytes, Ask] = field(default_factory=dict)
+    submissions: dict[bytes, Submission] = field(default_factory=dict)
     key_of: dict[bytes, bytes] = field(default_factory=dict)
     """The request of each id on the wire."""
-    open: dict[bytes, Ask] = field(default_factory=dict)
+    unfinished: dict[bytes, Submission] = field(default_factory=dict)
     """Unfinished requests of live clients."""
-    trouble: dict[tuple[str, str], float] = field(default_factory=dict)
+    link_faults: dict[tuple[str, str], float] = field(default_factory=dict)
     """Time of the last loss, stall or cut of the link, by names of process and broker."""
     faults: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
-    downs: Counter[bytes] = field(default_factory=Counter)
+    failures: Counter[bytes] = field(default_factory=Counter)
     """How often brokers counted each worker process as dead or stuck."""
     releases: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     """(worker, id) of the RELEASEs in transit."""
     evicted: set[bytes] = field(default_factory=set)
     """Ids of answers that a worker dropped for newer ones, where the plan sets a low limit."""
-    broker_died: float = -1.0
+    last_broker_kill: float = -1.0
     """Time at which a broker was last killed."""
-    made_twice: int = 0
+    generated_twice: int = 0
     messages: int = 0
 
-    def ask_of(self, request_id: bytes) -> Ask | None:
+    def submission_of(self, request_id: bytes) -> Submission | None:
         """Return the request with this id on the wire."""
-        return self.asks.get(self.key_of.get(request_id, request_id))
+        return self.submissions.get(self.key_of.get(request_id, request_id))
 
-    def link_troubled(self, dialer: str, broker: str, since: float) -> bool:
+    def link_had_fault(self, dialer: str, broker: str, since: float) -> bool:
         """Return whether a link had a fault at or after `since`."""
-        return self.trouble.get((dialer, broker), -1.0) >= since
+        return self.link_faults.get((dialer, broker), -1.0) >= since
 
-    def any_link_troubled(self, dialer: str, since: float) -> bool:
+    def any_link_had_fault(self, dialer: str, since: float) -> bool:
         """Return whether any link of a process had a fault at or after `since`."""
-        return any(name == dialer and until >= since for (name, _), until in self.trouble.items())
+        return any(name == dialer and until >= since for (name, _), until in self.link_faults.items())

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
-class Story:
+class History:
     """Lines with their time and the ids that they concern; None: all requests."""
 
     def __init__(self, world: "World") -> None:
@@ -42,7 +42,7 @@ class Story:
 
     def of(self, key: bytes | None) -> list[str]:
         """Return the lines about a request, and those about all requests."""
-        key_of = self._world.witness.key_of
+        key_of = self._world.record.key_of
         return [
             f"{now:9.3f} {text}"
             for now, text, ids in self._lines

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 from imagegen_broker.core.records import State
 from imagegen_protocol.messages import Work
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
 
 
-def within_maximum(broker: "BrokerPeer", work: Work) -> None:
+def within_receive_maximum(broker: "BrokerPeer", work: Work) -> None:
     """Check a WORK against the number of its client's requests that are at workers or unacknowledged."""
     core = broker.core
     client = core.table.requests[work.request_id].client
@@ -20,4 +20,4 @@ def within_maximum(broker: "BrokerPeer", work: Work) -> None:
     most = max(broker.world.plan.max_unacknowledged_per_client, 2 * capacity)
     if count > most:
         text = f"{client.id!r} has {count} requests at workers or unacknowledged, {most} are allowed"
-        raise Violation("within_maximum", text, work.request_id)
+        raise Violation("within_receive_maximum", text, work.request_id)

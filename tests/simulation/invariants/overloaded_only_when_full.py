@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
@@ -12,7 +12,7 @@ BODY_BYTES = 40
 """Upper bound of the body of a simulated request."""
 
 
-def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
+def overloaded_only_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, error: Any) -> None:
     """Check an ERROR `overloaded`, which is sent in the round in which its SUBMIT was read."""
     plan, core = world.plan, broker.core
     client = core.clients.by_id.get(client_id)
@@ -24,7 +24,11 @@ def refused_when_full(world: "World", broker: "BrokerPeer", client_id: bytes, er
         or sum(r.size for r in own) + BODY_BYTES > plan.max_bytes_per_client
     )
     # A broker that was frozen reads several messages per round: there may be room again.
-    if not full and broker.trouble < world.now - 0.01:
-        raise Violation("refused_when_full", f"{broker.name} is not full: {error.message}", error.request_id)
+    if not full and broker.last_fault < world.now - 0.01:
+        raise Violation(
+            "overloaded_only_when_full", f"{broker.name} is not full: {error.message}", error.request_id
+        )
     if not error.retry_after_seconds or not 0.1 <= error.retry_after_seconds <= 60.0:
-        raise Violation("refused_when_full", f"come back after {error.retry_after_seconds} s?", error.request_id)
+        raise Violation(
+            "overloaded_only_when_full", f"retry_after_seconds is {error.retry_after_seconds}", error.request_id
+        )

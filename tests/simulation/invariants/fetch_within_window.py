@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from imagegen_protocol.messages import Fetch
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.peers import Peer
 
 
-def asked_within_window(peer: "Peer", fetch: Fetch, outstanding: int) -> None:
+def fetch_within_window(peer: "Peer", fetch: Fetch, outstanding: int) -> None:
     """Check the number of requested bytes that have not arrived."""
     window = peer.world.plan.fetch_window_bytes
     if outstanding > window:
-        text = f"{peer.name} has asked for {outstanding} bytes, the window is {window}"
-        raise Violation("asked_within_window", text, peer.world.witness.key_of.get(fetch.request_id))
+        text = f"{peer.name} has requested {outstanding} bytes, the window is {window}"
+        raise Violation("fetch_within_window", text, peer.world.record.key_of.get(fetch.request_id))

@@ -7,7 +7,7 @@ cannot find it dead before it has been silent for the liveness time since the la
 from typing import TYPE_CHECKING
 
 from imagegen_broker.core.records import State
-from tests.simulation.witness import INTERVAL, LIVENESS, SKEW, SLACK, Violation
+from tests.simulation.fleet_record import INTERVAL, LIVENESS, SKEW, SLACK, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOVE_INTERVALS = 3
 
 
-def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
+def requests_leave_failed_workers(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
     """Check again later: a death is certain after the liveness time, a hang after the step timeout."""
     limit = world.plan.step_timeout
     if hung and (not limit or not worker._batch):
@@ -30,10 +30,10 @@ def work_moves_on(world: "World", worker: "WorkerPeer", *, hung: bool) -> None:
         record = None if broker is None else broker.core.workers.by_id.get(worker.id)
         if broker is not None and record is not None:
             ids = [i for i in record.assigned if not hung or worker.core.held.get(i) is not None]
-            world.after(patience, _judge, world, broker, worker, ids, world.now, hung, patience)
+            world.after(patience, _check_moved, world, broker, worker, ids, world.now, hung, patience)
 
 
-def _judge(
+def _check_moved(
     world: "World",
     broker: "BrokerPeer",
     worker: "WorkerPeer",
@@ -42,13 +42,13 @@ def _judge(
     hung: bool,
     patience: float,
 ) -> None:
-    if not broker.alive or broker.trouble >= since:
+    if not broker.alive or broker.last_fault >= since:
         return
-    told = broker.workers.get(worker.id)
-    if not hung and told is not None and told.heard + patience > world.now:
-        world.at(told.heard + patience, _judge, world, broker, worker, ids, since, hung, patience)
+    report = broker.workers.get(worker.id)
+    if not hung and report is not None and report.last_received + patience > world.now:
+        world.at(report.last_received + patience, _check_moved, world, broker, worker, ids, since, hung, patience)
         return
-    if hung and (not worker.alive or world.witness.link_troubled(worker.name, broker.address, since)):
+    if hung and (not worker.alive or world.record.link_had_fault(worker.name, broker.address, since)):
         return
     if hung and worker.frozen_until >= since:
         return
@@ -57,12 +57,14 @@ def _judge(
         request = core.table.requests.get(request_id)
         if request is None:
             continue
-        key = world.witness.key_of.get(request_id)
+        key = world.record.key_of.get(request_id)
         if request.state is State.DISPATCHED and request.worker is not None and request.worker.id == worker.id:
-            raise Violation("work_moves_on", f"{request_id.hex()} is still with {worker.name}", key)
+            raise Violation("requests_leave_failed_workers", f"{request_id.hex()} is still at {worker.name}", key)
         room = any(other.room for other in core.workers.by_id.values() if request.model in other.ready.models)
         is_held = core.scheduler.queue.is_paused(request.client.id)
         if request.state is State.QUEUED and room and not is_held and world.plan.strategy != "least-wait":
             raise Violation(
-                "work_moves_on", f"{request_id.hex()} of {worker.name} waits though there is room", key
+                "requests_leave_failed_workers",
+                f"{request_id.hex()} of {worker.name} waits though there is room",
+                key,
             )
