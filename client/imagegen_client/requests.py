@@ -36,6 +36,8 @@ class RequestOptions(TypedDict, total=False):
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
     """Image to start from: a PIL image, a path, or the bytes of a file; the output has its size by default."""
+    images: Sequence[ImageSource] | None
+    """Reference images that the prompt speaks of, in place of `image`; the output has the model's default size."""
     mask_image: ImageSource | None
     """Mask of the image's size: white areas are generated anew, black areas are kept."""
     strength: float | None

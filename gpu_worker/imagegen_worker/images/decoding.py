@@ -5,6 +5,7 @@ checked before decompression.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,14 +26,22 @@ _OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
 }
-_MODES = {"image": "RGB", "mask_image": "L"}
+_MODES = {"mask_image": "L"}
+"""Modes of the inputs that are not decoded to RGB."""
+MIN_REFERENCE_SIDE = 64
+"""Minimum width and height of a reference image, in pixels; models reject smaller ones."""
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""Maximum area of a reference image; the models that accept several scale larger ones down to it."""
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
     """Return the resolved request with its input images, which have the size of the output.
 
-    `frames` has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
+    Reference images keep their aspect ratio; small and large ones are scaled (see `reference_size`). `frames`
+    has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
     """
+    if request.images is not None:
+        return _decode_references(request, model, frames)
     images = {name: _decode(name, frame) for name, frame in zip(request.inputs or (), frames, strict=True)}
     image, mask = images["image"], images.get("mask_image")
     if mask is not None and mask.size != image.size:
@@ -45,6 +54,28 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
     )
 
 
+def _decode_references(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
+    resolved = model.resolve(request)
+    by_path = dict(zip(request.inputs or (), frames, strict=True))
+    sizes, images = [], []
+    for index in range(len(request.images or ())):
+        path = f"images[{index}]"
+        image = _decode(path, by_path[path])
+        sizes.append(image.size)
+        images.append(_resize(image, reference_size(*image.size)))
+    return dataclasses.replace(resolved, images=tuple(images), given_sizes=tuple(sizes))
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which a reference image is scaled, in pixels; its aspect ratio is kept.
+
+    It has at most `MAX_REFERENCE_PIXELS`, and no side below `MIN_REFERENCE_SIDE` unless that is too many.
+    """
+    enlarged = max(1.0, MIN_REFERENCE_SIDE / min(width, height))
+    scale = min(enlarged, math.sqrt(MAX_REFERENCE_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
 def _decode(name: str, frame: bytes) -> Image.Image:
     """Return an image with its EXIF orientation applied, in the mode for its input name."""
     format_ = sniff_format(frame)
@@ -54,7 +85,7 @@ def _decode(name: str, frame: bytes) -> Image.Image:
     try:
         image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            return _convert(ImageOps.exif_transpose(image), _MODES[name])
+            return _convert(ImageOps.exif_transpose(image), _MODES.get(name, "RGB"))
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
