@@ -7,6 +7,7 @@ import msgspec
 
 from imagegen_client.input_images import ImageSource, read_image
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.costs import shape_of
 from imagegen_protocol.declaration import map_images, split_images
 from imagegen_protocol.error_texts import describe_validation_error
 from imagegen_protocol.frames import encode
@@ -90,7 +91,13 @@ def build(
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
         header |= {"progress": progress, "preview": preview}  # validated with the header, for a clear error
         progress = preview = False
-    submit = Submit(request_id=request_id, progress=progress, preview=preview, images=request.num_images)
+    submit = Submit(
+        request_id=request_id,
+        progress=progress,
+        preview=preview,
+        images=request.num_images,
+        shape=shape_of(request),
+    )
     if header:
         submit = _with_header(submit, header)
     try:

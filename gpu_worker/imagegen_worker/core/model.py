@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities
+from imagegen_protocol.costs import RequestShape, check_stated
 from imagegen_protocol.declaration import TaskName
+from imagegen_protocol.fields import ParameterValue
 from imagegen_protocol.limits import MAX_CHOICES, MAX_REASON_LENGTH, MAX_SIDE_PIXELS
-from imagegen_protocol.messages import ParameterValue
 from imagegen_protocol.request import (
     BODY_PARAMETERS,
     DEFAULT_OUTPUT_FORMAT,
@@ -65,6 +66,19 @@ class ResolvedRequest:
     def image_is_hint(self) -> bool:
         """Whether the input image conditions the model instead of starting the denoising."""
         return self.image is not None and self.strength is None
+
+    @property
+    def executed_steps(self) -> int:
+        """Number of denoising steps after `strength`."""
+        return self.num_inference_steps if self.strength is None else int(self.num_inference_steps * self.strength)
+
+    def check_shape(self, shape: RequestShape) -> None:
+        """Raise `InvalidRequestError` if the shape in the header states another size or number of steps."""
+        check_stated("width", shape.width, self.width, None)
+        check_stated("height", shape.height, self.height, None)
+        # A client that does not know the model's default strength states the steps of the body.
+        steps = (self.executed_steps, self.num_inference_steps, None)
+        check_stated("num_inference_steps", shape.num_inference_steps, *steps)
 
     @property
     def batch_key(self) -> Hashable:
