@@ -20,11 +20,14 @@ from imagegen_protocol.request import (
     task_of,
 )
 from imagegen_worker.core.capabilities import TaskCapabilities
+from imagegen_worker.core.output_size import OutputSizes, scaling_warnings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Task = TaskName
+_MAX_AREA = 4
+"""Maximum area of an output whose size follows from the input image, in areas of the model's default size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class ResolvedRequest:
     extra: Mapping[str, Any] = field(default_factory=dict)
     output_format: OutputFormat = DEFAULT_OUTPUT_FORMAT
     quality: int | None = None
+    warnings: tuple[str, ...] = ()
+    """What the client should know about the input images, for RESULT."""
 
     @property
     def image_is_hint(self) -> bool:
@@ -196,6 +201,16 @@ class Model:
     tasks: Mapping[Task, TaskCapabilities] = field(default_factory=lambda: {"text-to-image": TaskCapabilities()})
 
     @property
+    def _sizes(self) -> OutputSizes:
+        return OutputSizes(
+            model=self.name,
+            multiple=self.size_multiple,
+            max_side=self.max_side,
+            max_pixels=_MAX_AREA * self.width * self.height,
+            sizes=self.sizes,
+        )
+
+    @property
     def _takes_guidance(self) -> bool:
         return self.guidance_scale is not None if self.takes_guidance is None else self.takes_guidance
 
@@ -277,8 +292,7 @@ class Model:
         task = task_of(request)
         width, height = request.width or self.width, request.height or self.height
         if image_size is not None:
-            width = request.width or self._output_side("width", image_size[0])
-            height = request.height or self._output_side("height", image_size[1])
+            width, height = self._sizes.for_image(image_size, request.width, request.height)
         self._check_size(width, height)
         strength = self.tasks[task].strength
         format_ = request.output_format or DEFAULT_OUTPUT_FORMAT
@@ -299,6 +313,7 @@ class Model:
             extra=self.tasks[task].convert_extra(self.name, request.extra or {}),
             output_format=format_,
             quality=None if format_ == "png" else request.quality or DEFAULT_QUALITY,
+            warnings=() if image_size is None else scaling_warnings(image_size, (width, height)),
         )
 
     def _arguments(self, request: GenerationRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,16 +338,6 @@ class Model:
                 f"strength: {strength:g} of {steps} steps leaves no step; at least"
                 f" {math.ceil(10_000 / steps) / 10_000:g} is needed, or {math.ceil(1 / strength)} steps"
             )
-
-    def _output_side(self, name: str, pixels: int) -> int:
-        """Return the output side for a side of the input image: the next lower multiple, at least one."""
-        side = pixels - pixels % self.size_multiple
-        if side > self.max_side:
-            raise InvalidRequestError(
-                f"{name}: the model {self.name} generates at most {self.max_side} pixels, and the input image has"
-                f" {pixels}: set width and height"
-            )
-        return max(side, self.size_multiple)
 
     def _check_size(self, width: int, height: int) -> None:
         if self.sizes and (width, height) not in self.sizes:

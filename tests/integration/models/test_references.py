@@ -51,7 +51,7 @@ def test_a_model_reports_how_many_references_it_accepts(saved):
     assert model.capabilities().parameters["images"].maximum == 4
     model.check(make_request(prompt="x", seed=1, **named(4)))
     with pytest.raises(
-        InvalidRequestError, match="images: the model .* accepts at most 4 reference images; got 5"
+        InvalidRequestError, match=r"images: the model .* accepts at most 4 reference images; got 5"
     ):
         model.check(make_request(prompt="x", seed=1, **named(5)))
 
