@@ -202,7 +202,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 tasks=("image-to-image",),
                 option="--image",
                 metavar="FILE --image FILE ...",
-                in_http=False,
             ),
         ]
         | None
