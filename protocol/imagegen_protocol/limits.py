@@ -44,6 +44,12 @@ MAX_IDS_PER_MESSAGE = 1024
 MAX_MODELS = 256
 """Maximum models of one worker."""
 
+MAX_COST_MODELS = 64
+"""Maximum models whose measured costs one report contains."""
+
+MAX_LOADED_LORAS = 64
+"""Maximum loaded LoRAs that one report lists."""
+
 MAX_CHOICES = 128
 """Maximum schedulers, LoRAs or other choices that one model reports."""
 

@@ -182,7 +182,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         Frame,
         ParameterInfo(
             label="Image",
-            description="Image to start from; the output has its size unless a size is given.",
+            description="Image to start from; the output has its size, scaled to the model's limits, unless a size"
+            " is given.",
             unset="none",
             tasks=_WITH_IMAGE,
             metavar="FILE",
@@ -193,13 +194,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         Frame,
         ParameterInfo(
             label="Mask",
-            description="Mask of the image's size: white areas are generated anew, black areas are kept.",
+            description="Mask of the image's size: transparent areas are generated anew or, if no pixel is"
+            " transparent, white areas.",
             unset="none",
             tasks=("inpainting",),
             option="--mask",
             metavar="FILE",
             http_name="mask",
-            http_note="Of a mask with transparency, transparent areas are generated anew.",
             in_result=False,
         ),
     ] = None
@@ -269,7 +270,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 description="Further parameters of the model's pipeline, by name.",
                 unset="none",
                 metavar="NAME=VALUE",
-                in_http=False,
                 listed=False,
             ),
         ]

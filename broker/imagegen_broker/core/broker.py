@@ -166,6 +166,7 @@ class BrokerCore:
             traceparent=submit.traceparent,
             alone=request.is_suspect(self.settings.max_attempts),
             images=request.images,
+            shape=submit.shape,
             inline_bytes=submit.inline_bytes,
             frame_bytes=[] if is_inline else sizes_of(request.payload),
         )

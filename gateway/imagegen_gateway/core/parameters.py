@@ -46,4 +46,6 @@ def _schema(parameter: Parameter, by_model: AcceptedParameter, maximum: int | No
         schema["minimum"] = -(-schema["minimum"] // multiple) * multiple
         schema["maximum"] = schema["maximum"] // multiple * multiple
         schema["multiple_of"] = multiple
+    if "default" in schema and "maximum" in schema:
+        schema["default"] = min(schema["default"], schema["maximum"])
     return schema

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
+from imagegen_protocol.costs import NO_SHAPE, RequestShape
 from imagegen_protocol.limits import DEFAULT_INLINE_BYTES, MAX_IDS_PER_MESSAGE
 from imagegen_protocol.messages import Error, Result
 from imagegen_protocol.transfers import Download
@@ -30,6 +31,8 @@ class HeldRequest:
     deadline: float | None
     announced_images: int | None = None
     """Number of images that the broker's header states."""
+    shape: RequestShape = NO_SHAPE
+    """Shape that the broker's header states."""
     preview: bool = False
     inline_bytes: int = DEFAULT_INLINE_BYTES
     """Maximum size of the images that are sent with the answer; larger ones are fetched."""

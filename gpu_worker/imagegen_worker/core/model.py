@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
 from imagegen_protocol.capabilities import AcceptedParameter, ModelCapabilities
+from imagegen_protocol.costs import RequestShape, check_stated
 from imagegen_protocol.declaration import TaskName
+from imagegen_protocol.fields import ParameterValue
 from imagegen_protocol.limits import MAX_CHOICES, MAX_REASON_LENGTH, MAX_SIDE_PIXELS
-from imagegen_protocol.messages import ParameterValue
 from imagegen_protocol.request import (
     BODY_PARAMETERS,
     DEFAULT_OUTPUT_FORMAT,
@@ -19,11 +20,14 @@ from imagegen_protocol.request import (
     task_of,
 )
 from imagegen_worker.core.capabilities import TaskCapabilities
+from imagegen_worker.core.output_size import OutputSizes, scaling_warnings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Task = TaskName
+_MAX_AREA = 4
+"""Maximum area of an output whose size follows from the input image, in areas of the model's default size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,26 @@ class ResolvedRequest:
     extra: Mapping[str, Any] = field(default_factory=dict)
     output_format: OutputFormat = DEFAULT_OUTPUT_FORMAT
     quality: int | None = None
+    warnings: tuple[str, ...] = ()
+    """What the client should know about the input images, for RESULT."""
 
     @property
     def image_is_hint(self) -> bool:
         """Whether the input image conditions the model instead of starting the denoising."""
         return self.image is not None and self.strength is None
+
+    @property
+    def executed_steps(self) -> int:
+        """Number of denoising steps after `strength`."""
+        return self.num_inference_steps if self.strength is None else int(self.num_inference_steps * self.strength)
+
+    def check_shape(self, shape: RequestShape) -> None:
+        """Raise `InvalidRequestError` if the shape in the header states another size or number of steps."""
+        check_stated("width", shape.width, self.width, None)
+        check_stated("height", shape.height, self.height, None)
+        # A client that does not know the model's default strength states the steps of the body.
+        steps = (self.executed_steps, self.num_inference_steps, None)
+        check_stated("num_inference_steps", shape.num_inference_steps, *steps)
 
     @property
     def batch_key(self) -> Hashable:
@@ -166,6 +185,16 @@ class Model:
     tasks: Mapping[Task, TaskCapabilities] = field(default_factory=lambda: {"text-to-image": TaskCapabilities()})
 
     @property
+    def _sizes(self) -> OutputSizes:
+        return OutputSizes(
+            model=self.name,
+            multiple=self.size_multiple,
+            max_side=self.max_side,
+            max_pixels=_MAX_AREA * self.width * self.height,
+            sizes=self.sizes,
+        )
+
+    @property
     def _takes_guidance(self) -> bool:
         return self.guidance_scale is not None if self.takes_guidance is None else self.takes_guidance
 
@@ -244,8 +273,7 @@ class Model:
         task = task_of(request)
         width, height = request.width or self.width, request.height or self.height
         if image_size is not None:
-            width = request.width or self._output_side("width", image_size[0])
-            height = request.height or self._output_side("height", image_size[1])
+            width, height = self._sizes.for_image(image_size, request.width, request.height)
         self._check_size(width, height)
         strength = self.tasks[task].strength
         format_ = request.output_format or DEFAULT_OUTPUT_FORMAT
@@ -266,6 +294,7 @@ class Model:
             extra=self.tasks[task].convert_extra(self.name, request.extra or {}),
             output_format=format_,
             quality=None if format_ == "png" else request.quality or DEFAULT_QUALITY,
+            warnings=() if image_size is None else scaling_warnings(image_size, (width, height)),
         )
 
     def _arguments(self, request: GenerationRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,16 +313,6 @@ class Model:
                 f"strength: {strength:g} of {steps} steps leaves no step; at least"
                 f" {math.ceil(10_000 / steps) / 10_000:g} is needed, or {math.ceil(1 / strength)} steps"
             )
-
-    def _output_side(self, name: str, pixels: int) -> int:
-        """Return the output side for a side of the input image: the next lower multiple, at least one."""
-        side = pixels - pixels % self.size_multiple
-        if side > self.max_side:
-            raise InvalidRequestError(
-                f"{name}: the model {self.name} generates at most {self.max_side} pixels, and the input image has"
-                f" {pixels}: set width and height"
-            )
-        return max(side, self.size_multiple)
 
     def _check_size(self, width: int, height: int) -> None:
         if self.sizes and (width, height) not in self.sizes:

@@ -10,6 +10,7 @@ from imagegen_protocol import (
     check_frames,
     parse_request,
 )
+from imagegen_protocol.costs import check_shape
 from imagegen_protocol.errors import DeadlineExceededError, GenerationFailedError
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
@@ -71,6 +72,7 @@ class RequestHandler:
             preview=work.preview,
             inline_bytes=work.inline_bytes,
             announced_images=work.images,
+            shape=work.shape,
             source=session.epoch,
             exclusive=work.alone,
             arrived=now,
@@ -105,6 +107,7 @@ class RequestHandler:
             if held.announced_images not in (None, request.num_images):
                 announced = f"{held.announced_images} as the request's header states"
                 raise InvalidRequestError(f"num_images: expected {announced}, got {request.num_images}")
+            check_shape(held.shape, request)
             model = self._state.models.get(held.model)
             if model is None:
                 held.unparsed = frames
@@ -115,11 +118,17 @@ class RequestHandler:
             if request.inputs:
                 self._state.actions.append(ev.Decode(held.number, request, model, frames[1:]))
             else:
-                self._submit(held, model.resolve(request))
+                self._submit(held, model.resolve(request), now)
         except InvalidRequestError as error:
             self._fail(held, error.code, error.message, now)
 
-    def _submit(self, held: HeldRequest, request: ResolvedRequest) -> None:
+    def _submit(self, held: HeldRequest, request: ResolvedRequest, now: float) -> None:
+        """Send a request to the engine, unless its size or steps contradict its header."""
+        try:
+            request.check_shape(held.shape)
+        except InvalidRequestError as error:
+            self._fail(held, error.code, error.message, now)
+            return
         held.request = request
         self._receiver.release(held)
         self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
@@ -193,7 +202,7 @@ class RequestHandler:
         match event:
             case ev.Decoded():
                 if held.request is None:
-                    self._submit(held, event.request)
+                    self._submit(held, event.request, now)
             case ev.Previewed():
                 self._progress.send_preview(held, event.image, now)
             case ev.Finished():

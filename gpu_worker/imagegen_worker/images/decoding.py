@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.images import BoundedFile, sniff_format
+from imagegen_protocol.images import BoundedFile, describe_format, sniff_format
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import OutputFormat
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -25,7 +25,6 @@ _OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
 }
-_MODES = {"image": "RGB", "mask_image": "L"}
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
@@ -41,20 +40,20 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
     resolved = model.resolve(request, image.size)
     size = (resolved.width, resolved.height)
     return dataclasses.replace(
-        resolved, image=_resize(image, size), mask_image=None if mask is None else _resize(mask, size)
+        resolved, image=_fit(image, size), mask_image=None if mask is None else _fit(mask, size)
     )
 
 
 def _decode(name: str, frame: bytes) -> Image.Image:
-    """Return an image with its EXIF orientation applied, in the mode for its input name."""
+    """Return an image (RGB), or a mask (L) as `_convert_mask` describes, with its EXIF orientation applied."""
     format_ = sniff_format(frame)
     if format_ is None:
-        start = f"{len(frame)} bytes that start with {frame[:8]!r}"
-        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {start}")
+        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {describe_format(frame)}")
     try:
         image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            return _convert(ImageOps.exif_transpose(image), _MODES[name])
+            upright = ImageOps.exif_transpose(image)
+            return _convert_mask(upright) if name == "mask_image" else _convert(upright, "RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
@@ -70,5 +69,18 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+def _convert_mask(image: Image.Image) -> Image.Image:
+    """Return a mask whose white areas are generated anew: the one rule for masks from all clients.
+
+    If any pixel is transparent, transparent areas are generated anew, as in OpenAI's API; otherwise white ones.
+    """
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return ImageOps.invert(alpha)
+    return _convert(image, "L")
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image of this size with its aspect ratio: scaled to cover it, and cropped around the centre."""
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)

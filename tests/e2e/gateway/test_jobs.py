@@ -65,12 +65,12 @@ def test_a_job_with_an_input_image(gateway, tmp_path):
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({}, 422, "prompt: required, but missing"),
-        ({"prompt": "x", "image": "???"}, 422, "image: expected an image as base64 or a data: URL"),
-        ({"prompt": "x", "image": "AAAA"}, 422, "image: expected a PNG, JPEG or WebP, got 3 other bytes"),
-        ({"prompt": "x", "strength": 0.5}, 422, "strength: expected only with an image"),
-        ({"prompt": "x", "stream": True}, 422, "stream: unknown field"),
-        ({"prompt": "x", "webhook_url": "ftp://x"}, 422, "webhook_url: string should match pattern"),
+        ({}, 400, "prompt: required, but missing"),
+        ({"prompt": "x", "image": "???"}, 400, "image: expected an image as base64 or a data: URL"),
+        ({"prompt": "x", "image": "AAAA"}, 400, "image: expected a PNG, JPEG or WebP image, got 3 bytes of"),
+        ({"prompt": "x", "strength": 0.5}, 400, "strength: expected only with an image"),
+        ({"prompt": "x", "stream": True}, 400, "stream: unknown field"),
+        ({"prompt": "x", "webhook_url": "ftp://x"}, 400, "webhook_url: string should match pattern"),
     ],
 )
 def test_invalid_jobs_are_rejected(gateway, body, status, message):

@@ -1,5 +1,6 @@
 """Decoding of input images: orientation, conversion, resizing, and rejection of invalid files."""
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -9,7 +10,7 @@ import threading
 import zlib
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.images import MAX_CHUNKS
@@ -71,8 +72,12 @@ def test_each_format_is_detected_from_its_bytes(format_):
     [
         ((64, 48), {}, (64, 48)),
         ((71, 55), {}, (64, 48)),
-        ((3, 1), {}, (8, 8)),
-        ((71, 55), {"width": 128}, (128, 48)),
+        ((3, 1), {}, (24, 8)),
+        ((1, 1), {}, (8, 8)),
+        ((71, 55), {"width": 128}, (128, 96)),
+        ((71, 55), {"height": 96}, (120, 96)),
+        ((600, 64), {}, (256, 24)),
+        ((4000, 3000), {}, (144, 104)),
         ((600, 600), {"width": 64, "height": 256}, (64, 256)),
     ],
 )
@@ -82,9 +87,101 @@ def test_the_output_has_the_requested_size_or_that_of_the_image(own, requested, 
     assert request.image.size == request.mask_image.size == resolved
 
 
-def test_the_error_for_an_image_too_large_for_the_model_names_the_field_to_set():
-    with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, and the input image has 600"):
-        decode(encoded(sample(600, 64)))
+@pytest.mark.parametrize(("own", "fields"), [((600, 4), {}), ((40, 10), {"height": 128})])
+def test_an_image_whose_aspect_ratio_the_model_cannot_generate_is_rejected(own, fields):
+    expected = f"image: the model m generates sides of 8 to 256 pixels; .* {own[0]}x{own[1]}; set width and height"
+    with pytest.raises(InvalidRequestError, match=expected):
+        decode(encoded(sample(*own)), **fields)
+
+
+@pytest.mark.parametrize("size", [(100, 70), (70, 100), (400, 300), (61, 61)])
+def test_the_aspect_ratio_is_kept(size):
+    image = Image.new("RGB", size, "black")
+    ImageDraw.Draw(image).circle((size[0] // 2, size[1] // 2), min(size) // 4, fill="white")
+    for fields in ({}, {"width": 128, "height": 64}):
+        left, top, right, bottom = (
+            decode(encoded(image), **fields).image.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+        )
+        assert abs((right - left) - (bottom - top)) <= 2, "a circle is still a circle"
+
+
+def test_scaling_and_cropping_are_reported():
+    assert decode(encoded(sample(64, 48))).warnings == ()
+    assert decode(encoded(sample(100, 70))).warnings == (
+        "image: scaled to 96x67 and cropped to 96x64 pixels, from 100x70",
+    )
+    assert decode(encoded(sample(128, 128)), width=64, height=64).warnings == (
+        "image: scaled to 64x64 pixels, from 128x128",
+    )
+
+
+def test_a_model_with_fixed_sizes_generates_the_one_with_the_closest_aspect_ratio():
+    sizes = dataclasses.replace(MODEL, sizes=((64, 64), (96, 48), (48, 96)))
+    request = make_request(prompt="p", seed=1, inputs=["image"])
+    for own, expected in (((400, 300), (64, 64)), ((400, 210), (96, 48)), ((100, 190), (48, 96))):
+        resolved = decode_inputs(request, sizes, (encoded(sample(*own)),))
+        assert (resolved.width, resolved.height) == expected
+
+
+# ---- masks -------------------------------------------------------------------------------------------------
+
+
+def half_mask(mode, size=(64, 48)):
+    """Return a mask of which the left half is generated anew."""
+    kept, anew = {"RGBA": ((0, 0, 0, 255), (0, 0, 0, 0)), "LA": ((0, 255), (0, 0))}.get(mode, (0, 255))
+    mask = Image.new(mode, size, kept)
+    mask.paste(anew, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def redrawn(mask, image=None):
+    resolved = decode(encoded(sample(*mask.size)) if image is None else image, encoded(mask))
+    return resolved.mask_image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA"])
+def test_transparent_areas_are_generated_anew_or_white_ones(mode):
+    mask = redrawn(half_mask(mode))
+    assert (mask.mode, mask.getpixel((5, 5)), mask.getpixel((60, 5))) == ("L", 255, 0)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_white_areas_of_an_opaque_mask_with_an_alpha_channel_are_generated_anew(mode):
+    mask = redrawn(half_mask("L").convert(mode))
+    assert (mask.getpixel((5, 5)), mask.getpixel((60, 5))) == (255, 0)
+
+
+def test_one_transparent_pixel_makes_transparency_the_rule():
+    image = Image.new("RGBA", (64, 48), "white")
+    image.putpixel((0, 0), (255, 255, 255, 0))
+    mask = redrawn(image)
+    assert (mask.getpixel((0, 0)), mask.getpixel((5, 5))) == (255, 0)
+
+
+def test_a_transparent_palette_colour_and_a_transparent_colour():
+    for mode, transparent in (("P", 0), ("RGB", (0, 0, 0)), ("L", 0)):
+        image = Image.new(mode, (64, 48), 1 if mode == "P" else "white")
+        image.paste(0 if mode == "P" else "black", (0, 0, 32, 48))
+        data = encoded(image, transparency=transparent)
+        mask = decode(encoded(sample()), data).mask_image
+        assert (mask.getpixel((5, 5)), mask.getpixel((60, 5))) == (255, 0), mode
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+@pytest.mark.parametrize("format_", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_of_a_mask_is_applied(orientation, format_, mode):
+    stored = half_mask(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if format_ == "WEBP" else {}
+    data = encoded(stored.convert("RGB") if mode == "L" else stored, format_, exif=exif, **options)
+    transposed = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    shown = transposed.getchannel("A") if mode == "RGBA" else transposed.convert("L")
+    mask = decode(encoded(sample(*transposed.size)), data).mask_image
+    for at in ((4, 4), (mask.width - 5, 4), (4, mask.height - 5), (mask.width - 5, mask.height - 5)):
+        expected = 255 - shown.getpixel(at) if mode == "RGBA" else shown.getpixel(at)
+        assert mask.getpixel(at) == expected
 
 
 def test_the_mask_is_converted_to_grey_and_frames_are_assigned_by_inputs():
@@ -121,12 +218,9 @@ def test_every_mode_is_converted(mode):
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        (b"", "image: expected a PNG, JPEG or WebP image, got 0 bytes"),
-        (
-            b"just some text",
-            r"image: expected a PNG, JPEG or WebP image, got 14 bytes that start with b'just som'",
-        ),
-        (encoded(sample(), "GIF"), "image: expected a PNG, JPEG or WebP"),
+        (b"", "image: expected a PNG, JPEG or WebP image, got an empty file"),
+        (b"just some text", "image: expected a PNG, JPEG or WebP image, got 14 bytes of text"),
+        (encoded(sample(), "GIF"), "image: expected a PNG, JPEG or WebP image, got a GIF image"),
         (encoded(sample())[:-30], "image: the png image cannot be decoded"),
         (encoded(sample(), "JPEG")[:-30], "image: the jpeg image cannot be decoded"),
         (encoded(sample(), "WEBP")[:-30], "image: the webp image cannot be decoded"),
