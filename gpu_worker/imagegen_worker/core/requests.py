@@ -158,7 +158,7 @@ class RequestHandler:
         """Send the requested chunks of an answer's images, to any broker that sends FETCH."""
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
-            self._held.fetch(held, now)
+            self._held.fetch(held, min(fetch.offset + fetch.length, held.image_bytes), now)
             self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:
