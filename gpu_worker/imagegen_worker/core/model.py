@@ -72,9 +72,14 @@ class ResolvedRequest:
         return bool(self.images) or (self.image is not None and self.strength is None)
 
     @property
+    def megapixels(self) -> float:
+        """Millions of pixels of each image."""
+        return self.width * self.height / 1e6
+
+    @property
     def executed_steps(self) -> int:
         """Number of denoising steps after `strength`."""
-        return self.num_inference_steps if self.strength is None else int(self.num_inference_steps * self.strength)
+        return max(1, int(self.num_inference_steps * (self.strength or 1.0)))
 
     def check_shape(self, shape: RequestShape) -> None:
         """Raise `InvalidRequestError` if the shape in the header states another size or number of steps."""

@@ -214,6 +214,10 @@ class RequestHandler:
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
+                if (
+                    event.code == InvalidRequestError.code and held.request is not None
+                ):  # a LoRA that can't be used
+                    self._state.loras.discard(held.model, (name for name, _ in held.request.loras))
                 self._fail(held, event.code, event.message, now)
 
     def _started(self, event: ev.Started, now: float) -> None:
@@ -221,6 +225,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
+                self._state.loras.use(held.model, (name for name, _ in held.request.loras))
                 self._progress.send(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 

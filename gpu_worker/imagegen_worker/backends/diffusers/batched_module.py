@@ -59,6 +59,7 @@ class BatchedModule:
     ) -> None:
         self.name = name
         self.is_denoiser = is_denoiser
+        self.is_decoder = method == "decode"
         self.fixed_rows = fixed_rows
         self._module = module
         self._method = method
