@@ -292,6 +292,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         | None
     ) = None
 
+    def executed_steps(self) -> int | None:
+        """Return the number of denoising steps that are executed, after `strength`; None: the model's default."""
+        if self.num_inference_steps is None or self.strength is None:
+            return self.num_inference_steps
+        return max(1, int(self.num_inference_steps * self.strength))
+
     def seeds(self) -> list[int]:
         """Return the seed of each image."""
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images)]
