@@ -40,6 +40,7 @@ MODEL = Model(
     width=256,
     height=256,
     max_side=4096,
+    max_reference_images=4,
     tasks={
         "text-to-image": TaskCapabilities(),
         "image-to-image": TaskCapabilities(strength=0.8),
@@ -212,7 +213,7 @@ def draw(row: Row, worker: str) -> Image.Image:
     font = ImageFont.load_default(size)
     letters = max(4, 2 * request.width // size - 2)
     max_lines = max(1, (request.height - 3 * size) // (size + 4))
-    task = [] if request.image is None else [request.task]
+    task = [] if request.image is None and not request.images else [request.task]
     lines = [*textwrap.wrap(request.prompt[: letters * max_lines], letters)[:max_lines], *task, f"seed {row.seed}"]
     canvas.multiline_text((size // 2, size // 2), "\n".join(lines), fill="white", font=font)
     canvas.text((size // 2, request.height - size - size // 2), worker, fill="white", font=font)
