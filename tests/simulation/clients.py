@@ -17,7 +17,7 @@ from imagegen_client.events import (
 )
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.limits import MAX_FETCH_BYTES
-from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
+from imagegen_protocol.messages import Accepted, Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
 from tests.simulation.network import Line
 from tests.simulation.peers import Peer
@@ -147,6 +147,8 @@ class ClientPeer(Peer):
             self.receiving.on_chunk(line, message, frames)
         elif isinstance(message, Result):
             self.receiving.on_header(message.request_id, message.payload_id)
+        elif isinstance(message, Accepted):
+            self.receiving.pause(message.request_ids)
         self._do(actions)
 
     def tick(self) -> None:
