@@ -74,7 +74,10 @@ def mask_image(data: bytes) -> bytes:
         with _DECODING, os_errors(), Image.open(BoundedFile(data), formats=_FORMATS) as image:
             if not image.has_transparency_data:
                 return data
-            mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
+            alpha = image.convert("RGBA").getchannel("A")
+            if alpha.getextrema() == (255, 255):
+                return data  # an alpha channel without transparency, such as of a browser's canvas
+            mask = ImageOps.invert(alpha)
     except OSError as error:
         raise ApiError(422, "invalid_image", f"mask: the image can't be decoded: {error}", param="mask") from error
     buffer = io.BytesIO()

@@ -93,8 +93,9 @@ def test_a_transparent_palette_colour_becomes_white():
     assert [converted.getpixel((x, 0)) for x in (0, 1)] == [255, 0]
 
 
-def test_a_mask_without_transparency_is_returned_unchanged():
-    data = encoded(Image.new("L", (8, 8), 255))
+@pytest.mark.parametrize("mask", [Image.new("L", (8, 8), 255), Image.new("RGBA", (8, 8), "white")])
+def test_a_mask_without_transparency_is_returned_unchanged(mask):
+    data = encoded(mask)
     assert mask_image(data) is data
 
 
