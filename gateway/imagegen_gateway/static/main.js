@@ -1,7 +1,7 @@
 // The page: wiring of its parts and events.
 
 import { fetchJson, key } from "./api.js";
-import { showAspect, swapSides, useAspect } from "./aspect.js";
+import { swapSides, useAspect } from "./aspect.js";
 import { announce, find } from "./dom.js";
 import { isDraft, readDraft, restoreStartImage, writeDraft, writeStartImage } from "./draft.js";
 import { Entries } from "./entries.js";
@@ -212,7 +212,7 @@ function addFormListeners() {
     find("compose").addEventListener(name, ({ target }) => {
       isRestoring = false;
       form.onEdit();
-      if (target !== find("aspect")) showAspect();
+      if (target === find("aspect")) useAspect();
       form.showSizes();
       saveDraft();
     });
@@ -222,7 +222,6 @@ function addFormListeners() {
     form.showSizes();
     saveDraft();
   };
-  find("aspect").addEventListener("change", changeSize(useAspect));
   find("swap").addEventListener("click", changeSize(swapSides));
   find("seed-lock").addEventListener("click", changeSize(() => form.toggleSeed(lastSeed())));
   WIDE.addEventListener("change", () => (find("options").open = WIDE.matches));
