@@ -31,7 +31,7 @@ class Admission:
 
     def rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
         """Return the ERROR with which a new request is rejected, or None if it is accepted."""
-        text = _payload_problem(message, payload)
+        text = _payload_problem(message, payload) or _priority_problem(message, client)
         if text is not None:
             return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
         if message.model is not None and self.is_unknown(message.model, now):
@@ -93,6 +93,12 @@ class Admission:
         # One request fits after one answer; a tenth of the backlog leaves room for the other clients that retry.
         wait = max(1.0, len(self._table.requests) / 10) / rate
         return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
+
+
+def _priority_problem(message: Submit, client: Client) -> str | None:
+    if message.priority <= client.max_priority:
+        return None
+    return f"priority: the maximum of this client's key is {client.max_priority}, got {message.priority}"
 
 
 def _payload_problem(message: Submit, payload: Payload) -> str | None:

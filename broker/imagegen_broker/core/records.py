@@ -11,6 +11,7 @@ from imagegen_protocol.limits import (
     DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
     DEFAULT_LIVENESS,
+    MAX_PRIORITY,
 )
 from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
 from imagegen_protocol.transfers import Download, Downloads
@@ -272,6 +273,8 @@ class Client:
     last_received: float
     key: bytes = b""
     """Its public key; empty if keys are not used."""
+    max_priority: int = MAX_PRIORITY
+    """Maximum priority of its requests."""
     principal: Principal = field(default_factory=Principal)
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
