@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.limits import (
     DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
@@ -208,6 +209,8 @@ class Request:
     """Number of its current entry among the deadlines; entries with another number are outdated."""
     previous_client: "Client | None" = None
     """The client that owned the request before it was transferred."""
+    seconds: float = 0.0
+    """Predicted device seconds on a typical worker, as of its last entry into the queue."""
     queue_index: int = 0
     """Position in its client queue, relative to the other requests there."""
     reported_position: tuple[int, float | None] | None = None
@@ -374,6 +377,10 @@ class Worker:
     """Listed ids that no client has submitted to this broker."""
     stats: WorkerStats = field(default_factory=WorkerStats)
     seconds_per_image: float | None = None
+    costs: dict[str, CostModel] = field(default_factory=dict)
+    """Reported cost models of its models, by name."""
+    loaded_loras: frozenset[str] = frozenset()
+    """Names of the LoRAs that it reports as loaded."""
     step_age: float | None = None
     """Seconds since the last denoising step; None when idle."""
     window: SendWindow = field(default_factory=SendWindow)
