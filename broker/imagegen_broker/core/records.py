@@ -371,6 +371,8 @@ class Worker:
     capabilities: Mapping[str, ModelCapabilities] = field(default_factory=dict)
     """Reported capabilities of its models, by name."""
     assigned_images: int = 0
+    assigned_seconds: float = 0.0
+    """Predicted device seconds of the assigned requests on a typical worker."""
     assigned_models: Counter[str | None] = field(default_factory=Counter)
     """Number of assigned requests by model."""
     orphans: set[bytes] = field(default_factory=set)
@@ -422,12 +424,14 @@ class Worker:
         self.assigned[request.id] = Assignment(request, self.beat)
         self.foreign.discard(request.id)
         self.assigned_images += request.images
+        self.assigned_seconds += request.seconds
         self.assigned_models[request.model] += 1
 
     def unassign(self, request: Request) -> None:
         """Remove a request that was assigned to the worker."""
         del self.assigned[request.id]
         self.assigned_images -= request.images
+        self.assigned_seconds = max(0.0, self.assigned_seconds - request.seconds) if self.assigned else 0.0
         self.assigned_models[request.model] -= 1
         if not self.assigned_models[request.model]:
             del self.assigned_models[request.model]

@@ -156,6 +156,10 @@ class CostEstimates:
         """Return the speed of all workers that accept work for a model, in typical workers; 0 without any."""
         return self._fleet(model).speed(model or "")
 
+    def is_measured(self, model: str | None) -> bool:
+        """Return whether a worker that accepts work for a model has reported a cost or a speed."""
+        return bool(self._fleet(model).speeds)
+
     def _fleet(self, model: str | None) -> _Fleet:
         return self._fleets.get(model or "", _UNKNOWN)
 

@@ -176,6 +176,11 @@ class FairQueue:
         """Return the predicted device seconds of the requests that may be dispatched for the model."""
         return max(0.0, self._seconds.get(model, 0.0))
 
+    def average_seconds(self, model: str | None) -> float:
+        """Return the predicted device seconds of an average request that may be dispatched for the model."""
+        ready = self._ready.get(model, 0)
+        return self.seconds(model) / ready if ready else 0.0
+
     def ready_by_model(self) -> dict[str | None, int]:
         """Return a copy of how many requests may be dispatched, for each model that requests wait for."""
         return self._ready.copy()
