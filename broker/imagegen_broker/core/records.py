@@ -27,6 +27,8 @@ class Settings:
     liveness: int = DEFAULT_LIVENESS
     max_attempts: int = 3
     max_requests: int = 10_000
+    max_queue_seconds: float = 0.0
+    """Predicted wait beyond which new requests are rejected; 0: no limit."""
     max_bytes: int = 1024 * 1024 * 1024
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024

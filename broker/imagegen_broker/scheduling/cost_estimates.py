@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
 class _Fleet:
     """The available workers of one model: their speeds and their typical cost."""
 
-    __slots__ = ("costs", "seconds_per_image", "speeds", "total", "typical", "workers")
+    __slots__ = ("costs", "least", "raised", "seconds_per_image", "speeds", "total", "typical", "workers")
 
     def __init__(self) -> None:
         self.workers: dict[bytes, Worker] = {}
@@ -46,6 +46,10 @@ class _Fleet:
         self.total = 0.0
         self.costs: dict[bytes, CostModel] = {}
         self.typical: CostModel | None = None
+        self.least: CostModel | None = None
+        """Lower bound of the costs of all workers."""
+        self.raised = 0
+        """Number of changes that may have raised the lower bound since it was computed."""
         self.seconds_per_image = DEFAULT_SECONDS
 
     def update(self, worker: Worker, model: str) -> None:
@@ -55,6 +59,7 @@ class _Fleet:
         cost = worker.costs.get(model)
         if cost is not None:
             self.costs[worker.id] = cost
+            self.least = _least_cost([cost] if self.least is None else [self.least, cost])
             self.typical = _median_cost(islice(self.costs.values(), _SAMPLED_WORKERS))
             self._set_speed(worker, _shared_seconds(cost, sizes_on(worker, REFERENCE, model), 1))
         elif worker.seconds_per_image:
@@ -68,7 +73,7 @@ class _Fleet:
     def remove(self, worker: Worker) -> None:
         """Forget a worker; the typical cost remains."""
         self.workers.pop(worker.id, None)
-        self.costs.pop(worker.id, None)
+        self.raised += self.costs.pop(worker.id, None) is not None
         self.total = max(0.0, self.total - self.speeds.pop(worker.id, 0.0)) if self.speeds else 0.0
 
     def speed(self, model: str) -> float:
@@ -87,6 +92,18 @@ class _Fleet:
             return self.seconds_per_image * submit.images
         sizes = sizes_on(next(iter(self.workers.values()), None), submit, model)
         return _shared_seconds(self.typical, sizes, submit.images)
+
+    def least_seconds(self, submit: Submit, model: str) -> float | None:
+        """Return less than any worker needs for a request that runs alone; None if a worker's cost is unknown.
+
+        Amortised O(1): the bound is computed anew after as many changes as an eighth of the workers.
+        """
+        if not self.costs or len(self.costs) < len(self.workers) or self.least is None:
+            return None
+        if self.raised > len(self.costs) // 8:
+            self.least, self.raised = _least_cost(self.costs.values()), 0
+        sizes = sizes_on(next(iter(self.workers.values())), submit, model)
+        return self.least.alone(sizes.megapixels, sizes.steps, submit.images)
 
 
 _UNKNOWN = _Fleet()
@@ -156,6 +173,10 @@ class CostEstimates:
         """Return the speed of all workers that accept work for a model, in typical workers; 0 without any."""
         return self._fleet(model).speed(model or "")
 
+    def least_seconds(self, submit: Submit, model: str | None) -> float | None:
+        """Return the seconds that the fastest worker needs at least for a request; None if unknown."""
+        return self._fleet(model).least_seconds(submit, model or "")
+
     def is_measured(self, model: str | None) -> bool:
         """Return whether a worker that accepts work for a model has reported a cost or a speed."""
         return bool(self._fleet(model).speeds)
@@ -191,13 +212,19 @@ def _shared_seconds(cost: CostModel, sizes: Sizes, images: int) -> float:
     return _within(outside + sizes.steps * images * per_image)
 
 
-def _median_cost(costs: Iterable[CostModel]) -> CostModel | None:
-    """Return the median of each number, which a minority of wrong reports can't move far; None without costs."""
+_COSTS = ("forward_seconds", "megapixel_seconds", "request_seconds", "decode_megapixel_seconds")
+
+
+def _median_cost(costs: Iterable[CostModel]) -> CostModel:
+    """Return the median of each number, which a minority of wrong reports can't move far."""
     known = list(costs)
-    if not known:
-        return None
-    names = ("forward_seconds", "megapixel_seconds", "request_seconds", "decode_megapixel_seconds")
-    return CostModel(**{name: median(getattr(cost, name) for cost in known) for name in names})
+    return CostModel(**{name: median(getattr(cost, name) for cost in known) for name in _COSTS})
+
+
+def _least_cost(costs: Iterable[CostModel]) -> CostModel:
+    """Return the least of each number."""
+    known = list(costs)
+    return CostModel(**{name: min(getattr(cost, name) for cost in known) for name in _COSTS})
 
 
 def _within(seconds: float) -> float:
