@@ -68,7 +68,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--strategy",
     type=click.Choice(sorted(STRATEGIES)),
-    default="round-robin",
+    default="least-wait",
     envvar="GPU_LOAD_BALANCE_STRATEGY",
     help="How to choose the worker for the next request.",
 )

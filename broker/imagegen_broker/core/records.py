@@ -22,7 +22,7 @@ class Settings:
     """The behaviour of the broker; times in seconds, sizes in bytes."""
 
     epoch: bytes
-    strategy: str = "round-robin"
+    strategy: str = "least-wait"
     interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
     liveness: int = DEFAULT_LIVENESS
     max_attempts: int = 3

@@ -13,6 +13,8 @@ from imagegen_protocol.messages import Submit
 
 DEFAULT_LOAD_SECONDS = 10.0
 """Assumed duration of loading a model whose duration is not reported; the order of magnitude is enough."""
+DEFAULT_LORA_SECONDS = 1.0
+"""Assumed duration of loading a LoRA; workers do not report it."""
 DEFAULT_SECONDS = 1.0
 """Assumed duration of an image while no worker has reported a speed."""
 _DEFAULT_SIDE = 512
@@ -154,6 +156,12 @@ class CostEstimates:
         outside = cost.request_seconds + cost.decode_megapixel_seconds * sizes.megapixels * submit.images
         forwards = sizes.steps + outside / (fixed + per_image * submit.images)
         return DeviceCost(group, submit.images, forwards, fixed, per_image)
+
+    def loading_seconds(self, worker: Worker, submit: Submit, model: str) -> float:
+        """Return the seconds in which a worker loads what a request needs and is not loaded, nor soon will be."""
+        seconds = 0.0 if worker.is_warm(model) else self.load_seconds(worker, model)
+        missing = set(submit.shape.loras) - worker.loaded_loras if submit.shape.loras else ()
+        return seconds + DEFAULT_LORA_SECONDS * len(missing)
 
     def load_seconds(self, worker: Worker, model: str) -> float:
         """Return the seconds in which a worker loads a model that is not loaded."""

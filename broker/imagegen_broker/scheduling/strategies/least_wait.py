@@ -62,6 +62,8 @@ class LeastWait(Strategy):
         """Return the worker with the least added delay; None if it is worth waiting for a full one."""
         self.refresh_changed(now)
         model = request.model or ""
+        if self._pool.count(model) == 1:
+            return next(iter((*self._idle.smallest(model, 1), *self._busy.smallest(model, 1))), None)
         if self._still_waits(request, model, backlog_seconds, now):
             return None
         room = self._with_room(request, model, now)
@@ -112,7 +114,10 @@ class LeastWait(Strategy):
     def _cost(self, worker: Worker, request: Request) -> DeviceCost:
         model = request.model or ""
         cost = self._estimates.device_cost(worker, request.submit, model)
-        return cost if worker.is_warm(model) else with_loading(cost, self._estimates.load_seconds(worker, model))
+        if cost.group in self._groups[worker.id]:
+            return cost  # an earlier request has the worker load what it needs
+        seconds = self._estimates.loading_seconds(worker, request.submit, model)
+        return with_loading(cost, seconds) if seconds else cost
 
     def refresh(self, worker: Worker, now: float) -> None:
         """Update the indexes after a worker's load, speed or state has changed."""
