@@ -292,22 +292,15 @@ class BatchedModule:
 
     def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
-            if self._cache is not None:
-                return self._run_encoder(args, kwargs)
+            if self._uninterrupted is not None:
+                with self._uninterrupted.forward():
+                    return self._forward(*args, **kwargs)
             if self._state is None or self._state.judged:
                 return self._forward(*args, **kwargs)
             with self._state.forward():
                 return self._forward(*args, **kwargs)
         finally:
             self._guard.forward_ended(self._module)
-
-    def _run_encoder(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run a text encoder. Hooks that its forward adds and keeps, as transformers' do, are its own."""
-        before = count_hooks(self._module)
-        try:
-            return self._forward(*args, **kwargs)
-        finally:
-            self._hooks += max(count_hooks(self._module) - before, 0)
 
 
 def _group(calls: Sequence[Call]) -> ForwardGroup:
