@@ -73,7 +73,9 @@ class ClientPeer(Peer):
         seed = world.dice.randrange(1_000_000)
         inputs = (world.dice.randbytes(input_bytes),) if input_bytes else ()
         images = 1 + seed % 3
-        ask = Ask(key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs)
+        ask = Ask(
+            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, world.now, inputs
+        )
         world.witness.asks[key] = world.witness.open[key] = ask
         self.asks.append(ask)
         if world.recording:

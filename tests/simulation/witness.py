@@ -39,12 +39,16 @@ class Ask:
     images: int
     image_bytes: int
     """Size of each image of the answer."""
+    asked_at: float
+    """On the world's clock."""
     inputs: tuple[bytes, ...] = ()
     """The input images."""
     cancelled: bool = False
     ends: list[Any] = field(default_factory=list)
     makers: list[Any] = field(default_factory=list)
     """The worker processes that generated its images, one for each generation."""
+    made_ids: list[bytes] = field(default_factory=list)
+    """The id on the wire of each generation."""
     begun: list[Any] = field(default_factory=list)
     """The worker processes that started it."""
     first_begun: float = 0.0
