@@ -74,7 +74,7 @@ class ClientPeer(Peer):
         inputs = (world.rng.randbytes(input_bytes),) if input_bytes else ()
         images = 1 + seed % 3
         submission = Submission(
-            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs
+            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, world.now, inputs
         )
         world.record.submissions[key] = world.record.unfinished[key] = submission
         self.submissions.append(submission)
