@@ -123,6 +123,10 @@ class ManagedBackend:
         """See `ImageGenerator.call_key`."""
         return self._manager[request.model].call_key(request)
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`."""
+        return self._manager[request.model].warnings(request)
+
     def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
         """See `ImageGenerator.generate`."""
         self._current = self._manager[rows[0].request.model]
