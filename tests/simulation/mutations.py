@@ -319,7 +319,7 @@ MUTATIONS = (
     Mutation(
         "held answers never expire",
         HELD + "next_expiry",
-        "return None if oldest is None else oldest.answered_at + self._limits.seconds",
+        "return None if following is None else self._expires_at(following)",
         "return None",
         ("empty_tables",),
         first_seed=29,

@@ -5,6 +5,7 @@ checked before decompression.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,14 +26,21 @@ _OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
 }
+MIN_REFERENCE_SIDE = 64
+"""Minimum width and height of a reference image, in pixels; models reject smaller ones."""
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""Maximum area of a reference image; the models that accept several scale larger ones down to it."""
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
     """Return the resolved request with its input images, which have the size of the output.
 
-    `frames` has an encoded image for each of `inputs`. One image at a time is in memory in its own size. Raises
-    `InvalidRequestError`, which names the input.
+    Reference images keep their aspect ratio; small and large ones are scaled (see `reference_size`). `frames`
+    has an encoded image for each of `inputs`. At most one image is in memory in its own size.
+    Raises `InvalidRequestError`, which names the input.
     """
+    if request.images is not None:
+        return _decode_references(request, model, frames)
     by_name = dict(zip(request.inputs or (), frames, strict=True))
     image = _decode("image", by_name["image"])
     own_size = image.size
@@ -47,6 +55,29 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
             raise InvalidRequestError(f"mask_image: expected the size of the image, {sizes}")
         mask = _fit(mask, size)
     return dataclasses.replace(resolved, image=image, mask_image=mask)
+
+
+def _decode_references(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
+    resolved = model.resolve(request)
+    by_path = dict(zip(request.inputs or (), frames, strict=True))
+    sizes, images = [], []
+    for index in range(len(request.images or ())):
+        path = f"images[{index}]"
+        image = _decode(path, by_path[path])
+        sizes.append(image.size)
+        images.append(image.resize(reference_size(*image.size), Image.Resampling.LANCZOS))
+    return dataclasses.replace(resolved, images=tuple(images), given_sizes=tuple(sizes))
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which a reference image is scaled, in pixels; its aspect ratio is kept.
+
+    It has at most `MAX_REFERENCE_PIXELS`, and no side below `MIN_REFERENCE_SIDE` unless the image is too long.
+    """
+    enlarged = max(1.0, MIN_REFERENCE_SIDE / min(width, height))
+    longest = MAX_SIDE_PIXELS / max(width, height)
+    scale = min(enlarged, longest, math.sqrt(MAX_REFERENCE_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def _decode(name: str, frame: bytes) -> Image.Image:

@@ -94,8 +94,8 @@ def test_an_edit_is_accepted_as_json(gateway, images):
         ([], "body: expected a JSON object with the fields of the form"),
         ({"image": 5}, 'image: expected base64, a data: URL, or {"image_url": "data:…"}'),
         ({"image": "https://example.org/a.png"}, "image: expected an image as base64 or a data: URL"),
-        ({"images": [IMAGE, IMAGE]}, "image: expected one image, got 2"),
-        ({}, "image: expected one image, got 0"),
+        ({"images": [IMAGE] * 11}, "image: expected 1 to 10 images, got 11"),
+        ({}, "image: expected 1 to 10 images, got 0"),
     ],
 )
 def test_invalid_json_of_an_edit_is_rejected(gateway, body, message):
@@ -106,10 +106,10 @@ def test_invalid_json_of_an_edit_is_rejected(gateway, body, message):
 
 
 def test_a_field_of_a_form_is_rejected_if_it_is_sent_twice(gateway):
-    twice = [("image", ("a.png", png())), ("image", ("b.png", png()))]
+    twice = [("image", ("a.png", png())), *[("mask", ("b.png", png()))] * 2]
     response = gateway.http.post("/v1/images/edits", data={"prompt": "x"}, files=twice)
-    assert error(response) == (400, "invalid_value", "image")
-    assert response.json()["error"]["message"] == "image: expected one image, got 2 fields of this name"
+    assert error(response) == (400, "invalid_value", "mask")
+    assert response.json()["error"]["message"] == "mask: expected one image, got 2 fields of this name"
     files = [("image", ("a.png", png())), ("prompt", (None, "a")), ("prompt", (None, "b"))]
     response = gateway.http.post("/v1/images/edits", files=files)
     assert response.json()["error"]["message"] == "prompt: expected it once, got 2 fields of this name"

@@ -1,8 +1,11 @@
 """Payloads of answers, which brokers fetch in chunks."""
 
+import pytest
+
 from imagegen_protocol.limits import MAX_FETCH_BYTES, MIN_CHUNK_BYTES
-from imagegen_protocol.messages import Chunk, Error, Fetch, Result
+from imagegen_protocol.messages import Chunk, Error, Fetch, Resend, Result
 from imagegen_worker.core import events as ev
+from imagegen_worker.core.held_requests import MAX_AGE_FACTOR
 from tests.unit.worker.bench import Bench, rid
 
 IMAGE = bytes(range(256)) * 400
@@ -122,23 +125,62 @@ def test_an_answer_that_is_fetched_is_not_the_first_to_be_dropped():
 def test_an_answer_that_is_fetched_does_not_expire():
     bench = Bench(seconds=10.0)
     result = answered(bench, 1, IMAGE)
-    for _ in range(5):
+    for offset in range(5):
         bench.beats(9.0)
-        bench.receive(fetch(1, result.payload_id, 0, 10))
+        bench.receive(fetch(1, result.payload_id, offset, 10))
     assert bench.states()[2] == [rid(1)]
     bench.beats(10.0)
     assert bench.states()[2] == []
+
+
+def test_an_answer_of_which_the_same_bytes_are_fetched_again_expires():
+    bench = Bench(seconds=10.0)
+    result = answered(bench, 1, IMAGE)
+    bench.beats(4.0)
+    bench.receive(fetch(1, result.payload_id, 0, 10))
+    for _ in range(3):
+        bench.beats(3.0)
+        assert bench.states()[2] == [rid(1)]
+        bench.receive(fetch(1, result.payload_id, 5, 5))
+    bench.beats(1.0)
+    assert bench.states()[2] == []
+
+
+def test_an_answer_of_which_the_same_bytes_are_fetched_again_is_the_first_to_be_dropped():
+    bench = Bench(count=2, seconds=100.0)
+    first = answered(bench, 1, IMAGE)
+    bench.receive(fetch(1, first.payload_id, 0, 10))
+    answered(bench, 2, IMAGE)
+    bench.receive(fetch(1, first.payload_id, 0, 10))
+    answered(bench, 3, IMAGE)
+    assert bench.states()[2] == [rid(2), rid(3)]
+
+
+@pytest.mark.parametrize("way", ["fetch", "resend"])
+def test_an_answer_that_is_requested_without_end_expires(way):
+    bench = Bench(seconds=10.0)
+    result = answered(bench, 1, IMAGE)
+    for offset in range(int(MAX_AGE_FACTOR * 10.0 / 4.0) - 1):
+        bench.beats(4.0)
+        assert bench.states()[2] == [rid(1)]
+        request = fetch(1, result.payload_id, offset, 10) if way == "fetch" else Resend(request_ids=[rid(1)])
+        bench.receive(request)
+    answered(bench, 2, IMAGE)
+    bench.beats(4.0)
+    assert bench.states()[2] == [rid(2)], "the maximum age applies to each answer"
 
 
 def test_a_draining_worker_stays_while_its_answer_is_fetched():
     bench = Bench(drain=5.0)
     result = answered(bench, 1, IMAGE)
     bench.event(ev.DrainRequested("SIGTERM"))
-    for _ in range(5):
+    for offset in range(5):
         bench.beats(4.0)
-        bench.receive(fetch(1, result.payload_id, 0, 10))
+        bench.receive(fetch(1, result.payload_id, offset, 10))
     assert bench.status is None
-    bench.beats(5.0)
+    bench.beats(4.0)
+    bench.receive(fetch(1, result.payload_id, 0, 10))
+    bench.beats(1.0)
     assert bench.status == 0
 
 
