@@ -62,7 +62,7 @@ class Receiving:
         """Reset the requested bytes of payloads that the sender no longer has; received parts are kept."""
         for request_id in request_ids:
             if (part := self._parts.get(request_id)) is not None:
-                part.asked = part.received
+                part.requested = part.received
 
     def outstanding(self, connection: Any) -> int:
         """Return the number of bytes requested on a connection that may still arrive."""

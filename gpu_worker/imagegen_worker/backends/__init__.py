@@ -91,6 +91,9 @@ class ImageGenerator(Protocol):
         attributed to a request.
         """
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return what the client should know about a generated request: what of it had no effect."""
+
 
 class Backend(ImageGenerator, Protocol):
     """A model that is loaded before it generates images."""

@@ -120,6 +120,10 @@ class ManagedBackend:
         """See `ImageGenerator.call_key`."""
         return self._manager[request.model].call_key(request)
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`."""
+        return self._manager[request.model].warnings(request)
+
     def generate(self, rows: list[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """See `ImageGenerator.generate`."""
         self._current = self._manager[rows[0].request.model]

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
@@ -279,7 +279,8 @@ class StaticEngine:
 
     def _finish_if_complete(self, mailbox: Mailbox, member: _Member) -> None:
         """Send the images of a job to the encoders if they are complete and the job has not ended."""
-        seeds = member.job.request.seeds
+        request = member.job.request
+        seeds = request.seeds
         if member.ended or len(member.images) < len(seeds):
             return
         member.ended = True
@@ -289,7 +290,7 @@ class StaticEngine:
             RawResult(
                 number=member.job.number,
                 images=tuple(member.images[index] for index in range(len(seeds))),
-                request=member.job.request,
+                request=replace(request, warnings=(*request.warnings, *self._backend.warnings(request))),
                 batch_size=member.batch_size,
                 queue_seconds=max(self._started_at - member.job.arrived, 0.0),
                 generation_seconds=self._clock() - self._started_at,

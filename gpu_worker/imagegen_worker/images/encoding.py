@@ -1,5 +1,6 @@
 """Decoding and encoding of images on their own threads, so that the device thread never waits for them."""
 
+import ctypes
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,16 @@ class RawResult:
     batch_size: int
     queue_seconds: float
     generation_seconds: float
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Function of glibc; other C libraries don't keep freed memory."""
+
+
+def _return_memory() -> None:
+    """Return the memory of decoded images to the system: threads keep it in heaps of their own otherwise."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 class EncodePool:
@@ -87,6 +98,8 @@ class EncodePool:
             self._mailbox.post(Failed(command.number, GenerationFailedError.code, message))
         else:
             self._mailbox.post(Decoded(command.number, request))
+        finally:
+            _return_memory()
 
     def _encode_result(self, raw: RawResult) -> None:
         started = time.monotonic()
@@ -113,5 +126,6 @@ class EncodePool:
                 queue_seconds=raw.queue_seconds,
                 generation_seconds=raw.generation_seconds,
                 encode_seconds=time.monotonic() - started,
+                warnings=request.warnings,
             )
         )

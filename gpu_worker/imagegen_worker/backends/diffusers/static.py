@@ -115,6 +115,10 @@ class DiffusersBackend:
             self._sharing.try_task(request.task, scheduler=request.scheduler)
         return self._sharing.call_key(request)
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `LoadedPipeline.warnings`."""
+        return () if self._loaded is None else self._loaded.warnings(request)
+
     def generate(self, rows: list[Row], on_step: OnStep) -> list[GeneratedImage]:
         """See `ImageGenerator.generate`."""
         assert self._loaded is not None, "warm_up comes first"
@@ -145,7 +149,7 @@ class DiffusersBackend:
 
     def _call_once(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> list[GeneratedImage]:
         if loaded.adapters is not None:
-            loaded.adapters.activate(rows[0].request.loras, fresh=True)
+            loaded.adapters.activate(loaded.adapters.load(rows[0].request.loras), fresh=True)
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         with restored_after_errors(models):

@@ -125,13 +125,19 @@ class StepwiseDiffusers:
         """See `StepwiseBackend.drops_rows`; found by the first images."""
         return self._can_drop_rows
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `LoadedPipeline.warnings`."""
+        return () if self._loaded is None else self._loaded.warnings(request)
+
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[GeneratedImage]:
         """See `StepwiseBackend.generate`."""
         loaded = self._loaded
         assert loaded is not None, "warm_up comes first"
         if loaded.adapters is not None:
             # Before the first forward, so that a LoRA that can't be loaded fails this request only.
-            loaded.adapters.load(rows[0].request.loras)
+            versions = loaded.adapters.load(rows[0].request.loras)
+            if (task := calls.current_task()) is not None:
+                task.adapters = versions or None
         seeds = [row.seed for row in rows]
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         previews = partial(loaded.previews, rows) if any(row.preview for row in rows) else None

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -65,6 +65,9 @@ class StepwiseBackend(Protocol):
 
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """Return whether forwards for such requests leave out the rows of cancelled images (`unwanted`)."""
+
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return what the client should know about a generated request: what of it had no effect."""
 
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """Generate one image for each row; the requests of several rows have the same `call_key`.
@@ -316,7 +319,7 @@ class ContinuousEngine:
             RawResult(
                 number=active.job.number,
                 images=tuple(active.images[index] for index in range(len(request.seeds))),
-                request=request,
+                request=replace(request, warnings=(*request.warnings, *self._backend.warnings(request))),
                 batch_size=active.batch_size,
                 queue_seconds=max(active.started_at - active.job.arrived, 0.0),
                 generation_seconds=self._clock() - active.started_at,

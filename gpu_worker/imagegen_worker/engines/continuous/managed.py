@@ -32,6 +32,11 @@ class ManagedStepwise:
         model: StepwiseBackend = self._manager[request.model]
         return model.drops_rows(request)
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `StepwiseBackend.warnings`."""
+        model: StepwiseBackend = self._manager[request.model]
+        return model.warnings(request)
+
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """See `StepwiseBackend.generate`."""
         model: StepwiseBackend = self._manager[rows[0].request.model]
