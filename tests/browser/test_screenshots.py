@@ -119,7 +119,7 @@ def test_images_in_all_colour_schemes_and_widths(page):
     shot = screenshot(page, "page-dark.png", "dark")
     assert caption(shot, page.locator("#viewer-image")) == prompt
     paint_mask(page)
-    shot = screenshot(page, "page-mask.png", "light")
+    shot = screenshot(page, "page-mask.png", "dark")
     assert colours(shot, page.locator("#mask-canvas")) > 1000
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Remove image").click()
