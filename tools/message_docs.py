@@ -2,25 +2,26 @@
 
 import ast
 from functools import cache
-from pathlib import Path
+from inspect import getsource
+from itertools import chain
 from typing import Any, get_args
 
 import msgspec
 from msgspec import inspect
 
-from imagegen_protocol import messages
+from imagegen_protocol import costs, fields, messages
 
 _NUMBERS = {2**40: "2⁴⁰", 2**63 - 1: "2⁶³−1", 1e-6: "0.000001"}
-_NAME = get_args(messages.Name)[1].pattern
+_NAME = get_args(fields.Name)[1].pattern
 _PATTERNS = {
-    get_args(messages.Address)[1].pattern: "HOST:PORT, ≤ 300 characters",
-    get_args(messages.Code)[1].pattern: "1 … 64 characters of a–z, 0–9 and _, a letter first",
-    get_args(messages.Traceparent)[1].pattern: "55 characters, see *Traces*",
+    get_args(fields.Address)[1].pattern: "HOST:PORT, ≤ 300 characters",
+    get_args(fields.Code)[1].pattern: "1 … 64 characters of a–z, 0–9 and _, a letter first",
+    get_args(fields.Traceparent)[1].pattern: "55 characters, see *Traces*",
 }
 
 
 def message_table(name: str) -> list[list[str]]:
-    """Return the keys that a struct of `messages.py` declares itself, header row first."""
+    """Return the keys that a struct of `messages.py` or `costs.py` declares itself, header row first."""
     info = inspect.type_info(getattr(messages, name))
     assert isinstance(info, inspect.StructType)
     texts = descriptions()[name]
@@ -35,7 +36,7 @@ def message_table(name: str) -> list[list[str]]:
 @cache
 def descriptions() -> dict[str, dict[str, str]]:
     """Return the docstring of each field, by the names of struct and field."""
-    tree = ast.parse(Path(messages.__file__).read_text())
+    trees = [ast.parse(getsource(module)) for module in (costs, messages)]
     return {
         struct.name: {
             field.target.id: " ".join(text.value.value.split())
@@ -44,7 +45,7 @@ def descriptions() -> dict[str, dict[str, str]]:
             if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(text.value.value, str)
         }
-        for struct in tree.body
+        for struct in chain(*(tree.body for tree in trees))
         if isinstance(struct, ast.ClassDef)
     }
 
@@ -76,6 +77,8 @@ def _type_and_range(type_: inspect.Type) -> tuple[str, str]:
             each = f"each {range_}" if isinstance(item, inspect.IntType) else range_
             each = "" if name in ("id", "name") else each
             return f"list of {name}s", ", ".join(filter(None, (items, each)))
+        case inspect.DictType(value_type=inspect.StructType(), max_length=most):
+            return "map of names to maps", f"0 … {most} items, keys below"
         case inspect.DictType():
             return "map", "keys of §6, and `task`"
     raise TypeError(f"no name for the type {type_}")

@@ -14,6 +14,7 @@ import msgpack
 import msgspec
 
 from imagegen_protocol import encode, encode_request, messages
+from imagegen_protocol.costs import CostModel, RequestShape
 from imagegen_protocol.limits import MAX_JSON_INTEGER, MAX_SEED, VERSION
 from imagegen_protocol.request import make_request
 from tools.protocol_schema import DIRECTIONS
@@ -28,6 +29,15 @@ _BODY = encode_request(make_request(prompt="a red circle", seed=7))
 _PNG = b"\x89PNG\r\n\x1a\n"
 """Stands for a file: receivers of the protocol do not read it."""
 _TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_COSTS = CostModel(
+    forward_seconds=0.035,
+    megapixel_seconds=0.046,
+    request_seconds=0.02,
+    decode_megapixel_seconds=0.125,
+    load_seconds=8.5,
+    error=0.0625,
+    samples=1500,
+)
 _IMAGE = messages.ImageInfo(format="png", width=512, height=384, seed=MAX_SEED)
 
 _DESCRIPTION = """\
@@ -89,6 +99,9 @@ def _full_submit() -> messages.Submit:
         preview=True,
         traceparent=_TRACEPARENT,
         images=2,
+        shape=RequestShape(
+            width=1024, height=768, num_inference_steps=24, task="image-to-image", loras=["ink", "paper"]
+        ),
         inline_bytes=65_536,
         frame_bytes=[len(_BODY), 1_500_000],
     )
@@ -127,6 +140,7 @@ def _ready() -> messages.Ready:
         pid=4242,
         http="[::1]:9101",
         warm=["sd"],
+        costs={"sd": CostModel(forward_seconds=0.0, megapixel_seconds=0.25)},
     )
 
 
@@ -140,6 +154,8 @@ def _worker_heartbeat() -> messages.WorkerHeartbeat:
         seconds_per_image=0.75,
         step_age_seconds=0.25,
         token=_TOKEN,
+        costs={"sd": _COSTS},
+        loaded_loras=["ink"],
     )
 
 
@@ -152,6 +168,7 @@ def _work() -> messages.Work:
         progress=True,
         traceparent=_TRACEPARENT,
         alone=True,
+        shape=RequestShape(width=512, num_inference_steps=1),
         inline_bytes=0,
     )
 
@@ -252,17 +269,35 @@ def _wrong_values() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "a short traceparent", CLIENT, {**_SUBMIT, "traceparent": _TRACEPARENT[:-1]}
     yield "too many frames", CLIENT, {**_SUBMIT, "frame_bytes": [1] * 66}
     yield "a frame that is too long", CLIENT, {**_SUBMIT, "frame_bytes": [2**26 + 1]}
+    yield "a width of 0", CLIENT, {**_SUBMIT, "shape": {"width": 0}}
+    yield "1,001 steps", CLIENT, {**_SUBMIT, "shape": {"num_inference_steps": 1001}}
+    yield "an unknown task", CLIENT, {**_SUBMIT, "shape": {"task": "text-to-video"}}
+    yield "nil in place of a map", CLIENT, {**_SUBMIT, "shape": None}
+    yield "nine LoRAs", CLIENT, {**_SUBMIT, "shape": {"loras": ["ink"] * 9}}
     yield "a worker without models", WORKER, {**_READY, "models": []}
     yield "a capacity of 1,025", WORKER, {**_READY, "capacity": 1025}
     yield "an address without a port", WORKER, {**_READY, "http": "host"}
     yield "an unknown state", WORKER, {"type": "heartbeat", "session": 1, "state": "asleep"}
     yield "an infinite speed", WORKER, {"type": "heartbeat", "session": 1, "seconds_per_image": math.inf}
+    yield "a cost that is missing", WORKER, _report(costs={"m": {"forward_seconds": 1.0}})
+    yield "a negative cost", WORKER, _report(costs={"m": {**_COST, "forward_seconds": -1.0}})
+    yield "a cost of NaN", WORKER, _report(costs={"m": {**_COST, "decode_megapixel_seconds": math.nan}})
+    yield "an infinite error", WORKER, _report(costs={"m": {**_COST, "error": math.inf}})
+    yield "costs of 65 models", WORKER, _report(costs={f"m{number}": _COST for number in range(65)})
+    yield "65 LoRAs", WORKER, _report(loaded_loras=["ink"] * 65)
     yield "a negative width", WORKER, {**_RESULT, "images": [{**_PIXEL, "width": -1}]}
     yield "a seed as a float", WORKER, {**_RESULT, "images": [{**_PIXEL, "seed": 7.5}]}
     yield "a seed of 2^63", WORKER, {**_RESULT, "images": [{**_PIXEL, "seed": 2**63}]}
     yield "an empty epoch", TO_CLIENT, _broker_heartbeat(epoch=b"")
     yield "an interval of 0", TO_CLIENT, _broker_heartbeat(interval_seconds=0)
     yield "a liveness of 0", TO_WORKER, _broker_heartbeat(liveness=0)
+
+
+_COST = {"forward_seconds": 0.5, "megapixel_seconds": 0.5}
+
+
+def _report(**fields: Any) -> dict[str, Any]:
+    return {"type": "heartbeat", "session": 1, **fields}
 
 
 def _broker_heartbeat(**fields: Any) -> dict[str, Any]:
@@ -339,7 +374,15 @@ def _with_defaults(direction: str, header: bytes) -> dict[str, Any]:
         for field in msgspec.structs.fields(kind)
         if not field.required
     }
-    return {key: fields.get(key, defaults.get(key)) for key in ("type", *kind.__struct_fields__)}
+    return {key: _filled(fields, key, defaults.get(key)) for key in ("type", *kind.__struct_fields__)}
+
+
+def _filled(fields: dict[str, Any], key: str, default: Any) -> Any:
+    """Return the value of a key, or its default; keys that a map lacks get their defaults, too."""
+    value = fields.get(key, default)
+    if isinstance(value, dict) and isinstance(default, msgspec.Struct):
+        return {**msgspec.structs.asdict(default), **value}
+    return value
 
 
 def to_json(value: Any) -> Any:

@@ -7,6 +7,7 @@ import msgspec
 
 from imagegen_client.input_images import ImageSource, read_image
 from imagegen_protocol import InvalidRequestError, encode_request
+from imagegen_protocol.costs import shape_of
 from imagegen_protocol.declaration import map_images, split_images
 from imagegen_protocol.error_texts import describe_validation_error
 from imagegen_protocol.frames import encode
@@ -34,9 +35,11 @@ class RequestOptions(TypedDict, total=False):
     loras: Sequence[Mapping[str, str | float]] | None
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
-    """Image to start from: a PIL image, a path, or the bytes of a file; the output has its size by default."""
+    """Image to start from: a PIL image, a path, or the bytes of a file; sets the size of the output by default."""
+    images: Sequence[ImageSource] | None
+    """Reference images, in place of `image`; the output has the model's default size."""
     mask_image: ImageSource | None
-    """Mask of the image's size: white areas are generated anew, black areas are kept."""
+    """Mask of the image's size: transparent areas are generated anew; without any, white areas."""
     strength: float | None
     """How far to depart from the image, above 0; 1 keeps nothing of it."""
     scheduler: str | None
@@ -90,7 +93,13 @@ def build(
     if not (isinstance(progress, bool) and isinstance(preview, bool)):
         header |= {"progress": progress, "preview": preview}  # validated with the header, for a clear error
         progress = preview = False
-    submit = Submit(request_id=request_id, progress=progress, preview=preview, images=request.num_images)
+    submit = Submit(
+        request_id=request_id,
+        progress=progress,
+        preview=preview,
+        images=request.num_images,
+        shape=shape_of(request),
+    )
     if header:
         submit = _with_header(submit, header)
     try:

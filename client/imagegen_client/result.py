@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from imagegen_client.pillow import os_errors
 from imagegen_protocol import ProtocolError
+from imagegen_protocol.fields import ParameterValue
 from imagegen_protocol.images import BoundedFile
-from imagegen_protocol.messages import ImageInfo, ParameterValue, Result
+from imagegen_protocol.messages import ImageInfo, Result
 
 if TYPE_CHECKING:
     from PIL import Image

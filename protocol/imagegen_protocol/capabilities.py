@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.declaration import Parameter, TaskName
+from imagegen_protocol.fields import Finite, Integer, Name, Scalar
 from imagegen_protocol.limits import (
     MAX_CAPABILITIES_BYTES,
     MAX_CHOICES,
@@ -20,7 +21,6 @@ from imagegen_protocol.limits import (
     MAX_SIDE_PIXELS,
     MAX_STEPS,
 )
-from imagegen_protocol.messages import Finite, Integer, Name, Scalar
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE_PIXELS)]
 Scale = Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)]
@@ -94,7 +94,7 @@ def accepted_parameter(model: ModelCapabilities, parameter: Parameter) -> Accept
     """
     if not parameter.info.per_model:
         return AcceptedParameter(default=parameter.default)
-    if parameter.kind in ("image", "images"):
+    if parameter.kind == "image":
         return AcceptedParameter() if parameter.info.tasks[0] in model.tasks else None
     match parameter.name:
         case "width" | "height" as side:

@@ -44,6 +44,12 @@ MAX_IDS_PER_MESSAGE = 1024
 MAX_MODELS = 256
 """Maximum models of one worker."""
 
+MAX_COST_MODELS = 64
+"""Maximum models whose measured costs one report contains."""
+
+MAX_LOADED_LORAS = 64
+"""Maximum loaded LoRAs that one report lists."""
+
 MAX_CHOICES = 128
 """Maximum schedulers, LoRAs or other choices that one model reports."""
 
@@ -71,7 +77,9 @@ MIN_SIDE_PIXELS = 8
 MAX_SIDE_PIXELS = 8192
 MAX_STEPS = 1000
 MAX_IMAGES_PER_REQUEST = 16
-MAX_INPUTS = 2
+MAX_REFERENCE_IMAGES = 10
+"""Maximum reference images of one request; a model may accept fewer."""
+MAX_INPUTS = 2 + MAX_REFERENCE_IMAGES
 """Maximum input images of one request."""
 MAX_GUIDANCE_SCALE = 100.0
 MAX_LORAS = 8

@@ -11,71 +11,47 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from imagegen_protocol.costs import NO_SHAPE, CostModel, RequestShape
+from imagegen_protocol.fields import (
+    Address,
+    Code,
+    Count,
+    FrameSizes,
+    Id,
+    Ids,
+    InlineBytes,
+    Interval,
+    Models,
+    Name,
+    Offset,
+    ParameterValue,
+    Priority,
+    ReceiveMaximum,
+    Seconds,
+    SecondsPerImage,
+    SidePixels,
+    Timeout,
+    Token,
+    Traceparent,
+)
 from imagegen_protocol.limits import (
     DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_INLINE_BYTES,
-    ID_BYTES,
     MAX_CHUNK_BYTES,
-    MAX_CODE_LENGTH,
-    MAX_COUNT,
-    MAX_DURATION_SECONDS,
+    MAX_COST_MODELS,
     MAX_ERROR_MESSAGE_LENGTH,
     MAX_FETCH_BYTES,
-    MAX_FLOAT,
-    MAX_FRAME_BYTES,
     MAX_GPU_ID,
-    MAX_HEARTBEAT_INTERVAL_SECONDS,
     MAX_IDS_PER_MESSAGE,
     MAX_IMAGES_PER_REQUEST,
-    MAX_INLINE_BYTES,
-    MAX_INTEGER,
     MAX_LIVENESS,
-    MAX_MODELS,
-    MAX_NAME_LENGTH,
+    MAX_LOADED_LORAS,
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_FRAMES,
-    MAX_SECONDS_PER_IMAGE,
     MAX_SEED,
-    MAX_SIDE_PIXELS,
-    MAX_TIMEOUT_SECONDS,
-    MAX_TOKEN_BYTES,
     MIN_CHUNK_BYTES,
-    MIN_HEARTBEAT_INTERVAL_SECONDS,
-    MIN_INTEGER,
-    MIN_SECONDS_PER_IMAGE,
     VERSION,
 )
-
-Id = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
-Ids = Annotated[list[Id], Meta(max_length=MAX_IDS_PER_MESSAGE)]
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
-Code = Annotated[str, Meta(max_length=MAX_CODE_LENGTH, pattern=r"^[a-z][a-z0-9_]*\Z")]
-Models = Annotated[list[Name], Meta(max_length=MAX_MODELS)]
-Address = Annotated[str, Meta(max_length=300, pattern=r"^[^\s/]+:[0-9]{1,5}\Z")]
-"""HOST:PORT; an IPv6 host is in brackets."""
-# A lower bound rejects NaN, too: msgspec checks that a value is within the range, not that it is not outside.
-Seconds = Annotated[float, Meta(ge=0, le=MAX_DURATION_SECONDS)]
-SecondsPerImage = Annotated[float, Meta(ge=MIN_SECONDS_PER_IMAGE, le=MAX_SECONDS_PER_IMAGE)]
-Interval = Annotated[float, Meta(ge=MIN_HEARTBEAT_INTERVAL_SECONDS, le=MAX_HEARTBEAT_INTERVAL_SECONDS)]
-Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
-SidePixels = Annotated[int, Meta(ge=0, le=MAX_SIDE_PIXELS)]
-Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
-Traceparent = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
-"""Trace and parent span of a request, in the format of W3C Trace Context."""
-FrameSizes = Annotated[list[Annotated[int, Meta(ge=0, le=MAX_FRAME_BYTES)]], Meta(max_length=MAX_PAYLOAD_FRAMES)]
-"""The sizes in bytes of the frames of a payload that is fetched in chunks; empty if the payload is inline."""
-InlineBytes = Annotated[int, Meta(ge=0, le=MAX_INLINE_BYTES)]
-Offset = Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
-Token = Annotated[bytes, Meta(max_length=MAX_TOKEN_BYTES)]
-"""Names the last chunk or preview that a peer has received."""
-ReceiveMaximum = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
-Priority = Annotated[int, Meta(ge=-100, le=100)]
-
-Integer = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
-Finite = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]
-Scalar = str | Integer | Finite | bool | None
-ParameterValue = Scalar | list[dict[str, str | Finite]] | dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
-"""The value of one parameter in a RESULT; `loras` is a list with one map for each LoRA, `extra` is a map."""
 
 
 class _Own(IntEnum):
@@ -86,7 +62,7 @@ OWN_VERSION: Final = _Own.VERSION
 """The default of `v`: the version as another object than a decoded int, so that a missing `v` is recognised."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
     """Base of all headers."""
 
     v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = OWN_VERSION
@@ -148,6 +124,8 @@ class Submit(Message, tag="submit", frozen=True, kw_only=True):
     """Trace and parent span, as in W3C Trace Context."""
     images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] = 1
     """Number of images: the `num_images` of the body."""
+    shape: RequestShape = NO_SHAPE
+    """What decides the cost of the request, as in the body; see *Shape*."""
     inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
     """Maximum size of a RESULT's payload that is sent inline."""
     frame_bytes: FrameSizes = []
@@ -227,7 +205,7 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Set by the broker if there is a preview; the client confirms it."""
 
 
-class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The description of one image frame of a RESULT."""
 
     format: Literal["png", "jpeg", "webp"]
@@ -325,7 +303,7 @@ BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats 
 # ---- worker to broker ------------------------------------------------------------------------------------
 
 
-class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Totals since the worker started."""
 
     total_requests: Count = 0
@@ -357,6 +335,10 @@ class WorkerReport(Message, frozen=True, kw_only=True):
     """Seconds for one image in a full batch; None while unknown."""
     warm: Models = []
     """Loaded models; empty if all models of READY are loaded."""
+    costs: Annotated[dict[Name, CostModel], Meta(max_length=MAX_COST_MODELS)] = {}
+    """Measured costs by model; empty if unchanged or unknown."""
+    loaded_loras: Annotated[list[Name], Meta(max_length=MAX_LOADED_LORAS)] = []
+    """Names of the LoRAs that are loaded."""
 
 
 class Ready(WorkerReport, tag="ready", frozen=True, kw_only=True):
@@ -436,6 +418,8 @@ class Work(Message, tag="work", frozen=True, kw_only=True):
     """Whether the request must run alone; see *Death*."""
     images: Annotated[int, Meta(ge=1, le=MAX_IMAGES_PER_REQUEST)] | None = None
     """The `images` of SUBMIT; the `num_images` of the body must not differ."""
+    shape: RequestShape = NO_SHAPE
+    """The `shape` of SUBMIT; the body must not differ."""
     inline_bytes: InlineBytes = DEFAULT_INLINE_BYTES
     """Maximum size of a RESULT's payload that is sent inline."""
     frame_bytes: FrameSizes = []

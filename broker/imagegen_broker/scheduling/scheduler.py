@@ -16,6 +16,8 @@ class Scheduler:
         self.queue = FairQueue()
         self.pool = WorkerPool()
         self.strategy = STRATEGIES[strategy](self.pool)
+        self.worker_changed = self.strategy.worker_changed
+        """Notify the strategy that the load, the speed or the state of a worker has changed. O(1)."""
 
     def add_worker(self, worker: Worker) -> None:
         """Add a worker that has registered."""
@@ -26,11 +28,6 @@ class Scheduler:
         """Remove a worker; no request is dispatched to it any more."""
         self.pool.remove(worker)
         self.strategy.worker_removed(worker)
-
-    def worker_changed(self, worker: Worker) -> None:
-        """Notify the strategy that the load, the speed or the state of a worker has changed. O(1)."""
-        if worker in self.pool:
-            self.strategy.worker_changed(worker)
 
     def assignments(self, now: float) -> Iterator[tuple[Request, Worker]]:
         """Yield each request that can be dispatched and its worker; dispatch it before asking for the next one."""

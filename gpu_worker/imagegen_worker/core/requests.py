@@ -10,6 +10,7 @@ from imagegen_protocol import (
     check_frames,
     parse_request,
 )
+from imagegen_protocol.costs import check_shape
 from imagegen_protocol.errors import DeadlineExceededError, GenerationFailedError
 from imagegen_protocol.limits import (
     MAX_BODY_BYTES,
@@ -71,6 +72,8 @@ class RequestHandler:
             preview=work.preview,
             inline_bytes=work.inline_bytes,
             announced_images=work.images,
+            shape=work.shape,
+            claimed_by=session.epoch,
             source=session.epoch,
             exclusive=work.alone,
             arrived=now,
@@ -105,6 +108,7 @@ class RequestHandler:
             if held.announced_images not in (None, request.num_images):
                 announced = f"{held.announced_images} as the request's header states"
                 raise InvalidRequestError(f"num_images: expected {announced}, got {request.num_images}")
+            check_shape(held.shape, request)
             model = self._state.models.get(held.model)
             if model is None:
                 held.unparsed = frames
@@ -115,11 +119,17 @@ class RequestHandler:
             if request.inputs:
                 self._state.actions.append(ev.Decode(held.number, request, model, frames[1:]))
             else:
-                self._submit(held, model.resolve(request))
+                self._submit(held, model.resolve(request), now)
         except InvalidRequestError as error:
             self._fail(held, error.code, error.message, now)
 
-    def _submit(self, held: HeldRequest, request: ResolvedRequest) -> None:
+    def _submit(self, held: HeldRequest, request: ResolvedRequest, now: float) -> None:
+        """Send a request to the engine, unless its size or steps contradict its header."""
+        try:
+            request.check_shape(held.shape)
+        except InvalidRequestError as error:
+            self._fail(held, error.code, error.message, now)
+            return
         held.request = request
         self._receiver.release(held)
         self.gate.add(ev.Job(held.number, request, held.arrived, held.preview), exclusive=held.exclusive)
@@ -134,7 +144,7 @@ class RequestHandler:
             self._give_back(session, held, "its payload has not arrived")
             return
         self._receiver.move(held, session)
-        held.broker = session.index
+        held.broker, held.claimed_by = session.index, session.epoch
         if held.answer is not None:
             self._held.touch(held, now)  # a client still waits for it, perhaps behind other answers
             self._answers.send(session, held.answer, held)
@@ -149,7 +159,7 @@ class RequestHandler:
         """Send the requested chunks of an answer's images, to any broker that sends FETCH."""
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
-            self._held.fetch(held, now)
+            self._held.fetch(held, min(fetch.offset + fetch.length, held.image_bytes), now)
             self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:
@@ -164,11 +174,16 @@ class RequestHandler:
         """Remove requests that are acknowledged or cancelled, except those of another broker that is alive."""
         for request_id in request_ids:
             held = self._held.get(request_id)
-            if held is None or (held.broker != session.index and self._brokers[held.broker].registered):
+            if held is None or (held.broker != session.index and self._is_claimed(held)):
                 continue
             if held.answer is None:
                 self._cancel(held)
             self._held.remove(held)
+
+    def _is_claimed(self, held: HeldRequest) -> bool:
+        """Return whether the broker that sent WORK or RESEND last is alive, and still the same run of it."""
+        session = self._brokers[held.broker]
+        return session.registered and session.epoch == held.claimed_by
 
     def admit_jobs(self) -> None:
         """Send the jobs that may run now to the engine. Payloads in transfer do not delay an exclusive job."""
@@ -193,12 +208,16 @@ class RequestHandler:
         match event:
             case ev.Decoded():
                 if held.request is None:
-                    self._submit(held, event.request)
+                    self._submit(held, event.request, now)
             case ev.Previewed():
                 self._progress.send_preview(held, event.image, now)
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
+                if (
+                    event.code == InvalidRequestError.code and held.request is not None
+                ):  # a LoRA that can't be used
+                    self._state.loras.discard(held.model, (name for name, _ in held.request.loras))
                 self._fail(held, event.code, event.message, now)
 
     def _started(self, event: ev.Started, now: float) -> None:
@@ -206,6 +225,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
+                self._state.loras.use(held.model, (name for name, _ in held.request.loras))
                 self._progress.send(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 

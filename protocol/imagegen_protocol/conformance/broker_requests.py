@@ -5,6 +5,7 @@ import msgpack
 from imagegen_protocol.conformance.broker_bench import BODY, IMAGE, BrokerBench
 from imagegen_protocol.conformance.peers import lists, new_id
 from imagegen_protocol.conformance.report import Checks, expect
+from imagegen_protocol.costs import RequestShape
 from imagegen_protocol.errors import CancelledError, DeadlineExceededError, InvalidRequestError, ModelNotFoundError
 from imagegen_protocol.messages import (
     Accepted,
@@ -203,6 +204,23 @@ def priorities(bench: BrokerBench) -> str:
     following, _ = worker.work()
     expect(following.request_id == high, "a request of lower priority was dispatched first")
     return "as expected"
+
+
+@CHECKS("R-4.21", "the shape of SUBMIT is repeated in WORK")
+def shapes(bench: BrokerBench) -> str:
+    """Send a request with a shape and one without."""
+    client, worker = bench.connected_client(), bench.registered_worker()
+    for shape in (
+        RequestShape(width=640, num_inference_steps=12, task="inpainting", loras=["ink"]),
+        RequestShape(),
+    ):
+        request_id = client.submit(bench.model, shape=shape)
+        work, _ = worker.work(request_id)
+        expect(work.shape == shape, f"WORK has the shape {work.shape}, SUBMIT had {shape}")
+        worker.answer(request_id, IMAGE)
+        client.result(request_id)
+        client.ack(request_id)
+    return "2 shapes"
 
 
 @CHECKS("R-4.16", "a deadline ends a request with deadline_exceeded")

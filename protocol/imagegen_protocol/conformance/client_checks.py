@@ -10,6 +10,7 @@ from imagegen_protocol.conformance.fake_broker import INTERVAL, SILENCE, Upload,
 from imagegen_protocol.conformance.images import png
 from imagegen_protocol.conformance.peers import has, lists, new_id
 from imagegen_protocol.conformance.report import Checks, NotTested, Violation, expect
+from imagegen_protocol.costs import check_shape
 from imagegen_protocol.errors import (
     CancelledError,
     GenerationFailedError,
@@ -63,14 +64,15 @@ def routing_id(bench: ClientBench) -> str:
     return bench.broker.peer.hex()
 
 
-@CHECKS("R-6.1", "the body of SUBMIT is valid, and has a seed")
+@CHECKS("R-6.1", "the body of SUBMIT is valid, has a seed, and agrees with the header")
 def body(bench: ClientBench) -> str:
-    """Parse the body as a worker does."""
+    """Parse the body as a worker does; compare it with `images` (R-4.20) and `shape` (R-4.21)."""
     request = bench.next()
     frames = bench.payload(request)
     try:
         parsed = parse_request(frames[0])
         check_frames(parsed, len(frames) - 1)
+        check_shape(request.submit.shape, parsed)
     except ImagegenError as error:
         raise Violation(error.message) from error
     expect(parsed.num_images == request.submit.images, f"num_images {parsed.num_images}, images differs")

@@ -228,6 +228,20 @@ def invalid_bodies(bench: WorkerBench) -> str:
     return f"{len(bodies) + 2} ERRORs"
 
 
+@CHECKS("R-4.21", "a body that contradicts the shape in the header is answered with invalid_request")
+def contradicting_shapes(bench: WorkerBench) -> str:
+    """Send WORK whose shape has another task, other LoRAs, or another number of steps than its body."""
+    bench.registered()
+    steps = msgpack.packb({"prompt": "a", "seed": 1, "num_inference_steps": 3})
+    shapes = [{"task": "inpainting"}, {"loras": ["ink"]}, {"num_inference_steps": 2}]
+    found = []
+    for shape in shapes:
+        request_id = bench.work(steps, shape=shape)
+        found.append(bench.error(request_id, InvalidRequestError.code).message)
+        bench.release(request_id)
+    return found[-1][:80]
+
+
 @CHECKS("R-4.17", "an unknown model is answered with model_not_found")
 def unknown_model(bench: WorkerBench) -> str:
     """Ask for a model of a random name."""

@@ -11,6 +11,8 @@ from PIL import Image
 
 from imagegen_client.requests import RequestOptions, build, with_frames
 from imagegen_protocol import InvalidRequestError, parse_request
+from imagegen_protocol.conformance.images import png
+from imagegen_protocol.costs import RequestShape, shape_of
 from imagegen_protocol.limits import MAX_SEED
 from imagegen_protocol.parameters import PARAMETERS
 
@@ -49,7 +51,9 @@ def test_the_typed_options_are_the_declared_parameters():
         if name == "prompt":
             continue
         kinds = set(get_args(options[name])) - {type(None)} or {options[name]}
-        if parameter.has_images:
+        if parameter.kind == "images":
+            assert [{Image.Image, str, bytes} <= set(get_args(get_args(kind)[0])) for kind in kinds] == [True]
+        elif parameter.has_images:
             assert {Image.Image, str, bytes} <= kinds
         elif parameter.fields:
             fields = {field.name for field in parameter.fields}
@@ -236,3 +240,12 @@ def test_extra_may_be_any_mapping():
     request = parse_request(body)
     assert request.extra == {"clip_skip": 2, "sigmas": [1.0, 0.5]}
     assert (request.output_format, request.quality) == ("webp", 7)
+
+
+def test_the_header_states_the_shape_of_the_body():
+    source = png(16)
+    submit, _, frames = made(
+        image=source, width=640, num_inference_steps=30, strength=0.5, loras=[{"name": "ink"}], priority=2
+    )
+    assert submit.shape == shape_of(parse_request(frames[0]))
+    assert submit.shape == RequestShape(width=640, num_inference_steps=15, task="image-to-image", loras=["ink"])

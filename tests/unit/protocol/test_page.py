@@ -17,6 +17,7 @@ from imagegen_protocol.conformance import (
     client_checks,
     worker_checks,
 )
+from imagegen_protocol.costs import CostModel, RequestShape
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import GenerationRequest
 from tools.message_docs import message_table
@@ -31,7 +32,7 @@ DIRECTIONS = {
 MESSAGES = sorted(
     {kind for union in DIRECTIONS.values() for kind in get_args(union)}, key=lambda kind: kind.__name__
 )
-STRUCTS = [*MESSAGES, messages.WorkerReport, messages.WorkerStats, messages.ImageInfo]
+STRUCTS = [*MESSAGES, messages.WorkerReport, messages.WorkerStats, messages.ImageInfo, RequestShape, CostModel]
 NEVER_SENT = {"error", "request_error", "broker_unreachable", "client_closed"}
 """Codes of base classes, and of errors that a client raises itself."""
 

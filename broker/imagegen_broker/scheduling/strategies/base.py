@@ -46,14 +46,18 @@ class Strategy(ABC):
         self._changed.pop(worker.id, None)
 
     def worker_changed(self, worker: Worker) -> None:
-        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1)."""
+        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1).
+
+        Without effect if the worker is not in the pool then.
+        """
         self._changed[worker.id] = worker
 
     def refresh_changed(self) -> None:
         """Refresh the workers that have changed since the last choice, each once."""
         if self._changed:
             for worker in self._changed.values():
-                self.refresh(worker)
+                if worker in self._pool:
+                    self.refresh(worker)
             self._changed.clear()
 
 
