@@ -112,6 +112,28 @@ def test_deleted_images_are_shown_as_expired_and_their_settings_stay(stored):
     expect(stored.get_by_label("Steps", exact=True)).to_have_value("1")
 
 
+def test_favourites_outlast_the_files_of_the_gateway(stored):
+    with stored.expect_response("**/v1/files/*"):
+        stored.get_by_role("button", name="Favourite: a blue square").click()
+    stored.wait_for_function(
+        """async () => {
+            const { HistoryStore, partOf } = await import("./static/history_store.js");
+            const store = new HistoryStore(() => {});
+            const [marked] = (await store.entries()).filter(({ favourites }) => favourites.length);
+            return store.inputs(partOf(marked.id, 0));
+        }"""
+    )
+    stored.route("**/v1/files/*", lambda route: route.fulfill(status=404))
+    stored.reload()
+    wait_for_image(stored, "a blue square").first.click()
+    stored.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    stored.get_by_role("button", name="Use as start image").click()
+    expect(stored.locator("#start-size")).to_have_text("64 × 64")
+    stored.get_by_role("button", name="Favourite: a blue square").click()
+    stored.reload()
+    expect(tiles(stored).first).to_contain_text("Expired")
+
+
 def test_a_history_of_an_earlier_version_is_kept(page, gateway):
     job = page.request.post(f"{gateway}/v1/jobs", data={"prompt": "an old star", "num_inference_steps": 1}).json()
     asked = {"prompt": "an old star", "num_inference_steps": 1}

@@ -117,6 +117,23 @@ def test_varying_an_image_after_a_reload_keeps_its_start_image(page):
     expect(images(page, "a varied square")).to_have_count(1)
 
 
+def test_varying_an_image_whose_start_image_is_lost_says_so(page):
+    choose_start_image(page, halves(64, 64))
+    generate(page, "a lost square")
+    page.evaluate(
+        """async () => {
+            const { HistoryStore } = await import("./static/history_store.js");
+            const store = new HistoryStore(() => {});
+            for (const { id } of await store.entries()) await store.deleteInputs(id);
+        }"""
+    )
+    images(page, "a lost square").first.click()
+    page.get_by_role("button", name="Vary the seed").click()
+    expect(page.locator("#problem")).to_contain_text("The start image of this request is no longer stored.")
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(images(page, "a lost square")).to_have_count(1)
+
+
 def test_sizes_keep_the_area_and_the_ranges_of_the_model(page):
     sizes = page.evaluate(
         """async () => {

@@ -1,11 +1,18 @@
-// The history of this browser in IndexedDB: entries, and the start images of requests. All tabs share it.
+// The history of this browser in IndexedDB: entries, and the start images and favourites of requests. All tabs share it.
 
 const DATABASE = "imagegen";
 const CHANNEL = "imagegen-history";
 /** Name of the history in `localStorage` up to version 2.0; its entries are moved into the database. */
 const FORMER = "imagegen-history";
-/** Maximum number of entries, and maximum bytes of all start images and masks. */
+/** Maximum number of entries, and maximum bytes of all start images, masks and favourites. */
 const LIMITS = { entries: 500, inputBytes: 200 * 2 ** 20 };
+
+const UNDO_MS = 60 * 60 * 1000;
+const MAX_DRAFT_AGE_MS = 30 * 24 * UNDO_MS;
+
+/** Return the id of the file of one image of an entry. */
+export const partOf = (id, index) => `${id}/${index}`;
+const ownerOf = (id) => id.split("/")[0];
 
 const settled = (request) =>
   new Promise((resolve, reject) => {
@@ -105,15 +112,14 @@ export class HistoryStore {
     await finished(transaction);
   }
 
-  /** Delete the inputs of deleted entries that were not used for a day. Drafts have ids of their own. */
+  /** Delete the files of deleted entries that can no longer be restored, and those of old drafts. */
   async prune(isDraft) {
     const transaction = (await this.#database).transaction(["entries", "inputs"], "readwrite");
     const known = new Set(await settled(transaction.objectStore("entries").getAllKeys()));
     const store = transaction.objectStore("inputs");
-    const day = 24 * 60 * 60 * 1000;
     for (const { id, used } of await settled(store.getAll())) {
       const age = Date.now() - used;
-      if (!known.has(id) && age > (isDraft(id) ? 30 * day : day)) store.delete(id);
+      if (!known.has(ownerOf(id)) && age > (isDraft(id) ? MAX_DRAFT_AGE_MS : UNDO_MS)) store.delete(id);
     }
     await finished(transaction);
   }
