@@ -7,10 +7,12 @@ from enum import Enum
 from typing import Any
 
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.limits import (
     DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
     DEFAULT_LIVENESS,
+    MAX_PRIORITY,
 )
 from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
 from imagegen_protocol.transfers import Download, Downloads
@@ -21,11 +23,13 @@ class Settings:
     """The behaviour of the broker; times in seconds, sizes in bytes."""
 
     epoch: bytes
-    strategy: str = "round-robin"
+    strategy: str = "least-wait"
     interval: float = DEFAULT_HEARTBEAT_INTERVAL_SECONDS
     liveness: int = DEFAULT_LIVENESS
     max_attempts: int = 3
     max_requests: int = 10_000
+    max_queue_seconds: float = 0.0
+    """Predicted wait beyond which new requests are rejected; 0: no limit."""
     max_bytes: int = 1024 * 1024 * 1024
     max_requests_per_client: int = 5_000
     max_bytes_per_client: int = 256 * 1024 * 1024
@@ -212,6 +216,8 @@ class Request:
     """Number of its current entry among the deadlines; entries with another number are outdated."""
     previous_client: "Client | None" = None
     """The client that owned the request before it was transferred."""
+    seconds: float = 0.0
+    """Predicted device seconds on a typical worker, as of its last entry into the queue."""
     queue_index: int = 0
     """Position in its client queue, relative to the other requests there."""
     reported_position: tuple[int, float | None] | None = None
@@ -271,6 +277,8 @@ class Client:
     """Its public key; empty if keys are not used."""
     owner: bytes = field(init=False)
     """Whose turns and limits the client shares: those of its key, or its own without keys."""
+    max_priority: int = MAX_PRIORITY
+    """Maximum priority of its requests."""
     principal: Principal = field(default_factory=Principal)
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0
@@ -365,12 +373,18 @@ class Worker:
     capabilities: Mapping[str, ModelCapabilities] = field(default_factory=dict)
     """Reported capabilities of its models, by name."""
     assigned_images: int = 0
+    assigned_seconds: float = 0.0
+    """Predicted device seconds of the assigned requests on a typical worker."""
     assigned_models: Counter[str | None] = field(default_factory=Counter)
     """Number of assigned requests by model."""
     orphans: set[bytes] = field(default_factory=set)
     """Listed ids that no client has submitted to this broker."""
     stats: WorkerStats = field(default_factory=WorkerStats)
     seconds_per_image: float | None = None
+    costs: dict[str, CostModel] = field(default_factory=dict)
+    """Reported cost models of its models, by name."""
+    loaded_loras: frozenset[str] = frozenset()
+    """Names of the LoRAs that it reports as loaded."""
     step_age: float | None = None
     """Seconds since the last denoising step; None when idle."""
     window: SendWindow = field(default_factory=SendWindow)
@@ -412,12 +426,14 @@ class Worker:
         self.assigned[request.id] = Assignment(request, self.beat)
         self.foreign.discard(request.id)
         self.assigned_images += request.images
+        self.assigned_seconds += request.seconds
         self.assigned_models[request.model] += 1
 
     def unassign(self, request: Request) -> None:
         """Remove a request that was assigned to the worker."""
         del self.assigned[request.id]
         self.assigned_images -= request.images
+        self.assigned_seconds = max(0.0, self.assigned_seconds - request.seconds) if self.assigned else 0.0
         self.assigned_models[request.model] -= 1
         if not self.assigned_models[request.model]:
             del self.assigned_models[request.model]

@@ -109,7 +109,7 @@ class RequestTable:
         request.client.remove(request)
         client.add(request)
         if is_queued:
-            self._scheduler.queue.push(request, requeued=request.requeued)
+            self._scheduler.push(request, requeued=request.requeued)
         elif is_unacknowledged:
             self.limits.increase(client)
         elif request.state is State.RECEIVING:
@@ -128,7 +128,7 @@ class RequestTable:
         for request in list(self._scheduler.queue.in_order(None)):
             self._scheduler.queue.remove(request)
             request.model = model
-            self._scheduler.queue.push(request)
+            self._scheduler.push(request)
 
     # ---- states ---------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class RequestTable:
         if not is_new:
             self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
         if is_complete:
-            self._scheduler.queue.push(request, requeued=requeued, first=first)
+            self._scheduler.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
             request.requeued = requeued
@@ -245,6 +245,13 @@ class RequestTable:
             del request.worker.answers[request.id]
             request.worker = None
 
+    def drop_answer(self, request: Request) -> None:
+        """Like `lose_answer`, for an answer that is gone for good: stop the client from fetching its payload."""
+        self.lose_answer(request)
+        if request.relay is not None:
+            request.end_relay()
+            self._outbox.accept(request.client.id, request.id)
+
     def fail(self, request: Request, answer: Error, now: float) -> None:
         """Move a request to DELIVERED with an error, and send RELEASE to the worker that holds it."""
         worker = request.worker
@@ -286,6 +293,11 @@ class RequestTable:
         self.counters.answered[outcome if outcome in OUTCOMES else OTHER] += 1
         self.counters.duration.observe(now - request.arrived_at)
         self.answer_rate.add()
+        if worker is not None and request.worker is worker:
+            if outcome == "result":
+                self._scheduler.answered(worker, request, now)
+            else:
+                self._scheduler.observe(worker, now)
         self._transition(request, State.DELIVERED)
         request.answered_at = now
         request.resends = 0

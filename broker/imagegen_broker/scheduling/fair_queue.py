@@ -15,14 +15,14 @@ from imagegen_broker.core.records import Client, Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client for one model, in order, and the total number of their images."""
+    """The waiting requests of one client for one model, in order, and the total of their predicted seconds."""
 
-    __slots__ = ("images", "model", "requests")
+    __slots__ = ("model", "requests", "seconds")
 
     def __init__(self, model: str | None) -> None:
         self.model = model
         self.requests: OrderedDict[bytes, Request] = OrderedDict()
-        self.images = 0
+        self.seconds = 0.0
 
     def push(self, request: Request, *, first: bool) -> None:
         """Add a request at the end, or at the front if `first`."""
@@ -36,7 +36,7 @@ class _ClientQueue:
         requests[request.id] = request
         if first:
             requests.move_to_end(request.id, last=False)
-        self.images += request.images
+        self.seconds += request.seconds
 
 
 _Turns = OrderedDict[bytes, _ClientQueue]
@@ -137,14 +137,14 @@ class FairQueue:
 
     Within a model the highest priority goes first; within a priority, requests that came back from a worker.
     Otherwise owners take turns of one request, so one key's 10,000 requests do not starve another key's one.
-    Requests of a paused client wait: they are neither returned by `peek` nor counted by `images`.
+    Requests of a paused client wait: they are neither returned by `peek` nor counted by `seconds`.
     """
 
     def __init__(self) -> None:
         self._models: dict[str | None, dict[int, _PriorityLevel]] = {}
         self._waiting: dict[str | None, int] = {}
         self._ready: dict[str | None, int] = {}
-        self._images: dict[str | None, int] = {}
+        self._seconds: dict[str | None, float] = {}
         self._client_queues: dict[bytes, dict[_RoundRobin, _ClientQueue]] = {}
         """The queues of each client, by the round robin that they are in."""
         self._paused: set[bytes] = set()
@@ -161,9 +161,14 @@ class FairQueue:
         """Return how many requests wait for the model, those of paused clients included."""
         return self._waiting.get(model, 0)
 
-    def images(self, model: str | None) -> int:
-        """Return the number of images of the requests that may be dispatched for the model."""
-        return self._images.get(model, 0)
+    def seconds(self, model: str | None) -> float:
+        """Return the predicted device seconds of the requests that may be dispatched for the model."""
+        return max(0.0, self._seconds.get(model, 0.0))
+
+    def average_seconds(self, model: str | None) -> float:
+        """Return the predicted device seconds of an average request that may be dispatched for the model."""
+        ready = self._ready.get(model, 0)
+        return self.seconds(model) / ready if ready else 0.0
 
     def ready_by_model(self) -> dict[str | None, int]:
         """Return a copy of how many requests may be dispatched, for each model that requests wait for."""
@@ -190,7 +195,7 @@ class FairQueue:
             part.add(client, queue, is_paused=True)
             part.ready -= len(queue.requests)
             self._ready[queue.model] -= len(queue.requests)
-            self._images[queue.model] -= queue.images
+            self._seconds[queue.model] -= queue.seconds
 
     def resume(self, client: Client) -> None:
         """Give a paused client turns again, behind the other clients. O(client queues of the client)."""
@@ -202,7 +207,7 @@ class FairQueue:
             part.add(client, queue, is_paused=False)
             part.ready += len(queue.requests)
             self._ready[queue.model] += len(queue.requests)
-            self._images[queue.model] += queue.images
+            self._seconds[queue.model] += queue.seconds
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -224,11 +229,11 @@ class FairQueue:
         queue.push(request, first=first)
         self._waiting[model] = self._waiting.get(model, 0) + 1
         if self._waiting[model] == 1:
-            self._ready[model] = self._images[model] = 0
+            self._ready[model], self._seconds[model] = 0, 0.0
         if not is_paused:
             part.ready += 1
             self._ready[model] += 1
-            self._images[model] += request.images
+            self._seconds[model] += request.seconds
 
     def peek(self, model: str | None) -> Request | None:
         """Return the next request that may be dispatched for the model, or None."""
@@ -273,18 +278,18 @@ class FairQueue:
 
     def remove(self, request: Request) -> None:
         """Remove a request. Raises KeyError if it does not wait."""
-        client, model, images = request.client, request.model, request.images
+        client, model, seconds = request.client, request.model, request.seconds
         levels = self._models[model]
         level = levels[request.priority]
         part = level.part_of(request)
         is_paused = client.id in self._paused
         queue = self._client_queues[client.id][part]
         del queue.requests[request.id]
-        queue.images -= images
+        queue.seconds -= seconds
         if not is_paused:
             part.ready -= 1
             self._ready[model] -= 1
-            self._images[model] -= images
+            self._seconds[model] -= seconds
         if not queue.requests:
             part.remove(client, is_paused=is_paused)
             self._remove_client_queue(client.id, part)
@@ -294,7 +299,7 @@ class FairQueue:
         if remaining:
             self._waiting[model] = remaining
         else:
-            del self._waiting[model], self._ready[model], self._images[model], self._models[model]
+            del self._waiting[model], self._ready[model], self._seconds[model], self._models[model]
 
     def _remove_client_queue(self, client_id: bytes, part: _RoundRobin) -> None:
         own = self._client_queues[client_id]

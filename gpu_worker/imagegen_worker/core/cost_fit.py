@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import median
 
-FORGETTING = 0.98
-"""Weight of a measurement relative to the next one: about the last 50 determine the coefficients."""
+FORGETTING = 0.97
+"""Weight of a measurement relative to the next one: about the last 30 determine the coefficients."""
 DRIFT_SMOOTHING = 0.15
 """Weight of the newest measurement in the device's present speed, relative to the coefficients."""
 OUTLIER_FACTOR = 4.0

@@ -6,10 +6,16 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from PIL.Image import Image
-
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, ImageGenerator, Row, Sketch, StoppedError
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GeneratedImage,
+    ImageGenerator,
+    Row,
+    Sketch,
+    StoppedError,
+)
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.cost_meter import CostMeter
@@ -76,7 +82,7 @@ class _Member:
     """A job of the running batch, and its images by the index of their seeds."""
 
     job: Job
-    images: dict[int, Image] = field(default_factory=dict)
+    images: dict[int, GeneratedImage] = field(default_factory=dict)
     batch_size: int = 1
     ended: bool = False
     """Whether the job was cancelled, failed or finished."""

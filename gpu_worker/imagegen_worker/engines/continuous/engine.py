@@ -9,10 +9,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from PIL.Image import Image
-
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GeneratedImage,
+    OnStep,
+    Row,
+    Sketch,
+    StoppedError,
+)
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.events import (
     CallFailed,
@@ -63,7 +69,7 @@ class StepwiseBackend(Protocol):
     def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
         """Return what the client should know about a generated request: what of it had no effect."""
 
-    def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """Generate one image for each row; the requests of several rows have the same `call_key`.
 
         Runs in a task of a scheduler; its calls of the model are `wait_for_forward`. Raises `DeviceMemoryError`,
@@ -82,7 +88,7 @@ class _ActiveJob:
 
     job: Job
     tasks: set[Task] = field(default_factory=set)
-    images: dict[int, Image] = field(default_factory=dict)
+    images: dict[int, GeneratedImage] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     started_at: float | None = None
     stepped: bool = False
