@@ -1,5 +1,6 @@
 """How a model is put on its device: each option reaches the diffusers or torch call of the same meaning."""
 
+import diffusers
 import pytest
 import torch
 
@@ -42,8 +43,9 @@ def test_an_attention_backend_is_set_or_refused_by_name(monkeypatch):
 
 
 def test_a_lora_folder_is_ignored_by_a_model_that_takes_no_loras(tmp_path, monkeypatch, caplog):
-    monkeypatch.delattr("diffusers.StableDiffusionPipeline.load_lora_weights", raising=False)
-    monkeypatch.delattr("diffusers.loaders.StableDiffusionLoraLoaderMixin.load_lora_weights")
+    for kind in diffusers.StableDiffusionPipeline.__mro__:
+        if "load_lora_weights" in vars(kind):
+            monkeypatch.delattr(kind, "load_lora_weights")
     options = LoadOptions(device="cpu", threads=1, lora_folder=tmp_path)
     loaded = LoadedPipeline(CONFIG.model_source.location, CONFIG.model_name, options)
     assert (loaded.adapters, loaded.model.takes_loras) == (None, False)
