@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.scaling.traffic import Timed
 from benchmarks.simulated.clock import Clock
+from benchmarks.simulated.continuous import ForwardCost
 from benchmarks.simulated.device import Cost
 from benchmarks.simulated.fleet import BrokerPeer, ClientPeer, WorkerPeer
 
@@ -12,8 +13,8 @@ WARM_UP = 10.0
 """Seconds in which workers register and the grace of a new broker ends."""
 
 
-def run(traffic: Sequence[Timed], costs: Sequence[Cost], strategy: str) -> list[float]:
-    """Return each request's latency, in seconds from when it should have been sent. Raises if one fails."""
+def run(traffic: Sequence[Timed], costs: Sequence[Cost | ForwardCost], strategy: str) -> list[float]:
+    """Return the latency of each request, in the order of `traffic`, in seconds. Raises if one fails."""
     clock = Clock()
     broker = BrokerPeer(
         clock,
@@ -26,12 +27,12 @@ def run(traffic: Sequence[Timed], costs: Sequence[Cost], strategy: str) -> list[
         # Processes do not start all at once, and their heartbeats do not come all at once either.
         clock.at(number * 0.9 / len(costs), WorkerPeer, broker, f"worker-{number}", cost)
     due: dict[bytes, float] = {}
-    latencies: list[float] = []
+    latencies: dict[bytes, float] = {}
 
     def done(key: bytes, error: Exception | None) -> None:
         if error is not None:
             raise error
-        latencies.append(clock.now - due[key])
+        latencies[key] = clock.now - due[key]
 
     client = ClientPeer(broker, "client", done, random.Random(1))
     client.open()
@@ -42,4 +43,4 @@ def run(traffic: Sequence[Timed], costs: Sequence[Cost], strategy: str) -> list[
     for each in traffic:
         clock.at(WARM_UP + each.at, ask, each)
     clock.run(over=lambda: len(latencies) == len(traffic))
-    return latencies
+    return [latencies[key] for key in due]

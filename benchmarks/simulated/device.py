@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.simulated.clock import Alarm, Clock
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.backends.simulated import MODEL
 from imagegen_worker.core import events as ev
@@ -25,6 +26,15 @@ class Cost(NamedTuple):
     image_seconds: float = 0.1
     slow: float = 1.0
     by_work: bool = False
+
+    @property
+    def reported(self) -> CostModel:
+        """The cost model that the worker reports: exact for requests of the model's default size and steps."""
+        megapixels, steps = MODEL.width * MODEL.height / 1e6, MODEL.num_inference_steps
+        return CostModel(
+            forward_seconds=self.slow * self.batch_seconds / steps,
+            megapixel_seconds=self.slow * self.image_seconds / steps / megapixels,
+        )
 
     def seconds(self, images: int, request: ResolvedRequest | None = None) -> float:
         """Return the time of a batch of so many images, of requests like this one."""
@@ -111,13 +121,14 @@ class Device:
         )
         for job in batch:
             if job.number not in self._over:
-                self._clock.after(ENCODE_SECONDS, self._post, _finished(job, len(batch), seconds))
+                self._clock.after(ENCODE_SECONDS, self._post, finished(job, len(batch), seconds))
         self._over.clear()
         self._post(ev.Idle())
         self._alarm.set(self._clock.now)
 
 
-def _finished(job: ev.Job, batch_size: int, seconds: float) -> ev.Finished:
+def finished(job: ev.Job, batch_size: int, seconds: float) -> ev.Finished:
+    """Return the event of a request that was generated in so many seconds."""
     request = job.request
     return ev.Finished(
         number=job.number,

@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from benchmarks.simulated.clock import Alarm, Clock
+from benchmarks.simulated.continuous import ContinuousDevice, ForwardCost
 from benchmarks.simulated.device import Cost, Device
 from imagegen_broker.core.broker import BrokerCore
 from imagegen_broker.core.events import (
@@ -29,7 +32,8 @@ from imagegen_client.events import (
     Tick,
 )
 from imagegen_protocol import GenerationRequest, encode_request
-from imagegen_protocol.messages import Stats, Submit
+from imagegen_protocol.costs import shape_of
+from imagegen_protocol.messages import Stats, Submit, WorkerReport
 from imagegen_worker.backends.simulated import MODEL
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
@@ -104,7 +108,7 @@ class WorkerPeer:
         self,
         broker: BrokerPeer,
         name: str,
-        cost: Cost,
+        cost: Cost | ForwardCost,
         *,
         host: str = "host",
         run: int = 0,
@@ -128,16 +132,21 @@ class WorkerPeer:
                 backend="simulated",
                 capacity=2 * max_batch_size,
                 max_batch_size=max_batch_size,
-                batching="static",
+                batching="static" if isinstance(cost, Cost) else "continuous",
                 pid=1,
             ),
             brokers=1,
             limits=WorkerLimits(drain_seconds=drain_seconds, step_timeout=None),
             now=self._clock.now,
         )
-        self.device = Device(
-            self._clock, cost, max_batch_size=max_batch_size, max_wait=max_wait, post=self._posted
-        )
+        self._reported = {MODEL.name: cost.reported}
+        self.device: Device | ContinuousDevice
+        if isinstance(cost, Cost):
+            self.device = Device(
+                self._clock, cost, max_batch_size=max_batch_size, max_wait=max_wait, post=self._posted
+            )
+        else:
+            self.device = ContinuousDevice(self._clock, cost, max_batch_size=max_batch_size, post=self._posted)
         self._alarm = Alarm(self._clock, self._tick)
         broker.peers[self.id] = self
         self._feed(ev.EngineReady((MODEL,), "simulated", self.device.seconds_per_image))
@@ -175,6 +184,8 @@ class WorkerPeer:
         for action in actions:
             match action:
                 case ev.Send(_, message, frames):
+                    if isinstance(message, WorkerReport):
+                        message = replace(message, costs=self._reported)
                     self._clock.after(LINK_SECONDS, self._broker.hear_worker, self.id, message, frames)
                 case ev.Job() | ev.Cancel():
                     self.device.obey(action)
@@ -204,7 +215,8 @@ class ClientPeer:
     def ask(self, request: GenerationRequest, priority: int = 0) -> bytes:
         """Submit a request; return its id."""
         key = self._dice.randbytes(16)
-        submit = SubmitRequested(Submit(request_id=key, priority=priority), [encode_request(request)])
+        header = Submit(request_id=key, priority=priority, shape=shape_of(request))
+        submit = SubmitRequested(header, [encode_request(request)])
         self._do(self.core.handle(submit, self._clock.now))
         self._alarm.set(self.core.next_deadline())
         return key

@@ -32,7 +32,7 @@ from imagegen_common.settings import SettingsCommand, end_check, settings_option
 from imagegen_common.tracing import TracingError, check_otlp_endpoint, open_tracer
 from imagegen_protocol.endpoints import parse_address
 from imagegen_protocol.keys import KeyFileError
-from imagegen_protocol.limits import DEFAULT_FETCH_WINDOW_BYTES, ID_BYTES, MAX_PAYLOAD_BYTES
+from imagegen_protocol.limits import DEFAULT_FETCH_WINDOW_BYTES, ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TIMEOUT_SECONDS
 
 _log = logging.getLogger("imagegen.broker")
 
@@ -68,7 +68,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--strategy",
     type=click.Choice(sorted(STRATEGIES)),
-    default="round-robin",
+    default="least-wait",
     envvar="GPU_LOAD_BALANCE_STRATEGY",
     help="How to choose the worker for the next request.",
 )
@@ -93,6 +93,12 @@ _FILE = click.Path(path_type=Path)
     type=IntegerRange(1),
     default=10_000,
     help="Maximum number of requests held at a time; more are rejected.",
+)
+@click.option(
+    "--max-queue-seconds",
+    type=NumberRange(0, MAX_TIMEOUT_SECONDS),
+    default=0.0,
+    help="Predicted wait in seconds beyond which new requests are rejected; 0: no limit.",
 )
 @click.option(
     "--max-bytes",

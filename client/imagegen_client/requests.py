@@ -36,6 +36,8 @@ class RequestOptions(TypedDict, total=False):
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
     """Image to start from: a PIL image, a path, or the bytes of a file; sets the size of the output by default."""
+    images: Sequence[ImageSource] | None
+    """Reference images, in place of `image`; the output has the model's default size."""
     mask_image: ImageSource | None
     """Mask of the image's size: transparent areas are generated anew; without any, white areas."""
     strength: float | None

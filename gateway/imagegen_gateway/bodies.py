@@ -14,8 +14,9 @@ from imagegen_gateway.admission import get_admission
 from imagegen_gateway.core.json_bounds import MAX_TEXT, JsonError, JsonTooLargeError, parse_json
 from imagegen_gateway.errors import ApiError
 from imagegen_gateway.form_fields import IMAGE_FIELDS, IMAGE_LIST, check_fields, to_fields
+from imagegen_protocol.limits import MAX_INPUTS
 
-MAX_FILES = 8
+MAX_FILES = MAX_INPUTS
 """Maximum number of files in a form."""
 MAX_FIELDS = 100
 """Maximum number of other fields in a form."""

@@ -12,21 +12,28 @@ from imagegen_gateway.errors import ApiError
 from imagegen_gateway.input_images import decode_base64
 from imagegen_protocol.parameters import IMAGE_PARAMETERS
 
-IMAGE_FIELDS = frozenset(parameter.http_name for parameter in IMAGE_PARAMETERS.values())
+IMAGE_FIELDS = frozenset(each.http_name for each in IMAGE_PARAMETERS.values() if each.kind == "image")
 IMAGE_LIST = "images"
 """Field of OpenAI's JSON bodies: a list of images."""
+_IMAGE = "image"
 _REPEATED = "image[]"
 """Field of forms that may be sent several times."""
 
 
 def check_fields(form: FormData) -> FormData:
-    """Return the fields of a form with images as files. Raises `ApiError` 400 for a field that is sent twice."""
+    """Return the fields of a form with images as files; several of `image` become `image[]`.
+
+    Raises `ApiError` 400 for another field that is sent twice.
+    """
     names = Counter(name for name, _ in form.multi_items())
     for name, count in names.items():
-        if count > 1 and name != _REPEATED:
+        if count > 1 and name not in (_IMAGE, _REPEATED):
             expected = "one image" if name in IMAGE_FIELDS else "it once"
             raise _invalid(name, f"expected {expected}, got {count} fields of this name")
-    return FormData([(name, _form_value(name, value)) for name, value in form.multi_items()])
+    images = _REPEATED if names[_IMAGE] > 1 else _IMAGE
+    return FormData(
+        [(images if name == _IMAGE else name, _form_value(name, value)) for name, value in form.multi_items()]
+    )
 
 
 def to_fields(body: Any) -> FormData:

@@ -26,6 +26,7 @@ from imagegen_gateway.results import check_result
 from imagegen_gateway.schemas import responses, streaming
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody, GenerationParameters, options
 from imagegen_gateway.services import Services
+from imagegen_protocol.declaration import join_images
 
 
 async def allowed_options(
@@ -78,7 +79,7 @@ async def generate_response(
         client = stack.enter_context(services.clients.client(api_key.id))
         count = body.partial_images or 0
         # A stream starts when a worker begins the request, which only progress reports.
-        sent = {**given, **inputs.frames}
+        sent = {**given, **join_images(inputs.frames)}
         job = client.submit(body.prompt, progress=bool(body.stream), preview=bool(count), **sent)
         stack.callback(job.cancel)
         set_request_id(request.scope, job.request_id)
@@ -130,6 +131,7 @@ def _json_body(result: GenerationResult, urls: list[str] | None) -> bytes:
         output_format=result.formats[0],
         size=_size(result, 0),
         model=result.model,
+        warnings=result.warnings or None,
     )
     return content.model_dump_json(exclude_none=True).encode()
 
@@ -175,6 +177,7 @@ async def _events(
                 seed=result.seeds[index],
                 image_index=index,
                 model=result.model,
+                warnings=result.warnings or None,
             ),
         )
 

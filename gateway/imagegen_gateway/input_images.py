@@ -35,13 +35,13 @@ class InputImages:
     """The checked input images of a request."""
 
     frames: Mapping[str, bytes] = field(default_factory=dict)
-    """Image files by the name of their parameter."""
+    """Image files by their path in a request (`image`, `images[0]`)."""
     output_size: tuple[int, int] | None = None
     """Width and height of the image that sets the size of the output, in pixels; None without one."""
 
 
 def read_inputs(files: Mapping[str, tuple[str, bytes]], *, sets_size: bool) -> InputImages:
-    """Check image files; return them. `files`: the API's field and the file by the name of the parameter.
+    """Check image files; return them. `files`: the API's field and the file by the path in a request.
 
     `sets_size`: the generated images have the size of `image`. Raises `ApiError` 400, which names the field.
     """

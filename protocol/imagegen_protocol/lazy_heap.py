@@ -44,6 +44,15 @@ class LazyHeap(Generic[E]):
             heapq.heappop(entries)
         return entries[0] if entries else None
 
+    def smallest(self, count: int) -> list[E]:
+        """Return the smallest live entries, at most `count`, in amortised O(count · log n)."""
+        found: list[E] = []
+        while len(found) < count and (entry := self.first()) is not None:
+            found.append(heapq.heappop(self._entries))
+        for entry in found:
+            heapq.heappush(self._entries, entry)
+        return found
+
     def pop(self) -> E:
         """Remove and return the smallest entry; call it after `first`. Raises `IndexError` if there is none."""
         return heapq.heappop(self._entries)

@@ -68,6 +68,9 @@ MAX_ERROR_MESSAGE_LENGTH = 12_000
 """Maximum characters of an error's text. The longest are lists of the models that are served."""
 MIN_PRIORITY = -100
 MAX_PRIORITY = 100
+MAX_WARNINGS = 16
+"""Maximum warnings in one RESULT."""
+MAX_WARNING_LENGTH = 512
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1
 MAX_JSON_INTEGER = 2**53 - 1
@@ -79,7 +82,9 @@ MIN_SIDE_PIXELS = 8
 MAX_SIDE_PIXELS = 8192
 MAX_STEPS = 1000
 MAX_IMAGES_PER_REQUEST = 16
-MAX_INPUTS = 2
+MAX_REFERENCE_IMAGES = 10
+"""Maximum reference images of one request; a model may accept fewer."""
+MAX_INPUTS = 2 + MAX_REFERENCE_IMAGES
 """Maximum input images of one request."""
 MAX_GUIDANCE_SCALE = 100.0
 MAX_LORAS = 8

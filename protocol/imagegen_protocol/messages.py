@@ -49,6 +49,8 @@ from imagegen_protocol.limits import (
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_FRAMES,
     MAX_SEED,
+    MAX_WARNING_LENGTH,
+    MAX_WARNINGS,
     MIN_CHUNK_BYTES,
     VERSION,
 )
@@ -62,7 +64,7 @@ OWN_VERSION: Final = _Own.VERSION
 """The default of `v`: the version as another object than a decoded int, so that a missing `v` is recognised."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
     """Base of all headers."""
 
     v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = OWN_VERSION
@@ -205,7 +207,7 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Set by the broker if there is a preview; the client confirms it."""
 
 
-class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The description of one image frame of a RESULT."""
 
     format: Literal["png", "jpeg", "webp"]
@@ -244,6 +246,10 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
     """Seconds spent on encoding the images."""
     parameters: dict[str, ParameterValue] = {}
     """Effective parameters, with the model's defaults filled in."""
+    warnings: Annotated[
+        list[Annotated[str, Meta(max_length=MAX_WARNING_LENGTH)]], Meta(max_length=MAX_WARNINGS)
+    ] = []
+    """What the client should know about the images, for people: a truncated prompt, a LoRA that fits in part."""
     payload_id: Id | None = None
     """Id of the payload if it is fetched; another answer to the same request has another one."""
     frame_bytes: FrameSizes = []
@@ -303,7 +309,7 @@ BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats 
 # ---- worker to broker ------------------------------------------------------------------------------------
 
 
-class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Totals since the worker started."""
 
     total_requests: Count = 0

@@ -16,7 +16,7 @@ CLIENTS = [Client(id=name, session=1, last_received=0.0, key=key) for name, key 
 
 def make(number, client, priority=0, model="m"):
     submit = Submit(request_id=number.to_bytes(16, "big"), priority=priority, images=1 + number % 3)
-    return Request(submit, client, model, payload=(), arrived_at=0.0)
+    return Request(submit, client, model, payload=(), arrived_at=0.0, seconds=float(submit.images))
 
 
 steps = st.lists(
@@ -68,7 +68,7 @@ def test_it_holds_what_was_pushed_and_serves_the_highest_priority_and_the_return
             queue.remove(request)
             del waiting[request.id]
         assert len(queue) == queue.waiting("m") == len(waiting)
-        assert queue.images("m") == sum(r.images for r, _ in waiting.values() if r.client.id not in paused)
+        assert queue.seconds("m") == sum(r.seconds for r, _ in waiting.values() if r.client.id not in paused)
         assert queue.paused_clients == len(paused)
         ready = sum(r.client.id not in paused for r, _ in waiting.values())
         assert queue.ready_by_model() == ({"m": ready} if waiting else {})

@@ -1,73 +1,94 @@
-"""The water-filling plan against handing out one request at a time."""
+"""The predicted finish times against a simulation that repeats every step for every request."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen_broker.scheduling.strategies.least_wait import Load, distribute
+from imagegen_broker.scheduling.finish_times import MAX_EXACT, DeviceCost, Job, finish_times
 
-loads = st.lists(
-    st.builds(
-        Load,
-        depth=st.integers(0, 20),
-        seconds=st.sampled_from([0.05, 0.1, 0.125, 0.25, 0.5, 1.0, 2.5]),
-        before=st.sampled_from([0.0, 0.0, 0.7, 10.0]),
-    ),
-    min_size=1,
-    max_size=8,
-)
+GROUPS = {name: (fixed, image) for name, fixed, image in [("a", 0.5, 1.0), ("b", 2.0, 0.25), ("c", 0.0, 3.0)]}
+MAX_IMAGES = 4
 
 
-def greedy(backlog, workers):
-    """Each request to the worker that would finish it first."""
-    counts = [0] * len(workers)
-    for _ in range(backlog):
-        finishes = [load.finish(count + 1) for load, count in zip(workers, counts, strict=True)]
-        counts[finishes.index(min(finishes))] += 1
-    return counts
+def job(name, images, forwards, left, *, is_running):
+    return Job(DeviceCost(name, images, forwards, *GROUPS[name]), min(left, forwards), is_running)
 
 
-def makespan(workers, counts):
-    ends = [
-        load.before + (load.depth + count) * load.seconds
-        for load, count in zip(workers, counts, strict=True)
-        if count
-    ]
-    return max(ends, default=0.0)
+@st.composite
+def workers(draw):
+    """Jobs in the order of arrival; those that run fit into a batch."""
+    jobs, images = [], 0
+    for _ in range(draw(st.integers(1, 10))):
+        size, forwards = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+        fits = images + size <= MAX_IMAGES and draw(st.booleans())
+        images += size if fits else 0
+        left = draw(st.integers(1, forwards)) if fits else forwards
+        jobs.append(job(draw(st.sampled_from(sorted(GROUPS))), size, forwards, left, is_running=fits))
+    return jobs
 
 
-@given(st.integers(0, 200), loads)
-def test_the_plan_hands_out_everything_and_ends_as_soon_as_the_greedy_one(backlog, workers):
-    plan = distribute(backlog, workers)
-    assert sum(plan) == backlog
-    assert min(plan) >= 0
-    best = makespan(workers, greedy(backlog, workers))
-    assert makespan(workers, plan) <= best + 1e-9
+def forward(name, images):
+    fixed, image = GROUPS[name]
+    return fixed * max(1, -(-images // MAX_IMAGES)) + image * images
 
 
-@given(st.integers(1, 200), loads)
-def test_nobody_could_finish_its_last_request_sooner(backlog, workers):
-    plan = distribute(backlog, workers)
-    for load, count in zip(workers, plan, strict=True):
-        if count:
-            mine = load.before + (load.depth + count) * load.seconds
-            others = [
-                other.before + (other.depth + other_count + 1) * other.seconds
-                for other, other_count in zip(workers, plan, strict=True)
-            ]
-            assert mine <= min(others) + 1e-9
+def step_by_step(jobs):
+    """Continuous batching: the groups share the device in proportion to their requests."""
+    running = {index: each.left for index, each in enumerate(jobs) if each.is_running}
+    waiting = [index for index, each in enumerate(jobs) if not each.is_running]
+    now, ends = 0.0, {}
+    while running or waiting:
+        while waiting:
+            images = sum(jobs[index].cost.images for index in (*running, waiting[0]))
+            if running and images > MAX_IMAGES:
+                break
+            running[waiting[0]] = jobs[waiting[0]].left
+            del waiting[0]
+        groups = {}
+        for index in running:
+            groups.setdefault(jobs[index].cost.group, []).append(index)
+        pace = {}
+        for name, members in groups.items():
+            seconds = forward(name, sum(jobs[index].cost.images for index in members))
+            pace.update({index: seconds * len(running) / len(members) for index in members})
+        step = min(left * pace[index] for index, left in running.items())
+        now += step
+        running = {index: left - step / pace[index] for index, left in running.items()}
+        for index in [index for index, left in running.items() if left < 1e-7]:
+            ends[index] = now
+            del running[index]
+    return [ends[index] for index in range(len(jobs))]
 
 
-def test_a_slow_worker_gets_nothing_that_a_fast_one_finishes_sooner():
-    fast, slow = Load(depth=4, seconds=0.1), Load(depth=0, seconds=1.0)
-    assert distribute(5, [fast, slow]) == [5, 0]
-    assert distribute(7, [fast, slow]) == [6, 1]
+@given(workers())
+def test_the_closed_form_agrees_with_a_simulation_step_by_step(jobs):
+    assert finish_times(jobs, MAX_IMAGES, is_continuous=True) == pytest.approx(step_by_step(jobs), rel=1e-5)
 
 
-def test_a_cold_worker_gets_nothing_until_loading_is_quicker_than_waiting():
-    warm, cold = Load(depth=0, seconds=1.0), Load(depth=0, seconds=1.0, before=10.0)
-    assert distribute(10, [warm, cold]) == [10, 0]
-    assert distribute(14, [warm, cold]) == [12, 2]
+@given(workers(), st.booleans())
+def test_one_more_job_never_ends_before_it_could_alone(jobs, is_continuous):
+    new = job("b", 1, 5, 5, is_running=False)
+    ends = finish_times([*jobs, new], MAX_IMAGES, is_continuous=is_continuous)
+    assert ends[-1] >= new.cost.alone_seconds * (1 - 1e-9)
+    assert all(end > 0 for end in ends)
 
 
-def test_no_workers_no_plan():
-    assert distribute(5, []) == []
+def test_a_static_batch_runs_to_its_end_before_the_next_one_starts():
+    jobs = [job("a", 1, 2, 2, is_running=True), job("b", 1, 2, 2, is_running=False)]
+    jobs += [job("a", 1, 2, 2, is_running=False), job("b", 1, 2, 2, is_running=False)]
+    # a runs alone for 3 s, both b together for 2 · (2 + 2 · 0.25) = 5 s, the second a for 3 s.
+    assert finish_times(jobs, MAX_IMAGES, is_continuous=False) == pytest.approx([3.0, 8.0, 11.0, 8.0])
+
+
+def test_many_jobs_are_predicted_in_linear_time():
+    jobs = [job("a", 1, 10, 10, is_running=False)] * (MAX_EXACT + 1)
+    ends = finish_times(jobs, MAX_IMAGES, is_continuous=True)
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(len(jobs) * 10 * (0.5 / MAX_IMAGES + 1.0))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e9])
+def test_extreme_costs_give_finite_times(seconds):
+    cost = DeviceCost("x", 16, 1000.0, seconds, max(seconds, 1e-9))
+    jobs = [Job(cost, 1000.0, is_running=False), Job(cost, 1e-300, is_running=True)]
+    assert all(0 <= end < float("inf") for end in finish_times(jobs, 1, is_continuous=True))

@@ -117,27 +117,38 @@ class BrokerCore:
         return deadline
 
     def _flush(self, now: float) -> list[Action]:
-        self.clients.begin_flush()
+        self._flush_at_once = self.clients.begin_flush()
         for request in self.table.deadlines.due(now):
             text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
-            answer = Error(request_id=request.id, code=DeadlineExceededError.code, message=text)
-            self.table.fail(request, answer, now)
+            self._exceed_deadline(request, text, now)
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
-        self.transfers.flush(now)
+        if self.table.fetching:
+            self.transfers.flush(now)
         # RELEASE makes room at a worker, and must precede WORK.
         self.outbox.flush(now)
         if now >= self.dispatching_from:
             for request, worker in self.scheduler.assignments(now):
-                self._dispatch(request, worker, now)
+                if (lateness := self._lateness(request, now)) is not None:
+                    self._exceed_deadline(request, lateness, now)
+                else:
+                    self._dispatch(request, worker, now)
         # After dispatching: the remaining requests have their final queue positions.
         if is_tick:
             self._send_positions(self.positions.tick())
-        self._flush_at_once = self.clients.needs_flush
         if not self._flush_at_once:
             self._send_positions(self.positions.new())
         return self.outbox.take()
+
+    def _lateness(self, request: Request, now: float) -> str | None:
+        """Return why no worker can finish a request before its deadline; None if one might."""
+        if request.deadline is None:
+            return None
+        return self.admission.lateness(request.submit, request.model, request.deadline - now, now)
+
+    def _exceed_deadline(self, request: Request, text: str, now: float) -> None:
+        self.table.fail(request, Error(request_id=request.id, code=DeadlineExceededError.code, message=text), now)
 
     def _tick(self, now: float) -> None:
         """Once an interval: expire dead peers, send heartbeats, and resend unacknowledged answers."""

@@ -1,11 +1,13 @@
 """`Reconciliation`: updates the requests of a worker after its report, its failure or its silence."""
 
 import logging
+from collections.abc import Mapping
 
 from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import Request, State, Worker
 from imagegen_broker.core.request_table import RequestTable
 from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.errors import PoisonRequestError
 from imagegen_protocol.messages import Error, WorkerReport
 
@@ -29,8 +31,11 @@ class Reconciliation:
         WORK was sent before that, and that the report does not list, was lost and is requeued. If the report lists
         it as finished, its answer was lost, and the worker is asked to resend it.
         """
+        self._scheduler.observe(worker, now)
         worker.stats = listed.stats
         worker.seconds_per_image = listed.seconds_per_image
+        worker.costs = known_costs(worker, listed.costs)
+        worker.loaded_loras = frozenset(listed.loaded_loras)
         worker.warm = frozenset(listed.warm)
         worker.set_running(frozenset(listed.running), now)
         worker.finished = frozenset(listed.finished)
@@ -52,11 +57,11 @@ class Reconciliation:
                 self._table.requeue(assignment.request, "lost", now)
         for request_id, assignment in list(worker.answers.items()):
             if request_id not in worker.finished and assignment.beat < trusted_beat:
-                self._table.lose_answer(assignment.request)
+                self._table.drop_answer(assignment.request)
         for request_id in (*listed.running, *listed.queued, *listed.finished):
             if request_id not in worker.assigned:
                 self._claim(worker, request_id, usable=request_id in worker.finished or not worker.stuck)
-        self._scheduler.worker_changed(worker)
+        self._scheduler.worker_reported(worker)
 
     def _check_step_age(self, worker: Worker, now: float) -> None:
         """Requeue the requests of a worker whose device hangs, although its heartbeats continue."""
@@ -111,3 +116,9 @@ class Reconciliation:
     def fail(self, request: Request, code: str, text: str, now: float) -> None:
         answer = Error(request_id=request.id, code=code, message=text, attempt=max(1, request.attempt))
         self._table.fail(request, answer, now)
+
+
+def known_costs(worker: Worker, reported: Mapping[str, CostModel]) -> dict[str, CostModel]:
+    """Return the cost models of a worker's models after a report; what it does not report has not changed."""
+    served = {model: cost for model, cost in reported.items() if model in worker.ready.models}
+    return {**worker.costs, **served} if served else worker.costs

@@ -102,16 +102,16 @@ class RequestTable:
         if is_queued:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
-            self.limits.count(request.client, -1)
+            self.limits.decrease(request.client)
         request.end_relay()
         request.client.downloads.remove(request.id)
         request.previous_client = request.client
         request.client.remove(request)
         client.add(request)
         if is_queued:
-            self._scheduler.queue.push(request, requeued=request.requeued)
+            self._scheduler.push(request, requeued=request.requeued)
         elif is_unacknowledged:
-            self.limits.count(client, 1)
+            self.limits.increase(client)
         elif request.state is State.RECEIVING:
             self._fetch_payload(request)
 
@@ -128,18 +128,18 @@ class RequestTable:
         for request in list(self._scheduler.queue.in_order(None)):
             self._scheduler.queue.remove(request)
             request.model = model
-            self._scheduler.queue.push(request)
+            self._scheduler.push(request)
 
     # ---- states ---------------------------------------------------------------------------------
 
     def _enqueue(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
         """Move a request to QUEUED (see `FairQueue.push`), or to RECEIVING if its payload is not here."""
-        is_new = request.state is State.NEW
-        self._transition(request, State.QUEUED if request.is_complete else State.RECEIVING)
+        is_new, is_complete = request.state is State.NEW, request.is_complete
+        self._transition(request, State.QUEUED if is_complete else State.RECEIVING)
         if not is_new:
             self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
-        if request.is_complete:
-            self._scheduler.queue.push(request, requeued=requeued, first=first)
+        if is_complete:
+            self._scheduler.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
             request.requeued = requeued
@@ -245,6 +245,13 @@ class RequestTable:
             del request.worker.answers[request.id]
             request.worker = None
 
+    def drop_answer(self, request: Request) -> None:
+        """Like `lose_answer`, for an answer that is gone for good: stop the client from fetching its payload."""
+        self.lose_answer(request)
+        if request.relay is not None:
+            request.end_relay()
+            self._outbox.accept(request.client.id, request.id)
+
     def fail(self, request: Request, answer: Error, now: float) -> None:
         """Move a request to DELIVERED with an error, and send RELEASE to the worker that holds it."""
         worker = request.worker
@@ -286,6 +293,11 @@ class RequestTable:
         self.counters.answered[outcome if outcome in OUTCOMES else OTHER] += 1
         self.counters.duration.observe(now - request.arrived_at)
         self.answer_rate.add()
+        if worker is not None and request.worker is worker:
+            if outcome == "result":
+                self._scheduler.answered(worker, request, now)
+            else:
+                self._scheduler.observe(worker, now)
         self._transition(request, State.DELIVERED)
         request.answered_at = now
         request.resends = 0
@@ -300,11 +312,11 @@ class RequestTable:
             name = None if worker is None else worker.name
             change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
             self._outbox.add(change)
-        self.receiving += (state is State.RECEIVING) - (old is State.RECEIVING)
         if old is State.QUEUED:
             self._scheduler.queue.remove(request)
             self._positions.unfollow(request)
         elif old is State.RECEIVING:
+            self.receiving -= 1
             request.client.downloads.remove(request.id)
         elif old is State.DISPATCHED and worker is not None:
             worker.unassign(request)
@@ -314,13 +326,16 @@ class RequestTable:
             request.client.missed.pop(request.id, None)
             if worker is not None:
                 del worker.answers[request.id]
-            request.end_relay()
+            if request.relay is not None:
+                request.end_relay()
             request.answer = request.relay = None
         request.worker = None
         request.state = state
-        change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
-        if change_of_count:
-            self.limits.count(request.client, change_of_count)
+        if state is State.RECEIVING:
+            self.receiving += 1
+        is_unacknowledged = state in _UNACKNOWLEDGED
+        if is_unacknowledged != (old in _UNACKNOWLEDGED):
+            (self.limits.increase if is_unacknowledged else self.limits.decrease)(request.client)
 
     def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Log an event of a request, if such events are logged."""
@@ -331,5 +346,6 @@ class RequestTable:
                 "attempt": request.attempt,
             }
             if worker is not None:
-                about["worker"] = worker.name
-            self._outbox.add(LogEvent(logging.INFO, text, about | fields))
+                about["worker"] = worker.ready.name
+            about.update(fields)
+            self._outbox.add(LogEvent(logging.INFO, text, about))

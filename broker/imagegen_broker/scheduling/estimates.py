@@ -1,6 +1,6 @@
 """Estimates of when a waiting request starts: pure functions of what workers report."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from typing import NamedTuple, Protocol
 
 from imagegen_protocol.limits import MAX_DURATION_SECONDS, MAX_IMAGES_PER_REQUEST
@@ -15,47 +15,78 @@ class Measured(Protocol):
     @property
     def stats(self) -> WorkerStats: ...
     @property
-    def depth(self) -> int: ...
-    @property
     def seconds_per_image(self) -> float | None: ...
 
 
-class Throughput(NamedTuple):
-    """The rate at which the requests for a model are finished."""
+class Loaded(Measured, Protocol):
+    """The part of a worker's state that the backlog needs."""
 
-    per_second: float
-    ahead: int
-    """Requests that must finish before the first waiting one starts; negative if workers are idle."""
+    @property
+    def depth(self) -> int: ...
+    @property
+    def assigned_seconds(self) -> float: ...
+    @property
+    def foreign(self) -> Set[bytes]: ...
 
 
-def throughput(workers: Collection[Measured], answers_per_second: float) -> Throughput | None:
-    """Return the throughput of a model that these workers serve; None while nothing is measured.
+class Backlog(NamedTuple):
+    """The work that precedes the waiting requests for a model, and the speed at which it is done."""
 
-    A worker without measurements counts as an average one. If no worker has any, the rate of answers to requests
-    for all models is used. A worker of several models counts as if it served only this one.
+    requests: int
+    """Requests at the workers."""
+    seconds: float
+    """Their predicted device seconds."""
+    slots: int
+    """Requests that run at a time."""
+    speed: float
+    """Device seconds of a typical worker that are done per second; 0 if unknown."""
+
+
+def backlog_at(
+    workers: Collection[Loaded], average_seconds: float, speed: float, answers_per_second: float
+) -> Backlog:
+    """Return the backlog at the workers of a model; requests of other brokers take `average_seconds`.
+
+    If `speed` is 0, because no worker has reported any, each request counts one second, and the rate of answers to
+    requests for all models is the speed.
     """
-    known = [worker.seconds_per_image for worker in workers if worker.seconds_per_image]
-    if known:
-        typical = sum(known) / len(known)
-        images_per_second = sum(1 / (worker.seconds_per_image or typical) for worker in workers)
-        per_second = images_per_second / _images_per_request(workers)
-    else:
-        per_second = answers_per_second
-    if not workers or per_second <= 0:
+    requests = sum(worker.depth for worker in workers)
+    slots = sum(min(worker.ready.max_batch_size, worker.ready.capacity) for worker in workers)
+    if speed > 0:
+        own = sum(worker.assigned_seconds for worker in workers)
+        foreign = sum(len(worker.foreign) for worker in workers)
+        return Backlog(requests, own + foreign * average_seconds, slots, speed)
+    return Backlog(requests, float(requests), slots, answers_per_second if workers else 0.0)
+
+
+def seconds_to_start(position: int, seconds_ahead: float, backlog: Backlog) -> float | None:
+    """Return the estimated seconds until the request at a queue position starts, within the protocol's limits.
+
+    `seconds_ahead` are the predicted device seconds of the requests before it in the queue. The request starts
+    when no more requests are left than run at a time, less one. None if the speed is unknown.
+    """
+    if backlog.speed <= 0:
         return None
-    at_a_time = sum(min(worker.ready.max_batch_size, worker.ready.capacity) for worker in workers)
-    return Throughput(per_second, sum(worker.depth for worker in workers) - at_a_time)
+    requests = position + backlog.requests
+    surplus = requests + 1 - backlog.slots
+    if surplus <= 0 or not requests:
+        return 0.0
+    work = seconds_ahead + backlog.seconds
+    return min(max(0.0, work * surplus / requests / backlog.speed), MAX_DURATION_SECONDS)
 
 
 def seconds_per_request(workers: Collection[Measured]) -> float | None:
-    """Return the average device time of a request; None while nothing is measured."""
-    current = throughput(workers, 0.0)
-    return None if current is None else len(workers) / current.per_second
+    """Return the average device time of a request; None while nothing is measured.
 
-
-def seconds_to_start(position: int, throughput: Throughput) -> float:
-    """Return the estimated seconds until the request at a queue position starts, within the protocol's limits."""
-    return min(max(0.0, (position + 1 + throughput.ahead) / throughput.per_second), MAX_DURATION_SECONDS)
+    A worker without measurements counts as an average one. A worker of several models counts as if it served only
+    this one.
+    """
+    known = [worker.seconds_per_image for worker in workers if worker.seconds_per_image]
+    if not known:
+        return None
+    typical = sum(known) / len(known)
+    images_per_second = sum(1 / (worker.seconds_per_image or typical) for worker in workers)
+    return len(workers) * _images_per_request(workers) / images_per_second
 
 
 def _images_per_request(workers: Collection[Measured]) -> float:

@@ -15,13 +15,14 @@ from imagegen_broker.core.records import Client, Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client, in order, and the total number of their images."""
+    """The waiting requests of one client for one model, in order, and the total of their predicted seconds."""
 
-    __slots__ = ("images", "requests")
+    __slots__ = ("model", "requests", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, model: str | None) -> None:
+        self.model = model
         self.requests: OrderedDict[bytes, Request] = OrderedDict()
-        self.images = 0
+        self.seconds = 0.0
 
     def push(self, request: Request, *, first: bool) -> None:
         """Add a request at the end, or at the front if `first`."""
@@ -35,7 +36,7 @@ class _ClientQueue:
         requests[request.id] = request
         if first:
             requests.move_to_end(request.id, last=False)
-        self.images += request.images
+        self.seconds += request.seconds
 
 
 _Turns = OrderedDict[bytes, _ClientQueue]
@@ -63,37 +64,25 @@ class _RoundRobin:
             _in_turn(iter(queue.requests.values()) for queue in queues.values()) for queues in self.turns.values()
         )
 
-    def next(self) -> Request | None:
-        """Return the request whose turn it is, or None."""
-        if not self.turns:
-            return None
-        queue = next(iter(next(iter(self.turns.values())).values()))
-        return next(iter(queue.requests.values()))
-
     def end_turn(self, client: Client) -> None:
         """Move a client behind the others of its owner, and the owner behind the other owners."""
         self.turns[client.owner].move_to_end(client.id)
         self.turns.move_to_end(client.owner)
-
-    def queue_of(self, client: Client, *, is_paused: bool) -> _ClientQueue | None:
-        """Return the queue of a client, or None."""
-        queues = self.paused if is_paused else self.turns.get(client.owner, {})
-        return queues.get(client.id)
 
     def add(self, client: Client, queue: _ClientQueue, *, is_paused: bool) -> None:
         """Add the queue of a client, behind the others."""
         queues = self.paused if is_paused else self.turns.setdefault(client.owner, OrderedDict())
         queues[client.id] = queue
 
-    def remove(self, client: Client, *, is_paused: bool) -> _ClientQueue:
-        """Remove the queue of a client and return it."""
+    def remove(self, client: Client, *, is_paused: bool) -> None:
+        """Remove the queue of a client."""
         if is_paused:
-            return self.paused.pop(client.id)
+            del self.paused[client.id]
+            return
         queues = self.turns[client.owner]
-        queue = queues.pop(client.id)
+        del queues[client.id]
         if not queues:
             del self.turns[client.owner]
-        return queue
 
     def max_position(self, request: Request) -> int:
         """Return an upper bound of the number of requests that precede this one, in O(1).
@@ -148,16 +137,16 @@ class FairQueue:
 
     Within a model the highest priority goes first; within a priority, requests that came back from a worker.
     Otherwise owners take turns of one request, so one key's 10,000 requests do not starve another key's one.
-    Requests of a paused client wait: they are neither returned by `peek` nor counted by `images`.
+    Requests of a paused client wait: they are neither returned by `peek` nor counted by `seconds`.
     """
 
     def __init__(self) -> None:
         self._models: dict[str | None, dict[int, _PriorityLevel]] = {}
         self._waiting: dict[str | None, int] = {}
         self._ready: dict[str | None, int] = {}
-        self._images: dict[str | None, int] = {}
-        self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
-        """Position of each queue of a client (its round robin), with the model of the queue."""
+        self._seconds: dict[str | None, float] = {}
+        self._client_queues: dict[bytes, dict[_RoundRobin, _ClientQueue]] = {}
+        """The queues of each client, by the round robin that they are in."""
         self._paused: set[bytes] = set()
         """Ids of the paused clients."""
 
@@ -172,9 +161,14 @@ class FairQueue:
         """Return how many requests wait for the model, those of paused clients included."""
         return self._waiting.get(model, 0)
 
-    def images(self, model: str | None) -> int:
-        """Return the number of images of the requests that may be dispatched for the model."""
-        return self._images.get(model, 0)
+    def seconds(self, model: str | None) -> float:
+        """Return the predicted device seconds of the requests that may be dispatched for the model."""
+        return max(0.0, self._seconds.get(model, 0.0))
+
+    def average_seconds(self, model: str | None) -> float:
+        """Return the predicted device seconds of an average request that may be dispatched for the model."""
+        ready = self._ready.get(model, 0)
+        return self.seconds(model) / ready if ready else 0.0
 
     def ready_by_model(self) -> dict[str | None, int]:
         """Return a copy of how many requests may be dispatched, for each model that requests wait for."""
@@ -196,24 +190,24 @@ class FairQueue:
         if client.id in self._paused:
             return
         self._paused.add(client.id)
-        for part, model in self._client_queues.get(client.id, {}).items():
-            queue = part.remove(client, is_paused=False)
+        for part, queue in self._client_queues.get(client.id, {}).items():
+            part.remove(client, is_paused=False)
             part.add(client, queue, is_paused=True)
             part.ready -= len(queue.requests)
-            self._ready[model] -= len(queue.requests)
-            self._images[model] -= queue.images
+            self._ready[queue.model] -= len(queue.requests)
+            self._seconds[queue.model] -= queue.seconds
 
     def resume(self, client: Client) -> None:
         """Give a paused client turns again, behind the other clients. O(client queues of the client)."""
         if client.id not in self._paused:
             return
         self._paused.discard(client.id)
-        for part, model in self._client_queues.get(client.id, {}).items():
-            queue = part.remove(client, is_paused=True)
+        for part, queue in self._client_queues.get(client.id, {}).items():
+            part.remove(client, is_paused=True)
             part.add(client, queue, is_paused=False)
             part.ready += len(queue.requests)
-            self._ready[model] += len(queue.requests)
-            self._images[model] += queue.images
+            self._ready[queue.model] += len(queue.requests)
+            self._seconds[queue.model] += queue.seconds
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -227,30 +221,31 @@ class FairQueue:
         request.requeued = requeued
         part = level.part_of(request)
         is_paused = client.id in self._paused
-        queue = part.queue_of(client, is_paused=is_paused)
+        own = self._client_queues.setdefault(client.id, {})
+        queue = own.get(part)
         if queue is None:
-            queue = _ClientQueue()
+            queue = own[part] = _ClientQueue(model)
             part.add(client, queue, is_paused=is_paused)
-            self._client_queues.setdefault(client.id, {})[part] = model
         queue.push(request, first=first)
         self._waiting[model] = self._waiting.get(model, 0) + 1
         if self._waiting[model] == 1:
-            self._ready[model] = self._images[model] = 0
+            self._ready[model], self._seconds[model] = 0, 0.0
         if not is_paused:
             part.ready += 1
             self._ready[model] += 1
-            self._images[model] += request.images
+            self._seconds[model] += request.seconds
 
     def peek(self, model: str | None) -> Request | None:
         """Return the next request that may be dispatched for the model, or None."""
         levels = self._models.get(model)
-        if not levels:
+        if levels is None:
             return None
-        for priority in sorted(levels, reverse=True):
+        for priority in sorted(levels, reverse=True) if len(levels) > 1 else levels:
             level = levels[priority]
-            request = level.requeued.next() or level.new.next()
-            if request is not None:
-                return request
+            turns = level.requeued.turns or level.new.turns
+            if turns:
+                queue = next(iter(next(iter(turns.values())).values()))
+                return next(iter(queue.requests.values()))
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
@@ -283,20 +278,18 @@ class FairQueue:
 
     def remove(self, request: Request) -> None:
         """Remove a request. Raises KeyError if it does not wait."""
-        client, model, images = request.client, request.model, request.images
+        client, model, seconds = request.client, request.model, request.seconds
         levels = self._models[model]
         level = levels[request.priority]
         part = level.part_of(request)
         is_paused = client.id in self._paused
-        queue = part.queue_of(client, is_paused=is_paused)
-        if queue is None:
-            raise KeyError(request.id)
+        queue = self._client_queues[client.id][part]
         del queue.requests[request.id]
-        queue.images -= images
+        queue.seconds -= seconds
         if not is_paused:
             part.ready -= 1
             self._ready[model] -= 1
-            self._images[model] -= images
+            self._seconds[model] -= seconds
         if not queue.requests:
             part.remove(client, is_paused=is_paused)
             self._remove_client_queue(client.id, part)
@@ -306,7 +299,7 @@ class FairQueue:
         if remaining:
             self._waiting[model] = remaining
         else:
-            del self._waiting[model], self._ready[model], self._images[model], self._models[model]
+            del self._waiting[model], self._ready[model], self._seconds[model], self._models[model]
 
     def _remove_client_queue(self, client_id: bytes, part: _RoundRobin) -> None:
         own = self._client_queues[client_id]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from imagegen_broker.core.counters import Rate
 from imagegen_broker.core.records import Request
-from imagegen_broker.scheduling.estimates import Throughput, seconds_to_start, throughput
+from imagegen_broker.scheduling.cost_estimates import REFERENCE
+from imagegen_broker.scheduling.estimates import Backlog, backlog_at, seconds_to_start
 from imagegen_broker.scheduling.scheduler import Scheduler
 
 EXACT_POSITIONS = 1000
@@ -37,8 +38,8 @@ class QueuePositions:
         """Requests that have entered the queue since the last report."""
         self._reported: OrderedDict[bytes, Request] = OrderedDict()
         """Requests whose position has been reported; the one examined longest ago comes first."""
-        self._throughputs: dict[str | None, Throughput | None] = {}
-        """Cache for one interval, since computing a throughput is O(workers)."""
+        self._backlogs: dict[str | None, Backlog] = {}
+        """Cache for one interval, since computing a backlog is O(workers)."""
         self._generation = 0
 
     @property
@@ -55,8 +56,9 @@ class QueuePositions:
 
     def unfollow(self, request: Request) -> None:
         """Report no more positions of a request."""
-        self._new.pop(request.id, None)
-        self._reported.pop(request.id, None)
+        if self._new or self._reported:
+            self._new.pop(request.id, None)
+            self._reported.pop(request.id, None)
 
     def new(self) -> list[QueuePosition]:
         """Return upper bounds for the requests that have entered the queue since the last call."""
@@ -64,47 +66,59 @@ class QueuePositions:
             return []
         new, self._new = self._new, {}
         self._reported.update(new)
-        found = (self._examine(request, self._scheduler.queue.max_position(request)) for request in new.values())
+        found = (self._examine_roughly(request) for request in new.values())
         return [position for position in found if position is not None]
 
     def tick(self) -> list[QueuePosition]:
         """Return exact positions at the head of the queue, and some upper bounds behind it. Once an interval."""
         queue = self._scheduler.queue
-        self._throughputs.clear()
+        self._backlogs.clear()
         models = queue.models()
         found: list[QueuePosition | None] = []
         for model in models[:EXACT_POSITIONS] if self._reported else ():
             first = islice(queue.in_order(model), max(1, EXACT_POSITIONS // len(models)))
+            seconds = 0.0
             for position, request in enumerate(first):
                 if request.id in self._reported:
-                    found.append(self._examine(request, position))
+                    found.append(self._examine(request, position, seconds))
+                seconds += request.seconds
         for _ in range(min(FURTHER_POSITIONS, len(self._reported) - len(found))):
             request = next(iter(self._reported.values()))
-            found.append(self._examine(request, queue.max_position(request)))
+            found.append(self._examine_roughly(request))
         return [position for position in found if position is not None]
 
-    def _examine(self, request: Request, position: int) -> QueuePosition | None:
+    def _examine_roughly(self, request: Request) -> QueuePosition | None:
+        """As `_examine`, with an upper bound of the position; each request ahead counts as an average one."""
+        queue = self._scheduler.queue
+        position = queue.max_position(request)
+        return self._examine(request, position, position * queue.average_seconds(request.model))
+
+    def _examine(self, request: Request, position: int, seconds_ahead: float) -> QueuePosition | None:
         """Return the position to report for a request; None if it is about the same as the last reported one."""
         self._reported.move_to_end(request.id)
         if request.client.blocked:
             return None
         # A paused client's requests start when it acknowledges, which cannot be estimated.
         is_paused = self._scheduler.queue.is_paused(request.client.id)
-        current = (position, None if is_paused else self._seconds(request.model, position))
+        current = (position, None if is_paused else self._seconds(request.model, position, seconds_ahead))
         if request.reported_position is not None and not _differs(request.reported_position, current):
             return None
         request.reported_position = current
         return QueuePosition(request, *current)
 
-    def _seconds(self, model: str | None, position: int) -> float | None:
-        pool = self._scheduler.pool
+    def _seconds(self, model: str | None, position: int, seconds_ahead: float) -> float | None:
+        pool, estimates = self._scheduler.pool, self._scheduler.estimates
         if self._generation != pool.generation:
             self._generation = pool.generation
-            self._throughputs.clear()
-        if model not in self._throughputs:
-            self._throughputs[model] = throughput(pool.serving(model), self._answer_rate.per_second)
-        current = self._throughputs[model]
-        return None if current is None else seconds_to_start(position, current)
+            self._backlogs.clear()
+        backlog = self._backlogs.get(model)
+        is_measured = estimates.is_measured(model)
+        if backlog is None:
+            speed = estimates.speed(model) if is_measured else 0.0
+            average = estimates.seconds(REFERENCE, model)
+            backlog = backlog_at(pool.serving(model), average, speed, self._answer_rate.per_second)
+            self._backlogs[model] = backlog
+        return seconds_to_start(position, seconds_ahead if is_measured else position, backlog)
 
 
 def _differs(reported: tuple[int, float | None], current: tuple[int, float | None]) -> bool:

@@ -1,6 +1,6 @@
 """An index of workers by model, ordered by a key."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from imagegen_broker.core.records import Worker
 from imagegen_protocol.lazy_heap import LazyHeap
@@ -28,22 +28,27 @@ class WorkerIndex:
         """Remove all entries of a model."""
         self._heaps.pop(model, None)
 
-    def place(self, worker: Worker, key: Callable[[str], Key]) -> None:
-        """Add a worker, or move it; `key` returns its sort key for a model."""
+    def place(self, worker: Worker, keys: Mapping[str, Key]) -> None:
+        """Add a worker, or move it; `keys` are its sort keys by model."""
         self._version += 1
         self._versions[worker.id] = self._version
         limit = 64 + 2 * len(self._versions)
-        for model in worker.ready.models:
+        for model, key in keys.items():
             heap = self._heaps.get(model)
             if heap is None:
                 heap = self._heaps[model] = LazyHeap(self._is_current)
-            heap.push((key(model), self._version, worker), limit)
+            heap.push((key, self._version, worker), limit)
 
     def first(self, model: str) -> tuple[Key, Worker] | None:
         """Return the worker with the smallest key, and that key; None if there is no worker."""
         heap = self._heaps.get(model)
         entry = None if heap is None else heap.first()
         return None if entry is None else (entry[0], entry[2])
+
+    def smallest(self, model: str, count: int) -> list[Worker]:
+        """Return the workers with the smallest keys, at most `count`."""
+        heap = self._heaps.get(model)
+        return [] if heap is None else [worker for _, _, worker in heap.smallest(count)]
 
     def move_first(self, model: str, key: Key, worker: Worker) -> None:
         """Change the key of the worker that `first` returned for a model, for that model only."""

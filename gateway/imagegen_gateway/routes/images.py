@@ -12,7 +12,7 @@ from imagegen_gateway.generation import generate_response
 from imagegen_gateway.input_images import InputImages, read_inputs
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody, has_size
 from imagegen_gateway.schemas.responses import Images
-from imagegen_protocol.parameters import IMAGE_PARAMETERS
+from imagegen_protocol.limits import MAX_REFERENCE_IMAGES
 
 router = APIRouter(prefix="/v1/images", tags=["images"], route_class=BodyRoute)
 
@@ -43,22 +43,25 @@ async def edit(
 ) -> Response:
     """Generate images from a prompt and an image; a mask limits the change to the masked area.
 
+    Several images (`image` or `image[]`, repeated) are references, for models that accept them.
+
     Closing the connection cancels the request.
     """
-    files = {"image": _image(body)}
-    for name, parameter in IMAGE_PARAMETERS.items():
-        file = getattr(body, parameter.http_name, None)
-        if file is not None:
-            files.setdefault(name, file)
-    given = {name: (IMAGE_PARAMETERS[name].http_name, await file.read()) for name, file in files.items()}
+    files = {path: ("image", file) for path, file in _images(body).items()}
+    if body.mask is not None:
+        files["mask_image"] = ("mask", body.mask)
+    given = {path: (field, await file.read()) for path, (field, file) in files.items()}
     inputs = await services.threads.run(api_key.id, read_inputs, given, sets_size=not has_size(body))
     return await generate_response(services, api_key, request, body, inputs, "image_edit")
 
 
-def _image(body: EditBody) -> UploadFile:
-    """Return the only image of the form. Raises `ApiError` 400."""
+def _images(body: EditBody) -> dict[str, UploadFile]:
+    """Return the image of the form, or its references, by their paths in a request. Raises `ApiError` 400."""
     images = [*([body.image] if body.image is not None else []), *(body.images or [])]
-    if len(images) != 1:
+    if len(images) == 1:
+        return {"image": images[0]}
+    if not 0 < len(images) <= MAX_REFERENCE_IMAGES:
         code = "invalid_value" if images else "missing_field"
-        raise ApiError(400, code, f"image: expected one image, got {len(images)}", param="image")
-    return images[0]
+        message = f"image: expected 1 to {MAX_REFERENCE_IMAGES} images, got {len(images)}"
+        raise ApiError(400, code, message, param="image")
+    return {f"images[{index}]": image for index, image in enumerate(images)}

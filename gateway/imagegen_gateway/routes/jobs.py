@@ -26,7 +26,8 @@ from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.schemas import responses
 from imagegen_gateway.schemas.requests import JobBody, PageQuery, has_size
 from imagegen_gateway.services import Services
-from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
+from imagegen_protocol.declaration import join_images, split_images
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS, http_field
 from imagegen_protocol.request import make_request
 from imagegen_protocol.seeds import random_seed
 
@@ -276,12 +277,10 @@ async def _remove(services: Services, token: str, inputs: Iterable[str]) -> None
 
 def _inputs(body: JobBody) -> InputImages:
     """Return the checked input images of a job. Raises `ApiError`."""
-    texts = {
-        name: (each.http_name, getattr(body, each.http_name, None)) for name, each in IMAGE_PARAMETERS.items()
-    }
-    files = {
-        name: (field, decode_base64(field, text)) for name, (field, text) in texts.items() if text is not None
-    }
+    given = {name: getattr(body, each.http_name, None) for name, each in IMAGE_PARAMETERS.items()}
+    _, texts = split_images(given, IMAGE_PARAMETERS)
+    fields = {path: http_field(path.partition("[")[0]) for path in texts}
+    files = {path: (fields[path], decode_base64(fields[path], text)) for path, text in texts.items()}
     return read_inputs(files, sets_size=not has_size(body))
 
 
@@ -290,4 +289,5 @@ def _check(prompt: str, options: dict[str, Any], inputs: list[str]) -> None:
     fields = {name: value for name, value in options.items() if name not in HEADER_PARAMETERS}
     if inputs:
         fields["inputs"] = inputs
+        fields |= split_images(join_images(dict.fromkeys(inputs)), IMAGE_PARAMETERS)[0]
     make_request(prompt=prompt, **fields)

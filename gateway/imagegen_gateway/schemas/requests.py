@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     class _Images(BaseModel):
         image: str | None
+        images: list[str] | None
         mask: str | None
 else:
     _Parameters = make_body("Parameters", body_fields(PARAMETERS))
@@ -76,7 +77,7 @@ class EditBody(_Files, GenerationParameters, ResponseOptions):
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image` as a list of one.")
+    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image`, or reference images.")
     input_fidelity: Literal["high", "low"] | None = Field(None, description=_IGNORED)
 
 

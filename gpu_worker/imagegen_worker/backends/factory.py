@@ -1,13 +1,13 @@
 """Construction of the engine and its models from the settings; imports only the selected backend."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from imagegen_common.logs import log
-from imagegen_worker.backends import Backend, ImageGenerator, OnStep, Row
+from imagegen_worker.backends import Backend, GeneratedImage, ImageGenerator, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import ResolvedRequest
@@ -16,9 +16,6 @@ from imagegen_worker.engines.static import Engine, StaticEngine
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.models.manager import B, ModelManager, ModelProvider
 from imagegen_worker.models.sources import ModelSource
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class LoadedEngine:
             if source is not None
         }
         first = factories[config.model_name]()
-        self.ready = first.warm_up()
+        self.ready = _timed(first.warm_up)
         backend: StepwiseBackend = first
         models: ModelProvider | None = None
         self.close = first.close
@@ -77,7 +74,7 @@ class LoadedEngine:
     def _open_static(self, config: WorkerConfig, encoder: EncodePool) -> None:
         factories = {name: partial(make_backend, config, name, source) for name, source in config.sources.items()}
         first = factories[config.model_name]()
-        self.ready = first.warm_up()
+        self.ready = _timed(first.warm_up)
         backend: ImageGenerator = first
         models: ModelProvider | None = None
         self.close = first.close
@@ -123,7 +120,11 @@ class ManagedBackend:
         """See `ImageGenerator.call_key`."""
         return self._manager[request.model].call_key(request)
 
-    def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`."""
+        return self._manager[request.model].warnings(request)
+
+    def generate(self, rows: list[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """See `ImageGenerator.generate`."""
         self._current = self._manager[rows[0].request.model]
         return self._current.generate(rows, on_step)
@@ -132,6 +133,13 @@ class ManagedBackend:
 def _warmed_up_size(ready: EngineReady) -> tuple[int, int]:
     """Return the width and height of the images of the warm-up, in pixels."""
     return (ready.models[0].width, ready.models[0].height)
+
+
+def _timed(warm_up: Callable[[], EngineReady]) -> EngineReady:
+    """Return what READY reports, with the seconds that loading took."""
+    started = time.monotonic()
+    ready = warm_up()
+    return replace(ready, load_seconds=time.monotonic() - started)
 
 
 def _memory_for_models(config: WorkerConfig) -> int:
@@ -151,6 +159,8 @@ def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) ->
             worker=config.worker_name,
             batch_seconds=config.simulated_batch_seconds,
             image_seconds=config.simulated_image_seconds,
+            forward_seconds=config.simulated_forward_seconds,
+            megapixel_seconds=config.simulated_megapixel_seconds,
             load_seconds=config.simulated_load_seconds,
             max_batch_size=config.batch_size,
             model=name,

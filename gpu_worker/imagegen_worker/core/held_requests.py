@@ -39,6 +39,8 @@ class HeldRequest:
     model: str = ""
     download: Download | None = None
     """The payload while it is fetched."""
+    claimed_by: bytes | None = None
+    """Epoch of the broker that sent WORK or RESEND last; one that is restarted has another epoch."""
     source: bytes | None = None
     """Epoch of the broker that sent the request last, and therefore has its payload."""
     unparsed: tuple[bytes, ...] | None = None

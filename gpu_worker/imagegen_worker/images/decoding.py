@@ -5,6 +5,7 @@ checked before decompression.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,23 +26,58 @@ _OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
 }
+MIN_REFERENCE_SIDE = 64
+"""Minimum width and height of a reference image, in pixels; models reject smaller ones."""
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""Maximum area of a reference image; the models that accept several scale larger ones down to it."""
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
     """Return the resolved request with its input images, which have the size of the output.
 
-    `frames` has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
+    Reference images keep their aspect ratio; small and large ones are scaled (see `reference_size`). `frames`
+    has an encoded image for each of `inputs`. At most one image is in memory in its own size.
+    Raises `InvalidRequestError`, which names the input.
     """
-    images = {name: _decode(name, frame) for name, frame in zip(request.inputs or (), frames, strict=True)}
-    image, mask = images["image"], images.get("mask_image")
-    if mask is not None and mask.size != image.size:
-        sizes = f"{image.width}x{image.height} pixels, got {mask.width}x{mask.height}"
-        raise InvalidRequestError(f"mask_image: expected the size of the image, {sizes}")
-    resolved = model.resolve(request, image.size)
+    if request.images is not None:
+        return _decode_references(request, model, frames)
+    by_name = dict(zip(request.inputs or (), frames, strict=True))
+    image = _decode("image", by_name["image"])
+    own_size = image.size
+    resolved = model.resolve(request, own_size)
     size = (resolved.width, resolved.height)
-    return dataclasses.replace(
-        resolved, image=_fit(image, size), mask_image=None if mask is None else _fit(mask, size)
-    )
+    image = _fit(image, size)
+    mask = None
+    if (frame := by_name.get("mask_image")) is not None:
+        mask = _decode("mask_image", frame)
+        if mask.size != own_size:
+            sizes = f"{own_size[0]}x{own_size[1]} pixels, got {mask.width}x{mask.height}"
+            raise InvalidRequestError(f"mask_image: expected the size of the image, {sizes}")
+        mask = _fit(mask, size)
+    return dataclasses.replace(resolved, image=image, mask_image=mask)
+
+
+def _decode_references(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
+    resolved = model.resolve(request)
+    by_path = dict(zip(request.inputs or (), frames, strict=True))
+    sizes, images = [], []
+    for index in range(len(request.images or ())):
+        path = f"images[{index}]"
+        image = _decode(path, by_path[path])
+        sizes.append(image.size)
+        images.append(image.resize(reference_size(*image.size), Image.Resampling.LANCZOS))
+    return dataclasses.replace(resolved, images=tuple(images), given_sizes=tuple(sizes))
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which a reference image is scaled, in pixels; its aspect ratio is kept.
+
+    It has at most `MAX_REFERENCE_PIXELS`, and no side below `MIN_REFERENCE_SIDE` unless the image is too long.
+    """
+    enlarged = max(1.0, MIN_REFERENCE_SIDE / min(width, height))
+    longest = MAX_SIDE_PIXELS / max(width, height)
+    scale = min(enlarged, longest, math.sqrt(MAX_REFERENCE_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def _decode(name: str, frame: bytes) -> Image.Image:
@@ -52,8 +88,8 @@ def _decode(name: str, frame: bytes) -> Image.Image:
     try:
         image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            upright = ImageOps.exif_transpose(image)
-            return _convert_mask(upright) if name == "mask_image" else _convert(upright, "RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _convert_mask(image) if name == "mask_image" else _convert(image, "RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
@@ -66,7 +102,7 @@ def _decode(name: str, frame: bytes) -> Image.Image:
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per pixel: Pillow would clip the values instead of scaling them
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _convert_mask(image: Image.Image) -> Image.Image:

@@ -94,8 +94,8 @@ def test_an_edit_is_accepted_as_json(gateway, images):
         ([], "body: expected a JSON object with the fields of the form"),
         ({"image": 5}, 'image: expected base64, a data: URL, or {"image_url": "data:…"}'),
         ({"image": "https://example.org/a.png"}, "image: expected an image as base64 or a data: URL"),
-        ({"images": [IMAGE, IMAGE]}, "image: expected one image, got 2"),
-        ({}, "image: expected one image, got 0"),
+        ({"images": [IMAGE] * 11}, "image: expected 1 to 10 images, got 11"),
+        ({}, "image: expected 1 to 10 images, got 0"),
     ],
 )
 def test_invalid_json_of_an_edit_is_rejected(gateway, body, message):
@@ -106,10 +106,10 @@ def test_invalid_json_of_an_edit_is_rejected(gateway, body, message):
 
 
 def test_a_field_of_a_form_is_rejected_if_it_is_sent_twice(gateway):
-    twice = [("image", ("a.png", png())), ("image", ("b.png", png()))]
+    twice = [("image", ("a.png", png())), *[("mask", ("b.png", png()))] * 2]
     response = gateway.http.post("/v1/images/edits", data={"prompt": "x"}, files=twice)
-    assert error(response) == (400, "invalid_value", "image")
-    assert response.json()["error"]["message"] == "image: expected one image, got 2 fields of this name"
+    assert error(response) == (400, "invalid_value", "mask")
+    assert response.json()["error"]["message"] == "mask: expected one image, got 2 fields of this name"
     files = [("image", ("a.png", png())), ("prompt", (None, "a")), ("prompt", (None, "b"))]
     response = gateway.http.post("/v1/images/edits", files=files)
     assert response.json()["error"]["message"] == "prompt: expected it once, got 2 fields of this name"
@@ -321,3 +321,18 @@ def test_an_image_beyond_the_limits_of_a_key_is_scaled_down(start_gateway):
 def test_a_size_beyond_the_maximum_of_all_requests(gateway):
     response = gateway.http.post("/v1/images/generations", json={"prompt": "x", "size": "8193x8"})
     assert response.json()["error"]["message"] == "size: the maximum width of requests is 8192, got 8193"
+
+
+# ---- warnings --------------------------------------------------------------------------------------------
+
+
+def test_a_scaled_image_is_reported(gateway):
+    body = {"prompt": "x", "image": base64.b64encode(png((2000, 1000))).decode()}
+    expected = ["image: scaled to 724x362 pixels, from 2000x1000"]
+    response = gateway.http.post("/v1/images/edits", json=body)
+    assert (response.json()["size"], response.json()["warnings"]) == ("724x362", expected)
+    response = gateway.http.post("/v1/images/edits", json={**body, "stream": True})
+    [data] = [line for line in response.text.splitlines() if line.startswith("data: {")]
+    assert json.loads(data.removeprefix("data: "))["warnings"] == expected
+    assert gateway.wait(gateway.job(**body, size="auto")["id"])["warnings"] == expected
+    assert "warnings" not in gateway.http.post("/v1/images/edits", json={**body, "size": "2000x1000"}).json()

@@ -62,6 +62,17 @@ def test_a_job_with_an_input_image(gateway, tmp_path):
     assert stored == {ended["images"][0]["url"].rpartition("/")[2]}, "the input image is deleted"
 
 
+def test_a_job_with_reference_images(gateway):
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), (10, 200, 10)).save(buffer, format="PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    response = gateway.http.post("/v1/jobs", json={"prompt": "x", "images": [image, image], "size": "64x64"})
+    ended = gateway.wait(response.json()["id"])
+    assert (ended["state"], ended["images"][0]["width"]) == ("succeeded", 64)
+    refused = gateway.http.post("/v1/jobs", json={"prompt": "x", "images": [image], "image": image})
+    assert refused.json()["error"]["message"] == "images: expected no image beside them, got 1 images"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [

@@ -142,14 +142,30 @@ def test_loras_in_a_form_are_json(client):
     [
         (b"no image", "image: expected a PNG, JPEG or WebP image, got 8 bytes of text"),
         (b"", "image: expected a PNG, JPEG or WebP image, got an empty file"),
-        ([encode(), encode()], "image: expected one image, got 2"),
+        ([encode()] * 11, "image: expected 1 to 10 images, got 11"),
     ],
-    ids=["bytes", "empty", "two"],
+    ids=["bytes", "empty", "eleven"],
 )
 def test_invalid_images_of_an_edit_are_rejected(client, image, message):
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=image, prompt="x")
     assert (caught.value.body["message"], caught.value.body["param"]) == (message, "image")
+
+
+def test_several_images_are_references(client, gateway):
+    images = client.images.edit(image=[encode(), encode()], prompt="x", size="32x32")
+    assert images.size == "32x32"
+    assert client.models.retrieve("simulated").parameters["images"] == {"max_items": 4}
+    files = [("image", ("a.png", encode())), ("image", ("b.png", encode()))]
+    form = gateway.http.post("/v1/images/edits", data={"prompt": "x"}, files=files)
+    assert form.status_code == 200
+    with pytest.raises(openai.BadRequestError, match="images: expected no mask_image beside them"):
+        client.images.edit(image=[encode(), encode()], mask=encode(), prompt="x")
+    with pytest.raises(
+        openai.BadRequestError, match="simulated accepts at most 4 reference images; got 5"
+    ) as caught:
+        client.images.edit(image=[encode()] * 5, prompt="x")
+    assert caught.value.param == "images"
 
 
 def test_models_are_listed_with_their_parameters(client):

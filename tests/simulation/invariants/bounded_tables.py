@@ -47,16 +47,18 @@ def _broker(broker: "BrokerPeer", most_workers: int) -> Iterator[Size]:
 
 def _strategy(name: str, strategy: Any, workers: int, most_workers: int) -> Iterator[Size]:
     """`most_workers`: maximum number of workers so far, because a heap drops stale entries only when it grows."""
-    for key in ("_index", "_idle", "_running"):
+    for key in ("_index", "_idle", "_busy", "_full"):
         if (index := getattr(strategy, key, None)) is not None:
             yield name, f"versions in {key}", len(index._versions), workers
             for model, heap in index._heaps.items():
                 yield name, f"entries for {model} in {key}", len(heap), 65 + 2 * most_workers
     if isinstance(strategy, LeastWait):
-        yield name, "speeds", len(strategy._speeds), workers
-        yield name, "plans", len(strategy._plans), len(strategy._pool.models())
-        for model, full in strategy._full.items():
-            yield name, f"full workers of {model}", len(full), workers
+        yield name, "forecasts", len(strategy._forecasts), workers
+        yield name, "groups of workers", len(strategy._groups), workers
+        held = sum(len(groups) for groups in strategy._groups.values())
+        yield name, "held groups", sum(map(len, strategy._holders.values())), held
+        for forecast in strategy._forecasts.values():
+            yield name, "requests of a forecast", len(forecast._costs), 4 * MAX_IDS_PER_MESSAGE
 
 
 def _workers(world: "World") -> Iterator[Size]:

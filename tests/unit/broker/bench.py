@@ -48,6 +48,7 @@ class Bench:
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("epoch", EPOCH)
+        settings.setdefault("strategy", "round-robin")
         settings.setdefault("join_seconds", 0.0)
         self.now = 100.0
         self.core = BrokerCore(Settings(**settings), self.now)

@@ -30,8 +30,9 @@ def test_no_step_grows(name, strategy):
     base = cost(step, strategy=strategy)
     assert cost(step, queued=2000, strategy=strategy) < 1.5 * base
     assert cost(step, clients=400, strategy=strategy) < 1.5 * base
-    # `least-wait` looks at each worker for a plan: the more there are, the more requests share one.
-    assert cost(step, workers=64, strategy=strategy) < 2.0 * base
+    # With few workers, `least-wait` compares fewer candidates.
+    base = cost(step, workers=16, strategy=strategy)
+    assert cost(step, workers=128, strategy=strategy) < 1.5 * base
 
 
 def test_a_worker_that_registers_costs_the_same_however_many_are_there():

@@ -4,8 +4,10 @@ import pytest
 
 from imagegen_broker.core.events import SendFailed, SendToClient
 from imagegen_broker.scheduling import queue_positions
-from imagegen_broker.scheduling.estimates import seconds_to_start, throughput
-from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress, WorkerStats
+from imagegen_broker.scheduling.cost_estimates import REFERENCE
+from imagegen_broker.scheduling.estimates import backlog_at, seconds_to_start
+from imagegen_protocol.costs import CostModel, RequestShape
+from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
 
@@ -135,14 +137,22 @@ def test_before_there_is_any_worker_the_place_is_known_and_the_time_is_not():
 # ---- estimates ---------------------------------------------------------------------------------------------
 
 
-def workers_of(*speeds, capacity=4, depth=4, images=None):
-    """Workers with these seconds an image, two of which they make at a time."""
+def scheduler_with(*speeds, capacity=4, depth=4):
+    """A scheduler of workers with these seconds an image, two of which they make at a time."""
     bench = Bench().past_grace()
     for index, seconds in enumerate(speeds):
         listed = [rid(100 * index + number) for number in range(depth)]
-        stats = WorkerStats() if images is None else WorkerStats(total_requests=10, total_images=10 * images)
-        bench.ready(f"w{index}", capacity=capacity, running=listed, seconds_per_image=seconds, stats=stats)
-    return bench.core.scheduler.pool.serving("m")
+        bench.ready(f"w{index}", capacity=capacity, running=listed, seconds_per_image=seconds)
+    return bench.core.scheduler
+
+
+def estimated(scheduler, rate, place, ahead=None):
+    """The estimated start of a request at a place, behind requests of one image or of so many seconds."""
+    estimates = scheduler.estimates
+    one = estimates.seconds(REFERENCE, "m")
+    speed = estimates.speed("m") if estimates.is_measured("m") else 0.0
+    backlog = backlog_at(scheduler.pool.serving("m"), one, speed, rate)
+    return seconds_to_start(place, place * one if ahead is None else ahead, backlog)
 
 
 @pytest.mark.parametrize(
@@ -157,19 +167,37 @@ def workers_of(*speeds, capacity=4, depth=4, images=None):
     ],
 )
 def test_the_time_follows_from_speeds_and_depths(speeds, rate, place, seconds):
-    known = throughput(workers_of(*speeds), rate)
-    assert known is not None
-    assert seconds_to_start(place, known) == pytest.approx(seconds)
+    assert estimated(scheduler_with(*speeds), rate, place) == pytest.approx(seconds)
 
 
-def test_requests_of_several_images_take_longer():
-    known = throughput(workers_of(1.0, images=4), 0.0)
-    assert seconds_to_start(0, known) == pytest.approx(12.0)
+def test_large_requests_ahead_take_longer_than_small_ones():
+    scheduler = scheduler_with(1.0, depth=2)
+    # Two images run; of the others and this one, all but two end before it starts.
+    assert estimated(scheduler, 0.0, 2, ahead=2.0) == pytest.approx(3.0)
+    assert estimated(scheduler, 0.0, 2, ahead=20.0) == pytest.approx(22.0 * 3 / 4)
+
+
+def test_the_start_of_a_request_counts_the_sizes_of_those_before_it():
+    bench = Bench().past_grace()
+    costs = {"m": CostModel(forward_seconds=0.0, megapixel_seconds=1.0)}
+    bench.ready("w", capacity=1, costs=costs)
+    small, large = (
+        RequestShape(width=100, height=100, num_inference_steps=10),
+        RequestShape(width=1000, height=1000, num_inference_steps=10),
+    )
+    for number, shape in enumerate((small, large, small, small)):
+        bench.submit(number, shape=shape, progress=True)
+    bench.advance(2.0)
+    starts = {sign.request_id: sign.seconds_to_start for sign in signs(bench)}
+    # One runs at a time: 0.1 s, then 10 s, then 0.1 s.
+    assert starts[rid(1)] == pytest.approx(0.1, abs=0.05)
+    assert starts[rid(2)] == pytest.approx(10.1, abs=0.1)
+    assert starts[rid(3)] == pytest.approx(10.2, abs=0.1)
 
 
 def test_nothing_measured_no_time():
-    assert throughput(workers_of(None), 0.0) is None
-    assert throughput([], 5.0) is None
+    assert estimated(scheduler_with(None), 0.0, 0) is None
+    assert estimated(scheduler_with(), 5.0, 0) is None
 
 
 # ---- costs -------------------------------------------------------------------------------------------------

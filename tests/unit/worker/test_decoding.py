@@ -18,7 +18,12 @@ from imagegen_protocol.request import make_request
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
 from imagegen_worker.core.model import Model
-from imagegen_worker.images.decoding import decode_inputs
+from imagegen_worker.images.decoding import (
+    MAX_REFERENCE_PIXELS,
+    MIN_REFERENCE_SIDE,
+    decode_inputs,
+    reference_size,
+)
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
 from tests.pictures import huge_png, huge_webp, with_empty_chunks
@@ -353,3 +358,39 @@ def test_a_jpeg_of_very_many_segments_is_rejected(piece):
         InvalidRequestError, match="image: the jpeg image cannot be decoded: it has more than 65536"
     ):
         decode_inputs(request, MODEL, [data[:20] + 200_000 * piece + data[20:]])
+
+
+# ---- references --------------------------------------------------------------------------------------------
+
+
+def test_references_keep_their_order_and_aspect_ratio_and_are_scaled():
+    model = dataclasses.replace(MODEL, max_reference_images=3)
+    images = [sample(100, 70), sample(4000, 3000), sample(32, 16)]
+    paths = ["images[2]", "images[0]", "images[1]"]
+    frames = [encoded(images[2]), encoded(images[0]), encoded(images[1])]
+    request = make_request(prompt="p", seed=1, images=[None] * 3, inputs=paths)
+    resolved = decode_inputs(request, model, frames)
+    assert [image.size for image in resolved.images] == [(100, 70), (1182, 886), (128, 64)]
+    assert (resolved.width, resolved.height) == (64, 64), "the model's default size"
+    assert resolved.parameters()["images"] == [
+        {"width": 100, "height": 70, "used_width": 100, "used_height": 70},
+        {"width": 4000, "height": 3000, "used_width": 1182, "used_height": 886},
+        {"width": 32, "height": 16, "used_width": 128, "used_height": 64},
+    ]
+    assert resolved.image_is_hint
+    assert resolved.batch_key != dataclasses.replace(resolved, images=resolved.images[::-1]).batch_key
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8192, 8192), (8, 8192), (8192, 1), (64, 64)])
+def test_scaled_references_are_within_the_limits(size):
+    width, height = reference_size(*size)
+    assert width * height <= MAX_REFERENCE_PIXELS
+    assert max(width, height) <= 8192
+    assert min(width, height) >= MIN_REFERENCE_SIDE or max(size) > 64 * min(size)
+
+
+def test_a_damaged_reference_is_named():
+    model = dataclasses.replace(MODEL, max_reference_images=2)
+    request = make_request(prompt="p", seed=1, images=[None] * 2, inputs=["images[0]", "images[1]"])
+    with pytest.raises(InvalidRequestError, match=r"images\[1\]: expected a PNG, JPEG or WebP image"):
+        decode_inputs(request, model, [encoded(sample()), b"x"])

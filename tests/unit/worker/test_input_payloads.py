@@ -278,7 +278,7 @@ def test_parts_of_a_returned_request_are_kept_for_a_limited_time_and_within_the_
     [
         ([0, 5], "expected a body of 1 to 262144 bytes, got 0"),
         ([MAX_BODY_BYTES + 1], "expected a body of 1 to 262144 bytes, got 262145"),
-        ([9, 9, 9, 9], "inputs: at most 2 image frames are allowed, got 3"),
+        ([9] * 14, "inputs: at most 12 image frames are allowed, got 13"),
     ],
 )
 def test_a_payload_of_impossible_sizes_is_not_fetched(frame_bytes, words):

@@ -3,7 +3,7 @@
 import pytest
 
 from imagegen_protocol import encode_request
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE, MAX_WARNING_LENGTH, MAX_WARNINGS
 from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
 from imagegen_protocol.request import make_request
 from imagegen_worker.core import events as ev
@@ -108,6 +108,18 @@ def test_a_release_of_another_broker_has_no_effect_while_the_owner_is_alive():
     bench.beats(5.0, broker=1)  # broker 0 is silent
     bench.release(1, broker=1)
     assert bench.states() == ([], [], [])
+
+
+@pytest.mark.parametrize("claims_again", [False, True])
+def test_a_release_of_another_broker_frees_what_a_restarted_broker_has_not_claimed_again(claims_again):
+    bench = Bench(brokers=2)
+    bench.work(1, broker=0)
+    for _ in range(2):  # the worker sends READY after the first one, and is registered by the second one
+        bench.beat(broker=0, session=2, epoch=b"r" * 16)
+    if claims_again:
+        bench.resend(1, broker=0)
+    bench.release(1, broker=1)
+    assert bench.states()[0] == ([rid(1)] if claims_again else [])
 
 
 def test_a_repeated_id_after_a_release_is_a_new_job():
@@ -337,3 +349,13 @@ def test_a_header_with_the_same_number_of_images_or_none_is_accepted(announced):
     bench = Bench()
     request_id = bench.work(1, body={"num_images": 2}, images=announced)
     assert bench.states() == ([request_id], [], [])
+
+
+def test_the_warnings_of_a_result_are_limited_in_number_and_length():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.sent.clear()
+    bench.finish(1, warnings=("short", *(MAX_WARNINGS + 1) * ("x" * 10_000,)))
+    (result,) = bench.messages(Result)
+    assert result.warnings == ["short", *(MAX_WARNINGS - 1) * ("x" * MAX_WARNING_LENGTH,)]

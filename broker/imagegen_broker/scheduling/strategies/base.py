@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from imagegen_broker.core.records import Request, Worker
+from imagegen_broker.scheduling.cost_estimates import CostEstimates
 from imagegen_broker.scheduling.worker_index import Key, WorkerIndex
 from imagegen_broker.scheduling.worker_pool import WorkerPool
 
@@ -24,20 +25,21 @@ class Strategy(ABC):
         if "name" in vars(cls):
             STRATEGIES[cls.name] = cls
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, estimates: CostEstimates) -> None:
         self._pool = pool
+        self._estimates = estimates
         self._changed: dict[bytes, Worker] = {}
 
     @abstractmethod
-    def choose(self, request: Request, backlog: int, now: float) -> Worker | None:
+    def choose(self, request: Request, backlog_seconds: float, now: float) -> Worker | None:
         """Return the worker to dispatch a waiting request to; None to leave it in the queue.
 
-        `request.model` is a model that some worker may serve. `backlog` is the number of images of all waiting
-        requests for this model, including this request. The request is dispatched before the next call.
+        `request.model` is a model that some worker may serve. `backlog_seconds` are the predicted device
+        seconds of the other waiting requests for this model. The request is dispatched before the next call.
         """
 
     @abstractmethod
-    def refresh(self, worker: Worker) -> None:
+    def refresh(self, worker: Worker, now: float) -> None:
         """Update the strategy's data about a worker whose load, speed or state has changed."""
 
     @abstractmethod
@@ -46,14 +48,24 @@ class Strategy(ABC):
         self._changed.pop(worker.id, None)
 
     def worker_changed(self, worker: Worker) -> None:
-        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1)."""
+        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1).
+
+        Without effect if the worker is not in the pool then.
+        """
         self._changed[worker.id] = worker
 
-    def refresh_changed(self) -> None:
+    def observe(self, worker: Worker, now: float) -> None:  # noqa: B027 - most strategies need no time
+        """Note the time before the requests that run at a worker change."""
+
+    def answered(self, worker: Worker, request: Request, now: float) -> None:  # noqa: B027
+        """Note that a worker has finished a request successfully."""
+
+    def refresh_changed(self, now: float) -> None:
         """Refresh the workers that have changed since the last choice, each once."""
         if self._changed:
             for worker in self._changed.values():
-                self.refresh(worker)
+                if worker in self._pool:
+                    self.refresh(worker, now)
             self._changed.clear()
 
 
@@ -63,25 +75,25 @@ class OrderedStrategy(Strategy):
     Workers that have the model loaded come first; one that must load it is chosen only if none of them has room.
     """
 
-    def __init__(self, pool: WorkerPool) -> None:
-        super().__init__(pool)
+    def __init__(self, pool: WorkerPool, estimates: CostEstimates) -> None:
+        super().__init__(pool, estimates)
         self._index = WorkerIndex()
 
     @abstractmethod
     def key(self, worker: Worker) -> Key:
         """Return the sort key of a worker; the one with the smallest key is chosen."""
 
-    def choose(self, request: Request, backlog: int, now: float) -> Worker | None:
+    def choose(self, request: Request, backlog_seconds: float, now: float) -> Worker | None:
         """Return the first worker with room."""
-        self.refresh_changed()
+        self.refresh_changed(now)
         first = self._index.first(request.model or "")
         return None if first is None else first[1]
 
-    def refresh(self, worker: Worker) -> None:
+    def refresh(self, worker: Worker, now: float) -> None:
         """Move a worker to its place in the order, or out of it if it has no room."""
         if worker.room > 0:
             key = self.key(worker)
-            self._index.place(worker, lambda model: (not worker.is_warm(model), *key))
+            self._index.place(worker, {model: (not worker.is_warm(model), *key) for model in worker.ready.models})
         else:
             self._index.discard(worker)
 

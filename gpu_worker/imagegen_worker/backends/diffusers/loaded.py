@@ -22,9 +22,11 @@ from imagegen_worker.backends.diffusers.loading import (
     tune_pipeline,
 )
 from imagegen_worker.backends.diffusers.previews import fit_latent_preview
+from imagegen_worker.backends.diffusers.prompt_limits import PromptLimits
+from imagegen_worker.backends.diffusers.references import max_reference_images
 from imagegen_worker.backends.diffusers.task_pipelines import TaskPipelines
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.model import Model, Task
+from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.models.sources import ModelLocation
 
 _log = logging.getLogger(__name__)
@@ -48,8 +50,13 @@ class LoadedPipeline:
             log(_log, logging.WARNING, "--deterministic promises equal bits with MKL only; this torch has no MKL")
         self.pipeline, folder = load_pipeline(place, self.device, options)
         self.adapters: Adapters | None = None
-        if options.lora_folder is not None:
+        if options.lora_folder is not None and hasattr(self.pipeline, "load_lora_weights"):
             self.adapters = Adapters(self.pipeline, options.lora_folder)
+        elif options.lora_folder is not None:
+            kind = type(self.pipeline).__name__
+            log(
+                _log, logging.WARNING, "--lora-folder ignored: the model takes no LoRAs", model=name, pipeline=kind
+            )
         self.task_pipelines = TaskPipelines(self.pipeline)
         described = describe(self.pipeline, name, folder, self.task_pipelines)
         names = () if self.adapters is None else tuple(self.adapters.names())
@@ -60,7 +67,9 @@ class LoadedPipeline:
             self.task_pipelines.check_task(self.trial(_SHORT, task=task))
         sizes = () if options.compile else self._fixed_sizes()  # another size would take a compilation
         self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
+        self.model = replace(self.model, max_reference_images=self._max_reference_images())
         self._latent_preview = fit_latent_preview(self.pipeline)
+        self._prompt_limits = PromptLimits(self.pipeline)
 
     def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:
         """Return the only sizes of a pipeline that ignores the requested one; empty if it does not.
@@ -81,6 +90,19 @@ class LoadedPipeline:
         log(_log, logging.WARNING, "the pipeline ignores other sizes", sizes=" ".join(map(_show, sorted(sizes))))
         return tuple(sorted(sizes))
 
+    def _max_reference_images(self) -> int:
+        """Return how many reference images a request may have, after a trial with two of different sizes."""
+        limit = max_reference_images(self.pipeline)
+        if not limit or "image-to-image" not in self.model.tasks:
+            return 0
+        width, height = self.model.width, self.model.height
+        images = (
+            Image.new("RGB", (width, height), "grey"),
+            Image.new("RGB", (width, 2 * height), "white"),
+        )
+        row = self.trial(_SHORT, task="image-to-image", image=None, images=images)
+        return limit if self.task_pipelines.generated_size(row) is not None else 0
+
     @property
     def device_name(self) -> str:
         """Name for brokers: `cpu`, or the name of the GPU."""
@@ -89,6 +111,11 @@ class LoadedPipeline:
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         """See `TaskPipelines.arguments`."""
         return self.task_pipelines.arguments(rows)
+
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`: texts that were truncated, and LoRAs that fit in part."""
+        loras = () if self.adapters is None else self.adapters.warnings(request.loras)
+        return (*self._prompt_limits.warnings(request), *loras)
 
     def previews(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
         """Return functions that make the preview of each row from its latents; None for rows without one."""

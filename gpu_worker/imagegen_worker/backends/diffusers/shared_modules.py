@@ -351,6 +351,7 @@ class _Access:
 
     name = "access to the models"
     is_denoiser = False
+    is_decoder = False
     fixed_rows = None
 
     def __init__(self, *, exclusive: bool) -> None:

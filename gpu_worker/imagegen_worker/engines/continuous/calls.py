@@ -1,6 +1,7 @@
 """Tasks (pipeline calls on greenlets), the calls of models that they wait for, and the models (stages)."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +31,10 @@ class Stage(Protocol):
     @property
     def is_denoiser(self) -> bool:
         """Whether its forwards are denoising steps, scheduled by cost. Forwards of other stages go first."""
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether it decodes latents to images."""
 
     @property
     def exclusive(self) -> bool:
@@ -82,7 +87,10 @@ class Call:
 
 
 class Task(greenlet):  # type: ignore[misc]
-    """A running pipeline call for `images` images. `tag` is for its owner; its forwards need `adapters`."""
+    """A running pipeline call for `images` images. `tag` is for its owner; its forwards need `adapters`.
+
+    `megapixels`: the size of each image. `steps`: its denoising steps.
+    """
 
     def __init__(
         self,
@@ -92,6 +100,9 @@ class Task(greenlet):  # type: ignore[misc]
         tag: Any = None,
         adapters: Hashable = None,
         images: int = 1,
+        megapixels: float = 1.0,
+        steps: int = 1,
+        started_at: float = 0.0,
     ) -> None:
         super().__init__()
         self._work: Callable[[], Any] | None = work
@@ -99,10 +110,15 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.megapixels = megapixels
+        self.steps_left = steps
+        self.started_at = started_at
         self.encoder_scale = 1.0
         """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()
         """Indexes of its images that were cancelled: stages may leave out their rows."""
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Context in which it waits: undoes what it has set for the thread, which other tasks share."""
         self.result: Any = None
         self.error: BaseException | None = None
         self.seconds = 0.0
@@ -133,4 +149,5 @@ def current_task() -> Task | None:
 
 def wait_for_forward(call: Call) -> Any:
     """Switch to the scheduler until the forward of `call` has run; return its output. Runs in the call's task."""
-    return call.task.parent.switch(call)
+    with call.task.waiting():
+        return call.task.parent.switch(call)
