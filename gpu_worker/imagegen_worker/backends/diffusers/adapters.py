@@ -6,8 +6,10 @@ operations as before.
 
 import logging
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from imagegen_protocol.errors import InvalidRequestError
 from imagegen_protocol.limits import MAX_LORAS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.engines.continuous.calls import wait_until
 
 MAX_LOADED = MAX_LORAS
 """Maximum number of LoRAs on the device: as many as one request may name. The least recently used are unloaded."""
 _SUFFIX = ".safetensors"
+_BLOCK_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,14 @@ class Adapters:
         self._slots: OrderedDict[str, str] = OrderedDict()
         """Adapter name in diffusers by LoRA name, for the loaded LoRAs; the most recently used is last."""
         self._layers: list[Any] = []
+        self._layers_of: dict[str, list[Any]] = {}
+        """The layers that an adapter changes, by its name in diffusers."""
+        self._enabled: dict[int, Any] = {}
+        """The layers, by id, in which adapters may be active."""
+        self._used: Counter[str] = Counter()
+        """Running calls by LoRA: these are not unloaded."""
+        self._reads: dict[str, Future[None]] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="lora")
         self._active: LoraScales | None = ()
         self.revision = 0
         """Number of changes to the layers of the models."""
@@ -52,6 +64,31 @@ class Adapters:
     def names(self) -> list[str]:
         """Return the names of the LoRAs in the folder."""
         return sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
+
+    @contextmanager
+    def reserved(self, loras: LoraScales) -> Iterator[None]:
+        """Keep LoRAs loaded during the `with` block, in which a call uses them. Raises as `load` does.
+
+        The task waits, while others run, until their files were read and there is room beside the LoRAs of others.
+        """
+        names = [name for name, _ in loras]
+        for name in names:
+            self._path(name)
+            if name not in self._slots and name not in self._reads:
+                self._reads[name] = self._reader.submit(_read, self._path(name))
+        wait_until(lambda: self._may_load(names))
+        self._used.update(names)
+        try:
+            self.load(loras)
+            yield
+        finally:
+            self._used -= Counter(names)
+
+    def _may_load(self, names: Iterable[str]) -> bool:
+        """Return whether these LoRAs can be loaded without waiting and without unloading one that is in use."""
+        if any(name in self._reads and not self._reads[name].done() for name in names):
+            return False
+        return len(self._used.keys() | set(names)) <= self._max_loaded
 
     def load(self, loras: LoraScales) -> None:
         """Load LoRAs onto the device. Raises `InvalidRequestError`, `DeviceMemoryError` and `DeviceLostError`."""
@@ -69,22 +106,36 @@ class Adapters:
         if loras == self._active and not fresh:
             return
         self.load(loras)
-        slots = [self._slots[name] for name, _ in loras]
-        for layer in self._layers:
-            layer.enable_adapters(bool(loras))
-            if loras:
-                layer.set_adapter(slots)
-                for slot, (_, scale) in zip(slots, loras, strict=True):
-                    layer.set_scale(slot, scale)
+        scales = {self._slots[name]: scale for name, scale in loras}
+        layers = {id(layer): layer for slot in scales for layer in self._layers_of[slot]}
+        for key, layer in self._enabled.items():
+            if key not in layers:
+                layer.enable_adapters(False)
+        for layer in layers.values():
+            own = [slot for slot in scales if slot in layer.scaling]
+            if layer.disable_adapters:
+                layer.enable_adapters(True)
+            if layer.active_adapters != own:
+                layer.set_adapter(own)
+            for slot in own:
+                layer.set_scale(slot, scales[slot])
+        self._enabled = layers
         self._active = loras
 
-    def _load(self, name: str, keep: Iterable[str]) -> None:
-        file = f"{name}{_SUFFIX}"
-        if not (self._folder / file).is_file():
+    def _path(self, name: str) -> Path:
+        """Return the file of a LoRA. Raises `InvalidRequestError`."""
+        path = self._folder / f"{name}{_SUFFIX}"
+        if not path.is_file():
             known = ", ".join(self.names()) or "none"
             raise InvalidRequestError(f"loras: there is no {name!r} on this worker; there are: {known}")
+        return path
+
+    def _load(self, name: str, keep: Iterable[str]) -> None:
+        file = self._path(name).name
+        if (reading := self._reads.pop(name, None)) is not None:
+            reading.exception()  # wait; an error is raised again below
         while len(self._slots) >= self._max_loaded:
-            self._unload(next(loaded for loaded in self._slots if loaded not in keep))
+            self._unload(next(each for each in self._slots if each not in keep and not self._used[each]))
         slots = (
             f"lora{index}" for index in range(self._max_loaded)
         )  # file names may have dots, adapter names not
@@ -107,9 +158,8 @@ class Adapters:
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InvalidRequestError(f"loras: {name!r} can't be used with this model: {reason}") from error
-        finally:
-            self._find_layers()
         self._slots[name] = slot
+        self._find_layers()
         _log.info("LoRA loaded: %s", name)
 
     def _unload(self, name: str) -> None:
@@ -134,5 +184,16 @@ class Adapters:
             id(layer): layer for model in models for layer in model.modules() if isinstance(layer, self._kind)
         }
         self._layers = list(layers.values())
+        self._enabled = layers
+        self._layers_of = {
+            slot: [layer for layer in self._layers if slot in layer.scaling] for slot in self._slots.values()
+        }
         for layer in self._layers:
             layer.eval()
+
+
+def _read(path: Path) -> None:
+    """Read a file, so that the system has it in memory when diffusers reads it on the device thread."""
+    with path.open("rb") as file:
+        while file.read(_BLOCK_BYTES):
+            continue
