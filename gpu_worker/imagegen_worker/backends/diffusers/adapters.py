@@ -65,6 +65,10 @@ class Adapters:
         """Return the names of the LoRAs in the folder."""
         return sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
 
+    def close(self) -> None:
+        """End the thread that reads files."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
     @contextmanager
     def reserved(self, loras: LoraScales) -> Iterator[None]:
         """Keep LoRAs loaded during the `with` block, in which a call uses them. Raises as `load` does.
@@ -154,6 +158,7 @@ class Adapters:
                 raise ValueError("it has no weights for this model")
         except Exception as error:
             self._remove(slot)
+            self._find_layers()
             if isinstance(error, DeviceMemoryError | DeviceLostError):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
