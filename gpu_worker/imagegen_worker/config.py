@@ -108,6 +108,9 @@ class WorkerConfig:
             raise ConfigError("--batching continuous needs --backend diffusers")
         if self.deterministic and self.effective_batching != "continuous":
             raise ConfigError("--deterministic needs --batching continuous")
+        if self.cpu_offload and self.effective_batching == "continuous":
+            # Calls that run at the same time would move the models to and from the GPU for every forward.
+            raise ConfigError("--cpu-offload cannot be combined with --batching continuous; use static or off")
         if self.lora_folder is not None:
             self._check_loras(self.lora_folder)
         self._check_names()
@@ -179,10 +182,10 @@ class WorkerConfig:
 
     @property
     def effective_batching(self) -> Literal["continuous", "static", "off"]:
-        """The selected batching; by default continuous for diffusers and static for the simulated backend."""
+        """The selected batching; by default continuous for diffusers, static if simulated or with offloading."""
         if self.batching is not None:
             return self.batching
-        return "continuous" if self.backend == "diffusers" else "static"
+        return "continuous" if self.backend == "diffusers" and not self.cpu_offload else "static"
 
     @property
     def load_options(self) -> LoadOptions:

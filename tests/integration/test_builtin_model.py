@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from imagegen_worker.backends import Row, StoppedError
+from imagegen_worker.backends import Row, StoppedError, completed
 from imagegen_worker.backends.diffusers import DiffusersBackend
 from imagegen_worker.config import LoadOptions, WorkerConfig
 from imagegen_worker.core.model import ResolvedRequest
@@ -65,7 +65,7 @@ def test_colours_and_shapes_are_what_the_prompt_says(backend):
     for at in range(0, PROMPTS, BATCH):
         part = [drawing.plain_caption(spec) for spec in specs[at : at + BATCH]]
         images += backend.generate(make_rows(backend, part, first_seed=1000 + at), no_step)
-    seen = [grade.measure(image) for image in images]
+    seen = [grade.measure(completed(image)) for image in images]
     pairs = list(zip(specs, seen, strict=True))
     foregrounds = sum(spec.foreground == m.foreground for spec, m in pairs)
     backgrounds = sum(spec.background == m.background for spec, m in pairs)
@@ -106,7 +106,7 @@ def test_odd_text_and_other_sizes_are_no_trouble(backend):
     prompts = ["", "Пёс и кот 🐕", "word " * 500]
     assert len(backend.generate(make_rows(backend, prompts, steps=2), no_step)) == 3
     (image,) = backend.generate(make_rows(backend, ["a red circle"], steps=2, width=96, height=64), no_step)
-    assert image.size == (96, 64)
+    assert completed(image).size == (96, 64)
     rows = make_rows(backend, ["a red circle"], steps=2, negative_prompt="blue")
     assert len(backend.generate(rows, no_step)) == 1
 

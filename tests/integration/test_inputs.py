@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.request import make_request
-from imagegen_worker.backends import Row, ignore_steps
+from imagegen_worker.backends import Row, completed, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
@@ -63,7 +63,7 @@ class Loaded:
     def both(self, request):
         """The image of one request made alone, by both backends; they must be equal."""
         row = Row(request, request.seeds[0])
-        (one,) = self.static.generate([row], ignore_steps)
+        one = completed(self.static.generate([row], ignore_steps)[0])
         (other,), _ = self.together([row])
         assert same_bits(one, other)
         return one

@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from imagegen_worker.backends import StartError
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
@@ -57,12 +58,20 @@ def test_offloading_needs_an_accelerator():
         load(cpu_offload=True)
 
 
+def test_a_denoiser_without_repeated_blocks_is_compiled_as_a_whole(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiled.append((module, options)) or module)
+    monkeypatch.setattr(UNet2DConditionModel, "_repeated_blocks", [])
+    pipeline = load(compile=True)
+    assert compiled == [(pipeline.unet, {"dynamic": True})]
+
+
 def test_the_denoiser_is_compiled_before_it_is_wrapped(monkeypatch):
     """Compiling itself takes minutes; what is compiled, and that the engine draws with it, is seen without."""
     compiled = []
 
     def compile_module(module, **options):
-        compiled.append((type(module).__name__, options))
+        compiled.append((type(getattr(module, "__self__", module)).__name__, options))
         return module
 
     monkeypatch.setattr(torch, "compile", compile_module)
@@ -75,7 +84,8 @@ def test_the_denoiser_is_compiled_before_it_is_wrapped(monkeypatch):
     )
     warm = backend.warm_up()
     backend.close()
-    assert compiled == [("UNet2DConditionModel", {"dynamic": True})]
+    assert {name for name, _ in compiled} == {"BasicTransformerBlock"}
+    assert all(options == {"dynamic": True} for _, options in compiled)
     assert warm.models[0].name == "builtin:shapes"
     # Two first images. Trials of two images alone, then together: two for the first task, one for each other task;
     # for each task once without the first row. Then two images of the first task, three times.

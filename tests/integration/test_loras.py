@@ -74,8 +74,8 @@ def run(family, adapters, calls, wanted, events=None):
             for seed, (call, loras) in enumerate(zip(calls, wanted, strict=True)):
 
                 def work(call=call, seed=seed, loras=loras):
-                    adapters.load(loras)
-                    return batcher.generate(call, seed)
+                    with adapters.reserved(loras):
+                        return batcher.generate(call, seed)
 
                 tasks.append(scheduler.start(work, adapters=loras or None))
             while scheduler.step():
@@ -135,6 +135,51 @@ def test_the_least_recently_used_lora_is_unloaded_and_never_a_needed_one(family,
         adapters.activate(((name, 1.0),))
     adapters.activate((("l1", 1.0), ("l3", 1.0)))
     assert [version.partition("\0")[0] for version in adapters._slots] == ["l0", "l1", "l3"]
+
+
+def test_loras_in_use_stay_loaded_and_others_wait_for_room(family, folder, monkeypatch):
+    calls = [dict(call, num_inference_steps=3) for call in requests(family, 4)]
+    wanted = [((f"l{number}", 1.0),) for number in (0, 2, 3, 4)]
+    expected = [alone(family, folder, call, seed, wanted[seed]) for seed, call in enumerate(calls)]
+    adapters = Adapters(family.pipeline, folder, max_loaded=2)
+    loaded, stock_load = [], adapters._load
+    monkeypatch.setattr(adapters, "_load", lambda name, keep: (loaded.append(name), stock_load(name, keep)))
+    tasks = run(family, adapters, calls, wanted)
+    assert loaded == ["l0", "l2", "l3", "l4"], "each is loaded once"
+    for task, image in zip(tasks, expected, strict=True):
+        assert difference(task, image) <= TOLERANCE
+    assert not +adapters._used
+
+
+def test_a_request_that_ends_in_an_error_releases_its_loras(family, folder):
+    adapters = Adapters(family.pipeline, folder, max_loaded=2)
+    (folder / "rubbish.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(InvalidRequestError, match="rubbish"), adapters.reserved((("l0", 1.0), ("rubbish", 1.0))):
+        pass
+    with pytest.raises(ValueError, match="end"), adapters.reserved((("l0", 1.0),)):
+        raise ValueError("end")
+    assert not +adapters._used
+
+
+def test_a_switch_touches_only_the_layers_of_its_loras(tmp_path, family):
+    other = UNET.replace("to_q", "to_k")
+    write_lora(tmp_path / "q.safetensors", family.pipeline, 0, UNET)
+    write_lora(tmp_path / "k.safetensors", family.pipeline, 1, other)
+    write_lora(tmp_path / "text.safetensors", family.pipeline, 2, TEXT)
+    adapters = Adapters(family.pipeline, tmp_path)
+    for name in ("q", "k", "text"):
+        adapters.activate(((name, 1.0),))
+    adapters.activate((("q", 1.0),))
+    touched = []
+    for layer in adapters._layers:
+        for method in ("enable_adapters", "set_adapter", "set_scale"):
+            setattr(layer, method, lambda *_, layer=layer: touched.append(layer))
+    adapters.activate((("q", 0.5),))
+    adapters.activate(())
+    (own,) = adapters._layers_of[adapters._slots["q"]]
+    assert len(touched) == 2
+    assert all(layer is own for layer in touched)
+    assert [len(adapters._layers_of[slot]) for slot in adapters._slots.values()] == [1, 1, 1]
 
 
 def test_loras_are_switched_only_when_they_change(family, folder, monkeypatch):

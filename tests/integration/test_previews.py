@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imagegen_client import AsyncClient, Client
-from imagegen_worker.backends import Row
+from imagegen_worker.backends import Row, completed
 from imagegen_worker.backends.diffusers import StepwiseDiffusers
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.backends.diffusers.previews import LatentMap, LatentPreview, fit_latent_preview
@@ -60,7 +60,7 @@ def draw(backend, prompt, *, preview=True, width=64):
             pass
     if task.error is not None:
         raise task.error
-    return task.result[0], pictures
+    return completed(task.result[0]), pictures
 
 
 def apart(one, other):

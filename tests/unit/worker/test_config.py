@@ -114,4 +114,12 @@ def test_the_lora_folder_must_exist_and_conflicts_with_some_options(folder):
         simulated(lora_folder=folder)
     for option in ("compile", "cpu_offload"):
         with pytest.raises(ConfigError, match=f"combined with --{option.replace('_', '-')}"):
-            WorkerConfig(**given, **{option: True})
+            WorkerConfig(**given, batching="static", **{option: True})
+
+
+def test_offloading_is_not_combined_with_continuous_batching(folder):
+    given = {"models": (str(folder),), "cpu_offload": True}
+    assert WorkerConfig(**given).effective_batching == "static"
+    assert WorkerConfig(**given, batching="off").effective_batching == "off"
+    with pytest.raises(ConfigError, match="--cpu-offload cannot be combined with --batching continuous"):
+        WorkerConfig(**given, batching="continuous")

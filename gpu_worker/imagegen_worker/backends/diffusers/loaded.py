@@ -154,6 +154,8 @@ class LoadedPipeline:
 
     def close(self) -> None:
         """Free the memory of the device."""
+        if self.adapters is not None:
+            self.adapters.close()
         self.task_pipelines.close()
         self.pipeline = self.adapters = self._latent_preview = None
         free_device_memory()

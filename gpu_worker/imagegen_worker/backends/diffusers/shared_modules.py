@@ -7,7 +7,7 @@ call ends, and from then on the pipelines with these models run one call at a ti
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from imagegen_worker.engines.continuous.calls import Call, Task, wait_for_forward
+from imagegen_worker.engines.continuous.calls import Call, Condition, Task, wait_for_forward, wait_until
 
 MAX_KINDS = 256
 """Maximum number of kinds of calls that are watched."""
@@ -271,9 +271,9 @@ class ModuleGuard:
             yield
             return
         if not self._may_start(kind):
-            wait_for_forward(Call(_Access(exclusive=False), (), {}, task, ready=lambda: self._may_start(kind)))
+            wait_until(lambda: self._may_start(kind))
         if self.serial:
-            wait_for_forward(Call(_Access(exclusive=True), (), {}, task))
+            wait_for_forward(Call(_Access(), (), {}, task))
         if not self._is_known(kind):
             self._watches[task] = _Watch(kind, _snapshot(self._modules), self._revision(), self.serial)
         try:
@@ -326,7 +326,7 @@ class ModuleGuard:
         if not watch.alone:
             own = {key: _saved(now, key) for key in changed}
             _undo(changed, own)
-            wait_for_forward(Call(_Access(exclusive=True), (), {}, task))
+            wait_for_forward(Call(_Access(), (), {}, task))
             watch.alone = True
             _undo(own, changed)  # the call's changes take effect again
 
@@ -346,26 +346,8 @@ class ModuleGuard:
             saved.restore()
 
 
-class _Access:
-    """Implements `Stage` without a model: a call waits until its task may run the pipeline."""
+class _Access(Condition):
+    """A stage without a model: a call waits until its task may run the pipeline."""
 
     name = "access to the models"
-    is_denoiser = False
-    is_decoder = False
-    fixed_rows = None
-
-    def __init__(self, *, exclusive: bool) -> None:
-        self.exclusive = exclusive
-
-    def describe(self, call: Call) -> None:
-        """Do nothing: no calls share."""
-
-    def run(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
-        """Return at once."""
-        return [None for _ in calls]
-
-    def run_in_tiles(self, call: Call) -> None:
-        """Do nothing."""
-
-    def free_memory(self) -> None:
-        """Do nothing."""
+    exclusive = True

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -133,18 +133,17 @@ class StepwiseDiffusers:
         """See `StepwiseBackend.generate`."""
         loaded = self._loaded
         assert loaded is not None, "warm_up comes first"
-        if loaded.adapters is not None:
-            # Before the first forward, so that a LoRA that can't be loaded fails this request only.
-            versions = loaded.adapters.load(rows[0].request.loras)
-            if (task := calls.current_task()) is not None:
-                task.adapters = versions or None
+        # Before the first forward, so that a LoRA that can't be loaded fails this request only.
+        adapters = nullcontext() if loaded.adapters is None else loaded.adapters.reserved(rows[0].request.loras)
         seeds = [row.seed for row in rows]
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         previews = partial(loaded.previews, rows) if any(row.preview for row in rows) else None
-        images = self._batcher.generate_all(
-            loaded.arguments(rows), seeds, on_step, pipeline=pipeline, previews=previews
-        )
-        with translated_errors():
+        with adapters as versions, translated_errors():
+            if (task := calls.current_task()) is not None and loaded.adapters is not None:
+                task.adapters = versions or None
+            images = self._batcher.generate_all(
+                loaded.arguments(rows), seeds, on_step, pipeline=pipeline, previews=previews
+            )
             return finished_images(images)
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class Call:
     payload: Any = None
     """Data of the stage."""
     ready: Callable[[], bool] | None = None
-    """Whether the call may run now, while calls of other tasks wait too; None: always."""
+    """Whether the call may run now, while calls of other tasks can run too; None: always."""
 
 
 class Task(greenlet):  # type: ignore[misc]
@@ -151,3 +151,31 @@ def wait_for_forward(call: Call) -> Any:
     """Switch to the scheduler until the forward of `call` has run; return its output. Runs in the call's task."""
     with call.task.waiting():
         return call.task.parent.switch(call)
+
+
+class Condition:
+    """Implements `Stage` without a model, for a task that waits for a condition."""
+
+    name = "condition"
+    is_denoiser = is_decoder = exclusive = False
+    fixed_rows = None
+
+    def describe(self, call: Call) -> None:
+        """Do nothing: no calls share."""
+
+    def run(self, calls: Sequence[Call], max_rows: int) -> list[Any]:
+        """Return at once."""
+        return [None for _ in calls]
+
+    def run_in_tiles(self, call: Call) -> None:
+        """Do nothing."""
+
+    def free_memory(self) -> None:
+        """Do nothing."""
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    """Let other tasks run until `ready` returns True, or until no other task can run."""
+    task = current_task()
+    if task is not None and not ready():
+        wait_for_forward(Call(Condition(), (), {}, task, described=True, ready=ready))

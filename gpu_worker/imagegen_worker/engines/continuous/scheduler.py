@@ -227,7 +227,9 @@ class BatchScheduler:
             now = self._clock()
             group = groups[choose({key: self._waiting_group(group, now) for key, group in groups.items()})]
         else:
-            return [], None
+            # No call can run: the oldest that waits for a condition continues, and blocks the thread if it must.
+            blocked = [(task, call) for task, call in self._waiting.items() if call.ready is not None]
+            return blocked[:1], None
         count, limit = self._how_many(group)
         return group.calls[:count], limit
 
