@@ -1,7 +1,7 @@
 """Answers that their worker no longer has while the client fetches them."""
 
 from imagegen_broker.core.records import State
-from tests.unit.broker.test_transfers import KIB, answer, chunk, fetch, fleet, relayed
+from tests.unit.broker.transfers import KIB, answer, chunk, fetch, fleet, relayed
 
 
 def lost(bench):
