@@ -463,13 +463,4 @@ MUTATIONS = (
         ("exactly_one_answer",),
         first_seed=4209,
     ),
-    Mutation(
-        "a worker keeps the answers of a broker that has restarted",
-        WORKER + "_is_claimed",
-        "and session.epoch == held.claimed_by",
-        "",
-        ("no_expired_answers",),
-        first_seed=160,
-        theme="interrupted",
-    ),
 )
