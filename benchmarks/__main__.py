@@ -49,6 +49,13 @@ ROOMS = (
     Room("peers", "other systems, as their users set them up", "benchmarks.peers"),
     Room("client", "the client beside a bare socket", "benchmarks.client"),
     Room("batching", "continuous batching beside static batching and the stock pipeline", "benchmarks.batching"),
+    Room(
+        "turns",
+        "turns between requests of different sizes within a worker, on simulated time",
+        "benchmarks.turns",
+        (),
+        ("--requests", "50", "--seeds", "1"),
+    ),
     Room("scrape", "what a scrape of the broker's metrics costs", "benchmarks.scrape", (), _SCRAPE_QUICK),
 )
 """In the order in which they run. The soak is none: it takes an hour whatever the machine (`make soak`)."""

@@ -31,7 +31,11 @@ _INPUTS = [
     "none",
     "Paths of the image frames after the body, in order.",
 ]
-_SIZE = ["`size`", "text", "`WIDTHxHEIGHT`, `auto`", "the model's", "Width and height of the images, in pixels."]
+_SIZE = [
+    ["`size`", "text", "`WIDTHxHEIGHT`, `auto`", "the model's", "Width and height of the images, in pixels."],
+    ["`width`, `height`", "integer", "8 … 8192 pixels", "the model's", "In place of `size`."],
+    ["`steps`", "integer", "1 … 1000 steps", "the model's", "Short for `num_inference_steps`."],
+]
 
 
 def wire_table() -> list[list[str]]:
@@ -53,7 +57,7 @@ def http_table() -> list[list[str]]:
             type_ = "list of objects" if parameter.fields else _HTTP_TYPES.get(parameter.kind, parameter.kind)
             default = "required" if parameter.name == "prompt" else _default(parameter)
             rows.append([f"`{parameter.http_name}`", type_, _range(parameter), default, words])
-    return [*rows, _SIZE]
+    return [*rows, *_SIZE]
 
 
 def option_table() -> list[list[str]]:

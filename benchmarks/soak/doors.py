@@ -48,7 +48,7 @@ class Doors:
                     self._post(f"{url}/v1/images/generations", body | {"num_inference_steps": 0}, counts)
                 except urllib.error.HTTPError as error:
                     with error:
-                        if error.code != 422:
+                        if error.code != 400:
                             raise
                     return
                 raise WrongError("gateway bad: an answer to a request that is wrong")

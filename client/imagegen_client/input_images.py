@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 from imagegen_client.pillow import os_errors
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.error_texts import format_value
-from imagegen_protocol.images import sniff_format
+from imagegen_protocol.images import describe_format, sniff_format
 from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_SIDE_PIXELS
 from imagegen_protocol.terminal import escape_controls
 
@@ -50,13 +50,17 @@ def _encode(name: str, data: bytes, given: str) -> bytes:
     if sniff_format(data) is not None:
         return data
     # Imported late: Pillow takes longer to import than everything else together.
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with os_errors(), Image.open(io.BytesIO(data)) as image:
             if image.format in _PROGRAMS:
                 raise InvalidRequestError(f"{name}: expected an image, got {given} in the format {image.format}")
             return _as_png(name, image, given)
+    except UnidentifiedImageError as error:
+        found = describe_format(data)
+        reason = f"{given}: {error}" if error.__cause__ else f"{found} ({given}), which this Pillow can't read"
+        raise InvalidRequestError(f"{name}: expected an image, got {reason}") from error
     except OSError as error:
         raise InvalidRequestError(f"{name}: expected an image, got {given}: {error}") from error
 
@@ -75,7 +79,7 @@ def _as_png(name: str, image: "Image.Image", given: str) -> bytes:
     try:
         image.save(buffer, format="PNG", **options)
     except OSError:  # a mode that PNG does not support
-        image.convert("RGB").save(buffer, format="PNG", **options)
+        image.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, format="PNG", **options)
     _check_length(name, buffer.tell(), f"{given}, as PNG")
     return buffer.getvalue()
 

@@ -35,9 +35,11 @@ class RequestOptions(TypedDict, total=False):
     loras: Sequence[Mapping[str, str | float]] | None
     """LoRAs that the workers have, such as `[{"name": "ink", "scale": 0.8}]`; the default scale is 1."""
     image: ImageSource | None
-    """Image to start from: a PIL image, a path, or the bytes of a file; the output has its size by default."""
+    """Image to start from: a PIL image, a path, or the bytes of a file; sets the size of the output by default."""
+    images: Sequence[ImageSource] | None
+    """Reference images, in place of `image`; the output has the model's default size."""
     mask_image: ImageSource | None
-    """Mask of the image's size: white areas are generated anew, black areas are kept."""
+    """Mask of the image's size: transparent areas are generated anew; without any, white areas."""
     strength: float | None
     """How far to depart from the image, above 0; 1 keeps nothing of it."""
     scheduler: str | None

@@ -11,6 +11,7 @@ from imagegen_gateway.core.byte_budget import ByteBudget
 from imagegen_gateway.errors import ApiError, storage_failed
 from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.paced_response import PacedResponse
+from imagegen_gateway.response_headers import set_rate_limit
 from imagegen_gateway.services import Services
 
 
@@ -62,6 +63,12 @@ class Admission:
     memory: RequestMemory
 
 
+def report_rate(scope: Scope, services: Services, api_key: ApiKey) -> None:
+    """Report the rate limit of a key in the headers of the response."""
+    if (bucket := services.rate(api_key)) is not None:
+        set_rate_limit(scope, bucket.per_minute, bucket.remaining, bucket.reset_seconds)
+
+
 def get_admission(request: Request) -> Admission:
     """Return the admission of a POST request."""
     admission: Admission = request.scope["state"][ADMITTED]
@@ -102,7 +109,10 @@ class AdmissionMiddleware:
         try:
             api_key = await authenticate(request, services)
             repeated = await self._repeats(request, services, api_key)
-            services.admit(api_key, repeated=repeated)
+            try:
+                services.admit(api_key, repeated=repeated)
+            finally:
+                report_rate(scope, services, api_key)
             memory = RequestMemory(services, api_key)
             memory.reserve(min(_content_length(request), self._max_body_bytes))
         except ApiError as error:

@@ -14,6 +14,7 @@ from imagegen_gateway.body_limit import BodyLimit
 from imagegen_gateway.config import Settings
 from imagegen_gateway.connection_limits import ConnectionLimiter
 from imagegen_gateway.metrics import MetricsMiddleware
+from imagegen_gateway.response_headers import EXPOSED, ResponseHeaders, TrailingSlash
 from imagegen_gateway.routes import files, images, jobs, models, operations
 from imagegen_gateway.services import open_services
 
@@ -36,6 +37,7 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         telemetry={"tracing": False},
     )
     errors.install(app)
@@ -44,17 +46,22 @@ def make_app(settings: Settings, stopping: asyncio.Event) -> FastAPI:
     page.install(app, settings.worker_networks)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(AdmissionMiddleware, max_body_bytes=settings.max_body_bytes)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
-            expose_headers=["Retry-After", "Location"],
-        )
     app.state.connections = ()
     app.add_middleware(
         ConnectionLimiter, connections=lambda: app.state.connections, max_connections=settings.max_connections
     )
+    app.add_middleware(ResponseHeaders)
+    if settings.cors_origins:
+        # Around all middleware that responds, so that pages can read every error.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            # Clients send headers of their own, such as x-stainless-*; only Authorization grants anything.
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=EXPOSED,
+        )
     app.add_middleware(MetricsMiddleware, metrics=lambda: app.state.services.metrics)
+    app.add_middleware(TrailingSlash)
     return app

@@ -14,7 +14,15 @@ from imagegen_common.command_line import IntegerRange, NumberRange, SuggestingGr
 from imagegen_common.logs import FORMATS, LEVELS, log, set_up
 from imagegen_common.settings import SettingsCommand, end_check, settings_options, usage_error
 from imagegen_gateway.commands import add, list_, revoke, secret
-from imagegen_gateway.config import WORKER_NETWORKS, Settings, check_bind, check_networks, check_origin, check_tls
+from imagegen_gateway.config import (
+    WORKER_NETWORKS,
+    Settings,
+    check_aliases,
+    check_bind,
+    check_networks,
+    check_origin,
+    check_tls,
+)
 from imagegen_protocol.endpoints import parse_address, parse_endpoint
 from imagegen_protocol.keys import KeyFileError, read_curve_keys
 
@@ -64,6 +72,24 @@ class _Gateway(SettingsCommand, SuggestingGroup):
 )
 @click.option(
     "--results-kept", type=NumberRange(1), default=86400.0, help="Seconds until images and ended jobs expire."
+)
+@click.option(
+    "--default-response-format",
+    type=click.Choice(("b64_json", "url")),
+    default="b64_json",
+    help="Format of images in responses if a request states none; requests for dall-e-… get URLs in any case.",
+)
+@click.option(
+    "--model-alias",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help="Second name of a model, for clients with a fixed one such as dall-e-3; repeatable.",
+)
+@click.option(
+    "--unknown-models",
+    type=click.Choice(("reject", "default")),
+    default="reject",
+    help="Requests for models that the fleet does not serve: 'reject': 404; 'default': use the default model.",
 )
 @click.option(
     "--public-url", help="URL of this gateway for clients; prefix of image URLs.  [default: from each request]"
@@ -176,6 +202,7 @@ def _settings(
     auth: str,
     public_url: str | None,
     cors_origin: tuple[str, ...],
+    model_alias: tuple[str, ...],
     webhook_allow: tuple[str, ...],
     worker_network: tuple[str, ...],
     **settings: Any,
@@ -192,6 +219,7 @@ def _settings(
         keys_required=auth == "keys",
         public_url=None if public_url is None else check_origin("--public-url", public_url, path=True),
         cors_origins=tuple(o if o == "*" else check_origin("--cors-origin", o) for o in cors_origin),
+        model_aliases=check_aliases(model_alias),
         webhook_networks=check_networks("--webhook-allow", webhook_allow),
         worker_networks=check_networks("--worker-network", worker_network),
         **settings,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imagegen_client import AsyncClient, BrokerUnreachableError, Statistics
+from imagegen_client import AsyncClient, BrokerUnreachableError, ImagegenError, Statistics
 from imagegen_gateway.config import Settings
 from imagegen_gateway.errors import ApiError
 
@@ -61,6 +61,13 @@ class ClientPool:
             # If all callers are cancelled, asyncio would log the error as never retrieved.
             self._stats.add_done_callback(lambda stats: stats.cancelled() or stats.exception())
         return await asyncio.shield(self._stats)
+
+    async def known_stats(self) -> Statistics | None:
+        """Return the broker's statistics; None if no broker answers."""
+        try:
+            return await self.stats()
+        except ImagegenError:
+            return None
 
     async def require_workers(self) -> None:
         """Raise `ApiError` 503 if no broker answers or no worker is registered."""

@@ -59,7 +59,7 @@ def _name(context: click.Context, argument: click.Parameter, name: str) -> str:
 @click.option(
     "--requests-per-minute",
     type=NumberRange(0, min_open=True, max=1e6),
-    help="Maximum number of image requests and jobs per minute.  [default: unlimited]",
+    help="Maximum number of images per minute.  [default: unlimited]",
 )
 @click.option(
     "--max-in-flight",

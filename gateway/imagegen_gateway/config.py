@@ -1,13 +1,15 @@
 """The settings of the gateway and their validation."""
 
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from imagegen_common.addresses import ConfigError
 from imagegen_gateway.core.addresses import Network
+from imagegen_gateway.core.models import ResponseFormat
 from imagegen_protocol.endpoints import is_loopback
 
 WORKER_NETWORKS = (
@@ -37,6 +39,9 @@ class Settings:
     state_folder: Path
     results_url: str | None = None
     results_kept: float = 86400.0
+    default_response_format: ResponseFormat = "b64_json"
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+    unknown_models: Literal["reject", "default"] = "reject"
     public_url: str | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 32 * 1024**2
@@ -81,6 +86,19 @@ def check_networks(option: str, texts: Sequence[str]) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}; expected a network such as 10.0.0.0/8") from error
+
+
+def check_aliases(texts: Sequence[str]) -> dict[str, str]:
+    """Parse the values of `--model-alias`, such as dall-e-3=sdxl; return models by alias. Raises `ConfigError`."""
+    aliases: dict[str, str] = {}
+    for text in texts:
+        alias, equals, model = (part.strip() for part in text.partition("="))
+        if not (alias and equals and model):
+            raise ConfigError(f"--model-alias: expected NAME=MODEL such as dall-e-3=sdxl, got {text!r}")
+        if alias in aliases:
+            raise ConfigError(f"--model-alias: expected each name once, got {alias} again")
+        aliases[alias] = model
+    return aliases
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:

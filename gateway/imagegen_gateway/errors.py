@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from imagegen_common.logs import log
+from imagegen_gateway.response_headers import REQUEST_ID, get_request_id
 from imagegen_protocol import ImagegenError
 from imagegen_protocol.parameters import http_field
 
@@ -105,8 +106,8 @@ def bounded_wait(seconds: float) -> float:
 
 
 _STATUS: dict[str, tuple[int, float | None, bool]] = {
-    "invalid_request": (422, None, False),
-    "out_of_memory": (422, None, False),
+    "invalid_request": (400, None, False),
+    "out_of_memory": (400, None, False),
     "model_not_found": (404, None, False),
     "overloaded": (503, 1.0, False),
     "broker_unreachable": (503, 5.0, False),
@@ -156,12 +157,17 @@ def from_validation_error(error: RequestValidationError) -> ApiError:
         return ApiError(400, "invalid_json", f"the body is not valid JSON: {reason}")
     param = ".".join(str(part) for part in location) or None
     if first["type"] == "missing":
-        return ApiError(422, "missing_field", f"{param or 'body'}: required, but missing", param=param)
+        return ApiError(400, "missing_field", f"{param or 'body'}: required, but missing", param=param)
     if first["type"] == "extra_forbidden":
-        return ApiError(422, "unknown_field", f"{param}: unknown field; see /openapi.json", param=param)
+        return ApiError(
+            400,
+            "unknown_field",
+            f"{param}: unknown field; {_UNKNOWN}",
+            param=param,
+        )
     rule = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] == "value_error" else f", got {_show(first.get('input'))}"
-    return ApiError(422, "invalid_value", f"{param or 'body'}: {rule[0].lower()}{rule[1:]}{value}", param=param)
+    return ApiError(400, "invalid_value", f"{param or 'body'}: {rule[0].lower()}{rule[1:]}{value}", param=param)
 
 
 def _show(value: Any) -> str:
@@ -174,6 +180,7 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+_UNKNOWN = "see /openapi.json; further parameters of the model's pipeline belong in `extra`"
 _HTTP_CODES = {
     400: ("bad_request", "the request can't be parsed"),
     404: ("not_found", "this path does not exist; see /openapi.json"),
@@ -210,7 +217,10 @@ def install(app: FastAPI) -> None:
         api_error = to_api_error(error)
         if api_error.code == STORAGE_FAILED:
             request.app.state.services.metrics.storage_failures.inc()
-        return api_error.response()
+        response = api_error.response()
+        # Starlette sends the response to an unexpected exception past all middleware.
+        response.headers[REQUEST_ID] = get_request_id(request.scope)
+        return response
 
     for kind in (ApiError, ImagegenError, RequestValidationError, HTTPException, sqlite3.Error, Exception):
         app.add_exception_handler(kind, handle)
@@ -218,16 +228,19 @@ def install(app: FastAPI) -> None:
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of a route's error responses."""
-    return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}
+    # Without a default, FastAPI would add status 422 with a body of its own.
+    descriptions: dict[int | str, str] = {"default": "Another error."}
+    descriptions |= {status: _DESCRIPTIONS[status] for status in statuses}
+    return {status: {"model": ErrorBody, "description": text} for status, text in descriptions.items()}
 
 
 _DESCRIPTIONS = {
-    400: "The request can't be parsed.",
+    400: "The request can't be parsed, or a field is missing, unknown or invalid; `param` names it.",
     401: "The key is missing, unknown or revoked.",
     403: "The request exceeds the limits of the key, or its host or origin is not allowed.",
     404: "The resource does not exist, or belongs to another key.",
     413: "The body is too long.",
-    422: "A field is missing, unknown or invalid; `param` names it.",
+    422: "The Idempotency-Key was used with another body.",
     429: "The key has reached a rate or concurrency limit; see Retry-After.",
     500: "The model or the gateway failed.",
     503: "No worker is available, the queue is full, or the storage fails; see Retry-After.",

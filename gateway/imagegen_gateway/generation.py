@@ -12,26 +12,49 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from imagegen_client import AsyncJob, GenerationResult
 from imagegen_gateway import sse
 from imagegen_gateway.access import base_url
-from imagegen_gateway.admission import get_admission
-from imagegen_gateway.core.limits import find_violation, with_defaults
+from imagegen_gateway.admission import get_admission, report_rate
+from imagegen_gateway.core.limits import find_violation, with_defaults, within_limits
+from imagegen_gateway.core.models import resolve_model, response_format
 from imagegen_gateway.core.partial_images import PartialImageSelector
 from imagegen_gateway.errors import ApiError, storage_failed
 from imagegen_gateway.image_store import MEDIA_TYPES
+from imagegen_gateway.input_images import InputImages
 from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.paced_response import PacedResponse
+from imagegen_gateway.response_headers import set_request_id
 from imagegen_gateway.results import check_result
 from imagegen_gateway.schemas import responses, streaming
 from imagegen_gateway.schemas.requests import EditBody, GenerateBody, GenerationParameters, options
 from imagegen_gateway.services import Services
+from imagegen_protocol.declaration import join_images
 
 
-def allowed_options(services: Services, api_key: ApiKey, body: GenerationParameters) -> dict[str, Any]:
-    """Return the options of a body with the defaults of the key. Raises `ApiError` 403 beyond the key's limits."""
+async def allowed_options(
+    services: Services, api_key: ApiKey, body: GenerationParameters, inputs: InputImages
+) -> dict[str, Any]:
+    """Return the options of a body, with the name of a served model and the defaults and limits of the key.
+
+    All images of the request count for the rate of the key. Raises `ApiError` 400, and 403 beyond the limits.
+    """
     given = options(body)
+    settings, statistics = services.settings, await services.clients.known_stats()
+    model = resolve_model(
+        given.pop("model", None),
+        settings.model_aliases,
+        None if statistics is None else statistics.models,
+        unknown_to_default=settings.unknown_models == "default",
+    )
+    if model is not None:
+        given["model"] = model
     if (violation := find_violation(api_key.limits, given)) is not None:
         services.metrics.refusals.labels(reason="limit").inc()
         raise ApiError(403, "not_allowed", violation.message, param=violation.field)
-    return with_defaults(api_key.limits, given)
+    services.charge(api_key, given.get("num_images", 1))
+    given = with_defaults(api_key.limits, given)
+    capabilities = None
+    if statistics is not None:
+        capabilities = statistics.model_traits.get(given.get("model") or statistics.default_model or "")
+    return within_limits(api_key.limits, given, capabilities, inputs.output_size)
 
 
 async def generate_response(
@@ -39,23 +62,27 @@ async def generate_response(
     api_key: ApiKey,
     request: Request,
     body: GenerateBody | EditBody,
-    inputs: Mapping[str, bytes],
+    inputs: InputImages,
     kind: str,
 ) -> Response:
     """Generate images and return the response. `kind` prefixes event names: `image_generation`, `image_edit`."""
-    given = allowed_options(services, api_key, body)
+    format_ = response_format(body.response_format, body.model, services.settings.default_response_format)
     if body.partial_images and not body.stream:
-        raise ApiError(422, "invalid_value", "partial_images: requires stream", param="partial_images")
+        raise ApiError(400, "invalid_value", "partial_images: requires stream", param="partial_images")
     if body.stream and body.response_format == "url":
         message = "response_format: expected b64_json with stream, got 'url'"
-        raise ApiError(422, "invalid_value", message, param="response_format")
+        raise ApiError(400, "invalid_value", message, param="response_format")
     with ExitStack() as stack:
         await services.clients.require_workers()
+        given = await allowed_options(services, api_key, body, inputs)
+        report_rate(request.scope, services, api_key)
         client = stack.enter_context(services.clients.client(api_key.id))
         count = body.partial_images or 0
         # A stream starts when a worker begins the request, which only progress reports.
-        job = client.submit(body.prompt, progress=bool(body.stream), preview=bool(count), **{**given, **inputs})
+        sent = {**given, **join_images(inputs.frames)}
+        job = client.submit(body.prompt, progress=bool(body.stream), preview=bool(count), **sent)
         stack.callback(job.cancel)
+        set_request_id(request.scope, job.request_id)
         if body.stream:
             events = _events(job, given, kind, PartialImageSelector(count))
             return await sse.open_stream(request, events, stack.pop_all().close)
@@ -63,7 +90,7 @@ async def generate_response(
             result = check_result(await sse.unless_disconnected(request, job.result()), given)
         except sse.ClientDisconnectedError:
             return Response(status_code=499)
-        return await _json_response(services, api_key, request, result, body.response_format == "url")
+        return await _json_response(services, api_key, request, result, format_ == "url")
 
 
 async def _json_response(
@@ -72,7 +99,7 @@ async def _json_response(
     urls = await _publish(services, request, result) if as_urls else None
     content = await services.threads.run(api_key.id, _json_body, result, urls)
     get_admission(request).memory.hold(len(content))
-    return PacedResponse(content, {"x-request-id": result.request_id, "content-type": "application/json"})
+    return PacedResponse(content, {"content-type": "application/json"})
 
 
 async def _publish(services: Services, request: Request, result: GenerationResult) -> list[str]:

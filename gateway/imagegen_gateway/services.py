@@ -101,6 +101,15 @@ class Services:
         self.streams.begin(api_key.id)
         return lambda: self.streams.end(api_key.id)
 
+    def charge(self, api_key: ApiKey, images: int) -> None:
+        """Count all images of an admitted request for the rate of its key; `admit` has counted the first."""
+        if (bucket := self._buckets.get(api_key.id)) is not None:
+            bucket.charge(images - 1)
+
+    def rate(self, api_key: ApiKey) -> TokenBucket | None:
+        """Return the rate limit of a key after its first request; None without one."""
+        return None if api_key.limits.requests_per_minute is None else self._buckets.get(api_key.id)
+
     async def clean_up(self) -> None:
         """Delete expired jobs and images and close idle connections, every `CLEANUP_SECONDS`."""
         while True:

@@ -256,6 +256,13 @@ class _Bytes(click.types.StringParamType):
 @click.option(
     "--simulated-image-seconds", type=float, default=0.1, help="Additional duration for each image in a call."
 )
+@click.option("--simulated-forward-seconds", type=float, default=0.0, help="Additional duration of each step.")
+@click.option(
+    "--simulated-megapixel-seconds",
+    type=float,
+    default=0.0,
+    help="Additional duration of each step for each megapixel of each image.",
+)
 @click.option("--simulated-load-seconds", type=float, default=0.0, help="Duration of loading a model of 1 GiB.")
 @click.option(
     "--simulated-fail",

@@ -82,6 +82,8 @@ class WorkerConfig:
     otlp_endpoint: str | None = None
     simulated_batch_seconds: float = 0.2
     simulated_image_seconds: float = 0.1
+    simulated_forward_seconds: float = 0.0
+    simulated_megapixel_seconds: float = 0.0
     simulated_load_seconds: float = 0.0
     simulated_fail: tuple[str, ...] = ()
 
@@ -120,6 +122,8 @@ class WorkerConfig:
             ("--step-timeout", self.step_timeout, 0, day),
             ("--simulated-batch-seconds", self.simulated_batch_seconds, 0, day),
             ("--simulated-image-seconds", self.simulated_image_seconds, 0, day),
+            ("--simulated-forward-seconds", self.simulated_forward_seconds, 0, day),
+            ("--simulated-megapixel-seconds", self.simulated_megapixel_seconds, 0, day),
             ("--simulated-load-seconds", self.simulated_load_seconds, 0, day),
             ("--model-patience", self.model_patience, 0, day),
             ("--model-memory", self.model_memory, 1, 2**60),

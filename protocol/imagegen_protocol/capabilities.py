@@ -94,7 +94,7 @@ def accepted_parameter(model: ModelCapabilities, parameter: Parameter) -> Accept
     """
     if not parameter.info.per_model:
         return AcceptedParameter(default=parameter.default)
-    if parameter.kind in ("image", "images"):
+    if parameter.kind == "image":
         return AcceptedParameter() if parameter.info.tasks[0] in model.tasks else None
     match parameter.name:
         case "width" | "height" as side:

@@ -24,7 +24,7 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     height: Side | None = None
     """Height in pixels; None for the model's default, or for the height of the input image."""
     num_inference_steps: Steps | None = None
-    """Denoising steps that are executed, after `strength`; None for the model's default."""
+    """Denoising steps that are executed; None for the model's default."""
     task: TaskName = "text-to-image"
     """Task that follows from the input images."""
     loras: Annotated[list[Name], Meta(max_length=MAX_LORAS)] = []
@@ -37,13 +37,10 @@ NO_SHAPE = RequestShape()
 
 def shape_of(request: GenerationRequest) -> RequestShape:
     """Return the shape for the header of a request: what its body states, without the defaults of its model."""
-    steps = request.num_inference_steps
-    if steps is not None and request.strength is not None:
-        steps = max(1, int(steps * request.strength))
     return RequestShape(
         width=request.width,
         height=request.height,
-        num_inference_steps=steps,
+        num_inference_steps=request.executed_steps(),
         task=task_of(request),
         loras=[lora.name for lora in request.loras or ()],
     )

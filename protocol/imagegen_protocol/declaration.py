@@ -223,6 +223,25 @@ def split_images(values: Mapping[str, Any], parameters: Parameters) -> tuple[dic
     return body, images
 
 
+def join_images(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameter values from images by their paths (`image`, `images[0]`), in the order of their indexes.
+
+    Paths into structs are not supported.
+    """
+    joined: dict[str, Any] = {}
+    for path, image in sorted(images.items(), key=lambda item: _index(item[0])):
+        name, bracket, _ = path.partition("[")
+        if bracket:
+            joined.setdefault(name, []).append(image)
+        else:
+            joined[name] = image
+    return joined
+
+
+def _index(path: str) -> int:
+    return int(path.partition("[")[2].removesuffix("]") or 0)
+
+
 def _map(parameter: Parameter, path: str, value: Any, convert: Callable[[str, Any], Any]) -> Any:
     if value is None or not parameter.has_images:
         return value

@@ -60,6 +60,35 @@ def sniff_format(data: bytes | memoryview) -> OutputFormat | None:
     return None
 
 
+_OTHER_FORMATS = (
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"%PDF", "a PDF file"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+)
+_HEIF_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image"}
+_HEIF_BRANDS |= dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC image")
+
+
+def describe_format(data: bytes | memoryview) -> str:
+    """Return what a file is that is none of the protocol's formats, for an error: "a HEIC image"."""
+    head = bytes(data[:64])
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return _HEIF_BRANDS[head[8:12]]
+    for start, name in _OTHER_FORMATS:
+        if head.startswith(start):
+            return name
+    if head.isascii() and head.decode().isprintable():
+        return f"{len(data)} bytes of text"
+    return f"{len(data)} bytes of an unknown format"
+
+
 def read_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """Return width and height of a PNG or JPEG; None for other formats and broken headers."""
     try:

@@ -77,7 +77,9 @@ MIN_SIDE_PIXELS = 8
 MAX_SIDE_PIXELS = 8192
 MAX_STEPS = 1000
 MAX_IMAGES_PER_REQUEST = 16
-MAX_INPUTS = 2
+MAX_REFERENCE_IMAGES = 10
+"""Maximum reference images of one request; a model may accept fewer."""
+MAX_INPUTS = 2 + MAX_REFERENCE_IMAGES
 """Maximum input images of one request."""
 MAX_GUIDANCE_SCALE = 100.0
 MAX_LORAS = 8

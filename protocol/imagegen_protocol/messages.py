@@ -62,7 +62,7 @@ OWN_VERSION: Final = _Own.VERSION
 """The default of `v`: the version as another object than a decoded int, so that a missing `v` is recognised."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
     """Base of all headers."""
 
     v: Annotated[int, Meta(ge=VERSION, le=VERSION)] = OWN_VERSION
@@ -205,7 +205,7 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Set by the broker if there is a preview; the client confirms it."""
 
 
-class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The description of one image frame of a RESULT."""
 
     format: Literal["png", "jpeg", "webp"]
@@ -303,7 +303,7 @@ BrokerToClient = Accepted | Progress | Result | Error | BrokerHeartbeat | Stats 
 # ---- worker to broker ------------------------------------------------------------------------------------
 
 
-class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Totals since the worker started."""
 
     total_requests: Count = 0

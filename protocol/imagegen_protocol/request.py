@@ -29,6 +29,7 @@ from imagegen_protocol.limits import (
     MAX_LORAS,
     MAX_NAME_LENGTH,
     MAX_PROMPT_LENGTH,
+    MAX_REFERENCE_IMAGES,
     MAX_SEED,
     MAX_SIDE_PIXELS,
     MAX_STEPS,
@@ -182,24 +183,40 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         Frame,
         ParameterInfo(
             label="Image",
-            description="Image to start from; the output has its size unless a size is given.",
+            description="Image to start from; the output has its size, scaled to the model's limits, unless a size"
+            " is given.",
             unset="none",
             tasks=_WITH_IMAGE,
             metavar="FILE",
             in_result=False,
         ),
     ] = None
+    images: (
+        Annotated[
+            list[Frame],
+            Meta(min_length=1, max_length=MAX_REFERENCE_IMAGES),
+            ParameterInfo(
+                label="References",
+                description="Reference images, in place of `image`; the output has the default size.",
+                unset="none",
+                tasks=("image-to-image",),
+                option="--image",
+                metavar="FILE --image FILE ...",
+            ),
+        ]
+        | None
+    ) = None
     mask_image: Annotated[
         Frame,
         ParameterInfo(
             label="Mask",
-            description="Mask of the image's size: white areas are generated anew, black areas are kept.",
+            description="Mask of the image's size: transparent areas are generated anew or, if no pixel is"
+            " transparent, white areas.",
             unset="none",
             tasks=("inpainting",),
             option="--mask",
             metavar="FILE",
             http_name="mask",
-            http_note="Of a mask with transparency, transparent areas are generated anew.",
             in_result=False,
         ),
     ] = None
@@ -269,12 +286,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 description="Further parameters of the model's pipeline, by name.",
                 unset="none",
                 metavar="NAME=VALUE",
-                in_http=False,
                 listed=False,
             ),
         ]
         | None
     ) = None
+
+    def executed_steps(self) -> int | None:
+        """Return the number of denoising steps that are executed, after `strength`; None: the model's default."""
+        if self.num_inference_steps is None or self.strength is None:
+            return self.num_inference_steps
+        return max(1, int(self.num_inference_steps * self.strength))
 
     def seeds(self) -> list[int]:
         """Return the seed of each image."""
@@ -291,7 +313,7 @@ def task_of(request: GenerationRequest) -> TaskName:
     inputs = request.inputs or []
     if "mask_image" in inputs:
         return "inpainting"
-    return "image-to-image" if "image" in inputs else "text-to-image"
+    return "image-to-image" if inputs else "text-to-image"
 
 
 def make_request(**fields: Any) -> GenerationRequest:
@@ -347,6 +369,9 @@ def _check_inputs(request: GenerationRequest) -> None:
         raise InvalidRequestError(f"inputs: expected each name once, got {', '.join(inputs)}")
     if missing := [path for path, required in paths.items() if required and path not in inputs]:
         raise InvalidRequestError(f"inputs: expected {' and '.join(missing)} too, got {format_value(inputs)}")
+    if request.images is not None and ("image" in inputs or "mask_image" in inputs):
+        other = "image" if "image" in inputs else "mask_image"
+        raise InvalidRequestError(f"images: expected no {other} beside them, got {len(request.images)} images")
     if "mask_image" in inputs and "image" not in inputs:
         raise InvalidRequestError("inputs: expected an image with the mask_image, got mask_image alone")
 

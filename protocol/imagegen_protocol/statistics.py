@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from imagegen_protocol.capabilities import ModelCapabilities
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.errors import ProtocolError
 from imagegen_protocol.limits import (
     MAX_FLOAT,
@@ -163,6 +164,10 @@ class GpuStatistics(Record, frozen=True, kw_only=True):
     busy_seconds: Seconds = 0.0
     seconds_per_image: Seconds | None = None
     """Seconds for one image in a full batch; None while unknown."""
+    costs: dict[str, CostModel] = {}
+    """Measured costs by model, as the worker has reported them."""
+    loaded_loras: list[str] = []
+    """Names of the LoRAs that are loaded, as the worker has reported them."""
     step_age_seconds: Seconds | None = None
     """Seconds since the last step of the running batch; None when idle."""
     last_heard_seconds: Seconds = 0.0

@@ -8,7 +8,7 @@ SLOW = 1000
 
 def expand_options(page):
     """Expand the options if they are collapsed."""
-    if not page.get_by_label("Steps").is_visible():
+    if not page.get_by_label("Steps", exact=True).is_visible():
         page.locator("#options > summary").click()
 
 

@@ -52,7 +52,7 @@ def test_the_page_fits_its_width(new_page, gateway, width):
         expect(shown).to_be_in_viewport(ratio=1)
     expand_options(page)
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("Steps").scroll_into_view_if_needed()
+    page.get_by_label("Steps", exact=True).scroll_into_view_if_needed()
     expect(page.get_by_role("button", name="Generate")).to_be_in_viewport(ratio=1)
     generate(page, f"a star with {'a very long description ' * 9}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -83,7 +83,7 @@ def test_the_page_is_usable_with_the_keyboard(page):
 def test_prompts_are_not_interpreted_as_html(page):
     prompt = "<img src=x onerror=\"document.title='injected'\"><b>bold</b>"
     generate(page, prompt).first.click()
-    expect(page.locator("#detail-prompt")).to_have_text(prompt)
+    expect(page.locator("#viewer-prompt")).to_have_text(prompt)
     assert page.locator("b").count() == 0
     assert page.title() == "imagegen"
 

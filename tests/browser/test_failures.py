@@ -60,7 +60,7 @@ def test_a_lost_gateway_is_reported_and_its_jobs_continue(new_page, fleet, tmp_p
     page.locator(".gpu .state.ready").wait_for()
     submit(page, "a surviving ring", num_inference_steps=300)
     fleet.kill("mortal")
-    expect(page.locator("#banner")).to_contain_text("Trying again", timeout=60_000)
+    expect(page.locator("#banner")).to_contain_text("Offline, retrying", timeout=60_000)
     port = url.rpartition(":")[2]
     start_gateway(fleet, tmp_path, "--http", f"127.0.0.1:{port}", name="mortal")
     expect(page.locator("#banner")).to_have_text("The gateway is back.", timeout=60_000)

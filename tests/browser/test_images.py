@@ -14,7 +14,7 @@ def test_images_are_generated_and_downloaded_with_their_parameters(page, tmp_pat
     expect(image).to_have_count(2)
     expect(page.get_by_text("Seed 7", exact=True)).to_be_visible()
     image.first.click()
-    expect(page.locator("#detail-parameters")).to_contain_text("Steps20")
+    expect(page.locator("#viewer-parameters")).to_contain_text("Steps20")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "a-red-circle-on-a-blue-background-7.png"
@@ -25,7 +25,7 @@ def test_images_are_generated_and_downloaded_with_their_parameters(page, tmp_pat
 
 
 def test_the_form_has_the_ranges_and_defaults_of_the_model(page):
-    steps, width = page.get_by_label("Steps"), page.get_by_label("Width")
+    steps, width = page.get_by_label("Steps", exact=True), page.get_by_label("Width", exact=True)
     expect(steps).to_have_attribute("placeholder", "20")
     expect(width).to_have_attribute("placeholder", "64")
     expect(width).to_have_attribute("max", "256")
@@ -77,11 +77,12 @@ def serve_models(page, **models):
 def test_the_form_changes_with_the_model(page):
     serve_models(page, able=ABLE, plain=PLAIN, unknown=None)
     page.get_by_text("More", exact=True).click()
-    shown = [page.get_by_label(name) for name in ("Guidance", "Negative prompt", "Scheduler", "Input image")]
+    names = ("Guidance", "Negative prompt", "Scheduler")
+    shown = [page.get_by_label(name, exact=True) for name in names] + [page.get_by_text("or drop or paste one")]
     for field in shown:
         expect(field).to_be_visible()
-    expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "4")
-    page.get_by_label("Guidance").fill("3")
+    expect(page.get_by_label("Steps", exact=True)).to_have_attribute("placeholder", "4")
+    page.get_by_label("Guidance", exact=True).fill("3")
     page.get_by_label("Scheduler").select_option("EulerDiscreteScheduler")
     page.get_by_label("Model").select_option("plain")
     for field in shown:
@@ -90,9 +91,9 @@ def test_the_form_changes_with_the_model(page):
         submit(page, "a plain star")
     assert not {"guidance_scale", "scheduler"} & set(sent.value.post_data_json)
     page.get_by_label("Model").select_option("unknown")
-    expect(page.get_by_label("Guidance")).to_be_visible()
-    expect(page.get_by_label("Steps")).to_have_attribute("placeholder", "model's own")
-    expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
+    expect(page.get_by_label("Guidance", exact=True)).to_be_visible()
+    expect(page.get_by_label("Steps", exact=True)).to_have_attribute("placeholder", "model's own")
+    expect(page.get_by_label("Steps", exact=True)).to_have_attribute("max", "1000")
 
 
 def test_a_newly_declared_parameter_has_a_field(page, gateway):
@@ -148,7 +149,7 @@ def test_a_job_shows_its_progress_and_is_cancelled(page):
     tile.get_by_role("button", name="Cancel").click()
     expect(tile.locator(".words")).to_have_text("Cancelled")
     expect(page.get_by_role("status")).to_have_text("a slow star: cancelled")
-    expect(page.locator(".gpu")).to_contain_text("0 running")
+    expect(page.locator(".gpu")).to_contain_text("0 images running")
 
 
 def test_queued_jobs_show_their_positions(page):
@@ -210,8 +211,8 @@ def test_the_history_belongs_to_one_browser(page, new_page, gateway):
 def test_an_image_is_used_again_varied_and_used_as_input(page):
     generate(page, "a blue triangle", seed=11, num_inference_steps=12).first.click()
     page.get_by_role("button", name="Use again").click()
-    assert page.get_by_label("Seed").input_value() == "11"
-    assert page.get_by_label("Steps").input_value() == "12"
+    assert page.get_by_label("Seed", exact=True).input_value() == "11"
+    assert page.get_by_label("Steps", exact=True).input_value() == "12"
 
     images(page, "a blue triangle").first.click()
     page.get_by_role("button", name="Vary the seed").click()
@@ -219,34 +220,34 @@ def test_an_image_is_used_again_varied_and_used_as_input(page):
     expect(page.get_by_text("Seed 11", exact=True)).to_have_count(1)
 
     images(page, "a blue triangle").last.click()
-    page.get_by_role("button", name="Use as input").click()
-    expect(page.get_by_alt_text("Selected input image")).to_be_visible()
-    page.get_by_label("Strength").fill("0.6")
+    page.get_by_role("button", name="Use as start image").click()
+    expect(page.get_by_label("Start image", exact=True).and_(page.locator("canvas"))).to_be_visible()
+    page.get_by_label("Strength", exact=True).fill("0.6")
     generate(page, "a blue square", seed=3).first.click()
-    expect(page.locator("#detail-parameters")).to_contain_text("Strength0.6")
+    expect(page.locator("#viewer-parameters")).to_contain_text("Strength0.6")
 
 
 def test_invalid_fields_are_reported_and_focused(page):
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text("Enter a prompt.")
     page.get_by_label("Prompt", exact=True).fill("a star")
-    page.get_by_label("Steps").fill("5000")
+    page.get_by_label("Steps", exact=True).fill("5000")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text("Steps: a whole number from 1 to 1000.")
-    expect(page.get_by_label("Steps")).to_be_focused()
-    page.get_by_label("Steps").fill("")
-    page.get_by_label("Width").fill("9000")
-    page.get_by_label("Height").fill("64")
+    expect(page.get_by_label("Steps", exact=True)).to_be_focused()
+    page.get_by_label("Steps", exact=True).fill("")
+    page.get_by_label("Width", exact=True).fill("9000")
+    page.get_by_label("Height", exact=True).fill("64")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text("Width: a multiple of 8 from 8 to 256.")
-    expect(page.get_by_label("Width")).to_be_focused()
-    page.get_by_label("Width").fill("")
-    page.get_by_label("Height").fill("")
+    expect(page.get_by_label("Width", exact=True)).to_be_focused()
+    page.get_by_label("Width", exact=True).fill("")
+    page.get_by_label("Height", exact=True).fill("")
     page.locator("#n").fill("2")
-    page.get_by_label("Seed").fill(str(2**53 - 1))
+    page.get_by_label("Seed", exact=True).fill(str(2**53 - 1))
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#problem")).to_have_text(f"Seed: a whole number from 0 to {2**53 - 2}.")
-    expect(page.get_by_label("Seed")).to_be_focused()
+    expect(page.get_by_label("Seed", exact=True)).to_be_focused()
 
 
 def test_a_rejection_by_the_model_is_shown(page):

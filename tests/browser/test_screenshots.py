@@ -101,9 +101,9 @@ def colours(shot, element):
 def test_images_in_all_colour_schemes_and_widths(page):
     prompt = "a yellow star on a purple background"
     wait_for_image(page, prompt).click()
-    expect(page.locator("#detail")).to_be_visible()
+    expect(page.locator("#viewer")).to_be_visible()
     shot = screenshot(page, "page-dark.png", "dark")
-    assert caption(shot, page.locator("#detail-image")) == prompt
+    assert caption(shot, page.locator("#viewer-image")) == prompt
     page.keyboard.press("Escape")
     page.set_viewport_size(NARROW)
     for scheme in ("light", "dark"):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -14,6 +15,8 @@ import pyte
 from tests.e2e.conftest import program
 
 PATIENCE = 60.0
+_APPLICATION_COMMAND = re.compile(rb"\x1b_.*?\x1b\\", re.DOTALL)
+"""Sequences that terminals ignore unless they know them, and pyte prints."""
 
 
 class Terminal:
@@ -22,6 +25,7 @@ class Terminal:
     def __init__(self, *words, columns=100, rows=24):
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
+        self._unread = b""
         self._master, self._slave = pty.openpty()
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.settings = termios.tcgetattr(self._slave)
@@ -74,5 +78,8 @@ class Terminal:
     def _read(self, seconds):
         if not select.select([self._master], [], [], seconds)[0]:
             return False
-        self._stream.feed(os.read(self._master, 65536))
+        self._unread = _APPLICATION_COMMAND.sub(b"", self._unread + os.read(self._master, 65536))
+        whole, begin, rest = self._unread.partition(b"\x1b_")
+        self._stream.feed(whole)
+        self._unread = begin + rest
         return True

@@ -54,6 +54,18 @@ def test_many_prompts_have_bars_and_ctrl_c_cancels_them(fleet, client, tmp_path)
     fleet.wait_until(lambda: client.stats()["requests"]["queued"] == 0, "an empty queue")
 
 
+def test_images_are_shown_in_the_terminal(fleet, client, tmp_path):
+    start_simulated(fleet, client, "quick", options=SIMULATED)
+    words = ("generate", "a", "b", "--show", "--size", "64x32", "--out", str(tmp_path), "--broker", fleet.frontend)
+    with Terminal("imagegen", *words, columns=120, rows=60) as terminal:
+        assert terminal.wait_for_end() == 0
+        colours = [{cell.bg for cell in line.values()} for line in terminal.screen.buffer.values()]
+        assert sum(bool(line - {"default"}) for line in colours) == 40, "two images of 20 lines each"
+        assert "Traceback" not in "\n".join(terminal.lines)
+        assert terminal.is_restored()
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
 def test_lines_are_printed_above_the_bars(fleet, client, tmp_path):
     start_simulated(fleet, client, "quick", options=SIMULATED)
     words = ("generate", "a", "b", "c", "--seed", "5", "--out", str(tmp_path), "--broker", fleet.frontend)

@@ -9,9 +9,8 @@ from PIL import Image
 from imagegen_client.input_images import read_image
 from imagegen_client.progress import make_progress
 from imagegen_client.result import GenerationResult
-from imagegen_gateway.core.limits import UNLIMITED
 from imagegen_gateway.errors import ApiError
-from imagegen_gateway.input_images import decode_base64, read_input
+from imagegen_gateway.input_images import decode_base64, read_inputs
 from imagegen_protocol import InvalidRequestError, ProtocolError
 from imagegen_protocol.images import read_size, sniff_format
 from imagegen_protocol.limits import MAX_PREVIEW_SIDE_PIXELS, MAX_SIDE_PIXELS
@@ -117,12 +116,12 @@ def client_input(data: bytes) -> None:
 
 
 def gateway_upload(data: bytes) -> None:
-    """Check an uploaded image and convert an uploaded mask."""
+    """Check an uploaded image and an uploaded mask."""
     if _takes_long(data):
         return
     for name in ("image", "mask_image"):
         with suppress(ApiError):
-            assert read_input(name, name, data, UNLIMITED, sets_size=True)
+            assert read_inputs({name: (name, data)}, sets_size=True).frames == {name: data}
 
 
 def base64_image(data: bytes) -> None:

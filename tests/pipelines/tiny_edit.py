@@ -1,6 +1,8 @@
 """Tiny pipelines that change images: FLUX.1 Kontext, Qwen-Image-Edit and others."""
 
+import functools
 import inspect
+import sys
 
 import diffusers
 import torch
@@ -8,6 +10,17 @@ import torch
 from tests import families
 from tests.integration.models import recent
 from tests.pipelines import parts
+
+REFERENCE_AREA = 128 * 128
+"""Pixels to which images to edit are scaled; the pipelines scale them to a million."""
+
+
+def _small_references(kind):
+    """Let a pipeline of Qwen-Image-Edit scale images to edit to `REFERENCE_AREA`."""
+    module = sys.modules[getattr(diffusers, kind).__module__]
+    scale = inspect.unwrap(module.calculate_dimensions)
+    small = functools.wraps(scale)(lambda area, ratio: scale(min(area, REFERENCE_AREA), ratio))
+    module.calculate_dimensions = small
 
 
 def kontext():
@@ -22,6 +35,9 @@ def _known(kind, pipeline):
 
 def qwen_edit(kind="QwenImageEditPipeline"):
     """Qwen-Image-Edit: the image is part of the prompt, and of the sequence that is denoised."""
+    _small_references(
+        "pipeline_qwenimage_edit" if kind == "QwenImageEditPipeline" else "pipeline_qwenimage_edit_plus"
+    )
     stock = recent.qwen_image()
     torch.manual_seed(0)
     return getattr(diffusers, kind)(

@@ -5,14 +5,14 @@ import sys
 import time
 
 from tests.simulation.fleet import Counts, check, run
-from tests.simulation.plan import THEMES, draw
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
+from tests.simulation.plan import THEMES, make_plan
 
 
 def main() -> int:
     """Run the command; return its exit status, 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, help="tell the whole story of one seed, or the first seed of many")
+    parser.add_argument("--seed", type=int, help="print the history of one seed, or the first seed of many")
     parser.add_argument("--fleets", type=int, help="run so many fleets (default 100)")
     parser.add_argument("--minutes", type=float, help="run for so long")
     parser.add_argument("--theme", choices=sorted(THEMES), help="run fleets of this theme only")
@@ -24,7 +24,7 @@ def main() -> int:
 
 def one(seed: int, theme: str | None) -> int:
     """Run the fleet of a seed; print its plan, history and result."""
-    plan = draw(seed, theme)
+    plan = make_plan(seed, theme)
     print(plan)
     failure: Violation | None = None
     try:
@@ -32,8 +32,8 @@ def one(seed: int, theme: str | None) -> int:
     except Violation as violation:
         world, failure = violation.world, violation
     if world is not None:
-        print("\n".join(world.story.lines()))
-        print(f"story: {world.story.digest()}")
+        print("\n".join(world.history.lines()))
+        print(f"digest: {world.history.digest()}")
     print(f"seed {seed}: {failure or 'every invariant held'}")
     return int(failure is not None)
 

@@ -19,10 +19,10 @@ from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.limits import MAX_FETCH_BYTES
 from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
-from tests.simulation.network import Line
+from tests.simulation.fleet_record import Submission
+from tests.simulation.network import Link
 from tests.simulation.peers import Peer
 from tests.simulation.receiving import Receiving
-from tests.simulation.witness import Ask
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -44,20 +44,20 @@ class ClientPeer(Peer):
         self.index = index
         brokers = [f"broker {(index + number) % world.plan.brokers}" for number in range(world.plan.brokers)]
         self.core = ClientCore(brokers, retry_overloaded=world.plan.retry_overloaded)
-        self.line: Line | None = None
+        self.link: Link | None = None
         self.slow_until = 0.0
-        self.mute_until = 0.0
+        self.no_acks_until = 0.0
         """Time until which it acknowledges nothing."""
         self.greedy_until = 0.0
         """Time until which it requests all of its payloads repeatedly."""
-        self.asks: list[Ask] = []
+        self.submissions: list[Submission] = []
         self.receiving = Receiving(self)
         self._downloads: Any = None
         """The core's table of downloads; a new table has requested nothing."""
 
     # ---- the application --------------------------------------------------------------------------------
 
-    def ask(
+    def submit(
         self,
         prompt: str,
         model: str | None,
@@ -66,19 +66,21 @@ class ClientPeer(Peer):
         progress: bool,
         image_bytes: int,
         input_bytes: int,
-    ) -> Ask:
+    ) -> Submission:
         """Submit a request for images of `image_bytes`; `input_bytes`: size of the input image, 0 for none."""
         world = self.world
-        key = world.dice.randbytes(16)
-        seed = world.dice.randrange(1_000_000)
-        inputs = (world.dice.randbytes(input_bytes),) if input_bytes else ()
+        key = world.rng.randbytes(16)
+        seed = world.rng.randrange(1_000_000)
+        inputs = (world.rng.randbytes(input_bytes),) if input_bytes else ()
         images = 1 + seed % 3
-        ask = Ask(key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs)
-        world.witness.asks[key] = world.witness.open[key] = ask
-        self.asks.append(ask)
+        submission = Submission(
+            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs
+        )
+        world.record.submissions[key] = world.record.unfinished[key] = submission
+        self.submissions.append(submission)
         if world.recording:
             what = f"{prompt!r}, seed {seed}, timeout {timeout}, priority {priority}"
-            world.tell(f"{self.name} asks for {what}: {key.hex()}", key)
+            world.log(f"{self.name} submits {what}: {key.hex()}", key)
         body = encode_request(
             GenerationRequest(prompt=prompt, seed=seed, num_images=images, inputs=["image"] if inputs else None)
         )
@@ -90,40 +92,40 @@ class ClientPeer(Peer):
             progress=progress,
             images=images,
         )
-        self._do(self.core.handle(SubmitRequested(submit, [body, *inputs]), self.local()))
-        return ask
+        self._execute(self.core.handle(SubmitRequested(submit, [body, *inputs]), self.local()))
+        return submission
 
-    def cancel(self, ask: Ask) -> None:
+    def cancel(self, submission: Submission) -> None:
         """Cancel a request."""
-        if not ask.ends:
-            ask.cancelled = True
+        if not submission.outcomes:
+            submission.cancelled = True
             if self.world.recording:
-                self.world.tell(f"{self.name} cancels {ask.key.hex()}", ask.key)
-            self._do(self.core.handle(CancelRequested(ask.key), self.local()))
+                self.world.log(f"{self.name} cancels {submission.key.hex()}", submission.key)
+            self._execute(self.core.handle(CancelRequested(submission.key), self.local()))
 
     def close(self) -> None:
         """Close the client; unfinished requests end in `ClientClosedError`."""
-        self._do(self.core.handle(CloseRequested(), self.local()))
-        self.die()
+        self._execute(self.core.handle(CloseRequested(), self.local()))
+        self.kill()
 
-    def die(self) -> None:
+    def kill(self) -> None:
         """Kill the process; its requests need no answer any more."""
         self.alive = False
         self._inbox.clear()
-        for ask in self.asks:
-            self.world.witness.open.pop(ask.key, None)
-        if self.line is not None:
-            self.world.network.hang_up(self.line)
+        for submission in self.submissions:
+            self.world.record.unfinished.pop(submission.key, None)
+        if self.link is not None:
+            self.world.network.close(self.link)
 
     # ---- the shell --------------------------------------------------------------------------------------
 
-    def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+    def receive(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
         if self._inbox or self.slow_until > self.world.now:  # in order, also when it has just stopped being slow
             if not self._inbox:
                 self.world.after(READ_SECONDS, self._read_one)
-            self._inbox.append((self._take, (line, message, frames)))
+            self._inbox.append((self._process, (link, message, frames)))
         else:
-            self.when_awake(self._take, line, message, frames)
+            self.when_awake(self._process, link, message, frames)
 
     def _read_one(self) -> None:
         if self.frozen or not self.alive or not self._inbox:
@@ -136,55 +138,55 @@ class ClientPeer(Peer):
         if self._inbox:
             self.world.after(READ_SECONDS, self._read_one)
 
-    def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        if line is not self.line:
+    def _process(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
+        if link is not self.link:
             return  # its socket is closed
-        self.world.network.read(line, message, frames)
+        self.world.network.read(link, message, frames)
         if self.world.recording:
-            self.world.tell_message(f"{line.name} -> {self.name}", message)
+            self.world.log_message(f"{link.name} -> {self.name}", message)
         actions = self.core.handle(Received(message, frames), self.local())
         if isinstance(message, Chunk) and self.core._payloads._downloads is self._downloads:
-            self.receiving.on_chunk(line, message, frames)
+            self.receiving.on_chunk(link, message, frames)
         elif isinstance(message, Result):
             self.receiving.on_header(message.request_id, message.payload_id)
-        self._do(actions)
+        self._execute(actions)
 
     def tick(self) -> None:
-        self._do(self.core.handle(Tick(), self.local()))
+        self._execute(self.core.handle(Tick(), self.local()))
 
     def next_deadline(self) -> float | None:
         return self.core.next_deadline()
 
-    def _do(self, actions: list[Any]) -> None:
+    def _execute(self, actions: list[Any]) -> None:
         if self.core._payloads._downloads is not self._downloads:
             self._downloads = self.core._payloads._downloads
-            self.receiving.restart(self.line)
+            self.receiving.restart(self.link)
         for action in [*actions, *self.core.handle(Tick(), self.local())]:
             match action:
-                case Send(Ack()) if self.mute_until > self.world.now:
-                    self.world.tell(f"{self.name} does not acknowledge")
+                case Send(Ack()) if self.no_acks_until > self.world.now:
+                    self.world.log(f"{self.name} does not acknowledge")
                 case Send(message, payload):
                     if isinstance(message, Submit):
-                        self._learn(message.request_id)
-                    assert self.line is not None
+                        self._record_id(message.request_id)
+                    assert self.link is not None
                     if isinstance(message, Fetch):
-                        self.receiving.on_fetch(self.line, message)
-                    self.world.network.send_up(self.line, message, payload)
+                        self.receiving.on_fetch(self.link, message)
+                    self.world.network.send_up(self.link, message, payload)
                 case Complete(key, outcome):
-                    self.receiving.forget(key, self.world.witness.key_of)
+                    self.receiving.forget(key, self.world.record.key_of)
                     images = tuple(outcome.payload) if isinstance(outcome, Answer) else None
                     invariants.on_finish(self.world, self, key, outcome if images is None else images)
                 case Connect(endpoint):
-                    if self.line is not None:
-                        invariants.on_reconnect(self.world, self, self.line)
-                        self.world.network.hang_up(self.line)
-                    self.world.tell(f"{self.name} dials {endpoint}")
-                    self.line = self.world.network.dial(self, endpoint)
+                    if self.link is not None:
+                        invariants.on_reconnect(self.world, self, self.link)
+                        self.world.network.close(self.link)
+                    self.world.log(f"{self.name} dials {endpoint}")
+                    self.link = self.world.network.dial(self, endpoint)
         self.arm(self.core.next_deadline())
 
     def ask_for_too_much(self) -> None:
         """Send a FETCH for all missing bytes of each payload, repeatedly while the client is greedy."""
-        if not self.alive or self.line is None or self.greedy_until <= self.world.now:
+        if not self.alive or self.link is None or self.greedy_until <= self.world.now:
             return
         for download in self.core._payloads._downloads._by_id.values():
             fetch = Fetch(
@@ -194,11 +196,11 @@ class ClientPeer(Peer):
                 length=MAX_FETCH_BYTES,
                 token=self.core._payloads.token,
             )
-            self.world.network.send_up(self.line, fetch, ())
+            self.world.network.send_up(self.link, fetch, ())
         self.world.after(GREEDY_SECONDS, self.ask_for_too_much)
 
-    def _learn(self, request_id: bytes) -> None:
+    def _record_id(self, request_id: bytes) -> None:
         """Record which request an id on the wire belongs to: a retry after `overloaded` has a new id."""
-        key_of = self.world.witness.key_of
+        key_of = self.world.record.key_of
         if request_id not in key_of:
             key_of[request_id] = self.core._pending.by_id[request_id].key

@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tests.simulation.fleet_record import Violation
 from tests.simulation.invariants import CORES_DO_NOT_RAISE
-from tests.simulation.plan import Plan, draw
-from tests.simulation.witness import Violation
+from tests.simulation.plan import Plan, make_plan
 from tests.simulation.world import World
 
 
@@ -16,7 +16,7 @@ class Counts:
     fleets: int = 0
     requests: int = 0
     messages: int = 0
-    made_twice: int = 0
+    generated_twice: int = 0
     themes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -24,12 +24,12 @@ class Counts:
     def add(self, world: World) -> None:
         """Count a fleet."""
         self.fleets += 1
-        self.requests += len(world.witness.asks)
-        self.messages += world.witness.messages
-        self.made_twice += world.witness.made_twice
+        self.requests += len(world.record.submissions)
+        self.messages += world.record.messages
+        self.generated_twice += world.record.generated_twice
         self.themes[world.plan.theme] += 1
-        self.faults += world.witness.faults
-        self.outcomes += world.witness.outcomes
+        self.faults += world.record.faults
+        self.outcomes += world.record.outcomes
 
     def __str__(self) -> str:
         def words(counter: Counter[str]) -> str:
@@ -41,7 +41,7 @@ class Counts:
                 f"requests: {self.requests}, messages: {self.messages}",
                 f"faults: {sum(self.faults.values())} ({words(self.faults)})",
                 f"answers: {words(self.outcomes)}",
-                f"made twice, each with a fault that explains it: {self.made_twice}",
+                f"generated twice, each because of a fault: {self.generated_twice}",
             ]
         )
 
@@ -65,20 +65,20 @@ def run(plan: Plan, *, recording: bool = False) -> World:
 def check(seed: int, theme: str | None = None) -> World:
     """Run the fleet of a seed. Raises `Violation` with the history of the affected request."""
     try:
-        return run(draw(seed, theme))
+        return run(make_plan(seed, theme))
     except Violation as violation:
-        violation.args = (tell(seed, theme),)
+        violation.args = (replay(seed, theme),)
         raise
 
 
-def tell(seed: int, theme: str | None = None) -> str:
+def replay(seed: int, theme: str | None = None) -> str:
     """Run a failing fleet again, and return the history of the affected request."""
-    plan = draw(seed, theme)
+    plan = make_plan(seed, theme)
     try:
         run(plan, recording=True)
     except Violation as violation:
         world = violation.world
-        lines = world.story.of(violation.key) if world is not None else []
+        lines = world.history.of(violation.key) if world is not None else []
         again = f"python -m tests.simulation --seed {seed}" + (f" --theme {theme}" if theme else "")
         return "\n".join([str(violation), str(plan), *lines, f"seed {seed}: {violation}", f"again: {again}"])
-    return f"seed {seed} did not fail again: something is not deterministic"
+    return f"seed {seed} did not fail again: the simulation is not deterministic"

@@ -1,6 +1,6 @@
 """Simulated connections of ZeroMQ: ordered, reopened by the connecting side, refused without a listener.
 
-A line transfers its messages one after the other, at the speed of its link: a small message waits for the large
+A link transfers its messages one after the other, at the speed of its link: a small message waits for the large
 ones before it.
 
 Like libzmq: a DEALER queues messages while it is not connected. A ROUTER reports a peer that has disconnected or
@@ -32,7 +32,7 @@ HIGH_WATER_MARK = 12
 LATE = -2
 
 
-class Line:
+class Link:
     """The connections of a process to a broker's name, one after the other, numbered by `generation`."""
 
     __slots__ = (
@@ -81,185 +81,185 @@ class Line:
 
 
 class Network:
-    """All lines, and the messages in transit."""
+    """All links, and the messages in transit."""
 
     def __init__(self, world: "World") -> None:
         self.world = world
         self.loss = 0.0
         self.duplicates = world.plan.duplicates
         """Share of the messages that are delivered twice."""
-        self.lines: dict[tuple[str, str], Line] = {}
+        self.links: dict[tuple[str, str], Link] = {}
         """Lines by the names of process and broker."""
         self._dials = 0
 
     # ---- connections ------------------------------------------------------------------------------------
 
-    def dial(self, dialer: "Peer", name: str) -> Line:
-        """Open a new line, which replaces an existing one."""
+    def dial(self, dialer: "Peer", name: str) -> Link:
+        """Open a new link, which replaces an existing one."""
         self._dials += 1
-        line = Line(dialer, name, self._dials, self.world.plan.speed_of(dialer))
-        self.lines[dialer.name, name] = line
-        self.world.after(self.world.dice.uniform(0.001, 0.05), self.connect, line)
-        return line
+        link = Link(dialer, name, self._dials, self.world.plan.speed_of(dialer))
+        self.links[dialer.name, name] = link
+        self.world.after(self.world.rng.uniform(0.001, 0.05), self.connect, link)
+        return link
 
-    def connect(self, line: Line) -> None:
+    def connect(self, link: Link) -> None:
         """Try to connect; without a listener, the start of the broker causes another attempt."""
         world = self.world
-        broker = world.broker_named(line.name)
-        if line.closed or not line.dialer.alive or line.broker is not None or broker is None:
+        broker = world.broker_named(link.name)
+        if link.closed or not link.dialer.alive or link.broker is not None or broker is None:
             return
-        blocked = max(*line.stalled_until, *line.dropped_until)
+        blocked = max(*link.stalled_until, *link.dropped_until)
         if blocked > world.now:
-            world.at(blocked + world.dice.uniform(0.01, 0.5), self.connect, line)
+            world.at(blocked + world.rng.uniform(0.01, 0.5), self.connect, link)
             return
-        line.broker = broker
-        broker.lines[line.id] = line
-        waiting, line.waiting = line.waiting, []
+        link.broker = broker
+        broker.links[link.id] = link
+        waiting, link.waiting = link.waiting, []
         for message, frames in waiting:
-            self._transmit(line, UP, message, frames)
+            self._transmit(link, UP, message, frames)
 
     def listen(self, name: str) -> None:
-        """Start listening under a name: processes with lines to it connect within a second."""
-        for line in self.lines.values():
-            if line.name == name and line.broker is None:
-                self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
+        """Start listening under a name: processes with links to it connect within a second."""
+        for link in self.links.values():
+            if link.name == name and link.broker is None:
+                self.world.after(self.world.rng.uniform(0.02, 0.8), self.connect, link)
 
-    def unlisten(self, broker: "BrokerPeer") -> None:
+    def stop_listening(self, broker: "BrokerPeer") -> None:
         """Break all connections of a dead broker; their messages in transit are lost."""
-        for line in broker.lines.values():
-            if line.broker is broker:
-                self._disconnect(line, keep=False)
-        broker.lines.clear()
+        for link in broker.links.values():
+            if link.broker is broker:
+                self._disconnect(link, keep=False)
+        broker.links.clear()
 
-    def reset(self, line: Line, *, keep: bool) -> None:
+    def reset(self, link: Link, *, keep: bool) -> None:
         """Break a connection; `keep`: messages in transit to the broker still arrive, but late."""
-        if line.broker is None or line.closed:
+        if link.broker is None or link.closed:
             return
-        self.in_trouble(line, self.world.now)
-        broker = line.broker
-        if broker.lines.get(line.id) is line:
-            del broker.lines[line.id]
-        self._disconnect(line, keep=keep)
-        self.world.after(self.world.dice.uniform(0.02, 0.8), self.connect, line)
+        self.record_fault(link, self.world.now)
+        broker = link.broker
+        if broker.links.get(link.id) is link:
+            del broker.links[link.id]
+        self._disconnect(link, keep=keep)
+        self.world.after(self.world.rng.uniform(0.02, 0.8), self.connect, link)
 
-    def _disconnect(self, line: Line, *, keep: bool) -> None:
-        line.kept = line.generation if keep else -1
-        line.shift = self.world.dice.uniform(0.0, 0.6)
-        line.generation += 1
-        line.broker = None
-        line.last = [0.0, 0.0]
-        line.busy_until = [0.0, 0.0]
-        line.outstanding = line.chunk_bytes = 0
+    def _disconnect(self, link: Link, *, keep: bool) -> None:
+        link.kept = link.generation if keep else -1
+        link.shift = self.world.rng.uniform(0.0, 0.6)
+        link.generation += 1
+        link.broker = None
+        link.last = [0.0, 0.0]
+        link.busy_until = [0.0, 0.0]
+        link.outstanding = link.chunk_bytes = 0
 
-    def hang_up(self, line: Line, *, silently: bool = False) -> None:
-        """Close the line of a dead process; `silently`: the broker's connection stays open."""
-        line.closed = True
+    def close(self, link: Link, *, silently: bool = False) -> None:
+        """Close the link of a dead process; `silently`: the broker's connection stays open."""
+        link.closed = True
         if silently:
-            line.ended_at = self.world.now
-        broker = line.broker
-        if broker is not None and not silently and broker.lines.get(line.id) is line:
-            del broker.lines[line.id]
-        if self.lines.get((line.dialer.name, line.name)) is line:
-            del self.lines[line.dialer.name, line.name]
+            link.ended_at = self.world.now
+        broker = link.broker
+        if broker is not None and not silently and broker.links.get(link.id) is link:
+            del broker.links[link.id]
+        if self.links.get((link.dialer.name, link.name)) is link:
+            del self.links[link.dialer.name, link.name]
 
-    def in_trouble(self, line: Line, until: float) -> None:
-        """Record that a line had a fault until a time."""
-        trouble, key = self.world.witness.trouble, (line.dialer.name, line.name)
-        trouble[key] = max(trouble.get(key, 0.0), until)
+    def record_fault(self, link: Link, until: float) -> None:
+        """Record that a link had a fault until a time."""
+        faults, key = self.world.record.link_faults, (link.dialer.name, link.name)
+        faults[key] = max(faults.get(key, 0.0), until)
 
     # ---- messages ---------------------------------------------------------------------------------------
 
-    def send_up(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+    def send_up(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
         """Send a message to the broker, or queue it until there is a connection."""
-        if line.broker is None:
-            line.waiting.append((message, frames))
+        if link.broker is None:
+            link.waiting.append((message, frames))
         else:
-            self._transmit(line, UP, message, frames)
+            self._transmit(link, UP, message, frames)
 
     def send_down(self, broker: "BrokerPeer", peer_id: bytes, message: Any, frames: Sequence[Any]) -> bool:
         """Send a message to a peer of a broker; return False if its connection is closed or full."""
-        line = broker.lines.get(peer_id)
-        if line is None or (line.dialer.is_client and line.outstanding >= HIGH_WATER_MARK):
+        link = broker.links.get(peer_id)
+        if link is None or (link.dialer.is_client and link.outstanding >= HIGH_WATER_MARK):
             return False
-        self._transmit(line, DOWN, message, frames)
+        self._transmit(link, DOWN, message, frames)
         return True
 
-    def _transmit(self, line: Line, direction: int, message: Any, frames: Sequence[Any]) -> None:
+    def _transmit(self, link: Link, direction: int, message: Any, frames: Sequence[Any]) -> None:
         world = self.world
-        world.witness.messages += 1
+        world.record.messages += 1
         now = world.now
-        if (self.loss and world.dice.random() < self.loss) or line.dropped_until[direction] > now:
-            self.in_trouble(line, now)
-            self._lost(line, direction, message)
+        if (self.loss and world.rng.random() < self.loss) or link.dropped_until[direction] > now:
+            self.record_fault(link, now)
+            self._lost(link, direction, message)
             return
-        begun = max(now, line.stalled_until[direction], line.busy_until[direction])
-        when = max(self._transferred(line, direction, begun, message, frames), line.last[direction])
-        line.last[direction] = when
+        start = max(now, link.stalled_until[direction], link.busy_until[direction])
+        when = max(self._transferred(link, direction, start, message, frames), link.last[direction])
+        link.last[direction] = when
         if direction == DOWN and isinstance(message, Chunk):
             size = payload_bytes(frames)
-            line.chunk_bytes += size
-            invariants.on_chunk_sent(world, line)
-            if line.dialer.is_greedy and size > INITIAL_WINDOW_BYTES // 2:
-                # Other messages wait behind a chunk that the core of the client would not have asked for.
-                line.dialer.trouble = max(line.dialer.trouble, when)
-        self._arrive_at(when, line, direction, begun, message, frames)
-        if self.duplicates and world.dice.random() < self.duplicates:
-            self._arrive_at(when + 0.1 * world.dice.random(), line, direction, begun, message, frames)
+            link.chunk_bytes += size
+            invariants.on_chunk_sent(world, link)
+            if link.dialer.is_greedy and size > INITIAL_WINDOW_BYTES // 2:
+                # Other messages wait behind a chunk that the core of the client would not have requested.
+                link.dialer.last_fault = max(link.dialer.last_fault, when)
+        self._arrive_at(when, link, direction, start, message, frames)
+        if self.duplicates and world.rng.random() < self.duplicates:
+            self._arrive_at(when + 0.1 * world.rng.random(), link, direction, start, message, frames)
 
-    def _transferred(self, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]) -> float:
-        """Occupy the line with a message from `begun` on; return the time of arrival."""
-        speed = line.speed
+    def _transferred(self, link: Link, direction: int, start: float, message: Any, frames: Sequence[Any]) -> float:
+        """Occupy the link with a message from `start` on; return the time of arrival."""
+        speed = link.speed
         rate = speed.up if direction == UP else speed.down
-        line.busy_until[direction] = ended = begun + wire_bytes(message, frames) / rate
-        return ended + speed.latency + 0.0005 + 0.0195 * self.world.dice.random()
+        link.busy_until[direction] = ended = start + wire_bytes(message, frames) / rate
+        return ended + speed.latency + 0.0005 + 0.0195 * self.world.rng.random()
 
     def _arrive_at(
-        self, when: float, line: Line, direction: int, begun: float, message: Any, frames: Sequence[Any]
+        self, when: float, link: Link, direction: int, start: float, message: Any, frames: Sequence[Any]
     ) -> None:
         if direction == UP:
-            self.world.at(when, self._arrive_up, line, line.generation, begun, line.broker, message, frames)
+            self.world.at(when, self._arrive_up, link, link.generation, start, link.broker, message, frames)
         else:
-            line.outstanding += 1
-            self.world.at(when, self._arrive_down, line, line.generation, message, frames)
+            link.outstanding += 1
+            self.world.at(when, self._arrive_down, link, link.generation, message, frames)
 
     def _arrive_up(
         self,
-        line: Line,
+        link: Link,
         generation: int,
-        begun: float,
+        start: float,
         broker: "BrokerPeer",
         message: Any,
         frames: Sequence[Any],
     ) -> None:
-        if begun > line.ended_at:
-            self._lost(line, UP, message)
+        if start > link.ended_at:
+            self._lost(link, UP, message)
             return
-        if generation not in (line.generation, LATE):
-            if generation == line.kept:
-                self.world.after(line.shift, self._arrive_up, line, LATE, begun, broker, message, frames)
+        if generation not in (link.generation, LATE):
+            if generation == link.kept:
+                self.world.after(link.shift, self._arrive_up, link, LATE, start, broker, message, frames)
                 return
-            self._lost(line, UP, message)
+            self._lost(link, UP, message)
             return
         if not broker.alive:
-            self._lost(line, UP, message)
+            self._lost(link, UP, message)
             return
-        broker.hear(line, message, frames)
+        broker.receive(link, message, frames)
 
-    def _arrive_down(self, line: Line, generation: int, message: Any, frames: Sequence[Any]) -> None:
-        if generation != line.generation or line.closed or not line.dialer.alive:
-            self._lost(line, DOWN, message)
+    def _arrive_down(self, link: Link, generation: int, message: Any, frames: Sequence[Any]) -> None:
+        if generation != link.generation or link.closed or not link.dialer.alive:
+            self._lost(link, DOWN, message)
             return
-        line.dialer.hear(line, message, frames)
+        link.dialer.receive(link, message, frames)
 
-    def read(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
+    def read(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
         """Record that the process has read a message."""
-        line.outstanding -= 1
+        link.outstanding -= 1
         if isinstance(message, Chunk):
-            line.chunk_bytes = max(0, line.chunk_bytes - payload_bytes(frames))
+            link.chunk_bytes = max(0, link.chunk_bytes - payload_bytes(frames))
 
-    def _lost(self, line: Line, direction: int, message: Any) -> None:
+    def _lost(self, link: Link, direction: int, message: Any) -> None:
         if direction == DOWN:
-            self.world.released_on_arrival(line.dialer, message)
+            self.world.released_on_arrival(link.dialer, message)
         if self.world.recording:
             arrow = "->" if direction == UP else "<-"
-            self.world.tell_message(f"LOST {line.dialer.name} {arrow} {line.name}", message)
+            self.world.log_message(f"LOST {link.dialer.name} {arrow} {link.name}", message)

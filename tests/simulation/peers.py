@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.simulation.network import Line
+    from tests.simulation.network import Link
     from tests.simulation.world import World
 
 
@@ -14,7 +14,7 @@ class Peer:
 
     is_client = False
     is_greedy = False
-    """Whether it has ever asked for more than its core would."""
+    """Whether it has ever requested more bytes than its core would."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
@@ -23,11 +23,11 @@ class Peer:
         self.alive = True
         self.frozen_until = 0.0
         """The end of the last freeze; the process is frozen until then."""
-        self.trouble = -1.0
+        self.last_fault = -1.0
         """The last time at which it was frozen or its device hung."""
-        dice = world.dice
-        self._rate = dice.uniform(0.97, 1.03) if world.plan.skew else 1.0
-        self._offset = dice.uniform(0.0, 1000.0)
+        rng = world.rng
+        self._rate = rng.uniform(0.97, 1.03) if world.plan.skew else 1.0
+        self._offset = rng.uniform(0.0, 1000.0)
         self._alarm = 0.0
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
@@ -72,7 +72,7 @@ class Peer:
         """Freeze the process for some seconds; messages that arrive meanwhile wait."""
         was_frozen = self.frozen
         self.frozen_until = max(self.frozen_until, self.world.now + seconds)
-        self.trouble = max(self.trouble, self.frozen_until)
+        self.last_fault = max(self.last_fault, self.frozen_until)
         if not was_frozen:
             self.world.at(self.frozen_until, self._thaw)
 
@@ -101,7 +101,7 @@ class Peer:
 
     # ---- implemented by each kind -----------------------------------------------------------------------
 
-    def hear(self, line: "Line", message: Any, frames: Sequence[Any]) -> None:
+    def receive(self, link: "Link", message: Any, frames: Sequence[Any]) -> None:
         """Handle a message that has arrived."""
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from imagegen_protocol.messages import Chunk, Fetch
 from tests.simulation import invariants
+from tests.simulation.fleet_record import INTERVAL, LIVENESS, SKEW
 from tests.simulation.speed import payload_bytes
-from tests.simulation.witness import INTERVAL, LIVENESS, SKEW
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class Part:
     payload_id: bytes
     connection: Any
     received: int = 0
-    asked: int = 0
+    requested: int = 0
     """Offset up to which bytes were requested on the connection."""
     active_at: float = 0.0
     """Time of the last chunk, or of the FETCH for the first outstanding bytes."""
@@ -38,10 +38,10 @@ class Receiving:
             received = fetch.offset if part is None else 0
             part = self._parts[fetch.request_id] = Part(fetch.payload_id, connection, received)
         invariants.on_fetch(self._owner, fetch, part.received)
-        if part.asked <= part.received or fetch.offset == part.received:
+        if part.requested <= part.received or fetch.offset == part.received:
             part.active_at = self._owner.world.now
-        part.connection, part.asked = connection, fetch.offset + fetch.length
-        invariants.on_asked(self._owner, fetch, self.outstanding(connection))
+        part.connection, part.requested = connection, fetch.offset + fetch.length
+        invariants.on_fetch_sent(self._owner, fetch, self.outstanding(connection))
 
     def on_chunk(self, connection: Any, chunk: Chunk, frames: Sequence[Any]) -> None:
         """Record a CHUNK that is read from a connection."""
@@ -62,7 +62,7 @@ class Receiving:
         """Return the number of bytes requested on a connection that may still arrive."""
         since = self._owner.world.now - LIVENESS * INTERVAL / (1 + SKEW)
         return sum(
-            max(0, part.asked - part.received)
+            max(0, part.requested - part.received)
             for part in self._parts.values()
             if part.connection == connection and part.active_at > since
         )
@@ -71,7 +71,7 @@ class Receiving:
         """Reset the requested bytes of a closed connection; received parts are kept."""
         for part in self._parts.values():
             if part.connection == connection:
-                part.asked, part.connection = part.received, None
+                part.requested, part.connection = part.received, None
 
     def forget(self, key: bytes, key_of: Mapping[bytes, bytes]) -> None:
         """Discard the payloads of an ended request, under each of its ids."""

@@ -6,7 +6,7 @@ A failing seed prints the history of the affected request; `python -m tests.simu
 
 from tests.simulation.faults import FAULTS
 from tests.simulation.fleet import Counts, check
-from tests.simulation.plan import RARE, THEMES
+from tests.simulation.plan import ONLY_BY_NAME, THEMES
 
 CHUNK = 240
 """Number of fleets in one test."""
@@ -25,7 +25,7 @@ def test_every_invariant_holds_in_the_fleets_from_seed(first):
         counts.add(check(seed))
     print(counts)
     assert counts.requests >= 10_000
-    assert counts.themes.keys() == {name for name, (weight, _) in THEMES.items() if weight > RARE}
+    assert counts.themes.keys() == {name for name, (weight, _) in THEMES.items() if weight > ONLY_BY_NAME}
     assert counts.faults.keys() == FAULTS.keys()
     assert min(counts.faults.values()) >= 3
     assert counts.outcomes["result"] > 0.7 * counts.requests
@@ -34,4 +34,4 @@ def test_every_invariant_holds_in_the_fleets_from_seed(first):
 def test_every_invariant_holds_where_many_clients_share_the_slow_link_of_a_worker():
     for seed in range(SHARED_LINKS):
         world = check(seed, "shared_link")
-        assert world.witness.outcomes.keys() == {"result"}, f"seed {seed}"
+        assert world.record.outcomes.keys() == {"result"}, f"seed {seed}"

@@ -23,23 +23,23 @@ def fleet(seed):
     )  # fmt: skip
     leaving, other = world.clients
 
-    def ask(client, count=1):
+    def submit(client, count=1):
         for _ in range(count):
-            client.ask("p", "m", 0, None, False, 30, 0)
+            client.submit("p", "m", 0, None, False, 30, 0)
 
     def hold_back():
         """Delay the client's connection to the restarted broker."""
-        leaving.line.stalled_until[:] = [1e9, 1e9]
+        leaving.link.stalled_until[:] = [1e9, 1e9]
         dead_at = (leaving.core._link.dead_at - leaving._offset) / leaving._rate
-        world.at(dead_at - JUST_BEFORE, connect, leaving.line)
+        world.at(dead_at - JUST_BEFORE, connect, leaving.link)
 
-    def connect(line):
-        ask(leaving)
-        line.stalled_until[UP] = line.stalled_until[DOWN] = 0.0
-        world.network.connect(line)
+    def connect(link):
+        submit(leaving)
+        link.stalled_until[UP] = link.stalled_until[DOWN] = 0.0
+        world.network.connect(link)
 
-    world.at(1.0, ask, leaving)
-    world.at(4.5, ask, other, 10)
+    world.at(1.0, submit, leaving)
+    world.at(4.5, submit, other, 10)
     world.at(RESTART.at + 0.01, hold_back)
     return world
 
@@ -49,6 +49,6 @@ def test_the_images_are_generated_once():
     for seed in range(SEEDS):
         world = fleet(seed)
         world.run()
-        assert world.witness.made_twice == 0, f"seed {seed}"
-        left += world.clients[0].line.name == "broker 1"
+        assert world.record.generated_twice == 0, f"seed {seed}"
+        left += world.clients[0].link.name == "broker 1"
     assert left > SEEDS / 2

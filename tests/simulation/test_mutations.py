@@ -6,11 +6,11 @@ import pytest
 
 from tests.simulation import invariants
 from tests.simulation.fleet import run
+from tests.simulation.fleet_record import Violation
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.plan import draw
-from tests.simulation.witness import Violation
+from tests.simulation.plan import make_plan
 
-BUDGET = 1000
+MAX_FLEETS = 1000
 """Fleets; far fewer than CI runs."""
 
 
@@ -24,7 +24,7 @@ def violation_of(plan):
     try:
         run(plan)
     except Violation as violation:
-        # A core that raises ends the fleet before an invariant can fail: that is no evidence for the invariant.
+        # A core that raises ends the fleet before an invariant can fail.
         return None if violation.invariant == invariants.CORES_DO_NOT_RAISE else violation
     return None
 
@@ -32,12 +32,12 @@ def violation_of(plan):
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_fault_is_caught(mutation):
     with mutation.applied():
-        for seed in range(mutation.first_seed, mutation.first_seed + BUDGET):
-            if (violation := violation_of(draw(seed, mutation.theme))) is not None:
+        for seed in range(mutation.first_seed, mutation.first_seed + MAX_FLEETS):
+            if (violation := violation_of(make_plan(seed, mutation.theme))) is not None:
                 break
-    assert violation is not None, f"not caught within {BUDGET} fleets"
+    assert violation is not None, f"not caught within {MAX_FLEETS} fleets"
     assert violation.invariant in mutation.caught_by, f"seed {seed}: {violation}"
-    assert violation_of(draw(seed, mutation.theme)) is None, "the fleet fails without the fault too"
+    assert violation_of(make_plan(seed, mutation.theme)) is None, "the fleet fails without the fault too"
     print(f"caught by {violation.invariant} at seed {seed}")
 
 
@@ -45,4 +45,4 @@ def test_a_mutation_leaves_the_core_as_it_was():
     for mutation in MUTATIONS:
         with mutation.applied():
             pass
-    run(draw(3))
+    run(make_plan(3))

@@ -6,37 +6,37 @@ import sys
 
 import pytest
 
-from tests.simulation.fleet import run, tell
+from tests.simulation.fleet import replay, run
+from tests.simulation.fleet_record import Violation
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.plan import RARE, THEMES, draw
-from tests.simulation.witness import Violation
+from tests.simulation.plan import ONLY_BY_NAME, THEMES, make_plan
 
 
-def story(seed, theme, hash_seed):
+def history(seed, theme, hash_seed):
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--theme", theme]
     return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
 
 
 def seed_of(theme):
-    return next(seed for seed in range(1000) if draw(seed).theme == theme or THEMES[theme][0] == RARE)
+    return next(seed for seed in range(1000) if make_plan(seed).theme == theme or THEMES[theme][0] == ONLY_BY_NAME)
 
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_seed_has_the_same_history_in_another_process(theme):
     seed = seed_of(theme)
-    first, second = story(seed, theme, 1), story(seed, theme, 2)
+    first, second = history(seed, theme, 1), history(seed, theme, 2)
     assert first == second
     assert first.count(b"\n") > 200
     assert b"every invariant held" in first
 
 
 def test_recording_does_not_change_the_run():
-    seed = seed_of("everything")
-    quiet, recorded = run(draw(seed)), run(draw(seed), recording=True)
+    seed = seed_of("all_faults")
+    quiet, recorded = run(make_plan(seed)), run(make_plan(seed), recording=True)
     assert quiet.now == recorded.now
-    assert quiet.witness.outcomes == recorded.witness.outcomes
-    assert quiet.witness.messages == recorded.witness.messages
+    assert quiet.record.outcomes == recorded.record.outcomes
+    assert quiet.record.messages == recorded.record.messages
 
 
 def test_a_failing_seed_prints_the_history_of_the_affected_request():
@@ -44,14 +44,14 @@ def test_a_failing_seed_prints_the_history_of_the_affected_request():
     with mutation.applied():
         for seed in range(100):
             try:
-                run(draw(seed))
+                run(make_plan(seed))
             except Violation as violation:
-                text, key = tell(seed), violation.key.hex()
+                text, key = replay(seed), violation.key.hex()
                 break
     lines = text.splitlines()
-    assert lines[0].startswith("one_answer: ")
+    assert lines[0].startswith("exactly_one_answer: ")
     assert any(line.startswith("plan: seed=") for line in lines)
-    assert any("asks for 'p'" in line and key in line for line in lines)
+    assert any("submits 'p'" in line and key in line for line in lines)
     assert any("Submit" in line for line in lines)
-    assert not any("asks for" in line and key not in line for line in lines)
+    assert not any("submits '" in line and key not in line for line in lines)
     assert lines[-1] == f"again: python -m tests.simulation --seed {seed}"

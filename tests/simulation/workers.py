@@ -14,7 +14,7 @@ from imagegen_worker.core.model import Model, Task
 from imagegen_worker.core.state import WorkerIdentity, WorkerLimits
 from imagegen_worker.core.worker import WorkerCore
 from tests.simulation import invariants
-from tests.simulation.network import Line
+from tests.simulation.network import Link
 from tests.simulation.peers import Peer
 from tests.simulation.receiving import Receiving
 
@@ -35,8 +35,8 @@ MODELS = {
 
 def images_of(name: str, request_id: bytes, count: int, size: int) -> tuple[bytes, ...]:
     """Return the images that a worker generates for a request; other workers generate other bytes."""
-    dice = random.Random(f"{name} {request_id.hex()}")
-    return tuple(dice.randbytes(max(size, 4)) for _ in range(count))
+    rng = random.Random(f"{name} {request_id.hex()}")
+    return tuple(rng.randbytes(max(size, 4)) for _ in range(count))
 
 
 class WorkerPeer(Peer):
@@ -44,14 +44,14 @@ class WorkerPeer(Peer):
 
     def __init__(self, world: "World", index: int) -> None:
         super().__init__(world, f"worker {index}.{world.runs(f'worker {index}')}")
-        plan, dice = world.plan, world.dice
+        plan, rng = world.plan, world.rng
         self.index = index
         self.started = world.now
         self.hung_until = 0.0
         self.capacity = 2 * plan.batch
         self.core = WorkerCore(
             WorkerIdentity(
-                worker_id=dice.randbytes(16),
+                worker_id=rng.randbytes(16),
                 name=f"worker-{index}",
                 host="h",
                 gpu_id=index,
@@ -70,10 +70,10 @@ class WorkerPeer(Peer):
             ),
             now=self.local(),
         )
-        self.lines = [world.network.dial(self, f"broker {number}") for number in range(plan.brokers)]
-        self._links = {line: number for number, line in enumerate(self.lines)}
+        self.links = [world.network.dial(self, f"broker {number}") for number in range(plan.brokers)]
+        self._link_numbers = {link: number for number, link in enumerate(self.links)}
         self.receiving = Receiving(self)
-        self._speed = dice.uniform(0.5, 2.0)
+        self._speed = rng.uniform(0.5, 2.0)
         self._jobs: list[ev.Job] = []
         self._batch: list[ev.Job] = []
         self._over: set[int] = set()
@@ -83,95 +83,95 @@ class WorkerPeer(Peer):
         names = "mn" if plan.swaps or (plan.two_models and index == 0) else "m"
         self._warm = ["m"] if plan.swaps else []
         models = tuple(MODELS[name] for name in names)
-        world.after(dice.uniform(0.01, 0.3), self.when_awake, self._feed, ev.EngineReady(models, "cpu", None))
+        world.after(rng.uniform(0.01, 0.3), self.when_awake, self._handle, ev.EngineReady(models, "cpu", None))
 
     # ---- the main thread --------------------------------------------------------------------------------
 
-    def hear(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        self.when_awake(self._take, line, message, frames)
+    def receive(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
+        self.when_awake(self._process, link, message, frames)
 
-    def _take(self, line: Line, message: Any, frames: Sequence[Any]) -> None:
-        if line not in self._links:
+    def _process(self, link: Link, message: Any, frames: Sequence[Any]) -> None:
+        if link not in self._link_numbers:
             return  # its socket is closed
         if self.world.recording:
-            self.world.tell_message(f"{line.name} -> {self.name}", message)
+            self.world.log_message(f"{link.name} -> {self.name}", message)
         if not isinstance(message, BrokerHeartbeat):
             self.world.released_on_arrival(self, message)
         if isinstance(message, Work) and message.alone and self.core.held.get(message.request_id) is None:
             self.alone.add(message.request_id)
         if isinstance(message, Chunk):
-            self.receiving.on_chunk(line, message, frames)
-        self._feed(ev.Received(self._links[line], message, tuple(frames)))
+            self.receiving.on_chunk(link, message, frames)
+        self._handle(ev.Received(self._link_numbers[link], message, tuple(frames)))
         self.receiving.keep_only(self.core.held.queued)
-        invariants.at_the_worker(self.world, self)
+        invariants.after_worker_message(self.world, self)
 
-    def _feed(self, event: Any) -> None:
-        self._do(self.core.handle(event, self.local()))
+    def _handle(self, event: Any) -> None:
+        self._execute(self.core.handle(event, self.local()))
 
     def tick(self) -> None:
-        self._feed(ev.Tick())
+        self._handle(ev.Tick())
 
     def next_deadline(self) -> float | None:
         return self.core.next_deadline()
 
     def drain(self) -> None:
         """Drain the worker, as SIGTERM does."""
-        self._feed(ev.DrainRequested("the simulation"))
+        self._handle(ev.DrainRequested("the simulation"))
 
-    def _do(self, actions: list[Any]) -> None:
+    def _execute(self, actions: list[Any]) -> None:
         for action in actions:
             match action:
-                case ev.Send(link, message, frames):
+                case ev.Send(broker, message, frames):
                     if isinstance(message, Ready | WorkerHeartbeat):
                         message = msgspec.structs.replace(message, warm=self._warm)
                     if isinstance(message, Fetch):
-                        self.receiving.on_fetch(self.lines[link], message)
-                    self.world.network.send_up(self.lines[link], message, frames)
+                        self.receiving.on_fetch(self.links[broker], message)
+                    self.world.network.send_up(self.links[broker], message, frames)
                 case ev.Decode(number, request, model, inputs):
                     held = self.core.held.by_number(number)
                     invariants.on_inputs(self.world, self, held.id, inputs)
                     decoded = ev.Decoded(number, model.resolve(request, (64, 64)))
-                    self.world.after(DECODE_SECONDS, self.when_awake, self._feed, decoded)
+                    self.world.after(DECODE_SECONDS, self.when_awake, self._handle, decoded)
                 case ev.Job():
                     self._jobs.append(action)
-                case ev.Reconnect(link):
-                    self._reconnect(link)
+                case ev.Reconnect(broker):
+                    self._reconnect(broker)
                 case ev.Cancel(number):
                     self._jobs = [job for job in self._jobs if job.number != number]
                     self._over.add(number)
                 case ev.Exit(status):
-                    self.world.tell(f"{self.name} exits with {status}")
-                    self.die(silently=False)
+                    self.world.log(f"{self.name} exits with {status}")
+                    self.kill(silently=False)
                     self.world.start_worker_later(self.index, 1.0)
                     return
                 case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "too many":
-                    self.world.witness.evicted.add(bytes.fromhex(fields["request_id"]))
+                    self.world.record.evicted.add(bytes.fromhex(fields["request_id"]))
                 case ev.LogEvent(text="answer dropped", fields=fields) if fields["reason"] == "expired":
-                    invariants.on_too_old(self.world, self, bytes.fromhex(fields["request_id"]))
+                    invariants.on_answer_expired(self.world, self, bytes.fromhex(fields["request_id"]))
                 case ev.LogEvent() if self.world.recording:
                     about = action.fields.get("request_id")
                     key = None if about is None else bytes.fromhex(str(about))
-                    self.world.tell(f"{self.name}: {action.text} {action.fields}", key)
+                    self.world.log(f"{self.name}: {action.text} {action.fields}", key)
         self.arm(self.core.next_deadline())
         if self._jobs and not self._busy:
             self._busy = True
             self.world.after(0.003, self._begin)
 
-    def _reconnect(self, link: int) -> None:
+    def _reconnect(self, broker: int) -> None:
         """Open a new connection to a broker."""
-        old = self.lines[link]
+        old = self.links[broker]
         invariants.on_reconnect(self.world, self, old)
-        self.world.tell(f"{self.name} dials {old.name} again")
-        self.world.network.hang_up(old)
-        self.lines[link] = self.world.network.dial(self, old.name)
-        self._links = {each: number for number, each in enumerate(self.lines)}
+        self.world.log(f"{self.name} dials {old.name} again")
+        self.world.network.close(old)
+        self.links[broker] = self.world.network.dial(self, old.name)
+        self._link_numbers = {each: number for number, each in enumerate(self.links)}
 
-    def die(self, *, silently: bool) -> None:
+    def kill(self, *, silently: bool) -> None:
         """Kill the process; `silently`: with its host, so that its connections are not closed."""
         self.alive = False
         self._inbox.clear()
-        for line in self.lines:
-            self.world.network.hang_up(line, silently=silently)
+        for link in self.links:
+            self.world.network.close(link, silently=silently)
 
     # ---- the device -------------------------------------------------------------------------------------
 
@@ -202,13 +202,13 @@ class WorkerPeer(Peer):
         begun = [self.core.held.by_number(job.number) for job in self._batch]
         invariants.on_batch(self, [held.id for held in begun if held is not None])
         for held in begun:
-            invariants.on_begun(self.world, self, held)
-        self._feed(ev.Started(tuple(job.number for job in self._batch)))
+            invariants.on_started(self.world, self, held)
+        self._handle(ev.Started(tuple(job.number for job in self._batch)))
         if not self.alive:
             return
         seconds = loading + self._speed * (plan.batch_seconds + plan.image_seconds * len(self._batch))
         if any(job.request.prompt == "poison" for job in self._batch):
-            self.world.after(self.world.dice.uniform(0.05, 1.0) * seconds + 0.03, self._device, self._poisoned)
+            self.world.after(self.world.rng.uniform(0.05, 1.0) * seconds + 0.03, self._device, self._poisoned)
             seconds += 1e9
         self.world.after(seconds / STEPS, self._device, lambda: self._step(1, seconds / STEPS))
 
@@ -220,11 +220,11 @@ class WorkerPeer(Peer):
         return True
 
     def _step(self, step: int, pause: float) -> None:
-        wanted = tuple(job.number for job in self._batch if job.number not in self._over)
-        if step == STEPS or not wanted:
+        unfinished_jobs = tuple(job.number for job in self._batch if job.number not in self._over)
+        if step == STEPS or not unfinished_jobs:
             self._end()
             return
-        self._feed(ev.Stepped(wanted, step, STEPS))
+        self._handle(ev.Stepped(unfinished_jobs, step, STEPS))
         self.world.after(pause, self._device, lambda: self._step(step + 1, pause))
 
     def _poisoned(self) -> None:
@@ -234,8 +234,12 @@ class WorkerPeer(Peer):
             self._end()
 
     def _make(self, request_id: bytes) -> tuple[bytes, ...]:
-        ask = self.world.witness.ask_of(request_id)
-        return images_of(self.name, request_id, ask.images, ask.image_bytes) if ask is not None else (b"image",)
+        submission = self.world.record.submission_of(request_id)
+        return (
+            images_of(self.name, request_id, submission.images, submission.image_bytes)
+            if submission is not None
+            else (b"image",)
+        )
 
     def _end(self) -> None:
         batch, self._batch = self._batch, []
@@ -244,19 +248,19 @@ class WorkerPeer(Peer):
                 continue
             prompt = job.request.prompt
             if prompt == "big":
-                self._feed(ev.Failed(job.number, "out_of_memory", "does not fit"))
+                self._handle(ev.Failed(job.number, "out_of_memory", "does not fit"))
             elif prompt == "bad":
-                self._feed(ev.Failed(job.number, "generation_failed", "the pipeline raised"))
+                self._handle(ev.Failed(job.number, "generation_failed", "the pipeline raised"))
             else:
                 held = self.core.held.by_number(job.number)
                 if held is not None:
                     images = self._make(held.id)
-                    invariants.on_made(self.world, self, held.id, images)
-                    self._feed(finished(job, images, len(batch)))
+                    invariants.on_generated(self.world, self, held.id, images)
+                    self._handle(finished(job, images, len(batch)))
         self._over.clear()
         done = ev.CallDone(requests=len(batch), images=len(batch), steps=4, seconds=0.1, seconds_per_image=None)
-        self._feed(done)
-        self._feed(ev.Idle())
+        self._handle(done)
+        self._handle(ev.Idle())
         self._busy = bool(self._jobs)
         if self._busy:
             self.world.after(0.003, self._begin)

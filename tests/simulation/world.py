@@ -11,17 +11,17 @@ from tests.simulation import invariants
 from tests.simulation.brokers import BrokerPeer
 from tests.simulation.clients import ClientPeer
 from tests.simulation.faults import FAULTS
-from tests.simulation.load import give_load
+from tests.simulation.fleet_record import FleetRecord
+from tests.simulation.history import History
+from tests.simulation.load import schedule_load
 from tests.simulation.network import Network
 from tests.simulation.peers import Peer
-from tests.simulation.plan import CALM, Plan
-from tests.simulation.story import Story
-from tests.simulation.witness import Witness
+from tests.simulation.plan import FAULTS_END, Plan
 from tests.simulation.workers import WorkerPeer
 
-PATIENCE = 400.0
+MAX_SECONDS = 400.0
 """Seconds after which a fleet that is not idle counts as stuck."""
-AFTERMATH = 2.5
+IDLE_SECONDS = 2.5
 """Seconds for which an idle fleet is still observed."""
 
 
@@ -30,11 +30,11 @@ class World:
 
     def __init__(self, plan: Plan, *, recording: bool = False) -> None:
         self.plan = plan
-        self.dice = random.Random(plan.seed * 2 + 1)
+        self.rng = random.Random(plan.seed * 2 + 1)
         self.now = 0.0
         self.recording = recording
-        self.story = Story(self)
-        self.witness = Witness()
+        self.history = History(self)
+        self.record = FleetRecord()
         self.network = Network(self)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
@@ -48,9 +48,9 @@ class World:
             self.start_worker(index)
         for index in range(plan.clients):
             self.clients.append(ClientPeer(self, index))
-        give_load(self)
+        schedule_load(self)
         for fault in plan.faults:
-            self.at(fault.at, self._strike, fault)
+            self.at(fault.at, self._inject, fault)
 
     # ---- time -------------------------------------------------------------------------------------------
 
@@ -73,14 +73,14 @@ class World:
 
     def run(self) -> None:
         """Run the fleet to its end. Raises `Violation` if an invariant is violated."""
-        self._run_until(CALM)
-        self.tell("---- nothing bad happens from here on ----")
-        while not invariants.at_rest(self):
-            if self.now > PATIENCE:
+        self._run_until(FAULTS_END)
+        self.log("---- no faults from here on ----")
+        while not invariants.is_idle(self):
+            if self.now > MAX_SECONDS:
                 break
             self._run_until(self.now + 1.0)
-        self._run_until(self.now + AFTERMATH)
-        invariants.at_the_end(self)
+        self._run_until(self.now + IDLE_SECONDS)
+        invariants.run_final_checks(self)
 
     # ---- processes --------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ class World:
         """Start a broker, unless it runs."""
         if self.brokers[index] is None:
             broker = self.brokers[index] = BrokerPeer(self, index)
-            self.tell(f"{broker.name} starts")
+            self.log(f"{broker.name} starts")
             self.network.listen(broker.address)
 
     def kill_broker(self, index: int, pause: float) -> None:
@@ -105,11 +105,11 @@ class World:
         broker = self.brokers[index]
         if broker is None:
             return
-        self.tell(f"{broker.name} is killed")
+        self.log(f"{broker.name} is killed")
         broker.alive = False
-        self.witness.broker_died = self.now
+        self.record.last_broker_kill = self.now
         self.brokers[index] = None
-        self.network.unlisten(broker)
+        self.network.stop_listening(broker)
         self.after(pause, self.start_broker, index)
 
     def start_worker(self, index: int) -> None:
@@ -117,7 +117,7 @@ class World:
         old = self.workers[index]
         if old is None or not old.alive:
             self.workers[index] = worker = WorkerPeer(self, index)
-            self.tell(f"{worker.name} starts")
+            self.log(f"{worker.name} starts")
 
     def start_worker_later(self, index: int, pause: float) -> None:
         """Start a worker after a pause, as systemd does."""
@@ -127,9 +127,9 @@ class World:
         """Kill a worker, `silently` with its host; start another one after a pause."""
         if not worker.alive:
             return
-        self.tell(f"{worker.name} is {'cut off with its host' if silently else 'killed'} {why}".rstrip())
-        invariants.on_death(self, worker)
-        worker.die(silently=silently)
+        self.log(f"{worker.name} is {'cut off with its host' if silently else 'killed'} {why}".rstrip())
+        invariants.on_worker_killed(self, worker)
+        worker.kill(silently=silently)
         self.start_worker_later(worker.index, pause)
 
     def replace_client(self, client: ClientPeer, pause: float) -> None:
@@ -137,7 +137,7 @@ class World:
 
         def start() -> None:
             fresh = ClientPeer(self, client.index)
-            self.tell(f"{fresh.name} starts")
+            self.log(f"{fresh.name} starts")
             self.clients[client.index] = fresh
 
         self.after(pause, start)
@@ -146,23 +146,23 @@ class World:
         """Return all live processes."""
         return [peer for peer in (*self.brokers, *self.workers, *self.clients) if peer is not None and peer.alive]
 
-    def _strike(self, fault: Any) -> None:
+    def _inject(self, fault: Any) -> None:
         if FAULTS[fault.kind](self, fault):
-            self.witness.faults[fault.kind] += 1
+            self.record.faults[fault.kind] += 1
 
     # ---- records ----------------------------------------------------------------------------------------
 
     def released_on_arrival(self, worker: Peer, message: Any) -> None:
         """Record that a RELEASE has arrived or was lost."""
         if isinstance(message, Release):
-            self.witness.releases.subtract((worker.id, request_id) for request_id in message.request_ids)
+            self.record.releases.subtract((worker.id, request_id) for request_id in message.request_ids)
 
-    def tell(self, text: str, key: bytes | None = None) -> None:
+    def log(self, text: str, key: bytes | None = None) -> None:
         """Add a line to the history; without `key` it concerns all requests."""
         if self.recording:
-            self.story.add(self.now, text, None if key is None else [key])
+            self.history.add(self.now, text, None if key is None else [key])
 
-    def tell_message(self, text: str, message: Any) -> None:
+    def log_message(self, text: str, message: Any) -> None:
         """Add a line about a message to the history of the requests that it names."""
         if not isinstance(message, BrokerHeartbeat):
-            self.story.add_message(self.now, text, message)
+            self.history.add_message(self.now, text, message)

@@ -309,6 +309,12 @@ GPU = (
             )
         ),
     ),
+    Panel(
+        "Cost predictions",
+        "Mean relative error of predicted device time, by model.",
+        "percentunit",
+        (_by("model", _worker("prediction_error_ratio")),),
+    ),
     Panel("One denoising step", "", "s", _quantiles("imagegen_worker_step_seconds", f"{{{WORKER}}}")),
     Panel("Calls", "Finished jobs per second, by outcome.", "short", (_by("outcome", _rate("calls_total")),)),
     Panel(

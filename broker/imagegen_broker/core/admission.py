@@ -38,8 +38,9 @@ class Admission:
 
     def rejection(self, client: Client, message: Submit, payload: Payload, now: float) -> Error | None:
         """Return the ERROR with which a new request is rejected, or None if it is accepted."""
-        text = _payload_problem(message, payload)
-        if text is not None:
+        sizes = message.frame_bytes or [len(frame) for frame in payload]
+        size = sum(sizes)
+        if (text := _payload_problem(message, payload, sizes, size)) is not None:
             return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
         if message.model is not None and self.is_unknown(message.model, now):
             text = self._unknown_model(message.model)
@@ -47,9 +48,7 @@ class Admission:
         left = message.timeout_seconds
         if left is not None and (text := self.lateness(message, message.model, left, now)) is not None:
             return Error(request_id=message.request_id, code=DeadlineExceededError.code, message=text)
-        if (
-            text := self._overload(client, message.model, sum(message.frame_bytes) or sum(map(len, payload)))
-        ) is not None:
+        if (text := self._overload(client, message.model, size)) is not None:
             return Error(
                 request_id=message.request_id,
                 code=OverloadedError.code,
@@ -132,17 +131,16 @@ class Admission:
         return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
 
 
-def _payload_problem(message: Submit, payload: Payload) -> str | None:
+def _payload_problem(message: Submit, payload: Payload, sizes: list[int], size: int) -> str | None:
     """Return what is wrong with the payload of a SUBMIT, or with the sizes of one that is fetched; else None."""
-    sizes = message.frame_bytes or list(map(len, payload))
     if not sizes:
         return "a submit needs a body, inline or described by frame_bytes"
     if message.frame_bytes and payload:
         return f"the payload has frame_bytes and {len(payload)} inline frames; it is either fetched or inline"
     if sizes[0] > MAX_BODY_BYTES:
         return f"the body is {sizes[0]} bytes long, at most {MAX_BODY_BYTES} are allowed"
-    if sum(sizes) > MAX_PAYLOAD_BYTES or sum(sizes) == 0:
-        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
-    if payload and sum(sizes) > MAX_INLINE_BYTES:
-        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    if not 0 < size <= MAX_PAYLOAD_BYTES:
+        return f"the payload is {size} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    if payload and size > MAX_INLINE_BYTES:
+        return f"the inline payload is {size} bytes long, at most {MAX_INLINE_BYTES} are allowed"
     return None

@@ -117,14 +117,15 @@ class BrokerCore:
         return deadline
 
     def _flush(self, now: float) -> list[Action]:
-        self.clients.begin_flush()
+        self._flush_at_once = self.clients.begin_flush()
         for request in self.table.deadlines.due(now):
             text = f"timeout_seconds elapsed after {now - request.arrived_at:.3f} s in state {request.state.value}"
             self._exceed_deadline(request, text, now)
         is_tick = now >= self._next_tick
         if is_tick:
             self._tick(now)
-        self.transfers.flush(now)
+        if self.table.fetching:
+            self.transfers.flush(now)
         # RELEASE makes room at a worker, and must precede WORK.
         self.outbox.flush(now)
         if now >= self.dispatching_from:
@@ -136,7 +137,6 @@ class BrokerCore:
         # After dispatching: the remaining requests have their final queue positions.
         if is_tick:
             self._send_positions(self.positions.tick())
-        self._flush_at_once = self.clients.needs_flush
         if not self._flush_at_once:
             self._send_positions(self.positions.new())
         return self.outbox.take()

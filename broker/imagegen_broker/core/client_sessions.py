@@ -148,18 +148,18 @@ class ClientSessions:
         self._table.fetching.pop(client.id, None)
         self._outbox.discard_client(client.id)
 
-    def begin_flush(self) -> None:
-        """Resume the clients whose connections accepted the messages of the last flush: they are reachable."""
+    def begin_flush(self) -> bool:
+        """Resume the clients whose connections accepted the messages of the last flush: they are reachable.
+
+        Return whether clients wait for the next flush.
+        """
         for client in self._contacted:
             if self.by_id.get(client.id) is client and not client.blocked:
                 client.is_reachable = True
                 self._table.limits.pause_or_resume(client)
                 self._table.attach_held(client)
-        self._contacted, self._registered = self._registered, []
-
-    @property
-    def needs_flush(self) -> bool:
-        """Whether clients wait for the next flush."""
+        if self._contacted or self._registered:
+            self._contacted, self._registered = self._registered, []
         return bool(self._contacted)
 
     def send_failed(self, client_id: bytes, message: Message | bytes, answered_id: bytes | None) -> None:

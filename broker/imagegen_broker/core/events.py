@@ -16,7 +16,7 @@ Payload = Sequence[Any]
 # ---- actions ----------------------------------------------------------------------------------------
 
 
-class SendToClient(msgspec.Struct, frozen=True):
+class SendToClient(msgspec.Struct, frozen=True, gc=False):
     """Send a message to a client. A `message` of type bytes is an encoded header that a worker sent."""
 
     client_id: bytes
@@ -26,7 +26,7 @@ class SendToClient(msgspec.Struct, frozen=True):
     """Id of the request that this terminal answer ends; None for other messages."""
 
 
-class SendToWorker(msgspec.Struct, frozen=True):
+class SendToWorker(msgspec.Struct, frozen=True, gc=False):
     """Send a message to a worker."""
 
     worker_id: bytes
@@ -59,7 +59,7 @@ Action = Send | LogEvent | StateChange
 # ---- events -----------------------------------------------------------------------------------------
 
 
-class ReceivedFromClient(msgspec.Struct, frozen=True):
+class ReceivedFromClient(msgspec.Struct, frozen=True, gc=False):
     """A client has sent a message; `client_id` is its routing id, `key` its public key, if keys are used."""
 
     client_id: bytes
@@ -68,7 +68,7 @@ class ReceivedFromClient(msgspec.Struct, frozen=True):
     key: bytes = b""
 
 
-class ReceivedFromWorker(msgspec.Struct, frozen=True):
+class ReceivedFromWorker(msgspec.Struct, frozen=True, gc=False):
     """A worker has sent a message; `worker_id` is its routing id, `header` the encoded message."""
 
     worker_id: bytes

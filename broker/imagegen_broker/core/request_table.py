@@ -102,7 +102,7 @@ class RequestTable:
         if is_queued:
             self._scheduler.queue.remove(request)
         elif is_unacknowledged:
-            self.limits.count(request.client, -1)
+            self.limits.decrease(request.client)
         request.end_relay()
         request.client.downloads.remove(request.id)
         request.previous_client = request.client
@@ -111,7 +111,7 @@ class RequestTable:
         if is_queued:
             self._scheduler.push(request, requeued=request.requeued)
         elif is_unacknowledged:
-            self.limits.count(client, 1)
+            self.limits.increase(client)
         elif request.state is State.RECEIVING:
             self._fetch_payload(request)
 
@@ -134,11 +134,11 @@ class RequestTable:
 
     def _enqueue(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
         """Move a request to QUEUED (see `FairQueue.push`), or to RECEIVING if its payload is not here."""
-        is_new = request.state is State.NEW
-        self._transition(request, State.QUEUED if request.is_complete else State.RECEIVING)
+        is_new, is_complete = request.state is State.NEW, request.is_complete
+        self._transition(request, State.QUEUED if is_complete else State.RECEIVING)
         if not is_new:
             self.deadlines.add(request, len(self.requests))  # its entry may have been dropped when it was answered
-        if request.is_complete:
+        if is_complete:
             self._scheduler.push(request, requeued=requeued, first=first)
             self._positions.follow(request)
         else:
@@ -305,11 +305,11 @@ class RequestTable:
             name = None if worker is None else worker.name
             change = StateChange(request.id, request.submit.traceparent, old, state, request.attempt, name)
             self._outbox.add(change)
-        self.receiving += (state is State.RECEIVING) - (old is State.RECEIVING)
         if old is State.QUEUED:
             self._scheduler.queue.remove(request)
             self._positions.unfollow(request)
         elif old is State.RECEIVING:
+            self.receiving -= 1
             request.client.downloads.remove(request.id)
         elif old is State.DISPATCHED and worker is not None:
             worker.unassign(request)
@@ -319,13 +319,16 @@ class RequestTable:
             request.client.missed.pop(request.id, None)
             if worker is not None:
                 del worker.answers[request.id]
-            request.end_relay()
+            if request.relay is not None:
+                request.end_relay()
             request.answer = request.relay = None
         request.worker = None
         request.state = state
-        change_of_count = (state in _UNACKNOWLEDGED) - (old in _UNACKNOWLEDGED)
-        if change_of_count:
-            self.limits.count(request.client, change_of_count)
+        if state is State.RECEIVING:
+            self.receiving += 1
+        is_unacknowledged = state in _UNACKNOWLEDGED
+        if is_unacknowledged != (old in _UNACKNOWLEDGED):
+            (self.limits.increase if is_unacknowledged else self.limits.decrease)(request.client)
 
     def log(self, text: str, request: Request, worker: Worker | None, **fields: object) -> None:
         """Log an event of a request, if such events are logged."""
@@ -336,5 +339,6 @@ class RequestTable:
                 "attempt": request.attempt,
             }
             if worker is not None:
-                about["worker"] = worker.name
-            self._outbox.add(LogEvent(logging.INFO, text, about | fields))
+                about["worker"] = worker.ready.name
+            about.update(fields)
+            self._outbox.add(LogEvent(logging.INFO, text, about))

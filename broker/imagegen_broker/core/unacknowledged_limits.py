@@ -26,13 +26,21 @@ class UnacknowledgedLimits:
         for client in self._busy_clients.values():
             self.pause_or_resume(client)
 
-    def count(self, client: Client, change: int) -> None:
-        client.unacknowledged += change
-        if client.unacknowledged >= self._settings.max_unacknowledged_per_client:
+    def increase(self, client: Client) -> None:
+        """Count one more request of a client."""
+        client.unacknowledged += 1
+        if client.unacknowledged == self._settings.max_unacknowledged_per_client:
             self._busy_clients[client.id] = client
-        else:
+        if client.unacknowledged >= self.maximum_of(client):
+            self.pause_or_resume(client)
+
+    def decrease(self, client: Client) -> None:
+        """Count one request of a client less."""
+        client.unacknowledged -= 1
+        if client.unacknowledged == self._settings.max_unacknowledged_per_client - 1:
             self._busy_clients.pop(client.id, None)
-        self.pause_or_resume(client)
+        if client.unacknowledged == self.maximum_of(client) - 1:
+            self.pause_or_resume(client)
 
     def maximum_of(self, client: Client) -> int:
         """Return the maximum of a client's requests that are DISPATCHED or DELIVERED."""

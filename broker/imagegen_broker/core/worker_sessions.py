@@ -71,7 +71,9 @@ class WorkerSessions:
                 self._outbox.add(SendToWorker(worker_id, self._heartbeat(session=0, beat=0)))
             return
         worker.last_received = now
-        match message:
+        match message:  # the most frequent types come first
+            case Result():
+                self._result(worker, message, header, payload, now)
             case Chunk():
                 self._transfers.on_worker_chunk(worker, message, payload, now)
             case Fetch():
@@ -86,8 +88,6 @@ class WorkerSessions:
                 self._requests.reconcile(worker, message, trusted_beat, now)
             case Progress():
                 self._progress(worker, message, header, payload)
-            case Result():
-                self._result(worker, message, header, payload, now)
             case Error(request_id=request_id) if request_id is not None:
                 if message.code == RETURNED:
                     self._returned(worker, request_id, now)
@@ -242,16 +242,16 @@ class WorkerSessions:
 
     def _result(self, worker: Worker, message: Result, header: bytes, payload: Payload, now: float) -> None:
         """Deliver a RESULT, or end the request if its payload breaks the protocol."""
-        problem = _payload_problem(message, payload)
-        if problem is None and message.payload_id is not None and message.frame_bytes:
-            relay = Relay(message.payload_id, sum(message.frame_bytes))
-            self._answer(worker, message.request_id, "result", header, (), now, relay)
-        elif problem is None:
-            self._answer(worker, message.request_id, "result", header, payload, now)
-        else:
+        sizes = message.frame_bytes or [len(frame) for frame in payload]
+        size = sum(sizes)
+        problem = _payload_problem(message, payload, sizes, size)
+        if problem is not None:
             error = ProtocolError(problem)
             error.request_id, error.is_answer = message.request_id, True
             self.malformed(worker.id, error, now)
+            return
+        relay = Relay(message.payload_id, size) if message.payload_id is not None and message.frame_bytes else None
+        self._answer(worker, message.request_id, "result", header, payload, now, relay)
 
     def _answer(
         self,
@@ -299,15 +299,14 @@ def _list(models: Sequence[str]) -> str:
     return ",".join(models[:_MAX_LOGGED_MODELS]) + more
 
 
-def _payload_problem(message: Result, payload: Payload) -> str | None:
+def _payload_problem(message: Result, payload: Payload, sizes: list[int], size: int) -> str | None:
     """Return what is wrong with the payload of a RESULT, or with the sizes of one that is fetched; else None."""
-    sizes = message.frame_bytes or list(map(len, payload))
     if not sizes or len(sizes) != len(message.images):
         return f"expected one frame for each of {len(message.images)} images, got {len(sizes)}"
     if message.frame_bytes and (payload or message.payload_id is None):
         return "a payload that is fetched needs a payload_id and no inline frames"
-    if payload and sum(sizes) > MAX_INLINE_BYTES:
-        return f"the inline payload is {sum(sizes)} bytes long, at most {MAX_INLINE_BYTES} are allowed"
-    if not 0 < sum(sizes) <= MAX_PAYLOAD_BYTES:
-        return f"the payload is {sum(sizes)} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
+    if payload and size > MAX_INLINE_BYTES:
+        return f"the inline payload is {size} bytes long, at most {MAX_INLINE_BYTES} are allowed"
+    if not 0 < size <= MAX_PAYLOAD_BYTES:
+        return f"the payload is {size} bytes long, from 1 to {MAX_PAYLOAD_BYTES} are allowed"
     return None

@@ -86,7 +86,7 @@ def seconds_per_request(workers: Collection[Measured]) -> float | None:
         return None
     typical = sum(known) / len(known)
     images_per_second = sum(1 / (worker.seconds_per_image or typical) for worker in workers)
-    return len(workers) * _images_per_request(workers) / images_per_second
+    return len(workers) * _images_per_request(workers) / images_per_second if images_per_second > 0 else None
 
 
 def _images_per_request(workers: Collection[Measured]) -> float:

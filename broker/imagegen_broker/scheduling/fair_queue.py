@@ -15,11 +15,12 @@ from imagegen_broker.core.records import Client, Request
 
 
 class _ClientQueue:
-    """The waiting requests of one client, in order, and the total of their predicted seconds."""
+    """The waiting requests of one client for one model, in order, and the total of their predicted seconds."""
 
-    __slots__ = ("requests", "seconds")
+    __slots__ = ("model", "requests", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, model: str | None) -> None:
+        self.model = model
         self.requests: OrderedDict[bytes, Request] = OrderedDict()
         self.seconds = 0.0
 
@@ -63,37 +64,25 @@ class _RoundRobin:
             _in_turn(iter(queue.requests.values()) for queue in queues.values()) for queues in self.turns.values()
         )
 
-    def next(self) -> Request | None:
-        """Return the request whose turn it is, or None."""
-        if not self.turns:
-            return None
-        queue = next(iter(next(iter(self.turns.values())).values()))
-        return next(iter(queue.requests.values()))
-
     def end_turn(self, client: Client) -> None:
         """Move a client behind the others of its owner, and the owner behind the other owners."""
         self.turns[client.owner].move_to_end(client.id)
         self.turns.move_to_end(client.owner)
-
-    def queue_of(self, client: Client, *, is_paused: bool) -> _ClientQueue | None:
-        """Return the queue of a client, or None."""
-        queues = self.paused if is_paused else self.turns.get(client.owner, {})
-        return queues.get(client.id)
 
     def add(self, client: Client, queue: _ClientQueue, *, is_paused: bool) -> None:
         """Add the queue of a client, behind the others."""
         queues = self.paused if is_paused else self.turns.setdefault(client.owner, OrderedDict())
         queues[client.id] = queue
 
-    def remove(self, client: Client, *, is_paused: bool) -> _ClientQueue:
-        """Remove the queue of a client and return it."""
+    def remove(self, client: Client, *, is_paused: bool) -> None:
+        """Remove the queue of a client."""
         if is_paused:
-            return self.paused.pop(client.id)
+            del self.paused[client.id]
+            return
         queues = self.turns[client.owner]
-        queue = queues.pop(client.id)
+        del queues[client.id]
         if not queues:
             del self.turns[client.owner]
-        return queue
 
     def max_position(self, request: Request) -> int:
         """Return an upper bound of the number of requests that precede this one, in O(1).
@@ -156,8 +145,8 @@ class FairQueue:
         self._waiting: dict[str | None, int] = {}
         self._ready: dict[str | None, int] = {}
         self._seconds: dict[str | None, float] = {}
-        self._client_queues: dict[bytes, dict[_RoundRobin, str | None]] = {}
-        """Position of each queue of a client (its round robin), with the model of the queue."""
+        self._client_queues: dict[bytes, dict[_RoundRobin, _ClientQueue]] = {}
+        """The queues of each client, by the round robin that they are in."""
         self._paused: set[bytes] = set()
         """Ids of the paused clients."""
 
@@ -201,24 +190,24 @@ class FairQueue:
         if client.id in self._paused:
             return
         self._paused.add(client.id)
-        for part, model in self._client_queues.get(client.id, {}).items():
-            queue = part.remove(client, is_paused=False)
+        for part, queue in self._client_queues.get(client.id, {}).items():
+            part.remove(client, is_paused=False)
             part.add(client, queue, is_paused=True)
             part.ready -= len(queue.requests)
-            self._ready[model] -= len(queue.requests)
-            self._seconds[model] -= queue.seconds
+            self._ready[queue.model] -= len(queue.requests)
+            self._seconds[queue.model] -= queue.seconds
 
     def resume(self, client: Client) -> None:
         """Give a paused client turns again, behind the other clients. O(client queues of the client)."""
         if client.id not in self._paused:
             return
         self._paused.discard(client.id)
-        for part, model in self._client_queues.get(client.id, {}).items():
-            queue = part.remove(client, is_paused=True)
+        for part, queue in self._client_queues.get(client.id, {}).items():
+            part.remove(client, is_paused=True)
             part.add(client, queue, is_paused=False)
             part.ready += len(queue.requests)
-            self._ready[model] += len(queue.requests)
-            self._seconds[model] += queue.seconds
+            self._ready[queue.model] += len(queue.requests)
+            self._seconds[queue.model] += queue.seconds
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -232,11 +221,11 @@ class FairQueue:
         request.requeued = requeued
         part = level.part_of(request)
         is_paused = client.id in self._paused
-        queue = part.queue_of(client, is_paused=is_paused)
+        own = self._client_queues.setdefault(client.id, {})
+        queue = own.get(part)
         if queue is None:
-            queue = _ClientQueue()
+            queue = own[part] = _ClientQueue(model)
             part.add(client, queue, is_paused=is_paused)
-            self._client_queues.setdefault(client.id, {})[part] = model
         queue.push(request, first=first)
         self._waiting[model] = self._waiting.get(model, 0) + 1
         if self._waiting[model] == 1:
@@ -249,13 +238,14 @@ class FairQueue:
     def peek(self, model: str | None) -> Request | None:
         """Return the next request that may be dispatched for the model, or None."""
         levels = self._models.get(model)
-        if not levels:
+        if levels is None:
             return None
-        for priority in sorted(levels, reverse=True):
+        for priority in sorted(levels, reverse=True) if len(levels) > 1 else levels:
             level = levels[priority]
-            request = level.requeued.next() or level.new.next()
-            if request is not None:
-                return request
+            turns = level.requeued.turns or level.new.turns
+            if turns:
+                queue = next(iter(next(iter(turns.values())).values()))
+                return next(iter(queue.requests.values()))
         return None
 
     def in_order(self, model: str | None) -> Iterator[Request]:
@@ -293,9 +283,7 @@ class FairQueue:
         level = levels[request.priority]
         part = level.part_of(request)
         is_paused = client.id in self._paused
-        queue = part.queue_of(client, is_paused=is_paused)
-        if queue is None:
-            raise KeyError(request.id)
+        queue = self._client_queues[client.id][part]
         del queue.requests[request.id]
         queue.seconds -= seconds
         if not is_paused:

@@ -56,8 +56,9 @@ class QueuePositions:
 
     def unfollow(self, request: Request) -> None:
         """Report no more positions of a request."""
-        self._new.pop(request.id, None)
-        self._reported.pop(request.id, None)
+        if self._new or self._reported:
+            self._new.pop(request.id, None)
+            self._reported.pop(request.id, None)
 
     def new(self) -> list[QueuePosition]:
         """Return upper bounds for the requests that have entered the queue since the last call."""

@@ -47,8 +47,9 @@ def command(
     """Run a load test and print throughput and latency.
 
     Submits all requests at once. Latency percentiles (nearest rank) cover successful requests, from
-    submission to answer. Batches are counted from the workers' totals, so other clients' requests are
-    included. The exit status is 1 if a request failed.
+    submission to answer. total_batches and avg_batch_size cover this burst only; with continuous batching
+    the size is that of the largest batch in which each request ran. The exit status is 1 if a request
+    failed.
 
     \b
     Examples:
@@ -70,8 +71,6 @@ def command(
             report = run_burst(client, prompt, burst, options, stats_timeout=timeout, on_answer=count)
         except InvalidRequestError as error:
             raise click.UsageError(error.message) from error
-    if report.missing:
-        echo(f"warning: batches of {report.missing} requests are not yet in the workers' totals", err=True)
     numbers = report.as_json()
     echo(json.dumps(numbers, indent=2) if as_json else describe(report, numbers))
     if report.errors:

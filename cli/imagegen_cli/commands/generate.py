@@ -114,6 +114,7 @@ def _read_size(context: click.Context, option: click.Parameter, text: str | None
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print only the paths of the files; no progress bars.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt and line.")
+@click.option("--show", is_flag=True, help="Show the images in the terminal, too.")
 @click.option(
     "--otlp-endpoint",
     metavar="URL",
@@ -134,6 +135,7 @@ def command(
     jobs: int,
     quiet: bool,
     as_json: bool,
+    show: bool,
     otlp_endpoint: str | None,
     brokers: Endpoints,
     connect_timeout: float,
@@ -153,10 +155,12 @@ def command(
       imagegen generate "a red circle on a blue background"
       imagegen generate "a red circle" --out circle.webp --seed 7 --steps 20 --size 512x512
       imagegen generate "a red circle" --image sketch.png --format webp --quality 80
+      imagegen generate "a red circle" --show
       imagegen generate "a red circle" -n 4 --broker tcp://a:5555 --broker tcp://b:5555
       imagegen generate --prompts prompts.txt --out images --pattern "{index:03}-{prompt}.png" --seed 1
       echo '{"prompt": "a green square", "width": 512}' | imagegen generate --prompts - --json
     """
+    _check_show(show, as_json)
     _set_size(options, size)
     options["output_format"] = _output_format(options["output_format"], pattern, out)
     given = _read(prompts, files, options, seed)
@@ -166,7 +170,7 @@ def command(
     output, requests = _select(given, out, pattern, existing or Existing.REFUSE, several)
     _report_skipped(0 if quiet else len(given) - len(requests), len(given))
     view = _progress_view(len(requests), shown=not quiet and sys.stderr.isatty())
-    writer = ResultWriter(output, view, quiet=quiet, as_json=as_json)
+    writer = ResultWriter(output, view, quiet=quiet, as_json=as_json, show=show)
     broker: Connection = {
         "brokers": brokers, "connect_timeout": connect_timeout, "key": key, "broker_key": broker_key
     }  # fmt: skip
@@ -182,6 +186,13 @@ def command(
             writer.write(outcome)
     if writer.failed:
         click.get_current_context().exit(1)
+
+
+def _check_show(show: bool, as_json: bool) -> None:
+    if show and as_json:
+        raise click.UsageError("--show and --json exclude each other")
+    if show and not sys.stdout.isatty():
+        raise click.UsageError("--show needs a terminal, and stdout is none; leave it out")
 
 
 def _set_size(options: dict[str, Any], size: tuple[int, int] | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from imagegen_cli.prompts import PreparedRequest
 from imagegen_cli.terminal import echo
@@ -14,6 +14,9 @@ from imagegen_client.progress import Progress
 from imagegen_client.result import GenerationResult
 from imagegen_client.sync import Client
 from imagegen_protocol import BrokerUnreachableError, ClientClosedError, ImagegenError, UnauthorizedError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _CONNECTION_ERRORS = (BrokerUnreachableError, UnauthorizedError, ClientClosedError)
 """Errors of the connection: every other request would fail in the same way."""
@@ -42,6 +45,12 @@ class ProgressView:
     def print_line(self, line: str, *, err: bool = False) -> None:
         """Print a line to stdout, or stderr if `err`."""
         echo(line, err=err)
+
+    def print_image(self, image: "Image.Image") -> None:
+        """Print an image to stdout, which is a terminal."""
+        from imagegen_cli.inline_images import print_image
+
+        print_image(image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,22 @@ from imagegen_protocol.parameters import PARAMETERS
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_LISTS = {parameter.option: parameter for parameter in PARAMETERS.values() if parameter.kind == "images"}
+"""The parameter that gets the values of an option that is given several times, by the option."""
 
 
 def parameter_options(*names: str, **changes: Mapping[str, Any]) -> Callable[[F], F]:
     """Return a decorator that adds the options of the named parameters; without names, all but the prompt.
 
-    Each option passes its value under the parameter's name; None is the default. `changes`: arguments of
+    Each option passes its value under the parameter's name; None is the default. A list of images has no option of
+    its own: it gets the values if the option of the single image is given several times. `changes`: arguments of
     `click.option` by the name of a parameter, instead of the derived ones.
     """
 
     def decorate(function: F) -> F:
         for name in reversed(names or [name for name in PARAMETERS if name != "prompt"]):
+            if PARAMETERS[name].kind == "images":
+                continue
             function = parameter_option(PARAMETERS[name], **changes.get(name, {}))(function)
         return function
 
@@ -59,6 +64,8 @@ def _help(parameter: Parameter) -> str:
         text += f" In {info.unit}."
     if parameter.kind == "map":
         text += " The value is JSON, such as 2, true, [1, 2] or '\"text\"'."
+    if parameter.kind == "image" and parameter.option in _LISTS:
+        text += f" Several times: {_LISTS[parameter.option].info.description}"
     if parameter.kind in ("map", "objects"):
         text += " May be given several times."
     words = parameter.default_words
@@ -81,6 +88,8 @@ def _shape(parameter: Parameter) -> dict[str, Any]:
             return {"type": bool}
         case "string":
             return {"type": str}
+        case "image" if parameter.option in _LISTS:
+            return {"type": _FILE, "multiple": True, "callback": _read_images(_LISTS[parameter.option].name)}
         case "image":
             return {"type": _FILE}
         case "objects" if [field.name for field in parameter.fields] == ["name", "scale"]:
@@ -88,6 +97,16 @@ def _shape(parameter: Parameter) -> dict[str, Any]:
         case "map":
             return {"multiple": True, "callback": _read_map}
     raise TypeError(f"{parameter.name}: there is no option for a parameter of the kind {parameter.kind}")
+
+
+def _read_images(name: str) -> Callable[[click.Context, click.Parameter, tuple[Path, ...]], Path | None]:
+    """Return a callback that passes one file under the option's parameter, and several under `name`."""
+
+    def read(context: click.Context, option: click.Parameter, given: tuple[Path, ...]) -> Path | None:
+        context.params[name] = list(given) if len(given) > 1 else None
+        return given[0] if len(given) == 1 else None
+
+    return read
 
 
 def _read_scaled_names(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -20,6 +20,9 @@ from imagegen_cli.durations import format_duration, format_estimate
 from imagegen_cli.prompts import PreparedRequest
 from imagegen_cli.terminal import echo
 from imagegen_client.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_ROWS = 8
 """Maximum number of running requests shown."""
@@ -142,15 +145,7 @@ class ProgressDisplay(ProgressView):
         self._now = now
         # Rich renders in a thread of its own, so that the clocks run.
         self._lock = threading.Lock()
-        self._live = Live(
-            get_renderable=self._render,
-            console=EscapingConsole(stderr=True),
-            transient=True,
-            refresh_per_second=8,
-            # Redirecting would send output meant for a file to the terminal.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        self._live = self._new_live()
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
@@ -188,6 +183,25 @@ class ProgressDisplay(ProgressView):
             self._live.console.print(Text(line), soft_wrap=True)
         else:
             echo(line)
+
+    def print_image(self, image: "Image.Image") -> None:
+        """Print an image to stdout, above the bars."""
+        self._live.stop()
+        super().print_image(image)
+        # One that is started again would erase as many lines as its bars had before.
+        self._live = self._new_live()
+        self._live.start(refresh=True)
+
+    def _new_live(self) -> Live:
+        return Live(
+            get_renderable=self._render,
+            console=EscapingConsole(stderr=True),
+            transient=True,
+            refresh_per_second=8,
+            # Redirecting would send output meant for a file to the terminal.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def _render(self) -> RenderableType:
         with self._lock:

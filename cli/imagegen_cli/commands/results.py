@@ -8,7 +8,8 @@ from typing import Any
 from imagegen_cli.commands.errors import describe
 from imagegen_cli.commands.generation import Outcome, ProgressView
 from imagegen_cli.output_files import OutputFiles
-from imagegen_protocol import ImagegenError
+from imagegen_client.result import GenerationResult
+from imagegen_protocol import ImagegenError, ProtocolError
 
 
 class NotWrittenError(ImagegenError):
@@ -20,15 +21,19 @@ class NotWrittenError(ImagegenError):
 class ResultWriter:
     """Writes the images and prints the outcome of each request; `failed` counts errors.
 
-    `quiet` prints only the paths of the files, `as_json` one JSON object per request.
+    `quiet` prints only the paths of the files, `as_json` one JSON object per request; `show` also prints the
+    images.
     """
 
-    def __init__(self, output: OutputFiles, view: ProgressView, *, quiet: bool, as_json: bool) -> None:
+    def __init__(
+        self, output: OutputFiles, view: ProgressView, *, quiet: bool, as_json: bool, show: bool = False
+    ) -> None:
         self.failed = 0
         self._output = output
         self._view = view
         self._quiet = quiet
         self._as_json = as_json
+        self._show = show
 
     def write(self, outcome: Outcome) -> None:
         """Write the images of a result and print its lines, or print the error."""
@@ -47,6 +52,15 @@ class ResultWriter:
             self._view.print_line(describe(error, request.where), err=True)
         for line in self._lines(replace(outcome, error=error), files):
             self._view.print_line(line)
+        if self._show and result is not None and error is None:
+            self._show_images(result)
+
+    def _show_images(self, result: GenerationResult) -> None:
+        try:
+            for image in result.images:
+                self._view.print_image(image)
+        except (OSError, ProtocolError) as problem:
+            self._view.print_line(f"warning: the image cannot be shown: {problem}", err=True)
 
     def _lines(self, outcome: Outcome, files: list[Path]) -> list[str]:
         result, error = outcome.result, outcome.error

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from imagegen_protocol.capabilities import ModelCapabilities
 from imagegen_protocol.limits import MAX_SIDE_PIXELS, MAX_STEPS
 
 
@@ -37,6 +38,8 @@ class Limits:
 
 UNLIMITED = Limits(max_width=MAX_SIDE_PIXELS, max_height=MAX_SIDE_PIXELS, max_steps=MAX_STEPS, priority=100)
 """Limits without keys: those of the protocol."""
+_SIZE_MULTIPLE = 16
+"""Divisor of the sizes of a model whose capabilities are unknown: what most models accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,19 @@ class LimitViolation:
 
 def find_violation(limits: Limits, options: Mapping[str, Any]) -> LimitViolation | None:
     """Return the first field of a request's options (`RequestOptions`) that exceeds the limits, or None."""
+    who = "requests" if limits is UNLIMITED else "this key"
     model = options.get("model")
     if limits.models is not None and model is not None and model not in limits.models:
         return LimitViolation("model", f"model: this key may use {' or '.join(limits.models)}, got {model}")
     steps = options.get("num_inference_steps")
     if steps is not None and limits.max_steps is not None and steps > limits.max_steps:
-        message = f"num_inference_steps: the maximum of this key is {limits.max_steps}, got {steps}"
+        message = f"num_inference_steps: the maximum of {who} is {limits.max_steps}, got {steps}"
         return LimitViolation("num_inference_steps", message)
     for name, maximum in (("width", limits.max_width), ("height", limits.max_height)):
         if maximum is not None and (side := options.get(name)) is not None and side > maximum:
-            return LimitViolation("size", f"size: the maximum {name} of this key is {maximum}, got {side}")
+            return LimitViolation("size", f"size: the maximum {name} of {who} is {maximum}, got {side}")
     if (priority := options.get("priority")) is not None and priority > limits.priority:
-        message = f"priority: the maximum of this key is {limits.priority}, got {priority}"
+        message = f"priority: the maximum of {who} is {limits.priority}, got {priority}"
         return LimitViolation("priority", message)
     return None
 
@@ -73,9 +77,38 @@ def with_defaults(limits: Limits, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **options}
 
 
+def within_limits(
+    limits: Limits,
+    options: Mapping[str, Any],
+    model: ModelCapabilities | None,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Return the options with values for what the request does not state and the key limits.
+
+    The default number of steps is lowered to the maximum of the key, and the default size (`image_size`, if the
+    input image sets it) is scaled down to its maximum. `model`: the capabilities of the model; while they are
+    unknown, its defaults are not limited.
+    """
+    found = dict(options)
+    if model is not None and limits.max_steps is not None and model.num_inference_steps > limits.max_steps:
+        found.setdefault("num_inference_steps", limits.max_steps)
+    if "width" in options and "height" in options:
+        return found
+    size = image_size or (None if model is None else (model.width, model.height))
+    if size is None:
+        return found
+    width, height = options.get("width", size[0]), options.get("height", size[1])
+    scale = min(1.0, (limits.max_width or width) / width, (limits.max_height or height) / height)
+    if scale < 1:
+        multiple = _SIZE_MULTIPLE if model is None else model.size_multiple
+        for name, side in (("width", width), ("height", height)):
+            found.setdefault(name, max(int(side * scale) // multiple, 1) * multiple)
+    return found
+
+
 @dataclass(slots=True)
 class TokenBucket:
-    """A rate limit whose bursts are at most one minute's worth, at least 1. Times are monotonic seconds."""
+    """A rate limit of images; bursts are at most one minute's worth, at least 1. Times are monotonic seconds."""
 
     per_minute: float
     _tokens: float = field(init=False)
@@ -94,3 +127,17 @@ class TokenBucket:
             self._tokens -= 1
             return 0.0
         return (1 - self._tokens) / per_second
+
+    def charge(self, tokens: int) -> None:
+        """Take further tokens, even if there are too few: later calls of `take` wait until they are paid."""
+        self._tokens -= tokens
+
+    @property
+    def remaining(self) -> float:
+        """Number of tokens at the last `take`; negative while tokens are owed."""
+        return self._tokens
+
+    @property
+    def reset_seconds(self) -> float:
+        """Seconds from the last `take` until the bucket is full."""
+        return max(0.0, max(1.0, self.per_minute) - self._tokens) * 60 / self.per_minute

@@ -35,9 +35,11 @@ def _schema(parameter: Parameter, by_model: AcceptedParameter, maximum: int | No
         schema = {"default": by_model.default, **schema}
     if by_model.minimum is not None:
         schema["minimum"] = max(by_model.minimum, schema.get("minimum", by_model.minimum))
-    bounds = [bound for bound in (schema.get("maximum"), by_model.maximum, maximum) if bound is not None]
+    # The maximum of a list is the number of its items.
+    most = "max_items" if parameter.kind == "images" else "maximum"
+    bounds = [bound for bound in (schema.get(most), by_model.maximum, maximum) if bound is not None]
     if bounds:
-        schema["maximum"] = min(bounds)
+        schema[most] = min(bounds)
     if by_model.choices is not None:
         for name in ("min_length", "max_length", "pattern"):
             schema.pop(name, None)
@@ -46,4 +48,6 @@ def _schema(parameter: Parameter, by_model: AcceptedParameter, maximum: int | No
         schema["minimum"] = -(-schema["minimum"] // multiple) * multiple
         schema["maximum"] = schema["maximum"] // multiple * multiple
         schema["multiple_of"] = multiple
+    if "default" in schema and "maximum" in schema:
+        schema["default"] = min(schema["default"], schema["maximum"])
     return schema

@@ -27,6 +27,7 @@ from imagegen_gateway.jobs.progress import JobProgress
 from imagegen_gateway.jobs.store import Job, JobStore
 from imagegen_gateway.metrics import Metrics
 from imagegen_gateway.results import check_result
+from imagegen_protocol.declaration import join_images
 
 _log = logging.getLogger("imagegen.gateway.jobs")
 
@@ -159,7 +160,7 @@ class JobRunner:
 
     async def _request(self, job: Job, inputs: dict[str, bytes]) -> GenerationResult:
         """Submit a job's request and return the result, reporting progress. Raises `ImagegenError`."""
-        options: dict[str, Any] = {**job.options, **inputs}
+        options: dict[str, Any] = {**job.options, **join_images(inputs)}
         if (timeout := options.get("timeout_seconds")) is not None:
             options["timeout_seconds"] = left = job.created + timeout - time.time()
             if left <= 0:

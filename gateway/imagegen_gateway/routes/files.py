@@ -18,7 +18,7 @@ _CONTENT = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY)
 @router.get(
     "/{name}",
     response_class=Response,
-    responses={200: {"content": _CONTENT, "description": "The image."}, **error_responses(404, 422, 503)},
+    responses={200: {"content": _CONTENT, "description": "The image."}, **error_responses(400, 404, 503)},
     summary="Fetch an image",
 )
 async def fetch(

@@ -9,10 +9,10 @@ from imagegen_gateway.access import ApiKeyDep, ServicesDep
 from imagegen_gateway.bodies import BodyRoute
 from imagegen_gateway.errors import ApiError, error_responses
 from imagegen_gateway.generation import generate_response
-from imagegen_gateway.input_images import read_input
-from imagegen_gateway.schemas.requests import EditBody, GenerateBody
+from imagegen_gateway.input_images import InputImages, read_inputs
+from imagegen_gateway.schemas.requests import EditBody, GenerateBody, has_size
 from imagegen_gateway.schemas.responses import Images
-from imagegen_protocol.parameters import IMAGE_PARAMETERS
+from imagegen_protocol.limits import MAX_REFERENCE_IMAGES
 
 router = APIRouter(prefix="/v1/images", tags=["images"], route_class=BodyRoute)
 
@@ -22,7 +22,7 @@ _RESPONSES = {
         "description": "The images; with `stream`, the events `….partial_image` and `….completed`.",
         "content": sse.OPENAPI_CONTENT,
     },
-    **error_responses(400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
+    **error_responses(400, 401, 403, 404, 413, 429, 500, 503, 504),
 }
 
 
@@ -31,7 +31,7 @@ _RESPONSES = {
 )
 async def generate(body: GenerateBody, request: Request, services: ServicesDep, api_key: ApiKeyDep) -> Response:
     """Generate images from a prompt. Closing the connection cancels the request."""
-    return await generate_response(services, api_key, request, body, {}, "image_generation")
+    return await generate_response(services, api_key, request, body, InputImages(), "image_generation")
 
 
 @router.post("/edits", responses=_RESPONSES, response_class=Response, summary="Edit an image")
@@ -43,28 +43,25 @@ async def edit(
 ) -> Response:
     """Generate images from a prompt and an image; a mask limits the change to the masked area.
 
+    Several images (`image` or `image[]`, repeated) are references, for models that accept them.
+
     Closing the connection cancels the request.
     """
-    files = {"image": _image(body)}
-    for name, parameter in IMAGE_PARAMETERS.items():
-        file = getattr(body, parameter.http_name, None)
-        if file is not None:
-            files.setdefault(name, file)
-    inputs = {}
-    for name, file in files.items():
-        sets_size = name == "image" and body.size in (None, "auto")
-        field = IMAGE_PARAMETERS[name].http_name
-        data = await file.read()
-        inputs[name] = await services.threads.run(
-            api_key.id, read_input, name, field, data, api_key.limits, sets_size=sets_size
-        )
+    files = {path: ("image", file) for path, file in _images(body).items()}
+    if body.mask is not None:
+        files["mask_image"] = ("mask", body.mask)
+    given = {path: (field, await file.read()) for path, (field, file) in files.items()}
+    inputs = await services.threads.run(api_key.id, read_inputs, given, sets_size=not has_size(body))
     return await generate_response(services, api_key, request, body, inputs, "image_edit")
 
 
-def _image(body: EditBody) -> UploadFile:
-    """Return the only image of the form. Raises `ApiError` 422."""
+def _images(body: EditBody) -> dict[str, UploadFile]:
+    """Return the image of the form, or its references, by their paths in a request. Raises `ApiError` 400."""
     images = [*([body.image] if body.image is not None else []), *(body.images or [])]
-    if len(images) != 1:
+    if len(images) == 1:
+        return {"image": images[0]}
+    if not 0 < len(images) <= MAX_REFERENCE_IMAGES:
         code = "invalid_value" if images else "missing_field"
-        raise ApiError(422, code, f"image: expected one image, got {len(images)}", param="image")
-    return images[0]
+        message = f"image: expected 1 to {MAX_REFERENCE_IMAGES} images, got {len(images)}"
+        raise ApiError(400, code, message, param="image")
+    return {f"images[{index}]": image for index, image in enumerate(images)}

@@ -18,15 +18,16 @@ from imagegen_gateway.bodies import BodyRoute
 from imagegen_gateway.core.addresses import check_webhook_url
 from imagegen_gateway.errors import ApiError, error_responses, not_found, storage_failed
 from imagegen_gateway.generation import allowed_options
-from imagegen_gateway.input_images import decode_base64, read_input
+from imagegen_gateway.input_images import InputImages, decode_base64, read_inputs
 from imagegen_gateway.jobs.progress import JobProgress
 from imagegen_gateway.jobs.store import Job
 from imagegen_gateway.jobs.view import to_event, to_response
 from imagegen_gateway.keys import ApiKey
 from imagegen_gateway.schemas import responses
-from imagegen_gateway.schemas.requests import JobBody, PageQuery
+from imagegen_gateway.schemas.requests import JobBody, PageQuery, has_size
 from imagegen_gateway.services import Services
-from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS
+from imagegen_protocol.declaration import join_images, split_images
+from imagegen_protocol.parameters import HEADER_PARAMETERS, IMAGE_PARAMETERS, http_field
 from imagegen_protocol.request import make_request
 from imagegen_protocol.seeds import random_seed
 
@@ -64,21 +65,22 @@ async def create(
 ) -> responses.Job:
     """Create a job. It is stored before the response, and ends even if the gateway restarts meanwhile."""
     fingerprint = await services.threads.run(api_key.id, _fingerprint, body)
+    url = base_url(request, services)
     job = await _find_existing(services, api_key, idempotency_key, fingerprint)
     if job is not None:
         response.status_code = 200
     else:
-        job = await _add(body, services, api_key, base_url(request, services), fingerprint, idempotency_key)
+        job = await _add(body, services, api_key, url, fingerprint, idempotency_key)
         if job is None:  # a concurrent request has used the same idempotency key
             job = await _find_existing(services, api_key, idempotency_key, fingerprint)
             assert job is not None, "the idempotency key is in the database"
             response.status_code = 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Location"] = f"{url}/v1/jobs/{job.id}"
     return to_response(job, services.jobs.progress(job.id))
 
 
 @router.get(
-    "", response_model=responses.Jobs, responses=error_responses(401, 403, 404, 422, 429, 503), summary="List jobs"
+    "", response_model=responses.Jobs, responses=error_responses(400, 401, 403, 404, 429, 503), summary="List jobs"
 )
 async def list_jobs(
     services: ServicesDep,
@@ -99,14 +101,14 @@ def _list_body(jobs: Sequence[tuple[Job, JobProgress | None]], has_more: bool) -
     return responses.Jobs(data=data, has_more=has_more).model_dump_json().encode()
 
 
-@router.get("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Get a job")
+@router.get("/{job_id}", responses=error_responses(400, 401, 403, 404), summary="Get a job")
 async def get(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> responses.Job:
     """Get a job. Ended jobs expire."""
     job = await _get_own(services, api_key, job_id)
     return to_response(job, services.jobs.progress(job.id))
 
 
-@router.delete("/{job_id}", responses=error_responses(401, 403, 404, 422), summary="Cancel a job")
+@router.delete("/{job_id}", responses=error_responses(400, 401, 403, 404), summary="Cancel a job")
 async def cancel(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> responses.Job:
     """Cancel a job and return it; a job that has ended is not changed."""
     await services.jobs.cancel(await _get_own(services, api_key, job_id))
@@ -121,7 +123,7 @@ async def cancel(job_id: JobId, services: ServicesDep, api_key: ApiKeyDep) -> re
             "content": sse.OPENAPI_CONTENT,
             "description": "Events `queued`, `running` and finally `done`; their data is the job with `preview`.",
         },
-        **error_responses(401, 403, 404, 422, 429, 503),
+        **error_responses(400, 401, 403, 404, 429, 503),
     },
     summary="Stream the progress of a job",
 )
@@ -194,24 +196,24 @@ async def _add(
     body: JobBody, services: Services, api_key: ApiKey, url: str, fingerprint: str, idempotency_key: str | None
 ) -> Job | None:
     """Validate, store and start a job; return None if a concurrent request has used its `idempotency_key`."""
-    given = allowed_options(services, api_key, body)
-    given.setdefault("seed", random_seed())
     if body.webhook_url is not None:
         try:
             check_webhook_url(body.webhook_url, services.settings.webhook_networks)
         except ValueError as error:
-            raise ApiError(422, "invalid_value", f"webhook_url: {error}", param="webhook_url") from error
-    inputs = await services.threads.run(api_key.id, _inputs, body, api_key)
-    _check(body.prompt, given, list(inputs))
+            raise ApiError(400, "invalid_value", f"webhook_url: {error}", param="webhook_url") from error
+    inputs = await services.threads.run(api_key.id, _inputs, body)
+    given = await allowed_options(services, api_key, body, inputs)
+    given.setdefault("seed", random_seed())
+    _check(body.prompt, given, list(inputs.frames))
     job = None
-    size = sum(map(len, inputs.values()))
+    size = sum(map(len, inputs.frames.values()))
     _check_quota(services, api_key, size)
     # Nothing was awaited since the check, so concurrent requests can't exceed the quota.
     services.job_quota.add(api_key.id, size)
     try:
         job = await _store(
             services,
-            inputs,
+            inputs.frames,
             owner=api_key.id,
             prompt=body.prompt,
             options=given,
@@ -273,15 +275,13 @@ async def _remove(services: Services, token: str, inputs: Iterable[str]) -> None
             await services.images.remove(f"{token}-{name}")
 
 
-def _inputs(body: JobBody, api_key: ApiKey) -> dict[str, bytes]:
-    """Return the checked input images of a job by name. Raises `ApiError`."""
-    images = {}
-    for name, parameter in IMAGE_PARAMETERS.items():
-        field = parameter.http_name
-        if (text := getattr(body, field, None)) is not None:
-            sets_size = name == "image" and body.size in (None, "auto")
-            images[name] = read_input(name, field, decode_base64(field, text), api_key.limits, sets_size=sets_size)
-    return images
+def _inputs(body: JobBody) -> InputImages:
+    """Return the checked input images of a job. Raises `ApiError`."""
+    given = {name: getattr(body, each.http_name, None) for name, each in IMAGE_PARAMETERS.items()}
+    _, texts = split_images(given, IMAGE_PARAMETERS)
+    fields = {path: http_field(path.partition("[")[0]) for path in texts}
+    files = {path: (fields[path], decode_base64(fields[path], text)) for path, text in texts.items()}
+    return read_inputs(files, sets_size=not has_size(body))
 
 
 def _check(prompt: str, options: dict[str, Any], inputs: list[str]) -> None:
@@ -289,4 +289,5 @@ def _check(prompt: str, options: dict[str, Any], inputs: list[str]) -> None:
     fields = {name: value for name, value in options.items() if name not in HEADER_PARAMETERS}
     if inputs:
         fields["inputs"] = inputs
+        fields |= split_images(join_images(dict.fromkeys(inputs)), IMAGE_PARAMETERS)[0]
     make_request(prompt=prompt, **fields)

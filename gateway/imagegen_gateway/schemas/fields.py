@@ -44,19 +44,20 @@ def form_fields(parameters: Parameters) -> Fields:
 
 
 def image_fields(parameters: Parameters) -> Fields:
-    """Return the image fields of a JSON body: base64 or a `data:` URL."""
+    """Return the image fields of a JSON body: base64 or a `data:` URL, or a list of them."""
     return {
         each.http_name: (
-            str | None,
+            str | None if each.kind == "image" else list[str] | None,
             Field(
                 None,
                 min_length=1,
+                max_length=each.max_items,
                 description=f"{describe(each)} As base64 or a `data:` URL.",
                 examples=[None],
             ),
         )
         for each in parameters.values()
-        if each.info.in_http and each.kind == "image"
+        if each.info.in_http and each.kind in ("image", "images")
     }
 
 

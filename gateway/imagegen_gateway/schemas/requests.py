@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagegen_gateway.errors import ApiError
 from imagegen_gateway.schemas.fields import body_fields, form_field, form_fields, image_fields, make_body
+from imagegen_protocol.limits import MAX_SIDE_PIXELS, MAX_STEPS, MIN_SIDE_PIXELS
 from imagegen_protocol.parameters import PARAMETERS
 
 SIZE = r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$"
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         """The result of `body_fields`, with the fields that the code reads by name."""
 
         prompt: str
+        model: str | None
 
     class _Files(BaseModel):
         image: UploadFile | None
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     class _Images(BaseModel):
         image: str | None
+        images: list[str] | None
         mask: str | None
 else:
     _Parameters = make_body("Parameters", body_fields(PARAMETERS))
@@ -41,6 +45,9 @@ class GenerationParameters(_Parameters):
     size: str | None = Field(
         None, pattern=SIZE, description="`WIDTHxHEIGHT` in pixels, or `auto`.", examples=["512x512"]
     )
+    width: int | None = Field(None, ge=MIN_SIDE_PIXELS, le=MAX_SIDE_PIXELS, description="In place of `size`.")
+    height: int | None = Field(None, ge=MIN_SIDE_PIXELS, le=MAX_SIDE_PIXELS, description="In place of `size`.")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Short for `num_inference_steps`.")
     background: Literal["auto", "opaque"] | None = Field(None, description=_IGNORED)
     moderation: Literal["auto", "low"] | None = Field(None, description=_IGNORED)
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
@@ -70,7 +77,7 @@ class EditBody(_Files, GenerationParameters, ResponseOptions):
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image` as a list of one.")
+    images: list[UploadFile] | None = Field(None, alias="image[]", description="`image`, or reference images.")
     input_fidelity: Literal["high", "low"] | None = Field(None, description=_IGNORED)
 
 
@@ -95,11 +102,19 @@ class PageQuery(BaseModel):
     after: str | None = Field(None, max_length=64, description="Id of the last job of the previous page.")
 
 
+def has_size(body: GenerationParameters) -> bool:
+    """Return whether a body states the size of the images."""
+    return body.size not in (None, "auto") or body.width is not None or body.height is not None
+
+
 _SIZE_PARTS = re.compile(r"(\d+)x(\d+)")
 
 
 def options(body: GenerationParameters) -> dict[str, Any]:
-    """Return the parameters of a body as the client's `RequestOptions`, without prompt and images."""
+    """Return the parameters of a body as the client's `RequestOptions`, without prompt and images.
+
+    Raises `ApiError` 400 if two fields state different values of one parameter.
+    """
     given: dict[str, Any] = {}
     for name, parameter in PARAMETERS.items():
         if name == "prompt" or parameter.has_images or not parameter.info.in_http:
@@ -109,4 +124,12 @@ def options(body: GenerationParameters) -> dict[str, Any]:
             given[name] = [item.model_dump(exclude_none=True) for item in value] if parameter.fields else value
     if body.size is not None and (parts := _SIZE_PARTS.fullmatch(body.size)):
         given["width"], given["height"] = int(parts[1]), int(parts[2])
+    for field, name, value in (
+        ("width", "width", body.width),
+        ("height", "height", body.height),
+        ("steps", "num_inference_steps", body.steps),
+    ):
+        if value is not None and given.setdefault(name, value) != value:
+            message = f"{field}: another field of the request states {given[name]}, got {value}"
+            raise ApiError(400, "invalid_value", message, param=field)
     return given

@@ -9,6 +9,15 @@ from imagegen_gateway.errors import ErrorObject
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
+class Usage(BaseModel):
+    """Token counts, always 0; OpenAI's clients require them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+
+
 class Image(BaseModel):
     """One image: as base64, or as a URL that expires."""
 
@@ -26,6 +35,7 @@ class Images(BaseModel):
     output_format: str
     size: str
     model: str
+    usage: Usage = Usage()
 
 
 class Parameter(BaseModel):
@@ -55,6 +65,8 @@ class Model(BaseModel):
     owned_by: Literal["imagegen"] = "imagegen"
     default: bool
     """Whether requests without a model use this one."""
+    alias_of: str | None = None
+    """Model that requests with this name use; absent if it is the model's own name."""
     parameters: dict[str, Parameter] | None = None
     """Accepted parameters within the limits of the key; absent until a worker has loaded the model."""
 

@@ -2,14 +2,7 @@
 
 from pydantic import BaseModel
 
-
-class Usage(BaseModel):
-    """Token counts, always 0; OpenAI's clients require them."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
-    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+from imagegen_gateway.schemas.responses import Usage
 
 
 class PartialImage(BaseModel):

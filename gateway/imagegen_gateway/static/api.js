@@ -1,6 +1,7 @@
 // The gateway's API: requests with the key of this tab, errors and event streams.
 
 const KEY = "imagegen-key";
+const UNREACHABLE = "The gateway does not answer.";
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -27,25 +28,47 @@ async function request(path, { method = "GET", body, signal, headers = {} } = {}
     response = await fetch(urlOf(path), { method, headers, signal, body: text });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new ApiError(0, { message: "The gateway does not answer." });
+    throw new ApiError(0, { message: UNREACHABLE });
   }
   if (!response.ok) throw await failure(response);
   return response;
 }
 
-async function failure(response) {
-  const wait = Number(response.headers.get("Retry-After")) || null;
+const failure = async (response) => errorOf(response.status, await response.text(), response.headers.get("Retry-After"));
+
+function errorOf(status, text, retryAfter) {
+  const wait = Number(retryAfter) || null;
   try {
-    return new ApiError(response.status, (await response.json()).error, wait);
+    return new ApiError(status, JSON.parse(text).error, wait);
   } catch {
-    const message = `The gateway answered with status ${response.status}.`;
-    return new ApiError(response.status, { message }, wait);
+    return new ApiError(status, { message: `The gateway answered with status ${status}.` }, wait);
   }
 }
 
 /** Send a request and return its JSON. Throws `ApiError`. */
 export async function fetchJson(path, options) {
   return (await request(path, options)).json();
+}
+
+/**
+ * Send a body as JSON and return the JSON of the response. Throws `ApiError`.
+ * `onProgress(share)` is called with the share of the body that was sent, 0 to 1; `fetch` does not report it.
+ */
+export function postJson(path, body, onProgress) {
+  return new Promise((resolve, reject) => {
+    const sending = new XMLHttpRequest();
+    sending.open("POST", urlOf(path));
+    sending.setRequestHeader("Content-Type", "application/json");
+    if (key.get()) sending.setRequestHeader("Authorization", `Bearer ${key.get()}`);
+    sending.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 1);
+    sending.onerror = () => reject(new ApiError(0, { message: UNREACHABLE }));
+    sending.onload = () => {
+      const { status, responseText: text } = sending;
+      if (status >= 200 && status < 300) resolve(JSON.parse(text));
+      else reject(errorOf(status, text, sending.getResponseHeader("Retry-After")));
+    };
+    sending.send(JSON.stringify(body));
+  });
 }
 
 /** Call `onEvent(name, data)` for each event of a stream until it ends. Throws `ApiError`. */

@@ -20,9 +20,9 @@ export function showFleet(fleet) {
   figure("queued", "Queued", lost ? "–" : String(fleet.queued_requests ?? 0));
   figure("wait", "Wait", lost ? "–" : wait(fleet.estimated_wait_seconds));
   figure("rate", "Images/s", lost ? "–" : total.toFixed(2));
-  const count = fleet.gpus.length;
-  setText(find("fleet-note"), lost ? "No data" : `${count} ${count === 1 ? "GPU" : "GPUs"}`);
-  setText(find("summary"), lost ? "" : `${count} ${count === 1 ? "GPU" : "GPUs"}, ${total.toFixed(2)} images/s`);
+  const gpus = `${fleet.gpus.length} ${fleet.gpus.length === 1 ? "GPU" : "GPUs"}`;
+  setText(find("fleet-note"), lost ? "No data" : gpus);
+  setText(find("summary"), lost ? "" : `${gpus}, ${total.toFixed(2)} images/s`);
   const highest = Math.max(0.001, ...fleet.gpus.flatMap((gpu) => gpu.images_per_second));
   for (const gpu of fleet.gpus) {
     if (!cards.has(gpu.worker)) cards.set(gpu.worker, newCard(gpu));
@@ -40,6 +40,8 @@ export function showFleetUnavailable() {
   setText(find("summary"), "");
   setText(find("fleet-note"), "No data");
 }
+
+const count = (images) => `${images} ${images === 1 ? "image" : "images"}`;
 
 function figure(name, label, value) {
   if (!figures.has(name)) {
@@ -88,7 +90,7 @@ function showGpu(card, gpu, state, highest) {
   card.where.title = card.where.textContent;
   const waiting = Math.max(0, gpu.current_queue_depth - gpu.running);
   showRows(card.rows, gpu.running, waiting, Math.max(gpu.capacity, gpu.current_queue_depth));
-  setText(card.load, `${gpu.running} running, ${waiting} waiting`);
+  setText(card.load, `${count(gpu.running)} running, ${waiting} waiting`);
   setText(card.rate, (gpu.images_per_second.at(-1) ?? 0).toFixed(2));
   setText(card.readings, readings(gpu));
   showSpark(card, gpu.images_per_second, highest);

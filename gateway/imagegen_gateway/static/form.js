@@ -1,27 +1,50 @@
 // The form: its values, validation and errors.
 
+import { showAspect, showAspects } from "./aspect.js";
 import { duration, find, setText } from "./dom.js";
-import { accepts, choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel } from "./models.js";
+import { UNKNOWN, accepts, choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel } from "./models.js";
 import { fields, isNumber, valueOf } from "./parameters.js";
+import { hasStartImage, showStart, targetSize } from "./start_image.js";
 
 /** The largest integer that JavaScript represents exactly; the seed of the last image must not exceed it. */
 const MAX_SEED = Number.MAX_SAFE_INTEGER;
 
-let image = null;
 let countdown = null;
+/** Whether the shown problem ends when the gateway answers again. */
+let untilAnswer = false;
 
-/** Return the parameters in use: some require an input image. */
-const inUse = () => fields().filter(({ group }) => group !== "image" || image !== null);
+/** Return the parameters in use: some require a start image. */
+const inUse = () => fields().filter(({ group }) => group !== "image" || hasStartImage());
 
-/** Set the input image, a `data:` URL, or remove it with null. */
-export function setImage(url) {
-  image = url;
-  find("input-image").hidden = url === null;
-  if (url === null) find("input-preview").removeAttribute("src");
-  else find("input-preview").src = url;
-  find("image").value = "";
-  for (const { name, group } of fields()) if (group === "image") find(name).value = "";
+/** Adapt the form to the selected model and the start image. */
+export function adapt() {
   showModel();
+  showAspects();
+  showSizes();
+}
+
+/** Show the start image and the digest for the current size. */
+export function showSizes() {
+  showAspect();
+  showStart();
+  const own = { width: parameters().width?.default, height: parameters().height?.default };
+  const size = hasStartImage() ? targetSize() : own;
+  for (const name of ["width", "height"]) find(name).placeholder = size[name] ?? UNKNOWN;
+  showSeed();
+  showDigest();
+}
+
+function showSeed() {
+  find("seed-lock").setAttribute("aria-pressed", String(find("seed").value.trim() !== ""));
+}
+
+/** Lock the seed to `last`, or to a random one if it is null; if the field has a seed, clear it. */
+export function toggleSeed(last) {
+  const field = find("seed");
+  const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+  field.value = field.value.trim() ? "" : (last ?? (high % 2 ** 20) * 2 ** 32 + low);
+  showSeed();
+  showDigest();
 }
 
 /** Fill in the form with parameters; clear all other fields. */
@@ -43,17 +66,11 @@ export function fill(asked) {
   }
   chooseLoras(asked.loras);
   if (asked.loras) find("more").open = true;
-  showDigest();
+  adapt();
 }
 
-/** Return the parameters and the input image or null; if a field is invalid, show the problem and return null. */
-export function readForm() {
-  clearProblem();
-  const problem = check();
-  if (problem) {
-    showProblem(problem.message, problem.name);
-    return null;
-  }
+/** Return the parameters of the form, which may be invalid. */
+export function readValues() {
   const value = (name) => (find(name).disabled ? "" : find(name).value.trim());
   const asked = { prompt: find("prompt").value };
   if (value("model")) asked.model = value("model");
@@ -61,17 +78,25 @@ export function readForm() {
     const given = valueOf(parameter);
     if (given !== null) asked[parameter.name] = given;
   }
-  if (value("width")) asked.size = `${value("width")}x${value("height")}`;
+  if (value("width") || value("height")) asked.size = `${value("width")}x${value("height")}`;
   if (loras().length) asked.loras = loras();
   // Without a seed the gateway chooses one.
   if (value("seed")) asked.seed = Number(value("seed"));
-  return { asked, image };
+  return asked;
+}
+
+/** Return the parameters of the form; if a field is invalid, show the problem and return null. */
+export function readForm() {
+  clearProblem();
+  const problem = check();
+  if (problem) showProblem(problem.message, problem.name);
+  return problem ? null : readValues();
 }
 
 function check() {
   if (!find("prompt").value.trim()) return { name: "prompt", message: "Enter a prompt." };
-  if (image !== null && !accepts("image")) {
-    return { name: "model", message: "This model does not accept an input image." };
+  if (hasStartImage() && !accepts("image")) {
+    return { name: "model", message: "This model does not accept a start image." };
   }
   for (const name of [...inUse().filter(isNumber).map((each) => each.name), "width", "height"]) {
     const field = find(name);
@@ -105,6 +130,7 @@ function range(field) {
 
 /** Show a problem, and focus its field if it has one. */
 export function showProblem(message, name = null) {
+  untilAnswer = false;
   const problem = find("problem");
   problem.hidden = false;
   setText(problem, message);
@@ -122,6 +148,7 @@ export function showProblem(message, name = null) {
 export function showError(error) {
   if (error.retryAfter === null) {
     showProblem(error.message, error.param);
+    untilAnswer = error.status === 0;
     return;
   }
   const end = Date.now() + error.retryAfter * 1000;
@@ -129,8 +156,8 @@ export function showError(error) {
   showProblem(`${sentence} Try again in ${duration(error.retryAfter)}.`);
   const tick = () => {
     const left = Math.ceil((end - Date.now()) / 1000);
-    setText(find("generate"), left > 0 ? `Try again in ${left} s` : "Generate");
-    find("generate").disabled = left > 0;
+    setText(find("generate-text"), `Try again in ${left} s`);
+    find("generate").disabled = true;
     if (left <= 0) clearProblem();
   };
   tick();
@@ -139,7 +166,12 @@ export function showError(error) {
 
 /** Hide the problem. */
 export function clearProblem() {
-  clearInterval(countdown);
+  if (countdown !== null) {
+    clearInterval(countdown);
+    countdown = null;
+    showSending(null);
+  }
+  untilAnswer = false;
   find("problem").hidden = true;
   for (const field of document.querySelectorAll("[aria-invalid]")) {
     field.removeAttribute("aria-invalid");
@@ -148,10 +180,22 @@ export function clearProblem() {
   }
 }
 
-/** Return a file or blob as a `data:` URL. */
-export function toDataUrl(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = Object.assign(new FileReader(), { onload: () => resolve(reader.result), onerror: reject });
-    reader.readAsDataURL(blob);
-  });
+/** Hide the problem, which the user is about to solve, unless a countdown is running. */
+export function onEdit() {
+  if (countdown === null) clearProblem();
+}
+
+/** Show on the button that a request is being sent, with the share of its body (0 to 1); null after the end. */
+export function showSending(share) {
+  const sending = share !== null;
+  find("generate").disabled = sending;
+  find("generate").setAttribute("aria-busy", String(sending));
+  find("upload").hidden = !sending || share === 1;
+  find("upload").value = share ?? 0;
+  setText(find("generate-text"), !sending ? "Generate" : `Sending ${Math.round(share * 100)} %`);
+}
+
+/** Hide a problem that was only that the gateway did not answer. */
+export function gatewayAnswers() {
+  if (untilAnswer) clearProblem();
 }

@@ -1,35 +1,40 @@
-// The gallery: a tile for each image or job, and the dialog with the details of an image.
+// The gallery: a tile for each image or job, and the filter by prompt and favourites.
 
 import { urlOf } from "./api.js";
-import { create, duration, find, setText } from "./dom.js";
-import { labels } from "./parameters.js";
+import { create, createSvg, duration, find, setText } from "./dom.js";
+import { imagesOf, isExpired } from "./entries.js";
 
 const STATES = { failed: "Failed", cancelled: "Cancelled" };
+const STAR = "M12 3.2l2.7 5.6 6.1.8-4.5 4.2 1.1 6.1L12 17l-5.4 2.9 1.1-6.1L3.2 9.6l6.1-.8z";
+const CROSS = "M6 6l12 12M18 6L6 18";
 
 /** Return the URL of an image relative to the page, as the host of `image.url` may differ. */
 export const fileOf = (image) => urlOf(`v1/files/${image.url.split("/").pop()}`).href;
 
-/** The tiles of all entries. `actions`: `open(entry, image)`, `cancel(entry)`, `again(entry)`, `remove(entry)`. */
+/**
+ * The tiles of all entries. `actions`: `open(entry, index)`, `cancel(entry)`, `again(entry)`,
+ * `remove(entry, index)` (without index: the whole entry), `favourite(entry, index, marked)`.
+ */
 export class Gallery {
   #tiles = new Map();
+  #entries = [];
   #actions;
 
   constructor(actions) {
     this.#actions = actions;
   }
 
-  /** Replace all tiles. */
-  show(entries) {
-    this.#tiles.clear();
-    find("tiles").replaceChildren();
-    for (const entry of entries) find("tiles").append(...this.#createTiles(entry));
-    this.#showEmpty();
-  }
-
-  /** Show a new entry at the top. */
-  add(entry) {
-    find("tiles").prepend(...this.#createTiles(entry));
-    this.#showEmpty();
+  /** Show these entries; `renew` are those whose tiles are created again. */
+  show(entries, renew = entries) {
+    const focused = document.activeElement;
+    this.#entries = entries;
+    for (const { id } of renew) this.#tiles.delete(id);
+    const tiles = entries.flatMap((entry) => this.#tiles.get(entry.id) ?? this.#createTiles(entry));
+    const known = new Set(entries.map(({ id }) => id));
+    for (const id of this.#tiles.keys()) if (!known.has(id)) this.#tiles.delete(id);
+    find("tiles").replaceChildren(...tiles);
+    if (focused.isConnected && focused !== document.activeElement) focused.focus();
+    this.filter();
   }
 
   /** Show the current state of an entry. */
@@ -37,49 +42,83 @@ export class Gallery {
     const [tile] = this.#tiles.get(entry.id) ?? [];
     if (!tile) return;
     const running = (state) => state === "queued" || state === "running";
-    if (running(before.state) && running(entry.job.state)) {
-      showProgress(tile, entry);
-      return;
+    if (running(before.state) && running(entry.job.state)) showProgress(tile, entry);
+    else this.renew(entry);
+  }
+
+  /** Replace the tiles of an entry; the focus moves to the one at the same place, or to the next tile. */
+  renew(entry) {
+    const old = this.#tiles.get(entry.id) ?? [];
+    const place = old.findIndex((tile) => tile.contains(document.activeElement));
+    const next = old.at(-1)?.nextElementSibling;
+    const tiles = this.#entries.includes(entry) ? this.#createTiles(entry) : [];
+    if (!tiles.length) this.#tiles.delete(entry.id);
+    old[0]?.before(...tiles);
+    for (const tile of old) tile.remove();
+    this.filter();
+    if (place >= 0) ((tiles[place] ?? tiles.at(-1) ?? next)?.querySelector("button") ?? find("prompt")).focus();
+  }
+
+  /** Show only the tiles that match the search and the filter. */
+  filter() {
+    const words = find("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const onlyFavourites = find("only-favourites").getAttribute("aria-pressed") === "true";
+    let shown = 0;
+    for (const entry of this.#entries) {
+      const prompt = entry.job.prompt.toLowerCase();
+      const matches = words.every((word) => prompt.includes(word));
+      for (const tile of this.#tiles.get(entry.id) ?? []) {
+        tile.hidden = !matches || (onlyFavourites && !entry.favourites.includes(Number(tile.dataset.index)));
+        shown += Number(!tile.hidden);
+      }
     }
-    const focused = tile.contains(document.activeElement);
-    const tiles = this.#createTiles(entry);
-    tile.replaceWith(...tiles);
-    if (focused) tiles[0].querySelector("button")?.focus();
-    this.#showEmpty();
+    const none = this.#tiles.size === 0;
+    find("gallery-tools").hidden = none;
+    find("empty").hidden = shown > 0;
+    setText(find("empty"), none ? "Generated images appear here until they expire." : "No image matches.");
   }
 
-  /** Remove the tiles of an entry. */
-  remove(entry) {
-    const tiles = this.#tiles.get(entry.id) ?? [];
-    const next = tiles.at(-1)?.nextElementSibling?.querySelector("button");
-    const focused = tiles.some((tile) => tile.contains(document.activeElement));
-    for (const tile of tiles) tile.remove();
-    this.#tiles.delete(entry.id);
-    if (focused) (next ?? find("prompt")).focus();
-    this.#showEmpty();
+  /** Return the shown images in order, as `{ entry, index, image }`. */
+  images() {
+    return this.#entries.flatMap((entry) => {
+      const tiles = this.#tiles.get(entry.id) ?? [];
+      const isShown = ({ index }) => tiles.some((tile) => Number(tile.dataset.index) === index && !tile.hidden);
+      return imagesOf(entry).filter(isShown).map(({ index, image }) => ({ entry, index, image }));
+    });
   }
 
-  #showEmpty() {
-    find("empty").hidden = this.#tiles.size > 0;
-    find("clear").hidden = this.#tiles.size === 0;
+  /** Focus the tile of an image. */
+  focus(entry, index) {
+    const tile = this.#tiles.get(entry.id)?.find(({ dataset }) => Number(dataset.index) === index);
+    tile?.querySelector("button")?.focus();
   }
 
   #createTiles(entry) {
-    const { job } = entry;
-    const done = job.state === "succeeded";
-    const tiles = done ? job.images.map((image) => this.#imageTile(entry, image)) : [this.#jobTile(entry)];
+    const done = entry.job.state === "succeeded";
+    const tiles = done ? imagesOf(entry).map((each) => this.#imageTile(entry, each)) : [this.#jobTile(entry)];
     this.#tiles.set(entry.id, tiles);
     return tiles;
   }
 
-  #imageTile(entry, image) {
+  #imageTile(entry, { index, image }) {
     const { prompt } = entry.job;
     const { width, height } = image;
-    const element = create("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height });
-    const onclick = () => this.#actions.open(entry, image);
+    const onclick = () => this.#actions.open(entry, index);
     const properties = { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" };
-    const frame = create("button", properties, element);
-    return create("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`));
+    const frame = create("button", properties);
+    if (isExpired(entry)) showExpired(frame);
+    else {
+      const onerror = () => showExpired(frame);
+      frame.append(create("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height, onerror }));
+    }
+    const marked = entry.favourites.includes(index);
+    const favourite = this.#icon("Favourite", STAR, prompt, () => this.#actions.favourite(entry, index, !marked));
+    favourite.setAttribute("aria-pressed", String(marked));
+    favourite.classList.add("star");
+    const remove = this.#icon("Remove", CROSS, prompt, () => this.#actions.remove(entry, index));
+    const tile = create("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`, favourite, remove));
+    tile.dataset.index = index;
+    return tile;
   }
 
   #jobTile(entry) {
@@ -88,24 +127,39 @@ export class Gallery {
       const failed = job.state === "failed";
       const words = create("div", { className: "words" }, failed ? job.error.message : STATES[job.state]);
       const frame = create("div", { className: failed ? "frame failed" : "frame" }, words);
-      const again = this.#button("Use again", "again", entry);
-      const line = caption(job.prompt, STATES[job.state], again, this.#button("Remove", "remove", entry));
-      return create("li", { className: "tile" }, frame, line);
+      const again = this.#button("Use again", () => this.#actions.again(entry), entry);
+      const remove = this.#button("Remove", () => this.#actions.remove(entry), entry);
+      return create("li", { className: "tile" }, frame, caption(job.prompt, STATES[job.state], again, remove));
     }
     const bar = create("div", { className: "bar", role: "progressbar", "aria-label": `Generating ${job.prompt}` });
     bar.append(create("div", { className: "bar-done" }));
     const frame = create("div", { className: "frame" }, create("div", { className: "words" }), bar);
-    const line = caption(job.prompt, "", this.#button("Cancel", "cancel", entry));
+    const line = caption(job.prompt, "", this.#button("Cancel", () => this.#actions.cancel(entry), entry));
     const tile = create("li", { className: "tile" }, frame, line);
     showProgress(tile, entry);
     return tile;
   }
 
-  #button(text, action, entry) {
-    const onclick = () => this.#actions[action](entry);
+  #button(text, onclick, entry) {
     const label = `${text}: ${entry.job.prompt}`;
     return create("button", { type: "button", className: "quiet", onclick, "aria-label": label }, text);
   }
+
+  #icon(text, path, prompt, onclick) {
+    const label = `${text}: ${prompt}`;
+    const properties = { type: "button", className: "quiet icon", onclick, "aria-label": label, title: text };
+    return create("button", properties, createIcon(path));
+  }
+}
+
+/** Return an icon of 24 by 24 units. */
+function createIcon(path) {
+  return createSvg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, createSvg("path", { d: path }));
+}
+
+function showExpired(frame) {
+  const words = create("span", { className: "words" }, "Expired: the gateway has deleted this image.");
+  frame.replaceChildren(words);
 }
 
 function caption(prompt, text, ...buttons) {
@@ -144,22 +198,4 @@ function waiting(job) {
   if (job.state === "running") return ["", "Starting"];
   if (job.seconds_to_start === null || job.seconds_to_start === undefined) return ["", "Waiting"];
   return [`about ${duration(job.seconds_to_start)}`, "until it starts"];
-}
-
-/** Show an image with its parameters. */
-export function showDetail(entry, image, parameters) {
-  const rows = Object.entries(labels())
-    .filter(([name]) => parameters[name] !== undefined && parameters[name] !== null)
-    .map(([name, label]) => [create("dt", {}, label), create("dd", {}, String(parameters[name]))]);
-  find("detail-parameters").replaceChildren(...rows.flat());
-  setText(find("detail-prompt"), entry.job.prompt);
-  Object.assign(find("detail-image"), { src: fileOf(image), alt: entry.job.prompt });
-  const name = `${nameOf(entry.job.prompt)}-${image.seed}.${image.format}`;
-  Object.assign(find("download"), { href: fileOf(image), download: name });
-  if (!find("detail").open) find("detail").showModal();
-}
-
-function nameOf(prompt) {
-  const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
-  return words.slice(0, 40).replace(/^-|-$/g, "") || "image";
 }

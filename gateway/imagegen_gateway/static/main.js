@@ -1,59 +1,30 @@
 // The page: wiring of its parts and events.
 
-import { fetchJson, followEvents, key, pause } from "./api.js";
-import { announce, find, setText } from "./dom.js";
+import { fetchJson, key } from "./api.js";
+import { showAspect, swapSides, useAspect } from "./aspect.js";
+import { announce, find } from "./dom.js";
+import { isDraft, readDraft, restoreStartImage, writeDraft, writeStartImage } from "./draft.js";
 import { Entries } from "./entries.js";
-import { showFleet, showFleetUnavailable } from "./fleet.js";
+import { FleetWatch } from "./fleet_watch.js";
 import * as form from "./form.js";
-import { Gallery, fileOf, showDetail, describeState } from "./gallery.js";
-import { setModels, showDigest, showModel } from "./models.js";
+import { Gallery, describeState } from "./gallery.js";
+import { addImageSources } from "./image_sources.js";
+import { addKeyDialog, openKeyDialog } from "./key_dialog.js";
+import { addMaskEditor, openMaskEditor } from "./mask_editor.js";
+import { setModels } from "./models.js";
 import { setDeclared } from "./parameters.js";
-import { parametersIn } from "./png.js";
+import { hasStartImage, moveCrop, readInputs, removeMask, removeStartImage, setStartImage, whenChanged } from "./start_image.js";
+import { hideNotice, notify, setCondition } from "./status.js";
+import { Viewer, imageBlob } from "./viewer.js";
 
-const RETRY_MS = [500, 1000, 2000, 5000];
-const BROKER_LOST = "The broker does not answer. Jobs are kept, and continue when it is back.";
-const RECOVERY_MS = 4000;
-const WARNING_MS = 8000;
+const RETRY_MS = 5000;
+const OFFLINE = "Offline, retrying. The gateway does not answer.";
 /** On wide screens the options are always expanded. */
 const WIDE = matchMedia("(min-width: 50rem)");
 
-let shown = null;
 let stream = null;
-let models = "";
-let bannerTimer = null;
-/** Text to show when the current problem is over; null if there is no lasting problem. */
-let recoveryText = null;
-
-// ---- banner and key ---------------------------------------------------------------------------------------
-
-function showBanner(text, className, milliseconds = null) {
-  clearTimeout(bannerTimer);
-  const banner = find("banner");
-  banner.className = className;
-  banner.hidden = false;
-  setText(banner, text);
-  if (milliseconds !== null) bannerTimer = setTimeout(() => (banner.hidden = true), milliseconds);
-}
-
-/** Show a warning until `clearWarning` replaces it with `recovery`; without `recovery`, for a few seconds. */
-function warn(text, recovery = null) {
-  if (recovery === null && recoveryText !== null) return;
-  recoveryText = recovery;
-  showBanner(text, "banner", recovery === null ? WARNING_MS : null);
-}
-
-function clearWarning() {
-  if (recoveryText === null) return;
-  showBanner(recoveryText, "banner good", RECOVERY_MS);
-  recoveryText = null;
-}
-
-function openKeyDialog(reason) {
-  setText(find("key-why"), reason);
-  if (find("key-dialog").open) return;
-  find("key").value = key.get();
-  find("key-dialog").showModal();
-}
+/** Whether the restored draft is still to be applied to the parameters of the model. */
+let isRestoring = false;
 
 /** Show an error of a background request. */
 function reportError(error) {
@@ -61,118 +32,128 @@ function reportError(error) {
     suspend();
     const required = "This gateway requires a key. It is stored in this tab only.";
     openKeyDialog(key.get() ? `The gateway rejects this key: ${error.message}.` : required);
-  } else if (error.status === 0) warn(`${error.message} Trying again.`, "The gateway is back.");
-  else warn(error.message);
+  } else if (error.status === 0) setCondition("gateway", OFFLINE, "The gateway is back.");
+  else notify(error.message);
 }
 
 // ---- images -----------------------------------------------------------------------------------------------
 
 const gallery = new Gallery({
-  open,
+  open: (entry, index) => viewer.open(entry, index),
   cancel: (entry) => entries.cancel(entry).catch(reportError),
-  again(entry) {
-    form.setImage(entry.image ?? null);
-    form.fill(entry.asked);
-    find("prompt").focus();
-  },
-  remove(entry) {
-    entries.remove([entry]);
-    gallery.remove(entry);
-  },
+  again: (entry) => useAgain(entry, entry.asked.seed ?? null),
+  favourite: (entry, index, marked) => setFavourite(entry, index, marked),
+  remove,
 });
 
-const entries = new Entries((entry, before) => {
-  gallery.update(entry, before);
-  const { job } = entry;
-  if (job.state === before.state) return;
-  const words = { succeeded: "finished", failed: `failed: ${job.error?.message}`, cancelled: "cancelled" };
-  announce(`${job.prompt}: ${words[job.state] ?? describeState(job)}`);
-}, reportError);
+const entries = new Entries({
+  changed(entry, before) {
+    gallery.update(entry, before);
+    const { job } = entry;
+    if (job.state === before.state) return;
+    const words = { succeeded: "finished", failed: `failed: ${job.error?.message}`, cancelled: "cancelled" };
+    announce(`${job.prompt}: ${words[job.state] ?? describeState(job)}`);
+  },
+  reloaded: () => gallery.show(entries.all),
+  failed: reportError,
+  notStored: () => notify("This browser does not store the history: it is lost when the page is closed."),
+});
+
+const viewer = new Viewer(
+  { images: () => gallery.images(), inputs: (entry) => entries.inputs(entry) },
+  ({ entry, index }) => gallery.focus(entry, index),
+);
 
 async function submit() {
-  const request = form.readForm();
-  if (request === null) return;
-  find("generate").disabled = true;
+  const asked = form.readForm();
+  if (asked === null) return;
+  form.showSending(0);
   try {
-    gallery.add(await entries.add(request.asked, request.image));
-    announce(`${request.asked.prompt}: accepted`);
-    find("generate").disabled = false;
+    const inputs = await readInputs();
+    if (inputs !== null) asked.size = `${inputs.size.width}x${inputs.size.height}`;
+    await entries.add(asked, inputs && { image: inputs.image, mask: inputs.mask }, form.showSending);
+    gallery.show(entries.all, []);
+    announce(`${asked.prompt}: accepted`);
+    form.showSending(null);
   } catch (error) {
-    find("generate").disabled = false;
+    form.showSending(null);
     if (error.status === 401) reportError(error);
     else form.showError(error);
   }
 }
 
-async function bytesOf(image) {
-  const response = await fetch(fileOf(image));
-  if (!response.ok) throw new Error("This image has expired.");
-  return response.blob();
-}
-
-/** Return the parameters of an image: those of the request and those in the PNG file. */
-async function parametersOf(entry, image) {
-  const embedded = image.format === "png" ? parametersIn(await (await bytesOf(image)).arrayBuffer()) : null;
-  const size = `${image.width}x${image.height}`;
-  return { ...entry.asked, ...embedded, size, seed: image.seed, output_format: image.format };
-}
-
-async function open(entry, image) {
-  shown = { entry, image };
-  try {
-    showDetail(entry, image, await parametersOf(entry, image));
-  } catch (error) {
-    warn(error.message);
-  }
-}
-
-async function useAsInput() {
-  form.setImage(await form.toDataUrl(await bytesOf(shown.image)));
-  find("detail").close();
+/** Fill in the form with the parameters and the inputs of an entry. */
+async function useAgain(entry, seed) {
+  const inputs = await entries.inputs(entry);
+  if (inputs === null) removeStartImage();
+  else await setStartImage(inputs.image, inputs.mask);
+  form.fill({ ...entry.asked, n: seed === null ? entry.asked.n : 1, seed: seed ?? "" });
+  saveDraft();
   find("prompt").focus();
+  const lost = entry.hasInputs && inputs === null;
+  if (lost) form.showProblem("The start image of this request is no longer stored. Choose it again.");
+  return !lost;
 }
 
-function useAgain(seed) {
-  form.setImage(shown.entry.image ?? null);
-  form.fill({ ...shown.entry.asked, n: seed === null ? shown.entry.asked.n : 1, seed: seed ?? "" });
-  find("detail").close();
-}
-
-// ---- the fleet --------------------------------------------------------------------------------------------
-
-async function watchFleet(signal) {
-  for (let failures = 0; ; failures += 1) {
-    try {
-      await followEvents("fleet/events", (_, fleet) => {
-        failures = 0;
-        showFleet(fleet);
-        if (fleet.lost_for_seconds === null) clearWarning();
-        else warn(BROKER_LOST, "The broker is back.");
-        const served = JSON.stringify([fleet.models, fleet.default_model, fleet.models_mark]);
-        if (fleet.models && served !== models) loadModels(served);
-      }, signal);
-    } catch (error) {
-      if (signal.aborted) return;
-      showFleetUnavailable();
-      reportError(error);
-      if (error.status === 401 || error.status === 403) return;
-    }
-    await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)], signal);
-  }
-}
-
-async function loadModels(served) {
-  models = served;
+async function useAsStart() {
+  const { image } = viewer.shown;
+  viewer.close();
   try {
-    setModels((await fetchJson("v1/models")).data);
-    showDigest();
+    await setStartImage(await imageBlob(image));
+    find("prompt").focus();
   } catch (error) {
-    models = "";
-    reportError(error);
+    notify(error.message);
   }
+}
+
+async function setFavourite(entry, index, marked) {
+  await entries.setFavourite(entry, index, marked);
+  gallery.renew(entry);
+  if (find("viewer").open) viewer.showFavourite();
+}
+
+async function remove(entry, index) {
+  const undo = await entries.remove(entry, index);
+  gallery.show(entries.all, []);
+  gallery.renew(entry);
+  notify("Removed from the history.", () => undone(undo));
+}
+
+async function undone(undo) {
+  await undo();
+  gallery.show(entries.all);
+}
+
+async function clearHistory() {
+  find("clear-dialog").close();
+  const undo = await entries.clear();
+  gallery.show(entries.all);
+  notify("History cleared.", () => undone(undo));
+  find("notice-undo").focus();
+}
+
+function lastSeed() {
+  const newest = entries.all.find(({ job }) => job.state !== "failed");
+  return newest ? newest.job.seed : null;
 }
 
 // ---- the page ---------------------------------------------------------------------------------------------
+
+const fleet = new FleetWatch({
+  answered() {
+    setCondition("gateway", null);
+    form.gatewayAnswers();
+  },
+  models(listed) {
+    setModels(listed);
+    if (isRestoring && listed.length) form.fill(readDraft() ?? {});
+    isRestoring &&= !listed.length;
+    form.adapt();
+  },
+  failed: reportError,
+});
+
+const saveDraft = () => writeDraft(form.readValues());
 
 function suspend() {
   stream?.abort();
@@ -183,28 +164,42 @@ function suspend() {
 function resume() {
   if (document.hidden || stream !== null) return;
   stream = new AbortController();
-  watchFleet(stream.signal).catch(() => {});
+  fleet.follow(stream.signal).catch(() => {});
   entries.resume();
 }
 
 async function start() {
   suspend();
-  models = "";
+  fleet.reset();
   form.clearProblem();
+  await entries.read();
+  gallery.show(entries.all);
   try {
     setDeclared(await fetchJson("openapi.json"));
-    showModel();
-    await entries.load();
+    await restoreDraft();
+    await entries.refresh();
   } catch (error) {
     reportError(error);
-    if (error.status === 0) setTimeout(start, RETRY_MS.at(-1));
+    if (error.status === 0) setTimeout(start, RETRY_MS);
     return;
   }
-  gallery.show(entries.all);
+  gallery.show(entries.all, []);
   resume();
 }
 
-function addListeners() {
+/** Restore the draft once, when the fields exist. */
+async function restoreDraft() {
+  if (restoreDraft.done) return;
+  restoreDraft.done = true;
+  const draft = readDraft();
+  isRestoring = draft !== null && !find("prompt").value;
+  if (isRestoring) form.fill(draft);
+  else form.adapt();
+  if (!hasStartImage()) await restoreStartImage(entries.store);
+  entries.store.prune(isDraft).catch(() => {});
+}
+
+function addFormListeners() {
   find("compose").addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
@@ -212,47 +207,107 @@ function addListeners() {
   find("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("compose").requestSubmit();
   });
-  find("model").addEventListener("change", showModel);
-  find("compose").addEventListener("input", showDigest);
-  find("compose").addEventListener("change", showDigest);
+  find("model").addEventListener("change", form.adapt);
+  for (const name of ["input", "change"]) {
+    find("compose").addEventListener(name, ({ target }) => {
+      isRestoring = false;
+      form.onEdit();
+      if (target !== find("aspect")) showAspect();
+      form.showSizes();
+      saveDraft();
+    });
+  }
+  const changeSize = (change) => () => {
+    change();
+    form.showSizes();
+    saveDraft();
+  };
+  find("aspect").addEventListener("change", changeSize(useAspect));
+  find("swap").addEventListener("click", changeSize(swapSides));
+  find("seed-lock").addEventListener("click", changeSize(() => form.toggleSeed(lastSeed())));
   WIDE.addEventListener("change", () => (find("options").open = WIDE.matches));
-  find("image").addEventListener("change", async ({ target }) => {
-    if (target.files.length) form.setImage(await form.toDataUrl(target.files[0]));
+  for (const details of [find("options"), find("more")]) {
+    details.addEventListener("toggle", () => details.open && details.scrollIntoView({ block: "nearest" }));
+  }
+}
+
+function addStartListeners() {
+  addImageSources((error) => form.showProblem(error.message));
+  whenChanged(() => {
+    form.showSizes();
+    writeStartImage(entries.store);
   });
-  find("input-remove").addEventListener("click", () => {
-    form.setImage(null);
+  find("start-position").addEventListener("input", ({ target }) => moveCrop(Number(target.value)));
+  find("start-remove").addEventListener("click", () => {
+    removeStartImage();
     find("image").focus();
   });
+  find("mask-open").addEventListener("click", openMaskEditor);
+  find("mask-remove").addEventListener("click", () => {
+    removeMask();
+    find("mask-open").focus();
+  });
+  addMaskEditor();
+}
+
+function addHistoryListeners() {
+  find("search").addEventListener("input", () => gallery.filter());
+  find("only-favourites").addEventListener("click", ({ currentTarget: button }) => {
+    button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+    gallery.filter();
+  });
   find("clear").addEventListener("click", () => {
-    const ended = entries.all.filter(({ job }) => job.state !== "queued" && job.state !== "running");
-    entries.remove(ended);
-    gallery.show(entries.all);
-    find("prompt").focus();
+    const count = entries.clearable();
+    const text = `${count} ${count === 1 ? "image" : "images"} will be removed. Favourites and running jobs stay.`;
+    find("clear-text").textContent = text;
+    find("clear-dialog").showModal();
   });
+  find("clear-yes").addEventListener("click", clearHistory);
+  find("clear-no").addEventListener("click", () => find("clear-dialog").close());
+  find("notice-close").addEventListener("click", hideNotice);
+}
+
+function addViewerListeners() {
   find("use-again").addEventListener("click", () => {
-    useAgain(shown.image.seed);
-    find("prompt").focus();
+    const { entry, image } = viewer.shown;
+    viewer.close();
+    useAgain(entry, image.seed);
   });
-  find("vary").addEventListener("click", () => {
-    useAgain(null);
-    submit();
+  find("vary").addEventListener("click", async () => {
+    const { entry } = viewer.shown;
+    viewer.close();
+    if (await useAgain(entry, null)) submit();
   });
-  find("use-as-input").addEventListener("click", () => useAsInput().catch((error) => warn(error.message)));
-  find("detail-close").addEventListener("click", () => find("detail").close());
-  find("detail").addEventListener("click", ({ target }) => target === find("detail") && find("detail").close());
-  find("key-open").addEventListener("click", () => openKeyDialog("Stored in this tab only, until it is closed."));
-  find("key-close").addEventListener("click", () => find("key-dialog").close());
-  find("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    key.set(find("key").value.trim());
-    find("key-dialog").close();
-    start();
+  find("viewer-start").addEventListener("click", useAsStart);
+  find("viewer-favourite").addEventListener("click", () => {
+    const { entry, index } = viewer.shown;
+    setFavourite(entry, index, !entry.favourites.includes(index));
   });
-  document.addEventListener("visibilitychange", () => (document.hidden ? suspend() : resume()));
+  find("viewer-remove").addEventListener("click", () => {
+    const { entry, index } = viewer.shown;
+    viewer.close();
+    remove(entry, index);
+  });
+}
+
+/** Let a form that is higher than the window scroll with the page until its lower edge is visible. */
+function keepComposeInView() {
+  const compose = document.querySelector(".compose");
+  const place = () => {
+    const top = Math.min(0, innerHeight - compose.offsetHeight - 80);
+    compose.style.setProperty("--above", `${top}px`);
+  };
+  new ResizeObserver(place).observe(compose);
+  addEventListener("resize", place);
 }
 
 find("options").open = WIDE.matches;
-form.setImage(null);
 setModels([]);
-addListeners();
+addFormListeners();
+addStartListeners();
+addHistoryListeners();
+addViewerListeners();
+addKeyDialog(start);
+keepComposeInView();
+document.addEventListener("visibilitychange", () => (document.hidden ? suspend() : resume()));
 start();

@@ -3,7 +3,8 @@
 import { create, find, setText } from "./dom.js";
 import { fields, isChoice, isNumber, of, ranges } from "./parameters.js";
 
-const UNKNOWN = "model's own";
+/** Placeholder of a field for which the model has not reported its default. */
+export const UNKNOWN = "model's own";
 
 let models = new Map();
 let defaultModel = null;
@@ -17,9 +18,10 @@ export function setModels(listed) {
   const others = listed.filter((model) => !model.default).map(({ id }) => new Option(id, id));
   const first = defaultModel === null ? [] : [new Option(`${defaultModel} (default)`, "")];
   select.replaceChildren(...first, ...others);
-  if (!listed.length) select.append(new Option("No model is served", ""));
+  if (!listed.length) select.append(new Option("No model available", ""));
+  // Kept, as the model may return.
+  if (chosen && !models.has(chosen)) select.append(new Option(`${chosen} (not available)`, chosen));
   if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
-  showModel();
 }
 
 /** Return the parameters that the selected model accepts, by name. */
@@ -41,7 +43,6 @@ export function showModel() {
     if (isNumber(parameter)) setNumber(field, known[name] ?? {}, kind === "integer");
     else if (isChoice(parameter)) offer(field, known[name] ?? {});
   }
-  show(find("input-choose"), "image" in known && find("input-image").hidden);
   find("image").disabled = !("image" in known);
   setLoras(known.loras?.enum ?? []);
 }

@@ -5,6 +5,17 @@ import { create, find } from "./dom.js";
 /** Maximum length of texts with a one-line field. */
 const ONE_LINE = 1000;
 
+/** Advice on values, for fields whose description does not suffice. */
+const HELP = {
+  num_inference_steps: "More steps take longer and add detail, up to a point. An empty field uses the model's own number.",
+  guidance_scale:
+    "Low values leave the model free; high values follow the prompt closely, at the cost of variety and natural " +
+    "colours. Most models work best from 3 to 8; distilled models ignore it or need about 1.",
+  strength:
+    "How much of the start image may change: 0.3 keeps its composition and colours, 0.6 its rough shapes, 1 nothing. " +
+    "With a mask it applies to the painted areas.",
+};
+
 let declared = [];
 
 /** Read the declaration from the schema of a job and create the fields. */
@@ -47,7 +58,21 @@ function createField(parameter) {
     input = create("select", properties, new Option("", ""), new Option("yes", "true"), new Option("no", "false"));
   } else if (isLong(parameter)) input = create("textarea", { ...properties, rows: 2, maxLength: parameter.max_length });
   else input = create("input", { ...properties, type: "text", maxLength: parameter.max_length });
-  return create("div", { className: "field" }, create("label", { htmlFor: name }, label), input);
+  const heading = create("div", { className: "label" }, create("label", { htmlFor: name }, label));
+  if (HELP[name]) heading.append(...createHelp(name, label));
+  return create("div", { className: "field" }, heading, input);
+}
+
+function createHelp(name, label) {
+  const text = create("p", { id: `${name}-help`, className: "help", popover: "auto" }, HELP[name]);
+  const properties = { type: "button", className: "help-open", "aria-label": `Help: ${label}` };
+  const button = create("button", { ...properties, popoverTargetElement: text }, "?");
+  text.addEventListener("beforetoggle", () => {
+    const { left, bottom } = button.getBoundingClientRect();
+    text.style.left = `${Math.max(16, Math.min(left, innerWidth - 304))}px`;
+    text.style.top = `${bottom + 6}px`;
+  });
+  return [button, text];
 }
 
 const isLong = ({ kind, max_length: longest }) => kind === "string" && longest >= ONE_LINE;

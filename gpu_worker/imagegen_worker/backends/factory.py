@@ -1,6 +1,7 @@
 """Construction of the engine and its models from the settings; imports only the selected backend."""
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -57,7 +58,7 @@ class LoadedEngine:
             if source is not None
         }
         first = factories[config.model_name]()
-        self.ready = first.warm_up()
+        self.ready = _timed(first.warm_up)
         backend: StepwiseBackend = first
         models: ModelProvider | None = None
         self.close = first.close
@@ -77,7 +78,7 @@ class LoadedEngine:
     def _open_static(self, config: WorkerConfig, encoder: EncodePool) -> None:
         factories = {name: partial(make_backend, config, name, source) for name, source in config.sources.items()}
         first = factories[config.model_name]()
-        self.ready = first.warm_up()
+        self.ready = _timed(first.warm_up)
         backend: ImageGenerator = first
         models: ModelProvider | None = None
         self.close = first.close
@@ -134,6 +135,13 @@ def _warmed_up_size(ready: EngineReady) -> tuple[int, int]:
     return (ready.models[0].width, ready.models[0].height)
 
 
+def _timed(warm_up: Callable[[], EngineReady]) -> EngineReady:
+    """Return what READY reports, with the seconds that loading took."""
+    started = time.monotonic()
+    ready = warm_up()
+    return replace(ready, load_seconds=time.monotonic() - started)
+
+
 def _memory_for_models(config: WorkerConfig) -> int:
     if config.backend == "simulated":
         return half_of_memory()
@@ -151,6 +159,8 @@ def make_backend(config: WorkerConfig, name: str, source: ModelSource | None) ->
             worker=config.worker_name,
             batch_seconds=config.simulated_batch_seconds,
             image_seconds=config.simulated_image_seconds,
+            forward_seconds=config.simulated_forward_seconds,
+            megapixel_seconds=config.simulated_megapixel_seconds,
             load_seconds=config.simulated_load_seconds,
             max_batch_size=config.batch_size,
             model=name,

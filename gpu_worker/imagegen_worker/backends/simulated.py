@@ -1,6 +1,9 @@
 """A backend without a model: small real images, a cost model in seconds, and injected faults.
 
-A call with n images takes `batch_seconds + n * image_seconds`. A fault is given as `KIND:VALUE`:
+A call with n images of m megapixels and s steps takes
+`batch_seconds + n * image_seconds + s * (forward_seconds + megapixel_seconds * m * n)`.
+
+A fault is given as `KIND:VALUE`:
 
 - `slow:FACTOR`      everything takes FACTOR times as long
 - `oom:N`            a call with more than N images runs out of memory
@@ -37,6 +40,7 @@ MODEL = Model(
     width=256,
     height=256,
     max_side=4096,
+    max_reference_images=4,
     tasks={
         "text-to-image": TaskCapabilities(),
         "image-to-image": TaskCapabilities(strength=0.8),
@@ -93,6 +97,8 @@ class SimulatedBackend:
         worker: str,
         batch_seconds: float,
         image_seconds: float,
+        forward_seconds: float = 0.0,
+        megapixel_seconds: float = 0.0,
         max_batch_size: int,
         model: str | None = None,
         load_seconds: float = 0.0,
@@ -105,6 +111,8 @@ class SimulatedBackend:
         self._faults = faults or Faults()
         self._batch_seconds = batch_seconds * self._faults.slow
         self._image_seconds = image_seconds * self._faults.slow
+        self._forward_seconds = forward_seconds * self._faults.slow
+        self._megapixel_seconds = megapixel_seconds * self._faults.slow
         self._max_batch_size = max_batch_size
         self._model = model or MODEL.name
         self._load_seconds = load_seconds * self._faults.slow
@@ -115,8 +123,9 @@ class SimulatedBackend:
 
     @property
     def seconds_per_image(self) -> float:
-        """Time of one image in a full batch, by the cost model."""
-        return self._image_seconds + self._batch_seconds / self._max_batch_size
+        """Time of one image of the model's default size and steps in a full batch, by the cost model."""
+        pixels = MODEL.width * MODEL.height / 1e6
+        return self._seconds(self._max_batch_size, MODEL.num_inference_steps, pixels) / self._max_batch_size
 
     def size_bytes(self) -> int:
         """Return the assumed size of a simulated model."""
@@ -137,7 +146,8 @@ class SimulatedBackend:
 
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
         """Wait for the time of the cost model and draw the images; inject the faults."""
-        due = self._clock() + self._batch_seconds + len(rows) * self._image_seconds
+        request = rows[0].request
+        due = self._clock() + self._seconds(len(rows), request.executed_steps, request.megapixels)
         faults = self._faults
         if faults.oom is not None and len(rows) > faults.oom:
             raise DeviceMemoryError(f"{len(rows)} images do not fit, {faults.oom} do")
@@ -148,7 +158,7 @@ class SimulatedBackend:
         images = [draw(row, self._worker) for row in rows]
         sketches = [_sketches(rows, images)] if any(row.preview for row in rows) else []
         started = self._clock()
-        steps = rows[0].request.num_inference_steps
+        steps = request.num_inference_steps
         for step in range(1, steps + 1):
             self._wait_until(started + (due - started) * step / steps)
             if 2 * step > steps:
@@ -164,6 +174,11 @@ class SimulatedBackend:
 
     def close(self) -> None:
         """Do nothing."""
+
+    def _seconds(self, images: int, steps: int, megapixels: float) -> float:
+        """Return the seconds of a call for `images` images of `megapixels` each."""
+        forward = self._forward_seconds + self._megapixel_seconds * megapixels * images
+        return self._batch_seconds + images * self._image_seconds + steps * forward
 
     def _wait_until(self, due: float) -> None:
         if (seconds := due - self._clock()) > 0:
@@ -198,7 +213,7 @@ def draw(row: Row, worker: str) -> Image.Image:
     font = ImageFont.load_default(size)
     letters = max(4, 2 * request.width // size - 2)
     max_lines = max(1, (request.height - 3 * size) // (size + 4))
-    task = [] if request.image is None else [request.task]
+    task = [] if request.image is None and not request.images else [request.task]
     lines = [*textwrap.wrap(request.prompt[: letters * max_lines], letters)[:max_lines], *task, f"seed {row.seed}"]
     canvas.multiline_text((size // 2, size // 2), "\n".join(lines), fill="white", font=font)
     canvas.text((size // 2, request.height - size - size // 2), worker, fill="white", font=font)

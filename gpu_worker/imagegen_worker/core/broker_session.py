@@ -8,6 +8,7 @@ from math import inf
 import msgspec
 
 from imagegen_protocol import ProtocolError
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.errors import UnauthorizedError, WorkerNameTakenError
 from imagegen_protocol.limits import DEFAULT_HEARTBEAT_INTERVAL_SECONDS, DEFAULT_LIVENESS
 from imagegen_protocol.messages import BrokerHeartbeat, Error, Goodbye, WorkerMessage
@@ -20,6 +21,8 @@ COALESCE_SECONDS = 0.02
 CONGESTED_INTERVALS = 1.5
 """Intervals without confirmation of a heartbeat after which the link to the broker counts as congested. On a good
 link the next heartbeat of the broker confirms it."""
+FULL_REPORT_INTERVAL = 60
+"""Number of heartbeats after which one reports all costs again: an earlier heartbeat may have been lost."""
 MAX_ERROR_MESSAGE_LENGTH = 2000
 """Longer messages are truncated, so that an ERROR fits into its header frame."""
 
@@ -51,6 +54,8 @@ class BrokerSession:
     """Number of the last heartbeat sent to the broker."""
     unconfirmed: tuple[int, float] | None = None
     """Number and time of a heartbeat that the broker has not confirmed; those after it are not observed."""
+    reported_costs: dict[str, CostModel] = field(default_factory=dict)
+    """The costs that were reported last, by model."""
     capabilities: bytes = b""
     """The capabilities in the READY that was sent last."""
     unanswered: int = 0
@@ -234,11 +239,16 @@ class BrokerSessions:
             session.unconfirmed = session.unconfirmed or (session.heartbeats, now)
             heartbeat = state.heartbeat_message(session.session, session.beat, now)
             token, number = session.downloads.token, session.heartbeats
-            self.send(session, msgspec.structs.replace(heartbeat, token=token, number=number))
+            is_full = number % FULL_REPORT_INTERVAL == 0
+            costs = state.costs.changed({} if is_full else session.reported_costs)
+            session.reported_costs |= costs
+            self.send(session, msgspec.structs.replace(heartbeat, token=token, number=number, costs=costs))
         else:
             session.ready_sent = True
             session.capabilities = state.models.encode_capabilities()[0]
-            self.send(session, state.ready_message(), (session.capabilities,))
+            ready = state.ready_message()
+            session.reported_costs = dict(ready.costs)
+            self.send(session, ready, (session.capabilities,))
 
     def report_start(self, now: float) -> None:
         """Send READY to every broker: the engine has started."""

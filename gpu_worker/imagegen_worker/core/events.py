@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagegen_protocol import GenerationRequest, ProtocolError
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import BrokerToWorker, ImageInfo, WorkerMessage
 from imagegen_protocol.transfers import Buffer
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -58,6 +59,8 @@ class EngineReady:
     device: str
     seconds_per_image: float | None = None
     served: tuple[str, ...] = ()
+    load_seconds: float | None = None
+    """Seconds that the first model took to load, its first images included; None while unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class ModelLoaded:
 
     model: Model
     loaded: tuple[str, ...]
+    seconds: float | None = None
+    """Seconds that it took; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,20 @@ class CallDone:
 
 
 @dataclass(frozen=True, slots=True)
+class CostsMeasured:
+    """A request of this model has all of its images, and took `seconds` of the device.
+
+    `predicted`: the seconds that the costs predicted when it started, given the forwards that it shared; None if
+    nothing was measured by then. `costs` include this request.
+    """
+
+    model: str
+    costs: CostModel
+    seconds: float
+    predicted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CallFailed:
     """A call of the backend raised after `seconds`.
 
@@ -182,7 +201,7 @@ class Decoded:
 
 ModelEvent = EngineReady | ModelLoading | ModelLoaded | ModelLoadFailed
 JobEvent = Decoded | Started | Stepped | Previewed | Finished | Failed
-EngineEvent = ModelEvent | JobEvent | CallDone | CallFailed | Idle
+EngineEvent = ModelEvent | JobEvent | CallDone | CallFailed | CostsMeasured | Idle
 Event = Received | Malformed | DrainRequested | Tick | EngineEvent
 
 # ---- commands to the engine ------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from imagegen_protocol.messages import Error, Result
 from imagegen_protocol.transfers import Download
 from imagegen_worker.core.model import ResolvedRequest
 
+MAX_AGE_FACTOR = 6
+"""Maximum age of an answer, however often it is requested, in multiples of `HeldLimits.seconds`."""
 ANSWER_OVERHEAD_BYTES = 1024
 """Bytes counted for an answer in addition to its images: the header, ids and tables."""
 
@@ -37,6 +39,8 @@ class HeldRequest:
     model: str = ""
     download: Download | None = None
     """The payload while it is fetched."""
+    claimed_by: bytes | None = None
+    """Epoch of the broker that sent WORK or RESEND last; one that is restarted has another epoch."""
     source: bytes | None = None
     """Epoch of the broker that sent the request last, and therefore has its payload."""
     unparsed: tuple[bytes, ...] | None = None
@@ -49,8 +53,12 @@ class HeldRequest:
     images: tuple[bytes, ...] = ()
     payload_id: bytes = b""
     """Id under which the images of the answer can be fetched."""
-    answered_at: float = 0.0
-    """Time at which the answer was created, or last requested by a client."""
+    finished_at: float = 0.0
+    """When the answer was created."""
+    wanted_at: float = 0.0
+    """When the answer was created, or a client last requested it or further bytes of it."""
+    fetched_to: int = 0
+    """End of the images' bytes that were fetched so far."""
     step: tuple[int, int] = (0, 0)
     """The last reported progress: completed steps and total steps."""
     next_preview_at: float = 0.0
@@ -62,17 +70,23 @@ class HeldRequest:
         return 1 if self.request is None else len(self.request.seeds)
 
     @property
+    def image_bytes(self) -> int:
+        """Bytes of the generated images."""
+        return sum(map(len, self.images))
+
+    @property
     def size(self) -> int:
         """Bytes that the answer counts towards the limit."""
-        return ANSWER_OVERHEAD_BYTES + sum(len(image) for image in self.images)
+        return ANSWER_OVERHEAD_BYTES + self.image_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class HeldLimits:
-    """Limits of unacknowledged answers. Beyond them the oldest are dropped; the newest is always kept."""
+    """Limits of unacknowledged answers; beyond them, those not requested for longest are dropped first."""
 
     bytes: int = 256 * 1024 * 1024
     seconds: float = 600.0
+    """Maximum time since an answer was created or requested; its age is at most `MAX_AGE_FACTOR` times that."""
     count: int = MAX_IDS_PER_MESSAGE
 
 
@@ -85,9 +99,12 @@ class HeldRequests:
         self.queued: dict[bytes, HeldRequest] = {}
         self.running: dict[bytes, HeldRequest] = {}
         self.finished: dict[bytes, HeldRequest] = {}
+        """Answers by request id, those that were not requested for longest first."""
+        self._by_age: dict[bytes, HeldRequest] = {}
+        """The same answers, the oldest first."""
         self.finished_bytes = 0
         self.last_activity = -inf
-        """When an answer was last made or fetched; minus infinity before the first."""
+        """When an answer was last created, or further bytes of one fetched; minus infinity before the first."""
 
     def get(self, request_id: bytes) -> HeldRequest | None:
         """Return the request with this id, in any state."""
@@ -129,11 +146,11 @@ class HeldRequests:
     def finish(
         self, held: HeldRequest, answer: Result | Error, images: tuple[bytes, ...], now: float
     ) -> list[HeldRequest]:
-        """Store the answer until it is acknowledged; drop and return the oldest answers beyond the limits."""
+        """Store the answer until it is acknowledged; drop and return answers beyond the limits, never this one."""
         self.remove(held)
-        held.answer, held.images, held.answered_at = answer, images, now
-        self.last_activity = now
-        self.finished[held.id] = held
+        held.answer, held.images = answer, images
+        self.last_activity = held.finished_at = held.wanted_at = now
+        self.finished[held.id] = self._by_age[held.id] = held
         self.finished_bytes += held.size
         dropped = []
         while len(self.finished) > 1 and (
@@ -144,14 +161,19 @@ class HeldRequests:
         return dropped
 
     def touch(self, held: HeldRequest, now: float) -> None:
-        """Make an answer the newest one: the last to be dropped."""
-        held.answered_at = now
+        """Record that a client requests an answer: it becomes the last to be dropped."""
+        held.wanted_at = now
         self.finished[held.id] = self.finished.pop(held.id)
 
-    def fetch(self, held: HeldRequest, now: float) -> None:
-        """Record that a client fetches an answer: it becomes the newest one, and extends a drain."""
-        self.touch(held, now)
-        self.last_activity = now
+    def fetch(self, held: HeldRequest, end: int, now: float) -> None:
+        """Record that a client fetches an answer up to the byte `end`.
+
+        Further bytes extend the answer's life and a drain; bytes that were fetched before do not.
+        """
+        if end > held.fetched_to:
+            held.fetched_to = end
+            self.touch(held, now)
+            self.last_activity = now
 
     def remove(self, held: HeldRequest) -> None:
         """Remove a request in any state."""
@@ -159,17 +181,28 @@ class HeldRequests:
         self.queued.pop(held.id, None)
         self.running.pop(held.id, None)
         if self.finished.pop(held.id, None) is not None:
+            del self._by_age[held.id]
             self.finished_bytes -= held.size
 
     def next_expiry(self) -> float | None:
-        """Return when the oldest answer expires; None without answers."""
-        oldest = next(iter(self.finished.values()), None)
-        return None if oldest is None else oldest.answered_at + self._limits.seconds
+        """Return when the next answer expires; None without answers."""
+        following = self._next_to_expire()
+        return None if following is None else self._expires_at(following)
 
     def expire(self, now: float) -> list[HeldRequest]:
         """Drop and return the answers that have expired."""
         dropped: list[HeldRequest] = []
-        while (at := self.next_expiry()) is not None and now >= at:
-            dropped.append(next(iter(self.finished.values())))
-            self.remove(dropped[-1])
+        while (held := self._next_to_expire()) is not None and now >= self._expires_at(held):
+            dropped.append(held)
+            self.remove(held)
         return dropped
+
+    def _next_to_expire(self) -> HeldRequest | None:
+        """Return the answer that expires next: the one that was not requested for longest, or the oldest."""
+        if not self.finished:
+            return None
+        return min(next(iter(self.finished.values())), next(iter(self._by_age.values())), key=self._expires_at)
+
+    def _expires_at(self, held: HeldRequest) -> float:
+        seconds = self._limits.seconds
+        return min(held.wanted_at + seconds, held.finished_at + MAX_AGE_FACTOR * seconds)

@@ -20,11 +20,14 @@ from imagegen_protocol.request import (
     task_of,
 )
 from imagegen_worker.core.capabilities import TaskCapabilities
+from imagegen_worker.core.output_size import OutputSizes, scaling_warnings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Task = TaskName
+_MAX_AREA = 4
+"""Maximum area of an output whose size follows from the input image, in areas of the model's default size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class ResolvedRequest:
 
     `guidance_scale`, `strength` and `scheduler` are None for a model that has none, `negative_prompt` is None if
     the request has none, `quality` is None for a format that has none. `image` (RGB) and `mask_image` (L) have
-    the size of the output.
+    the size of the output; the reference `images` (RGB) keep their aspect ratio.
     """
 
     model: str
@@ -49,6 +52,10 @@ class ResolvedRequest:
     task: Task = "text-to-image"
     image: "Image | None" = field(default=None, repr=False)
     mask_image: "Image | None" = field(default=None, repr=False)
+    images: tuple["Image", ...] = field(default=(), repr=False)
+    """Reference images."""
+    given_sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of each reference image in the request."""
     strength: float | None = None
     scheduler: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -56,16 +63,23 @@ class ResolvedRequest:
     extra: Mapping[str, Any] = field(default_factory=dict)
     output_format: OutputFormat = DEFAULT_OUTPUT_FORMAT
     quality: int | None = None
+    warnings: tuple[str, ...] = ()
+    """What the client should know about the input images, for RESULT."""
 
     @property
     def image_is_hint(self) -> bool:
-        """Whether the input image conditions the model instead of starting the denoising."""
-        return self.image is not None and self.strength is None
+        """Whether the input images condition the model instead of starting the denoising."""
+        return bool(self.images) or (self.image is not None and self.strength is None)
+
+    @property
+    def megapixels(self) -> float:
+        """Millions of pixels of each image."""
+        return self.width * self.height / 1e6
 
     @property
     def executed_steps(self) -> int:
         """Number of denoising steps after `strength`."""
-        return self.num_inference_steps if self.strength is None else int(self.num_inference_steps * self.strength)
+        return max(1, int(self.num_inference_steps * (self.strength or 1.0)))
 
     def check_shape(self, shape: RequestShape) -> None:
         """Raise `InvalidRequestError` if the shape in the header states another size or number of steps."""
@@ -93,7 +107,7 @@ class ResolvedRequest:
             # As text: 1, 1.0 and true are equal in Python but not for a pipeline.
             json.dumps([dict(self.arguments), dict(self.extra)], sort_keys=True),
             # A call would apply several conditioning images to each of its images: each gets its own call.
-            id(self.image) if self.image_is_hint else None,
+            (id(self.image), *map(id, self.images)) if self.image_is_hint else None,
         )
 
     def call_arguments(self) -> dict[str, Any]:
@@ -130,7 +144,17 @@ class ResolvedRequest:
                 return [{"name": name, "scale": scale} for name, scale in self.loras] or None
             case "extra":
                 return dict(self.extra) or None
+            case "images":
+                return self._reference_sizes()
         return self.arguments.get(name) if name in CALL_PARAMETERS else getattr(self, name)
+
+    def _reference_sizes(self) -> list[dict[str, int]] | None:
+        """Return the size of each reference image in the request, and the one that the model received."""
+        sizes = zip(self.given_sizes, self.images, strict=True)
+        return [
+            {"width": given[0], "height": given[1], "used_width": used.width, "used_height": used.height}
+            for given, used in sizes
+        ] or None
 
     def parameters_of(self, seed: int) -> dict[str, ParameterValue]:
         """Return the parameters to embed in the image of one seed."""
@@ -175,9 +199,21 @@ class Model:
     loras: tuple[str, ...] = ()
     """LoRAs that were available when the model was loaded."""
     schedulers: tuple[str, ...] = ()
+    max_reference_images: int = 0
+    """Maximum reference images of a request; 0: the model accepts none."""
     unshared: str = ""
     """Why requests do not share all forwards; empty if they do, or if it is unknown."""
     tasks: Mapping[Task, TaskCapabilities] = field(default_factory=lambda: {"text-to-image": TaskCapabilities()})
+
+    @property
+    def _sizes(self) -> OutputSizes:
+        return OutputSizes(
+            model=self.name,
+            multiple=self.size_multiple,
+            max_side=self.max_side,
+            max_pixels=_MAX_AREA * self.width * self.height,
+            sizes=self.sizes,
+        )
 
     @property
     def _takes_guidance(self) -> bool:
@@ -211,6 +247,8 @@ class Model:
                 found.setdefault(name, AcceptedParameter(default=task.defaults[name]))
         if self._takes_guidance and self.guidance_scale is None:
             found["guidance_scale"] = AcceptedParameter()
+        if self.max_reference_images:
+            found["images"] = AcceptedParameter(maximum=self.max_reference_images)
         return found
 
     def least_steps(self, task: Task) -> int:
@@ -243,6 +281,7 @@ class Model:
         for name in sorted(CALL_PARAMETERS - self.tasks[task].defaults.keys()):
             if getattr(request, name) is not None:
                 raise InvalidRequestError(f"{name}: the model {self.name} accepts none for {task}")
+        self._check_references(len(request.images or ()))
         self._check_strength(request, self.tasks[task].strength)
         self.tasks[task].convert_extra(self.name, request.extra or {})
         for name, side in (("width", request.width), ("height", request.height)):
@@ -258,8 +297,7 @@ class Model:
         task = task_of(request)
         width, height = request.width or self.width, request.height or self.height
         if image_size is not None:
-            width = request.width or self._output_side("width", image_size[0])
-            height = request.height or self._output_side("height", image_size[1])
+            width, height = self._sizes.for_image(image_size, request.width, request.height)
         self._check_size(width, height)
         strength = self.tasks[task].strength
         format_ = request.output_format or DEFAULT_OUTPUT_FORMAT
@@ -280,6 +318,7 @@ class Model:
             extra=self.tasks[task].convert_extra(self.name, request.extra or {}),
             output_format=format_,
             quality=None if format_ == "png" else request.quality or DEFAULT_QUALITY,
+            warnings=() if image_size is None else scaling_warnings(image_size, (width, height)),
         )
 
     def _arguments(self, request: GenerationRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +326,12 @@ class Model:
         given = {name: getattr(request, name) for name in CALL_PARAMETERS & defaults.keys()}
         found = {name: defaults[name] if value is None else value for name, value in sorted(given.items())}
         return {name: value for name, value in found.items() if value is not None}
+
+    def _check_references(self, count: int) -> None:
+        if count > self.max_reference_images:
+            limit = self.max_reference_images
+            accepted = f"at most {limit} reference images" if limit else "one image, as `image`, and no references"
+            raise InvalidRequestError(f"images: the model {self.name} accepts {accepted}; got {count}")
 
     def _check_strength(self, request: GenerationRequest, default: float | None) -> None:
         if request.strength is not None and default is None:
@@ -298,16 +343,6 @@ class Model:
                 f"strength: {strength:g} of {steps} steps leaves no step; at least"
                 f" {math.ceil(10_000 / steps) / 10_000:g} is needed, or {math.ceil(1 / strength)} steps"
             )
-
-    def _output_side(self, name: str, pixels: int) -> int:
-        """Return the output side for a side of the input image: the next lower multiple, at least one."""
-        side = pixels - pixels % self.size_multiple
-        if side > self.max_side:
-            raise InvalidRequestError(
-                f"{name}: the model {self.name} generates at most {self.max_side} pixels, and the input image has"
-                f" {pixels}: set width and height"
-            )
-        return max(side, self.size_multiple)
 
     def _check_size(self, width: int, height: int) -> None:
         if self.sizes and (width, height) not in self.sizes:

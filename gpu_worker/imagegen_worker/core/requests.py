@@ -73,6 +73,7 @@ class RequestHandler:
             inline_bytes=work.inline_bytes,
             announced_images=work.images,
             shape=work.shape,
+            claimed_by=session.epoch,
             source=session.epoch,
             exclusive=work.alone,
             arrived=now,
@@ -143,7 +144,7 @@ class RequestHandler:
             self._give_back(session, held, "its payload has not arrived")
             return
         self._receiver.move(held, session)
-        held.broker = session.index
+        held.broker, held.claimed_by = session.index, session.epoch
         if held.answer is not None:
             self._held.touch(held, now)  # a client still waits for it, perhaps behind other answers
             self._answers.send(session, held.answer, held)
@@ -158,7 +159,7 @@ class RequestHandler:
         """Send the requested chunks of an answer's images, to any broker that sends FETCH."""
         held = self._held.finished.get(fetch.request_id)
         if held is not None and held.payload_id == fetch.payload_id:
-            self._held.fetch(held, now)
+            self._held.fetch(held, min(fetch.offset + fetch.length, held.image_bytes), now)
             self._answers.send_chunks(session, held, fetch)
 
     def fetch_payloads(self, now: float) -> None:
@@ -173,11 +174,16 @@ class RequestHandler:
         """Remove requests that are acknowledged or cancelled, except those of another broker that is alive."""
         for request_id in request_ids:
             held = self._held.get(request_id)
-            if held is None or (held.broker != session.index and self._brokers[held.broker].registered):
+            if held is None or (held.broker != session.index and self._is_claimed(held)):
                 continue
             if held.answer is None:
                 self._cancel(held)
             self._held.remove(held)
+
+    def _is_claimed(self, held: HeldRequest) -> bool:
+        """Return whether the broker that sent WORK or RESEND last is alive, and still the same run of it."""
+        session = self._brokers[held.broker]
+        return session.registered and session.epoch == held.claimed_by
 
     def admit_jobs(self) -> None:
         """Send the jobs that may run now to the engine. Payloads in transfer do not delay an exclusive job."""
@@ -208,6 +214,10 @@ class RequestHandler:
             case ev.Finished():
                 self._finished(held, event, now)
             case ev.Failed():
+                if (
+                    event.code == InvalidRequestError.code and held.request is not None
+                ):  # a LoRA that can't be used
+                    self._state.loras.discard(held.model, (name for name, _ in held.request.loras))
                 self._fail(held, event.code, event.message, now)
 
     def _started(self, event: ev.Started, now: float) -> None:
@@ -215,6 +225,7 @@ class RequestHandler:
             held = self._held.by_number(number)
             if held is not None and held.request is not None:
                 self._held.start(held)
+                self._state.loras.use(held.model, (name for name, _ in held.request.loras))
                 self._progress.send(held, 0, held.request.num_inference_steps, now)
         self._brokers.report_now(now)
 

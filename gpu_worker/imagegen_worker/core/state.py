@@ -5,6 +5,7 @@ from math import inf
 
 from imagegen_protocol.limits import MAX_SECONDS_PER_IMAGE, MIN_SECONDS_PER_IMAGE
 from imagegen_protocol.messages import Ready, WorkerHeartbeat
+from imagegen_worker.core.cost_reports import CostReports, LoadedLoras
 from imagegen_worker.core.counters import WorkerCounters
 from imagegen_worker.core.events import Action, LogEvent
 from imagegen_worker.core.held_requests import HeldLimits, HeldRequests
@@ -58,6 +59,8 @@ class WorkerState:
         self.draining = False
         self.seconds_per_image: float | None = None
         self.models = ServedModels()
+        self.costs = CostReports()
+        self.loras = LoadedLoras()
         self.held = HeldRequests(limits.held)
         self.counters = WorkerCounters()
         self.watchdog = StepWatchdog(limits.step_timeout)
@@ -91,6 +94,8 @@ class WorkerState:
             stats=self.counters.to_stats(),
             seconds_per_image=reportable_speed(self.seconds_per_image),
             warm=list(self.models.loaded),
+            costs=self.costs.all(),
+            loaded_loras=self.loras.names(),
         )
 
     def heartbeat_message(self, session: int, beat: int, now: float) -> WorkerHeartbeat:
@@ -106,6 +111,7 @@ class WorkerState:
             stats=self.counters.to_stats(),
             seconds_per_image=reportable_speed(self.seconds_per_image),
             warm=list(self.models.loaded),
+            loaded_loras=self.loras.names(),
         )
 
 

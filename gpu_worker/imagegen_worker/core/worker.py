@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from math import inf
 
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import BrokerHeartbeat, Chunk, Drain, Error, Fetch, Release, Resend, Work
 from imagegen_worker.core import events as ev
 from imagegen_worker.core.broker_session import BrokerSessions
@@ -45,6 +46,11 @@ class WorkerCore:
         return self._state.models.loaded
 
     @property
+    def costs(self) -> dict[str, CostModel]:
+        """The measured costs by model."""
+        return self._state.costs.all()
+
+    @property
     def registered(self) -> int:
         """Number of brokers that have registered this worker."""
         return len(self._brokers.registered())
@@ -80,6 +86,8 @@ class WorkerCore:
             case ev.CallDone():
                 self.counters.add_call(event)
                 self._state.seconds_per_image = event.seconds_per_image
+            case ev.CostsMeasured():
+                self._state.costs.update(event.model, event.costs)
             case ev.CallFailed():
                 self.counters.add_failed_call(event)
                 if event.split:
@@ -149,6 +157,8 @@ class WorkerCore:
                 state.models.initialise(event.models, event.served)
                 state.device = event.device
                 state.seconds_per_image = event.seconds_per_image
+                if event.load_seconds is not None:
+                    state.costs.set_load_seconds(event.models[0].name, event.load_seconds)
                 names = ",".join(model.name for model in event.models)
                 state.log(logging.INFO, "engine started", device=event.device, models=names)
                 self._brokers.report_start(now)
@@ -158,6 +168,8 @@ class WorkerCore:
             case ev.ModelLoaded():
                 state.watchdog.resume(now)
                 changed = state.models.update(event.model)
+                if event.seconds is not None:
+                    state.costs.set_load_seconds(event.model.name, event.seconds)
                 self._set_loaded(event.loaded, now)
                 if changed and not self.draining:
                     self._brokers.report_capabilities(event.model.name)
@@ -170,6 +182,7 @@ class WorkerCore:
     def _set_loaded(self, names: tuple[str, ...], now: float) -> None:
         if names != self._state.models.loaded:
             self._state.models.loaded = names
+            self._state.loras.keep(names)
             self._brokers.report_now(now)
 
     # ---- the end of an event, and of the process -------------------------------------------------------------

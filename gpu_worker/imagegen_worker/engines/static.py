@@ -1,6 +1,7 @@
 """Static batching: jobs of a batch share a call of the backend if their call keys are equal."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +12,7 @@ from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError,
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, ImageGenerator, Row, Sketch, StoppedError
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.batching import BatchFormer
+from imagegen_worker.core.cost_meter import CostMeter
 from imagegen_worker.core.events import (
     CallDone,
     CallFailed,
@@ -109,6 +111,7 @@ class StaticEngine:
         self._former = BatchFormer(max_batch_size, max_batch_wait)
         self._clock = clock
         self._memory_hint = MemoryHint(fits)
+        self._meter = CostMeter()
         self._members: list[_Member] = []
         self._started_at = 0.0
         self._stopping = False
@@ -153,9 +156,13 @@ class StaticEngine:
         self._started_at = self._clock()
         self._members = [_Member(job) for job in batch]
         mailbox.post(Started(tuple(job.number for job in batch)))
+        for job in batch:
+            self._meter.start(job.number, job.request)
         rows = [(member, index) for member in self._members for index in range(len(member.job.request.seeds))]
         for call in self._calls(rows):
             self._generate(mailbox, call)
+        for job in batch:
+            self._meter.discard(job.number)
         self._members = []
         mailbox.post(Idle())
 
@@ -206,12 +213,14 @@ class StaticEngine:
         if failure is not None:  # outside of the handler, which keeps the frames of the error
             self._failed(mailbox, rows, members, failure, self._clock() - started)
             return
+        seconds = self._clock() - started
+        self._meter.add_call(Counter(member.job.number for member, _ in rows), seconds)
         mailbox.post(
             CallDone(
                 requests=len(members),
                 images=len(rows),
                 steps=members[0].job.request.num_inference_steps,
-                seconds=self._clock() - started,
+                seconds=seconds,
                 seconds_per_image=self._backend.seconds_per_image,
                 waits=tuple(max(started - member.job.arrived, 0.0) for member in members if not member.images),
                 numbers=tuple(member.job.number for member in members),
@@ -222,7 +231,7 @@ class StaticEngine:
             self._memory_hint.record(member.job.request)
             member.batch_size = max(member.batch_size, len(members))
         for member in members:
-            self._finish_if_complete(member)
+            self._finish_if_complete(mailbox, member)
 
     def _failed(
         self, mailbox: Mailbox, rows: _Rows, members: list[_Member], error: Exception, seconds: float
@@ -262,12 +271,14 @@ class StaticEngine:
         member.ended = True
         mailbox.post(Failed(member.job.number, code, message))
 
-    def _finish_if_complete(self, member: _Member) -> None:
+    def _finish_if_complete(self, mailbox: Mailbox, member: _Member) -> None:
         """Send the images of a job to the encoders if they are complete and the job has not ended."""
         seeds = member.job.request.seeds
         if member.ended or len(member.images) < len(seeds):
             return
         member.ended = True
+        if (measured := self._meter.finish(member.job.number)) is not None:
+            mailbox.post(measured)
         self._encoder.submit(
             RawResult(
                 number=member.job.number,

@@ -5,6 +5,7 @@ checked before decompression.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imagegen_protocol import GenerationRequest, InvalidRequestError
-from imagegen_protocol.images import BoundedFile, sniff_format
+from imagegen_protocol.images import BoundedFile, describe_format, sniff_format
 from imagegen_protocol.limits import MAX_SIDE_PIXELS
 from imagegen_protocol.request import OutputFormat
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -25,14 +26,20 @@ _OPENERS: dict[OutputFormat, Callable[[BoundedFile], Any]] = {
     "jpeg": JpegImageFile,
     "webp": WebPImageFile,
 }
-_MODES = {"image": "RGB", "mask_image": "L"}
+MIN_REFERENCE_SIDE = 64
+"""Minimum width and height of a reference image, in pixels; models reject smaller ones."""
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""Maximum area of a reference image; the models that accept several scale larger ones down to it."""
 
 
 def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
     """Return the resolved request with its input images, which have the size of the output.
 
-    `frames` has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
+    Reference images keep their aspect ratio; small and large ones are scaled (see `reference_size`). `frames`
+    has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
     """
+    if request.images is not None:
+        return _decode_references(request, model, frames)
     images = {name: _decode(name, frame) for name, frame in zip(request.inputs or (), frames, strict=True)}
     image, mask = images["image"], images.get("mask_image")
     if mask is not None and mask.size != image.size:
@@ -41,20 +48,43 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
     resolved = model.resolve(request, image.size)
     size = (resolved.width, resolved.height)
     return dataclasses.replace(
-        resolved, image=_resize(image, size), mask_image=None if mask is None else _resize(mask, size)
+        resolved, image=_fit(image, size), mask_image=None if mask is None else _fit(mask, size)
     )
 
 
+def _decode_references(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
+    resolved = model.resolve(request)
+    by_path = dict(zip(request.inputs or (), frames, strict=True))
+    sizes, images = [], []
+    for index in range(len(request.images or ())):
+        path = f"images[{index}]"
+        image = _decode(path, by_path[path])
+        sizes.append(image.size)
+        images.append(image.resize(reference_size(*image.size), Image.Resampling.LANCZOS))
+    return dataclasses.replace(resolved, images=tuple(images), given_sizes=tuple(sizes))
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which a reference image is scaled, in pixels; its aspect ratio is kept.
+
+    It has at most `MAX_REFERENCE_PIXELS`, and no side below `MIN_REFERENCE_SIDE` unless the image is too long.
+    """
+    enlarged = max(1.0, MIN_REFERENCE_SIDE / min(width, height))
+    longest = MAX_SIDE_PIXELS / max(width, height)
+    scale = min(enlarged, longest, math.sqrt(MAX_REFERENCE_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
 def _decode(name: str, frame: bytes) -> Image.Image:
-    """Return an image with its EXIF orientation applied, in the mode for its input name."""
+    """Return an image (RGB), or a mask (L) as `_convert_mask` describes, with its EXIF orientation applied."""
     format_ = sniff_format(frame)
     if format_ is None:
-        start = f"{len(frame)} bytes that start with {frame[:8]!r}"
-        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {start}")
+        raise InvalidRequestError(f"{name}: expected a PNG, JPEG or WebP image, got {describe_format(frame)}")
     try:
         image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            return _convert(ImageOps.exif_transpose(image), _MODES[name])
+            upright = ImageOps.exif_transpose(image)
+            return _convert_mask(upright) if name == "mask_image" else _convert(upright, "RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
@@ -70,5 +100,18 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+def _convert_mask(image: Image.Image) -> Image.Image:
+    """Return a mask whose white areas are generated anew: the one rule for masks from all clients.
+
+    If any pixel is transparent, transparent areas are generated anew, as in OpenAI's API; otherwise white ones.
+    """
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return ImageOps.invert(alpha)
+    return _convert(image, "L")
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image of this size with its aspect ratio: scaled to cover it, and cropped around the centre."""
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -196,7 +196,7 @@ class ModelManager(Generic[B]):
         )
         if not self._cache.fits(0):
             log(_log, logging.WARNING, "model exceeds --model-memory", model=swap.name, bytes=size)
-        mailbox.post(ModelLoaded(model, self._loaded_names()))
+        mailbox.post(ModelLoaded(model, self._loaded_names(), seconds))
         return []
 
     def _load(self, name: str, running: Iterable[str]) -> Model:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.errors import (
     RETURNED,
     DeadlineExceededError,
@@ -23,6 +24,7 @@ from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core.events import (
     CallDone,
     CallFailed,
+    CostsMeasured,
     EngineEvent,
     Finished,
     Idle,
@@ -38,6 +40,7 @@ from imagegen_worker.telemetry.http import HttpServer
 
 SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 2.0, 4.0)
 ROWS_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 OUTCOMES = (
     "result",
@@ -71,6 +74,7 @@ class _Snapshot:
     finished: int = 0
     finished_bytes: int = 0
     stats: WorkerStats = field(default_factory=WorkerStats)
+    costs: Mapping[str, CostModel] = field(default_factory=dict)
     outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
 
 
@@ -97,6 +101,11 @@ class Metrics(Collector):
         )
         self._encode = self._histogram("encode_seconds", "Time to encode the images of one request.")
         self._rows = self._histogram("rows_per_call", "Batch dimension of a successful call.", ROWS_BUCKETS)
+        self._predictions = self._histogram(
+            "prediction_ratio",
+            "Predicted device time of a request, divided by the time that it took.",
+            RATIO_BUCKETS,
+        )
         self._calls = Counter(
             _PREFIX + "calls",
             "Calls of the backend, or forwards of the denoiser, by outcome. A split one ran out of memory and is "
@@ -165,6 +174,9 @@ class Metrics(Collector):
                 self._pixels.inc(sum(info.width * info.height for info in event.infos))
             case CallDone():
                 self._observe_call(event)
+            case CostsMeasured():
+                if event.predicted is not None and event.seconds > 0:
+                    self._predictions.observe(event.predicted / event.seconds)
             case CallFailed():
                 outcome = "out_of_memory_split" if event.split else "stopped" if event.stopped else "failed"
                 self._calls.labels(*self._identity, outcome).inc()
@@ -193,6 +205,7 @@ class Metrics(Collector):
             finished=len(core.held.finished),
             finished_bytes=core.held.finished_bytes,
             stats=core.counters.to_stats(),
+            costs=core.costs,
             outcomes=dict.fromkeys(OUTCOMES, 0) | dict(core.counters.outcomes),
         )
 
@@ -233,6 +246,7 @@ class Metrics(Collector):
         yield self._gauge(
             "step_age_seconds", "Time since the last step of the running batch; 0 when idle.", step_age
         )
+        yield from self._cost_gauges(view.costs)
         stats = view.stats
         yield self._counter(
             "requests", "Requests that ended at this worker, by outcome.", view.outcomes, "outcome"
@@ -242,6 +256,16 @@ class Metrics(Collector):
         )
         yield self._counter("images", "Generated images.", stats.total_images)
         yield self._counter("busy_seconds", "Time that the device was busy.", stats.busy_seconds)
+
+    def _cost_gauges(self, costs: Mapping[str, CostModel]) -> Iterable[Metric]:
+        forward = {model: each.forward_seconds for model, each in costs.items()}
+        yield self._gauge("forward_seconds", "Measured fixed time of a forward.", forward, "model")
+        megapixel = {model: each.megapixel_seconds for model, each in costs.items()}
+        text = "Measured time per image and megapixel in a forward."
+        yield self._gauge("forward_megapixel_seconds", text, megapixel, "model")
+        error = {model: each.error for model, each in costs.items() if each.error is not None}
+        text = "Mean relative error of the last predictions of the device time of requests."
+        yield self._gauge("prediction_error_ratio", text, error, "model")
 
     # ---- construction --------------------------------------------------------------------------------------
 

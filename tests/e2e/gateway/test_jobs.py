@@ -62,15 +62,26 @@ def test_a_job_with_an_input_image(gateway, tmp_path):
     assert stored == {ended["images"][0]["url"].rpartition("/")[2]}, "the input image is deleted"
 
 
+def test_a_job_with_reference_images(gateway):
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), (10, 200, 10)).save(buffer, format="PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    response = gateway.http.post("/v1/jobs", json={"prompt": "x", "images": [image, image], "size": "64x64"})
+    ended = gateway.wait(response.json()["id"])
+    assert (ended["state"], ended["images"][0]["width"]) == ("succeeded", 64)
+    refused = gateway.http.post("/v1/jobs", json={"prompt": "x", "images": [image], "image": image})
+    assert refused.json()["error"]["message"] == "images: expected no image beside them, got 1 images"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({}, 422, "prompt: required, but missing"),
-        ({"prompt": "x", "image": "???"}, 422, "image: expected an image as base64 or a data: URL"),
-        ({"prompt": "x", "image": "AAAA"}, 422, "image: expected a PNG, JPEG or WebP, got 3 other bytes"),
-        ({"prompt": "x", "strength": 0.5}, 422, "strength: expected only with an image"),
-        ({"prompt": "x", "stream": True}, 422, "stream: unknown field"),
-        ({"prompt": "x", "webhook_url": "ftp://x"}, 422, "webhook_url: string should match pattern"),
+        ({}, 400, "prompt: required, but missing"),
+        ({"prompt": "x", "image": "???"}, 400, "image: expected an image as base64 or a data: URL"),
+        ({"prompt": "x", "image": "AAAA"}, 400, "image: expected a PNG, JPEG or WebP image, got 3 bytes of"),
+        ({"prompt": "x", "strength": 0.5}, 400, "strength: expected only with an image"),
+        ({"prompt": "x", "stream": True}, 400, "stream: unknown field"),
+        ({"prompt": "x", "webhook_url": "ftp://x"}, 400, "webhook_url: string should match pattern"),
     ],
 )
 def test_invalid_jobs_are_rejected(gateway, body, status, message):

@@ -131,25 +131,41 @@ def test_an_edit_accepts_a_list_of_one_image(client):
 
 
 def test_loras_in_a_form_are_json(client):
-    with pytest.raises(openai.UnprocessableEntityError, match="loras: expected JSON such as"):
+    with pytest.raises(openai.BadRequestError, match="loras: expected JSON such as"):
         client.images.edit(image=encode(), prompt="x", extra_body={"loras": "ink"})
-    with pytest.raises(openai.UnprocessableEntityError, match=r"loras\.0\.scale: input should be less"):
+    with pytest.raises(openai.BadRequestError, match=r"loras\.0\.scale: input should be less"):
         client.images.edit(image=encode(), prompt="x", extra_body={"loras": '[{"name": "ink", "scale": 11}]'})
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (b"no image", "image: expected a PNG, JPEG or WebP, got 8 other bytes"),
-        (b"", "image: expected a PNG, JPEG or WebP, got 0 other bytes"),
-        ([encode(), encode()], "image: expected one image, got 2"),
+        (b"no image", "image: expected a PNG, JPEG or WebP image, got 8 bytes of text"),
+        (b"", "image: expected a PNG, JPEG or WebP image, got an empty file"),
+        ([encode()] * 11, "image: expected 1 to 10 images, got 11"),
     ],
-    ids=["bytes", "empty", "two"],
+    ids=["bytes", "empty", "eleven"],
 )
 def test_invalid_images_of_an_edit_are_rejected(client, image, message):
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=image, prompt="x")
     assert (caught.value.body["message"], caught.value.body["param"]) == (message, "image")
+
+
+def test_several_images_are_references(client, gateway):
+    images = client.images.edit(image=[encode(), encode()], prompt="x", size="32x32")
+    assert images.size == "32x32"
+    assert client.models.retrieve("simulated").parameters["images"] == {"max_items": 4}
+    files = [("image", ("a.png", encode())), ("image", ("b.png", encode()))]
+    form = gateway.http.post("/v1/images/edits", data={"prompt": "x"}, files=files)
+    assert form.status_code == 200
+    with pytest.raises(openai.BadRequestError, match="images: expected no mask_image beside them"):
+        client.images.edit(image=[encode(), encode()], mask=encode(), prompt="x")
+    with pytest.raises(
+        openai.BadRequestError, match="simulated accepts at most 4 reference images; got 5"
+    ) as caught:
+        client.images.edit(image=[encode()] * 5, prompt="x")
+    assert caught.value.param == "images"
 
 
 def test_models_are_listed_with_their_parameters(client):
@@ -167,36 +183,36 @@ def test_models_are_listed_with_their_parameters(client):
 @pytest.mark.parametrize(
     ("body", "status", "code", "param", "message"),
     [
-        ({}, 422, "missing_field", "prompt", "prompt: required, but missing"),
-        ({"prompt": 5}, 422, "invalid_value", "prompt", "prompt: input should be a valid string, got 5"),
+        ({}, 400, "missing_field", "prompt", "prompt: required, but missing"),
+        ({"prompt": 5}, 400, "invalid_value", "prompt", "prompt: input should be a valid string, got 5"),
         (
             {"prompt": "x", "n": 17},
-            422,
+            400,
             "invalid_value",
             "n",
             "n: input should be less than or equal to 16, got 17",
         ),
-        ({"prompt": "x", "n": "2"}, 422, "invalid_value", "n", "n: input should be a valid integer, got '2'"),
-        ({"prompt": "x", "bogus": 1}, 422, "unknown_field", "bogus", "bogus: unknown field"),
-        ({"prompt": "x", "size": "big"}, 422, "invalid_value", "size", "size: string should match pattern"),
-        ({"prompt": "x", "size": "7x64"}, 422, "invalid_request", "size", "size: expected `int` >= 8, got 7"),
+        ({"prompt": "x", "n": "2"}, 400, "invalid_value", "n", "n: input should be a valid integer, got '2'"),
+        ({"prompt": "x", "bogus": 1}, 400, "unknown_field", "bogus", "bogus: unknown field"),
+        ({"prompt": "x", "size": "big"}, 400, "invalid_value", "size", "size: string should match pattern"),
+        ({"prompt": "x", "size": "7x64"}, 400, "invalid_request", "size", "size: expected `int` >= 8, got 7"),
         (
             {"prompt": "x", "strength": 0.5},
-            422,
+            400,
             "invalid_request",
             "strength",
             "strength: expected only with an image",
         ),
         (
             {"prompt": "x", "partial_images": 1},
-            422,
+            400,
             "invalid_value",
             "partial_images",
             "partial_images: requires stream",
         ),
         (
             {"prompt": "x", "output_compression": 5},
-            422,
+            400,
             "invalid_request",
             "output_compression",
             "output_compression: expected none for the output_format 'png'",

@@ -42,7 +42,7 @@ def stream(client, **body):
     ("body", "kind", "status", "code", "param"),
     [
         ({"model": "nope"}, openai.NotFoundError, 404, "model_not_found", "model"),
-        ({"size": "8192x64"}, openai.UnprocessableEntityError, 422, "invalid_request", "size"),
+        ({"size": "8192x64"}, openai.BadRequestError, 400, "invalid_request", "size"),
         (
             {"extra_body": {"timeout_seconds": 1e-6}},
             openai.InternalServerError,

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.fleet_record import Violation
 from tests.simulation.speed import payload_bytes
-from tests.simulation.witness import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.scheduling.strategies.least_wait import LeastWait
 from imagegen_protocol.limits import MAX_IDS_PER_MESSAGE
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer

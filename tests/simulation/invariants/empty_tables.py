@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
-def leftovers(world: "World") -> Iterator[str]:
+def remaining_entries(world: "World") -> Iterator[str]:
     """Yield the remaining entries of all tables; recent ids and stale heap entries need only be bounded."""
     for owner, name, table in _tables(world):
         if table:
@@ -18,7 +18,7 @@ def leftovers(world: "World") -> Iterator[str]:
 
 def empty_tables(world: "World") -> None:
     """Check all cores."""
-    left = next(leftovers(world), None)
+    left = next(remaining_entries(world), None)
     if left is not None:
         raise Violation("empty_tables", left)
 
@@ -33,8 +33,8 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
             yield worker.name, "job numbers", held._ids
             yield worker.name, "finished bytes", held.finished_bytes
             receiver = worker.core._requests._receiver
-            yield worker.name, "payloads on their way", receiver._receiving
-            yield worker.name, "payloads that wait for room", receiver._waiting
+            yield worker.name, "payloads in transit", receiver._receiving
+            yield worker.name, "waiting payloads", receiver._waiting
             yield worker.name, "reserved bytes", receiver.reserved_bytes
             for session in worker.core._brokers._sessions:
                 yield worker.name, f"downloads from broker {session.index}", len(session.downloads)
@@ -59,7 +59,7 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         for client in core.clients.by_id.values():
             yield broker.name, "requests of a client", list(client.requests)
             yield broker.name, "missed by a client", list(client.missed)
-            yield broker.name, "bytes that a client asked for", client.asked_bytes
+            yield broker.name, "bytes requested by a client", client.asked_bytes
             yield broker.name, "downloads from a client", len(client.downloads)
     for client in world.clients:
         core = client.core
@@ -68,4 +68,4 @@ def _tables(world: "World") -> Iterator[tuple[str, str, Any]]:
         yield client.name, "timers", len(core._pending.timers)
         yield client.name, "acknowledgements", core._receipts._ids
         yield client.name, "downloads", len(core._payloads._downloads)
-        yield client.name, "bytes asked for", core._payloads._downloads.outstanding
+        yield client.name, "requested bytes", core._payloads._downloads.outstanding

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.workers import WorkerPeer
@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 def exact_inputs(world: "World", worker: "WorkerPeer", request_id: bytes, inputs: Sequence[Any]) -> None:
     """Compare the frames that a worker decodes with those that the client sent."""
-    ask = world.witness.ask_of(request_id)
-    if ask is not None and tuple(map(bytes, inputs)) != ask.inputs:
-        sizes, sent = [len(each) for each in inputs], [len(each) for each in ask.inputs]
-        text = (
-            f"{worker.name} has inputs of {sizes} bytes for {request_id.hex()}; the client sent {sent}, or others"
-        )
-        raise Violation("exact_inputs", text, ask.key)
+    submission = world.record.submission_of(request_id)
+    if submission is not None and tuple(map(bytes, inputs)) != submission.inputs:
+        sizes, sent = [len(each) for each in inputs], [len(each) for each in submission.inputs]
+        text = f"{worker.name} has inputs of {sizes} bytes for {request_id.hex()}; the client sent {sent}"
+        raise Violation("exact_inputs", text, submission.key)

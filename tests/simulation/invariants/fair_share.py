@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagegen_broker.core.records import State
 from imagegen_protocol.messages import Work
-from tests.simulation.witness import Violation
+from tests.simulation.fleet_record import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.brokers import BrokerPeer
@@ -27,7 +27,7 @@ def fair_share(broker: "BrokerPeer", work: Work) -> None:
         for other in core.clients.by_id.values():
             if other is request.client or turns.get(other.id, -1.0) >= last:
                 continue
-            if broker.held_at.get(other.id, -1.0) >= last:
+            if broker.paused_at.get(other.id, -1.0) >= last:
                 continue  # the client lost its turn, because it did not acknowledge in time
             for waiting in other.requests.values():
                 if (

@@ -4,7 +4,7 @@ from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from imagegen_protocol.messages import Work
-from tests.simulation.witness import SILENCE, Violation
+from tests.simulation.fleet_record import SILENCE, Violation
 
 if TYPE_CHECKING:
     from imagegen_broker.core.records import Worker
@@ -21,16 +21,16 @@ def images_at(worker: "Worker", listed: Set[bytes]) -> int:
 
 def known_capacity(world: "World", broker: "BrokerPeer", worker_id: bytes, work: Work) -> None:
     """Check that with this WORK the unfinished requests known to the broker are within the capacity."""
-    record, told = broker.core.workers.by_id.get(worker_id), broker.workers.get(worker_id)
-    if record is None or told is None:
+    record, report = broker.core.workers.by_id.get(worker_id), broker.workers.get(worker_id)
+    if record is None or report is None:
         return
-    depth = len(record.assigned.keys() | told.active)
+    depth = len(record.assigned.keys() | report.active)
     largest = max(assignment.request.images for assignment in record.assigned.values())
     # Attached requests count as one image until then.
-    images = 0 if broker.core.table.counters.attached else images_at(record, told.active) - largest
+    images = 0 if broker.core.table.counters.attached else images_at(record, report.active) - largest
     if depth > record.ready.capacity or images >= record.ready.capacity:
-        text = f"{broker.name} gives {told.name} a depth of {depth}, its capacity is {record.ready.capacity}"
-        raise Violation("within_capacity", text, world.witness.key_of.get(work.request_id))
+        text = f"{broker.name} gives {report.name} a depth of {depth}, its capacity is {record.ready.capacity}"
+        raise Violation("within_capacity", text, world.record.key_of.get(work.request_id))
 
 
 def true_capacity(world: "World", worker: "WorkerPeer") -> None:
@@ -39,7 +39,7 @@ def true_capacity(world: "World", worker: "WorkerPeer") -> None:
     depth = len(held.queued) + len(held.running)
     if depth <= worker.capacity or world.plan.brokers > 1:
         return
-    if not world.witness.any_link_troubled(worker.name, world.now - 2 * SILENCE):
+    if not world.record.any_link_had_fault(worker.name, world.now - 2 * SILENCE):
         raise Violation(
             "within_capacity", f"{worker.name} has {depth} requests, its capacity is {worker.capacity}"
         )

@@ -6,9 +6,18 @@ import math
 import pytest
 
 from imagegen_protocol.limits import MAX_JSON_INTEGER
-from imagegen_protocol.messages import WorkerStats
+from imagegen_protocol.messages import (
+    ClientHeartbeat,
+    Error,
+    Fetch,
+    Ready,
+    Stats,
+    StatsQuery,
+    WorkerStats,
+)
 from imagegen_protocol.statistics import from_msgpack, to_json, to_msgpack
-from tests.unit.broker.bench import Bench
+from tests.unit.broker.bench import Bench, rid
+from tests.unit.broker.transfers import received
 
 
 @pytest.fixture
@@ -70,3 +79,43 @@ def test_every_number_is_finite_and_exact_whatever_a_worker_reports(bench, secon
     assert len(found) > 40
     assert all(math.isfinite(number) for number in found)
     assert all(number <= MAX_JSON_INTEGER for number in found if isinstance(number, int))
+
+
+def ready_message(number):
+    return Ready(
+        worker_id=rid(number),
+        name=f"w{number}",
+        host="a-host-with-a-long-name",
+        gpu_id=0,
+        device="a device with a long name",
+        backend="test",
+        models=["m"],
+        capacity=4,
+        max_batch_size=4,
+    )
+
+
+def test_long_statistics_are_fetched_and_computed_twice_a_second_at_most():
+    bench = Bench().past_grace()
+    for number in range(100):
+        bench.worker(f"w{number}", ready_message(number))
+    for query in (1, 2):
+        bench.client("c", StatsQuery(request_id=rid(query)))
+    first, second = bench.messages(Stats, "client", "c")
+    assert (first.request_id, second.request_id) == (rid(1), rid(2))
+    assert first.payload_id == second.payload_id
+    (size,) = first.frame_bytes
+    message = Fetch(request_id=rid(1), payload_id=first.payload_id, offset=0, length=size)
+    bench.client("c", message)
+    assert sum(part for _, part in received(bench)) == size
+    bench.advance(0.6)
+    bench.client("c", StatsQuery(request_id=rid(3)))
+    assert bench.messages(Stats, "client", "c")[2].payload_id != first.payload_id
+
+
+def test_a_client_beyond_the_maximum_gets_no_statistics():
+    bench = Bench(max_clients=1).past_grace()
+    bench.client("c", ClientHeartbeat())
+    bench.client("d", StatsQuery(request_id=rid(1)))
+    assert bench.messages(Stats, "client", "d") == []
+    assert [error.code for error in bench.messages(Error, "client", "d")] == ["overloaded"]

@@ -7,6 +7,7 @@ from imagegen_broker.core.requeue_limits import REQUEUE_LIMITS
 from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Progress, Work
 from tests.unit.broker.bench import Bench, rid
 from tests.unit.broker.test_costs import lines_of
+from tests.unit.broker.transfers import fleet
 
 MOST = 4
 
@@ -266,3 +267,15 @@ def test_a_rolling_restart_of_many_workers_costs_a_request_nothing():
     bench.ready("last")
     bench.result("last", rid(1))
     assert bench.results() == [rid(1)]
+
+
+def test_a_client_sets_its_own_maximum_of_unacknowledged_answers():
+    bench = fleet()
+    bench.client("c", ClientHeartbeat(receive_maximum=1))
+    bench.submit(1)
+    bench.submit(2)
+    assert bench.works("w") == [rid(1)]
+    bench.result("w", rid(1))
+    assert bench.works("w") == [rid(1)]
+    bench.ack(1)
+    assert bench.works("w") == [rid(1), rid(2)]

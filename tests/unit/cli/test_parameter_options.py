@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from msgspec import Meta
 
 from imagegen_cli.commands.generate import command as generate
-from imagegen_cli.commands.parameter_options import parameter_option
+from imagegen_cli.commands.parameter_options import parameter_option, parameter_options
 from imagegen_protocol.declaration import ParameterInfo, read_parameters
 from imagegen_protocol.parameters import PARAMETERS
 
@@ -17,8 +17,23 @@ from imagegen_protocol.parameters import PARAMETERS
 def test_generate_has_an_option_for_every_parameter():
     options = {option.name: option for option in generate.params}
     for name, parameter in PARAMETERS.items():
-        if name != "prompt":
+        if name not in ("prompt", "images"):
             assert parameter.option in options[name].opts
+
+
+def test_one_image_is_the_start_and_several_are_references(tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        file.write_bytes(b"")
+
+    @click.command()
+    @parameter_options("image", "images")
+    def command(image, images):
+        click.echo(f"{image and image.name} {images and [each.name for each in images]}")
+
+    for count, output in enumerate(("None None", "a.png None", "None ['a.png', 'b.png']")):
+        given = [f"--image={file}" for file in files[:count]]
+        assert CliRunner().invoke(command, given).output == f"{output}\n"
 
 
 class Request(msgspec.Struct):

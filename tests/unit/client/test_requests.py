@@ -51,7 +51,9 @@ def test_the_typed_options_are_the_declared_parameters():
         if name == "prompt":
             continue
         kinds = set(get_args(options[name])) - {type(None)} or {options[name]}
-        if parameter.has_images:
+        if parameter.kind == "images":
+            assert [{Image.Image, str, bytes} <= set(get_args(get_args(kind)[0])) for kind in kinds] == [True]
+        elif parameter.has_images:
             assert {Image.Image, str, bytes} <= kinds
         elif parameter.fields:
             fields = {field.name for field in parameter.fields}

@@ -32,7 +32,7 @@ def test_errors_name_the_fields_of_the_http_api():
         ("seed", "seed"),
     ):
         error = from_imagegen_error(InvalidRequestError(f"{wire_name}: expected something, got nothing"))
-        assert (error.status, error.param) == (422, http_name)
+        assert (error.status, error.param) == (400, http_name)
         assert error.message == f"{http_name}: expected something, got nothing"
     assert from_imagegen_error(InvalidRequestError("no field: is named")).param is None
 
@@ -51,7 +51,7 @@ def test_any_retry_delay_becomes_a_finite_one(seconds, header):
 
 
 def test_long_messages_and_field_names_are_shortened():
-    error = ApiError(422, "invalid_value", "x" * 10**6, param="y" * 10**6)
+    error = ApiError(400, "invalid_value", "x" * 10**6, param="y" * 10**6)
     assert (len(error.message), len(error.param)) == (MAX_MESSAGE + 1, MAX_PARAM + 1)
 
 

@@ -107,7 +107,7 @@ def test_images_are_replaced_in_place_and_wrong_kinds_are_kept():
 def test_every_field_except_inputs_is_declared():
     assert set(FIELDS) - set(PARAMETERS) == {"inputs"}
     assert set(HEADER_PARAMETERS) == {"model", "priority", "timeout_seconds"}
-    assert list(IMAGE_PARAMETERS) == ["image", "mask_image"]
+    assert list(IMAGE_PARAMETERS) == ["image", "images", "mask_image"]
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS.values(), ids=PARAMETERS)

@@ -1,5 +1,6 @@
 """Decoding of input images: orientation, conversion, resizing, and rejection of invalid files."""
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -9,7 +10,7 @@ import threading
 import zlib
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from imagegen_protocol import InvalidRequestError
 from imagegen_protocol.images import MAX_CHUNKS
@@ -17,7 +18,12 @@ from imagegen_protocol.request import make_request
 from imagegen_worker.core.capabilities import TaskCapabilities
 from imagegen_worker.core.events import Decode, Decoded, Failed
 from imagegen_worker.core.model import Model
-from imagegen_worker.images.decoding import decode_inputs
+from imagegen_worker.images.decoding import (
+    MAX_REFERENCE_PIXELS,
+    MIN_REFERENCE_SIDE,
+    decode_inputs,
+    reference_size,
+)
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.mailbox import Mailbox
 from tests.pictures import huge_png, huge_webp, with_empty_chunks
@@ -71,8 +77,12 @@ def test_each_format_is_detected_from_its_bytes(format_):
     [
         ((64, 48), {}, (64, 48)),
         ((71, 55), {}, (64, 48)),
-        ((3, 1), {}, (8, 8)),
-        ((71, 55), {"width": 128}, (128, 48)),
+        ((3, 1), {}, (24, 8)),
+        ((1, 1), {}, (8, 8)),
+        ((71, 55), {"width": 128}, (128, 96)),
+        ((71, 55), {"height": 96}, (120, 96)),
+        ((600, 64), {}, (256, 24)),
+        ((4000, 3000), {}, (144, 104)),
         ((600, 600), {"width": 64, "height": 256}, (64, 256)),
     ],
 )
@@ -82,9 +92,101 @@ def test_the_output_has_the_requested_size_or_that_of_the_image(own, requested, 
     assert request.image.size == request.mask_image.size == resolved
 
 
-def test_the_error_for_an_image_too_large_for_the_model_names_the_field_to_set():
-    with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, and the input image has 600"):
-        decode(encoded(sample(600, 64)))
+@pytest.mark.parametrize(("own", "fields"), [((600, 4), {}), ((40, 10), {"height": 128})])
+def test_an_image_whose_aspect_ratio_the_model_cannot_generate_is_rejected(own, fields):
+    expected = f"image: the model m generates sides of 8 to 256 pixels; .* {own[0]}x{own[1]}; set width and height"
+    with pytest.raises(InvalidRequestError, match=expected):
+        decode(encoded(sample(*own)), **fields)
+
+
+@pytest.mark.parametrize("size", [(100, 70), (70, 100), (400, 300), (61, 61)])
+def test_the_aspect_ratio_is_kept(size):
+    image = Image.new("RGB", size, "black")
+    ImageDraw.Draw(image).circle((size[0] // 2, size[1] // 2), min(size) // 4, fill="white")
+    for fields in ({}, {"width": 128, "height": 64}):
+        left, top, right, bottom = (
+            decode(encoded(image), **fields).image.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+        )
+        assert abs((right - left) - (bottom - top)) <= 2, "a circle is still a circle"
+
+
+def test_scaling_and_cropping_are_reported():
+    assert decode(encoded(sample(64, 48))).warnings == ()
+    assert decode(encoded(sample(100, 70))).warnings == (
+        "image: scaled to 96x67 and cropped to 96x64 pixels, from 100x70",
+    )
+    assert decode(encoded(sample(128, 128)), width=64, height=64).warnings == (
+        "image: scaled to 64x64 pixels, from 128x128",
+    )
+
+
+def test_a_model_with_fixed_sizes_generates_the_one_with_the_closest_aspect_ratio():
+    sizes = dataclasses.replace(MODEL, sizes=((64, 64), (96, 48), (48, 96)))
+    request = make_request(prompt="p", seed=1, inputs=["image"])
+    for own, expected in (((400, 300), (64, 64)), ((400, 210), (96, 48)), ((100, 190), (48, 96))):
+        resolved = decode_inputs(request, sizes, (encoded(sample(*own)),))
+        assert (resolved.width, resolved.height) == expected
+
+
+# ---- masks -------------------------------------------------------------------------------------------------
+
+
+def half_mask(mode, size=(64, 48)):
+    """Return a mask of which the left half is generated anew."""
+    kept, anew = {"RGBA": ((0, 0, 0, 255), (0, 0, 0, 0)), "LA": ((0, 255), (0, 0))}.get(mode, (0, 255))
+    mask = Image.new(mode, size, kept)
+    mask.paste(anew, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def redrawn(mask, image=None):
+    resolved = decode(encoded(sample(*mask.size)) if image is None else image, encoded(mask))
+    return resolved.mask_image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA"])
+def test_transparent_areas_are_generated_anew_or_white_ones(mode):
+    mask = redrawn(half_mask(mode))
+    assert (mask.mode, mask.getpixel((5, 5)), mask.getpixel((60, 5))) == ("L", 255, 0)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_white_areas_of_an_opaque_mask_with_an_alpha_channel_are_generated_anew(mode):
+    mask = redrawn(half_mask("L").convert(mode))
+    assert (mask.getpixel((5, 5)), mask.getpixel((60, 5))) == (255, 0)
+
+
+def test_one_transparent_pixel_makes_transparency_the_rule():
+    image = Image.new("RGBA", (64, 48), "white")
+    image.putpixel((0, 0), (255, 255, 255, 0))
+    mask = redrawn(image)
+    assert (mask.getpixel((0, 0)), mask.getpixel((5, 5))) == (255, 0)
+
+
+def test_a_transparent_palette_colour_and_a_transparent_colour():
+    for mode, transparent in (("P", 0), ("RGB", (0, 0, 0)), ("L", 0)):
+        image = Image.new(mode, (64, 48), 1 if mode == "P" else "white")
+        image.paste(0 if mode == "P" else "black", (0, 0, 32, 48))
+        data = encoded(image, transparency=transparent)
+        mask = decode(encoded(sample()), data).mask_image
+        assert (mask.getpixel((5, 5)), mask.getpixel((60, 5))) == (255, 0), mode
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+@pytest.mark.parametrize("format_", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_of_a_mask_is_applied(orientation, format_, mode):
+    stored = half_mask(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if format_ == "WEBP" else {}
+    data = encoded(stored.convert("RGB") if mode == "L" else stored, format_, exif=exif, **options)
+    transposed = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    shown = transposed.getchannel("A") if mode == "RGBA" else transposed.convert("L")
+    mask = decode(encoded(sample(*transposed.size)), data).mask_image
+    for at in ((4, 4), (mask.width - 5, 4), (4, mask.height - 5), (mask.width - 5, mask.height - 5)):
+        expected = 255 - shown.getpixel(at) if mode == "RGBA" else shown.getpixel(at)
+        assert mask.getpixel(at) == expected
 
 
 def test_the_mask_is_converted_to_grey_and_frames_are_assigned_by_inputs():
@@ -121,12 +223,9 @@ def test_every_mode_is_converted(mode):
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        (b"", "image: expected a PNG, JPEG or WebP image, got 0 bytes"),
-        (
-            b"just some text",
-            r"image: expected a PNG, JPEG or WebP image, got 14 bytes that start with b'just som'",
-        ),
-        (encoded(sample(), "GIF"), "image: expected a PNG, JPEG or WebP"),
+        (b"", "image: expected a PNG, JPEG or WebP image, got an empty file"),
+        (b"just some text", "image: expected a PNG, JPEG or WebP image, got 14 bytes of text"),
+        (encoded(sample(), "GIF"), "image: expected a PNG, JPEG or WebP image, got a GIF image"),
         (encoded(sample())[:-30], "image: the png image cannot be decoded"),
         (encoded(sample(), "JPEG")[:-30], "image: the jpeg image cannot be decoded"),
         (encoded(sample(), "WEBP")[:-30], "image: the webp image cannot be decoded"),
@@ -259,3 +358,39 @@ def test_a_jpeg_of_very_many_segments_is_rejected(piece):
         InvalidRequestError, match="image: the jpeg image cannot be decoded: it has more than 65536"
     ):
         decode_inputs(request, MODEL, [data[:20] + 200_000 * piece + data[20:]])
+
+
+# ---- references --------------------------------------------------------------------------------------------
+
+
+def test_references_keep_their_order_and_aspect_ratio_and_are_scaled():
+    model = dataclasses.replace(MODEL, max_reference_images=3)
+    images = [sample(100, 70), sample(4000, 3000), sample(32, 16)]
+    paths = ["images[2]", "images[0]", "images[1]"]
+    frames = [encoded(images[2]), encoded(images[0]), encoded(images[1])]
+    request = make_request(prompt="p", seed=1, images=[None] * 3, inputs=paths)
+    resolved = decode_inputs(request, model, frames)
+    assert [image.size for image in resolved.images] == [(100, 70), (1182, 886), (128, 64)]
+    assert (resolved.width, resolved.height) == (64, 64), "the model's default size"
+    assert resolved.parameters()["images"] == [
+        {"width": 100, "height": 70, "used_width": 100, "used_height": 70},
+        {"width": 4000, "height": 3000, "used_width": 1182, "used_height": 886},
+        {"width": 32, "height": 16, "used_width": 128, "used_height": 64},
+    ]
+    assert resolved.image_is_hint
+    assert resolved.batch_key != dataclasses.replace(resolved, images=resolved.images[::-1]).batch_key
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8192, 8192), (8, 8192), (8192, 1), (64, 64)])
+def test_scaled_references_are_within_the_limits(size):
+    width, height = reference_size(*size)
+    assert width * height <= MAX_REFERENCE_PIXELS
+    assert max(width, height) <= 8192
+    assert min(width, height) >= MIN_REFERENCE_SIDE or max(size) > 64 * min(size)
+
+
+def test_a_damaged_reference_is_named():
+    model = dataclasses.replace(MODEL, max_reference_images=2)
+    request = make_request(prompt="p", seed=1, images=[None] * 2, inputs=["images[0]", "images[1]"])
+    with pytest.raises(InvalidRequestError, match=r"images\[1\]: expected a PNG, JPEG or WebP image"):
+        decode_inputs(request, model, [encoded(sample()), b"x"])

@@ -60,11 +60,11 @@ def test_a_drain_lasts_while_an_answer_is_fetched():
     bench.event(ev.DrainRequested("SIGTERM"))
     bench.finish(1)
     (header,) = bench.answers(1)
-    for _ in range(4):
+    for offset in range(4):
         bench.beats(20.0)
-        bench.receive(Fetch(request_id=rid(1), payload_id=header.payload_id, offset=0, length=1))
+        bench.receive(Fetch(request_id=rid(1), payload_id=header.payload_id, offset=offset, length=1))
     bench.beats(29.0)
-    assert bench.status is None, "the time counts from the last FETCH"
+    assert bench.status is None, "the time counts from the last FETCH of further bytes"
     bench.beats(1.0)
     assert bench.status == 0
 

@@ -7,7 +7,18 @@ from PIL import Image
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError
-from imagegen_worker.core.events import CallDone, CallFailed, Cancel, Failed, Idle, Job, Started, Stepped, Stop
+from imagegen_worker.core.events import (
+    CallDone,
+    CallFailed,
+    Cancel,
+    CostsMeasured,
+    Failed,
+    Idle,
+    Job,
+    Started,
+    Stepped,
+    Stop,
+)
 from imagegen_worker.engines.static import StaticEngine
 from tests.unit.worker.bench import resolved
 
@@ -81,7 +92,9 @@ def job(number, prompt=None, *, images=1, arrived=10.0):
 def test_a_batch_posts_its_events_in_order():
     harness = Harness(job(1), job(2))
     assert harness.calls == [[("p1", 100), ("p2", 200)]]
-    assert [type(event) for event in harness.events] == [Started, Stepped, Stepped, CallDone, Idle]
+    assert [type(event) for event in harness.events] == [
+        *(Started, Stepped, Stepped, CallDone, CostsMeasured, CostsMeasured, Idle)
+    ]
     assert harness.of(Started) == [Started((1, 2))]
     assert harness.of(Stepped) == [Stepped((1, 2), 1, 2), Stepped((1, 2), 2, 2)]
     (done,) = harness.of(CallDone)
@@ -237,3 +250,17 @@ def test_a_batch_is_one_call_for_each_call_key():
         [("b", 400)],
     ]
     assert sorted(harness.results) == [1, 2, 3, 4]
+
+
+def test_a_static_call_is_measured_for_each_of_its_jobs():
+    harness = Harness(job(1), job(2))
+    first, second = harness.of(CostsMeasured)
+    assert (first.model, first.seconds, second.seconds) == ("m", 1.0, 1.0)
+    assert first.predicted is None
+    assert first.costs.samples == 1
+
+
+def test_a_job_that_failed_is_not_measured():
+    harness = Harness(job(1, "bad"), job(2), faulty=("bad",))
+    assert len(harness.of(CostsMeasured)) == 1
+    assert not harness.engine._meter._running

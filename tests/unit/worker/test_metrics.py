@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import ImageInfo
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
@@ -77,6 +78,7 @@ def test_names_help_texts_and_labels_follow_the_prometheus_conventions(metrics):
             "uuid",
             "name",
             "clock",
+            "model",
         }
         assert set(sample.labels) <= known
 
@@ -316,3 +318,17 @@ def test_model_loads_are_counted(metrics):
     got = scrape(metrics)
     assert got("warm_models") == 2
     assert (got("model_loads_total", outcome="done"), got("model_loads_total", outcome="failed")) == (1, 1)
+
+
+def test_predictions_are_compared_with_what_requests_took(metrics):
+    costs = CostModel(forward_seconds=0.25, megapixel_seconds=0.5, error=0.125)
+    for predicted in (None, 0.9, 3.0):
+        metrics.observe(ev.CostsMeasured("m", costs, 1.0, predicted))
+    bench = Bench()
+    bench.event(ev.CostsMeasured("m", costs, 1.0, 0.9))
+    metrics.update(bench.core)
+    got = scrape(metrics)
+    assert got("prediction_ratio_count") == 2
+    assert got("prediction_ratio_bucket", le="0.95") == 1
+    assert got("prediction_error_ratio", model="m") == 0.125
+    assert (got("forward_seconds", model="m"), got("forward_megapixel_seconds", model="m")) == (0.25, 0.5)

@@ -1,11 +1,13 @@
 """Registration: READY, sessions, epochs, rejections and silent brokers; with one broker and two."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from imagegen_protocol import ProtocolError
+from imagegen_protocol import ProtocolError, encode
 from imagegen_protocol.limits import (
+    MAX_HEADER_BYTES,
     MAX_SECONDS_PER_IMAGE,
     MIN_HEARTBEAT_INTERVAL_SECONDS,
     MIN_SECONDS_PER_IMAGE,
@@ -266,3 +268,28 @@ def test_a_second_endpoint_is_unused_if_the_first_registers_later():
     assert not bench.messages(Ready, broker=1)
     assert not bench.messages(WorkerHeartbeat, broker=1)
     assert bench.core.registered == 1
+
+
+def test_further_parts_of_the_capabilities_follow_the_registration():
+    models = tuple(replace(MODEL, name=f"{index:0>100}") for index in range(200))
+    bench = Bench(warm=False)
+    bench.event(ev.EngineReady(models, "cpu", None))
+    (first,) = [frames for _, message, frames in bench.sent if isinstance(message, Ready)]
+    bench.sent.clear()
+    bench.beat()
+    further = [frames for _, message, frames in bench.sent if isinstance(message, Ready)]
+    assert len(further) >= 2
+    assert first not in further
+    assert all(len(encode(message)) <= MAX_HEADER_BYTES for _, message, _ in bench.sent)
+    bench.sent.clear()
+    bench.beats(3.0)
+    assert bench.messages(Ready) == []
+
+
+def test_a_model_that_is_loaded_before_the_registration_is_reported():
+    bench = Bench(warm=False)
+    bench.event(ev.EngineReady((MODEL,), "cpu", None, served=("m", "other")))
+    bench.event(ev.ModelLoaded(replace(MODEL, name="other"), ("m", "other")))
+    bench.sent.clear()
+    bench.beat()
+    assert len(bench.messages(Ready)) == 1

@@ -110,6 +110,18 @@ def test_a_release_of_another_broker_has_no_effect_while_the_owner_is_alive():
     assert bench.states() == ([], [], [])
 
 
+@pytest.mark.parametrize("claims_again", [False, True])
+def test_a_release_of_another_broker_frees_what_a_restarted_broker_has_not_claimed_again(claims_again):
+    bench = Bench(brokers=2)
+    bench.work(1, broker=0)
+    for _ in range(2):  # the worker sends READY after the first one, and is registered by the second one
+        bench.beat(broker=0, session=2, epoch=b"r" * 16)
+    if claims_again:
+        bench.resend(1, broker=0)
+    bench.release(1, broker=1)
+    assert bench.states()[0] == ([rid(1)] if claims_again else [])
+
+
 def test_a_repeated_id_after_a_release_is_a_new_job():
     bench = Bench()
     bench.work(1)

@@ -1,10 +1,13 @@
 """The simulated backend with a simulated clock: cost model, images and injected faults."""
 
+import random
+
 import pytest
 from PIL import Image
 
 from imagegen_worker.backends import DeviceMemoryError, Row, StoppedError
 from imagegen_worker.backends.simulated import CRASH_STATUS, Faults, SimulatedBackend, draw, parse_faults
+from imagegen_worker.core.cost_meter import CostMeter
 from tests.unit.worker.bench import resolved
 
 
@@ -17,13 +20,14 @@ class Hung(BaseException):
 
 
 class Harness:
-    def __init__(self, *specs, batch_seconds=0.2, image_seconds=0.1):
+    def __init__(self, *specs, batch_seconds=0.2, image_seconds=0.1, **costs):
         self.now = 100.0
         self.steps = []
         self.backend = SimulatedBackend(
             worker="sim",
             batch_seconds=batch_seconds,
             image_seconds=image_seconds,
+            **costs,
             max_batch_size=4,
             faults=parse_faults(specs),
             clock=lambda: self.now,
@@ -38,9 +42,10 @@ class Harness:
         assert status == CRASH_STATUS
         raise Crashed
 
-    def make(self, *prompts, steps=4, on_step=None):
+    def make(self, *prompts, steps=4, on_step=None, **fields):
         rows = [
-            Row(resolved(prompt=prompt, num_inference_steps=steps), index) for index, prompt in enumerate(prompts)
+            Row(resolved(prompt=prompt, num_inference_steps=steps, **fields), index)
+            for index, prompt in enumerate(prompts)
         ]
         return self.backend.generate(rows, on_step or (lambda step, of: self.steps.append((step, of, self.now))))
 
@@ -63,6 +68,39 @@ def test_a_call_takes_the_time_of_the_cost_model_in_equal_steps():
     assert [(step, of) for step, of, _ in harness.steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [at - 100.0 for *_, at in harness.steps] == pytest.approx([0.125, 0.25, 0.375, 0.5])
     assert harness.backend.seconds_per_image == pytest.approx(0.1 + 0.2 / 4)
+
+
+def test_steps_and_megapixels_cost_time():
+    harness = Harness(batch_seconds=0.5, image_seconds=0.0, forward_seconds=0.1, megapixel_seconds=0.2)
+    harness.make("a", "b", steps=10, width=1000, height=500)
+    assert harness.now - 100.0 == pytest.approx(0.5 + 10 * (0.1 + 0.2 * 0.5 * 2))
+    default = 256 * 256 / 1e6
+    assert harness.backend.seconds_per_image == pytest.approx((0.5 + 20 * (0.1 + 0.2 * default * 4)) / 4)
+
+
+def test_an_image_to_image_request_costs_the_steps_that_it_executes():
+    harness = Harness("slow:2", batch_seconds=0.0, image_seconds=0.0, forward_seconds=0.1)
+    harness.make("a", steps=10, strength=0.5)
+    assert harness.now - 100.0 == pytest.approx(2 * 5 * 0.1)
+
+
+def test_a_static_engine_predicts_mixed_requests_within_15_percent():
+    harness, chance = Harness(forward_seconds=0.02, megapixel_seconds=0.1), random.Random(1)
+    meter = CostMeter()
+    for number in range(60):
+        images, side = chance.choice((1, 1, 2, 4)), chance.choice((256, 512, 1024))
+        fields = {"steps": chance.choice((4, 20, 50)), "width": side, "height": side}
+        request = resolved(
+            num_inference_steps=fields["steps"], width=side, height=side, seeds=tuple(range(images))
+        )
+        meter.start(number, request)
+        before = harness.now
+        harness.make(*["a"] * images, **fields)
+        meter.add_call({number: images}, harness.now - before)
+        measured = meter.finish(number)
+        if number == 20:
+            assert measured.costs.error < 0.15
+    assert measured.costs.error < 0.1
 
 
 def test_the_warm_up_reports_device_model_and_speed():

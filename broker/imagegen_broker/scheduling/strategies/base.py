@@ -48,7 +48,10 @@ class Strategy(ABC):
         self._changed.pop(worker.id, None)
 
     def worker_changed(self, worker: Worker) -> None:
-        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1)."""
+        """Mark a worker as changed, so that `refresh` is called for it before the next choice. O(1).
+
+        Without effect if the worker is not in the pool then.
+        """
         self._changed[worker.id] = worker
 
     def observe(self, worker: Worker, now: float) -> None:  # noqa: B027 - most strategies need no time
@@ -61,7 +64,8 @@ class Strategy(ABC):
         """Refresh the workers that have changed since the last choice, each once."""
         if self._changed:
             for worker in self._changed.values():
-                self.refresh(worker, now)
+                if worker in self._pool:
+                    self.refresh(worker, now)
             self._changed.clear()
 
 

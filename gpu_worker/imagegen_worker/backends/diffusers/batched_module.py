@@ -19,8 +19,10 @@ from imagegen_worker.backends.diffusers.layouts import count_rows, describe
 from imagegen_worker.backends.diffusers.module_state import StateMonitor
 from imagegen_worker.backends.diffusers.prompt_cache import PromptCache
 from imagegen_worker.backends.diffusers.shared_forward import CallKind, ForwardGroup, SharedForwards
-from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard, count_hooks
+from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
+from imagegen_worker.backends.diffusers.text_masks import exclude_masked_text
 from imagegen_worker.backends.diffusers.tiling import tile_sides, tiled
+from imagegen_worker.backends.diffusers.uninterrupted import UninterruptedForwards
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.engines.continuous.cache import BoundedCache
 from imagegen_worker.engines.continuous.calls import (
@@ -59,6 +61,7 @@ class BatchedModule:
     ) -> None:
         self.name = name
         self.is_denoiser = is_denoiser
+        self.is_decoder = method == "decode"
         self.fixed_rows = fixed_rows
         self._module = module
         self._method = method
@@ -69,13 +72,18 @@ class BatchedModule:
         self._tiles = tiles
         self._guard = guard or ModuleGuard(lambda: 0)
         self._guard.add(module)
-        self._hooks = 0 if cache is None else count_hooks(module)
+        self._uninterrupted: UninterruptedForwards | None = None
+        if cache is not None:
+            guarded = self._guard
+            self._uninterrupted = UninterruptedForwards(module, lambda: guarded.forward_ended(module))
         self._state = StateMonitor(module) if is_denoiser else None
         self._forward: Callable[..., Any] = getattr(module, method)
         self._replaced_own = method in vars(module)
         self._names = _argument_names(module, self._forward)
         self._dimensions = BatchDimensions()
-        self._masks = ImpliedMasks() if is_denoiser and fixed_rows is None else None
+        self._masks = None
+        if is_denoiser and fixed_rows is None:
+            self._masks = ImpliedMasks(exclude_masked_text(module))
         self._forwards = SharedForwards(self._run_model, fixed_rows=fixed_rows, name=type(module).__name__)
         wrapped = functools.wraps(self._forward)(functools.partial(self._call))
         wrapped.stage = self  # type: ignore[attr-defined]
@@ -87,8 +95,10 @@ class BatchedModule:
             setattr(self._module, self._method, self._forward)
         else:
             delattr(self._module, self._method)
+        if self._uninterrupted is not None:
+            self._uninterrupted.remove()
         # Forwards whose time is not known yet refer to their stage, which must not keep the weights.
-        del self._module, self._forward, self._state, self._activate, self._guard
+        del self._module, self._forward, self._state, self._activate, self._guard, self._uninterrupted
 
     @property
     def exclusive(self) -> bool:
@@ -112,7 +122,8 @@ class BatchedModule:
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         task = current_task()
-        if task is None or torch.is_grad_enabled() or _is_autocast_enabled():
+        uninterrupted = self._uninterrupted is not None and self._uninterrupted()
+        if task is None or uninterrupted or torch.is_grad_enabled() or _is_autocast_enabled():
             # Grad mode and autocast belong to the thread, so a forward that needs them runs at once.
             if task is not None:
                 self._activate_adapters(task)
@@ -120,10 +131,7 @@ class BatchedModule:
         self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
         before = self._observe_dimensions(call)
-        if self._cache is not None and count_hooks(self._module) != self._hooks:
-            # A hook of this call reads outputs inside the model: it must see this forward, and no other rows.
-            call.described, call.reason = True, "hooks"
-        elif self._cache is not None:
+        if self._cache is not None:
             self.describe(call)
             if call.payload is not None and (output := self._cache.copy(call.payload[1])) is not None:
                 return output

@@ -17,9 +17,13 @@ _MAX_MASKS = 64
 
 
 class ImpliedMasks:
-    """The masks that calls of one model imply. Not used any more once the model rejected one."""
+    """The masks that calls of one model imply. Not used any more once the model rejected one.
 
-    def __init__(self) -> None:
+    `unpassed`: the name of a mask for `encoder_hidden_states` that the pipeline does not even pass as None.
+    """
+
+    def __init__(self, unpassed: str | None = None) -> None:
+        self._unpassed = unpassed
         self._rejected = False
         self._dtypes: dict[str, torch.dtype] = {}
         self._masks: dict[Any, torch.Tensor] = {}
@@ -27,9 +31,12 @@ class ImpliedMasks:
     def add(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name, with the masks that it implies."""
         found = dict(arguments)
-        for name, mask in arguments.items():
-            text = _text_of(name, arguments)
-            if text is None or self._rejected:
+        if self._rejected:
+            return found
+        passed = arguments if self._unpassed is None else {self._unpassed: None, **arguments}
+        for name, mask in passed.items():
+            text = _text_of(_OF_TEXT if name == self._unpassed else name, arguments)
+            if text is None:
                 continue
             if isinstance(mask, torch.Tensor):
                 self._dtypes[name] = mask.dtype

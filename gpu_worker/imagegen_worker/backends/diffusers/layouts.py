@@ -11,9 +11,9 @@ Nothing here depends on a model. `describe` gives each argument of a call a `Lay
 - Everything else must be equal.
 
 Calls with equal layouts can share. Texts of different lengths are padded, but only where the model gets a mask for
-them. A batch dimension is no proof that the model reads the tensor row by row; see `row_evidence`. The first
-forward of each kind of calls is compared with a forward for each call, and later ones from time to time (see
-`shared_forward`).
+them, or their lengths. A batch dimension is no proof that the model reads the tensor row by row; see
+`row_evidence`. The first forward of each kind of calls is compared with a forward for each call, and later ones
+from time to time (see `shared_forward`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +30,8 @@ from imagegen_worker.engines.continuous.calls import NotShareableError
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
 _NUMBER_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 """Schedulers pass timesteps in any of these; models convert them to floats."""
+_LENGTHS = "_lens"
+"""Suffix of arguments with the number of tokens of each row."""
 
 
 class Layout(Protocol):
@@ -266,21 +268,34 @@ def _count_rows(value: Any) -> tuple[int, bool] | None:
 
 
 def _masked_arguments(arguments: Mapping[str, Any], rows: int) -> set[str]:
-    """Return the names of text masks and of the texts that they mask; their lengths may differ between calls."""
+    """Return the names of text masks and of the texts whose lengths may differ between calls.
+
+    A text may differ in length if the model gets a mask for it, or the length of each row (`text_bth` with
+    `text_lens`).
+    """
     found: set[str] = set()
-    for name, mask in arguments.items():
-        if not (name.endswith("mask") and isinstance(mask, torch.Tensor) and mask.ndim == 2):
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
             continue
-        for text_name in (name.removesuffix("_mask"), "encoder_hidden_states"):
-            text = arguments.get(text_name)
-            if (
-                isinstance(text, torch.Tensor)
-                and text.ndim == 3
-                and text.shape[:2] == mask.shape == (rows, mask.shape[1])
-            ):
-                found |= {name, text_name}
-                break
+        if name.endswith("mask") and value.ndim == 2 and len(value) == rows:
+            for text_name in (name.removesuffix("_mask"), "encoder_hidden_states"):
+                if _is_text(arguments.get(text_name), rows, value.shape[1]):
+                    found |= {name, text_name}
+                    break
+        elif name.endswith(_LENGTHS) and value.shape == (rows,) and not value.is_floating_point():
+            prefix = name.removesuffix(_LENGTHS) + "_"
+            found |= {text for text, each in arguments.items() if text.startswith(prefix) and _is_text(each, rows)}
     return found
+
+
+def _is_text(value: Any, rows: int, length: int | None = None) -> bool:
+    """Return whether this has the shape (rows, length, channels) of texts."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.ndim == 3
+        and value.shape[0] == rows
+        and length in (None, value.shape[1])
+    )
 
 
 def _layout(value: Any, call: _Context, masked: bool, path: Path) -> Layout:

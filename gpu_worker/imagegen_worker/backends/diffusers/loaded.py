@@ -22,6 +22,7 @@ from imagegen_worker.backends.diffusers.loading import (
     tune_pipeline,
 )
 from imagegen_worker.backends.diffusers.previews import fit_latent_preview
+from imagegen_worker.backends.diffusers.references import max_reference_images
 from imagegen_worker.backends.diffusers.task_pipelines import TaskPipelines
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.model import Model, Task
@@ -60,6 +61,7 @@ class LoadedPipeline:
             self.task_pipelines.check_task(self.trial(_SHORT, task=task))
         sizes = () if options.compile else self._fixed_sizes()  # another size would take a compilation
         self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
+        self.model = replace(self.model, max_reference_images=self._max_reference_images())
         self._latent_preview = fit_latent_preview(self.pipeline)
 
     def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -80,6 +82,19 @@ class LoadedPipeline:
         sizes = {(model.width, model.height), *((int(side[0]), int(side[1])) for side in listed)}
         log(_log, logging.WARNING, "the pipeline ignores other sizes", sizes=" ".join(map(_show, sorted(sizes))))
         return tuple(sorted(sizes))
+
+    def _max_reference_images(self) -> int:
+        """Return how many reference images a request may have, after a trial with two of different sizes."""
+        limit = max_reference_images(self.pipeline)
+        if not limit or "image-to-image" not in self.model.tasks:
+            return 0
+        width, height = self.model.width, self.model.height
+        images = (
+            Image.new("RGB", (width, height), "grey"),
+            Image.new("RGB", (width, 2 * height), "white"),
+        )
+        row = self.trial(_SHORT, task="image-to-image", image=None, images=images)
+        return limit if self.task_pipelines.generated_size(row) is not None else 0
 
     @property
     def device_name(self) -> str:

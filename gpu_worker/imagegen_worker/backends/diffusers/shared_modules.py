@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +27,9 @@ _REGISTRY = "_diffusers_hook"
 """Attribute for diffusers' hooks, which pipelines also create when there are none."""
 
 _log = logging.getLogger(__name__)
+
+_COLLECTIONS = (dict, list, tuple, set)
+_MISSING = object()
 
 _Key = tuple[int, str]
 """The id of a module, and the name of an attribute."""
@@ -87,23 +91,66 @@ def _is_same(one: Any, other: Any) -> bool:
     return one is other
 
 
-def _save(module: torch.nn.Module) -> Iterator[_Saved]:
-    """Yield the attributes of one module, without those of its submodules."""
-    for name, value in vars(module).items():
-        if name in _IGNORED or (name == _REGISTRY and not getattr(value, "hooks", None)):
-            continue
-        items: Any = None
-        if name == "_buffers":
-            items = {key: _buffer(tensor) for key, tensor in value.items()}
-        elif name == "_modules":
-            items = {key: part for key, part in value.items() if not _is_adapter(part)}
-        elif name == _REGISTRY:
-            items = dict(value.hooks)
-        elif type(value) is dict or (isinstance(value, dict) and name.endswith("_hooks")):
-            items = dict(value)
-        elif type(value) in (list, tuple, set):
-            items = dict(enumerate(value))
-        yield _Saved(module, name, value, items)
+@dataclass(slots=True)
+class _ModuleState:
+    """The attributes of one module, without those of its submodules. Most collections are empty and not copied."""
+
+    module: torch.nn.Module
+    values: dict[str, Any]
+    items: dict[str, dict[Any, Any]]
+    """Copies of the items of each collection that is not empty."""
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> Self:
+        """Copy the attributes of a module."""
+        values = {name: value for name, value in vars(module).items() if name not in _IGNORED}
+        items = {
+            name: _items(name, value)
+            for name, value in values.items()
+            if isinstance(value, _COLLECTIONS) and value and _is_compared_by_items(name, value)
+        }
+        if (registry := values.get(_REGISTRY)) is not None:
+            if hooks := getattr(registry, "hooks", None):
+                items[_REGISTRY] = dict(hooks)
+            else:
+                del values[_REGISTRY]
+        return cls(module, values, items)
+
+    def saved(self, name: str) -> _Saved | None:
+        """Return the value of an attribute; None if the module did not have it."""
+        if name not in self.values:
+            return None
+        value = self.values[name]
+        empty: dict[Any, Any] | None = {} if _is_compared_by_items(name, value) else None
+        return _Saved(self.module, name, value, self.items.get(name, empty))
+
+    def changes(self, now: "_ModuleState") -> Iterator[tuple[str, _Saved | None]]:
+        """Yield the attributes that differ, with their values in this state; None: the attribute is new."""
+        for name, value in self.values.items():
+            if now.values.get(name, _MISSING) is value and name not in self.items and name not in now.items:
+                continue  # most attributes
+            saved, other = self.saved(name), now.saved(name)
+            if saved is not None and (other is None or saved.differs(other)):
+                yield name, saved
+        for name in now.values.keys() - self.values.keys():
+            yield name, None
+
+
+def _is_compared_by_items(name: str, value: Any) -> bool:
+    return (
+        type(value) in (dict, list, tuple, set)
+        or name in ("_buffers", "_modules", _REGISTRY)
+        or (isinstance(value, dict) and name.endswith("_hooks"))
+    )
+
+
+def _items(name: str, value: Any) -> dict[Any, Any]:
+    """Return a copy of the items of a collection."""
+    if name == "_buffers":
+        return {key: _buffer(tensor) for key, tensor in value.items()}
+    if name == "_modules":
+        return {key: part for key, part in value.items() if not _is_adapter(part)}
+    return dict(value) if isinstance(value, dict) else dict(enumerate(value))
 
 
 def _buffer(tensor: torch.Tensor | None) -> Any:
@@ -120,34 +167,43 @@ def count_hooks(module: torch.nn.Module) -> int:
 
 def _is_adapter(module: Any) -> bool:
     """Return whether this is a layer of peft, which changes with the adapters of each forward."""
-    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+    return _is_adapter_type(type(module))  # type: ignore[arg-type]  # mypy takes no class for hashable
 
 
-def _snapshot(modules: Iterable[torch.nn.Module]) -> dict[_Key, _Saved]:
-    """Return the attributes of these modules and their submodules, without the layers of adapters."""
-    found: dict[_Key, _Saved] = {}
+@lru_cache(maxsize=1024)
+def _is_adapter_type(kind: type) -> bool:
+    return any(each.__module__.startswith("peft.") for each in kind.__mro__)
+
+
+_States = dict[int, _ModuleState]
+"""States of modules by their id."""
+
+
+def _snapshot(modules: Iterable[torch.nn.Module]) -> _States:
+    """Return the states of these modules and their submodules, without the layers of adapters."""
+    found: _States = {}
     pending = list(modules)
-    seen: set[int] = set()
     while pending:
         module = pending.pop()
-        if id(module) in seen or _is_adapter(module):
+        if id(module) in found or _is_adapter(module):
             continue
-        seen.add(id(module))
+        found[id(module)] = _ModuleState.of(module)
         pending += [part for part in module._modules.values() if part is not None]
-        found.update({(id(module), saved.name): saved for saved in _save(module)})
     return found
 
 
-def _changes(before: Mapping[_Key, _Saved], now: Mapping[_Key, _Saved]) -> dict[_Key, _Saved | None]:
+def _changes(before: _States, now: _States) -> dict[_Key, _Saved | None]:
     """Return the attributes that differ, with their values before; None: the attribute is new."""
-    modules = {key[0] for key in before}
-    changed: dict[_Key, _Saved | None] = {
-        key: saved for key, saved in before.items() if key not in now or saved.differs(now[key])
+    gone = _ModuleState(torch.nn.Module(), {}, {})
+    return {
+        (key, name): saved for key, state in before.items() for name, saved in state.changes(now.get(key, gone))
     }
-    for key in now:
-        if key not in before and key[0] in modules:
-            changed[key] = None
-    return changed
+
+
+def _saved(states: _States, key: _Key) -> _Saved | None:
+    """Return the value of an attribute in a snapshot, if it has one."""
+    state = states.get(key[0])
+    return None if state is None else state.saved(key[1])
 
 
 def _undo(changed: Mapping[_Key, _Saved | None], now: Mapping[_Key, _Saved | None]) -> None:
@@ -168,7 +224,8 @@ def restored_after_errors(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         yield
     except BaseException:
         now = _snapshot(modules)
-        _undo(_changes(before, now), now)
+        changed = _changes(before, now)
+        _undo(changed, {key: _saved(now, key) for key in changed})
         raise
 
 
@@ -180,7 +237,7 @@ class _Watch:
     """
 
     kind: Hashable
-    state: dict[_Key, _Saved]
+    state: _States
     revision: int
     alone: bool
     passed: bool = False
@@ -267,8 +324,8 @@ class ModuleGuard:
             names = ",".join(sorted({key[1] for key in changed}))
             _log.warning("a call changes shared models, so requests run one at a time attributes=%s", names)
         if not watch.alone:
-            own = {key: now.get(key) for key in changed}
-            _undo(changed, now)
+            own = {key: _saved(now, key) for key in changed}
+            _undo(changed, own)
             wait_for_forward(Call(_Access(exclusive=True), (), {}, task))
             watch.alone = True
             _undo(own, changed)  # the call's changes take effect again
@@ -282,7 +339,7 @@ class ModuleGuard:
                 for key, saved in _changes(watch.state, now).items():
                     watch.changed.setdefault(key, saved)
             self._kinds.add(watch.kind)
-            _undo(watch.changed, now)
+            _undo(watch.changed, {key: _saved(now, key) for key in watch.changed})
             self.serial |= bool(watch.changed)
             self._known |= {key: saved for key, saved in watch.changed.items() if saved is not None}
         for saved in self._known.values() if self.serial else ():
@@ -294,6 +351,7 @@ class _Access:
 
     name = "access to the models"
     is_denoiser = False
+    is_decoder = False
     fixed_rows = None
 
     def __init__(self, *, exclusive: bool) -> None:

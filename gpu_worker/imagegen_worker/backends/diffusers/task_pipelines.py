@@ -127,7 +127,7 @@ class TaskPipelines:
         each: dict[str, list[Any]] = {
             "prompt": [request.prompt for request in requests],
             "negative_prompt": [request.negative_prompt for request in requests],
-            "image": [request.image for request in requests],
+            "image": [list(request.images) or request.image for request in requests],
             "mask_image": [request.mask_image for request in requests],
             **{name: [request.extra[name]] * len(rows) for name in signature.texts if name in request.extra},
         }

@@ -32,6 +32,10 @@ class Stage(Protocol):
         """Whether its forwards are denoising steps, scheduled by cost. Forwards of other stages go first."""
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether it decodes latents to images."""
+
+    @property
     def exclusive(self) -> bool:
         """Whether it may keep state between calls; then only one task uses it until that task ends."""
 
@@ -82,7 +86,10 @@ class Call:
 
 
 class Task(greenlet):  # type: ignore[misc]
-    """A running pipeline call for `images` images. `tag` is for its owner; its forwards need `adapters`."""
+    """A running pipeline call for `images` images. `tag` is for its owner; its forwards need `adapters`.
+
+    `megapixels`: the size of each image. `steps`: its denoising steps.
+    """
 
     def __init__(
         self,
@@ -92,6 +99,9 @@ class Task(greenlet):  # type: ignore[misc]
         tag: Any = None,
         adapters: Hashable = None,
         images: int = 1,
+        megapixels: float = 1.0,
+        steps: int = 1,
+        started_at: float = 0.0,
     ) -> None:
         super().__init__()
         self._work: Callable[[], Any] | None = work
@@ -99,6 +109,9 @@ class Task(greenlet):  # type: ignore[misc]
         self.tag = tag
         self.adapters = adapters
         self.images = images
+        self.megapixels = megapixels
+        self.steps_left = steps
+        self.started_at = started_at
         self.encoder_scale = 1.0
         """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()

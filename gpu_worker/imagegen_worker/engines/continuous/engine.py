@@ -31,7 +31,7 @@ from imagegen_worker.engines.continuous.admission import AdmissionQueue
 from imagegen_worker.engines.continuous.calls import Task, current_task
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts, SlotLimit
 from imagegen_worker.engines.continuous.reports import ForwardReports
-from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardDone, ForwardSplit, SchedulerEvent
+from imagegen_worker.engines.continuous.scheduler import BatchScheduler, ForwardSplit, SchedulerEvent
 from imagegen_worker.engines.continuous.timing import Timer
 from imagegen_worker.engines.static import MemoryHint, error_answer
 from imagegen_worker.images.encoding import EncodePool, RawResult
@@ -146,7 +146,11 @@ class ContinuousEngine:
         self._mailbox = mailbox
         self._reports = ForwardReports(mailbox)
         self._scheduler = BatchScheduler(
-            observe=self._observe, timer=self._backend.timer, memory_limits=self._memory_limits, costs=self._costs
+            observe=self._observe,
+            timer=self._backend.timer,
+            memory_limits=self._memory_limits,
+            costs=self._costs,
+            clock=self._clock,
         )
         while True:
             while (command := mailbox.take(0)) is not None:
@@ -226,12 +230,12 @@ class ContinuousEngine:
             if active.started_at is None:
                 active.started_at = self._clock()
                 self._busy = True
+                self._reports.start_job(active.job.number, active.job.request)
                 self._mailbox.post(Started((active.job.number,)))
             request = active.job.request
             rows.append(Row(request, request.seeds[index], active.job.preview and index == 0))
         work = partial(self._backend.generate, rows, self._on_step(call))
-        adapters = rows[0].request.loras or None
-        task = self._scheduler.start(work, tag=call, adapters=adapters, images=len(rows))
+        task = self._scheduler.start(work, tag=call, images=len(rows), **_about(rows[0].request))
         for active, _ in call.images:
             active.tasks.add(task)
 
@@ -240,6 +244,7 @@ class ContinuousEngine:
 
         def on_step(step: int, steps: int, sketches: Sequence[Sketch | None] = ()) -> None:
             if (task := current_task()) is not None:
+                task.steps_left = steps - step
                 # Its next forward has rows for the wanted images only.
                 self._free_slots(call, call.slots - task.wanted)
             for active, index in call.images:
@@ -285,6 +290,7 @@ class ContinuousEngine:
 
     def _completed(self, call: _BatchedCall, task: Task) -> None:
         """Store the images of a call; finish the jobs that are complete now."""
+        self._scheduler.settle()  # the images are here, so the times of their forwards are known
         self._reports.add_images(task)
         self._slot_limit.completed(len(call.images))
         self._memory_hint.record(call.images[0][0].job.request)
@@ -297,6 +303,7 @@ class ContinuousEngine:
     def _finish(self, active: _ActiveJob) -> None:
         """Submit a job that has all of its images to the encoders."""
         del self._jobs[active.job.number]
+        self._reports.finish_job(active.job.number)
         request = active.job.request
         assert active.started_at is not None
         self._encoder.submit(
@@ -371,6 +378,7 @@ class ContinuousEngine:
         """Discard a job, and cancel its calls that no other job needs; these then count as ended."""
         if self._is_active(active):
             del self._jobs[active.job.number]
+            self._reports.discard_job(active.job.number)
         self._queue.discard({(active, index) for index in range(len(active.job.request.seeds))})
         for task in list(active.tasks):
             images = task.tag.images
@@ -386,18 +394,26 @@ class ContinuousEngine:
             self._reports.add_split(event)
             return
         jobs: list[_ActiveJob] = [active for task in event.tasks for active, _ in task.tag.images]
-        numbers = dict.fromkeys(active.job.number for active in jobs)
-        self._reports.add_forward(event, numbers, self._waits(event, jobs) if event.stage.is_denoiser else ())
-
-    def _waits(self, event: ForwardDone, jobs: Sequence[_ActiveJob]) -> list[float]:
-        """Return the seconds from arrival to this forward for jobs of which it is the first."""
+        images = Counter(active.job.number for active in jobs)
         started_at = self._clock() - event.seconds
-        waits = []
-        for active in jobs:
-            if not active.stepped:
-                active.stepped = True
-                waits.append(max(started_at - active.job.arrived, 0.0))
-        return waits
+        self._reports.add_forward(event, images, _first_waits(jobs, started_at) if event.stage.is_denoiser else ())
+
+
+def _about(request: ResolvedRequest) -> dict[str, Any]:
+    """Return what the task of a pipeline call knows of its requests, which have this in common."""
+    return {
+        "adapters": request.loras or None,
+        "megapixels": request.megapixels,
+        "steps": request.executed_steps,
+    }
+
+
+def _first_waits(jobs: Sequence[_ActiveJob], started_at: float) -> list[float]:
+    """Return the seconds from arrival to a forward at `started_at`, for jobs of which it is the first."""
+    first = [active for active in jobs if not active.stepped]
+    for active in first:
+        active.stepped = True
+    return [max(started_at - active.job.arrived, 0.0) for active in dict.fromkeys(first)]
 
 
 def _model(shape: Any) -> str:

@@ -118,12 +118,6 @@ class RowCosts:
         """Record that a forward of `rows` rows took `seconds`."""
         self._of(key).seconds.setdefault(rows, deque(maxlen=self._window)).append(seconds)
 
-    def estimate(self, key: Hashable, rows: int) -> float | None:
-        """Return the median seconds of a forward of `rows` rows; None if none was measured."""
-        costs = self._costs.get(key)
-        measured = None if costs is None else costs.seconds.get(rows)
-        return median(measured) if measured else None
-
     def choose(self, key: Hashable, sizes: Sequence[int], *, gain: float | None = None) -> int:
         """Return the row count for the next forward out of `sizes` (increasing, at least one).
 

@@ -1,8 +1,10 @@
-"""Reports of forwards to the worker's core: one `CallDone` for each forward of a denoiser."""
+"""Reports to the worker's core: one `CallDone` for each forward of a denoiser, and what each request cost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from imagegen_worker.core.cost_meter import CostMeter
 from imagegen_worker.core.events import CallDone, CallFailed
+from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.calls import Task
 from imagegen_worker.engines.continuous.scheduler import ForwardDone, ForwardSplit
 from imagegen_worker.mailbox import Mailbox
@@ -17,8 +19,9 @@ class ForwardReports:
     Images are completed after their last forward, so a forward is posted when the next one is known.
     """
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Mailbox, meter: CostMeter | None = None) -> None:
         self._mailbox = mailbox
+        self._meter = meter or CostMeter()
         self._seconds_per_image: float | None = None
         # Contents of the next CallDone.
         self._forward: ForwardDone | None = None
@@ -33,15 +36,33 @@ class ForwardReports:
         images = sum(task.images for task in event.tasks)
         self._mailbox.post(CallFailed(images, 0.0, split=event.max_rows > 0))
 
-    def add_forward(self, event: ForwardDone, numbers: Iterable[int], waits: Iterable[float]) -> None:
-        """Add a forward. `numbers`: its jobs; `waits`: seconds until it for jobs without an earlier one."""
+    def start_job(self, number: int, request: ResolvedRequest) -> None:
+        """Add a job that starts to run."""
+        self._meter.start(number, request)
+
+    def discard_job(self, number: int) -> None:
+        """Remove a job that was cancelled or failed, if it runs."""
+        self._meter.discard(number)
+
+    def finish_job(self, number: int) -> None:
+        """Post what a job cost that has all of its images."""
+        if (measured := self._meter.finish(number)) is not None:
+            self._mailbox.post(measured)
+
+    def add_forward(self, event: ForwardDone, images: Mapping[int, int], waits: Iterable[float]) -> None:
+        """Add a forward.
+
+        `images`: numbers of images by job. `waits`: seconds until it for jobs without an earlier one.
+        """
         if event.stage.is_denoiser:
+            self._meter.add_forward(images, event.seconds)
             if self._forward is not None:
                 self.post()
             self._forward = event
-            self._numbers = tuple(numbers)
+            self._numbers = tuple(images)
             self._waits += waits
         else:
+            (self._meter.add_decoding if event.stage.is_decoder else self._meter.add_other)(images, event.seconds)
             self._beside_seconds += event.seconds
         if event.fallback:
             self._fallbacks.append(event.fallback)

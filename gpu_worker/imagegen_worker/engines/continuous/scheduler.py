@@ -10,17 +10,20 @@ anything else is repeated call by call, so that only the faulty call fails.
 """
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StoppedError
 from imagegen_worker.backends.tracebacks import release_frames
+from imagegen_worker.core.cost_fit import FORWARD_SHARES, CostFit
 from imagegen_worker.engines.continuous.calls import MISMATCH, UNEQUAL, Call, NotShareableError, Stage, Task
-from imagegen_worker.engines.continuous.fairness import FairQueue
 from imagegen_worker.engines.continuous.limits import MemoryLimits, RowCosts
 from imagegen_worker.engines.continuous.timing import Timer, WallTimer
+from imagegen_worker.engines.continuous.turns import WaitingGroup, choose
 from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
 
 MAX_QUEUED_FORWARDS = 2
@@ -97,10 +100,11 @@ class _UntimedForward:
 
     mark: Any
     account: Hashable | None
-    """Group that the fair queue charges."""
+    """Group whose costs are measured."""
+    megapixels: float
+    """Size of all its images."""
     sample: int | None
     """Rows of each of its parts; None if they differ, or if a part failed."""
-    charged: float
     done: Callable[[float], ForwardDone]
 
 
@@ -112,15 +116,16 @@ class BatchScheduler:
         *,
         observe: Callable[[SchedulerEvent], None] = lambda event: None,
         timer: Timer | None = None,
-        fairness: FairQueue | None = None,
         memory_limits: MemoryLimits | None = None,
         costs: RowCosts | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._observe = observe
         self._timer = timer or WallTimer()
-        self._fairness = fairness or FairQueue()
         self._memory_limits = memory_limits or MemoryLimits()
         self._costs = costs or RowCosts()
+        self._clock = clock
+        self._seconds: WeakKeyDictionary[Stage, CostFit] = WeakKeyDictionary()
         self._waiting: dict[Task, Call] = {}
         self._ended: list[Task] = []
         self._untimed: deque[_UntimedForward] = deque()
@@ -132,12 +137,10 @@ class BatchScheduler:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def start(
-        self, work: Callable[[], Any], *, tag: Any = None, adapters: Hashable = None, images: int = 1
-    ) -> Task:
-        """Run `work`, which generates `images` images, in a new task until its first call or its end."""
+    def start(self, work: Callable[[], Any], **about: Any) -> Task:
+        """Run `work` in a new task until its first call or its end. `about`: further arguments of `Task`."""
         self._started += 1
-        task = Task(work, number=self._started, tag=tag, adapters=adapters, images=images)
+        task = Task(work, number=self._started, started_at=self._clock(), **about)
         self._resume(task, task.switch)
         return task
 
@@ -188,9 +191,11 @@ class BatchScheduler:
             for task in done.tasks:
                 task.seconds += seconds * task.wanted / done.images
                 task.largest_batch = max(task.largest_batch, done.images)
-            if done.stage.is_denoiser and forward.account is not None:
-                self._fairness.charge(forward.account, seconds - forward.charged)
-                if forward.sample is not None:
+            if done.stage.is_denoiser:
+                self._seconds.setdefault(done.stage, CostFit(FORWARD_SHARES)).observe(
+                    (1.0, forward.megapixels), seconds
+                )
+                if forward.account is not None and forward.sample is not None:
                     self._costs.observe(forward.account, forward.sample, seconds * forward.sample / done.rows)
             self._observe(done)
 
@@ -219,11 +224,22 @@ class BatchScheduler:
         if urgent:
             group = next(iter(urgent.values()))
         elif groups:
-            group = groups[self._fairness.choose({key: len(group.calls) for key, group in groups.items()})]
+            now = self._clock()
+            group = groups[choose({key: self._waiting_group(group, now) for key, group in groups.items()})]
         else:
             return [], None
         count, limit = self._how_many(group)
         return group.calls[:count], limit
+
+    def _waiting_group(self, group: _Group, now: float) -> WaitingGroup:
+        tasks = [task for task, _ in group.calls]
+        fit = self._seconds.get(group.calls[0][1].stage)
+        fixed, each = (fit and fit.coefficients()) or (0.0, 0.0)
+        seconds = fixed + each * _megapixels(tasks)
+        steps_left = min(task.steps_left for task in tasks)
+        return WaitingGroup(
+            sum(task.wanted for task in tasks), steps_left * seconds, now - min(task.started_at for task in tasks)
+        )
 
     def _own(self, task: Task) -> bool:
         """Return whether the task owns the exclusive stages; it acquires them if no other task does."""
@@ -296,11 +312,7 @@ class BatchScheduler:
         account = _account(*chosen[0]) if calls[0].described else None
         rows = sum(call.rows for call in calls)
         limit = min(limit or rows, rows)
-        charged = 0.0
-        if stage.is_denoiser and account is not None:
-            # An estimate: the time of a forward may be known only after the next one has started.
-            charged = (self._costs.estimate(account, limit) or 0.0) * rows / limit
-            self._fairness.charge(account, charged)
+        megapixels = _megapixels(tasks)  # before images are cancelled
         mark = self._timer.start()
         outputs, sample = self._within_memory(calls, tasks, limit)
         self._timer.stop(mark)
@@ -308,7 +320,7 @@ class BatchScheduler:
         def done(seconds: float) -> ForwardDone:
             return ForwardDone(stage=stage, tasks=tasks, rows=rows, seconds=seconds, fallback=fallback)
 
-        self._untimed.append(_UntimedForward(mark, account, sample, charged, done))
+        self._untimed.append(_UntimedForward(mark, account, megapixels, sample, done))
         return outputs
 
     def _within_memory(
@@ -394,6 +406,11 @@ def _parts(task: Task, call: Call) -> list[int]:
     rows_an_image, odd = divmod(call.rows, task.wanted)
     halves = [task.wanted >> power for power in range(1, task.wanted.bit_length())]
     return [] if odd else [rows_an_image * images for images in reversed(halves)]
+
+
+def _megapixels(tasks: Iterable[Task]) -> float:
+    """Return the megapixels of all images in a forward of these tasks."""
+    return sum(task.megapixels * task.wanted for task in tasks)
 
 
 def _without_memory(error: Exception) -> Exception:

@@ -7,9 +7,20 @@ from imagegen_worker.engines.continuous.calls import Call, current_task, wait_fo
 class ToyStage:
     """Returns 2x + 1 for each x. Runs out of memory above `fits` rows, and raises for the numbers in `poison`."""
 
-    def __init__(self, name="toy", *, is_denoiser=True, fits=None, exclusive=False, fixed_rows=None, clock=None):
+    def __init__(
+        self,
+        name="toy",
+        *,
+        is_denoiser=True,
+        is_decoder=False,
+        fits=None,
+        exclusive=False,
+        fixed_rows=None,
+        clock=None,
+    ):
         self.name = name
         self.is_denoiser = is_denoiser
+        self.is_decoder = is_decoder
         self.exclusive = exclusive
         self.fixed_rows = fixed_rows
         self.fits = fits

@@ -99,6 +99,18 @@ def test_texts_of_different_lengths_are_padded_only_with_a_mask():
     assert joined(*masked, equal_lengths=True) is None
 
 
+def test_texts_of_different_lengths_are_padded_where_the_model_gets_their_lengths():
+    def call(length, **more):
+        return {"x": torch.ones(1, 4, 8, 8), "text_bth": torch.ones(1, length, 6), **more}
+
+    both = joined(*(call(length, text_lens=torch.tensor([length, length])[:1]) for length in (3, 5)))
+    assert both["text_bth"].shape == (2, 5, 6)
+    assert both["text_bth"][0, 3:].eq(0).all()
+    assert both["text_lens"].tolist() == [3, 5]
+    assert joined(*(call(length, image_lens=torch.tensor([length])) for length in (3, 5))) is None
+    assert joined(*(call(length, text_lens=torch.tensor([float(length)])) for length in (3, 5))) is None
+
+
 def test_unknown_argument_types_are_rejected():
     with pytest.raises(NotShareableError, match="opaque argument"):
         layouts.describe({"x": torch.ones(1, 4), "odd": object()})

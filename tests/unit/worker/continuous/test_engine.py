@@ -14,8 +14,26 @@ from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.calls import current_task
 from imagegen_worker.engines.continuous.engine import ContinuousEngine
 from imagegen_worker.engines.continuous.timing import WallTimer
+from imagegen_worker.engines.continuous.turns import AGEING
 from imagegen_worker.mailbox import Mailbox
 from tests.unit.worker.continuous.models import ToyClock, ToyStage
+
+
+class LateTimer(WallTimer):
+    """Knows the time of a forward only once a pipeline has copied images from the device."""
+
+    copied = 0
+    started = 0
+
+    def start(self):
+        self.started += 1
+        return [*super().start(), self.started]
+
+    def stop(self, mark):
+        mark.insert(1, self._clock())
+
+    def seconds(self, mark, *, wait):
+        return mark[1] - mark[0] if wait or mark[2] <= self.copied else None
 
 
 class ToyBackend:
@@ -46,6 +64,8 @@ class ToyBackend:
             unwanted = current_task().unwanted if self.drops_rows(None) else ()
             self.stage(*(row.seed for at, row in enumerate(rows) if at not in unwanted), key=request.width)
             on_step(step + 1, request.num_inference_steps)
+        if isinstance(self.timer, LateTimer):
+            self.timer.copied = self.timer.started
         return [Image.new("L", (1, 1), row.seed) for row in rows]
 
 
@@ -377,18 +397,40 @@ def test_stopped_error_of_on_step_is_no_failure():
     assert not of(ev.Failed, mailbox.posted)
 
 
-def test_large_and_small_images_do_not_starve_each_other():
+@pytest.mark.parametrize("small", [4, 10, 20])
+def test_a_large_request_ends_within_the_stated_time_among_many_small_ones(small):
     clock = ToyClock(lambda width, rows: rows * (width / 512) ** 2)
     stage = ToyStage(clock=clock)
     ended = {}
-    commands = [(0, job(0, width=1024, steps=10))] + [(0, job(number, steps=10)) for number in range(1, 30)]
+    commands = [(0, job(0, width=1024, steps=10))]
+    commands += [(0, job(number, steps=small)) for number in range(1, 2000 // small)]
     mailbox, encoder = Script(stage, commands), Encoder()
     encoder.submit = lambda raw: ended.setdefault(raw.number, clock.now)
-    ContinuousEngine(ToyBackend(stage, WallTimer(clock)), encoder, max_batch_size=4).run(mailbox)
+    backend = ToyBackend(stage, WallTimer(clock))
+    ContinuousEngine(backend, encoder, max_batch_size=4, clock=clock).run(mailbox)
     mailbox.close()
-    assert len(ended) == 30
+    assert len(ended) == len(commands)
     assert ended[1] < ended[0]  # the small ones do not wait for the large one
-    assert ended[0] < 0.6 * max(ended.values())  # and the large one does not wait for all of them
+    alone = 10 * clock.cost(1024, 1)
+    others = 3 * small * clock.cost(512, 1)
+    assert ended[0] <= alone / AGEING + alone + others < 0.2 * max(ended.values())
+
+
+def test_requests_that_are_nearly_done_go_first():
+    clock = ToyClock(lambda width, rows: 1.0 + 0.01 * rows)
+    stage, ended = ToyStage(clock=clock), []
+    commands = [
+        (0, job(1, width=512, steps=20)),
+        (0, job(2, width=768, steps=2)),
+        (0, job(3, width=1024, steps=8)),
+    ]
+    mailbox, encoder = Script(stage, commands), Encoder()
+    encoder.submit = lambda raw: ended.append((raw.number, round(clock.now)))
+    backend = ToyBackend(stage, WallTimer(clock))
+    ContinuousEngine(backend, encoder, max_batch_size=4, clock=clock).run(mailbox)
+    mailbox.close()
+    assert [number for number, _ in ended] == [2, 3, 1]
+    assert ended[0][1] <= 4
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -412,3 +454,30 @@ def test_every_job_has_exactly_one_answer(seed):
     assert len(answers) == len(set(answers))
     assert set(range(30)) - set(answers) <= cancelled
     assert posted[-1] == ev.Idle()
+
+
+def test_requests_of_mixed_sizes_are_predicted_within_15_percent():
+    clock = ToyClock(lambda key, rows: 0.035 + 0.046 * (key / 1000) ** 2 * rows)
+    stage, chance = ToyStage(clock=clock), random.Random(5)
+    commands = []
+    for number in range(60):
+        steps, width = chance.choice((3, 10, 20)), chance.choice((256, 512, 1024))
+        commands.append((4 * number, job(number, steps=steps, width=width, seeds=range(chance.choice((1, 1, 3))))))
+    posted, _ = run(commands, stage=stage, timer=WallTimer(clock))
+    measured = of(ev.CostsMeasured, posted)
+    assert len(measured) == 60
+    assert measured[20].costs.error < 0.15
+    costs = measured[-1].costs
+    assert (costs.forward_seconds, costs.megapixel_seconds) == pytest.approx((0.035, 0.046), rel=0.02)
+
+
+def test_all_forwards_of_a_request_are_measured_on_a_device_that_runs_asynchronously():
+    clock = ToyClock(lambda key, rows: 1.0)
+    commands = [(0, job(1, steps=3)), (0, job(2, steps=5))]
+    posted, _ = run(commands, stage=ToyStage(clock=clock), timer=LateTimer(clock))
+    assert [each.seconds for each in of(ev.CostsMeasured, posted)] == [1.5, 3.5]
+
+
+def test_cancelled_and_failed_jobs_are_not_measured():
+    posted, _ = run([(0, job(1, steps=9)), (0, job(2, prompt="broken")), (2, ev.Cancel(1)), (3, job(3))])
+    assert len(of(ev.CostsMeasured, posted)) == 1

@@ -8,8 +8,10 @@ torch = pytest.importorskip("torch")
 
 from imagegen_worker.backends.diffusers.batched_module import BatchedModule  # noqa: E402
 from imagegen_worker.backends.diffusers.implied_masks import ImpliedMasks, pads, unneeded  # noqa: E402
+from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard  # noqa: E402
 from imagegen_worker.backends.diffusers.sharing_report import MostRows  # noqa: E402
 from imagegen_worker.engines.continuous.cache import BoundedCache  # noqa: E402
+from imagegen_worker.engines.continuous.calls import current_task  # noqa: E402
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler  # noqa: E402
 
 TEXT = "encoder_hidden_states"
@@ -90,6 +92,17 @@ def test_a_mask_has_the_type_of_those_that_were_seen():
     assert masks.add({TEXT: text, MASK: None})[MASK] is None
 
 
+def test_a_mask_that_the_pipeline_does_not_pass_is_implied_where_the_model_has_one():
+    text = torch.zeros(1, 3, 4)
+    masks = ImpliedMasks("attention_mask")
+    implied = masks.add({TEXT: text})
+    assert implied["attention_mask"].tolist() == [[1, 1, 1]]
+    assert unneeded([implied, implied]) == ["attention_mask"]
+    assert "attention_mask" not in ImpliedMasks().add({TEXT: text})
+    masks.reject()
+    assert "attention_mask" not in masks.add({TEXT: text})
+
+
 def test_masks_are_needed_for_other_lengths_only():
     masks = ImpliedMasks()
     short, long = (masks.add({TEXT: torch.zeros(1, length, 4), MASK: None}) for length in (3, 7))
@@ -139,6 +152,61 @@ def test_a_hook_sees_the_forward_of_its_own_call(count):
                 assert task.result, "the hook ran"
                 assert all(len(output) == 1 for output in task.result), "no rows of others"
     module.remove()
+
+
+class Rewriting(torch.nn.Module):
+    """A text encoder that generates text, and keeps positions in the model between its forwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = 0
+
+    def generate(self, start):
+        self.offset, value = start, torch.full((1, 1), float(start))
+        for _ in range(3):
+            value = self.forward(value)
+        return value
+
+    def forward(self, input_ids):
+        return input_ids + self.offset
+
+
+def test_no_other_call_runs_between_the_forwards_of_a_generated_text():
+    model = Rewriting()
+    module = BatchedModule("text_encoder", model, "forward", cache=BoundedCache(2**20))
+    scheduler = BatchScheduler()
+    with torch.no_grad():
+        tasks = [scheduler.start(partial(model.generate, start)) for start in (1, 2, 3)]
+        while scheduler.step():
+            continue
+    module.remove()
+    assert "generate" not in vars(model)
+    assert [task.result.item() for task in tasks] == [4, 8, 12]
+
+
+def test_what_a_generated_text_changes_in_the_model_does_not_count_as_a_change_by_the_call():
+    model = Rewriting()
+    denoiser = Denoiser([])
+    guard = ModuleGuard(lambda: 0)
+    modules = [
+        BatchedModule("text_encoder", model, "forward", cache=BoundedCache(2**20), guard=guard),
+        BatchedModule("transformer", denoiser, "forward", is_denoiser=True, guard=guard),
+    ]
+    scheduler = BatchScheduler()
+
+    def call(start):
+        with guard.call(current_task(), "kind"):
+            text = model.generate(start).reshape(1, 1, 1)
+            return denoiser.forward(torch.zeros(1, 1), encoder_hidden_states=text)
+
+    with torch.no_grad():
+        tasks = [scheduler.start(partial(call, start)) for start in (1, 2)]
+        while scheduler.step():
+            continue
+    for module in modules:
+        module.remove()
+    assert [task.result.item() for task in tasks] == [4, 8]
+    assert not guard.serial
 
 
 class Strict(torch.nn.Module):
