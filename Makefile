@@ -16,13 +16,14 @@ PREFIX ?= /opt/imagegen
 ROLES ?= broker,worker
 GPUS ?=
 
-.PHONY: help demo check test test-ray lint fuzz audit lock soak chaos bench gpu gpu-wheels install uninstall clean
+.PHONY: help demo check test test-ray clients lint fuzz audit lock soak chaos bench gpu gpu-wheels install uninstall clean
 
 help:
 	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
 	@echo "make check      run lint, unit and property tests and a short simulation: at most 3 minutes on 2 cores"
 	@echo "make test       run all tests: about 25 minutes on 2 cores"
 	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
+	@echo "make clients    install the Python clients of OpenAI's API that tests/clients uses into .venv-clients: 2 minutes"
 	@echo "make lint       run ruff, mypy and import-linter"
 	@echo "make fuzz       feed hostile bytes to all parsers and cores for MINUTES=60; findings in out/fuzz/"
 	@echo "make audit      compare the pinned packages with known vulnerabilities, and check the licenses of all packages"
@@ -68,6 +69,15 @@ $(RAY_STAMP): deploy/ray/requirements.txt
 
 test-ray: $(STAMP) $(RAY_STAMP)
 	@$(BIN)/python -m pytest tests/e2e/ray -m ray
+
+CLIENTS_STAMP := .venv-clients/.installed
+
+$(CLIENTS_STAMP): tests/clients/requirements.txt
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@touch $@
+
+clients: $(CLIENTS_STAMP)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -122,4 +132,4 @@ uninstall:
 	$(PYTHON) systemd/install.py uninstall
 
 clean:
-	rm -rf $(VENV) .venv-gpu .venv-ray out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-clients .venv-gpu .venv-ray out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -111,6 +111,10 @@ class Backend:
         """Return False."""
         return False
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return no warnings."""
+        return ()
+
     def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
         """Run the forwards of one image."""
         steps = rows[0].request.num_inference_steps

@@ -9,6 +9,7 @@ from hypothesis import settings
 from imagegen_common import logs
 from imagegen_worker.devices.mkl import MODE, VARIABLE
 from tests import programs
+from tests.order import longest_first
 
 # MKL reads it once, at its first call. Tests of equal bits need it (see `tests/equality.py`); processes under test
 # start without it, as users' do. An own value, even an empty one, stays.
@@ -36,6 +37,12 @@ def umask_restored():
 def pytest_addoption(parser):
     """Add the option that sets the length of the simulation."""
     parser.addoption("--fleets", type=int, default=2400, help="number of simulated fleets, default 2400")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Start the longest tests first where several processes run them."""
+    if (processes := getattr(config, "workerinput", {}).get("workercount", 1)) > 1:
+        items[:] = longest_first(items, processes)
 
 
 def pytest_terminal_summary(terminalreporter):

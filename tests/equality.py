@@ -10,6 +10,8 @@ import os
 import numpy as np
 import torch
 
+from imagegen_worker.backends import completed
+
 TOLERANCE = 1e-4
 """Largest difference of two float32 images whose sums were made in another order; 0 to 1 are black to white."""
 PIXEL_TOLERANCE = 2
@@ -28,7 +30,8 @@ def same_values(one, other):
 
 
 def pixel_difference(one, other):
-    """Return the largest difference of two images, in steps of 255."""
+    """Return the largest difference of two images, in steps of 255; each may still be on its way to the host."""
+    one, other = completed(one), completed(other)
     assert (one.size, one.mode) == (other.size, other.mode)
     return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 

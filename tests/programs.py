@@ -14,6 +14,10 @@ NPM_PACKAGES = "npm packages"
 NODE_EXAMPLE = ROOT / "examples/node"
 NODE_PACKAGES = "npm packages of the example"
 """ZeroMQ and msgpack for Node."""
+PYTHON_CLIENTS = "Python clients of OpenAI's API"
+CLIENTS_PYTHON = ROOT / ".venv-clients/bin/python"
+NODE_CLIENTS = "npm clients of OpenAI's API"
+CLIENTS_FOLDER = ROOT / "tests/clients"
 RAY_PYTHON = Path(os.environ.get("RAY_PYTHON") or ROOT / ".venv-ray/bin/python")
 
 DEBIAN_PACKAGES = {
@@ -38,6 +42,8 @@ OTHER_COMMANDS = {
     "docker-compose": ".ci/compose",
     NPM_PACKAGES: f"npm install --prefix {NPM_FOLDER.relative_to(ROOT)}",
     NODE_PACKAGES: f"npm install --prefix {NODE_EXAMPLE.relative_to(ROOT)}",
+    PYTHON_CLIENTS: "make clients",
+    NODE_CLIENTS: f"npm install --prefix {CLIENTS_FOLDER.relative_to(ROOT)}",
     "Ray": "make test-ray",
 }
 """Installation command of everything that Debian 12 does not package, or only in too old a version."""
@@ -50,6 +56,10 @@ def installed(program: str) -> bool:
         return (NPM_FOLDER / "node_modules/@grafana/schema").is_dir()
     if program == NODE_PACKAGES:
         return (NODE_EXAMPLE / "node_modules/zeromq").is_dir()
+    if program == PYTHON_CLIENTS:
+        return CLIENTS_PYTHON.exists()
+    if program == NODE_CLIENTS:
+        return (CLIENTS_FOLDER / "node_modules/openai").is_dir()
     if program == "Ray":
         return RAY_PYTHON.exists()
     return shutil.which(program) is not None
@@ -79,7 +89,7 @@ def install_command(programs: list[str]) -> str:
     """Return one shell command that installs the programs. Raises `KeyError` for a program of neither table."""
     others = [OTHER_COMMANDS[program] for program in programs if program not in DEBIAN_PACKAGES]
     packages = {DEBIAN_PACKAGES[program] for program in programs if program in DEBIAN_PACKAGES}
-    if {NPM_PACKAGES, NODE_PACKAGES}.intersection(programs) and not installed("node"):
+    if {NPM_PACKAGES, NODE_PACKAGES, NODE_CLIENTS}.intersection(programs) and not installed("node"):
         packages.add(DEBIAN_PACKAGES["node"])
     apt = [f"sudo apt-get install {' '.join(sorted(packages))}"] if packages else []
     return " && ".join(apt + others)

@@ -3,26 +3,16 @@
 import re
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import psutil
 import yaml
 
 from tests.programs import needs
+from tests.waiting import wait_until
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "prometheus"
 needs_prometheus = needs("prometheus")
-
-
-def wait_until(holds, what, timeout=180):
-    """Ask until something holds, and return it."""
-    end = time.monotonic() + timeout
-    while not (found := holds()):
-        assert time.monotonic() < end, f"no {what} after {timeout} s"
-        threading.Event().wait(0.1)
-    return found
 
 
 def with_gateway(text):

@@ -10,7 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from benchmarks.batching.traffic import Arrival
-from imagegen_worker.backends import Row, ignore_steps
+from imagegen_worker.backends import Row, completed, ignore_steps
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.config import LoadOptions
 from imagegen_worker.core.events import CallDone, CallFailed, Command, EngineEvent, Failed, Job, Stop
@@ -114,7 +114,7 @@ class Finish(EncodePool):
         now = time.monotonic() - self._schedule.begun
         self.outcome.seconds = now
         self.outcome.latencies[raw.number] = now - self._arrivals[raw.number].at
-        self.outcome.images[raw.number] = raw.images[0]
+        self.outcome.images[raw.number] = completed(raw.images[0])
         if self._encode:
             super().submit(raw)
 

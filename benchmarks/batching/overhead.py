@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.batching.contenders import Field
 from benchmarks.batching.traffic import Arrival, burst
-from imagegen_worker.backends import Row
+from imagegen_worker.backends import Row, completed
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.core.events import Command, Job, Stop
 from imagegen_worker.core.model import ResolvedRequest
@@ -65,7 +65,7 @@ class _Pairs(Mailbox):
     def made(self, raw: RawResult) -> None:
         """Take the engine's image."""
         self.result.engine.append(time.perf_counter() - self._begun)
-        self._image = raw.images[0]
+        self._image = completed(raw.images[0])
 
     def _stock(self, request: ResolvedRequest) -> None:
         begun = time.perf_counter()

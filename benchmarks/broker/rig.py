@@ -6,18 +6,15 @@ Headers are made once and get each request's id written into them: as little of 
 import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import zmq
 
 from imagegen_protocol.frames import decode_broker_to_client, decode_broker_to_worker, encode
 from imagegen_protocol.limits import (
-    DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_INLINE_BYTES,
-    MAX_FETCH_BYTES,
     MAX_IDS_PER_MESSAGE,
 )
 from imagegen_protocol.messages import (
@@ -36,7 +33,7 @@ from imagegen_protocol.messages import (
     Work,
     WorkerHeartbeat,
 )
-from imagegen_protocol.transfers import chunks
+from imagegen_protocol.transfers import Buffer, Download, Downloads, chunks
 
 ID_BYTES = 16
 _BLANK = bytes(range(ID_BYTES))
@@ -121,12 +118,7 @@ class Imagegen:
         self._copy = len(image) < 2**15
         self._submit = encode(Submit(request_id=_BLANK)).split(_BLANK)
         self._workers: dict[Socket, _NoopWorker] = {}
-        self._unasked: deque[bytes] = deque()
-        """Ids of the answers whose image is not asked for yet."""
-        self._left: dict[bytes, int] = {}
-        """Bytes that are missing of each image that was asked for."""
-        self._on_the_way = 0
-        self._token = b""
+        self._downloads = Downloads()
 
     def submit(self, socket: Socket, request_id: bytes) -> None:
         """See `Dialect`."""
@@ -143,37 +135,21 @@ class Imagegen:
                 continue
             match decode_broker_to_client(header):
                 case Chunk() as chunk:
-                    if self._has_all(chunk, len(frames[1])):
+                    if self._downloads.on_chunk(chunk, frames[1].buffer, time.monotonic()) is not None:
                         ended.append(chunk.request_id)
-                case Result(request_id=request_id):
-                    self._unasked.append(request_id)
+                case Result() as result if self._downloads.get(result.request_id) is None:
+                    self._downloads.add(_CountedDownload(result))
+                case BrokerHeartbeat() as heard:
+                    self._downloads.configure(heard.interval_seconds, heard.liveness, heard.fetch_window_bytes)
                 case Error() as error:
                     raise RuntimeError(f"the broker says {error.code}: {error.message}")
-        self._fetch(socket)
+        for fetch in self._downloads.fetches(time.monotonic()):
+            socket.send(encode(fetch))
         for start in range(0, len(ended), MAX_IDS_PER_MESSAGE):
             ids = ended[start : start + MAX_IDS_PER_MESSAGE]
-            socket.send(encode(Ack(request_ids=ids, token=self._token)))
+            socket.send(encode(Ack(request_ids=ids, token=self._downloads.token)))
         for request_id in ended:
             answered(request_id)
-
-    def _has_all(self, chunk: Chunk, size: int) -> bool:
-        self._token = chunk.token
-        self._on_the_way -= size
-        self._left[chunk.request_id] -= size
-        if self._left[chunk.request_id]:
-            return False
-        del self._left[chunk.request_id]
-        return True
-
-    def _fetch(self, socket: Socket) -> None:
-        """Ask for as many images as the window allows."""
-        size = len(self._image)
-        while self._unasked and self._on_the_way + size <= DEFAULT_FETCH_WINDOW_BYTES <= MAX_FETCH_BYTES:
-            request_id = self._unasked.popleft()
-            self._left[request_id] = size
-            self._on_the_way += size
-            fetch = Fetch(request_id=request_id, payload_id=request_id, offset=0, length=size, token=self._token)
-            socket.send(encode(fetch))
 
     def greet(self, worker: Socket, number: int) -> None:
         """See `Dialect`."""
@@ -185,9 +161,33 @@ class Imagegen:
 
     def tick(self, client: Socket, workers: list[Socket]) -> None:
         """See `Dialect`."""
-        client.send(encode(ClientHeartbeat(token=self._token)))
+        client.send(encode(ClientHeartbeat(token=self._downloads.token)))
+        for fetch in self._downloads.fetches(time.monotonic()):  # repeats those that were not answered
+            client.send(encode(fetch))
         for worker in self._workers.values():
             worker.beat()
+
+
+class _CountedDownload(Download):
+    """A payload whose bytes are counted and not stored, as the peers of the other contenders do."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.request_id, result.payload_id or b"", result.frame_bytes, result.worker)
+        self._data = _Length()  # type: ignore[assignment]
+
+
+class _Length:
+    """The length of a buffer."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def __iadd__(self, data: Buffer) -> Self:
+        self._bytes += len(data)
+        return self
 
 
 class _NoopWorker:
@@ -229,7 +229,8 @@ class _NoopWorker:
                     self._send(request_id)
                 case Fetch() as fetch:
                     for chunk, data in chunks([self._image], fetch):
-                        self._socket.send_multipart((encode(chunk), data), copy=False)
+                        self._socket.send(encode(chunk), zmq.SNDMORE)
+                        self._socket.send(data, copy=False)
                 case Resend(request_ids=ids):
                     for request_id in ids:
                         self._send(request_id)

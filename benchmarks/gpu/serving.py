@@ -14,6 +14,7 @@ from benchmarks.batching.contenders import Field, Schedule, contenders
 from benchmarks.batching.traffic import Arrival
 from benchmarks.gpu.models import GpuModel
 from imagegen_protocol import GenerationRequest
+from imagegen_worker.backends import completed
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import LoadOptions, WorkerConfig
@@ -87,7 +88,7 @@ def serving(
 def worker_images(folder: Path, requests: Sequence[Mapping[str, Any]], **settings: Any) -> list[Any]:
     """Load a model as a worker does, serve requests that arrive at once, and close it; return the images."""
     images: dict[int, Any] = {}
-    encoder: Any = SimpleNamespace(submit=lambda raw: images.update({raw.number: raw.images[0]}))
+    encoder: Any = SimpleNamespace(submit=lambda raw: images.update({raw.number: completed(raw.images[0])}))
     loaded = LoadedEngine(WorkerConfig(models=(str(folder),), torch_threads=1, **settings), encoder)
     about = loaded.ready.models[0]
     schedule = Schedule([Arrival(0.0, about.resolve(GenerationRequest(**each))) for each in requests], ())

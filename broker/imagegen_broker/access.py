@@ -10,6 +10,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from imagegen_broker.core.events import Role
 from imagegen_common.logs import log
 from imagegen_protocol.keys import AllowedKeys, KeyFileError, KeyPair, read_allowed_keys
+from imagegen_protocol.limits import MAX_PRIORITY
 
 _log = logging.getLogger("imagegen.broker.access")
 
@@ -25,6 +26,7 @@ class AllowList:
         if allowed.problems and not allowed.names:
             raise KeyFileError(f"no key file in {folder} can be used: {'; '.join(allowed.problems)}")
         self._names = allowed.names
+        self._max_priorities = allowed.max_priorities
         self._problems = allowed.problems
 
     def __len__(self) -> int:
@@ -38,6 +40,10 @@ class AllowList:
         """Return the name of the key file that contains a key (Z85)."""
         return self._names.get(key, "")
 
+    def max_priority_of(self, key: bytes) -> int:
+        """Return the maximum priority of the requests of a key (Z85)."""
+        return self._max_priorities.get(key, MAX_PRIORITY)
+
     def reload(self) -> None:
         """Read the folder again. A key whose file was removed or became invalid is revoked."""
         try:
@@ -47,6 +53,7 @@ class AllowList:
         gone = sorted(name for key, name in self._names.items() if key not in allowed.names)
         # One assignment: the authenticator's thread sees the old list or the new one.
         self._names = allowed.names
+        self._max_priorities = allowed.max_priorities
         self._problems = allowed.problems
         log(
             _log,

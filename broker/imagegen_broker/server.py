@@ -39,7 +39,7 @@ from imagegen_common.logs import log_all
 from imagegen_common.notify import SystemdNotifier
 from imagegen_protocol.errors import ProtocolError, UnauthorizedError
 from imagegen_protocol.frames import decode_from_client, decode_from_worker, encode
-from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES
+from imagegen_protocol.limits import MAX_CHUNK_BYTES, MAX_FRAMES, MAX_PRIORITY
 from imagegen_protocol.messages import Error, Message, Ready, Result
 from imagegen_protocol.sockets import enable_keepalive
 from imagegen_protocol.statistics import Statistics
@@ -283,7 +283,9 @@ class Server:
         except ProtocolError as problem:
             self.core.handle(Malformed("clients", peer, problem), now)
             return
-        self.core.handle(ReceivedFromClient(peer, message, frames[1:], key), now)
+        allowed = self._allowed("clients")
+        max_priority = MAX_PRIORITY if allowed is None else allowed.max_priority_of(key)
+        self.core.handle(ReceivedFromClient(peer, message, frames[1:], key, max_priority), now)
 
     def _read_from_worker(self, peer: bytes, frames: Frames, key: bytes) -> None:
         now = time.monotonic()

@@ -157,7 +157,8 @@ class ClientCore:
                 actions += self._payloads.answer(self._pending.by_id.get(message.request_id), message)
             case messages.Accepted(request_ids=ids):
                 for request_id in ids:
-                    self._pending.mark_accepted(request_id)
+                    if (entry := self._pending.mark_accepted(request_id)) is not None:
+                        self._payloads.pause(entry)
             case messages.Progress():
                 self._receipts.receive_token(message.token)
                 if (entry := self._pending.mark_accepted(message.request_id)) is not None:

@@ -58,9 +58,11 @@ def _encode(name: str, data: bytes, given: str) -> bytes:
                 raise InvalidRequestError(f"{name}: expected an image, got {given} in the format {image.format}")
             return _as_png(name, image, given)
     except UnidentifiedImageError as error:
-        found = describe_format(data)
-        reason = f"{given}: {error}" if error.__cause__ else f"{found} ({given}), which this Pillow can't read"
-        raise InvalidRequestError(f"{name}: expected an image, got {reason}") from error
+        if error.__cause__ is not None:
+            raise InvalidRequestError(f"{name}: expected an image, got {given}: {error}") from error
+        file = "" if given.endswith(" bytes") else f" ({given})"
+        found = f"{describe_format(data)}{file}, which this Pillow can't read"
+        raise InvalidRequestError(f"{name}: expected an image, got {found}; convert it to PNG or JPEG") from error
     except OSError as error:
         raise InvalidRequestError(f"{name}: expected an image, got {given}: {error}") from error
 

@@ -64,6 +64,10 @@ class Payloads:
         """Store a chunk; return its download if the payload is complete now, else None."""
         return self._downloads.on_chunk(chunk, payload[0] if len(payload) == 1 else b"", now)
 
+    def pause(self, entry: Pending) -> None:
+        """Fetch no more of an answer until its header arrives again: the broker may have lost it."""
+        self._downloads.remove(entry.id)
+
     def stop(self, entry: Pending) -> None:
         """Stop fetching the answer of an entry, and discard the received part."""
         if entry.download is not None:

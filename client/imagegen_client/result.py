@@ -125,6 +125,11 @@ class GenerationResult:
         """Parameters the images were generated with, the model's defaults included."""
         return self._header.parameters
 
+    @property
+    def warnings(self) -> list[str]:
+        """What had no effect on the images or changed them: a truncated prompt, a scaled input image, …"""
+        return self._header.warnings
+
     def save(self, path: str | Path) -> list[Path]:
         """Write the images and return their paths; several images get `-0`, `-1`, … before the suffix.
 

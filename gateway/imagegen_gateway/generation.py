@@ -131,6 +131,7 @@ def _json_body(result: GenerationResult, urls: list[str] | None) -> bytes:
         output_format=result.formats[0],
         size=_size(result, 0),
         model=result.model,
+        warnings=result.warnings or None,
     )
     return content.model_dump_json(exclude_none=True).encode()
 
@@ -176,6 +177,7 @@ async def _events(
                 seed=result.seeds[index],
                 image_index=index,
                 model=result.model,
+                warnings=result.warnings or None,
             ),
         )
 

@@ -18,6 +18,7 @@ import uvicorn
 from imagegen_common.addresses import NotBoundError
 from imagegen_common.logs import log
 from imagegen_common.notify import SystemdNotifier
+from imagegen_common.signals import ignore_hangup
 from imagegen_gateway.acceptor import Acceptor
 from imagegen_gateway.app import make_app
 from imagegen_gateway.config import Settings
@@ -98,6 +99,8 @@ class _Server(uvicorn.Server):
         return f"{open_} connections, {self.server_state.total_requests} requests"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn stops waiting for requests only at a second SIGINT.
+        self.force_exit |= self.should_exit
         super().handle_exit(sig, frame)
         # Ends the event streams; uvicorn waits for all other requests.
         asyncio.get_running_loop().call_soon_threadsafe(self._stopping.set)
@@ -114,7 +117,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], object]) -> bool:
-    """Serve until SIGTERM or SIGINT; return False if the server could not start.
+    """Serve until SIGTERM or SIGINT; return False if it could not start, or a second signal forced its end.
 
     `on_start` is called when the server accepts requests.
     """
@@ -151,6 +154,9 @@ def serve(settings: Settings, listener: socket.socket, on_start: Callable[[], ob
     # uvicorn raises the signal again after its shutdown; ignored, so that the process exits with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    ignore_hangup(_log)
     server.run()
     notifier.close()
-    return server.started
+    if server.force_exit:
+        log(_log, logging.CRITICAL, "second signal received, exiting")
+    return server.started and not server.force_exit

@@ -17,6 +17,7 @@ import zmq
 
 from imagegen_common.logs import flush, log
 from imagegen_common.notify import SystemdNotifier
+from imagegen_common.signals import ignore_hangup
 from imagegen_common.tracing import Attribute, TracingError, open_tracer
 from imagegen_protocol import ProtocolError, decode_broker_to_worker, encode
 from imagegen_protocol.handshake import HandshakeReport
@@ -330,6 +331,7 @@ class Daemon:
         stack.callback(signal.set_wakeup_fd, fd)
         for number in (signal.SIGTERM, signal.SIGINT, DRAIN_SIGNAL):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        stack.callback(signal.signal, signal.SIGHUP, ignore_hangup(_log))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)

@@ -19,12 +19,14 @@ from imagegen_protocol.limits import (
     MAX_NAME_LENGTH,
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_FRAMES,
+    MAX_PRIORITY,
     MAX_SECONDS_PER_IMAGE,
     MAX_SIDE_PIXELS,
     MAX_TIMEOUT_SECONDS,
     MAX_TOKEN_BYTES,
     MIN_HEARTBEAT_INTERVAL_SECONDS,
     MIN_INTEGER,
+    MIN_PRIORITY,
     MIN_SECONDS_PER_IMAGE,
 )
 
@@ -51,7 +53,7 @@ Offset = Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
 Token = Annotated[bytes, Meta(max_length=MAX_TOKEN_BYTES)]
 """Names the last chunk or preview that a peer has received."""
 ReceiveMaximum = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
-Priority = Annotated[int, Meta(ge=-100, le=100)]
+Priority = Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)]
 
 Integer = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
 Finite = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]

@@ -1,5 +1,6 @@
 """CURVE keys in the certificate files of ZeroMQ: `NAME.key` (public) and `NAME.key_secret`."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import zmq
 from zmq.auth import create_certificates, load_certificate
 from zmq.utils import z85
+
+from imagegen_protocol.limits import MAX_PRIORITY, MIN_PRIORITY
 
 PUBLIC_SUFFIX = ".key"
 SECRET_SUFFIX = ".key_secret"
@@ -97,12 +100,15 @@ class AllowedKeys:
     """Names of the key files, without suffix, by public key (Z85)."""
     problems: Sequence[str]
     """Problem of each invalid `.key` file, with the file and the reason."""
+    max_priorities: Mapping[bytes, int] = field(default_factory=dict)
+    """Maximum priority of requests, by public key, of the files that state one."""
 
 
 def read_allowed_keys(folder: Path) -> AllowedKeys:
     """Read all `.key` files in a folder; symbolic links are followed.
 
-    An invalid file does not affect the others. Raises `KeyFileError` if the folder can't be read.
+    The section `metadata` of a file may contain `max_priority`. An invalid file does not affect the others.
+    Raises `KeyFileError` if the folder can't be read.
     """
     try:
         entries = sorted(entry.name for entry in os.scandir(folder))
@@ -112,13 +118,17 @@ def read_allowed_keys(folder: Path) -> AllowedKeys:
         )
         raise KeyFileError(f"{words}: {error.strerror}") from error
     names: dict[bytes, str] = {}
+    max_priorities: dict[bytes, int] = {}
     problems: list[str] = []
     for path in [folder / entry for entry in entries if entry.endswith(PUBLIC_SUFFIX)]:
         try:
-            names[read_public_key(path)] = path.stem
+            key, max_priority = read_public_key(path), _read_max_priority(path)
+            names[key] = path.stem
+            if max_priority is not None:
+                max_priorities[key] = max_priority
         except KeyFileError as error:
             problems.append(str(error))
-    return AllowedKeys(MappingProxyType(names), problems)
+    return AllowedKeys(MappingProxyType(names), problems, MappingProxyType(max_priorities))
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:
@@ -140,6 +150,30 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
         if key is not None:
             _check(path, key)
     return public, secret
+
+
+def _read_max_priority(path: Path) -> int | None:
+    """Return `max_priority` of the section `metadata`; None without one. Raises `KeyFileError`."""
+    section = ""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise KeyFileError(f"can't read the key file {path}: {error}") from error
+    for line in lines:
+        name, separator, value = (part.strip() for part in line.partition("#")[0].partition("="))
+        if name and not separator:
+            section = name
+        elif section == "metadata" and name == "max_priority":
+            return _parse_priority(path, value.strip("\"'"))
+    return None
+
+
+def _parse_priority(path: Path, text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if MIN_PRIORITY <= (priority := int(text)) <= MAX_PRIORITY:
+            return priority
+    words = f"expected an integer from {MIN_PRIORITY} to {MAX_PRIORITY}, got {text[:40]!r}"
+    raise KeyFileError(f"{path}: max_priority: {words}")
 
 
 def _check(path: Path, key: bytes) -> None:

@@ -66,6 +66,11 @@ MAX_NAME_LENGTH = 128
 MAX_CODE_LENGTH = 64
 MAX_ERROR_MESSAGE_LENGTH = 12_000
 """Maximum characters of an error's text. The longest are lists of the models that are served."""
+MIN_PRIORITY = -100
+MAX_PRIORITY = 100
+MAX_WARNINGS = 16
+"""Maximum warnings in one RESULT."""
+MAX_WARNING_LENGTH = 512
 MAX_PROMPT_LENGTH = 10_000
 MAX_SEED = 2**63 - 1
 MAX_JSON_INTEGER = 2**53 - 1

@@ -49,6 +49,8 @@ from imagegen_protocol.limits import (
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_FRAMES,
     MAX_SEED,
+    MAX_WARNING_LENGTH,
+    MAX_WARNINGS,
     MIN_CHUNK_BYTES,
     VERSION,
 )
@@ -244,6 +246,10 @@ class Result(Message, tag="result", frozen=True, kw_only=True):
     """Seconds spent on encoding the images."""
     parameters: dict[str, ParameterValue] = {}
     """Effective parameters, with the model's defaults filled in."""
+    warnings: Annotated[
+        list[Annotated[str, Meta(max_length=MAX_WARNING_LENGTH)]], Meta(max_length=MAX_WARNINGS)
+    ] = []
+    """What the client should know about the images, for people: a truncated prompt, a LoRA that fits in part."""
     payload_id: Id | None = None
     """Id of the payload if it is fetched; another answer to the same request has another one."""
     frame_bytes: FrameSizes = []

@@ -59,13 +59,16 @@ def gateway(fleet, tmp_path_factory):
 
 @pytest.fixture
 def new_page(browser):
-    """A function that opens a page in a new browser profile; errors of scripts fail the test."""
+    """A function that opens a page in a new browser profile or in a `context`; errors of scripts fail the test."""
     errors = []
     with ExitStack() as stack:
 
-        def open_page(url, viewport=WIDE, color_scheme="light"):
-            context = browser.new_context(viewport=viewport, color_scheme=color_scheme, reduced_motion="reduce")
-            stack.callback(context.close)
+        def open_page(url, viewport=WIDE, color_scheme="light", phone=False, context=None):
+            if context is None:
+                mobile = {"has_touch": phone, "is_mobile": phone, "viewport": NARROW if phone else viewport}
+                context = browser.new_context(color_scheme=color_scheme, reduced_motion="reduce", **mobile)
+                context.grant_permissions(["clipboard-read", "clipboard-write"])
+                stack.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(TIMEOUT_MS)
             page.on("pageerror", lambda error: errors.append(str(error)))

@@ -5,9 +5,18 @@ import urllib.request
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser.actions import SLOW, expand_options, generate, images, submit, submit_too_large
+from tests.browser.actions import (
+    SLOW,
+    choose_start_image,
+    expand_options,
+    generate,
+    images,
+    submit,
+    submit_too_large,
+)
 from tests.browser.conftest import NARROW, WIDE
 from tools.browser import start_gateway
 
@@ -44,6 +53,36 @@ def test_axe_finds_no_violations(new_page, gateway, viewport, color_scheme):
     assert serious(page) == []
 
 
+@pytest.mark.parametrize("phone", [True, False], ids=["phone", "wide"])
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_axe_finds_no_violations_in_the_tools(new_page, gateway, phone, color_scheme):
+    page = new_page(gateway, phone=phone, color_scheme=color_scheme)
+    page.locator(".gpu .state.ready").wait_for()
+    expand_options(page)
+    page.get_by_role("button", name="Help: Steps").click()
+    assert serious(page) == []
+    page.keyboard.press("Escape")
+    choose_start_image(page, Image.new("RGB", (128, 64)))
+    page.get_by_label("Aspect ratio").select_option("1:1")
+    assert serious(page) == []
+    page.get_by_role("button", name="Paint a mask").click()
+    page.get_by_role("button", name="Invert").click()
+    assert serious(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.get_by_role("button", name="Done").click()
+    generate(page, "a compared star").first.click()
+    page.get_by_label("Start image", exact=True).and_(page.locator("#compare")).fill("50")
+    page.get_by_role("button", name="Favourite", exact=True).click()
+    assert serious(page) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Clear history").click()
+    assert serious(page) == []
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.locator("#notice")).to_be_visible()
+    assert serious(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
 @pytest.mark.parametrize("width", [375, 800, 1366, 1920])
 def test_the_page_fits_its_width(new_page, gateway, width):
     page = new_page(gateway, viewport={"width": width, "height": 812})
@@ -58,6 +97,15 @@ def test_the_page_fits_its_width(new_page, gateway, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def tab_to(page, element):
+    """Press Tab until an element has the focus."""
+    for _ in range(60):
+        if element.evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    expect(element).to_be_focused()
+
+
 def test_the_page_is_usable_with_the_keyboard(page):
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the prompt")).to_be_focused()
@@ -67,17 +115,23 @@ def test_the_page_is_usable_with_the_keyboard(page):
     image = images(page, "a ring by hand")
     expect(image).to_be_visible(timeout=60_000)
     frame = page.locator("button.frame").first
-    for _ in range(40):
-        if frame.evaluate("element => element === document.activeElement"):
-            break
-        page.keyboard.press("Tab")
-    expect(frame).to_be_focused()
+    tab_to(page, frame)
     assert frame.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(frame).to_be_focused()
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_role("button", name="Use as start image"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    tab_to(page, page.get_by_role("button", name="Paint a mask"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#mask-canvas")).to_be_focused()
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Edit the mask")).to_be_focused()
 
 
 def test_prompts_are_not_interpreted_as_html(page):

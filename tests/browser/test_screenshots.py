@@ -1,4 +1,4 @@
-"""Screenshots of the page in out/screenshots/; `page.png` and `page-dark.png` are in the README."""
+"""Screenshots of the page in out/screenshots/; the README and the guide show some of them."""
 
 from io import BytesIO
 from pathlib import Path
@@ -98,13 +98,31 @@ def colours(shot, element):
     return len(part.getcolors(part.width * part.height))
 
 
+def paint_mask(page):
+    """Use the image in the viewer as start image, and paint over its right half."""
+    page.get_by_role("button", name="Use as start image").click()
+    page.get_by_role("button", name="Paint a mask").click()
+    page.get_by_label("Brush").fill("45")
+    box = page.locator("#mask-canvas").bounding_box()
+    points = [(box["x"] + 0.75 * box["width"], box["y"] + share * box["height"]) for share in (0.3, 0.45, 0.7)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*point)
+    page.mouse.up()
+
+
 def test_images_in_all_colour_schemes_and_widths(page):
     prompt = "a yellow star on a purple background"
     wait_for_image(page, prompt).click()
     expect(page.locator("#viewer")).to_be_visible()
     shot = screenshot(page, "page-dark.png", "dark")
     assert caption(shot, page.locator("#viewer-image")) == prompt
+    paint_mask(page)
+    shot = screenshot(page, "page-mask.png", "dark")
+    assert colours(shot, page.locator("#mask-canvas")) > 1000
     page.keyboard.press("Escape")
+    page.get_by_role("button", name="Remove image").click()
     page.set_viewport_size(NARROW)
     for scheme in ("light", "dark"):
         shot = screenshot(page, f"page-narrow-{scheme}.png", scheme, full_page=True)

@@ -17,8 +17,9 @@ from imagegen_worker.telemetry.http import HttpServer
 from tests.e2e.conftest import SIMULATED, start_simulated
 from tests.e2e.gateway.conftest import Gateway
 from tests.e2e.gateway.webhook_receiver import Receiver
-from tests.prometheus import PrometheusServer, needs_prometheus, wait_until
+from tests.prometheus import PrometheusServer, needs_prometheus
 from tests.unit.worker.devices.standin import A, B, Card, StandIn
+from tests.waiting import wait_until
 from tools.dashboard.panels import FLEET, GATEWAY, GPU
 from tools.dashboard.prometheus import Prometheus
 from tools.dashboard.render import render

@@ -22,6 +22,7 @@ from imagegen_client import Client, ImagegenError
 from tests.e2e.conftest import PATIENT, SIMULATED
 from tests.raw import Peer
 from tests.tcp_proxy import TcpProxy
+from tests.waiting import wait_until
 
 HEARTBEATS = ("--heartbeat-interval", "0.2", "--liveness", "10")
 RATE = 60_000
@@ -97,13 +98,6 @@ def start(fleet, *, worker_link=None):
 def start_noise_worker(fleet, backend):
     command = ["python", "-m", "tests.e2e.noise_worker", "--broker", backend, "--name", "noise"]
     fleet.spawn("noise", [*command, "--model", "noise", *SIMULATED])
-
-
-def wait_until(holds, what):
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def generate(client, seed, side=SIDE, **options):

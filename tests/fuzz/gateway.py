@@ -122,6 +122,9 @@ class _Clients:
         """Reject."""
         raise OverloadedError("test", retry_after_seconds=1.0)
 
+    async def known_stats(self) -> None:
+        """Return None: no broker answers."""
+
     @contextmanager
     def client(self, _key: str):
         """Return the client."""

@@ -176,7 +176,7 @@ def forms() -> Iterable[bytes]:
 
 def gateway_bodies() -> tuple[bytes, ...]:
     """Return bodies for each route: the first byte selects the route, the second one the content type."""
-    texts = [bytes([route, 0]) + body for route in (0, 2) for body in (*JSON_BODIES, *_MORE_JSON)]
+    texts = [bytes([route, 0]) + body for route in (0, 1, 2) for body in (*JSON_BODIES, *_MORE_JSON)]
     return (*texts, *(bytes([1, 1]) + form for form in forms()))
 
 

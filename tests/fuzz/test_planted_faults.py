@@ -21,7 +21,7 @@ CHECKED = {
     "statistics": "imagegen_protocol.statistics._read",
     "endpoints": "imagegen_protocol.endpoints.Endpoint",
     "image_size": "imagegen_protocol.images._read_jpeg_size",
-    "worker_input": "imagegen_worker.images.decoding._resize",
+    "worker_input": "imagegen_worker.images.decoding._fit",
     "result_image": "PIL.ImageFile.ImageFile.load",
     "preview": "PIL.ImageFile.ImageFile.load",
     "client_input": "imagegen_client.input_images._check_length",

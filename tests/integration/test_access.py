@@ -210,3 +210,16 @@ def ready_as(worker, name):
     fields = {"host": "here", "gpu_id": 0, "device": "cpu", "backend": "none", "models": ["m"]}
     header = {"worker_id": os.urandom(16), "name": name, "capacity": 1, "max_batch_size": 1, **fields}
     worker.send({"type": "ready", **header})
+
+
+def test_the_maximum_priority_of_a_key_applies_after_a_reload(guarded, enter, keys):
+    client = enter(guarded.frontend_endpoint, "clients/alice.key_secret")
+    submit(client, b"i" * 16, priority=1)
+    client.receive("accepted")
+    file = keys / "clients" / "alice.key"
+    file.write_text(f"metadata\n    max_priority = 0\n{file.read_text()}")
+    guarded.reload()
+    guarded.snapshot(10)
+    submit(client, b"j" * 16, priority=1)
+    error, _ = client.receive("error")
+    assert (error["request_id"], error["code"]) == (b"j" * 16, "invalid_request")

@@ -41,6 +41,15 @@ def test_an_attention_backend_is_set_or_refused_by_name(monkeypatch):
         load(attention_backend="no_such_backend")
 
 
+def test_a_lora_folder_is_ignored_by_a_model_that_takes_no_loras(tmp_path, monkeypatch, caplog):
+    monkeypatch.delattr("diffusers.StableDiffusionPipeline.load_lora_weights", raising=False)
+    monkeypatch.delattr("diffusers.loaders.StableDiffusionLoraLoaderMixin.load_lora_weights")
+    options = LoadOptions(device="cpu", threads=1, lora_folder=tmp_path)
+    loaded = LoadedPipeline(CONFIG.model_source.location, CONFIG.model_name, options)
+    assert (loaded.adapters, loaded.model.takes_loras) == (None, False)
+    assert "--lora-folder ignored" in caplog.text
+
+
 def test_offloading_needs_an_accelerator():
     with pytest.raises(StartError, match="needs a GPU"):
         load(cpu_offload=True)

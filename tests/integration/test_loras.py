@@ -2,10 +2,11 @@
 
 import functools
 import gc
+import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends.diffusers.adapters import Adapters
@@ -133,7 +134,7 @@ def test_the_least_recently_used_lora_is_unloaded_and_never_a_needed_one(family,
     for name in ("l0", "l1", "l2", "l0"):
         adapters.activate(((name, 1.0),))
     adapters.activate((("l1", 1.0), ("l3", 1.0)))
-    assert list(adapters._slots) == ["l0", "l1", "l3"]
+    assert [version.partition("\0")[0] for version in adapters._slots] == ["l0", "l1", "l3"]
 
 
 def test_loras_are_switched_only_when_they_change(family, folder, monkeypatch):
@@ -164,7 +165,7 @@ def test_an_unusable_lora_file_fails_its_request_and_leaves_nothing_loaded(famil
     )
     adapters = Adapters(family.pipeline, folder)
     for name in ("rubbish", "foreign", "shape"):
-        with pytest.raises(InvalidRequestError, match=f"loras: '{name}' can't be used with this model: ."):
+        with pytest.raises(InvalidRequestError, match=f"loras: '{name}' can't be used( with this model)?: ."):
             adapters.activate(((name, 1.0),))
         adapters.activate((("l0", 1.0),))
         assert {slot for layer in adapters._layers for slot in layer.lora_A} == {"lora0"}
@@ -172,6 +173,55 @@ def test_an_unusable_lora_file_fails_its_request_and_leaves_nothing_loaded(famil
     assert difference(task, before) <= bits_or(TOLERANCE)
     (task,) = run(family, adapters, [call], [(("l0", 1.0),)])
     assert difference(task, alone(family, folder, call, 0, (("l0", 1.0),))) <= TOLERANCE
+
+
+def test_a_lora_with_values_that_are_not_finite_and_a_dora_are_rejected(family, folder):
+    keys = [f"{UNET}.lora_A.weight", f"{UNET}.lora_B.weight"]
+    weights = {keys[0]: torch.zeros(2, 32), keys[1]: torch.zeros(32, 2)}
+    save_file({**weights, keys[1]: torch.full((32, 2), torch.nan)}, folder / "nan.safetensors")
+    save_file({**weights, f"{UNET}.dora_scale": torch.ones(32)}, folder / "dora.safetensors")
+    adapters = Adapters(family.pipeline, folder)
+    with pytest.raises(InvalidRequestError, match="'nan' can't be used: it has values that are not finite"):
+        adapters.load((("nan", 1.0),))
+    with pytest.raises(InvalidRequestError, match="'dora' can't be used: it is a DoRA"):
+        adapters.load((("dora", 1.0),))
+
+
+@pytest.mark.parametrize("places", [(UNET,), (UNET, TEXT)])
+def test_a_lora_that_matches_in_part_has_a_warning(family, folder, places):
+    write_lora(folder / "whole.safetensors", family.pipeline, 3, *places)
+    adapters = Adapters(family.pipeline, folder)
+    adapters.load((("whole", 1.0),))
+    assert adapters.warnings((("whole", 1.0),)) == ()
+    weights = load_file(folder / "whole.safetensors")
+    others = {
+        key.replace("down_blocks.1", "down_blocks.9"): value.clone()
+        for key, value in weights.items()
+        if key.startswith("unet")
+    }
+    save_file({**weights, **others}, folder / "part.safetensors")
+    adapters.load((("part", 1.0), ("whole", 1.0)))
+    count = len(places)
+    expected = f"loras: 'part' has {count + 1} layers, of which {count} match this model"
+    assert adapters.warnings((("whole", 1.0), ("part", 0.5))) == (expected,)
+
+
+def test_a_replaced_file_is_another_lora(family, folder):
+    adapters = Adapters(family.pipeline, folder)
+    before = adapters.load((("l0", 1.0),))
+    assert adapters.load((("l0", 1.0),)) == before
+    write_lora(folder / "l0.safetensors", family.pipeline, 99, UNET)
+    os.utime(folder / "l0.safetensors", ns=(1, 1))  # the clock of the file system may be coarse
+    after = adapters.load((("l0", 1.0),))
+    assert after != before
+    layer = family.pipeline.unet.get_submodule(UNET.removeprefix("unet."))
+    own, new = (layer.lora_A[adapters._slots[versions[0][0]]].weight for versions in (before, after))
+    assert not torch.equal(own, new)
+    adapters.activate(before)
+    assert list(layer.active_adapters) == [adapters._slots[before[0][0]]], "a running request keeps its weights"
+    fresh = Adapters(FAMILIES["sdxl"]().pipeline, folder)
+    with pytest.raises(InvalidRequestError, match="the file of 'l0' was replaced meanwhile"):
+        fresh.activate(before)
 
 
 SCALES = (0.5, None, 0.0, 2.0, None)

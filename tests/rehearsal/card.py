@@ -7,12 +7,15 @@ It works one level above torch's dispatcher (`__torch_function__`), so no CUDA b
 - `CardMemory` counts the bytes of the storages that are alive. An operation beyond its limit raises
   `torch.OutOfMemoryError`.
 - A copy to the host with `non_blocking` arrives only when the host waits for it; until then it holds wrong values.
+- The host waits for a copy to the card, except for one with `non_blocking` from pinned memory, which must not
+  change before the host has waited for the stream.
 
 It shows nothing about kernels, speed or the rounding of a GPU.
 """
 
 import contextlib
 import gc
+import threading
 import time
 import traceback
 import warnings
@@ -22,6 +25,7 @@ from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 TOTAL_MEMORY = 24 << 30
@@ -37,6 +41,10 @@ MOVING = frozenset(
     ("to", "copy_", "cuda", "cpu", "__setitem__", "__getitem__", "index_put_", "new_tensor", "set_data")
 )
 """Functions that accept tensors of two devices."""
+TO_CARD = frozenset({"to", "cuda", "copy_", "tensor", "as_tensor"})
+"""Functions that copy from the host to the card."""
+IGNORED = (__file__, "host_copies.py")
+"""Files that call torch for others."""
 POISON = 0x5A
 """Byte with which a copy is filled until it has arrived."""
 
@@ -80,7 +88,7 @@ class CardMemory:
 
 
 class Stream:
-    """A stream: the copies to the host that it has queued, oldest first."""
+    """A stream: the copies that it has queued, oldest first."""
 
     def __init__(self, device=None, **_):
         self.queued = []
@@ -157,11 +165,15 @@ class Card:
         """Whether a synchronisation warns, as torch does in its `set_sync_debug_mode`."""
         self.stream = self.default_stream = Stream()
         self.synchronisations = Counter()
+        self.thread = threading.get_ident()
+        self.pinned = WeakTensorKeyDictionary()
 
     def count(self, name):
-        """Count a synchronisation at the source line that causes it, outside of torch."""
+        """Count a synchronisation of the device thread at the source line that causes it, outside of torch."""
+        if threading.get_ident() != self.thread:
+            return
         for frame in reversed(traceback.extract_stack(limit=40)):
-            if frame.filename != __file__ and "/torch/" not in frame.filename:
+            if not frame.filename.endswith(IGNORED) and "/torch/" not in frame.filename:
                 place = f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno} {frame.line}"
                 self.synchronisations[f"{name} @ {place}"] += 1
                 if self.warns:
@@ -261,10 +273,10 @@ def _run(func, args, kwargs):
         return False  # so that `module.to("cuda")` makes new parameters, which keep their class
     if name == "__get__":
         return _attribute(func, args)
-    if name == "cuda":
-        return CardTensor(_plain(args[0]).clone())
     if name == "pin_memory":
-        return args[0]
+        return _pinned(_plain(args[0]).clone())
+    if name == "is_pinned":
+        return args[0] in CARD.pinned
     tensors = [*_tensors(args), *_tensors(kwargs)]
     on_card = any(isinstance(each, CardTensor) for each in tensors)
     device = _requested_device(name, args, kwargs)
@@ -276,6 +288,16 @@ def _run(func, args, kwargs):
         if name in SYNCHRONISING or to_host:
             CARD.count(name)
             CARD.stream.finish()
+    if name in TO_CARD and (source := _source(name, device, args)) is not None:
+        if kwargs.get("non_blocking") and source in CARD.pinned:
+            CARD.stream.queued.append(_unchanged(source))
+        else:
+            CARD.count(f"{name} to the card")
+            CARD.stream.finish()
+        if name == "cuda":
+            return CardTensor(args[0].clone())
+        if name == "to":
+            args = (args[0].clone(), *args[1:])  # with a storage of its own
     with torch._C.DisableTorchFunctionSubclass():
         output = func(*_map(_on_cpu, args), **_map(_on_cpu, kwargs))
     if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], CardTensor):
@@ -323,12 +345,40 @@ def _check_devices(name, device, tensors):
         )
 
 
+def _pinned(tensor):
+    CARD.pinned[tensor] = True
+    return tensor
+
+
+def _source(name, device, args):
+    """Return the tensor on the host that a function copies to the card, or the data; None if it copies none."""
+    if name == "copy_":
+        source = args[1] if isinstance(args[0], CardTensor) else None
+        return source if isinstance(source, torch.Tensor) and source.dim() else None
+    if name != "cuda" and (device is None or device.type != "cuda"):
+        return None
+    if isinstance(args[0], CardTensor | torch.nn.Parameter) or (isinstance(args[0], list) and not args[0]):
+        return None
+    return args[0]
+
+
+def _unchanged(source):
+    """Return a copy to the card that has been made already; it raises if the source has changed since."""
+    version = source._version
+
+    def check():
+        assert source._version == version, "pinned memory has changed before its copy to the card was made"
+
+    return check
+
+
 def _delayed_copy(args, kwargs):
     """Return a copy on the host that arrives when the host waits for the stream."""
     with torch._C.DisableTorchFunctionSubclass():
         source = _plain(args[0]).clone()
         target = torch.empty_like(source)
         target.view(-1).view(torch.uint8).fill_(POISON)
+    _pinned(target)
     CARD.stream.queued.append(lambda: target.copy_(source))
     return target
 

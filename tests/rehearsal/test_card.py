@@ -55,6 +55,22 @@ def test_a_copy_to_the_host_without_waiting_has_wrong_values_until_the_event(car
     assert (copied == 7).all()
 
 
+def test_the_host_waits_for_copies_to_the_card_except_from_pinned_memory(card):
+    host = torch.ones(4)
+    host.to("cuda")
+    torch.tensor([1.0], device="cuda")
+    torch.zeros(4, device="cuda").copy_(host)
+    host.to("cuda", non_blocking=True)
+    assert sum(card.synchronisations.values()) == 4
+    pinned = host.pin_memory()
+    copied = pinned.to("cuda", non_blocking=True)
+    copied += 1
+    assert sum(card.synchronisations.values()) == 4
+    pinned += 1
+    with pytest.raises(AssertionError, match="pinned memory has changed"):
+        torch.cuda.synchronize()
+
+
 def test_the_limit_of_the_allocator_and_warnings_of_synchronisations(card):
     torch.cuda.set_per_process_memory_fraction(1024 / torch.cuda.get_device_properties(0).total_memory)
     with pytest.raises(torch.OutOfMemoryError):

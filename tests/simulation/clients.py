@@ -17,7 +17,7 @@ from imagegen_client.events import (
 )
 from imagegen_protocol import GenerationRequest, encode_request
 from imagegen_protocol.limits import MAX_FETCH_BYTES
-from imagegen_protocol.messages import Ack, Chunk, Fetch, Result, Submit
+from imagegen_protocol.messages import Accepted, Ack, Chunk, Fetch, Result, Submit
 from tests.simulation import invariants
 from tests.simulation.fleet_record import Submission
 from tests.simulation.network import Link
@@ -74,7 +74,7 @@ class ClientPeer(Peer):
         inputs = (world.rng.randbytes(input_bytes),) if input_bytes else ()
         images = 1 + seed % 3
         submission = Submission(
-            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, inputs
+            key, seed, prompt, self, self.local(), timeout, model, images, image_bytes // images, world.now, inputs
         )
         world.record.submissions[key] = world.record.unfinished[key] = submission
         self.submissions.append(submission)
@@ -149,6 +149,8 @@ class ClientPeer(Peer):
             self.receiving.on_chunk(link, message, frames)
         elif isinstance(message, Result):
             self.receiving.on_header(message.request_id, message.payload_id)
+        elif isinstance(message, Accepted):
+            self.receiving.pause(message.request_ids)
         self._execute(actions)
 
     def tick(self) -> None:

@@ -39,12 +39,16 @@ class Submission:
     images: int
     image_bytes: int
     """Size of each image of the answer."""
+    submitted_at: float
+    """On the world's clock."""
     inputs: tuple[bytes, ...] = ()
     """The input images."""
     cancelled: bool = False
     outcomes: list[Any] = field(default_factory=list)
     generated_by: list[Any] = field(default_factory=list)
     """The worker processes that generated its images, one for each generation."""
+    generated_ids: list[bytes] = field(default_factory=list)
+    """The id on the wire of each generation."""
     started_by: list[Any] = field(default_factory=list)
     """The worker processes that started it."""
     first_started: float = 0.0

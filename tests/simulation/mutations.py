@@ -455,4 +455,21 @@ MUTATIONS = (
         ("exactly_one_answer", "generated_once", "healthy_links_stay_open"),
         theme="shared_link",
     ),
+    Mutation(
+        "a client fetches answers that are lost",
+        "imagegen_client.payloads:Payloads.pause",
+        "self._downloads.remove(entry.id)",
+        "pass",
+        ("exactly_one_answer",),
+        first_seed=4209,
+    ),
+    Mutation(
+        "a worker keeps the answers of a broker that has restarted",
+        WORKER + "_is_claimed",
+        "and session.epoch == held.claimed_by",
+        "",
+        ("no_expired_answers",),
+        first_seed=160,
+        theme="interrupted",
+    ),
 )

@@ -58,6 +58,12 @@ class Receiving:
         if part is not None and part.payload_id != payload_id:
             del self._parts[request_id]
 
+    def pause(self, request_ids: Sequence[bytes]) -> None:
+        """Reset the requested bytes of payloads that the sender no longer has; received parts are kept."""
+        for request_id in request_ids:
+            if (part := self._parts.get(request_id)) is not None:
+                part.requested = part.received
+
     def outstanding(self, connection: Any) -> int:
         """Return the number of bytes requested on a connection that may still arrive."""
         since = self._owner.world.now - LIVENESS * INTERVAL / (1 + SKEW)

@@ -40,7 +40,8 @@ class Admission:
         """Return the ERROR with which a new request is rejected, or None if it is accepted."""
         sizes = message.frame_bytes or [len(frame) for frame in payload]
         size = sum(sizes)
-        if (text := _payload_problem(message, payload, sizes, size)) is not None:
+        text = _payload_problem(message, payload, sizes, size) or _priority_problem(message, client)
+        if text is not None:
             return Error(request_id=message.request_id, code=InvalidRequestError.code, message=text)
         if message.model is not None and self.is_unknown(message.model, now):
             text = self._unknown_model(message.model)
@@ -129,6 +130,12 @@ class Admission:
         # One request fits after one answer; a tenth of the backlog leaves room for the other clients that retry.
         wait = max(1.0, len(self._table.requests) / 10) / rate
         return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, wait))
+
+
+def _priority_problem(message: Submit, client: Client) -> str | None:
+    if message.priority <= client.max_priority:
+        return None
+    return f"priority: the maximum of this client's key is {client.max_priority}, got {message.priority}"
 
 
 def _payload_problem(message: Submit, payload: Payload, sizes: list[int], size: int) -> str | None:

@@ -65,7 +65,7 @@ class BrokerCore:
         """Handle an event. Only `Flush` returns actions: all that were collected since the previous `Flush`."""
         match event:
             case ReceivedFromClient():  # without patterns for its fields, which take longer than attributes
-                self.clients.handle(event.client_id, event.message, event.payload, now, event.key)
+                self.clients.handle(event, now)
             case ReceivedFromWorker():
                 self.workers.handle(event.worker_id, event.message, event.header, event.payload, now)
             case Flush():

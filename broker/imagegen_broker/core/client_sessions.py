@@ -4,7 +4,7 @@ import logging
 from itertools import islice
 
 from imagegen_broker.core.admission import Admission
-from imagegen_broker.core.events import Payload, SendToClient
+from imagegen_broker.core.events import Payload, ReceivedFromClient, SendToClient
 from imagegen_broker.core.outbox import Outbox
 from imagegen_broker.core.records import Client, Principal, Request, State
 from imagegen_broker.core.request_table import RequestTable
@@ -65,10 +65,9 @@ class ClientSessions:
         self._contacted: list[Client] = []
         """Clients whose connections the last flush has tried."""
 
-    def handle(
-        self, client_id: bytes, message: ClientMessage, payload: Payload, now: float, key: bytes = b""
-    ) -> None:
-        """Handle a message of a client; `key` is its public key, if keys are used."""
+    def handle(self, event: ReceivedFromClient, now: float) -> None:
+        """Handle a message of a client."""
+        client_id, message, payload, key = event.client_id, event.message, event.payload, event.key
         client = self.by_id.get(client_id)
         if client is None:
             if isinstance(message, Goodbye):
@@ -77,7 +76,7 @@ class ClientSessions:
                 self._reject_client(client_id, message)
                 return
             client = self._register(client_id, key, now)
-        client.last_received = now
+        client.last_received, client.max_priority = now, event.max_priority
         if (client.blocked or client.missed) and now >= client.retry_at:
             client.retry_at = now + self._settings.interval
             self._resend_missed(client, _MISSED_PER_INTERVAL, now)

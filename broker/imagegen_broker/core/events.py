@@ -7,6 +7,7 @@ import msgspec
 
 from imagegen_broker.core.records import State
 from imagegen_protocol.errors import ProtocolError
+from imagegen_protocol.limits import MAX_PRIORITY
 from imagegen_protocol.messages import ClientMessage, Message, WorkerMessage
 
 Role = Literal["clients", "workers"]
@@ -66,6 +67,8 @@ class ReceivedFromClient(msgspec.Struct, frozen=True, gc=False):
     message: ClientMessage
     payload: Payload = ()
     key: bytes = b""
+    max_priority: int = MAX_PRIORITY
+    """Maximum priority of the requests of its key."""
 
 
 class ReceivedFromWorker(msgspec.Struct, frozen=True, gc=False):

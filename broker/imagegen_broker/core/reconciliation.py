@@ -57,7 +57,7 @@ class Reconciliation:
                 self._table.requeue(assignment.request, "lost", now)
         for request_id, assignment in list(worker.answers.items()):
             if request_id not in worker.finished and assignment.beat < trusted_beat:
-                self._table.lose_answer(assignment.request)
+                self._table.drop_answer(assignment.request)
         for request_id in (*listed.running, *listed.queued, *listed.finished):
             if request_id not in worker.assigned:
                 self._claim(worker, request_id, usable=request_id in worker.finished or not worker.stuck)

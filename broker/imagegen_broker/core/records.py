@@ -12,6 +12,7 @@ from imagegen_protocol.limits import (
     DEFAULT_FETCH_WINDOW_BYTES,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
     DEFAULT_LIVENESS,
+    MAX_PRIORITY,
 )
 from imagegen_protocol.messages import Error, Ready, Submit, WorkerStats
 from imagegen_protocol.transfers import Download, Downloads
@@ -276,6 +277,8 @@ class Client:
     """Its public key; empty if keys are not used."""
     owner: bytes = field(init=False)
     """Whose turns and limits the client shares: those of its key, or its own without keys."""
+    max_priority: int = MAX_PRIORITY
+    """Maximum priority of its requests."""
     principal: Principal = field(default_factory=Principal)
     requests: dict[bytes, Request] = field(default_factory=dict)
     held_bytes: int = 0

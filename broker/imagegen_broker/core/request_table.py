@@ -245,6 +245,13 @@ class RequestTable:
             del request.worker.answers[request.id]
             request.worker = None
 
+    def drop_answer(self, request: Request) -> None:
+        """Like `lose_answer`, for an answer that is gone for good: stop the client from fetching its payload."""
+        self.lose_answer(request)
+        if request.relay is not None:
+            request.end_relay()
+            self._outbox.accept(request.client.id, request.id)
+
     def fail(self, request: Request, answer: Error, now: float) -> None:
         """Move a request to DELIVERED with an error, and send RELEASE to the worker that holds it."""
         worker = request.worker

@@ -81,7 +81,7 @@ class Transfers:
 
     def _lose_answer(self, request: Request, worker: Worker, now: float) -> None:
         """Requeue a request whose worker does not send the chunks of the answer."""
-        self._table.lose_answer(request)
+        self._table.drop_answer(request)
         self._outbox.release(worker.id, request.id)
         self._table.requeue(request, "answer_lost", now)
 

@@ -26,6 +26,12 @@ class InputError(click.ClickException):
         echo(f"error: {' '.join(self.format_message().split())}", file=file, err=file is None)
 
 
+def describe_warning(warning: str, where: str = "") -> str:
+    """Return the line of a warning of a result; `where` names the prompt if there are several."""
+    place = f"{where}: " if where else ""
+    return f"warning: {place}{' '.join(warning.split())}"
+
+
 def describe(error: ImagegenError, where: str = "") -> str:
     """Return the line of an error; `where` names the prompt if there are several."""
     place = f"{where}: " if where else ""

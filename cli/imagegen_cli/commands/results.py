@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imagegen_cli.commands.errors import describe
+from imagegen_cli.commands.errors import describe, describe_warning
 from imagegen_cli.commands.generation import Outcome, ProgressView
 from imagegen_cli.output_files import OutputFiles
 from imagegen_client.result import GenerationResult
@@ -50,6 +50,8 @@ class ResultWriter:
         self.failed += error is not None
         if error is not None:
             self._view.print_line(describe(error, request.where), err=True)
+        for warning in () if result is None else result.warnings:
+            self._view.print_line(describe_warning(warning, request.where), err=True)
         for line in self._lines(replace(outcome, error=error), files):
             self._view.print_line(line)
         if self._show and result is not None and error is None:
@@ -94,4 +96,5 @@ def as_json(outcome: Outcome, files: list[Path]) -> dict[str, Any]:
         "batch_size": result.batch_size,
         "attempt": result.attempt,
         "parameters": result.parameters,
+        **({"warnings": result.warnings} if result.warnings else {}),
     }

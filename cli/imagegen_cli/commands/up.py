@@ -59,7 +59,7 @@ def command(
 
     Starts a broker, a worker for each GPU and the gateway (imagegen-broker, imagegen-worker,
     imagegen-gateway) with the settings of their configuration files and environment variables. If one of them
-    exits, the others are stopped. Ctrl-C waits for running requests; a second Ctrl-C does not.
+    exits, the others are stopped. Ctrl-C waits for running requests; a second Ctrl-C does not (exit code 1).
 
     \b
     Examples:
@@ -77,9 +77,9 @@ def command(
             extras = "imagegen-fleet[broker,worker,gateway]"
             raise click.UsageError(f"{words[0]} is not installed; install {extras}")
         words[0] = path
-    context = click.get_current_context()
+    context, daemons = click.get_current_context(), _Daemons()
     try:
-        with _interrupt_on_signals(), _Daemons() as daemons:
+        with _interrupt_on_signals(), daemons:
             listening = _parse_fields(daemons.start("broker", broker, listen=True))
             daemons.start("workers", [*worker, "--broker", listening["backend"], *worker_options])
             started = daemons.start("gateway", [*gateway, "--broker", listening["frontend"]], listen=True)
@@ -91,6 +91,8 @@ def command(
         context.exit(error.status if error.status in _PASSED_STATUSES else 1)
     except KeyboardInterrupt:
         echo("stopped")
+        if daemons.killed:
+            context.exit(1)
 
 
 class _Daemons:
@@ -98,6 +100,8 @@ class _Daemons:
 
     def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.killed = False
+        """Whether a daemon was killed because it did not stop in time, or a second signal arrived."""
 
     def __enter__(self) -> "_Daemons":
         return self
@@ -110,6 +114,7 @@ class _Daemons:
                 self._processes[name].terminate()
                 self._processes[name].wait(_STOP_TIMEOUT_SECONDS)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            self.killed = True
             echo("killed the remaining daemons", err=True)
         finally:
             for process in self._processes.values():

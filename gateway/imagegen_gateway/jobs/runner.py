@@ -190,6 +190,8 @@ class JobRunner:
             await self._images.publish(name, MEDIA_TYPES[format_], data, expires)
             width, height = result.sizes[index]
             stored.append({"file": name, "seed": result.seeds[index], "width": width, "height": height})
+        # With the first image: a job that failed has no warnings.
+        stored[0]["warnings"] = result.warnings
         await self._end(job, "succeeded", images=stored)
 
     async def _end(

@@ -37,6 +37,7 @@ def _fields(job: Job, progress: JobProgress | None) -> dict[str, Any]:
         "finished_at": _whole(job.finished),
         "expires_at": _whole(job.expires),
         "images": None if job.images is None else [_image(job, image) for image in job.images],
+        "warnings": (job.images[0].get("warnings") or None) if job.images else None,
         "error": None if job.error is None else ErrorObject(**job.error),
         "webhook_url": job.webhook_url,
         **(progress.fields() if progress is not None and job.finished is None else {}),

@@ -36,6 +36,8 @@ class Images(BaseModel):
     size: str
     model: str
     usage: Usage = Usage()
+    warnings: list[str] | None = None
+    """What had no effect on the images or changed them, such as a truncated prompt; absent if nothing."""
 
 
 class Parameter(BaseModel):
@@ -110,6 +112,8 @@ class Job(BaseModel):
     step: int | None = None
     steps: int | None = None
     images: list[StoredImage] | None
+    warnings: list[str] | None = None
+    """What had no effect on the images or changed them, such as a truncated prompt; null if nothing."""
     error: ErrorObject | None
     webhook_url: str | None
 

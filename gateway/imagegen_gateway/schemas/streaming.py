@@ -32,3 +32,4 @@ class CompletedImage(BaseModel):
     seed: int
     image_index: int
     model: str
+    warnings: list[str] | None = None

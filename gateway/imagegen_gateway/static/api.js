@@ -45,6 +45,16 @@ function errorOf(status, text, retryAfter) {
   }
 }
 
+/** Return the URL of an image relative to the page, as the host of `image.url` may differ. */
+export const fileOf = (image) => urlOf(`v1/files/${image.url.split("/").pop()}`).href;
+
+/** Return the file of an image. Throws `Error` if the gateway has deleted it or does not answer. */
+export async function fetchImage(image) {
+  const response = await fetch(fileOf(image));
+  if (!response.ok) throw new Error("This image has expired.");
+  return response.blob();
+}
+
 /** Send a request and return its JSON. Throws `ApiError`. */
 export async function fetchJson(path, options) {
   return (await request(path, options)).json();

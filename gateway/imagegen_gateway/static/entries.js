@@ -1,7 +1,7 @@
 // The entries of the history, and the states of their jobs.
 
-import { ApiError, fetchJson, followEvents, pause, postJson } from "./api.js";
-import { HistoryStore, newEntry } from "./history_store.js";
+import { ApiError, fetchImage, fetchJson, followEvents, pause, postJson } from "./api.js";
+import { HistoryStore, newEntry, partOf } from "./history_store.js";
 
 /** Maximum number of event streams, as browsers limit connections per host; other jobs are polled. */
 const MAX_STREAMS = 3;
@@ -94,11 +94,23 @@ export class Entries {
     this.#set(entry, await fetchJson(`v1/jobs/${entry.id}`, { method: "DELETE" }));
   }
 
-  /** Mark an image as favourite, or remove the mark. */
+  /** Mark an image as favourite and keep its file in this browser, or undo both. */
   async setFavourite(entry, index, marked) {
     entry.favourites = entry.favourites.filter((each) => each !== index);
     if (marked) entry.favourites.push(index);
     await this.#save(entry);
+    const id = partOf(entry.id, index);
+    if (!marked) await this.#attempt(this.#store.deleteInputs(id));
+    else if (!isExpired(entry)) {
+      const image = await fetchImage(entry.job.images[index]).catch(() => null);
+      if (image !== null) await this.#attempt(this.#store.putInputs(id, { image, mask: null }));
+    }
+  }
+
+  /** Return the file of a favourite, or null. */
+  async keptImage(entry, index) {
+    const found = await this.#store.inputs(partOf(entry.id, index)).catch(() => null);
+    return found?.image ?? null;
   }
 
   /** Remove an entry, or one of its images; return a function that undoes it. */

@@ -48,7 +48,7 @@ export class FleetWatch {
     showFleet(fleet);
     const lost = fleet.lost_for_seconds !== null;
     setCondition("broker", lost ? BROKER_LOST : null, "The broker is back.");
-    const ready = fleet.gpus.some(({ state }) => state === "ready" || state === "stuck");
+    const ready = fleet.gpus.some(({ state }) => state === "ready");
     const none = fleet.gpus.length ? NONE_READY : NO_GPU;
     setCondition("gpu", lost || ready ? null : none, "A GPU is ready.");
     const served = JSON.stringify([fleet.models, fleet.default_model, fleet.models_mark]);

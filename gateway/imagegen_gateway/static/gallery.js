@@ -1,6 +1,6 @@
 // The gallery: a tile for each image or job, and the filter by prompt and favourites.
 
-import { urlOf } from "./api.js";
+import { fileOf } from "./api.js";
 import { create, createSvg, duration, find, setText } from "./dom.js";
 import { imagesOf, isExpired } from "./entries.js";
 
@@ -8,12 +8,10 @@ const STATES = { failed: "Failed", cancelled: "Cancelled" };
 const STAR = "M12 3.2l2.7 5.6 6.1.8-4.5 4.2 1.1 6.1L12 17l-5.4 2.9 1.1-6.1L3.2 9.6l6.1-.8z";
 const CROSS = "M6 6l12 12M18 6L6 18";
 
-/** Return the URL of an image relative to the page, as the host of `image.url` may differ. */
-export const fileOf = (image) => urlOf(`v1/files/${image.url.split("/").pop()}`).href;
-
 /**
  * The tiles of all entries. `actions`: `open(entry, index)`, `cancel(entry)`, `again(entry)`,
- * `remove(entry, index)` (without index: the whole entry), `favourite(entry, index, marked)`.
+ * `remove(entry, index)` (without index: the whole entry), `favourite(entry, index, marked)`, and
+ * `kept(entry, index)`, which returns the file of an image that this browser keeps, or null.
  */
 export class Gallery {
   #tiles = new Map();
@@ -27,14 +25,16 @@ export class Gallery {
   /** Show these entries; `renew` are those whose tiles are created again. */
   show(entries, renew = entries) {
     const focused = document.activeElement;
+    const place = [...find("tiles").children].findIndex((tile) => tile.contains(focused));
     this.#entries = entries;
     for (const { id } of renew) this.#tiles.delete(id);
     const tiles = entries.flatMap((entry) => this.#tiles.get(entry.id) ?? this.#createTiles(entry));
     const known = new Set(entries.map(({ id }) => id));
     for (const id of this.#tiles.keys()) if (!known.has(id)) this.#tiles.delete(id);
     find("tiles").replaceChildren(...tiles);
-    if (focused.isConnected && focused !== document.activeElement) focused.focus();
     this.filter();
+    if (focused.isConnected) focused.focus();
+    else if (place >= 0) ((tiles[place] ?? tiles.at(-1))?.querySelector("button") ?? find("prompt")).focus();
   }
 
   /** Show the current state of an entry. */
@@ -106,11 +106,11 @@ export class Gallery {
     const onclick = () => this.#actions.open(entry, index);
     const properties = { type: "button", className: "frame", onclick, "aria-haspopup": "dialog" };
     const frame = create("button", properties);
-    if (isExpired(entry)) showExpired(frame);
-    else {
-      const onerror = () => showExpired(frame);
-      frame.append(create("img", { src: fileOf(image), alt: prompt, loading: "lazy", width, height, onerror }));
-    }
+    const element = create("img", { alt: prompt, loading: "lazy", width, height });
+    frame.append(element);
+    element.onerror = () => this.#showKept(entry, index, element);
+    if (isExpired(entry)) this.#showKept(entry, index, element);
+    else element.src = fileOf(image);
     const marked = entry.favourites.includes(index);
     const favourite = this.#icon("Favourite", STAR, prompt, () => this.#actions.favourite(entry, index, !marked));
     favourite.setAttribute("aria-pressed", String(marked));
@@ -119,6 +119,18 @@ export class Gallery {
     const tile = create("li", { className: "tile" }, frame, caption(prompt, `Seed ${image.seed}`, favourite, remove));
     tile.dataset.index = index;
     return tile;
+  }
+
+  /** Show the file of a favourite that this browser keeps, or that the image has expired. */
+  async #showKept(entry, index, element) {
+    element.onerror = null;
+    const file = await this.#actions.kept(entry, index);
+    if (file === null) {
+      element.replaceWith(create("span", { className: "words" }, "Expired: the gateway has deleted this image."));
+      return;
+    }
+    element.src = URL.createObjectURL(file);
+    element.onload = () => URL.revokeObjectURL(element.src);
   }
 
   #jobTile(entry) {
@@ -155,11 +167,6 @@ export class Gallery {
 /** Return an icon of 24 by 24 units. */
 function createIcon(path) {
   return createSvg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, createSvg("path", { d: path }));
-}
-
-function showExpired(frame) {
-  const words = create("span", { className: "words" }, "Expired: the gateway has deleted this image.");
-  frame.replaceChildren(words);
 }
 
 function caption(prompt, text, ...buttons) {

@@ -1,12 +1,18 @@
-// The history of this browser in IndexedDB: entries, and the start images of requests. All tabs share it.
+// The history of this browser in IndexedDB: entries, and the start images and favourites of requests. All tabs share it.
 
 const DATABASE = "imagegen";
 const CHANNEL = "imagegen-history";
 /** Name of the history in `localStorage` up to version 2.0; its entries are moved into the database. */
 const FORMER = "imagegen-history";
-export const MAX_ENTRIES = 500;
-/** Maximum size of all start images and masks; the least recently used are deleted. */
-export const MAX_INPUT_BYTES = 200 * 2 ** 20;
+/** Maximum number of entries, and maximum bytes of all start images, masks and favourites. */
+const LIMITS = { entries: 500, inputBytes: 200 * 2 ** 20 };
+
+const UNDO_MS = 60 * 60 * 1000;
+const MAX_DRAFT_AGE_MS = 30 * 24 * UNDO_MS;
+
+/** Return the id of the file of one image of an entry. */
+export const partOf = (id, index) => `${id}/${index}`;
+const ownerOf = (id) => id.split("/")[0];
 
 const settled = (request) =>
   new Promise((resolve, reject) => {
@@ -34,8 +40,11 @@ export class HistoryStore {
   #database = openDatabase();
   #channel = new BroadcastChannel(CHANNEL);
 
+  #limits;
+
   /** `onChange()` is called after changes by other tabs. */
-  constructor(onChange) {
+  constructor(onChange, limits = LIMITS) {
+    this.#limits = limits;
     this.#database.catch(() => {});
     this.#channel.onmessage = onChange;
   }
@@ -48,12 +57,12 @@ export class HistoryStore {
     return stored.sort((one, other) => other.created - one.created);
   }
 
-  /** Store entries; delete the oldest beyond `MAX_ENTRIES`, those with favourites last. */
+  /** Store entries; delete the oldest beyond the limit, those with favourites last. */
   async put(...entries) {
     const transaction = (await this.#database).transaction("entries", "readwrite");
     const store = transaction.objectStore("entries");
     for (const entry of entries) store.put(entry);
-    const excess = (await settled(store.count())) - MAX_ENTRIES;
+    const excess = (await settled(store.count())) - this.#limits.entries;
     if (excess > 0) {
       const all = await settled(store.getAll());
       const isMarked = ({ favourites }) => Number(favourites.length > 0);
@@ -82,7 +91,7 @@ export class HistoryStore {
     return found;
   }
 
-  /** Store the inputs of an entry or a draft; delete the least recently used ones beyond `MAX_INPUT_BYTES`. */
+  /** Store the inputs of an entry or a draft; delete the least recently used ones beyond the limit. */
   async putInputs(id, inputs) {
     const transaction = (await this.#database).transaction("inputs", "readwrite");
     const store = transaction.objectStore("inputs");
@@ -91,7 +100,7 @@ export class HistoryStore {
     let bytes = 0;
     for (const each of all) {
       bytes += each.image.size + (each.mask?.size ?? 0);
-      if (bytes > MAX_INPUT_BYTES && each.id !== id) store.delete(each.id);
+      if (bytes > this.#limits.inputBytes && each.id !== id) store.delete(each.id);
     }
     await finished(transaction);
   }
@@ -103,15 +112,14 @@ export class HistoryStore {
     await finished(transaction);
   }
 
-  /** Delete the inputs of deleted entries that were not used for a day. Drafts have ids of their own. */
+  /** Delete the files of deleted entries that can no longer be restored, and those of old drafts. */
   async prune(isDraft) {
     const transaction = (await this.#database).transaction(["entries", "inputs"], "readwrite");
     const known = new Set(await settled(transaction.objectStore("entries").getAllKeys()));
     const store = transaction.objectStore("inputs");
-    const day = 24 * 60 * 60 * 1000;
     for (const { id, used } of await settled(store.getAll())) {
       const age = Date.now() - used;
-      if (!known.has(id) && age > (isDraft(id) ? 30 * day : day)) store.delete(id);
+      if (!known.has(ownerOf(id)) && age > (isDraft(id) ? MAX_DRAFT_AGE_MS : UNDO_MS)) store.delete(id);
     }
     await finished(transaction);
   }

@@ -1,7 +1,7 @@
 // The page: wiring of its parts and events.
 
 import { fetchJson, key } from "./api.js";
-import { showAspect, swapSides, useAspect } from "./aspect.js";
+import { swapSides, useAspect } from "./aspect.js";
 import { announce, find } from "./dom.js";
 import { isDraft, readDraft, restoreStartImage, writeDraft, writeStartImage } from "./draft.js";
 import { Entries } from "./entries.js";
@@ -15,7 +15,7 @@ import { setModels } from "./models.js";
 import { setDeclared } from "./parameters.js";
 import { hasStartImage, moveCrop, readInputs, removeMask, removeStartImage, setStartImage, whenChanged } from "./start_image.js";
 import { hideNotice, notify, setCondition } from "./status.js";
-import { Viewer, imageBlob } from "./viewer.js";
+import { Viewer } from "./viewer.js";
 
 const RETRY_MS = 5000;
 const OFFLINE = "Offline, retrying. The gateway does not answer.";
@@ -25,6 +25,7 @@ const WIDE = matchMedia("(min-width: 50rem)");
 let stream = null;
 /** Whether the restored draft is still to be applied to the parameters of the model. */
 let isRestoring = false;
+let isRestored = false;
 
 /** Show an error of a background request. */
 function reportError(error) {
@@ -43,6 +44,7 @@ const gallery = new Gallery({
   cancel: (entry) => entries.cancel(entry).catch(reportError),
   again: (entry) => useAgain(entry, entry.asked.seed ?? null),
   favourite: (entry, index, marked) => setFavourite(entry, index, marked),
+  kept: (entry, index) => entries.keptImage(entry, index),
   remove,
 });
 
@@ -60,7 +62,11 @@ const entries = new Entries({
 });
 
 const viewer = new Viewer(
-  { images: () => gallery.images(), inputs: (entry) => entries.inputs(entry) },
+  {
+    images: () => gallery.images(),
+    inputs: (entry) => entries.inputs(entry),
+    kept: (entry, index) => entries.keptImage(entry, index),
+  },
   ({ entry, index }) => gallery.focus(entry, index),
 );
 
@@ -96,10 +102,10 @@ async function useAgain(entry, seed) {
 }
 
 async function useAsStart() {
-  const { image } = viewer.shown;
+  const file = viewer.file();
   viewer.close();
   try {
-    await setStartImage(await imageBlob(image));
+    await setStartImage(await file);
     find("prompt").focus();
   } catch (error) {
     notify(error.message);
@@ -107,15 +113,16 @@ async function useAsStart() {
 }
 
 async function setFavourite(entry, index, marked) {
-  await entries.setFavourite(entry, index, marked);
+  const saving = entries.setFavourite(entry, index, marked);
   gallery.renew(entry);
   if (find("viewer").open) viewer.showFavourite();
+  await saving;
 }
 
 async function remove(entry, index) {
   const undo = await entries.remove(entry, index);
-  gallery.show(entries.all, []);
-  gallery.renew(entry);
+  if (entries.all.includes(entry)) gallery.renew(entry);
+  else gallery.show(entries.all, []);
   notify("Removed from the history.", () => undone(undo));
 }
 
@@ -189,8 +196,8 @@ async function start() {
 
 /** Restore the draft once, when the fields exist. */
 async function restoreDraft() {
-  if (restoreDraft.done) return;
-  restoreDraft.done = true;
+  if (isRestored) return;
+  isRestored = true;
   const draft = readDraft();
   isRestoring = draft !== null && !find("prompt").value;
   if (isRestoring) form.fill(draft);
@@ -212,7 +219,7 @@ function addFormListeners() {
     find("compose").addEventListener(name, ({ target }) => {
       isRestoring = false;
       form.onEdit();
-      if (target !== find("aspect")) showAspect();
+      if (target === find("aspect")) useAspect();
       form.showSizes();
       saveDraft();
     });
@@ -222,7 +229,6 @@ function addFormListeners() {
     form.showSizes();
     saveDraft();
   };
-  find("aspect").addEventListener("change", changeSize(useAspect));
   find("swap").addEventListener("click", changeSize(swapSides));
   find("seed-lock").addEventListener("click", changeSize(() => form.toggleSeed(lastSeed())));
   WIDE.addEventListener("change", () => (find("options").open = WIDE.matches));

@@ -99,9 +99,10 @@ function draw(context, { kind, radius, erase, points, image }) {
     context.globalCompositeOperation = erase ? "destination-out" : "source-over";
     Object.assign(context, { lineWidth: radius * 2, lineCap: "round", lineJoin: "round" });
     context.beginPath();
-    context.moveTo(...points[0]);
-    // A line to the same point draws a dot.
-    for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point);
+    context.arc(...points[0], radius, 0, 2 * Math.PI);
+    context.fill();
+    context.beginPath();
+    for (const point of points) context.lineTo(...point);
     context.stroke();
   }
   context.restore();

@@ -149,7 +149,10 @@ export function addMaskEditor() {
     draw();
   });
   find("mask-dialog").addEventListener("keydown", onDialogKey);
-  find("mask-dialog").addEventListener("close", () => removeMask(false));
+  find("mask-dialog").addEventListener("close", () => {
+    removeMask(false);
+    find("mask-open").focus();
+  });
   find("mask-paint").addEventListener("click", () => setErasing(false));
   find("mask-erase").addEventListener("click", () => setErasing(true));
   for (const action of ["undo", "redo", "invert", "clear"]) {

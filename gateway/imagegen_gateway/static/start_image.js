@@ -7,7 +7,8 @@ import { accepts, parameters } from "./models.js";
 
 /** Longest side of the stored source, in pixels. */
 const MAX_SIDE = 2048;
-const MAX_MASK_SIDE = 1024;
+/** Longest side of the mask, in pixels, whatever the size of the source. */
+const MASK_SIDE = 1024;
 const MASK_COLOUR = "#e0218a";
 
 /** `{ source, mask, position }`: a canvas, a `Mask` of the same aspect ratio or null, and the place of the crop. */
@@ -77,8 +78,9 @@ function place(bitmap, part, { width, height }) {
 }
 
 function newMask() {
-  const { width, height } = shrink(start.source, MAX_MASK_SIDE);
-  return new Mask(width, height);
+  const { width, height } = start.source;
+  const scale = MASK_SIDE / Math.max(width, height);
+  return new Mask(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
 }
 
 /** Return the mask, new if there is none. */
@@ -128,8 +130,9 @@ export async function readInputs() {
 export async function readSource() {
   if (start === null) return null;
   const { source, position } = start;
-  const size = start.mask && { width: start.mask.canvas.width, height: start.mask.canvas.height };
-  const mask = start.mask && toBlackAndWhite(start.mask.canvas, { x: 0, y: 0, ...size }, size);
+  const painted = start.mask === null || start.mask.isEmpty ? null : start.mask.canvas;
+  const size = painted && { width: painted.width, height: painted.height };
+  const mask = painted && toBlackAndWhite(painted, { x: 0, y: 0, ...size }, size);
   return { image: await toBlob(source), mask: mask && (await toBlob(mask)), position };
 }
 

@@ -1,8 +1,8 @@
 // The viewer: one image with its parameters, the next and previous ones, and the comparison with its start image.
 
+import { fetchImage, fileOf } from "./api.js";
 import { create, find, setText } from "./dom.js";
 import { isExpired } from "./entries.js";
-import { fileOf } from "./gallery.js";
 import { labels } from "./parameters.js";
 import { parametersIn } from "./png.js";
 import { curlOf, pythonOf } from "./snippets.js";
@@ -13,13 +13,16 @@ const SWIPE = 50;
 const MAX_SCALE = 8;
 
 /**
- * The dialog. `source`: `images()` returns all images in order, `inputs(entry)` the start image and mask.
+ * The dialog. `source`: `images()` returns all images in order, `inputs(entry)` the start image and mask,
+ * `kept(entry, index)` the file of an image that this browser keeps, or null.
  * `closed(shown)` is called with the last shown image.
  */
 export class Viewer {
   #source;
   #shown = null;
   #inputs = null;
+  /** The file of a favourite that the gateway no longer has. */
+  #file = null;
   #urls = [];
 
   constructor(source, closed) {
@@ -70,11 +73,10 @@ export class Viewer {
     const { prompt } = entry.job;
     this.#shown = shown;
     this.#release();
-    const expired = isExpired(entry);
     const element = find("viewer-image");
+    element.onerror = () => this.#showKept(shown);
     Object.assign(element, { src: fileOf(image), alt: prompt, width: image.width, height: image.height });
-    element.hidden = expired;
-    find("viewer-expired").hidden = !expired;
+    this.#showExpired(false);
     const box = find("viewer-box");
     box.style.setProperty("--ratio", image.width / image.height);
     box.style.setProperty("--widest", `${image.width * MAX_SCALE}px`);
@@ -82,13 +84,35 @@ export class Viewer {
     find("viewer-prompt").scrollTop = 0;
     const name = `${nameOf(prompt)}-${image.seed}.${image.format}`;
     Object.assign(find("viewer-download"), { href: fileOf(image), download: name });
-    for (const id of ["viewer-download", "viewer-copy-image", "viewer-start"]) find(id).hidden = expired;
     this.#showPlace();
     this.showFavourite();
     this.#showParameters({});
     if (!find("viewer").open) find("viewer").showModal();
     this.#loadInputs(shown).catch(() => {});
-    if (!expired && image.format === "png") this.#loadParameters(shown).catch(() => {});
+    if (!isExpired(entry) && image.format === "png") this.#loadParameters(shown).catch(() => {});
+  }
+
+  /** Show the file of a favourite that this browser keeps, or that the image has expired. */
+  async #showKept(shown) {
+    const file = await this.#source.kept(shown.entry, shown.index);
+    if (this.#shown !== shown) return;
+    find("viewer-image").onerror = null;
+    this.#file = file;
+    this.#showExpired(file === null);
+    if (file === null) return;
+    find("viewer-image").src = this.#urlOf(file);
+    find("viewer-download").href = find("viewer-image").src;
+  }
+
+  #showExpired(expired) {
+    find("viewer-image").hidden = expired;
+    find("viewer-expired").hidden = !expired;
+    for (const id of ["viewer-download", "viewer-copy-image", "viewer-start"]) find(id).hidden = expired;
+  }
+
+  /** Return the file of the shown image. Throws `Error` if it has expired. */
+  async file() {
+    return this.#file ?? fetchImage(this.#shown.image);
   }
 
   #showPlace() {
@@ -111,7 +135,7 @@ export class Viewer {
 
   /** Add the parameters that the worker has used, which PNG files contain. */
   async #loadParameters(shown) {
-    const embedded = parametersIn(await (await imageBlob(shown.image)).arrayBuffer());
+    const embedded = parametersIn(await (await fetchImage(shown.image)).arrayBuffer());
     if (embedded !== null && this.#shown === shown) this.#showParameters(embedded);
   }
 
@@ -136,6 +160,7 @@ export class Viewer {
   #release() {
     for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url);
     this.#inputs = null;
+    this.#file = null;
     find("viewer-before").removeAttribute("src");
     find("viewer-before").hidden = true;
     find("viewer-compare").hidden = true;
@@ -187,7 +212,7 @@ export class Viewer {
     };
     const copies = {
       prompt: ["Prompt copied.", () => copyText(this.#shown.entry.asked.prompt)],
-      image: ["Image copied.", () => copyImage(this.#shown.image)],
+      image: ["Image copied.", async () => copyImage(await this.file())],
       curl: ["Command copied.", () => copyText(curlOf(asked(), this.#inputs, this.#shown.image.format))],
       python: ["Program copied.", () => copyText(pythonOf(asked(), this.#inputs, this.#shown.image.format))],
     };
@@ -198,13 +223,6 @@ export class Viewer {
       });
     }
   }
-}
-
-/** Return the file of an image. Throws `Error` if it has expired. */
-export async function imageBlob(image) {
-  const response = await fetch(fileOf(image));
-  if (!response.ok) throw new Error("This image has expired.");
-  return response.blob();
 }
 
 async function copyText(text) {
@@ -220,9 +238,9 @@ async function copyText(text) {
   field.remove();
 }
 
-async function copyImage(image) {
+async function copyImage(file) {
   if (!navigator.clipboard?.write) throw new Error("the browser allows this only over HTTPS; use Download");
-  const bitmap = await createImageBitmap(await imageBlob(image));
+  const bitmap = await createImageBitmap(file);
   const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.width, height: bitmap.height });
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import Model, ResolvedRequest
@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 Sketch = Callable[[], "Image"]
 """Returns a preview of an unfinished image. Called at most once, on any thread."""
+
+
+GeneratedImage = Union["Image", Callable[[], "Image"]]
+"""A generated image, or a function that waits for its copy from the device and returns it, on any thread."""
+
+
+def completed(image: GeneratedImage) -> "Image":
+    """Return a generated image; wait for its copy from the device if necessary."""
+    return image() if callable(image) else image
 
 
 class OnStep(Protocol):
@@ -75,12 +84,15 @@ class ImageGenerator(Protocol):
         May generate trial images for the first request of a kind.
         """
 
-    def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
+    def generate(self, rows: list[Row], on_step: OnStep) -> "Sequence[GeneratedImage]":
         """Generate one image for each row; the requests of several rows have the same `call_key`.
 
         Raises `DeviceMemoryError`, `DeviceLostError` and the exceptions of `on_step`; any other exception is
         attributed to a request.
         """
+
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return what the client should know about a generated request: what of it had no effect."""
 
 
 class Backend(ImageGenerator, Protocol):

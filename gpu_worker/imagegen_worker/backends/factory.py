@@ -2,13 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from imagegen_common.logs import log
-from imagegen_worker.backends import Backend, ImageGenerator, OnStep, Row
+from imagegen_worker.backends import Backend, GeneratedImage, ImageGenerator, OnStep, Row
 from imagegen_worker.config import WorkerConfig, half_of_memory
 from imagegen_worker.core.events import EngineReady
 from imagegen_worker.core.model import ResolvedRequest
@@ -17,9 +16,6 @@ from imagegen_worker.engines.static import Engine, StaticEngine
 from imagegen_worker.images.encoding import EncodePool
 from imagegen_worker.models.manager import B, ModelManager, ModelProvider
 from imagegen_worker.models.sources import ModelSource
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +120,11 @@ class ManagedBackend:
         """See `ImageGenerator.call_key`."""
         return self._manager[request.model].call_key(request)
 
-    def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`."""
+        return self._manager[request.model].warnings(request)
+
+    def generate(self, rows: list[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """See `ImageGenerator.generate`."""
         self._current = self._manager[rows[0].request.model]
         return self._current.generate(rows, on_step)

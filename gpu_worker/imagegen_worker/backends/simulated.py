@@ -144,6 +144,10 @@ class SimulatedBackend:
         """Return the batch key: a simulated call depends on nothing else."""
         return request.batch_key
 
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return no warnings."""
+        return ()
+
     def generate(self, rows: list[Row], on_step: OnStep) -> list[Image.Image]:
         """Wait for the time of the cost model and draw the images; inject the faults."""
         request = rows[0].request

@@ -125,6 +125,7 @@ class Finished:
     queue_seconds: float
     generation_seconds: float
     encode_seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from imagegen_protocol.limits import (
     MAX_FRAME_BYTES,
     MAX_IDS_PER_MESSAGE,
     MAX_INPUTS,
+    MAX_WARNING_LENGTH,
+    MAX_WARNINGS,
 )
 from imagegen_protocol.messages import Chunk, Error, Fetch, Result, Work
 from imagegen_worker.core import events as ev
@@ -344,6 +346,7 @@ def make_result(held: HeldRequest, request: ResolvedRequest, event: ev.Finished,
         generation_seconds=event.generation_seconds,
         encode_seconds=event.encode_seconds,
         parameters=request.parameters(),
+        warnings=[text[:MAX_WARNING_LENGTH] for text in event.warnings[:MAX_WARNINGS]],
     )
 
 

@@ -3,13 +3,19 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from PIL.Image import Image
-
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, ImageGenerator, Row, Sketch, StoppedError
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GeneratedImage,
+    ImageGenerator,
+    Row,
+    Sketch,
+    StoppedError,
+)
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.batching import BatchFormer
 from imagegen_worker.core.cost_meter import CostMeter
@@ -76,7 +82,7 @@ class _Member:
     """A job of the running batch, and its images by the index of their seeds."""
 
     job: Job
-    images: dict[int, Image] = field(default_factory=dict)
+    images: dict[int, GeneratedImage] = field(default_factory=dict)
     batch_size: int = 1
     ended: bool = False
     """Whether the job was cancelled, failed or finished."""
@@ -273,7 +279,8 @@ class StaticEngine:
 
     def _finish_if_complete(self, mailbox: Mailbox, member: _Member) -> None:
         """Send the images of a job to the encoders if they are complete and the job has not ended."""
-        seeds = member.job.request.seeds
+        request = member.job.request
+        seeds = request.seeds
         if member.ended or len(member.images) < len(seeds):
             return
         member.ended = True
@@ -283,7 +290,7 @@ class StaticEngine:
             RawResult(
                 number=member.job.number,
                 images=tuple(member.images[index] for index in range(len(seeds))),
-                request=member.job.request,
+                request=replace(request, warnings=(*request.warnings, *self._backend.warnings(request))),
                 batch_size=member.batch_size,
                 queue_seconds=max(self._started_at - member.job.arrived, 0.0),
                 generation_seconds=self._clock() - self._started_at,

@@ -36,20 +36,25 @@ def decode_inputs(request: GenerationRequest, model: Model, frames: Sequence[byt
     """Return the resolved request with its input images, which have the size of the output.
 
     Reference images keep their aspect ratio; small and large ones are scaled (see `reference_size`). `frames`
-    has an encoded image for each of `inputs`. Raises `InvalidRequestError`, which names the input.
+    has an encoded image for each of `inputs`. At most one image is in memory in its own size.
+    Raises `InvalidRequestError`, which names the input.
     """
     if request.images is not None:
         return _decode_references(request, model, frames)
-    images = {name: _decode(name, frame) for name, frame in zip(request.inputs or (), frames, strict=True)}
-    image, mask = images["image"], images.get("mask_image")
-    if mask is not None and mask.size != image.size:
-        sizes = f"{image.width}x{image.height} pixels, got {mask.width}x{mask.height}"
-        raise InvalidRequestError(f"mask_image: expected the size of the image, {sizes}")
-    resolved = model.resolve(request, image.size)
+    by_name = dict(zip(request.inputs or (), frames, strict=True))
+    image = _decode("image", by_name["image"])
+    own_size = image.size
+    resolved = model.resolve(request, own_size)
     size = (resolved.width, resolved.height)
-    return dataclasses.replace(
-        resolved, image=_fit(image, size), mask_image=None if mask is None else _fit(mask, size)
-    )
+    image = _fit(image, size)
+    mask = None
+    if (frame := by_name.get("mask_image")) is not None:
+        mask = _decode("mask_image", frame)
+        if mask.size != own_size:
+            sizes = f"{own_size[0]}x{own_size[1]} pixels, got {mask.width}x{mask.height}"
+            raise InvalidRequestError(f"mask_image: expected the size of the image, {sizes}")
+        mask = _fit(mask, size)
+    return dataclasses.replace(resolved, image=image, mask_image=mask)
 
 
 def _decode_references(request: GenerationRequest, model: Model, frames: Sequence[bytes]) -> ResolvedRequest:
@@ -83,8 +88,8 @@ def _decode(name: str, frame: bytes) -> Image.Image:
     try:
         image = _OPENERS[format_](BoundedFile(frame))
         if max(image.size) <= MAX_SIDE_PIXELS:
-            upright = ImageOps.exif_transpose(image)
-            return _convert_mask(upright) if name == "mask_image" else _convert(upright, "RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _convert_mask(image) if name == "mask_image" else _convert(image, "RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds of exceptions for damaged files
@@ -97,7 +102,7 @@ def _decode(name: str, frame: bytes) -> Image.Image:
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per pixel: Pillow would clip the values instead of scaling them
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _convert_mask(image: Image.Image) -> Image.Image:

@@ -1,16 +1,15 @@
 """Decoding and encoding of images on their own threads, so that the device thread never waits for them."""
 
+import ctypes
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from PIL import Image
-
 from imagegen_protocol.errors import GenerationFailedError, InvalidRequestError
 from imagegen_protocol.limits import MAX_PREVIEW_SIDE_PIXELS
 from imagegen_protocol.messages import ImageInfo
-from imagegen_worker.backends import Sketch
+from imagegen_worker.backends import GeneratedImage, Sketch, completed
 from imagegen_worker.core.events import Decode, Decoded, Failed, Finished, Previewed
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.images.decoding import decode_inputs
@@ -22,14 +21,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawResult:
-    """The decoded images of a job, one for each seed of its request. Seconds of wall time."""
+    """The images of a job, one for each seed of its request. Seconds of wall time."""
 
     number: int
-    images: tuple[Image.Image, ...]
+    images: tuple[GeneratedImage, ...]
     request: ResolvedRequest
     batch_size: int
     queue_seconds: float
     generation_seconds: float
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Function of glibc; other C libraries don't keep freed memory."""
+
+
+def _return_memory() -> None:
+    """Return the memory of decoded images to the system: threads keep it in heaps of their own otherwise."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 class EncodePool:
@@ -89,13 +98,16 @@ class EncodePool:
             self._mailbox.post(Failed(command.number, GenerationFailedError.code, message))
         else:
             self._mailbox.post(Decoded(command.number, request))
+        finally:
+            _return_memory()
 
     def _encode_result(self, raw: RawResult) -> None:
         started = time.monotonic()
         request = raw.request
         try:
+            images = [completed(image) for image in raw.images]
             encoded = tuple(
-                encode_image(image, request, seed) for image, seed in zip(raw.images, request.seeds, strict=True)
+                encode_image(image, request, seed) for image, seed in zip(images, request.seeds, strict=True)
             )
         except Exception as error:  # noqa: BLE001 - every request must get an answer
             message = f"the image could not be encoded: {type(error).__name__}: {error}"
@@ -103,7 +115,7 @@ class EncodePool:
             return
         infos = tuple(
             ImageInfo(format=request.output_format, width=image.width, height=image.height, seed=seed)
-            for image, seed in zip(raw.images, request.seeds, strict=True)
+            for image, seed in zip(images, request.seeds, strict=True)
         )
         self._mailbox.post(
             Finished(
@@ -114,5 +126,6 @@ class EncodePool:
                 queue_seconds=raw.queue_seconds,
                 generation_seconds=raw.generation_seconds,
                 encode_seconds=time.monotonic() - started,
+                warnings=request.warnings,
             )
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from imagegen_common.logs import log
+from imagegen_common.signals import ignore_hangup
 from imagegen_worker.core.events import Exit, Tick
 from imagegen_worker.supervisor.core import (
     DRAIN_SIGNAL,
@@ -136,6 +137,7 @@ class Supervisor:
         stack.callback(signal.set_wakeup_fd, fd)
         for number in (*_STOP_SIGNALS, signal.SIGCHLD):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        stack.callback(signal.signal, signal.SIGHUP, ignore_hangup(_log))
         return reader
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

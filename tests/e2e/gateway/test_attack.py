@@ -25,6 +25,27 @@ ROUNDS = int(os.environ.get("ATTACK_ROUNDS", "1"))
 """Number of pairs of a quiet and an attacked phase; `docs/security.md` has the figures of 5."""
 REQUESTS = 20
 """Number of requests of each kind in a phase."""
+SMALL_REQUESTS = 10
+"""Number of small requests for each of the others: their p99 needs many."""
+CONTROL = """
+import asyncio, uvicorn
+
+async def app(scope, receive, send):
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+async def main():
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", lifespan="off", log_level="critical"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+
+asyncio.run(main())
+"""
+"""A server that is not attacked: its latencies show what the machine is delayed by."""
 MAX_GROWTH = 3 * 4 * MAX_BODY + 128 * 1024**2
 """Maximum growth of the gateway's memory: three copies of the bodies that one key may hold, and the rest."""
 MAX_BROKER_GROWTH = 256 * 1024**2
@@ -64,8 +85,9 @@ class MemoryPeak:
 class Bob:
     """The requests of another API key and of another client key, with their latencies in seconds."""
 
-    def __init__(self, gateway, key, receiver, client):
+    def __init__(self, gateway, key, receiver, client, control):
         self._client = client
+        self._control = control
         self._headers = {"Authorization": f"Bearer {key}"}
         self._http = httpx2.Client(base_url=gateway.url, trust_env=False, timeout=120, headers=self._headers)
         self._receiver = receiver
@@ -84,8 +106,10 @@ class Bob:
         begun = time.monotonic()
         self._client.generate("x", width=64, height=64)
         self.latencies.setdefault("image of a client", []).append(time.monotonic() - begun)
-        self._timed("models", 200, "GET", "/v1/models")
-        self._timed("health", 200, "GET", "/healthz")
+        for _ in range(SMALL_REQUESTS):
+            self._timed("models", 200, "GET", "/v1/models")
+            self._timed("health", 200, "GET", "/healthz")
+            self._timed("health of a server that is not attacked", 200, "GET", self._control)
         job = {**body, "webhook_url": self._receiver.url}
         id_ = self._timed("job", 202, "POST", "/v1/jobs", json=job).json()["id"]
         begun = time.monotonic()
@@ -151,6 +175,16 @@ def gateway(fleet, bobs_client, tmp_path):
     assert fleet.terminate("gateway") == 0
 
 
+@pytest.fixture
+def control():
+    """Start a server that is not attacked; return the URL of a small response."""
+    with subprocess.Popen([sys.executable, "-c", CONTROL], stdout=subprocess.PIPE) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/"
+        finally:
+            process.kill()
+
+
 def large_file(gateway, headers):
     """Return the path of an image of 20 MB."""
     job = gateway.http.post("/v1/jobs", json={"prompt": "x", "size": "64x64"}, headers=headers).json()
@@ -190,7 +224,7 @@ def phase(bob):
     return bob.latencies
 
 
-def test_a_hostile_key_harms_no_other_key(fleet, gateway, bobs_client):
+def test_a_hostile_key_harms_no_other_key(fleet, gateway, bobs_client, control):
     keys = {name: gateway.add_key(name) for name in ("mallory", "bob")}
     mallory = fleet.keys / "clients/mallory.key_secret"
     phases = []
@@ -198,7 +232,7 @@ def test_a_hostile_key_harms_no_other_key(fleet, gateway, bobs_client):
         receiver, hanging = Receiver(), HangingReceiver()
         stack.callback(receiver.close)
         stack.callback(hanging.close)
-        bob = Bob(gateway, keys["bob"], receiver, bobs_client)
+        bob = Bob(gateway, keys["bob"], receiver, bobs_client, control)
         stack.callback(bob.close)
         bob.round()
         file = large_file(gateway, {"Authorization": f"Bearer {keys['mallory']}"})

@@ -321,3 +321,18 @@ def test_an_image_beyond_the_limits_of_a_key_is_scaled_down(start_gateway):
 def test_a_size_beyond_the_maximum_of_all_requests(gateway):
     response = gateway.http.post("/v1/images/generations", json={"prompt": "x", "size": "8193x8"})
     assert response.json()["error"]["message"] == "size: the maximum width of requests is 8192, got 8193"
+
+
+# ---- warnings --------------------------------------------------------------------------------------------
+
+
+def test_a_scaled_image_is_reported(gateway):
+    body = {"prompt": "x", "image": base64.b64encode(png((2000, 1000))).decode()}
+    expected = ["image: scaled to 724x362 pixels, from 2000x1000"]
+    response = gateway.http.post("/v1/images/edits", json=body)
+    assert (response.json()["size"], response.json()["warnings"]) == ("724x362", expected)
+    response = gateway.http.post("/v1/images/edits", json={**body, "stream": True})
+    [data] = [line for line in response.text.splitlines() if line.startswith("data: {")]
+    assert json.loads(data.removeprefix("data: "))["warnings"] == expected
+    assert gateway.wait(gateway.job(**body, size="auto")["id"])["warnings"] == expected
+    assert "warnings" not in gateway.http.post("/v1/images/edits", json={**body, "size": "2000x1000"}).json()

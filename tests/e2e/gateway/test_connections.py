@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from tests.e2e.gateway.conftest import Gateway
+from tests.waiting import wait_until
 
 MAX_CONNECTIONS = 5
 GET = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -54,17 +55,23 @@ def read_one(connection):
     """Read one whole response; the connection stays open."""
     text = b""
     while b"\r\n\r\n" not in text:
-        text += connection.recv(65536)
+        text += receive(connection)
     head, _, body = text.partition(b"\r\n\r\n")
     length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])
     while len(body) < length:
-        body += connection.recv(65536)
+        body += receive(connection)
+
+
+def receive(connection):
+    """Return further bytes of a response."""
+    part = connection.recv(65536)
+    assert part, "the gateway closed the connection within a response"
+    return part
 
 
 def wait_until_free(gateway):
     """Wait until the gateway has closed the connections of earlier tests."""
-    while not serves_all(gateway):
-        time.sleep(0.05)
+    wait_until(lambda: serves_all(gateway), f"{MAX_CONNECTIONS} connections are served")
 
 
 def serves_all(gateway):
@@ -90,8 +97,10 @@ def test_requests_beyond_the_maximum_get_503_and_probes_are_answered(gateway):
         assert late.headers["Connection"] == "close"
         assert httpx2.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
         waiting.pop().close()
-        while httpx2.get(f"{gateway.url}/v1/models", trust_env=False).status_code == 503:
-            time.sleep(0.05)
+        wait_until(
+            lambda: httpx2.get(f"{gateway.url}/v1/models", trust_env=False).status_code != 503,
+            "a closed connection leaves its place to another",
+        )
 
 
 def test_connections_far_beyond_the_maximum_are_closed(gateway):
@@ -99,8 +108,7 @@ def test_connections_far_beyond_the_maximum_are_closed(gateway):
     with ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS + 64):
             stack.enter_context(connect(gateway, GET))
-        while is_answered(gateway):
-            time.sleep(0.05)
+        wait_until(lambda: not is_answered(gateway), "connections far beyond the maximum are closed")
     assert httpx2.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
 
 

@@ -1,12 +1,12 @@
 """`/v1/models` with workers that load models on demand."""
 
 import asyncio
-import time
 
 import pytest
 
 from imagegen_client import AsyncClient
 from tests.e2e.gateway.conftest import QUICK
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,11 @@ def test_a_model_has_parameters_after_a_worker_has_loaded_it(gateway, broker_cli
         assert not hasattr(second, "parameters")
         client.images.generate(prompt="x", model="second", size="64x64")
         # The broker's statistics may be half a second old.
-        while not hasattr(found := client.models.retrieve("second"), "parameters"):
-            time.sleep(0.05)
-        assert found.parameters == first.parameters
+        parameters = wait_until(
+            lambda: getattr(client.models.retrieve("second"), "parameters", None),
+            "the loaded model has parameters",
+        )
+        assert parameters == first.parameters
     capabilities = {model["model"]: model["takes"] for model in broker_client.models()}
     assert capabilities["first"] == capabilities["second"]
     assert capabilities["first"]["max_side"] == 4096

@@ -1,13 +1,13 @@
 """Images in an S3 bucket: storage, expiry, restarts and outages."""
 
 import base64
-import time
 
 import fsspec
 import httpx2
 import pytest
 
 from tests.e2e.gateway.conftest import Gateway
+from tests.waiting import wait_until
 
 pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -69,11 +69,9 @@ def test_expired_images_are_deleted_from_the_bucket(fleet, bucket, tmp_path):
     )
     url = response.json()["data"][0]["url"]
     assert len(names(bucket)) == 1
-    while httpx2.get(url, trust_env=False).status_code == 200:
-        time.sleep(0.1)
+    wait_until(lambda: httpx2.get(url, trust_env=False).status_code != 200, "the image expires")
     gateway.restart()  # expired files are deleted at the start
-    while names(bucket):
-        time.sleep(0.1)
+    wait_until(lambda: not names(bucket), "the gateway deletes the expired image")
     gateway.close()
     assert fleet.terminate("short") == 0
 
@@ -83,10 +81,12 @@ def test_jobs_wait_while_the_bucket_is_unavailable(start_gateway, bucket, broker
     bucket.rm("images", recursive=True)
     before = broker_client.stats()["totals"]["answered"].get("result", 0)
     job = gateway.job(prompt="a green circle")
-    while broker_client.stats()["totals"]["answered"].get("result", 0) == before:
-        time.sleep(0.1)
-    while gateway.http.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued":
-        time.sleep(0.1)
+    wait_until(
+        lambda: broker_client.stats()["totals"]["answered"].get("result", 0) > before, "a worker answers the job"
+    )
+    wait_until(
+        lambda: gateway.http.get(f"/v1/jobs/{job['id']}").json()["state"] != "queued", "the gateway shows the job"
+    )
     assert gateway.http.get(f"/v1/jobs/{job['id']}").json()["finished_at"] is None
     bucket.mkdir("images")
     assert gateway.wait(job["id"])["state"] == "succeeded"

@@ -2,10 +2,10 @@
 
 import resource
 import sqlite3
-import time
 from contextlib import closing, contextmanager
 
 from tests.e2e.conftest import command
+from tests.waiting import wait_until
 
 BODY = {"prompt": "x", "size": "64x64"}
 
@@ -22,6 +22,10 @@ def full_disk(gateway):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
+def is_idle(statistics):
+    return not statistics["queued_requests"] and not statistics["requests"]["dispatched"]
+
+
 def test_requests_without_storage_succeed_while_the_disk_is_full(gateway, broker_client):
     accepted = gateway.job(prompt="before", num_inference_steps=20)
     with full_disk(gateway):
@@ -32,8 +36,7 @@ def test_requests_without_storage_succeed_while_the_disk_is_full(gateway, broker
         assert (by_url.status_code, by_url.json()["error"]["code"]) == (503, "storage_failed")
         assert gateway.http.post("/v1/images/generations", json=BODY).status_code == 200
         assert gateway.http.get("/healthz").status_code == 200
-        while broker_client.stats()["queued_requests"] or broker_client.stats()["requests"]["dispatched"]:
-            time.sleep(0.1)
+        wait_until(lambda: is_idle(broker_client.stats()), "the broker has no requests")
         assert gateway.http.get(f"/v1/jobs/{accepted['id']}").json()["finished_at"] is None
     assert gateway.wait(accepted["id"])["state"] == "succeeded"
     assert gateway.job(prompt="after")["state"] == "queued"

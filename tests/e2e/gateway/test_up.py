@@ -91,3 +91,27 @@ def test_an_invalid_setting_ends_it_with_exit_code_2(arguments, tmp_path):
     assert ended.returncode == 2
     assert "gateway.toml:1" in ended.stderr
     assert "error: gateway exited with status 2" in ended.stderr
+
+
+def test_a_second_signal_kills_the_daemons_and_the_status_says_so(arguments):
+    slow = ("--simulated-batch-seconds", "600")
+    process = subprocess.Popen([*arguments, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = ready(process)
+        body = {"prompt": "x", "size": "64x64"}
+        created = httpx2.post(f"{url}/v1/jobs", json=body, timeout=60, trust_env=False).json()
+        while (
+            httpx2.get(f"{url}/v1/jobs/{created['id']}", timeout=60, trust_env=False).json()["state"] != "running"
+        ):
+            pass
+        started = children(process)
+        [gateway] = [child for child in started if "imagegen-gateway" in " ".join(child.cmdline())]
+        process.terminate()
+        gateway.wait(60)  # then it waits for the workers
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, "killed the remaining daemons" in errors) == (1, True), errors
+        assert psutil.wait_procs(started, timeout=60)[1] == []
+    finally:
+        process.kill()
+        process.communicate()

@@ -24,7 +24,7 @@ PNG = _png()
 
 
 class RawWorker:
-    """A worker in a thread. Prompts tell it what to do: `fail`, `hold` (until `let_go` is set), or just draw."""
+    """A worker in a thread. Prompts tell it what to do: `fail`, `hold` (until `let_go` is set) or `warn`."""
 
     def __init__(self, endpoint, name="raw", capacity=1000):
         self.name = name
@@ -202,6 +202,8 @@ class RawWorker:
         ]
         message = {"type": "result", "request_id": request_id, "worker": self.name, "model": "raw-model"}
         message |= {"images": images}
+        if body["prompt"] == "warn":
+            message |= {"warnings": ["prompt: too\nlong"]}
         if sum(map(len, frames)) > work["inline_bytes"]:
             message |= {"payload_id": os.urandom(16), "frame_bytes": [len(frame) for frame in frames]}
         self._answer(request_id, message, *frames)

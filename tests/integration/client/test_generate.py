@@ -85,6 +85,13 @@ def test_json_prints_one_object_per_prompt(imagegen, worker):
     assert done.stderr == "error: generation_failed: stdin:2: it broke\n"
 
 
+def test_warnings_of_results_are_printed_with_the_prompt_that_they_belong_to(imagegen, worker):
+    done = imagegen("generate", "a", "warn", "--out", "out/")
+    assert (done.exit_code, done.stderr) == (0, "warning: prompt 2: prompt: too long\n")
+    done = imagegen("generate", "warn", "--json", "--out", "warned.png")
+    assert json.loads(done.stdout)["warnings"] == ["prompt: too\nlong"]
+
+
 def test_quiet_prints_only_the_paths(imagegen, worker):
     done = imagegen("generate", "a", "-q", "--seed", "5")
     assert (done.stdout, done.stderr) == ("imagegen-5.png\n", "")

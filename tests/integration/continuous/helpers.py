@@ -93,6 +93,7 @@ class Backend:
         self.timer = batcher.timer
         self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: True
+        self.warnings = lambda request: ()
 
     def session(self):
         return self.batcher.session()

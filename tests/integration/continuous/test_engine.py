@@ -66,6 +66,16 @@ def test_equal_prompts_are_encoded_once(sdxl, make_batcher, monkeypatch):
     assert difference(task, expected[0]) <= bits_or(TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "z-image"])
+def test_hooks_that_an_encoder_adds_to_itself_do_not_keep_it_from_the_cache(name, make_batcher):
+    batcher = make_batcher(FAMILIES[name]().pipeline)  # new: transformers adds its hooks in the first forward
+    run(batcher, [next(requests(FAMILIES[name]()))])
+    misses = batcher._prompts.misses
+    run(batcher, [next(requests(FAMILIES[name]()))])
+    assert batcher._prompts.hits
+    assert batcher._prompts.misses == misses
+
+
 def test_a_call_for_several_images_encodes_each_prompt_once(sdxl, make_batcher, monkeypatch):
     encoded = []
 

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+from imagegen_worker.backends import completed
 from imagegen_worker.backends.diffusers import DiffusersBackend, StepwiseDiffusers
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
@@ -46,7 +47,9 @@ class Worker:
         defaults = {"device": "cpu", "max_batch_size": 4, "torch_threads": 1}
         self.config = WorkerConfig(models=tuple(map(str, folders)), **{**defaults, **settings})
         self.images = {}
-        encoder = types.SimpleNamespace(submit=lambda raw: self.images.__setitem__(raw.number, raw.images[0]))
+        encoder = types.SimpleNamespace(
+            submit=lambda raw: self.images.__setitem__(raw.number, completed(raw.images[0]))
+        )
         self.device = LoadedEngine(self.config, encoder)
 
     def run(self, *commands):

@@ -5,6 +5,7 @@ import types
 import torch
 
 from imagegen_protocol.request import make_request
+from imagegen_worker.backends import completed
 from imagegen_worker.backends.factory import LoadedEngine
 from imagegen_worker.config import WorkerConfig
 from imagegen_worker.core import events as ev
@@ -29,28 +30,41 @@ class Script(Mailbox):
         self.posted.append(event)
 
 
+class LoadedWorker:
+    """A model that was loaded as a worker does, and its engine."""
+
+    def __init__(self, model, **settings):
+        defaults = {"models": (str(model),), "device": "cpu", "max_batch_size": 2, "torch_threads": 1}
+        config = WorkerConfig(**{**defaults, **settings})
+        self._made = {}
+        encoder = types.SimpleNamespace(submit=lambda raw: self._made.__setitem__(raw.number, raw.images))
+        self._device = LoadedEngine(config, encoder)
+        self.described = self._device.ready.models[0]
+        self.close = self._device.close
+
+    def run(self, *requests):
+        """Return the images of requests by request, which may still be on their way to the host."""
+        asked = [_resolve(self.described, each) for each in requests or ({},)]
+        mailbox = Script(ev.Job(number, each, 0.0) for number, each in enumerate(asked))
+        try:
+            self._device.engine.run(mailbox)
+        finally:
+            mailbox.close()
+        failed = [event for event in mailbox.posted if isinstance(event, ev.Failed)]
+        assert not failed, failed
+        return [self._made[number][0] for number in range(len(asked))]
+
+
 def make_images(model, *requests, **settings):
     """Load a model as a worker does and run requests; return the model and the images by request.
 
     The `frames` of a request are its encoded input images.
     """
-    defaults = {"models": (str(model),), "device": "cpu", "max_batch_size": 2, "torch_threads": 1}
-    config = WorkerConfig(**{**defaults, **settings})
-    made = {}
-    encoder = types.SimpleNamespace(submit=lambda raw: made.__setitem__(raw.number, raw.images))
-    device = LoadedEngine(config, encoder)
-    described = device.ready.models[0]
-    asked = requests or ({},)
-    jobs = [ev.Job(number, _resolve(described, each), 0.0) for number, each in enumerate(asked)]
-    mailbox = Script(jobs)
+    worker = LoadedWorker(model, **settings)
     try:
-        device.engine.run(mailbox)
+        return worker.described, [completed(image) for image in worker.run(*requests)]
     finally:
-        mailbox.close()
-        device.close()
-    failed = [event for event in mailbox.posted if isinstance(event, ev.Failed)]
-    assert not failed, failed
-    return described, [made[number][0] for number in range(len(asked))]
+        worker.close()
 
 
 def _resolve(model, fields):

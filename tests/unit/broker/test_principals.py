@@ -1,15 +1,15 @@
 """Clients with the same key share their limits; clients without keys have their own."""
 
 from imagegen_broker.core.events import ReceivedFromClient
-from imagegen_protocol.messages import ClientHeartbeat, Goodbye, Submit
+from imagegen_protocol.messages import ClientHeartbeat, Error, Goodbye, Submit
 from tests.unit.broker.bench import Bench, rid
 
 ALICE, BOB = b"alice's key", b"bob's key"
 
 
-def submit(bench, number, client, key=b"", size=4):
-    message = Submit(request_id=rid(number))
-    bench.handle(ReceivedFromClient(client.encode(), message, [bytes(size)], key))
+def submit(bench, number, client, key=b"", size=4, priority=0, max_priority=100):
+    message = Submit(request_id=rid(number), priority=priority)
+    bench.handle(ReceivedFromClient(client.encode(), message, [bytes(size)], key, max_priority))
 
 
 def test_connections_with_one_key_share_the_maximum_of_requests():
@@ -79,3 +79,21 @@ def test_what_has_ended_counts_no_more_and_nothing_is_kept():
     assert bench.errors("a2") == []
     bench.handle(ReceivedFromClient(b"a2", Goodbye(), (), ALICE))
     assert bench.core.clients._principals == {}
+
+
+def test_a_priority_above_the_maximum_of_the_key_is_rejected():
+    bench = Bench().past_grace()
+    submit(bench, 1, "a", ALICE, priority=6, max_priority=5)
+    submit(bench, 2, "a", ALICE, priority=5, max_priority=5)
+    submit(bench, 3, "b", BOB, priority=6)
+    assert bench.errors("a") == [(rid(1), "invalid_request")]
+    assert bench.errors("b") == []
+    (error,) = bench.messages(Error, "client", "a")
+    assert error.message == "priority: the maximum of this client's key is 5, got 6"
+
+
+def test_the_maximum_priority_of_a_connected_client_may_change():
+    bench = Bench().past_grace()
+    submit(bench, 1, "a", ALICE, priority=6)
+    submit(bench, 2, "a", ALICE, priority=6, max_priority=0)
+    assert bench.errors("a") == [(rid(2), "invalid_request")]

@@ -117,7 +117,15 @@ def test_a_live_display_keeps_its_own_control_sequences():
 def test_lines_of_results_and_errors_are_escaped(capsys, as_json):
     request = SimpleNamespace(index=0, prompt="x", seed=1, where="")
     result = SimpleNamespace(
-        seed=1, seeds=[1], worker=HOSTILE, model=HOSTILE, total_seconds=1.0, batch_size=1, attempt=1, parameters={}
+        seed=1,
+        seeds=[1],
+        worker=HOSTILE,
+        model=HOSTILE,
+        total_seconds=1.0,
+        batch_size=1,
+        attempt=1,
+        parameters={},
+        warnings=[HOSTILE],
     )
     output = SimpleNamespace(write=lambda *_: [Path("a.png")])
     writer = ResultWriter(output, ProgressView(), quiet=False, as_json=as_json)

@@ -102,6 +102,18 @@ def test_another_answer_of_the_same_request_is_fetched_anew(harness):
     assert bytes(harness.outcomes[rid(1)].payload[0]) == OTHER
 
 
+def test_an_answer_that_the_broker_has_lost_is_not_fetched_until_it_is_announced_again(harness):
+    harness.submit(1)
+    harness.announce(rid(1), IMAGE)
+    arrived = sum(fetch.length for fetch in harness.answer_fetches(IMAGE, most=2))
+    harness.take()
+    harness.accepted(rid(1))
+    harness.advance_with_heartbeats(10.0)
+    assert harness.take_fetches() == []
+    harness.announce(rid(1), IMAGE)
+    assert harness.take_fetches()[0].offset == arrived
+
+
 def test_an_answer_whose_chunks_are_lost_is_asked_for_again(harness):
     harness.submit(1)
     harness.announce(rid(1), IMAGE)

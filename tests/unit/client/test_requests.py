@@ -176,10 +176,36 @@ def test_the_orientation_of_a_pil_image_is_kept():
         assert sent.getexif()[0x0112] == 6
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+def test_the_error_for_a_format_that_pillow_cannot_read_names_the_file(tmp_path):
+    path = tmp_path / "photo.heic"
+    path.write_bytes(HEIC)
+    with pytest.raises(InvalidRequestError, match=rf"got a HEIC image \({path}\), which this Pillow can't read"):
+        made(image=path)
+
+
+def test_a_transparent_mask_keeps_its_transparency(tmp_path):
+    path = tmp_path / "mask.tiff"
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
+    *_, frames = made(image=a_file("PNG"), mask_image=path)
+    with Image.open(io.BytesIO(frames[-1])) as sent:
+        assert sent.getchannel("A").getextrema() == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image": b"text"}, "image: expected an image, got 4 bytes"),
+        (
+            {"image": b"text"},
+            "image: expected an image, got 4 bytes of text, which this Pillow can't read",
+        ),
+        (
+            {"image": HEIC},
+            "image: expected an image, got a HEIC image, which this Pillow can't read",
+        ),
+        ({"image": b""}, "image: expected an image, got an empty file, which this Pillow can't read"),
         ({"image": Path("nowhere.png")}, "image: nowhere.png: No such file"),
         ({"image": "."}, "image: .: Is a directory"),
         ({"image": "\0"}, "image: \\u0000: embedded null byte"),

@@ -2,7 +2,15 @@
 
 import pytest
 
-from imagegen_gateway.core.limits import UNLIMITED, Limits, TokenBucket, find_violation, with_defaults
+from imagegen_gateway.core.limits import (
+    UNLIMITED,
+    Limits,
+    TokenBucket,
+    find_violation,
+    with_defaults,
+    within_limits,
+)
+from imagegen_protocol.capabilities import ModelCapabilities
 
 
 def test_a_key_without_limits_is_limited_in_priority_only():
@@ -63,3 +71,42 @@ def test_rates_below_one_per_minute_are_possible():
     assert bucket.take(0.0) == 0
     assert bucket.take(0.0) == pytest.approx(120)
     assert bucket.take(120.0) == 0
+
+
+def test_charged_tokens_are_paid_before_the_next_one_is_taken():
+    bucket = TokenBucket(6)
+    assert bucket.take(0.0) == 0
+    bucket.charge(9)
+    assert (bucket.remaining, bucket.reset_seconds) == (-4, pytest.approx(100))
+    assert bucket.take(0.0) == pytest.approx(50)
+    assert bucket.take(50.0) == 0
+
+
+MODEL = ModelCapabilities(
+    width=512, height=768, num_inference_steps=20, size_multiple=64, tasks={"text-to-image": None}
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "image", "expected"),
+    [
+        (Limits(), {}, None, {}),
+        (UNLIMITED, {}, (8192, 8192), {}),
+        (Limits(max_steps=20, max_width=512), {}, None, {}),
+        (Limits(max_steps=19), {}, None, {"num_inference_steps": 19}),
+        (Limits(max_steps=19), {"num_inference_steps": 4}, None, {"num_inference_steps": 4}),
+        (Limits(max_height=400), {}, None, {"width": 256, "height": 384}),
+        (Limits(max_height=400), {"width": 128, "height": 64}, (900, 900), {"width": 128, "height": 64}),
+        (Limits(max_height=400), {"width": 512}, None, {"width": 512, "height": 384}),
+        (Limits(max_width=200, max_height=400), {}, (400, 300), {"width": 192, "height": 128}),
+        (Limits(max_width=10), {}, None, {"width": 64, "height": 64}),
+    ],
+)
+def test_defaults_are_lowered_to_the_limits(limits, options, image, expected):
+    assert within_limits(limits, options, MODEL, image) == expected
+
+
+def test_the_defaults_of_an_unknown_model_are_not_limited_but_input_images_are():
+    limits = Limits(max_steps=1, max_width=100)
+    assert within_limits(limits, {}, None) == {}
+    assert within_limits(limits, {}, None, (400, 200)) == {"width": 96, "height": 48}

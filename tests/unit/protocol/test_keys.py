@@ -116,3 +116,30 @@ def test_own_key_and_broker_key_go_together(tmp_path):
     assert keys.own.public == keys.broker
     with pytest.raises(KeyFileError, match="go together"):
         read_curve_keys(secret, None)
+
+
+def with_metadata(path, text):
+    """Add a section to a key file, as the specification of ZPL allows."""
+    path.write_text(f"metadata\n{text}\n{path.read_text()}")
+
+
+@pytest.mark.parametrize(
+    "text", ["    max_priority = 5", '    max_priority = "5"  # at most', "    other = 1\n    max_priority=5"]
+)
+def test_a_key_file_may_limit_the_priority_of_requests(tmp_path, text):
+    for name in ("alice", "bob"):
+        generate_keys(tmp_path, name)
+    with_metadata(tmp_path / "alice.key", text)
+    allowed = read_allowed_keys(tmp_path)
+    assert allowed.max_priorities == {read_public_key(tmp_path / "alice.key"): 5}
+    assert not allowed.problems
+
+
+@pytest.mark.parametrize("value", ["", "high", "101", "-101", "1.5"])
+def test_a_key_with_an_invalid_maximum_priority_is_not_allowed(tmp_path, value):
+    generate_keys(tmp_path, "alice")
+    with_metadata(tmp_path / "alice.key", f"    max_priority = {value}")
+    allowed = read_allowed_keys(tmp_path)
+    assert not allowed.names
+    (problem,) = allowed.problems
+    assert problem.endswith(f"alice.key: max_priority: expected an integer from -100 to 100, got {value!r}")

@@ -274,10 +274,10 @@ class Bench:
     def step(self, number: int, step: int, steps: int = 4) -> None:
         self.event(ev.Stepped((self.number(number),), step, steps))
 
-    def finish(self, number: int, *images: bytes) -> None:
-        self.finish_job(self.number(number), *images)
+    def finish(self, number: int, *images: bytes, warnings: tuple[str, ...] = ()) -> None:
+        self.finish_job(self.number(number), *images, warnings=warnings)
 
-    def finish_job(self, job: int, *images: bytes) -> None:
+    def finish_job(self, job: int, *images: bytes, warnings: tuple[str, ...] = ()) -> None:
         self.jobs.pop(job, None)
         images = images or (b"image",)
         info = ImageInfo(format="png", width=64, height=64, seed=1)
@@ -290,6 +290,7 @@ class Bench:
                 queue_seconds=0.1,
                 generation_seconds=0.2,
                 encode_seconds=0.3,
+                warnings=warnings,
             )
         )
 

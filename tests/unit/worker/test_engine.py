@@ -1,6 +1,7 @@
 """The static engine with a scripted backend and a simulated clock."""
 
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -58,6 +59,9 @@ class Harness:
         self.events.append(event)
 
     # the backend
+    def warnings(self, request):
+        return ("backend",) if request.prompt == "long" else ()
+
     def call_key(self, request):
         return request.batch_key
 
@@ -250,6 +254,13 @@ def test_a_batch_is_one_call_for_each_call_key():
         [("b", 400)],
     ]
     assert sorted(harness.results) == [1, 2, 3, 4]
+
+
+def test_a_result_has_the_warnings_of_its_input_images_and_of_the_backend():
+    scaled = job(1, "long")
+    scaled = replace(scaled, request=replace(scaled.request, warnings=("image",)))
+    results = Harness(scaled, job(2)).results
+    assert [results[number].request.warnings for number in (1, 2)] == [("image", "backend"), ()]
 
 
 def test_a_static_call_is_measured_for_each_of_its_jobs():

@@ -71,6 +71,9 @@ class Harness:
     def post(self, event):
         self.events.append(event)
 
+    def warnings(self, request):
+        return ()
+
     def call_key(self, request):
         return request.batch_key
 

@@ -3,7 +3,7 @@
 import pytest
 
 from imagegen_protocol import encode_request
-from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE
+from imagegen_protocol.limits import MAX_FRAME_BYTES, MAX_IDS_PER_MESSAGE, MAX_WARNING_LENGTH, MAX_WARNINGS
 from imagegen_protocol.messages import Error, Progress, Result, Work, WorkerHeartbeat
 from imagegen_protocol.request import make_request
 from imagegen_worker.core import events as ev
@@ -349,3 +349,13 @@ def test_a_header_with_the_same_number_of_images_or_none_is_accepted(announced):
     bench = Bench()
     request_id = bench.work(1, body={"num_images": 2}, images=announced)
     assert bench.states() == ([request_id], [], [])
+
+
+def test_the_warnings_of_a_result_are_limited_in_number_and_length():
+    bench = Bench()
+    bench.work(1)
+    bench.start(1)
+    bench.sent.clear()
+    bench.finish(1, warnings=("short", *(MAX_WARNINGS + 1) * ("x" * 10_000,)))
+    (result,) = bench.messages(Result)
+    assert result.warnings == ["short", *(MAX_WARNINGS - 1) * ("x" * MAX_WARNING_LENGTH,)]

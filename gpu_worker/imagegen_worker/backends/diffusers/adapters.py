@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
+from imagegen_common.logs import log
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_protocol.limits import MAX_LORAS
 from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, StartError
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.lora_files import LoraFiles, count_layers
 
 MAX_LOADED = MAX_LORAS
 """Maximum number of LoRAs on the device: as many as one request may name. The least recently used are unloaded."""
-_SUFFIX = ".safetensors"
-
 _log = logging.getLogger(__name__)
 
 LoraScales = tuple[tuple[str, float], ...]
@@ -41,9 +41,12 @@ class Adapters:
         self._kind: type[Any] = BaseTunerLayer
         self._pipeline = pipeline
         self._folder = folder
+        self._files = LoraFiles(folder)
         self._max_loaded = max_loaded
         self._slots: OrderedDict[str, str] = OrderedDict()
-        """Adapter name in diffusers by LoRA name, for the loaded LoRAs; the most recently used is last."""
+        """Adapter name in diffusers by version of a LoRA, for the loaded ones; the most recently used is last."""
+        self._warnings: dict[str, str] = {}
+        """Warnings about loaded LoRAs by version."""
         self._layers: list[Any] = []
         self._active: LoraScales | None = ()
         self.revision = 0
@@ -51,15 +54,26 @@ class Adapters:
 
     def names(self) -> list[str]:
         """Return the names of the LoRAs in the folder."""
-        return sorted(path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
+        return self._files.names()
 
-    def load(self, loras: LoraScales) -> None:
-        """Load LoRAs onto the device. Raises `InvalidRequestError`, `DeviceMemoryError` and `DeviceLostError`."""
-        names = [name for name, _ in loras]
-        for name in names:
-            if name not in self._slots:
-                self._load(name, keep=names)
-            self._slots.move_to_end(name)
+    def load(self, loras: LoraScales) -> LoraScales:
+        """Load LoRAs onto the device; return them with the versions of their files in place of their names.
+
+        A file that is replaced later has another version. Accepts versions, too. Raises `InvalidRequestError`,
+        `DeviceMemoryError` and `DeviceLostError`.
+        """
+        versions = tuple((self._files.version(name), scale) for name, scale in loras)
+        keep = [version for version, _ in versions]
+        for version in keep:
+            if version not in self._slots:
+                self._load(version, keep)
+            self._slots.move_to_end(version)
+        return versions
+
+    def warnings(self, loras: LoraScales) -> tuple[str, ...]:
+        """Return the warnings about loaded LoRAs that fit the model only in part."""
+        versions = [self._files.version(name) for name, _ in loras]
+        return tuple(self._warnings[version] for version in versions if version in self._warnings)
 
     def activate(self, loras: LoraScales, *, fresh: bool = False) -> None:
         """Use exactly these LoRAs from the next forward on. Raises as `load` does.
@@ -68,8 +82,7 @@ class Adapters:
         """
         if loras == self._active and not fresh:
             return
-        self.load(loras)
-        slots = [self._slots[name] for name, _ in loras]
+        slots = [self._slots[version] for version, _ in self.load(loras)]
         for layer in self._layers:
             layer.enable_adapters(bool(loras))
             if loras:
@@ -78,11 +91,9 @@ class Adapters:
                     layer.set_scale(slot, scale)
         self._active = loras
 
-    def _load(self, name: str, keep: Iterable[str]) -> None:
-        file = f"{name}{_SUFFIX}"
-        if not (self._folder / file).is_file():
-            known = ", ".join(self.names()) or "none"
-            raise InvalidRequestError(f"loras: there is no {name!r} on this worker; there are: {known}")
+    def _load(self, version: str, keep: Iterable[str]) -> None:
+        name, path = self._files.path(version)
+        count = count_layers(name, path)
         while len(self._slots) >= self._max_loaded:
             self._unload(next(loaded for loaded in self._slots if loaded not in keep))
         slots = (
@@ -94,7 +105,7 @@ class Adapters:
             with translated_errors(), warnings.catch_warnings(action="ignore"):  # about several adapters
                 self._pipeline.load_lora_weights(
                     str(self._folder),
-                    weight_name=file,
+                    weight_name=path.name,
                     adapter_name=slot,
                     use_safetensors=True,
                     local_files_only=True,
@@ -109,11 +120,16 @@ class Adapters:
             raise InvalidRequestError(f"loras: {name!r} can't be used with this model: {reason}") from error
         finally:
             self._find_layers()
-        self._slots[name] = slot
+        self._slots[version] = slot
+        used = sum(slot in getattr(layer, "scaling", ()) for layer in self._layers)
+        if used < count:
+            self._warnings[version] = f"loras: {name!r} has {count} layers, of which {used} match this model"
+            log(_log, logging.WARNING, "LoRA matches in part", lora=name, layers=count, used=used)
         _log.info("LoRA loaded: %s", name)
 
-    def _unload(self, name: str) -> None:
-        self._remove(self._slots.pop(name))
+    def _unload(self, version: str) -> None:
+        self._warnings.pop(version, None)
+        self._remove(self._slots.pop(version))
         self._find_layers()
 
     def _remove(self, slot: str) -> None:

@@ -292,6 +292,9 @@ class BatchedModule:
 
     def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
+            if self._uninterrupted is not None:
+                with self._uninterrupted.forward():
+                    return self._forward(*args, **kwargs)
             if self._state is None or self._state.judged:
                 return self._forward(*args, **kwargs)
             with self._state.forward():

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from imagegen_worker.backends.diffusers.host_copies import read
+
 _digests: Any = WeakTensorKeyDictionary()
 """(version, digest) by tensor: whole contents."""
 _row_digests: Any = WeakTensorKeyDictionary()
@@ -13,9 +15,12 @@ _row_digests: Any = WeakTensorKeyDictionary()
 
 
 def content_digest(tensor: torch.Tensor) -> bytes:
-    """Return the SHA-256 digest of a tensor's dtype, shape, device and bytes. Copies it from the device."""
+    """Return the SHA-256 digest of a tensor's dtype, shape, device and bytes.
+
+    Copies the tensor from the device, unless the host has a copy.
+    """
     # An expanded tensor of one element counts as contiguous, but its bytes can't be viewed.
-    host = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    host = read(tensor).clone(memory_format=torch.contiguous_format)
     head = f"{host.dtype} {tuple(host.shape)} {tensor.device}".encode()
     return hashlib.sha256(head + bytes(host.reshape(-1).view(torch.uint8).numpy())).digest()
 
@@ -51,7 +56,7 @@ def row_digest(value: Any, dim: int = 0) -> bytes:
 
 
 def _read_rows(tensor: torch.Tensor, dim: int) -> bytes:
-    host = tensor.detach().cpu()
+    host = read(tensor)
     if host.ndim <= 1:  # timesteps: schedulers pass them in any dtype, once for a call or once for each row
         host = host.reshape(-1).double()
     host = host.movedim(dim, 0)

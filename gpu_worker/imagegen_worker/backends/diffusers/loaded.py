@@ -22,10 +22,11 @@ from imagegen_worker.backends.diffusers.loading import (
     tune_pipeline,
 )
 from imagegen_worker.backends.diffusers.previews import fit_latent_preview
+from imagegen_worker.backends.diffusers.prompt_limits import PromptLimits
 from imagegen_worker.backends.diffusers.references import max_reference_images
 from imagegen_worker.backends.diffusers.task_pipelines import TaskPipelines
 from imagegen_worker.config import LoadOptions
-from imagegen_worker.core.model import Model, Task
+from imagegen_worker.core.model import Model, ResolvedRequest, Task
 from imagegen_worker.models.sources import ModelLocation
 
 _log = logging.getLogger(__name__)
@@ -49,8 +50,13 @@ class LoadedPipeline:
             log(_log, logging.WARNING, "--deterministic promises equal bits with MKL only; this torch has no MKL")
         self.pipeline, folder = load_pipeline(place, self.device, options)
         self.adapters: Adapters | None = None
-        if options.lora_folder is not None:
+        if options.lora_folder is not None and hasattr(self.pipeline, "load_lora_weights"):
             self.adapters = Adapters(self.pipeline, options.lora_folder)
+        elif options.lora_folder is not None:
+            kind = type(self.pipeline).__name__
+            log(
+                _log, logging.WARNING, "--lora-folder ignored: the model takes no LoRAs", model=name, pipeline=kind
+            )
         self.task_pipelines = TaskPipelines(self.pipeline)
         described = describe(self.pipeline, name, folder, self.task_pipelines)
         names = () if self.adapters is None else tuple(self.adapters.names())
@@ -63,6 +69,7 @@ class LoadedPipeline:
         self.model = replace(self.model, tasks=self.task_pipelines.capabilities, sizes=sizes)
         self.model = replace(self.model, max_reference_images=self._max_reference_images())
         self._latent_preview = fit_latent_preview(self.pipeline)
+        self._prompt_limits = PromptLimits(self.pipeline)
 
     def _fixed_sizes(self) -> tuple[tuple[int, int], ...]:
         """Return the only sizes of a pipeline that ignores the requested one; empty if it does not.
@@ -104,6 +111,11 @@ class LoadedPipeline:
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         """See `TaskPipelines.arguments`."""
         return self.task_pipelines.arguments(rows)
+
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `ImageGenerator.warnings`: texts that were truncated, and LoRAs that fit in part."""
+        loras = () if self.adapters is None else self.adapters.warnings(request.loras)
+        return (*self._prompt_limits.warnings(request), *loras)
 
     def previews(self, rows: Sequence[Row], latents: Any) -> list[Sketch | None]:
         """Return functions that make the preview of each row from its latents; None for rows without one."""

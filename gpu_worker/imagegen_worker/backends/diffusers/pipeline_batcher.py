@@ -9,7 +9,7 @@ Wrap after everything that replaces `forward` (offloading, `torch.compile`), nev
 
 import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from imagegen_worker.backends.diffusers.batched_module import BatchedModule
 from imagegen_worker.backends.diffusers.cuda_timer import CudaTimer
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.host_copies import HostCopies
 from imagegen_worker.backends.diffusers.outputs import images_of
 from imagegen_worker.backends.diffusers.pipeline_copy import private_copy
 from imagegen_worker.backends.diffusers.shared_modules import ModuleGuard
@@ -71,7 +72,8 @@ class PipelineBatcher:
         self._modules: list[BatchedModule] = []
         self.add(pipeline)
         device = getattr(pipeline, "device", torch.device("cpu"))
-        self.timer: Timer = CudaTimer(device) if device.type == "cuda" else WallTimer()
+        self._on_gpu = device.type == "cuda"
+        self.timer: Timer = CudaTimer(device) if self._on_gpu else WallTimer()
 
     def add(self, pipeline: Any) -> None:
         """Wrap the models of one more pipeline, except those that are wrapped already."""
@@ -114,6 +116,19 @@ class PipelineBatcher:
             yield
         finally:
             self._scaled_calls -= 1
+
+    @contextmanager
+    def _copying(self, task: Task | None) -> Iterator[None]:
+        """Enter a block in which a call copies to the device without waiting, except while its task waits."""
+        if task is None or not self._on_gpu:
+            yield
+            return
+        with HostCopies() as copies:
+            task.waiting = copies.paused
+            try:
+                yield
+            finally:
+                task.waiting = nullcontext
 
     def _wrap(self, name: str, module: torch.nn.Module, method: str, **options: Any) -> None:
         if hasattr(getattr(module, method), "stage"):
@@ -168,7 +183,8 @@ class PipelineBatcher:
         kind = _kind(private, arguments)
         try:
             task = current_task()
-            with self._guard.call(task, kind), self._scaled(task, arguments), translated_errors():
+            copying = self._copying(task)
+            with self._guard.call(task, kind), self._scaled(task, arguments), copying, translated_errors():
                 output = private(**arguments)
         except DeviceMemoryError as error:
             release_frames(error)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 
 from imagegen_protocol.limits import MAX_PREVIEW_SIDE_PIXELS
 from imagegen_worker.backends import Sketch
+from imagegen_worker.backends.diffusers.finished_images import copied_image
 from imagegen_worker.backends.tracebacks import release_frames
 
 MIN_EXPLAINED = 0.5
@@ -75,17 +75,7 @@ class LatentPreview:
             grid = pool(grid[None], shrink, ceil_mode=True, count_include_pad=False)[0]
         colours = grid.movedim(0, -1) @ latent_map.weights[:-1] + latent_map.weights[-1]
         pixels = colours.clamp(0, 1).mul(255).round().to(torch.uint8)
-        if pixels.device.type != "cuda":
-            return lambda: Image.fromarray(pixels.numpy())
-        copied = pixels.to("cpu", non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(pixels.device))
-
-        def make() -> Image.Image:
-            ready.synchronize()
-            return Image.fromarray(copied.numpy())
-
-        return make
+        return copied_image(pixels)
 
 
 def fit_latent_preview(pipeline: Any) -> LatentPreview | None:

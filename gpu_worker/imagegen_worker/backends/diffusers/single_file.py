@@ -3,6 +3,8 @@
 A folder with a configuration names the components of the pipeline, and has those that the file lacks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> tupl
     """
     shapes = read_shapes(path)
     place = _place_of_config(path, config, shapes)
-    folder = find_config(place)
+    with _naming(path, config):
+        folder = find_config(place)
     index = read_index(folder)
     if not _is_whole(shapes):
-        return _load_denoiser(path, place, index, dtype)
+        return _load_denoiser(path, config, index, dtype)
     kind: Any = getattr(diffusers, index["_class_name"])
     if not hasattr(kind, "from_single_file"):
         raise StartError(f"{path}: diffusers can't make a {kind.__name__} from a single file")
@@ -52,9 +55,24 @@ def count_of_single_file(path: Path, config: str | None) -> int:
     place = _place_of_config(path, config, shapes)
     count = count_numbers(shapes)
     if not _is_whole(shapes):
-        folder, variant = find_model(place, None, without=_DENOISERS)
+        with _naming(path, config):
+            folder, variant = find_model(place, None, without=_DENOISERS)
         count += count_weights(folder, variant, without=_DENOISERS)
     return count
+
+
+@contextmanager
+def _naming(path: Path, config: str | None) -> Iterator[None]:
+    """Name the file and the option in a `StartError` about the model that was inferred from its weights."""
+    try:
+        yield
+    except StartError as error:
+        if config is not None:
+            raise
+        raise StartError(
+            f"{path}: the file has no configuration, and that of the model whose layout it has is missing; name a "
+            f"folder with a model_index.json by --model-config ({error})"
+        ) from error
 
 
 def _place_of_config(path: Path, config: str | None, shapes: dict[str, tuple[int, ...]]) -> ModelLocation:
@@ -76,9 +94,7 @@ def infer_config(path: Path, shapes: dict[str, tuple[int, ...]]) -> HubModel:
     return HubModel(single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-def _load_denoiser(
-    path: Path, place: ModelLocation, index: dict[str, Any], dtype: torch.dtype
-) -> tuple[Any, Path]:
+def _load_denoiser(path: Path, config: str | None, index: dict[str, Any], dtype: torch.dtype) -> tuple[Any, Path]:
     """Return the pipeline with the denoiser of the file and all other components of the folder."""
     part = next((name for name in _DENOISERS if index.get(name)), None)
     kind: Any = None if part is None else getattr(diffusers, str(index[part][1]), None)
@@ -86,7 +102,8 @@ def _load_denoiser(
         raise StartError(
             f"{path}: diffusers can't make the denoiser of a {index['_class_name']} from a single file"
         )
-    folder, variant = find_model(place, None, without=[part])
+    with _naming(path, config):
+        folder, variant = find_model(_place_of_config(path, config, read_shapes(path)), None, without=[part])
     denoiser = kind.from_single_file(
         str(path), config=str(folder), subfolder=part, dtype=dtype, local_files_only=True
     )

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, ignore_steps
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GeneratedImage,
+    OnStep,
+    Row,
+    completed,
+    ignore_steps,
+)
 from imagegen_worker.backends.diffusers.call_sharing import CallSharing
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.finished_images import finished_images
 from imagegen_worker.backends.diffusers.loaded import LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.outputs import images_of
@@ -91,7 +100,7 @@ class DiffusersBackend:
         """
         assert self._loaded is not None
         try:
-            return self._call(self._loaded, rows, ignore_steps)
+            return [completed(image) for image in self._call(self._loaded, rows, ignore_steps)]
         except (DeviceLostError, DeviceMemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises, its requests share no call
@@ -106,7 +115,11 @@ class DiffusersBackend:
             self._sharing.try_task(request.task, scheduler=request.scheduler)
         return self._sharing.call_key(request)
 
-    def generate(self, rows: list[Row], on_step: OnStep) -> "list[Image]":
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `LoadedPipeline.warnings`."""
+        return () if self._loaded is None else self._loaded.warnings(request)
+
+    def generate(self, rows: list[Row], on_step: OnStep) -> list[GeneratedImage]:
         """See `ImageGenerator.generate`."""
         assert self._loaded is not None, "warm_up comes first"
         begun = time.monotonic()
@@ -116,7 +129,7 @@ class DiffusersBackend:
         self._speeds[len(rows)] = known + _SMOOTHING * (seconds - known)
         return images
 
-    def _call(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+    def _call(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> list[GeneratedImage]:
         """Generate one image for each row by one call of the pipeline; one image in tiles if memory is short.
 
         Raises `DeviceMemoryError`, `DeviceLostError`, and whatever the call raises.
@@ -134,14 +147,13 @@ class DiffusersBackend:
             free_device_memory()
         raise DeviceMemoryError(message)
 
-    def _call_once(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+    def _call_once(self, loaded: LoadedPipeline, rows: Sequence[Row], on_step: OnStep) -> list[GeneratedImage]:
         if loaded.adapters is not None:
-            loaded.adapters.activate(rows[0].request.loras, fresh=True)
+            loaded.adapters.activate(loaded.adapters.load(rows[0].request.loras), fresh=True)
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         models = [part for part in loaded.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         with restored_after_errors(models):
-            images: list[Image] = images_of(pipeline(**self._arguments(loaded, rows, on_step)))
-        return images
+            return finished_images(images_of(pipeline(**self._arguments(loaded, rows, on_step))))
 
     def close(self) -> None:
         """Free the memory of the device."""

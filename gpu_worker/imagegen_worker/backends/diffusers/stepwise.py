@@ -11,13 +11,17 @@ from imagegen_common.logs import log
 from imagegen_worker.backends import (
     DeviceLostError,
     DeviceMemoryError,
+    GeneratedImage,
     OnStep,
     Row,
     StartError,
+    completed,
     ignore_steps,
 )
 from imagegen_worker.backends.diffusers.call_sharing import LONG_TEXT, SHORT_TEXT, CallSharing, alike
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
+from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.finished_images import finished_images
 from imagegen_worker.backends.diffusers.loaded import TRIAL_STEPS, LoadedPipeline
 from imagegen_worker.backends.diffusers.loading import weigh_model
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
@@ -121,19 +125,27 @@ class StepwiseDiffusers:
         """See `StepwiseBackend.drops_rows`; found by the first images."""
         return self._can_drop_rows
 
-    def generate(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `LoadedPipeline.warnings`."""
+        return () if self._loaded is None else self._loaded.warnings(request)
+
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[GeneratedImage]:
         """See `StepwiseBackend.generate`."""
         loaded = self._loaded
         assert loaded is not None, "warm_up comes first"
         if loaded.adapters is not None:
             # Before the first forward, so that a LoRA that can't be loaded fails this request only.
-            loaded.adapters.load(rows[0].request.loras)
+            versions = loaded.adapters.load(rows[0].request.loras)
+            if (task := calls.current_task()) is not None:
+                task.adapters = versions or None
         seeds = [row.seed for row in rows]
         pipeline = loaded.task_pipelines.pipeline(rows[0].request)
         previews = partial(loaded.previews, rows) if any(row.preview for row in rows) else None
-        return self._batcher.generate_all(
+        images = self._batcher.generate_all(
             loaded.arguments(rows), seeds, on_step, pipeline=pipeline, previews=previews
         )
+        with translated_errors():
+            return finished_images(images)
 
     def close(self) -> None:
         """Free the memory of the device."""
@@ -263,8 +275,7 @@ class StepwiseDiffusers:
             _log.warning("a trial call failed: %s: %s", type(task.error).__name__, task.error)
             release_frames(task.error)
             return None
-        images: list[Image] = task.result
-        return images
+        return [completed(image) for image in task.result]
 
     def _run_apart(self, rows: Sequence[Row]) -> list[calls.Task]:
         """Generate these images concurrently, each in a call of its own; return the tasks.

@@ -11,9 +11,10 @@ import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from PIL import Image
 
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Row
+from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, Row, completed
 from imagegen_worker.backends.diffusers.device_memory import free_device_memory
 from imagegen_worker.backends.diffusers.errors import translated_errors
+from imagegen_worker.backends.diffusers.finished_images import finished_images, returns_tensors
 from imagegen_worker.backends.diffusers.implied_arguments import implied_arguments
 from imagegen_worker.backends.diffusers.outputs import images_of
 from imagegen_worker.backends.diffusers.parameters import OWNED, Signature, read_signature
@@ -34,6 +35,8 @@ class TaskPipeline:
 
     pipeline: Pipeline
     signature: Signature
+    returns_tensors: bool
+    """Whether calls return the images as tensors, which are converted on the device."""
 
     @property
     def capabilities(self) -> TaskCapabilities:
@@ -46,7 +49,8 @@ class TaskPipelines:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._by_task = {
-            task: TaskPipeline(each, read_signature(each)) for task, each in _task_pipelines(pipeline).items()
+            task: TaskPipeline(each, read_signature(each), returns_tensors(each))
+            for task, each in _task_pipelines(pipeline).items()
         }
         self._schedulers = _schedulers(pipeline)
         self._rescheduled: dict[tuple[Task, str], Pipeline] = {}
@@ -122,7 +126,8 @@ class TaskPipelines:
         For several rows, arguments that may differ between rows are lists.
         """
         request = rows[0].request
-        signature = self._by_task[request.task].signature
+        task = self._by_task[request.task]
+        signature = task.signature
         requests = [row.request for row in rows]
         each: dict[str, list[Any]] = {
             "prompt": [request.prompt for request in requests],
@@ -139,6 +144,8 @@ class TaskPipelines:
             if values[0] is not None
         }
         given = {**own, **request.call_arguments()}
+        if task.returns_tensors:
+            given["output_type"] = "pt"
         given |= implied_arguments(signature.defaults, request)
         extra = {name: value for name, value in request.extra.items() if name not in each}
         return {name: value for name, value in given.items() if name in signature.names} | extra
@@ -152,7 +159,7 @@ class TaskPipelines:
             with translated_errors():
                 generator = torch.Generator("cpu").manual_seed(row.seed)
                 output = self.pipeline(row.request)(**self.arguments([row]), generator=generator)
-                image = images_of(output)[0]
+                image = completed(finished_images(images_of(output))[0])
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - a size that the model does not support proves nothing

@@ -6,7 +6,8 @@
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,15 @@ class UninterruptedForwards:
     def __call__(self) -> bool:
         """Return whether a forward that begins now must not be interrupted."""
         return self._running > 0 or count_hooks(self._module) != self._hooks
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Run a forward of the module. Hooks that it adds and keeps, as transformers' do, are its own."""
+        before = count_hooks(self._module)
+        try:
+            yield
+        finally:
+            self._hooks += max(count_hooks(self._module) - before, 0)
 
     def remove(self) -> None:
         """Restore the module's own method."""

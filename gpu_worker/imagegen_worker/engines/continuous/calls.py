@@ -1,6 +1,7 @@
 """Tasks (pipeline calls on greenlets), the calls of models that they wait for, and the models (stages)."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +117,8 @@ class Task(greenlet):  # type: ignore[misc]
         """Factor of the scales of its adapters in text encoders; models of other kinds get it with each call."""
         self.unwanted: set[int] = set()
         """Indexes of its images that were cancelled: stages may leave out their rows."""
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Context in which it waits: undoes what it has set for the thread, which other tasks share."""
         self.result: Any = None
         self.error: BaseException | None = None
         self.seconds = 0.0
@@ -146,4 +149,5 @@ def current_task() -> Task | None:
 
 def wait_for_forward(call: Call) -> Any:
     """Switch to the scheduler until the forward of `call` has run; return its output. Runs in the call's task."""
-    return call.task.parent.switch(call)
+    with call.task.waiting():
+        return call.task.parent.switch(call)

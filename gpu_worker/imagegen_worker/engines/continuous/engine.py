@@ -5,14 +5,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from PIL.Image import Image
-
 from imagegen_protocol.errors import GenerationFailedError, OutOfMemoryError
-from imagegen_worker.backends import DeviceLostError, DeviceMemoryError, OnStep, Row, Sketch, StoppedError
+from imagegen_worker.backends import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GeneratedImage,
+    OnStep,
+    Row,
+    Sketch,
+    StoppedError,
+)
 from imagegen_worker.backends.tracebacks import release_frames
 from imagegen_worker.core.events import (
     CallFailed,
@@ -60,7 +66,10 @@ class StepwiseBackend(Protocol):
     def drops_rows(self, request: ResolvedRequest) -> bool:
         """Return whether forwards for such requests leave out the rows of cancelled images (`unwanted`)."""
 
-    def generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Image]:
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """Return what the client should know about a generated request: what of it had no effect."""
+
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """Generate one image for each row; the requests of several rows have the same `call_key`.
 
         Runs in a task of a scheduler; its calls of the model are `wait_for_forward`. Raises `DeviceMemoryError`,
@@ -79,7 +88,7 @@ class _ActiveJob:
 
     job: Job
     tasks: set[Task] = field(default_factory=set)
-    images: dict[int, Image] = field(default_factory=dict)
+    images: dict[int, GeneratedImage] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     started_at: float | None = None
     stepped: bool = False
@@ -310,7 +319,7 @@ class ContinuousEngine:
             RawResult(
                 number=active.job.number,
                 images=tuple(active.images[index] for index in range(len(request.seeds))),
-                request=request,
+                request=replace(request, warnings=(*request.warnings, *self._backend.warnings(request))),
                 batch_size=active.batch_size,
                 queue_seconds=max(active.started_at - active.job.arrived, 0.0),
                 generation_seconds=self._clock() - active.started_at,

@@ -2,15 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from imagegen_worker.backends import OnStep, Row
+from imagegen_worker.backends import GeneratedImage, OnStep, Row
 from imagegen_worker.core.model import ResolvedRequest
 from imagegen_worker.engines.continuous.engine import StepwiseBackend
 from imagegen_worker.models.manager import ModelManager
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class ManagedStepwise:
@@ -35,7 +32,12 @@ class ManagedStepwise:
         model: StepwiseBackend = self._manager[request.model]
         return model.drops_rows(request)
 
-    def generate(self, rows: Sequence[Row], on_step: OnStep) -> "list[Image]":
+    def warnings(self, request: ResolvedRequest) -> tuple[str, ...]:
+        """See `StepwiseBackend.warnings`."""
+        model: StepwiseBackend = self._manager[request.model]
+        return model.warnings(request)
+
+    def generate(self, rows: Sequence[Row], on_step: OnStep) -> Sequence[GeneratedImage]:
         """See `StepwiseBackend.generate`."""
         model: StepwiseBackend = self._manager[rows[0].request.model]
         return model.generate(rows, on_step)

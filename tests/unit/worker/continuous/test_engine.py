@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import random
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -44,6 +45,7 @@ class ToyBackend:
         self.timer = timer or WallTimer()
         self.call_key = lambda request: request.batch_key if shares_calls else None
         self.drops_rows = lambda request: drops_rows
+        self.warnings = lambda request: ("backend",) if request.prompt == "long" else ()
         self.open = False
         self.made = []
 
@@ -454,6 +456,13 @@ def test_every_job_has_exactly_one_answer(seed):
     assert len(answers) == len(set(answers))
     assert set(range(30)) - set(answers) <= cancelled
     assert posted[-1] == ev.Idle()
+
+
+def test_a_result_has_the_warnings_of_its_input_images_and_of_the_backend():
+    scaled = job(1, prompt="long")
+    scaled = replace(scaled, request=replace(scaled.request, warnings=("image",)))
+    _, results = run([(0, scaled), (0, job(2))])
+    assert [results[number].request.warnings for number in (1, 2)] == [("image", "backend"), ()]
 
 
 def test_requests_of_mixed_sizes_are_predicted_within_15_percent():
