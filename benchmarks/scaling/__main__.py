@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from benchmarks.scaling import ideal, on_simulated_time, plot, traffic
+from benchmarks.scaling import ideal, mixed, on_simulated_time, plot, traffic
 from benchmarks.scaling.on_processes import Processes, processes
 from benchmarks.simulated.device import Cost
 from imagegen_broker.scheduling.strategies import STRATEGIES
@@ -118,7 +118,7 @@ def show_poisson(row: Row) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/benchmarks"), show_default=True)
 def main(quick: bool, real: bool, scale: float, out: Path) -> None:
     """Measure how much of the ideal a fleet reaches."""
-    found: dict[str, list[Row]] = {"bursts": [], "poisson": []}
+    found: dict[str, list[Row]] = {"bursts": [], "poisson": [], "mixed": []}
     click.echo("| where | workers | number | requests | strategy | ideal s | makespan s | share |")
     click.echo("|---|---|---|---|---|---|---|---|")
     sizes, bursts = ((1, 4), (50,)) if quick else (WORKERS, BURSTS)
@@ -144,6 +144,12 @@ def main(quick: bool, real: bool, scale: float, out: Path) -> None:
         for row in poisson_rows(name, costs, (0.8,) if quick else LOADS, 100 if quick else 3000):
             found["poisson"].append(row)
             click.echo(show_poisson(row))
+    click.echo("\n| workers | forward | load | strategy | mean s (ratio) | p95 | p99 | slowdown | within 5 |")
+    click.echo("|---|---|---|---|---|---|---|---|---|")
+    count, loads, seeds = (60, (0.8,), (1,)) if quick else (1000, mixed.LOADS, (1, 2))
+    for row in mixed.rows(count, loads, seeds, tuple(STRATEGIES)):
+        found["mixed"].append(row)
+        click.echo(mixed.show(row))
     out.mkdir(parents=True, exist_ok=True)
     (out / "scaling.json").write_text(json.dumps(found, indent=1))
     plot.draw(found, out / "scaling.png")

@@ -7,7 +7,7 @@ from benchmarks.simulated.clock import Clock
 from benchmarks.simulated.device import ENCODE_SECONDS, finished
 from imagegen_protocol.costs import CostModel
 from imagegen_worker.core import events as ev
-from imagegen_worker.engines.continuous.fairness import FairQueue
+from imagegen_worker.engines.continuous.turns import WaitingGroup, choose
 
 
 class ForwardCost(NamedTuple):
@@ -36,8 +36,9 @@ class ForwardCost(NamedTuple):
 class _Running:
     """A running request."""
 
-    def __init__(self, job: ev.Job) -> None:
+    def __init__(self, job: ev.Job, now: float) -> None:
         self.job = job
+        self.started = now
         self.left = job.request.num_inference_steps
         self.seconds = 0.0
 
@@ -54,7 +55,6 @@ class ContinuousDevice:
         self._post = post
         self._waiting: list[ev.Job] = []
         self._running: dict[int, _Running] = {}
-        self._turns = FairQueue()
         self._in_forward = False
         self.busy_seconds = 0.0
 
@@ -87,7 +87,7 @@ class ContinuousDevice:
             if self._running and images > self._max_batch_size:
                 return
             job = self._waiting.pop(0)
-            self._running[job.number] = _Running(job)
+            self._running[job.number] = _Running(job, self._clock.now)
             self._post(ev.Started((job.number,)))
 
     def _forward(self) -> None:
@@ -100,13 +100,18 @@ class ContinuousDevice:
         groups: dict[Hashable, list[_Running]] = {}
         for each in self._running.values():
             groups.setdefault((each.job.request.width, each.job.request.height), []).append(each)
-        group = self._turns.choose({key: len(members) for key, members in groups.items()})
-        members = groups[group]
-        images = sum(len(each.job.request.seeds) for each in members)
-        request = members[0].job.request
-        seconds = self._cost.seconds(request.width * request.height / 1e6, images, self._clock.now)
-        self._turns.charge(group, seconds)
+        members = groups[choose({key: self._waiting_group(each) for key, each in groups.items()})]
+        seconds = self._seconds(members)
         self._clock.after(seconds, self._end, members, seconds)
+
+    def _seconds(self, members: list[_Running]) -> float:
+        request = members[0].job.request
+        megapixels = request.width * request.height / 1e6
+        return self._cost.seconds(megapixels, _images(members), self._clock.now)
+
+    def _waiting_group(self, members: list[_Running]) -> WaitingGroup:
+        remaining = min(each.left for each in members) * self._seconds(members)
+        return WaitingGroup(_images(members), remaining, self._clock.now - min(each.started for each in members))
 
     def _end(self, members: list[_Running], seconds: float) -> None:
         self.busy_seconds += seconds
@@ -116,3 +121,7 @@ class ContinuousDevice:
             if not each.left and self._running.pop(each.job.number, None) is not None:
                 self._clock.after(ENCODE_SECONDS, self._post, finished(each.job, len(members), each.seconds))
         self._forward()
+
+
+def _images(members: list[_Running]) -> int:
+    return sum(len(each.job.request.seeds) for each in members)

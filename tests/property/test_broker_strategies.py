@@ -1,10 +1,10 @@
-"""The predicted finish times against a simulation that repeats every step for every request."""
+"""The predicted finish times against a simulation of every forward."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen_broker.scheduling.finish_times import MAX_EXACT, DeviceCost, Job, finish_times
+from imagegen_broker.scheduling.finish_times import AGEING, MAX_EXACT, DeviceCost, Job, finish_times, progress
 
 GROUPS = {name: (fixed, image) for name, fixed, image in [("a", 0.5, 1.0), ("b", 2.0, 0.25), ("c", 0.0, 3.0)]}
 MAX_IMAGES = 4
@@ -32,9 +32,10 @@ def forward(name, images):
     return fixed * max(1, -(-images // MAX_IMAGES)) + image * images
 
 
-def step_by_step(jobs):
-    """Continuous batching: the groups share the device in proportion to their requests."""
-    running = {index: each.left for index, each in enumerate(jobs) if each.is_running}
+def forward_by_forward(jobs):
+    """Continuous batching: the group that ends a job soonest, per image and with ageing, runs until it does."""
+    left = {index: each.left for index, each in enumerate(jobs)}
+    running = {index: 0.0 for index, each in enumerate(jobs) if each.is_running}
     waiting = [index for index, each in enumerate(jobs) if not each.is_running]
     now, ends = 0.0, {}
     while running or waiting:
@@ -42,27 +43,47 @@ def step_by_step(jobs):
             images = sum(jobs[index].cost.images for index in (*running, waiting[0]))
             if running and images > MAX_IMAGES:
                 break
-            running[waiting[0]] = jobs[waiting[0]].left
-            del waiting[0]
+            running[waiting.pop(0)] = now
         groups = {}
         for index in running:
             groups.setdefault(jobs[index].cost.group, []).append(index)
-        pace = {}
-        for name, members in groups.items():
-            seconds = forward(name, sum(jobs[index].cost.images for index in members))
-            pace.update({index: seconds * len(running) / len(members) for index in members})
-        step = min(left * pace[index] for index, left in running.items())
-        now += step
-        running = {index: left - step / pace[index] for index, left in running.items()}
-        for index in [index for index, left in running.items() if left < 1e-7]:
+
+        def seconds(name, groups=groups):
+            return forward(name, sum(jobs[index].cost.images for index in groups[name]))
+
+        def turn(name, groups=groups, running=running, now=now, seconds=seconds):
+            members = groups[name]
+            images = sum(jobs[index].cost.images for index in members)
+            age = now - min(running[index] for index in members)
+            return min(left[index] for index in members) * seconds(name) / images - AGEING * age
+
+        name = min(groups, key=turn)
+        for _ in range(min(left[index] for index in groups[name])):
+            now += seconds(name)
+            for index in groups[name]:
+                left[index] -= 1
+        for index in [index for index in groups[name] if not left[index]]:
             ends[index] = now
             del running[index]
     return [ends[index] for index in range(len(jobs))]
 
 
 @given(workers())
-def test_the_closed_form_agrees_with_a_simulation_step_by_step(jobs):
-    assert finish_times(jobs, MAX_IMAGES, is_continuous=True) == pytest.approx(step_by_step(jobs), rel=1e-5)
+def test_the_prediction_agrees_with_a_simulation_forward_by_forward(jobs):
+    assert finish_times(jobs, MAX_IMAGES, is_continuous=True) == pytest.approx(forward_by_forward(jobs))
+
+
+@given(workers(), st.floats(0.01, 20.0))
+def test_progress_and_what_is_left_make_up_the_whole(jobs, seconds):
+    running = [each for each in jobs if each.is_running]
+    ends = finish_times(running, MAX_IMAGES, is_continuous=True)
+    left = progress(running, MAX_IMAGES, seconds)
+    for each, end, remaining in zip(running, ends, left, strict=True):
+        assert remaining <= each.left
+        if end < seconds:
+            assert remaining <= 0.0
+    if running and seconds > max(ends):
+        assert max(left) < 0.0, "all are overdue"
 
 
 @given(workers(), st.booleans())

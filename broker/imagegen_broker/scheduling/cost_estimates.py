@@ -23,6 +23,9 @@ _SHARED_BATCH = 4
 """Number of images that an average forward is assumed to have."""
 _SAMPLED_WORKERS = 32
 """Number of workers whose median is the typical cost of a model."""
+_MAX_SLOWNESS = 4.0
+_MIN_COMPARED = 3
+"""Number of workers with a cost model from which the median is believed more than a single report."""
 _MIN_SECONDS = 1e-9
 """Least seconds per forward; a worker may report 0."""
 REFERENCE = Submit(request_id=bytes(16))
@@ -65,7 +68,7 @@ class _Fleet:
             self.typical = _median_cost(islice(self.costs.values(), _SAMPLED_WORKERS))
             self._set_speed(worker, _shared_seconds(cost, sizes_on(worker, REFERENCE, model), 1))
         elif worker.seconds_per_image:
-            self._set_speed(worker, worker.seconds_per_image)
+            self._set_speed(worker, _within(worker.seconds_per_image))
             self.seconds_per_image = 1 / median(islice(self.speeds.values(), _SAMPLED_WORKERS))
 
     def _set_speed(self, worker: Worker, seconds: float) -> None:
@@ -94,6 +97,16 @@ class _Fleet:
             return self.seconds_per_image * submit.images
         sizes = sizes_on(next(iter(self.workers.values()), None), submit, model)
         return _shared_seconds(self.typical, sizes, submit.images)
+
+    def credible_share(self, cost: CostModel, sizes: Sizes) -> float:
+        """Return the factor that limits a reported cost to `_MAX_SLOWNESS` times the typical one.
+
+        A worker that reports to be slower gets requests now and then, which show whether that is true.
+        """
+        if self.typical is None or len(self.costs) < _MIN_COMPARED:
+            return 1.0
+        most = _MAX_SLOWNESS * _shared_seconds(self.typical, sizes, 1)
+        return min(1.0, most / _shared_seconds(cost, sizes, 1))
 
     def least_seconds(self, submit: Submit, model: str) -> float | None:
         """Return less than any worker needs for a request that runs alone; None if a worker's cost is unknown.
@@ -151,8 +164,9 @@ class CostEstimates:
         group = groups_of(submit, model)[worker.ready.batching != "continuous"]
         if cost is None:
             return DeviceCost(group, submit.images, 1.0, 0.0, self.seconds_per_image(worker, model))
-        per_image = _within(cost.megapixel_seconds * sizes.megapixels)
-        fixed = min(cost.forward_seconds, MAX_SECONDS_PER_IMAGE)
+        scale = self._fleet(model).credible_share(cost, sizes)
+        per_image = _within(scale * cost.megapixel_seconds * sizes.megapixels)
+        fixed = min(scale * cost.forward_seconds, MAX_SECONDS_PER_IMAGE)
         outside = cost.request_seconds + cost.decode_megapixel_seconds * sizes.megapixels * submit.images
         forwards = sizes.steps + outside / (fixed + per_image * submit.images)
         return DeviceCost(group, submit.images, forwards, fixed, per_image)
@@ -171,7 +185,7 @@ class CostEstimates:
 
     def seconds_per_image(self, worker: Worker, model: str) -> float:
         """Return a worker's seconds per image, or those of a typical worker if it has not reported any."""
-        return worker.seconds_per_image or self._fleet(model).seconds_per_image
+        return _within(worker.seconds_per_image or self._fleet(model).seconds_per_image)
 
     def seconds(self, submit: Submit, model: str | None) -> float:
         """Return the device seconds of a request on a typical worker, where it shares its forwards with others."""

@@ -1,12 +1,13 @@
-"""Prediction of when a worker finishes its requests: a fluid model of batching by groups that share forwards."""
+"""Prediction of when a worker finishes its requests, from its rules for batches and turns."""
 
 from collections.abc import Hashable, Sequence
-from heapq import heappop, heappush
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 MAX_EXACT = 64
 """Number of requests at a worker up to which their shares are followed one by one."""
+AGEING = 0.2
+"""Device seconds per image that each second of a group's age is worth, as in the worker's engine."""
 _NEGLIGIBLE = 1e-9
 """Relative difference below which two requests finish together."""
 
@@ -25,9 +26,14 @@ class DeviceCost(NamedTuple):
     """Seconds that one image adds to a forward."""
 
     @property
+    def forward_alone(self) -> float:
+        """Seconds of a forward of the request alone."""
+        return self.forward_seconds + self.image_seconds * self.images
+
+    @property
     def alone_seconds(self) -> float:
         """Seconds of the request on an idle worker."""
-        return self.forwards * (self.forward_seconds + self.image_seconds * self.images)
+        return self.forwards * self.forward_alone
 
 
 class Job(NamedTuple):
@@ -37,149 +43,131 @@ class Job(NamedTuple):
     left: float
     """Remaining forwards."""
     is_running: bool
-
-
-class _Group:
-    """The running requests that share forwards."""
-
-    __slots__ = ("done", "ends", "event", "fixed", "images", "pace", "per_image", "since")
-
-    def __init__(self, cost: DeviceCost, since: float) -> None:
-        self.fixed = cost.forward_seconds
-        self.per_image = cost.image_seconds
-        self.images = 0
-        self.done = 0.0
-        """Forwards up to `since`."""
-        self.since = since
-        self.pace = 0.0
-        """Time per forward."""
-        self.ends: list[tuple[float, int, int]] = []
-        """Heap of the values of `done` at which requests end, with their indexes and images."""
-        self.event = 0
-        """Number of the group's current event."""
-
-    def catch_up(self, clock: float) -> None:
-        """Count the forwards up to a time."""
-        if self.pace > 0:
-            self.done += (clock - self.since) / self.pace
-        self.since = clock
-
-    def next_end(self, max_images: int) -> float:
-        """Return when the first request ends; more than `max_images` images take several forwards."""
-        forwards = 1 if self.images <= max_images else ceil(self.images / max_images)
-        self.pace = (self.fixed * forwards + self.per_image * self.images) / len(self.ends)
-        return self.since + max(0.0, self.ends[0][0] - self.done) * self.pace
+    age: float = 0.0
+    """Seconds since it started."""
 
 
 def finish_times(jobs: Sequence[Job], max_images: int, *, is_continuous: bool) -> list[float]:
     """Return the seconds until each job is finished; `jobs` are in the order of their arrival.
 
     At most `max_images` images run at a time, and at least one request. With continuous batching, a waiting job
-    starts as soon as it fits, and the groups share the device in proportion to their numbers of requests. Without
+    starts as soon as it fits, and the group runs whose first job ends soonest, per image and with ageing. Without
     it, a batch of one group runs to its end before the next one starts. The cost is O(jobs · groups) for up to
     `MAX_EXACT` jobs, and O(jobs) beyond: then the jobs run one after the other in full batches.
     """
     if len(jobs) > MAX_EXACT:
         return _one_after_another(jobs, max_images)
-    return _Worker(jobs, max_images, is_continuous).run()
+    worker = _Worker(jobs, max_images, is_continuous)
+    worker.run(inf)
+    return worker.finished
+
+
+def progress(jobs: Sequence[Job], max_images: int, seconds: float) -> list[float]:
+    """Return the remaining forwards of running jobs after some seconds; negative for those that are overdue."""
+    worker = _Worker(jobs, max_images, is_continuous=True)
+    worker.run(seconds)
+    if worker.running or not jobs:
+        return worker.left
+    # The model has ended all of them, the worker has not: each is overdue by the same time.
+    overdue = seconds - max(worker.finished)
+    return [-overdue / job.cost.forward_alone for job in jobs]
 
 
 class _Worker:
-    """The state of a worker in the model.
-
-    Its clock counts seconds divided by the number of running requests. By this clock, the progress of a group does
-    not depend on the other groups, so an event concerns a single group.
-    """
+    """The state of a worker in the model: it runs one group at a time, until the first job of the group ends."""
 
     def __init__(self, jobs: Sequence[Job], max_images: int, is_continuous: bool) -> None:
         self._jobs = jobs
         self._max_images = max_images
         self._is_continuous = is_continuous
-        self._groups: dict[Hashable, _Group] = {}
-        self._events: list[tuple[float, int, _Group]] = []
-        """Heap of the times of the next ends, each with its number; only the last event of a group counts."""
-        self._planned = 0
-        self._clock = 0.0
-        self._count = 0
+        self._now = 0.0
         self._images = 0
-        self._waiting = [index for index, job in enumerate(jobs) if not job.is_running]
-        self._start([index for index, job in enumerate(jobs) if job.is_running])
+        self._born: dict[int, float] = {}
+        self.finished = [0.0] * len(jobs)
+        self.left = [job.left for job in jobs]
+        self.running: dict[Hashable, list[int]] = {}
+        """Indexes of the running jobs by group."""
+        self._waiting: list[int] = []
+        for index, job in enumerate(jobs):
+            if job.is_running:
+                self._start(index, -job.age)
+            else:
+                self._waiting.append(index)
 
-    def run(self) -> list[float]:
-        """Return the seconds until each job is finished."""
-        finished = [0.0] * len(self._jobs)
-        now = 0.0
-        events = self._events
+    def run(self, until: float) -> None:
+        """Let time pass until all jobs are finished, or so many seconds have passed."""
         self._admit()
-        while events:
-            clock, number, group = heappop(events)
-            if number != group.event:
-                continue
-            now += self._count * (clock - self._clock)
-            self._clock = clock
-            self._end(group, finished, now)
-            if self._waiting:
-                self._admit()
-        return finished
+        while self.running:
+            members, forward, step = self._next()
+            seconds = step * forward
+            if self._now + seconds > until:
+                for index in members:
+                    self.left[index] -= (until - self._now) / forward
+                return
+            self._now += seconds
+            self._step(members, step)
+            self._admit()
+
+    def _start(self, index: int, born: float) -> None:
+        cost = self._jobs[index].cost
+        self.running.setdefault(cost.group, []).append(index)
+        self._images += cost.images
+        self._born[index] = born
 
     def _admit(self) -> None:
         """Start the waiting jobs that may start."""
-        if not self._waiting or (self._count and not self._is_continuous):
+        if not self._waiting or (self.running and not self._is_continuous):
             return
         first = self._jobs[self._waiting[0]].cost.group
-        started: list[int] = []
         rest: list[int] = []
-        images, maximum = self._images, self._max_images
         for position, index in enumerate(self._waiting):
             cost = self._jobs[index].cost
-            fits = images + cost.images <= maximum or not (self._count or started)
+            fits = self._images + cost.images <= self._max_images or not self.running
             if fits and (self._is_continuous or cost.group == first):
-                started.append(index)
-                images += cost.images
+                self._start(index, self._now)
             elif self._is_continuous:
                 rest = self._waiting[position:]  # the worker starts its requests in their order
                 break
             else:
                 rest.append(index)
         self._waiting = rest
-        self._start(started)
 
-    def _start(self, indexes: list[int]) -> None:
-        changed: dict[Hashable, _Group] = {}
-        for index in indexes:
-            cost, left, _ = self._jobs[index]
-            group = changed.get(cost.group) or self._groups.get(cost.group)
-            if group is None:
-                group = self._groups[cost.group] = _Group(cost, self._clock)
-            if cost.group not in changed:
-                group.catch_up(self._clock)
-                changed[cost.group] = group
-            heappush(group.ends, (group.done + left, index, cost.images))
-            group.images += cost.images
-            self._images += cost.images
-        self._count += len(indexes)
-        for group in changed.values():
-            self._plan(group)
+    def _next(self) -> tuple[list[int], float, float]:
+        """Return the jobs of the group that runs, the seconds of a forward, and its forwards until one ends."""
+        best: tuple[float, list[int], float, float] | None = None
+        left = self.left
+        for members in self.running.values():
+            cost = self._jobs[members[0]].cost
+            images = sum([self._jobs[index].cost.images for index in members])
+            forwards = 1 if images <= self._max_images else ceil(images / self._max_images)
+            forward = cost.forward_seconds * forwards + cost.image_seconds * images
+            step = min([left[index] for index in members])
+            if len(self.running) == 1:
+                return members, forward, step
+            age = self._now - min([self._born[index] for index in members])
+            key = step * forward / images - AGEING * age
+            if best is None or key < best[0]:
+                best = key, members, forward, step
+        if best is None:
+            raise ValueError("no job is running")
+        return best[1:]
 
-    def _end(self, group: _Group, finished: list[float], now: float) -> None:
-        """Remove the jobs of a group that end now, at least one."""
-        group.catch_up(self._clock)
-        limit = max(group.done, group.ends[0][0]) * (1 + _NEGLIGIBLE)
-        while group.ends and group.ends[0][0] <= limit:
-            _, index, images = heappop(group.ends)
-            group.images -= images
-            self._images -= images
-            self._count -= 1
-            finished[index] = now
-        if group.ends:
-            self._plan(group)
+    def _step(self, members: list[int], step: float) -> None:
+        """Remove the jobs of the group that end after so many forwards."""
+        group = self._jobs[members[0]].cost.group
+        rest = []
+        for index in members:
+            self.left[index] -= step
+            if self.left[index] > _NEGLIGIBLE * step:
+                rest.append(index)
+            else:
+                self.left[index] = 0.0
+                self.finished[index] = self._now
+                self._images -= self._jobs[index].cost.images
+        if rest:
+            self.running[group] = rest
         else:
-            del self._groups[self._jobs[index].cost.group]
-
-    def _plan(self, group: _Group) -> None:
-        self._planned += 1
-        group.event = self._planned
-        heappush(self._events, (group.next_end(self._max_images), self._planned, group))
+            del self.running[group]
 
 
 def _one_after_another(jobs: Sequence[Job], max_images: int) -> list[float]:

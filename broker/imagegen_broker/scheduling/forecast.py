@@ -5,16 +5,12 @@ from typing import NamedTuple
 
 from imagegen_broker.core.records import Request, Worker
 from imagegen_broker.scheduling.cost_estimates import CostEstimates
-from imagegen_broker.scheduling.finish_times import DeviceCost, Job, finish_times
+from imagegen_broker.scheduling.finish_times import DeviceCost, Job, finish_times, progress
 
 TOLERANCE_SECONDS = 0.005
 """Age up to which a forecast is used again."""
 _NOTABLE_SECONDS = 0.1
 """Error of a prediction below which it teaches nothing: messages and encoding take some time as well."""
-_GROSS_ERROR = 4.0
-"""Factor by which a request takes longer than predicted that is corrected at once."""
-_LEARNING = 0.3
-"""Exponent with which a smaller error is corrected by one request."""
 _FORGETTING_SECONDS = 10.0
 """Time in which an idle worker's correction loses half of its orders of magnitude."""
 _MIN_CORRECTION, _MAX_CORRECTION = 1e-2, 1e9
@@ -39,9 +35,12 @@ class Forecast:
         "_continuous",
         "_corrected_at",
         "_costs",
+        "_finished_before",
+        "_finished_seconds",
         "_jobs",
         "_left",
         "_max_images",
+        "_started",
         "_total",
         "correction",
     )
@@ -54,6 +53,12 @@ class Forecast:
         """Costs of the requests at the worker, in the order of their arrival."""
         self._left: dict[bytes, float] = {}
         """Remaining forwards of the requests that run; negative if they should have ended."""
+        self._started: dict[bytes, float] = {}
+        """When these started."""
+        self._finished_seconds = 0.0
+        """Predicted seconds alone of all requests that have been answered."""
+        self._finished_before: dict[bytes, float] = {}
+        """The same as of the start of each running request."""
         self._jobs: list[Job] | None = None
         self._total = 0.0
         self._corrected_at = now
@@ -93,18 +98,20 @@ class Forecast:
         self._jobs = None
 
     def _start(self, worker: Worker) -> None:
-        """Add the running requests that are new, as of the time of the forecast."""
+        """Add the running requests that are new."""
         new = [each for each in worker.started if each in self._costs and each not in self._left]
         for request_id in new:
+            started = self._started[request_id] = worker.started[request_id]
             self._left[request_id] = self._costs[request_id].forwards
-        for request_id, pace in self._paces() if new else ():
-            if request_id in new:
-                self._left[request_id] -= (self._at - worker.started[request_id]) / pace
+            self._finished_before[request_id] = self._finished_seconds
+            self._at = min(self._at, started) if len(self._left) == len(new) else self._at
 
     def remove(self, request_id: bytes) -> None:
         """Forget a request that has left the worker."""
         self._costs.pop(request_id, None)
         self._left.pop(request_id, None)
+        self._started.pop(request_id, None)
+        self._finished_before.pop(request_id, None)
         self._jobs = None
 
     def _cost_at(self, worker: Worker, request: Request, estimates: CostEstimates) -> DeviceCost:
@@ -117,29 +124,22 @@ class Forecast:
 
     def advance(self, now: float) -> None:
         """Let the running requests progress until now."""
-        seconds, self._at = now - self._at, max(now, self._at)
-        if seconds > 0 and self._left:
-            self._jobs = None
-            for request_id, pace in self._paces():
-                self._left[request_id] -= seconds / pace
+        seconds, before, self._at = now - self._at, self._at, max(now, self._at)
+        if seconds <= 0 or not self._left:
+            return
+        self._jobs = None
+        # Requests that should have ended take no time of the others: their images are being encoded.
+        ids = [each for each, left in self._left.items() if left > 0]
+        jobs = [Job(self._costs[each], self._left[each], True, before - self._started[each]) for each in ids]
+        for request_id, left in self._left.items():
+            if left <= 0:
+                self._left[request_id] = left - seconds / self._forward_alone(request_id)
+        if jobs:
+            after = progress(jobs, self._max_images, seconds / self.correction)
+            self._left.update(zip(ids, after, strict=True))
 
-    def _paces(self) -> list[tuple[bytes, float]]:
-        """Return the current seconds per forward of each running request."""
-        groups: dict[object, tuple[int, int]] = {}
-        total = 0
-        for request_id, left in self._left.items():
-            if left > 0:
-                cost = self._costs[request_id]
-                requests, images = groups.get(cost.group, (0, 0))
-                groups[cost.group] = requests + 1, images + cost.images
-                total += 1
-        paces = []
-        for request_id, left in self._left.items():
-            cost = self._costs[request_id]
-            requests, images = groups[cost.group] if left > 0 else (total or 1, cost.images)
-            forward = cost.forward_seconds + cost.image_seconds * images
-            paces.append((request_id, forward * self.correction * (total or 1) / requests))
-        return paces
+    def _forward_alone(self, request_id: bytes) -> float:
+        return self._costs[request_id].forward_alone * self.correction
 
     def progressed(self, request_id: bytes, share: float) -> None:
         """Store the share of a running request's forwards that the worker has reported as done."""
@@ -149,17 +149,20 @@ class Forecast:
 
     def answered(self, request_id: bytes, now: float) -> None:
         """Correct the predictions by a request that ended successfully now; `update` must precede."""
-        left = self._left.get(request_id)
-        if left is None:
+        if request_id not in self._left:
             return
         cost = self._costs[request_id]
-        forward = (cost.forward_seconds + cost.image_seconds * cost.images) * self.correction
-        if abs(left) * forward < _NOTABLE_SECONDS:
-            return
-        ratio = (cost.forwards - left) / cost.forwards
-        if ratio < _GROSS_ERROR:
-            ratio = max(ratio, 1 / _GROSS_ERROR) ** _LEARNING
-        self._correct(self.correction * ratio, now)
+        measured = now - self._started[request_id]
+        # Whatever the order, the worker did at most all of its work meanwhile, and at least that of this request.
+        most = self._finished_seconds - self._finished_before[request_id]
+        most = (most + sum(each.alone_seconds for each in self._costs.values())) * self.correction
+        shared = cost.forward_seconds / self._max_images + cost.image_seconds
+        least = cost.forwards * shared * cost.images * self.correction
+        self._finished_seconds += cost.alone_seconds
+        if measured > most + _NOTABLE_SECONDS:
+            self._correct(self.correction * measured / most, now)
+        elif measured < least - _NOTABLE_SECONDS:
+            self._correct(self.correction * measured / least, now)
 
     def _correct(self, correction: float, now: float) -> None:
         self.correction = min(max(correction, _MIN_CORRECTION), _MAX_CORRECTION)
@@ -202,8 +205,10 @@ class Forecast:
     def _current_jobs(self) -> list[Job]:
         """Return the jobs. One that should have ended is assumed to take as long again as it is overdue."""
         return [
-            Job(cost, abs(self._left.get(request_id, cost.forwards)), request_id in self._left)
-            for request_id, cost in self._costs.items()
+            Job(cost, abs(self._left[each]), True, self._at - self._started[each])
+            if each in self._left
+            else Job(cost, cost.forwards, False)
+            for each, cost in self._costs.items()
         ]
 
 

@@ -20,6 +20,10 @@ class Scheduler:
         self.strategy = STRATEGIES[strategy](self.pool, self.estimates)
         self.worker_changed = self.strategy.worker_changed
         """Notify the strategy that the load, the speed or the state of a worker has changed. O(1)."""
+        self.observe = self.strategy.observe
+        """Note the time before the requests that run at a worker change. O(requests at the worker)."""
+        self.answered = self.strategy.answered
+        """Note that a worker has finished a request successfully, before it is removed from the worker."""
 
     def push(self, request: Request, *, requeued: bool = False, first: bool = False) -> None:
         """Predict the device seconds of a request, and add it to the queue (see `FairQueue.push`)."""
@@ -42,14 +46,6 @@ class Scheduler:
         """Notify the scheduler of a worker's report, which may contain other costs. O(1)."""
         self.estimates.worker_reported(worker)
         self.worker_changed(worker)
-
-    def observe(self, worker: Worker, now: float) -> None:
-        """Note the time before the requests that run at a worker change. O(requests at the worker)."""
-        self.strategy.observe(worker, now)
-
-    def answered(self, worker: Worker, request: Request, now: float) -> None:
-        """Note that a worker has finished a request successfully, before it is removed from the worker."""
-        self.strategy.answered(worker, request, now)
 
     def assignments(self, now: float) -> Iterator[tuple[Request, Worker]]:
         """Yield each request that can be dispatched and its worker; dispatch it before asking for the next one."""

@@ -135,12 +135,12 @@ def test_the_names_of_the_old_guide_work(file, monkeypatch):
         "ENABLE_BATCHING": "false",
         "MAX_BATCH_SIZE": "3",
         "MAX_BATCH_WAIT_TIME": "0.5",
-        "GPU_LOAD_BALANCE_STRATEGY": "least-wait",
+        "GPU_LOAD_BALANCE_STRATEGY": "queue-depth",
         "GPU_IDS": "0,2",
     }
     made = services(file, **old)
     broker = understood("broker", (), made["broker"]["environment"], monkeypatch)
-    assert broker["strategy"] == "least-wait"
+    assert broker["strategy"] == "queue-depth"
     for service in workers(made).values():
         worker = understood("worker", service["command"] or (), service["environment"], monkeypatch)
         assert (worker["batching"], worker["max_batch_size"], worker["max_batch_wait_time"]) == ("off", 3, 0.5)
@@ -149,7 +149,7 @@ def test_the_names_of_the_old_guide_work(file, monkeypatch):
 
 def test_unset_names_leave_the_defaults(file, monkeypatch):
     made = services(file)
-    assert understood("broker", (), made["broker"]["environment"], monkeypatch)["strategy"] == "round-robin"
+    assert understood("broker", (), made["broker"]["environment"], monkeypatch)["strategy"] == "least-wait"
     for service in workers(made).values():
         worker = understood("worker", service["command"] or (), service["environment"], monkeypatch)
         assert (worker["batching"], worker["max_batch_size"]) == ("auto", 8)
