@@ -2,7 +2,8 @@
 
 import { showAspect, showAspects } from "./aspect.js";
 import { duration, find, setText } from "./dom.js";
-import { UNKNOWN, accepts, choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel } from "./models.js";
+import { UNKNOWN, accepts, choose, chooseLoras, loras, parameters, scaleRange } from "./models.js";
+import { showDigest, showModel } from "./models.js";
 import { fields, isNumber, valueOf } from "./parameters.js";
 import { hasStartImage, showStart, targetSize } from "./start_image.js";
 
