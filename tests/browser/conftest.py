@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 import pytest
+from playwright.sync_api import expect
 
 from imagegen_client import Client
 from tests import programs
@@ -15,6 +16,7 @@ SMALL = ("--max-batch-size", "2", "--capacity", "2")
 """A worker that is full after two requests, so that further ones wait in the broker's queue."""
 WIDE, NARROW = {"width": 1920, "height": 1080}, {"width": 375, "height": 812}
 TIMEOUT_MS = 60_000
+expect.set_options(timeout=TIMEOUT_MS / 2)
 
 
 def pytest_collection_modifyitems(items):

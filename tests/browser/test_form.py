@@ -135,6 +135,7 @@ def test_the_state_of_the_fleet_is_shown_in_words(page):
     serve_fleet(page, models_mark=2)
     expect(banner).to_contain_text("No model available.")
     expect(page.get_by_label("Model")).to_contain_text("No model available")
+    expect(page.get_by_label("Width", exact=True)).to_have_attribute("placeholder", "auto")
     page.unroute("**/v1/models")
     serve_fleet(page, models_mark=3)
     expect(banner).to_have_text("A model is available.")

@@ -93,7 +93,7 @@ def test_a_start_image_and_its_mask_survive_a_reload(page):
         }"""
     )
     page.reload()
-    expect(page.get_by_role("button", name="Edit the mask")).to_be_visible()
+    expect(page.get_by_role("button", name="Edit the mask")).to_be_visible(timeout=60_000)
     with captured_job(page) as job:
         press_generate(page)
     assert job["image"].getpixel((1, 1)) == RED

@@ -34,7 +34,9 @@ async function request(path, { method = "GET", body, signal, headers = {} } = {}
   return response;
 }
 
-const failure = async (response) => errorOf(response.status, await response.text(), response.headers.get("Retry-After"));
+async function failure(response) {
+  return errorOf(response.status, await response.text(), response.headers.get("Retry-After"));
+}
 
 function errorOf(status, text, retryAfter) {
   const wait = Number(retryAfter) || null;

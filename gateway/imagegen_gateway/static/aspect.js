@@ -8,8 +8,10 @@ import { parameters } from "./models.js";
 export function showAspects() {
   const known = parameters();
   const own = defaultSize(known);
-  const sizes = own === null ? [] : ASPECTS.map(([width, height]) => [`${width}:${height}`, fitSize(width / height, known)]);
-  const options = sizes.map(([text, size]) => new Option(text, `${size.width}x${size.height}`));
+  const options = (own === null ? [] : ASPECTS).map(([width, height]) => {
+    const size = fitSize(width / height, known);
+    return new Option(`${width}:${height}`, `${size.width}x${size.height}`);
+  });
   find("aspect").replaceChildren(new Option("Default", ""), ...options, new Option("Custom", "custom"));
   showAspect();
 }

@@ -19,7 +19,7 @@ function tab() {
   return id;
 }
 
-/** Return the parameters of this tab's draft, or those of the last changed draft in a new tab; null if there are none. */
+/** Return the parameters of this tab's draft, in a new tab those of the last changed draft; null without a draft. */
 export function readDraft() {
   try {
     return JSON.parse(sessionStorage.getItem(DRAFT) ?? localStorage.getItem(DRAFT));

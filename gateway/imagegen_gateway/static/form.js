@@ -2,7 +2,8 @@
 
 import { showAspect, showAspects } from "./aspect.js";
 import { duration, find, setText } from "./dom.js";
-import { UNKNOWN, accepts, choose, chooseLoras, loras, parameters, scaleRange, showDigest, showModel } from "./models.js";
+import { accepts, choose, chooseLoras, loras, parameters, scaleRange } from "./models.js";
+import { showDigest, showModel } from "./models.js";
 import { fields, isNumber, valueOf } from "./parameters.js";
 import { hasStartImage, showStart, targetSize } from "./start_image.js";
 
@@ -29,7 +30,7 @@ export function showSizes() {
   showStart();
   const own = { width: parameters().width?.default, height: parameters().height?.default };
   const size = hasStartImage() ? targetSize() : own;
-  for (const name of ["width", "height"]) find(name).placeholder = size[name] ?? UNKNOWN;
+  for (const name of ["width", "height"]) find(name).placeholder = size[name] ?? "auto";
   showSeed();
   showDigest();
 }

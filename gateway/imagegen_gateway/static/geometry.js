@@ -25,7 +25,8 @@ export function fitSize(ratio, { width = {}, height = {} }, own = null) {
 
 function toRange(length, { minimum = 1, maximum = Infinity, multiple_of: multiple = UNKNOWN.multiple }) {
   const rounded = Math.round(length / multiple) * multiple;
-  return Math.max(Math.ceil(minimum / multiple) * multiple, Math.min(rounded, Math.floor(maximum / multiple) * multiple));
+  const [least, most] = [Math.ceil(minimum / multiple) * multiple, Math.floor(maximum / multiple) * multiple];
+  return Math.max(least, Math.min(rounded, most));
 }
 
 /**

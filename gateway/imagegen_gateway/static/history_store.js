@@ -1,4 +1,4 @@
-// The history of this browser in IndexedDB: entries, and the start images and favourites of requests. All tabs share it.
+// The history of this browser in IndexedDB, which all tabs share: entries, start images and favourites.
 
 const DATABASE = "imagegen";
 const CHANNEL = "imagegen-history";

@@ -13,7 +13,8 @@ import { addKeyDialog, openKeyDialog } from "./key_dialog.js";
 import { addMaskEditor, openMaskEditor } from "./mask_editor.js";
 import { setModels } from "./models.js";
 import { setDeclared } from "./parameters.js";
-import { hasStartImage, moveCrop, readInputs, removeMask, removeStartImage, setStartImage, whenChanged } from "./start_image.js";
+import { hasStartImage, moveCrop, readInputs, removeMask } from "./start_image.js";
+import { removeStartImage, setStartImage, whenChanged } from "./start_image.js";
 import { hideNotice, notify, setCondition } from "./status.js";
 import { Viewer } from "./viewer.js";
 

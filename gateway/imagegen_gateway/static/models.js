@@ -4,7 +4,7 @@ import { create, find, setText } from "./dom.js";
 import { fields, isChoice, isNumber, of, ranges } from "./parameters.js";
 
 /** Placeholder of a field for which the model has not reported its default. */
-export const UNKNOWN = "model's own";
+const UNKNOWN = "model's own";
 
 let models = new Map();
 let defaultModel = null;

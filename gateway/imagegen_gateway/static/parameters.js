@@ -7,7 +7,8 @@ const ONE_LINE = 1000;
 
 /** Advice on values, for fields whose description does not suffice. */
 const HELP = {
-  num_inference_steps: "More steps take longer and add detail, up to a point. An empty field uses the model's own number.",
+  num_inference_steps:
+    "More steps take longer and add detail, up to a point. An empty field uses the model's own number.",
   guidance_scale:
     "Low values leave the model free; high values follow the prompt closely, at the cost of variety and natural " +
     "colours. Most models work best from 3 to 8; distilled models ignore it or need about 1.",
