@@ -27,6 +27,9 @@ _REGISTRY = "_diffusers_hook"
 
 _log = logging.getLogger(__name__)
 
+_HOOKS = "_hooks"
+"""Part of the names of the attributes of torch that have hooks."""
+
 _Key = tuple[int, str]
 """The id of a module, and the name of an attribute."""
 
@@ -242,10 +245,16 @@ class ModuleGuard:
             watch.passed = True
             self._kinds.add(watch.kind)
 
-    def forward_ended(self, module: torch.nn.Module) -> None:
-        """Record that a forward ended: changes made within it do not count as changes by the call."""
+    def forward_ended(self, module: torch.nn.Module, *, hooked: bool = False) -> None:
+        """Record that a forward ended: changes made within it do not count as changes by the call.
+
+        `hooked`: hooks that are in place now are not recorded, because the call removes them before the next
+        forward.
+        """
         if self._watches:
             state = _snapshot([module])
+            if hooked:
+                state = {key: saved for key, saved in state.items() if _HOOKS not in key[1]}
             for watch in self._watches.values():
                 watch.state.update(state)
 
