@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from imagegen_protocol.errors import InvalidRequestError
 from imagegen_worker.backends.diffusers.adapters import Adapters
+from imagegen_worker.backends.diffusers.batched_module import BatchedModule
 from imagegen_worker.backends.diffusers.pipeline_batcher import PipelineBatcher
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler
 from tests.equality import bits_or
@@ -102,6 +103,21 @@ def test_each_request_has_its_own_loras_in_a_batch(family, folder):
     assert all(len(set(group)) == 1 for group in groups), "no forward mixes adapters"
     assert ((("l0", 1.0),),) * 2 in groups, "those of the same share"
     assert (None, None) in groups
+
+
+def test_images_are_wrong_if_the_scales_of_loras_are_not_compared(family, folder, monkeypatch):
+    """A planted fault: calls with the same LoRAs share whatever their scales, and get those of the first call."""
+
+    def without_scales(module, task):
+        return adapters_of(module, task) and tuple((name, 1.0) for name, _ in adapters_of(module, task))
+
+    adapters_of = BatchedModule._adapters
+    monkeypatch.setattr(BatchedModule, "_adapters", without_scales)
+    wanted = [(("l0", 1.0),), (("l0", -1.0),)]
+    calls = [dict(call, num_inference_steps=2) for call in requests(family, 2)]
+    expected = alone(family, folder, calls[1], 1, wanted[1])
+    tasks = run(family, Adapters(family.pipeline, folder), calls, wanted)
+    assert difference(tasks[1], expected) > 100 * TOLERANCE
 
 
 def test_requests_without_loras_are_unchanged(family, folder):

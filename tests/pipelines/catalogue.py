@@ -12,7 +12,31 @@ def _of(make, **options):
     return Tiny(lambda: make().pipeline, **options)
 
 
+def _as(kind, make, **options):
+    """A pipeline of the class `kind` with the parts of another one."""
+    return Tiny(lambda: tiny_edit.of(kind, make), **options)
+
+
+SAME_PARTS = {
+    families.sd: (
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionSAGPipeline",
+        "StableDiffusionPanoramaPipeline",
+    ),
+    families.sdxl: ("StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline"),
+    families.sd3: ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+    families.flux: ("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextInpaintPipeline"),
+    families.z_image: ("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+    recent.chroma: ("ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+    recent.qwen_image: ("QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+    recent.flux2_klein: ("Flux2KleinInpaintPipeline",),
+}
+"""Classes that have the parts of a tiny pipeline, by the function that makes it."""
+
 TINY = {
+    **{kind: _as(kind, make) for make, kinds in SAME_PARTS.items() for kind in kinds},
     "StableDiffusionPipeline": _of(families.sd),
     "StableDiffusionXLPipeline": _of(families.sdxl),
     "StableDiffusionXLImg2ImgPipeline": _of(families.sdxl_img2img),
@@ -32,7 +56,7 @@ TINY = {
     "StableDiffusionXLPAGPipeline": _of(stateful_families.sdxl_pag),
     "SanaPipeline": Tiny(tiny_recent.sana, side=512),
     "SanaPAGPipeline": Tiny(lambda: tiny_recent.sana("SanaPAGPipeline"), side=512),
-    "HiDreamImagePipeline": Tiny(tiny_recent.hidream, side=1024),
+    "HiDreamImagePipeline": Tiny(tiny_recent.hidream),
     "HunyuanDiTPipeline": _of(stateful_families.hunyuan_dit),
     "PixArtSigmaPipeline": Tiny(tiny_recent.pixart, side=256),
     "FluxKontextPipeline": Tiny(tiny_edit.kontext),

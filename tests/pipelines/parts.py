@@ -129,3 +129,8 @@ def gemma2():
         max_position_embeddings=1024,
     )
     return transformers.Gemma2Model(config).eval()
+
+
+def fix(kind, name, value):
+    """Fix an attribute that a pipeline class sets itself and its folder does not store, as its image sizes."""
+    setattr(kind, name, property(lambda self: value, lambda self, given: None))

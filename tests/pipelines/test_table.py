@@ -1,9 +1,12 @@
 """The table in docs/models.md agrees with the installed diffusers and with what the worker does."""
 
 import diffusers
+import msgspec
 import pytest
 import torch
 
+from imagegen_protocol.limits import MAX_STEPS
+from imagegen_worker.backends.diffusers.parameters import read_signature
 from tests.integration.continuous.helpers import one_thread  # noqa: F401 - a fixture
 from tests.pipelines import registry, table
 from tests.pipelines.catalogue import TINY, is_available
@@ -60,6 +63,16 @@ def test_a_class_is_refused_as_the_table_says(rows, name):
         assert not rows[name].served.startswith("no: needs") or "package" in rows[name].served, HINT
     else:
         assert rows[name].served == expected, HINT
+
+
+@pytest.mark.parametrize("name", registry.image_pipelines())
+def test_no_list_of_sigmas_or_timesteps_exceeds_the_limit_of_steps(name):
+    if table.needs_packages(name):
+        pytest.skip("a package is missing")
+    for parameter, hint in read_signature(registry.exported()[name]).extra.items():
+        if parameter.endswith(("sigmas", "timesteps")) and "list" in str(hint).lower():
+            with pytest.raises(msgspec.ValidationError, match="length <= "):
+                msgspec.convert([1] * (MAX_STEPS + 1), hint, strict=False)
 
 
 def test_a_refusal_is_in_the_table_in_full(rows):

@@ -6,6 +6,7 @@ import sys
 
 import diffusers
 import torch
+from diffusers.pipelines.joyimage import image_processor
 
 from tests import families
 from tests.integration.models import recent
@@ -35,9 +36,7 @@ def _known(kind, pipeline):
 
 def qwen_edit(kind="QwenImageEditPipeline"):
     """Qwen-Image-Edit: the image is part of the prompt, and of the sequence that is denoised."""
-    _small_references(
-        "pipeline_qwenimage_edit" if kind == "QwenImageEditPipeline" else "pipeline_qwenimage_edit_plus"
-    )
+    _small_references(kind)
     stock = recent.qwen_image()
     torch.manual_seed(0)
     return getattr(diffusers, kind)(
@@ -57,6 +56,7 @@ def qwen_edit_plus():
 
 def joyimage_edit():
     """JoyImage-Edit: the text encoder's last layer is read by a hook."""
+    image_processor.BUCKETS[1024] = [(64, 64), (64, 128), (128, 64)]
     torch.manual_seed(0)
     transformer = diffusers.JoyImageEditTransformer3DModel(
         patch_size=[1, 2, 2],
@@ -104,6 +104,12 @@ def dreamlite():
         unet=unet,
         scheduler=parts.flow(),
     )
+
+
+def of(kind, make, **more):
+    """Return a pipeline of a class with the parts of another one; `more`: parts that the other one lacks."""
+    made = make()
+    return getattr(diffusers, kind)(**_known(getattr(diffusers, kind), getattr(made, "pipeline", made)), **more)
 
 
 def flux2_klein(kind="Flux2KleinKVPipeline"):

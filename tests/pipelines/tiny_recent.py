@@ -51,6 +51,10 @@ def kandinsky5(kind="Kandinsky5T2IPipeline"):
         axes_dims=(4, 6, 6),
         visual_cond=kind.endswith("I2IPipeline"),
     ).eval()
+    for name, weight in transformer.named_parameters():
+        if "modulation.out_layer" in name:
+            torch.nn.init.normal_(weight, std=0.3)  # they are zero, which would hide the text
+    parts.fix(getattr(diffusers, kind), "resolutions", [(64, 64), (64, 128), (128, 64)])
     return getattr(diffusers, kind)(
         transformer=transformer,
         vae=families.autoencoder(),
@@ -346,9 +350,9 @@ def pixart(kind="PixArtSigmaPipeline"):
 
 
 def hidream():
-    """HiDream, with text encoders that take 128 tokens."""
+    """HiDream, with text encoders that take 128 tokens. The size of its images is not stored in the folder."""
     pipeline = stateful_families.hidream().pipeline
-    pipeline.default_sample_size = 128  # it is not stored in the folder
+    parts.fix(type(pipeline), "default_sample_size", pipeline.default_sample_size)
     for name in ("text_encoder", "text_encoder_2"):
         config = getattr(pipeline, name).config
         config.max_position_embeddings = 128

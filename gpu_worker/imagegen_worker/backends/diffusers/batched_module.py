@@ -127,7 +127,7 @@ class BatchedModule:
             # Grad mode and autocast belong to the thread, so a forward that needs them runs at once.
             if task is not None:
                 self._activate_adapters(task)
-            return self._run_forward(args, kwargs)
+            return self._run_forward(args, kwargs, hooked=uninterrupted)
         self._guard.before_forward(task, is_denoiser=self.is_denoiser)
         call = Call(self, args, kwargs, task, rows=count_rows((*args, *kwargs.values())))
         before = self._observe_dimensions(call)
@@ -290,7 +290,8 @@ class BatchedModule:
         with translated_errors():
             return self._run_forward(args, kwargs)
 
-    def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run_forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, hooked: bool = False) -> Any:
+        """Run the model's own forward. `hooked`: the call's hooks may be in place, and it removes them itself."""
         try:
             if self._uninterrupted is not None:
                 with self._uninterrupted.forward():
@@ -300,7 +301,7 @@ class BatchedModule:
             with self._state.forward():
                 return self._forward(*args, **kwargs)
         finally:
-            self._guard.forward_ended(self._module)
+            self._guard.forward_ended(self._module, hooked=hooked)
 
 
 def _group(calls: Sequence[Call]) -> ForwardGroup:

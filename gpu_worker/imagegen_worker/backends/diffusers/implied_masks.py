@@ -9,29 +9,33 @@ from typing import Any
 
 import torch
 
+from imagegen_worker.engines.continuous.calls import UNEQUAL
+from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
+
 _TEXT = "encoder_hidden_states"
 _SUFFIX = "_mask"
 _OF_TEXT = "encoder_attention_mask"
 """Name of a mask for `encoder_hidden_states` that does not begin with it."""
 _MAX_MASKS = 64
+_REJECTION = "rejection"
 
 
 class ImpliedMasks:
-    """The masks that calls of one model imply. Not used any more once the model rejected one.
+    """The masks that calls of one model imply. After the model rejected one, it gets none for a number of calls.
 
     `unpassed`: the name of a mask for `encoder_hidden_states` that the pipeline does not even pass as None.
     """
 
     def __init__(self, unpassed: str | None = None) -> None:
         self._unpassed = unpassed
-        self._rejected = False
+        self._rejections = UnshareableKeys()
         self._dtypes: dict[str, torch.dtype] = {}
         self._masks: dict[Any, torch.Tensor] = {}
 
     def add(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name, with the masks that it implies."""
         found = dict(arguments)
-        if self._rejected:
+        if self._rejections.count(_REJECTION) is not None:
             return found
         passed = arguments if self._unpassed is None else {self._unpassed: None, **arguments}
         for name, mask in passed.items():
@@ -45,8 +49,8 @@ class ImpliedMasks:
         return found
 
     def reject(self) -> None:
-        """Imply no masks from now on."""
-        self._rejected = True
+        """Imply no masks in the next 64 calls, twice as many each time."""
+        self._rejections.add(_REJECTION, UNEQUAL)
         self._masks.clear()
 
     def _mask(self, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

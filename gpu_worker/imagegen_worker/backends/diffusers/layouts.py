@@ -4,9 +4,9 @@ Nothing here depends on a model. `describe` gives each argument of a call a `Lay
 
 - n, the rows of a call, is dimension 0 of the first tensor of two or more dimensions, or the length of the first
   list of tensors.
-- A tensor of one value is one value for each row (a timestep). A tensor is concatenated along the dimension whose
-  size was the number of rows in every call (see `batch_dimensions`). Lists with one tensor for each row are too.
-  The items of dictionaries and other lists have a layout each.
+- A tensor of one value is one value for each row (a timestep), except in a list. A tensor is concatenated along
+  the dimension whose size was the number of rows in every call (see `batch_dimensions`). Lists with one tensor for
+  each row are too. The items of dictionaries and other lists have a layout each.
 - Any other tensor has no batch dimension (position ids): it is shared, and its content must be equal.
 - Everything else must be equal.
 
@@ -322,10 +322,13 @@ def _layout(value: Any, call: _Context, masked: bool, path: Path) -> Layout:
 
 def _tensor_layout(value: torch.Tensor, call: _Context, masked: bool, path: Path) -> Layout:
     numbers = None if value.dtype in _NUMBER_DTYPES else value.dtype
+    in_list = any(isinstance(key, int) for key in path)  # positions along several axes, but no timesteps
     if value.numel() == 1 and value.ndim <= 1:
-        return _RowValues(numbers, value.device)
+        return _SharedTensor(cached_digest(value)) if in_list and value.ndim else _RowValues(numbers, value.device)
     dims = call.dimensions.of_tensor(path, value, call.rows)
     if value.ndim == 1:
+        if dims and in_list and not call.dimensions.is_certain(path, 1):
+            raise _ambiguous(path)
         return _RowValues(numbers, value.device) if dims else _SharedTensor(cached_digest(value))
     if masked or path == (call.first,) or call.rows == 1:  # with one row, any dimension of one item matches
         dims &= {0}

@@ -15,6 +15,8 @@ from imagegen_protocol.request import FIELDS
 OWNED: Mapping[str, str] = {
     "generator": "say the seed",
     "num_images_per_prompt": "say num_images",
+    "num_videos_per_prompt": "say num_images",
+    "num_prompts_per_image": "say num_images",
     "output_type": "say the output_format",
 }
 """Parameters that fields of the request set, with the advice for a request that names them."""
@@ -65,7 +67,8 @@ def _limited(name: str, hint: Any) -> Any:
 
     Lists of sigmas or timesteps do, and so do the step counts of further models of a pipeline.
     """
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
     if name.endswith("num_inference_steps") and int in members:
         return Annotated[int, msgspec.Meta(ge=1, le=MAX_STEPS)]
     if name.endswith(("sigmas", "timesteps")):

@@ -7,7 +7,8 @@ argument is therefore in one of three states:
   argument is compared with a forward for each call, and decides;
 - per row: the values of one call had no influence on the rows of another;
 - by content: the values of one call reached the rows of another, or the model rejects them together with others.
-  From then on the content of the argument is part of the key of a call.
+  From then on the content of the argument is part of the key of a call. The observation may have been disturbed,
+  so it expires after 64 calls, twice as many each time, and the argument is unknown again.
 
 An effect at the size of rounding errors proves nothing: the latents of two requests with one prompt and one seed,
 for example, differ by rounding only. The argument then stays unknown, the calls run apart, and later forwards
@@ -28,6 +29,8 @@ from imagegen_worker.backends.diffusers.digests import row_digest
 from imagegen_worker.backends.diffusers.errors import translated_errors
 from imagegen_worker.backends.diffusers.layouts import Layout, RowArgument, row_arguments
 from imagegen_worker.backends.diffusers.outputs import map_tensors, split
+from imagegen_worker.engines.continuous.calls import UNEQUAL
+from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
 
 MAX_INFLUENCE = 0.25
 """Largest share of the effect of another row's value in an output whose rows count as independent."""
@@ -47,10 +50,10 @@ ForwardByName = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(slots=True)
 class RowEvidence:
-    """The state of each argument of one model; arguments in neither set are unknown."""
+    """The state of each argument of one model; arguments in neither collection are unknown."""
 
     per_row: set[RowArgument] = field(default_factory=set)
-    by_content: set[RowArgument] = field(default_factory=set)
+    by_content: UnshareableKeys = field(default_factory=UnshareableKeys)
     _unclear: dict[RowArgument, int] = field(default_factory=dict)
     """Observations without a result so far."""
     _postponed: dict[RowArgument, int] = field(default_factory=dict)
@@ -60,9 +63,9 @@ class RowEvidence:
 
     def contents(self, layout: Layout, arguments: Mapping[str, Any]) -> tuple[tuple[RowArgument, bytes], ...]:
         """Return the digests of the arguments whose content must be equal in calls that share."""
-        if not self.by_content:
+        if next(iter(self.by_content), None) is None:
             return ()
-        fixed = [argument for argument in row_arguments(layout) if argument in self.by_content]
+        fixed = [argument for argument in row_arguments(layout) if self.by_content.count(argument) is not None]
         return tuple((argument, _digest(arguments, argument)) for argument in fixed)
 
     def unproven(self, arguments: Iterable[RowArgument], calls: Sequence[Mapping[str, Any]]) -> list[RowArgument]:
@@ -113,8 +116,9 @@ class RowEvidence:
                 seen |= isolated
         return seen
 
-    def record(self, seen: Mapping[RowArgument, float | None]) -> None:
-        """Record the result of `observe`."""
+    def record(self, seen: Mapping[RowArgument, float | None]) -> list[RowArgument]:
+        """Record the result of `observe`; return the arguments that must be equal from now on."""
+        must_be_equal = []
         for argument, share in seen.items():
             if share is not None and isnan(share):
                 count = self._unclear[argument] = self._unclear.get(argument, 0) + 1
@@ -122,8 +126,12 @@ class RowEvidence:
                 if count < MAX_UNCLEAR:
                     continue
             self._postponed.pop(argument, None)
-            independent = share is not None and share <= MAX_INFLUENCE
-            (self.per_row if independent else self.by_content).add(argument)
+            if share is not None and share <= MAX_INFLUENCE:
+                self.per_row.add(argument)
+            else:
+                self.by_content.add(argument, UNEQUAL)
+                must_be_equal.append(argument)
+        return must_be_equal
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ The first shared forward of each kind of calls is compared, and later ones at gr
 outputs differ by more than rounding can't share; a wrong guess costs speed, never an image.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ MAX_RECHECK = 16_384
 """Maximum number of shared forwards of a kind between two comparisons."""
 _ALONE = "alone"
 """The case of one call padded to a fixed number of rows, which proves nothing about several calls."""
+
+_log = logging.getLogger(__name__)
 
 Forward = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
 """Runs the model with these positional and keyword arguments."""
@@ -123,7 +126,7 @@ class SharedForwards:
             if len(self._kinds) > MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
         if self._latest is not None and self._latest is not kind:
-            by_content = {str(argument.path[0]) for argument in self._evidence.by_content}
+            by_content = {str(argument.path[0]) for argument, _ in contents}
             self.differing = differing_names(self._latest.layout, layout) or frozenset(by_content)
         self._latest = kind
         return kind
@@ -202,7 +205,12 @@ class SharedForwards:
         seen = self._observe(group, unproven, joined, parts, known) if unproven else {}
         if not equal and not any(share is not None and share > MAX_INFLUENCE for share in seen.values()):
             raise NotShareableError(UNEQUAL, self._mismatch(group, parts, alone))
-        self._evidence.record(seen)
+        for argument in self._evidence.record(seen):
+            _log.info(
+                "calls share a forward only if an argument is equal model=%s argument=%s",
+                self._name,
+                ".".join(map(str, argument.path)),
+            )
 
     def _mismatch(self, group: ForwardGroup, parts: Sequence[Any], alone: Sequence[Any]) -> str:
         """Return a description of outputs that differ: the model, the shapes of its arguments, and how much."""

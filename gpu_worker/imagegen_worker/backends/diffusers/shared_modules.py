@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _COLLECTIONS = (dict, list, tuple, set)
 _MISSING = object()
+_HOOKS = "_hooks"
+"""Part of the names of the attributes of torch that have hooks."""
 
 _Key = tuple[int, str]
 """The id of a module, and the name of an attribute."""
@@ -115,6 +117,15 @@ class _ModuleState:
             else:
                 del values[_REGISTRY]
         return cls(module, values, items)
+
+    def with_hooks_of(self, other: "_ModuleState | None") -> Self:
+        """Return this state with the hooks of another one of the same module; without hooks if there is none."""
+        values, items = ({}, {}) if other is None else (other.values, other.items)
+        hooks = {name: value for name, value in values.items() if _HOOKS in name}
+        hook_items = {name: value for name, value in items.items() if _HOOKS in name}
+        own = {name: value for name, value in self.values.items() if _HOOKS not in name}
+        own_items = {name: value for name, value in self.items.items() if _HOOKS not in name}
+        return type(self)(self.module, own | hooks, own_items | hook_items)
 
     def saved(self, name: str) -> _Saved | None:
         """Return the value of an attribute; None if the module did not have it."""
@@ -299,12 +310,17 @@ class ModuleGuard:
             watch.passed = True
             self._kinds.add(watch.kind)
 
-    def forward_ended(self, module: torch.nn.Module) -> None:
-        """Record that a forward ended: changes made within it do not count as changes by the call."""
+    def forward_ended(self, module: torch.nn.Module, *, hooked: bool = False) -> None:
+        """Record that a forward ended: changes made within it do not count as changes by the call.
+
+        `hooked`: hooks that are in place now are not recorded, because the call removes them before the next
+        forward.
+        """
         if self._watches:
             state = _snapshot([module])
             for watch in self._watches.values():
-                watch.state.update(state)
+                known = watch.state
+                known |= {key: each.with_hooks_of(known.get(key)) if hooked else each for key, each in state.items()}
 
     def _look(self, watch: _Watch, task: Task) -> None:
         """Check for changes since the last forward; if there are any, the task waits until no other call runs."""

@@ -1,6 +1,6 @@
 """Kinds of calls that can't share a forward."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from cachetools import FIFOCache
@@ -32,6 +32,9 @@ class UnshareableKeys:
     def __contains__(self, key: Hashable) -> bool:
         entry = self._entries.get(key)
         return entry is not None and entry.left > 0
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return (key for key in self._entries if key in self)
 
     def count(self, key: Hashable) -> str | None:
         """Count a call; return the reason why it can't share, or None if it can or may try again."""

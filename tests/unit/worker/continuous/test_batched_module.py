@@ -99,6 +99,17 @@ def test_texts_of_different_lengths_are_padded_only_with_a_mask():
     assert joined(*masked, equal_lengths=True) is None
 
 
+def test_positions_along_several_axes_are_shared_if_they_are_equal():
+    def call(width, rows=1):
+        return {"x": torch.ones(rows, 1, 4, width), "positions": [torch.arange(n) for n in (1, 4, width)]}
+
+    both = joined(call(6), call(6))["positions"]
+    assert [axis.tolist() for axis in both] == [[0], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert joined({**call(6), "x": torch.ones(1, 4)}, {**call(7), "x": torch.ones(1, 4)}) is None
+    with pytest.raises(NotShareableError, match=r"of the argument positions\[1\]"):
+        joined(call(6, rows=4))  # as many rows as positions
+
+
 def test_texts_of_different_lengths_are_padded_where_the_model_gets_their_lengths():
     def call(length, **more):
         return {"x": torch.ones(1, 4, 8, 8), "text_bth": torch.ones(1, length, 6), **more}

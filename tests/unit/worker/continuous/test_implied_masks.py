@@ -209,6 +209,31 @@ def test_what_a_generated_text_changes_in_the_model_does_not_count_as_a_change_b
     assert not guard.serial
 
 
+def test_a_hook_that_is_removed_after_its_forward_is_no_change_by_the_call():
+    model, denoiser, guard = Encoder(), Denoiser([]), ModuleGuard(lambda: 0)
+    modules = [
+        BatchedModule("text_encoder", model, "forward", cache=BoundedCache(2**20), guard=guard),
+        BatchedModule("transformer", denoiser, "forward", is_denoiser=True, guard=guard),
+    ]
+    scheduler = BatchScheduler()
+
+    def call():
+        with guard.call(current_task(), "kind"):
+            handle = model.inner.register_forward_hook(lambda part, args, output: args[0])
+            text = model.forward(torch.ones(1, 1, 4))
+            handle.remove()
+            return denoiser.forward(torch.zeros(1, 4), encoder_hidden_states=text)
+
+    with torch.no_grad():
+        tasks = [scheduler.start(call) for _ in range(2)]
+        while scheduler.step():
+            continue
+    for module in modules:
+        module.remove()
+    assert [task.result.tolist() for task in tasks] == [[[2.0] * 4]] * 2
+    assert not guard.serial
+
+
 class Strict(torch.nn.Module):
     """Takes one timestep for each row; some pipelines pass too few for several prompts."""
 

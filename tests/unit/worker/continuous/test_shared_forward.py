@@ -97,7 +97,7 @@ def test_running_out_of_memory_while_comparing_only_postpones_the_decision():
     for _ in range(3):
         assert error_of(forwards, model, calls) < 1e-6
     assert not forwards._evidence.per_row
-    assert not forwards._evidence.by_content
+    assert not list(forwards._evidence.by_content)
     short[0] = False
     for _ in range(40):
         model.rows.clear()
