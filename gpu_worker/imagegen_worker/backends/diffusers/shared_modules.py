@@ -319,8 +319,8 @@ class ModuleGuard:
         if self._watches:
             state = _snapshot([module])
             for watch in self._watches.values():
-                known = watch.state
-                known |= {key: each.with_hooks_of(known.get(key)) if hooked else each for key, each in state.items()}
+                for key, each in state.items():
+                    watch.state[key] = each.with_hooks_of(watch.state.get(key)) if hooked else each
 
     def _look(self, watch: _Watch, task: Task) -> None:
         """Check for changes since the last forward; if there are any, the task waits until no other call runs."""
