@@ -18,7 +18,7 @@ from imagegen_worker.backends.diffusers.shared_forward import (  # noqa: E402
     MAX_RECHECK,
     CallKind,
 )
-from imagegen_worker.engines.continuous.limits import RowCosts  # noqa: E402
+from imagegen_worker.backends.diffusers.sharing_report import MostRows  # noqa: E402
 from imagegen_worker.engines.continuous.scheduler import BatchScheduler  # noqa: E402
 from imagegen_worker.engines.continuous.unshareable import FIRST_CALLS, MAX_CALLS  # noqa: E402
 
@@ -52,7 +52,7 @@ def run(model, calls, steps):
     """Run calls of some steps, each in a task; return the events, after a check of all results."""
     stage = BatchedModule("transformer", model, "forward", is_denoiser=True)
     events = []
-    scheduler = BatchScheduler(observe=events.append, costs=RowCosts(gain=-1.0))  # however long they take
+    scheduler = BatchScheduler(observe=events.append, costs=MostRows())
     expected = [call["x"] + call["time"][:, None].float().cos() for call in calls]
     with torch.no_grad():
         model(**calls[0])  # shows that it keeps no state
