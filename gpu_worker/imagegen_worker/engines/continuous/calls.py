@@ -78,6 +78,8 @@ class Call:
     task: "Task"
     rows: int = 1
     described: bool = False
+    forwards_waited: int = 0
+    """Forwards of other calls since this one was described."""
     key: Hashable | None = None
     reason: str = ""
     payload: Any = None

@@ -26,6 +26,8 @@ from imagegen_worker.engines.continuous.timing import Timer, WallTimer
 from imagegen_worker.engines.continuous.turns import WaitingGroup, choose
 from imagegen_worker.engines.continuous.unshareable import UnshareableKeys
 
+DESCRIBED_FORWARDS = 64
+"""Number of forwards for which a waiting call keeps its description: what can share changes with experience."""
 MAX_QUEUED_FORWARDS = 2
 """Maximum number of forwards queued on the device before the scheduler waits for the oldest."""
 CLEAR_GAIN = 0.1
@@ -423,8 +425,10 @@ def _without_memory(error: Exception) -> Exception:
 
 
 def _describe(call: Call) -> None:
-    if not call.described:
-        call.described = True
+    """Describe a call, again if it has waited for long: it may share with others that came since."""
+    call.forwards_waited += 1
+    if not call.described or call.forwards_waited > DESCRIBED_FORWARDS:
+        call.described, call.forwards_waited, call.key, call.reason = True, 0, None, ""
         call.stage.describe(call)
 
 
