@@ -139,6 +139,8 @@ def _view(worker: Worker, now: float) -> WorkerView:
         worker.warm,
         tuple(worker.assigned_models.items()),
         worker.seconds_per_image,
+        worker.costs,
+        worker.loaded_loras,
         worker.step_age,
         now - worker.last_received,
     )
@@ -176,6 +178,8 @@ def _row(worker: WorkerView) -> GpuStatistics:
         total_images=_count(stats.total_images),
         busy_seconds=round(stats.busy_seconds, 3) if isfinite(stats.busy_seconds) else float_info.max,
         seconds_per_image=_finite(worker.seconds_per_image),
+        costs=dict(worker.costs),
+        loaded_loras=sorted(worker.loaded_loras),
         step_age_seconds=_finite(worker.step_age),
         last_heard_seconds=round(worker.silent_seconds, 3),
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from imagegen_broker.scheduling.estimates import seconds_per_request
 from imagegen_broker.scheduling.scheduler import Scheduler
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.messages import Ready, WorkerStats
 from imagegen_protocol.statistics import ModelStatistics
 
@@ -42,6 +43,8 @@ class WorkerView(NamedTuple):
     assigned_models: tuple[tuple[str | None, int], ...]
     """Number of assigned requests by model."""
     seconds_per_image: float | None
+    costs: Mapping[str, CostModel]
+    loaded_loras: frozenset[str]
     step_age: float | None
     silent_seconds: float
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from imagegen_protocol.costs import CostModel
 from imagegen_protocol.limits import MAX_JSON_INTEGER
 from imagegen_protocol.messages import (
     ClientHeartbeat,
@@ -46,6 +47,14 @@ def test_a_request_of_another_broker_counts_as_one_image(bench):
     bench.ready("w", capacity=16)
     bench.beat("w", running=[bytes(15) + b"a"], queued=[bytes(15) + b"b"])
     assert (gpu(bench).running, gpu(bench).current_queue_depth) == (1, 2)
+
+
+def test_the_measured_costs_and_loaded_loras_of_a_worker_are_reported(bench):
+    cost = CostModel(forward_seconds=0.03, megapixel_seconds=0.05, error=0.1, samples=20)
+    bench.ready("w", costs={"m": cost, "not served": cost}, loaded_loras=["ink", "chalk"])
+    bench.beat("w", loaded_loras=["ink"])
+    assert gpu(bench).costs == {"m": cost}, "a report without costs changes nothing"
+    assert gpu(bench).loaded_loras == ["ink"]
 
 
 def numbers(value):
