@@ -70,7 +70,7 @@ class _Pairs(Mailbox):
     def _stock(self, request: ResolvedRequest) -> None:
         begun = time.perf_counter()
         generator = torch.Generator("cpu").manual_seed(request.seeds[0])
-        arguments = self._loaded.arguments([Row(request, request.seeds[0])])
+        arguments = {**self._loaded.arguments([Row(request, request.seeds[0])]), "output_type": "pil"}
         self._theirs = self._loaded.pipeline(generator=generator, **arguments).images[0]
         self.result.stock.append(time.perf_counter() - begun)
 

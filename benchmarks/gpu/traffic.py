@@ -186,7 +186,8 @@ def _loop(field: Field, asked: Sequence[Arrival], rows: int) -> list[Any]:
     for first in range(0, len(asked), rows):
         part = [Row(each.request, each.request.seeds[0]) for each in asked[first : first + rows]]
         generators = [torch.Generator("cpu").manual_seed(row.seed) for row in part]
-        images += loaded.pipeline(**loaded.arguments(part), generator=generators).images
+        arguments = {**loaded.arguments(part), "output_type": "pil"}
+        images += loaded.pipeline(**arguments, generator=generators).images
     return images
 
 

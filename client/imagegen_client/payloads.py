@@ -19,6 +19,8 @@ class Payloads:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._downloads = Downloads()
+        self._paused: dict[bytes, Download] = {}
+        """Answers that the broker may have lost, by request id."""
 
     @property
     def token(self) -> bytes:
@@ -39,6 +41,7 @@ class Payloads:
         token = b"" if new_connection else self._downloads.token
         self._downloads = Downloads()
         self._downloads.token = token
+        self._paused.clear()
         self.configure()
 
     def configure(self) -> None:
@@ -55,23 +58,32 @@ class Payloads:
             source = header.worker if isinstance(header, Result) else ""
             download = entry.download = Download(entry.id, header.payload_id, header.frame_bytes, source)
             entry.header = header
+        self._paused.pop(entry.id, None)
         if self._downloads.get(entry.id) is download:
             return []
         self._downloads.add(download)
         return [_log("answer announced", download)]
 
     def receive(self, chunk: Chunk, payload: Payload, now: float) -> Download | None:
-        """Store a chunk; return its download if the payload is complete now, else None."""
+        """Store a chunk; return its download if the payload is complete now, else None.
+
+        The next chunk of a paused answer continues it: the broker has the answer, and its ACCEPTED came late.
+        """
+        paused = self._paused.get(chunk.request_id)
+        if paused is not None and (paused.payload_id, paused.received) == (chunk.payload_id, chunk.offset):
+            self._downloads.add(self._paused.pop(chunk.request_id))
         return self._downloads.on_chunk(chunk, payload[0] if len(payload) == 1 else b"", now)
 
     def pause(self, entry: Pending) -> None:
         """Fetch no more of an answer until its header arrives again: the broker may have lost it."""
-        self._downloads.remove(entry.id)
+        if (download := self._downloads.remove(entry.id)) is not None:
+            self._paused[entry.id] = download
 
     def stop(self, entry: Pending) -> None:
         """Stop fetching the answer of an entry, and discard the received part."""
         if entry.download is not None:
             self._downloads.remove(entry.id)
+            self._paused.pop(entry.id, None)
             entry.download = entry.header = None
 
     def fetch(self, by_id: dict[bytes, Pending], now: float) -> list[Action]:

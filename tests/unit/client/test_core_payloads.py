@@ -114,6 +114,23 @@ def test_an_answer_that_the_broker_has_lost_is_not_fetched_until_it_is_announced
     assert harness.take_fetches()[0].offset == arrived
 
 
+def test_a_transfer_continues_if_its_next_chunk_follows_a_late_acceptance(harness):
+    harness.submit(1)
+    harness.announce(rid(1), IMAGE)
+    harness.take_fetches()
+    arrive(harness, rid(1), 0, IMAGE[:8192])
+    harness.accepted(rid(1))
+    harness.take()
+    arrive(harness, rid(1), 16384, IMAGE[16384:20000])
+    assert harness.take_fetches() == [], "not the next chunk"
+    arrive(harness, rid(1), 8192, IMAGE[8192:16384])
+    assert harness.take_fetches()[0].offset == 16384
+    harness.accepted(rid(1))
+    harness.heartbeat(epoch=SECOND)
+    arrive(harness, rid(1), 16384, IMAGE[16384:20000])
+    assert harness.take_fetches() == [], "a chunk of the session before"
+
+
 def test_an_answer_whose_chunks_are_lost_is_asked_for_again(harness):
     harness.submit(1)
     harness.announce(rid(1), IMAGE)
