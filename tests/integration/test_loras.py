@@ -159,7 +159,7 @@ def test_loras_in_use_stay_loaded_and_others_wait_for_room(family, folder, monke
     expected = [alone(family, folder, call, seed, wanted[seed]) for seed, call in enumerate(calls)]
     adapters = Adapters(family.pipeline, folder, max_loaded=2)
     loaded, stock_load = [], adapters._load
-    monkeypatch.setattr(adapters, "_load", lambda name, keep: (loaded.append(name), stock_load(name, keep)))
+    monkeypatch.setattr(adapters, "_load", lambda name, keep: (loaded.append(name.partition("\0")[0]), stock_load(name, keep)))
     tasks = run(family, adapters, calls, wanted)
     assert loaded == ["l0", "l2", "l3", "l4"], "each is loaded once"
     for task, image in zip(tasks, expected, strict=True):
@@ -192,7 +192,7 @@ def test_a_switch_touches_only_the_layers_of_its_loras(tmp_path, family):
             setattr(layer, method, lambda *_, layer=layer: touched.append(layer))
     adapters.activate((("q", 0.5),))
     adapters.activate(())
-    (own,) = adapters._layers_of[adapters._slots["q"]]
+    (own,) = adapters._layers_of[[*adapters._slots.values()][-1]]
     assert len(touched) == 2
     assert all(layer is own for layer in touched)
     assert [len(adapters._layers_of[slot]) for slot in adapters._slots.values()] == [1, 1, 1]

@@ -55,7 +55,7 @@ def test_an_engine_keeps_nothing_of_what_it_has_made(name, shares_calls):
                 yield job(
                     8 * number + place, seeds=(number, place), steps=1 + place % 3, prompt=PROMPTS[place % 4]
                 )
-            yield from [None] * 16  # forwards: all of them have been made by then
+            yield from [None] * 48  # forwards: all of them have been made by then
             mailbox.posted.clear()
             if number in LOOKS:
                 counted.append(count())

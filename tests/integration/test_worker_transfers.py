@@ -80,7 +80,7 @@ def test_an_input_image_and_the_answer_are_fetched(broker, start):
     assert max(length for _, length in payload.asked) > 16_384, "the window grew"
     assert (result["parameters"]["task"], result["frames"]) == ("image-to-image", [])
     (image,) = download(broker, result)
-    assert Image.open(io.BytesIO(image)).size == (1000, 1000)
+    assert Image.open(io.BytesIO(image)).size == (512, 512), "four times the default area"
     beat = broker.heartbeat(lambda beat: beat["finished"] == [one])
     assert beat["token"] == payload.token, "the last chunk is confirmed"
 
