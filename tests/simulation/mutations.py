@@ -117,7 +117,7 @@ MUTATIONS = (
         RECONCILIATION + "reconcile",
         "assignment.beat >= trusted_beat",
         "False",
-        ("dispatched_to_holder", "within_capacity"),
+        ("dispatched_to_holder", "within_capacity", "healthy_links_stay_open"),
     ),
     Mutation(
         "listed requests are not attached",
@@ -318,10 +318,10 @@ MUTATIONS = (
     ),
     Mutation(
         "held answers never expire",
-        HELD + "next_expiry",
-        "return None if following is None else self._expires_at(following)",
-        "return None",
-        ("empty_tables",),
+        HELD + "_expires_at",
+        "seconds = self._limits.seconds",
+        "seconds = 1e9",
+        ("empty_tables", "no_expired_answers"),
         first_seed=29,
     ),
     Mutation(
@@ -405,7 +405,7 @@ MUTATIONS = (
         DOWNLOAD + "accept",
         "offset != len(self._data) or ",
         "",
-        ("exact_images", "exact_inputs", "justified_errors"),
+        ("exact_images", "exact_inputs", "justified_errors", "exactly_one_answer"),
         first_seed=10,
     ),
     Mutation(
