@@ -89,7 +89,8 @@ class Services:
             bucket = self._buckets[api_key.id] = TokenBucket(limits.requests_per_minute)
         if wait := bucket.take(time.monotonic()):
             self.metrics.refusals.labels(reason="rate").inc()
-            message = f"this key is limited to {limits.requests_per_minute:g} images per minute"
+            most = limits.requests_per_minute
+            message = f"this key is limited to {most:g} image{'' if most == 1 else 's'} per minute"
             raise ApiError(429, "rate_limit_exceeded", message, retry_after=wait)
 
     def open_stream(self, api_key: ApiKey) -> Callable[[], None]:

@@ -91,7 +91,7 @@ def test_a_key_is_requested_and_stored_in_the_tab(new_page, fleet, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        (("--requests-per-minute", "1"), "limited to 1 requests per minute"),
+        (("--requests-per-minute", "1"), "limited to 1 image per minute"),
         (("--max-in-flight", "1"), "maximum of 1 requests and jobs in flight"),
     ],
 )

@@ -126,7 +126,7 @@ def test_favourites_outlast_the_files_of_the_gateway(stored):
     stored.route("**/v1/files/*", lambda route: route.fulfill(status=404))
     stored.reload()
     wait_for_image(stored, "a blue square").first.click()
-    stored.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    stored.wait_for_function("() => document.getElementById('viewer-image').naturalWidth > 0")
     stored.get_by_role("button", name="Use as start image").click()
     expect(stored.locator("#start-size")).to_have_text("64 × 64")
     stored.get_by_role("button", name="Favourite: a blue square").click()

@@ -159,7 +159,12 @@ def test_loras_in_use_stay_loaded_and_others_wait_for_room(family, folder, monke
     expected = [alone(family, folder, call, seed, wanted[seed]) for seed, call in enumerate(calls)]
     adapters = Adapters(family.pipeline, folder, max_loaded=2)
     loaded, stock_load = [], adapters._load
-    monkeypatch.setattr(adapters, "_load", lambda name, keep: (loaded.append(name.partition("\0")[0]), stock_load(name, keep)))
+
+    def load(version, keep):
+        loaded.append(version.partition("\0")[0])
+        stock_load(version, keep)
+
+    monkeypatch.setattr(adapters, "_load", load)
     tasks = run(family, adapters, calls, wanted)
     assert loaded == ["l0", "l2", "l3", "l4"], "each is loaded once"
     for task, image in zip(tasks, expected, strict=True):

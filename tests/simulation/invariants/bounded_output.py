@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 RETRIED_BYTES = 5 * MIN_CHUNK_BYTES
-"""Bytes that a client may request again while the first copy is still in transit, and the last piece of its window,
-which may exceed what the link transfers in two intervals."""
+"""Bytes that a client may request again while the first copy is still in transit, and the last piece of its
+window, which may exceed what the link transfers in two intervals."""
 
 
 def bounded_output(world: "World", link: "Link") -> None:
