@@ -196,6 +196,7 @@ def test_a_reload_restores_images_and_running_jobs(page):
     tile.get_by_role("button", name="Cancel").click()
     expect(tile.locator(".words")).to_have_text("Cancelled")
     tile.get_by_role("button", name="Remove").click()
+    expect(tile).to_have_count(0)
     page.reload()
     expect(images(page, "a green square")).to_be_visible()
     expect(page.get_by_text("a slow cross")).to_have_count(0)

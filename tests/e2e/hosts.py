@@ -58,7 +58,7 @@ class Hosts:
         address = network.addresses["broker"]
         place = Endpoints(f"tcp://{address}:0", f"tcp://{address}:0", f"http://{address}:0")
         options = ("--heartbeat-interval", str(INTERVAL), *(keys.of_broker() if keys else ("--insecure",)))
-        fleet.start_broker(*options, at=place, prefix=network.enter("broker"))
+        fleet.start_broker("--strategy", "queue-depth", *options, at=place, prefix=network.enter("broker"))
         for name in WORKERS:
             self.start_worker(name, *(keys.of_peer(name) if keys else ()))
         self.wait_for_both()

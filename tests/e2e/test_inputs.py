@@ -135,7 +135,7 @@ def test_invalid_images_are_rejected_and_the_next_request_succeeds(engine, fleet
     (images / "text.png").write_text("just some text")
     rejected = generate(fleet, images, "--image", "text.png", check=False)
     assert rejected.returncode == 2
-    assert "image: expected an image, got text.png" in rejected.stderr
+    assert "image: expected an image, got 14 bytes of text (text.png)" in rejected.stderr
     good = (images / "image.png").read_bytes()
     mask = (images / "large-mask.png").read_bytes()
     monkeypatch.setattr(
@@ -183,14 +183,15 @@ def test_a_wrong_number_of_image_frames_is_rejected(engine, fleet, client, image
     client.generate(PROMPT, image=images / "image.png", mask_image=images / "mask.png")
 
 
-def test_an_image_too_large_for_the_model_requires_a_size(engine, fleet, client, images):
+def test_an_image_too_large_for_the_model_is_scaled_down(engine, fleet, client, images):
     needs_a_model(engine)
     with Image.open(images / "large-image.png") as image:
         image.resize((600, 400)).save(images / "huge.png")
-    with pytest.raises(InvalidRequestError, match=r"width: .* at most 256 pixels, and the input image has 600"):
-        client.generate(PROMPT, image=images / "huge.png")
+    result = client.generate(PROMPT, image=images / "huge.png", num_inference_steps=4)
+    assert result.image.size == (152, 104)
+    assert [text.split(":")[0] for text in result.warnings] == ["image"]
     options = {"num_inference_steps": 4, "image": Path(images / "large-image.png")}
-    assert client.generate(PROMPT, **options).image.size == (200, 200)
+    assert client.generate(PROMPT, **options).image.size == (128, 128), "four times the default area"
     assert client.generate(PROMPT, **options, width=64, height=96).image.size == (64, 96)
 
 

@@ -41,7 +41,7 @@ NAMED = [
 ]
 """Common mistakes; further invalid values are derived from the types."""
 BODY = wrong_values(GenerationRequest)
-HEADER = wrong_values(Submit, "v", "request_id")
+HEADER = wrong_values(Submit, "v", "request_id", "shape")
 NOT_OPTIONS = ("traceparent", "inline_bytes", "frame_bytes")
 """Keys of SUBMIT that the client sets by itself."""
 CLIENTS = [

@@ -111,6 +111,8 @@ def _good(kind):
             return kind.ge or 1
         case inspect.BytesType():
             return b"x" * (kind.min_length or 1)
+        case inspect.NoneType():
+            return None
         case inspect.StructType():
             return {field.name: _good(field.type) for field in kind.fields if field.required}
     raise AssertionError(f"say what is right for {kind}")

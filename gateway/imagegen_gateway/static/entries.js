@@ -163,8 +163,9 @@ export class Entries {
       if (fields === null || !imagesOf(entry).length) gone.push(entry);
     }
     this.all = this.all.filter((entry) => !gone.includes(entry));
-    await this.#save(...entries.filter((entry) => !gone.includes(entry)));
-    await this.#attempt(this.#store.delete(gone.map(({ id }) => id)));
+    // Both begin at once: the page may be left before the first one ends.
+    const deleted = this.#attempt(this.#store.delete(gone.map(({ id }) => id)));
+    await Promise.all([deleted, this.#save(...entries.filter((entry) => !gone.includes(entry)))]);
     return async () => {
       for (const { entry, removed } of before) entry.removed = removed;
       this.all = [...this.all, ...gone].sort((one, other) => other.created - one.created);

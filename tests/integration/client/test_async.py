@@ -179,7 +179,7 @@ def test_closing_the_loop_early_logs_no_error(broker, worker, caplog):
     worker.let_go.set()
     assert job._job.result(PATIENCE).worker == "raw"
     client._client.close()
-    assert caplog.records == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     task._log_destroy_pending = False  # what this test itself left behind
     del signs
 
