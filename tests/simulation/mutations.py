@@ -459,7 +459,7 @@ MUTATIONS = (
         "a client fetches answers that are lost",
         "imagegen_client.payloads:Payloads.pause",
         "self._downloads.remove(entry.id)",
-        "pass",
+        "None",
         ("exactly_one_answer",),
         first_seed=4209,
     ),
