@@ -41,8 +41,8 @@ def test_a_supervised_fleet_serves_a_burst(fleet, client, start, tmp_path):
     assert len(groups) == 4, "only the supervisor receives a Ctrl-C in the terminal"
     report = bench(fleet, "--burst", "30")
     assert (report["successful"], report["num_gpus"]) == (30, 3)
+    fleet.wait_until(lambda: sum(per_gpu(client, "total_images").values()) == 30, "the totals")
     totals = per_gpu(client, "total_images")
-    assert sum(totals.values()) == 30
     assert all(totals.values()), "each worker served"
     served = re.findall(
         r"metrics server started address=(\S+) worker=(\S+)", (tmp_path / "logs" / "sim.log").read_text()
