@@ -86,9 +86,16 @@ def _parse_fields(headers: Headers, body: bytes) -> FormData:
     content_type = headers.get("content-type", "")
     if _is_form(content_type):
         try:
-            return check_fields(_parse_form(headers, body))
+            form = _parse_form(headers, body)
         except MultiPartException as error:
             raise ApiError(400, "bad_request", f"the form can't be parsed: {error.message}") from error
+        try:
+            return check_fields(form)
+        except ApiError:
+            for _, value in form.multi_items():
+                if not isinstance(value, str):
+                    value.file.close()
+            raise
     if not body or "json" in content_type.lower() or body.lstrip()[:1] == b"{":
         return to_fields(_parse_json(content_type, body) if body else {})
     sent = f"Content-Type: {content_type:.60}" if content_type else "no Content-Type"

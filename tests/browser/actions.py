@@ -32,7 +32,13 @@ def submit(page, prompt, **fields):
 def submit_too_large(page, prompt):
     """Submit a size that the model rejects, bypassing the checks of the page; return the tile."""
     expand_options(page)
-    page.evaluate("document.getElementById('width').max = document.getElementById('height').max = 2000")
+    page.evaluate(
+        """() => {
+            for (const name of ["width", "height"]) {
+                Object.defineProperty(document.getElementById(name), "validity", { value: { valid: true } });
+            }
+        }"""
+    )
     return submit(page, prompt, width=1024, height=1024)
 
 

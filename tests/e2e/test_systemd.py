@@ -235,7 +235,7 @@ def test_stopping_a_worker_under_load_drains_it(fleet):
 
 def test_workers_may_start_before_their_broker(fleet):
     fleet.run("systemctl", "stop", BROKER, WORKERS)
-    assert fleet.show(TWO)["ActiveState"] == "inactive", "stopping the target stops its workers"
+    fleet.wait_until(TWO, ActiveState="inactive")  # stopping the target stops its workers
     fleet.run("systemctl", "start", WORKERS)
     for unit in (ONE, TWO):
         fleet.wait_until(unit, ActiveState="active")
