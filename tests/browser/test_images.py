@@ -212,8 +212,8 @@ def test_the_history_belongs_to_one_browser(page, new_page, gateway):
 def test_an_image_is_used_again_varied_and_used_as_input(page):
     generate(page, "a blue triangle", seed=11, num_inference_steps=12).first.click()
     page.get_by_role("button", name="Use again").click()
-    assert page.get_by_label("Seed", exact=True).input_value() == "11"
-    assert page.get_by_label("Steps", exact=True).input_value() == "12"
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("11")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("12")
 
     images(page, "a blue triangle").first.click()
     page.get_by_role("button", name="Vary the seed").click()

@@ -104,7 +104,7 @@ async function useAgain(entry, seed) {
 
 async function useAsStart() {
   const file = viewer.file();
-  viewer.close();
+  await viewer.close();
   try {
     await setStartImage(await file);
     find("prompt").focus();
@@ -275,14 +275,14 @@ function addHistoryListeners() {
 }
 
 function addViewerListeners() {
-  find("use-again").addEventListener("click", () => {
+  find("use-again").addEventListener("click", async () => {
     const { entry, image } = viewer.shown;
-    viewer.close();
+    await viewer.close();
     useAgain(entry, image.seed);
   });
   find("vary").addEventListener("click", async () => {
     const { entry } = viewer.shown;
-    viewer.close();
+    await viewer.close();
     if (await useAgain(entry, null)) submit();
   });
   find("viewer-start").addEventListener("click", useAsStart);
@@ -290,9 +290,9 @@ function addViewerListeners() {
     const { entry, index } = viewer.shown;
     setFavourite(entry, index, !entry.favourites.includes(index));
   });
-  find("viewer-remove").addEventListener("click", () => {
+  find("viewer-remove").addEventListener("click", async () => {
     const { entry, index } = viewer.shown;
-    viewer.close();
+    await viewer.close();
     remove(entry, index);
   });
 }

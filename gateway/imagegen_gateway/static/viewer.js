@@ -59,9 +59,13 @@ export class Viewer {
     find("viewer-favourite").setAttribute("aria-pressed", String(entry.favourites.includes(index)));
   }
 
-  /** Close the dialog. */
-  close() {
-    find("viewer").close();
+  /** Close the dialog; return a promise of the end of `closed`, which moves the focus. */
+  async close() {
+    const dialog = find("viewer");
+    if (!dialog.open) return;
+    const ended = new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    dialog.close();
+    await ended;
   }
 
   #place(images) {
