@@ -125,7 +125,7 @@ def test_the_page_is_usable_with_the_keyboard(page):
     page.keyboard.press("Enter")
     tab_to(page, page.get_by_role("button", name="Use as start image"))
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    expect(page.locator("#start-size")).to_have_text("64 × 64")
     tab_to(page, page.get_by_role("button", name="Paint a mask"))
     page.keyboard.press("Enter")
     expect(page.locator("#mask-canvas")).to_be_focused()

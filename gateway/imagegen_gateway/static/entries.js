@@ -98,11 +98,10 @@ export class Entries {
   async setFavourite(entry, index, marked) {
     entry.favourites = entry.favourites.filter((each) => each !== index);
     if (marked) entry.favourites.push(index);
+    await this.#save(entry);
     const id = partOf(entry.id, index);
-    // Both begin at once: the page may be left before the first one ends.
-    const deleted = marked ? null : this.#attempt(this.#store.deleteInputs(id));
-    await Promise.all([deleted, this.#save(entry)]);
-    if (marked && !isExpired(entry)) {
+    if (!marked) await this.#attempt(this.#store.deleteInputs(id));
+    else if (!isExpired(entry)) {
       const image = await fetchImage(entry.job.images[index]).catch(() => null);
       if (image !== null) await this.#attempt(this.#store.putInputs(id, { image, mask: null }));
     }

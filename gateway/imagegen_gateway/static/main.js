@@ -104,7 +104,7 @@ async function useAgain(entry, seed) {
 
 async function useAsStart() {
   const file = viewer.file();
-  await viewer.close();
+  viewer.close();
   try {
     await setStartImage(await file);
     find("prompt").focus();
@@ -275,14 +275,14 @@ function addHistoryListeners() {
 }
 
 function addViewerListeners() {
-  find("use-again").addEventListener("click", async () => {
+  find("use-again").addEventListener("click", () => {
     const { entry, image } = viewer.shown;
-    await viewer.close();
+    viewer.close();
     useAgain(entry, image.seed);
   });
   find("vary").addEventListener("click", async () => {
     const { entry } = viewer.shown;
-    await viewer.close();
+    viewer.close();
     if (await useAgain(entry, null)) submit();
   });
   find("viewer-start").addEventListener("click", useAsStart);
@@ -290,9 +290,9 @@ function addViewerListeners() {
     const { entry, index } = viewer.shown;
     setFavourite(entry, index, !entry.favourites.includes(index));
   });
-  find("viewer-remove").addEventListener("click", async () => {
+  find("viewer-remove").addEventListener("click", () => {
     const { entry, index } = viewer.shown;
-    await viewer.close();
+    viewer.close();
     remove(entry, index);
   });
 }

@@ -59,13 +59,9 @@ export class Viewer {
     find("viewer-favourite").setAttribute("aria-pressed", String(entry.favourites.includes(index)));
   }
 
-  /** Close the dialog; return a promise of the end of `closed`, which moves the focus. */
-  async close() {
-    const dialog = find("viewer");
-    if (!dialog.open) return;
-    const ended = new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-    dialog.close();
-    await ended;
+  /** Close the dialog. */
+  close() {
+    find("viewer").close();
   }
 
   #place(images) {
