@@ -129,9 +129,6 @@ def test_favourites_outlast_the_files_of_the_gateway(stored):
     stored.wait_for_function("() => document.getElementById('viewer-image').naturalWidth > 0")
     stored.get_by_role("button", name="Use as start image").click()
     expect(stored.locator("#start-size")).to_have_text("64 × 64")
-    stored.get_by_role("button", name="Favourite: a blue square").click()
-    stored.reload()
-    expect(tiles(stored).first).to_contain_text("Expired")
 
 
 def test_a_history_of_an_earlier_version_is_kept(page, gateway):
