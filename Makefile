@@ -21,7 +21,7 @@ GPUS ?=
 help:
 	@echo "make demo       start a fleet on this machine and generate twelve images into out/demo/: half a minute"
 	@echo "make check      run lint, unit and property tests and a short simulation: at most 3 minutes on 2 cores"
-	@echo "make test       run all tests: about 25 minutes on 2 cores"
+	@echo "make test       run all tests: about 20 minutes on 2 cores"
 	@echo "make test-ray   run the tests on a Ray cluster of several nodes: 2 minutes; installs Ray first"
 	@echo "make clients    install the Python clients of OpenAI's API that tests/clients uses into .venv-clients: 2 minutes"
 	@echo "make lint       run ruff, mypy and import-linter"
